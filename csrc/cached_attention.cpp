@@ -1,0 +1,164 @@
+#include "cached_attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+
+namespace eaglerl {
+namespace {
+
+constexpr int64_t kSerialWriteRows = 32;
+constexpr int64_t kSerialProducts = 200'000;  // below this a second thread costs more than it saves
+constexpr int kTasksPerThread = 3;
+constexpr int kMinChunkKeys = 128;
+constexpr int kChunkAlignment = 8;
+
+void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
+  if (value >= 0 && value < limit) return;
+  throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) + "] = " +
+                              std::to_string(value) + " is outside [0, " + std::to_string(limit) +
+                              ")");
+}
+
+void check_call(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    check_index("positions", row, call.positions[row], limits.table_length);
+    check_index("cache_rows", row, call.cache_rows[row], call.capacity);
+    check_index("prefix_lengths", row, call.prefix_lengths[row],
+                call.capacity - call.block_length + 1);
+    if (call.slots) check_index("slots", row, call.slots[row], limits.slot_count);
+  }
+}
+
+// Reused by every call of a thread, so that a call allocates only when it is larger than any before.
+struct Scratch {
+  std::vector<AttentionTask> tasks;  // the chunks of one block lie next to each other
+  std::vector<float> partials;
+  std::vector<std::atomic<int>> unfinished;  // chunks of a block that are still to come
+};
+
+// Rows [begin, end) whose queries may share a pass over the keys.
+struct Run {
+  int64_t begin;
+  int64_t end;
+};
+
+Run next_run(const AttentionCall& call, int64_t begin, int64_t rows) {
+  int64_t end = begin + 1;
+  for (; end < rows; ++end) {
+    if (call.slots && call.slots[end] != call.slots[begin]) break;
+    // Bits of the mask count from the prefix length, so masked rows must have it in common.
+    if (call.block_length > 0 && call.prefix_lengths[end] != call.prefix_lengths[begin]) break;
+  }
+  return {begin, end};
+}
+
+AttentionTask block_task(const AttentionCall& call, int kv_head, int64_t query, int count) {
+  const int group = call.query_heads / call.kv_heads;
+  const int64_t first_row = query / group;
+  const int64_t last_row = (query + count - 1) / group;
+  const auto [shortest, longest] = std::minmax_element(call.prefix_lengths + first_row,
+                                                       call.prefix_lengths + last_row + 1);
+  AttentionTask task = {};
+  task.kv_head = kv_head;
+  task.query_begin = static_cast<int32_t>(query);
+  task.query_count = count;
+  task.key_end = *longest + call.block_length;
+  task.mask_begin = *shortest;
+  task.chunk_count = 1;
+  return task;
+}
+
+void plan_blocks(const AttentionCall& call, int64_t rows, int block_queries,
+                 std::vector<AttentionTask>& tasks) {
+  const int64_t group = call.query_heads / call.kv_heads;
+  tasks.clear();
+  for (int64_t row = 0; row < rows;) {
+    const Run run = next_run(call, row, rows);
+    for (int64_t query = run.begin * group; query < run.end * group; query += block_queries) {
+      const int count = static_cast<int>(std::min<int64_t>(block_queries, run.end * group - query));
+      for (int head = 0; head < call.kv_heads; ++head) {
+        tasks.push_back(block_task(call, head, query, count));
+      }
+    }
+    row = run.end;
+  }
+}
+
+// Cuts the keys of every block so that all threads have work; returns the chunks per block.
+int chunks_per_block(int64_t blocks, int longest, int threads) {
+  const int64_t wanted = int64_t(kTasksPerThread) * threads;
+  const int64_t allowed = std::max(longest / kMinChunkKeys, 1);
+  int64_t chunks = std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, allowed);
+  while (chunks > 1 && chunks < allowed && blocks * chunks % threads != 0) ++chunks;
+  return static_cast<int>(chunks);
+}
+
+void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
+  const size_t blocks = scratch.tasks.size();
+  const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
+  const size_t needed = blocks * chunks * stride;
+  if (scratch.partials.size() < needed) scratch.partials.resize(needed);
+  if (scratch.unfinished.size() < blocks) scratch.unfinished = std::vector<std::atomic<int>>(blocks);
+  scratch.tasks.resize(blocks * chunks);
+  for (size_t block = blocks; block-- > 0;) {
+    const AttentionTask whole = scratch.tasks[block];
+    const int per_chunk = (whole.key_end + chunks - 1) / chunks;
+    const int length = (per_chunk + kChunkAlignment - 1) / kChunkAlignment * kChunkAlignment;
+    scratch.unfinished[block].store(chunks, std::memory_order_relaxed);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      AttentionTask& part = scratch.tasks[block * chunks + chunk];
+      part = whole;
+      part.key_begin = std::min(chunk * length, whole.key_end);
+      part.key_end = std::min((chunk + 1) * length, whole.key_end);
+      part.partial = scratch.partials.data() + (block * chunks + chunk) * stride;
+      part.chunk_count = chunks;
+    }
+  }
+}
+
+}  // namespace
+
+void cached_attention(const AttentionCall& call, const AttentionLimits& limits, int64_t rows,
+                      int threads) {
+  check_call(call, limits, rows);
+  if (rows == 0) return;
+  const CpuKernels& kernels = cpu_kernels();
+  parallel_for(rows, kSerialWriteRows, threads, [&](int64_t begin, int64_t end) {
+    kernels.write_keys_values(call, begin, end);
+  });
+
+  static thread_local Scratch own_scratch;
+  Scratch& scratch = own_scratch;
+  plan_blocks(call, rows, kernels.block_queries, scratch.tasks);
+  int longest = 0;
+  int64_t products = 0;
+  for (const AttentionTask& task : scratch.tasks) {
+    longest = std::max(longest, task.key_end);
+    products += int64_t(task.query_count) * task.key_end * call.head_dim;
+  }
+  if (products < kSerialProducts) threads = 1;
+  const int chunks =
+      threads == 1 ? 1 : chunks_per_block(int64_t(scratch.tasks.size()), longest, threads);
+  if (chunks > 1) cut_blocks(call, chunks, scratch);
+
+  const int64_t count = static_cast<int64_t>(scratch.tasks.size());
+  parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      // From the back: later blocks of a causal chunk see more keys, and long tasks go first.
+      const int64_t index = count - 1 - i;
+      kernels.attend(call, scratch.tasks[index]);
+      if (chunks == 1) continue;
+      const int64_t block = index / chunks;
+      if (scratch.unfinished[block].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        kernels.combine(call, scratch.tasks[block * chunks]);
+      }
+    }
+  });
+}
+
+}  // namespace eaglerl

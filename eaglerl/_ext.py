@@ -1,0 +1,49 @@
+"""The native extension, loaded after torch so that both share one OpenMP pool."""
+
+import functools
+import warnings
+
+# Not for its own sake: importing torch puts the OpenMP runtime into the process in which the
+# extension looks for it.
+import torch
+
+try:
+    from eaglerl import _C as C  # noqa: N811 -- a short alias for what is used at every call
+except ImportError as error:
+    raise ImportError(
+        "eaglerl's native extension eaglerl._C is missing or was built for another Python. "
+        "Build it with 'pip install -e .' in a clone (needs a C++ compiler), "
+        "or reinstall the package."
+    ) from error
+
+__all__ = ["C", "build_info", "thread_count"]
+
+if C.threading_backend() == "none":
+    warnings.warn(
+        "No OpenMP runtime (GOMP_parallel) was found in this process: eaglerl's CPU ops run on "
+        "one thread.",
+        stacklevel=2,
+    )
+
+# The number of threads that ops may use now; follows torch.set_num_threads.
+thread_count = torch.get_num_threads
+
+
+@functools.cache
+def _fixed_info() -> dict[str, str | bool]:
+    return {
+        "compiler": C.compiler,
+        "threading": C.threading_backend(),
+        "cuda": C.has_cuda,
+        "available_isas": ", ".join(C.available_isas()),
+    }
+
+
+def build_info() -> dict[str, str | bool]:
+    """Describes how the extension was built and what it uses on this machine.
+
+    Returns:
+        ``compiler``; ``isa``, the instruction set in use; ``available_isas``; ``threading``
+        ("gomp", or "none" where loops are serial); ``cuda``, whether CUDA kernels were built.
+    """
+    return {"isa": C.cpu_isa(), **_fixed_info()}

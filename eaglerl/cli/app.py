@@ -1,0 +1,69 @@
+"""The commands of `eaglerl`, put together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from eaglerl.cli.demo import demo
+from eaglerl.cli.generate import generate
+from eaglerl.cli.prepare import prepare
+from eaglerl.cli.training import distill
+
+app = typer.Typer(
+    name="eaglerl",
+    help="EAGLE-3 speculative decoding: the same text as plain decoding, sooner.",
+    epilog="Start with: eaglerl demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _add(command: Callable[..., None], *examples: str) -> None:
+    """Make a function a command, with its docstring as help and examples below the options."""
+    # rich keeps single line breaks, so that a docstring's would show in the middle of sentences;
+    # and it wants a paragraph for each line that shall stay one.
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    help_text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    lines = ["[bold]Examples[/]", *(f"[cyan]{escape(example)}[/]" for example in examples)]
+    app.command(help=help_text, epilog="\n\n".join(lines))(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"eaglerl {version('eaglerl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+_add(prepare, "eaglerl prepare")
+_add(
+    generate,
+    'eaglerl generate "Why is the sky blue?" --stats',
+    'eaglerl generate --raw "def fibonacci(n):" -n 64 --tree 16,3,4',
+    "cat question.txt | eaglerl generate --temperature 0.7 --seed 1",
+)
+_add(demo, "eaglerl demo", 'eaglerl demo "Tell me a story." --tree 60,7,10')
+_add(
+    distill,
+    "eaglerl distill data.jsonl --response-tokens 20000",
+    "eaglerl distill data.jsonl --response-tokens 1000000 --slots 96",
+)

@@ -1,0 +1,203 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eaglerl.cli.terminal import busy, progress_bar
+
+if TYPE_CHECKING:
+    import torch
+
+    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams
+
+DEFAULT_TREE = "8,2,4"
+
+_MODEL_PANEL = "Model"
+_DRAFTING_PANEL = "Drafting"
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="A model that `prepare` knows, or the folder of one.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+DraftOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        "-d",
+        metavar="FOLDER",
+        help="Folder of the EAGLE-3 head; default: the one shipped for the model.",
+        show_default=False,
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+DraftDtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="Precision of the head's weights: auto, float32, bfloat16 or int8. "
+        "It changes the speed, never the output.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="CPU threads; default: one per core.",
+        show_default=False,
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+TreeOption = Annotated[
+    str,
+    typer.Option(
+        "--tree",
+        metavar="T,D,K",
+        help="Draft tree: rows verified per cycle, expansion rounds after the first, width.",
+        rich_help_panel=_DRAFTING_PANEL,
+    ),
+]
+PlainOption = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        help="Decode one token per cycle, without drafting.",
+        rich_help_panel=_DRAFTING_PANEL,
+    ),
+]
+
+
+def parse_tree(text: str) -> TreeParams:
+    """Read `T,D,K` as tree parameters.
+
+    Raises:
+        typer.BadParameter: not three whole numbers, or numbers that make no tree.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3:
+        raise typer.BadParameter(
+            f"{text!r} is not of the form T,D,K, three whole numbers such as {DEFAULT_TREE}",
+            param_hint="--tree",
+        )
+    from eaglerl.eagle3 import TreeParams
+
+    try:
+        return TreeParams(*numbers)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--tree") from error
+
+
+def resolve_model(model: str) -> Path:
+    """Return the folder of a model given by name or folder, preparing it where that is needed.
+
+    Raises:
+        ValueError: `model` is neither a known name nor a folder with a config.
+    """
+    from eaglerl.prepare import MODELS, prepare_model
+
+    if model in MODELS:
+        with progress_bar() as progress:
+            return prepare_model(model, progress=progress)
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"--model must be one of {sorted(MODELS)} or a folder with a config.json, got {model!r}"
+        )
+    return folder
+
+
+def resolve_draft(draft: Path | None, model: str) -> Path:
+    """Return the folder of the draft head: the one given, else the one shipped for `model`.
+
+    Raises:
+        ValueError: none is given and none is shipped for `model`, or it is no folder of a head.
+    """
+    from eaglerl.prepare import MODELS, default_draft_path
+
+    if draft is None:
+        if model not in MODELS:
+            raise ValueError(f"--draft must be given: no head is shipped for the model {model!r}")
+        return default_draft_path(model)
+    folder = draft.expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"--draft must be a folder with a config.json, got {str(draft)!r}")
+    return folder
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder ready to run, with the tokenizer of its target."""
+
+    decoder: SpeculativeDecoder
+    tokenizer: Any
+
+    def encode(self, prompt: str, *, chat: bool) -> torch.Tensor:
+        """Return a prompt's token ids, (1, n) int64.
+
+        Args:
+            prompt: the text.
+            chat: put it as the user's turn into the model's chat template.
+
+        Raises:
+            ValueError: the prompt has no tokens, or there is no chat template.
+        """
+        import torch
+
+        if chat:
+            if self.tokenizer.chat_template is None:
+                raise ValueError("the model has no chat template; use --raw")
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        else:
+            ids = self.tokenizer(prompt).input_ids
+        if not ids:
+            raise ValueError("the prompt is empty")
+        return torch.tensor([ids], dtype=torch.int64)
+
+    def decode(self, generated: GenerateOutput, prompt_length: int) -> str:
+        """Return the text of the tokens that follow the prompt."""
+        return self.tokenizer.decode(
+            generated.sequences[0, prompt_length:], skip_special_tokens=True
+        )
+
+
+def load_model(
+    model: str, draft: Path | None, *, draft_dtype: str, threads: int | None
+) -> LoadedModel:
+    """Load target, draft head and tokenizer, showing that it goes on.
+
+    Raises:
+        ValueError: an argument that names no model, no head or no precision.
+    """
+    target_path = resolve_model(model)
+    draft_path = resolve_draft(draft, model)
+    with busy("loading the model"):
+        import torch
+        from transformers import AutoTokenizer
+
+        from eaglerl.eagle3 import SpeculativeDecoder
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        decoder = SpeculativeDecoder.from_pretrained(
+            target_path, draft_path, draft_dtype=draft_dtype
+        )
+        tokenizer = AutoTokenizer.from_pretrained(target_path)
+    return LoadedModel(decoder, tokenizer)

@@ -1,0 +1,95 @@
+"""`eaglerl distill` and `eaglerl train-draft`: from a target to a draft head of its own."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaglerl.cli.options import ModelOption, resolve_model
+from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.prepare import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from eaglerl.training.distill import DistillProgress
+
+
+@command
+def distill(
+    output: Annotated[
+        Path, typer.Argument(help="JSONL file to append to; an interrupted run goes on with it.")
+    ],
+    response_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Response tokens that the file shall hold in the end."
+        ),
+    ] = 1_000_000,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            "--max-new-tokens", "-n", min=1, metavar="N", help="Longest response, in tokens."
+        ),
+    ] = 256,
+    slots: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Sequences decoded side by side.")
+    ] = 96,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all draws.")] = 0,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
+        ),
+    ] = "auto",
+    model: ModelOption = DEFAULT_MODEL,
+    debug: DebugOption = False,
+) -> None:
+    """Let the target write the data that its draft head is trained on.
+
+    Prompts are the target's own, too: nothing but the model is needed. Stop it at any time; the
+    same command goes on where it stopped.
+    """
+    target = resolve_model(model)
+    with progress_bar() as show:
+        show("loading the model", 0.0)
+        from eaglerl.training.distill import distill as run
+
+        rate = _Rate()
+
+        def report(done: DistillProgress) -> None:
+            share = min(done.response_tokens / response_tokens, 1.0)
+            speed = rate.per_second(done.response_tokens)
+            show(f"{done.rows:,} answers, {speed:.0f} response tokens/s", share)
+
+        written = run(
+            target,
+            output,
+            response_tokens=response_tokens,
+            slots=slots,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            dtype=dtype,
+            progress=report,
+        )
+    notes().print(
+        f"{output} holds {written.rows:,} answers with {written.response_tokens:,} tokens",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+class _Rate:
+    """Growth per second of a count, since its first report."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def per_second(self, count: int) -> float:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, count)
+        elapsed = now - self._start[0]
+        return (count - self._start[1]) / elapsed if elapsed > 0 else 0.0

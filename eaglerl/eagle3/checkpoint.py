@@ -1,0 +1,241 @@
+"""Files of a draft head: reading three layouts of keys, checking every tensor, writing one.
+
+Keys, shapes and the vocabulary maps d2t and t2d are those of EAGLE-3 checkpoints: d2t holds the
+offset ``target id - draft id`` of every draft id, t2d says which target ids are kept.
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+
+from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.files import atomic_path
+
+SAFETENSORS_NAME = "model.safetensors"
+_WEIGHT_FILES = (
+    SAFETENSORS_NAME,
+    f"{SAFETENSORS_NAME}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads a head's tensors under EAGLE's key names, whatever the layout of the files.
+
+    ``model.`` prefixes are stripped, ``layers.0.`` becomes ``midlayer.``, rotary buffers are left
+    out. A ``.bin`` file is read with ``weights_only=True``: it cannot run code.
+
+    Args:
+        path: A folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
+
+    Returns:
+        The tensors on the CPU, in the dtypes of the file.
+
+    Raises:
+        ValueError: There is no such file, it cannot be read, or two keys mean the same tensor.
+    """
+    folder = Path(path)
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return _canonical_keys(_read_weights(folder / name))
+    raise ValueError(f"path must hold one of {list(_WEIGHT_FILES)}, got {str(path)!r}")
+
+
+def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) -> None:
+    """Checks a head's tensors against its configuration.
+
+    Args:
+        state: As `read_state_dict` returns.
+        config: The head's configuration.
+
+    Raises:
+        ValueError: A key is missing, unexpected, of the wrong shape or dtype, or d2t and t2d are
+            not the two sides of one map. The message names the key.
+    """
+    shapes = expected_shapes(config)
+    optional = set() if config.owns_embedding else {"embed_tokens.weight"}
+    if not config.prunes_vocabulary:
+        optional |= {"d2t", "t2d"}
+    if "mask_hidden" in state:
+        raise ValueError("mask_hidden belongs to a P-EAGLE head, which is not supported")
+    missing = sorted(set(shapes) - optional - set(state))
+    unexpected = sorted(set(state) - set(shapes))
+    if missing or unexpected:
+        raise ValueError(
+            f"the checkpoint's keys do not fit its config.json: missing {missing}, "
+            f"unexpected {unexpected}"
+        )
+    for key, tensor in state.items():
+        if tuple(tensor.shape) != shapes[key]:
+            raise ValueError(f"{key} must have shape {shapes[key]}, got {tuple(tensor.shape)}")
+        if key not in ("d2t", "t2d") and not tensor.is_floating_point():
+            raise ValueError(f"{key} must be floating point, got {tensor.dtype}")
+    check_vocabulary_maps(state.get("d2t"), state.get("t2d"), config)
+
+
+def expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor that a head may have, by key."""
+    hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    features = 3 * config.feature_hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (hidden, features),
+        "midlayer.self_attn.q_proj.weight": (heads, 2 * hidden),
+        "midlayer.self_attn.k_proj.weight": (key_value, 2 * hidden),
+        "midlayer.self_attn.v_proj.weight": (key_value, 2 * hidden),
+        "midlayer.self_attn.o_proj.weight": (hidden, heads),
+        "midlayer.mlp.gate_proj.weight": (config.intermediate_size, hidden),
+        "midlayer.mlp.up_proj.weight": (config.intermediate_size, hidden),
+        "midlayer.mlp.down_proj.weight": (hidden, config.intermediate_size),
+        "midlayer.hidden_norm.weight": (hidden,),
+        "midlayer.input_layernorm.weight": (hidden,),
+        "midlayer.post_attention_layernorm.weight": (hidden,),
+        "norm.weight": (hidden,),
+        "lm_head.weight": (config.draft_vocab_size, hidden),
+        "embed_tokens.weight": (config.vocab_size, hidden),
+        "d2t": (config.draft_vocab_size,),
+        "t2d": (config.vocab_size,),
+    }
+    if config.fc_norm:
+        shapes |= {f"fc_norm.{i}.weight": (config.feature_hidden_size,) for i in range(3)}
+    if config.norm_before_fc:
+        shapes["input_norm.weight"] = (features,)
+    return shapes
+
+
+def check_vocabulary_maps(
+    d2t: torch.Tensor | None, t2d: torch.Tensor | None, config: Eagle3Config
+) -> None:
+    """Checks that d2t and t2d describe one strictly increasing map of draft ids to target ids.
+
+    Args:
+        d2t: (Vd,) integer offsets, or None.
+        t2d: (V,) bool membership, or None.
+        config: The head's configuration.
+
+    Raises:
+        ValueError: An invariant does not hold; the message names d2t or t2d.
+    """
+    if d2t is not None and (d2t.is_floating_point() or d2t.dtype == torch.bool):
+        raise ValueError(f"d2t must be of an integer dtype, got {d2t.dtype}")
+    if t2d is not None and t2d.dtype != torch.bool:
+        raise ValueError(f"t2d must be bool, got {t2d.dtype}")
+    if config.prunes_vocabulary:
+        if d2t is None or t2d is None:
+            raise ValueError("d2t and t2d are needed: draft_vocab_size is less than vocab_size")
+        _check_pruning_maps(d2t.cpu().long(), t2d.cpu(), config)
+        return
+    if d2t is not None and bool(d2t.any()):
+        raise ValueError("d2t must be zero when draft_vocab_size equals vocab_size")
+    if t2d is not None and not bool(t2d.all()):
+        raise ValueError("t2d must be all true when draft_vocab_size equals vocab_size")
+
+
+def write_checkpoint(
+    path: str | Path, config: Eagle3Config, state: Mapping[str, torch.Tensor]
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` in EAGLE's layout.
+
+    Each file appears complete or not at all; the folder is made if it is not there.
+
+    Args:
+        path: The folder.
+        config: The head's configuration.
+        state: Its tensors under EAGLE's key names.
+
+    Raises:
+        ValueError: The tensors do not fit the configuration.
+    """
+    check_state_dict(state, config)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with atomic_path(folder / SAFETENSORS_NAME) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    with atomic_path(folder / "config.json") as temporary:
+        Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Config) -> None:
+    if not bool(d2t.any()) and bool(t2d.all()):
+        raise ValueError(
+            "d2t and t2d are the identity although draft_vocab_size "
+            f"{config.draft_vocab_size} is less than vocab_size {config.vocab_size}: the mapping "
+            "was not loaded when the head was made"
+        )
+    kept = int(t2d.sum())
+    if kept != config.draft_vocab_size:
+        raise ValueError(
+            f"t2d must keep draft_vocab_size = {config.draft_vocab_size} target ids, got {kept}"
+        )
+    target_ids = torch.arange(config.draft_vocab_size) + d2t
+    if not bool((target_ids.diff() > 0).all()):
+        raise ValueError("d2t must give strictly increasing target ids: it holds offsets, not ids")
+    lowest, highest = int(target_ids[0]), int(target_ids[-1])
+    if lowest < 0 or highest >= config.vocab_size:
+        raise ValueError(
+            f"d2t must give target ids in 0..{config.vocab_size - 1}, got {lowest}..{highest}"
+        )
+    left_out = (~t2d[target_ids]).nonzero()
+    if len(left_out):
+        first = int(left_out[0])
+        raise ValueError(
+            f"d2t maps draft id {first} to target id {int(target_ids[first])}, which t2d leaves out"
+        )
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    if file.name.endswith(".index.json"):
+        return _read_shards(file)
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise ValueError(f"{file} must hold a mapping of names to tensors")
+    return state
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    content: Any = json.loads(index.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise ValueError(f"{index} must hold an object with a weight_map")
+    state: dict[str, torch.Tensor] = {}
+    for name in sorted(set(content["weight_map"].values())):
+        shard = index.parent / name
+        if shard.parent != index.parent or not shard.is_file():
+            raise ValueError(f"{index} names {name!r}, which is not a file in its folder")
+        state |= _read_weights(shard)
+    return state
+
+
+def _canonical_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    result: dict[str, torch.Tensor] = {}
+    for given, tensor in state.items():
+        key = given.removeprefix("model.")
+        if key.endswith("rotary_emb.inv_freq"):
+            continue
+        if key.startswith("layers."):
+            number, _, rest = key.removeprefix("layers.").partition(".")
+            if number != "0":
+                raise ValueError(
+                    f"{given} belongs to a head of several layers (such as P-EAGLE's), which is "
+                    "not supported"
+                )
+            key = f"midlayer.{rest}"
+        if key in result:
+            raise ValueError(f"{given} and another key of the checkpoint both mean {key}")
+        result[key] = tensor
+    return result

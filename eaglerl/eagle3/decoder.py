@@ -1,0 +1,321 @@
+"""`SpeculativeDecoder`: a target and its draft head behind an interface like transformers' `generate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.draft_runner import make_runner
+from eaglerl.eagle3.inputs import check_token_ids, read_prompts
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
+from eaglerl.eagle3.params import TreeParams, TreePolicy, as_policy
+from eaglerl.eagle3.session import DecodingSession, StepResult
+from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.tree import DraftRunner
+from eaglerl.eagle3.verify import Verifier, make_verifier
+
+#: Rows that a cache keeps free for the tree of a cycle; a wider tree makes the cache grow.
+_TREE_ROOM = 128
+DraftDtype = Literal["auto", "float32", "bfloat16", "int8"]
+
+
+class SpeculativeDecoder:
+    """Generates with a target model and an EAGLE-3 draft head; the output is the target's own.
+
+    Attributes:
+        target: the target.
+        draft: the head's runner.
+        default_policy: the tree that is used when `generate` is given no policy.
+        tokenizer: used for stop strings; None until one is given.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        draft: Eagle3DraftHead,
+        *,
+        draft_dtype: DraftDtype = "auto",
+        default_policy: TreeParams | TreePolicy | None = None,
+        tokenizer=None,
+    ) -> None:
+        """Join a target and a head.
+
+        Args:
+            target: the target; its `feature_layers` must be those that the head was trained on.
+            draft: the head; it takes the target's embedding table if it has none.
+            draft_dtype: of the head's products on the packed CPU path. The output does not depend on it.
+            default_policy: a constant tree or a policy.
+            tokenizer: the target's tokenizer, for stop strings.
+
+        Raises:
+            ValueError: the head does not fit the target.
+        """
+        _check_fit(target, draft)
+        if draft.embed_tokens is None:
+            draft.set_embed_tokens(target.embed_tokens)
+        self.target = target
+        self.head = draft
+        self.draft_dtype: DraftDtype = draft_dtype
+        self.default_policy = as_policy(default_policy or TreeParams(8, 2, 4))
+        self.tokenizer = tokenizer
+        self._cache: KVCache | None = None
+        self.draft: DraftRunner | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | Path,
+        draft: str | Path,
+        *,
+        draft_dtype: DraftDtype = "auto",
+        default_policy: TreeParams | TreePolicy | None = None,
+        backend: Literal["auto", "packed", "transformers"] = "auto",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> SpeculativeDecoder:
+        """Load a target and a draft head from their folders.
+
+        Args:
+            target: folder or hub name of the target.
+            draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout.
+            draft_dtype: see `__init__`.
+            default_policy: see `__init__`.
+            backend: see `TargetModel.from_pretrained`.
+            dtype: see `TargetModel.from_pretrained`.
+            device: see `TargetModel.from_pretrained`.
+
+        Raises:
+            ValueError: a checkpoint breaks an invariant, or the two do not fit.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        from eaglerl.eagle3.config import Eagle3Config
+
+        num_layers = AutoConfig.from_pretrained(target).num_hidden_layers
+        feature_layers = Eagle3Config.from_pretrained(draft).resolve_feature_layers(num_layers)
+        model = TargetModel.from_pretrained(
+            target, feature_layers=feature_layers, backend=backend, dtype=dtype, device=device
+        )
+        head = Eagle3DraftHead.from_pretrained(draft, embed_tokens=model.embed_tokens)
+        return cls(
+            model,
+            head,
+            draft_dtype=draft_dtype,
+            default_policy=default_policy,
+            tokenizer=AutoTokenizer.from_pretrained(target),
+        )
+
+    def generate(
+        self,
+        input_ids: torch.Tensor | Sequence[int] | Sequence[Sequence[int]],
+        policy: TreeParams | TreePolicy | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        tokenizer=None,
+        streamer=None,
+    ) -> GenerateOutput:
+        """Continue one prompt, or several one after another.
+
+        Args:
+            input_ids: (n,) or (1, n) token ids of one prompt; (B, n), or a list of prompts, for several.
+            policy: a constant tree, or a policy that chooses one at every cycle.
+            attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it.
+            max_new_tokens: longest continuation. It also ends at the target's context length.
+            temperature: 0 decodes greedily; above, tokens are sampled as transformers samples them.
+            top_p: nucleus mass in (0, 1]; 1 is off.
+            top_k: number of most likely tokens to sample from; 0 is off. (The width of the draft tree
+                is `TreeParams.top_k`.)
+            seed: seed of the draws; torch's global generator without one.
+            eos_token_id: token or tokens that end a sequence; those of the target's generation config
+                by default.
+            stop_strings: texts that end a sequence.
+            tokenizer: for `stop_strings`; the decoder's own by default.
+            streamer: a transformers streamer; one prompt only.
+
+        Returns:
+            Sequences, finish reasons and statistics.
+
+        Raises:
+            ValueError: an argument out of its range, token ids that the target does not know, an empty
+                prompt, or one longer than the target's context. Nothing was decoded then.
+            TypeError: a policy that is none.
+        """
+        prompts = read_prompts(input_ids, attention_mask)
+        check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if streamer is not None and len(prompts) > 1:
+            raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
+        chosen = self.default_policy if policy is None else as_policy(policy)
+        verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
+        eos_token_ids = self._eos_token_ids(eos_token_id)
+        rules = [
+            StoppingRules(
+                eos_token_ids=eos_token_ids,
+                max_new_tokens=max_new_tokens,
+                room=self.target.max_positions - len(prompt),
+                stop_strings=stop_strings,
+                tokenizer=tokenizer or self.tokenizer,
+            )
+            for prompt in prompts
+        ]
+        results = [
+            self._generate_one(prompt, rule, chosen, verifier, streamer)
+            for prompt, rule in zip(prompts, rules, strict=True)
+        ]
+        return GenerateOutput(
+            sequences=_pad([sequence for sequence, _ in results], self._pad_token_id(eos_token_ids)),
+            finish_reasons=tuple(rule.finish_reason for rule in rules),
+            per_sequence=tuple(statistics for _, statistics in results),
+        )
+
+    def eagenerate(
+        self,
+        input_ids: torch.Tensor,
+        temperature: float = 0.0,
+        top_p: float = 0.0,
+        top_k: float = 0.0,
+        max_new_tokens: int = 512,
+        max_length: int = 2048,
+        log: bool = False,
+        is_llama3: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, int, int]:
+        """`generate` with the signature of EAGLE's ``EaModel.eagenerate``.
+
+        Args:
+            input_ids: (1, n) token ids.
+            temperature: 0 decodes greedily.
+            top_p: nucleus mass; 0 is off, as in EAGLE.
+            top_k: 0 is off.
+            max_new_tokens: longest continuation.
+            max_length: longest sequence, prompt included.
+            log: also return the number of new tokens and the index of the last cycle.
+            is_llama3: also stop at ``<|eot_id|>``.
+
+        Returns:
+            (1, length) token ids, or (token ids, new tokens, last cycle's index) with `log`.
+
+        Raises:
+            ValueError: see `generate`; or `is_llama3` with a tokenizer that has no ``<|eot_id|>``.
+        """
+        eos_token_ids = self._eos_token_ids(None)
+        if is_llama3:
+            eot = self.tokenizer.convert_tokens_to_ids("<|eot_id|>") if self.tokenizer else None
+            if eot is None or eot == getattr(self.tokenizer, "unk_token_id", None):
+                raise ValueError("is_llama3=True needs a tokenizer with the token <|eot_id|>")
+            eos_token_ids = [*eos_token_ids, eot]
+        room = max_length - torch.as_tensor(input_ids).shape[-1]
+        if room < 1:
+            raise ValueError(f"max_length={max_length} leaves no room after the prompt")
+        output = self.generate(
+            input_ids,
+            max_new_tokens=min(max_new_tokens, room),
+            temperature=temperature,
+            top_p=top_p or 1.0,
+            top_k=int(top_k),
+            eos_token_id=eos_token_ids,
+        )
+        if not log:
+            return output.sequences
+        return output.sequences, output.statistics.new_tokens, output.statistics.num_cycles - 1
+
+    def new_session(self, verifier: Verifier, length: int) -> DecodingSession:
+        """A session with room for `length` tokens; it takes over the decoder's caches.
+
+        Args:
+            verifier: greedy or sampling, see `make_verifier`.
+            length: tokens of the longest sequence, prompt included.
+        """
+        self._reserve(length + _TREE_ROOM)
+        return DecodingSession(self.target, self.draft, verifier, self._cache)
+
+    def _reserve(self, capacity: int) -> None:
+        if self._cache is None or self._cache.capacity < capacity:
+            self._cache = self.draft = None
+            self._cache = self.target.new_cache(capacity)
+            self.draft = make_runner(self.head, capacity=capacity, dtype=self.draft_dtype)
+
+    def _generate_one(
+        self, prompt: list[int], rules: StoppingRules, policy: TreePolicy, verifier: Verifier, streamer
+    ) -> tuple[list[int], DecodingStatistics]:
+        started = time.perf_counter()
+        session = self.new_session(verifier, len(prompt) + rules.limit)
+        policy.reset()
+        if streamer is not None:
+            streamer.put(torch.tensor([prompt]))
+        sequence = list(prompt)
+        cycles: list[StepResult] = []
+        emitted: tuple[int, ...] = (session.prefill(prompt),)
+        prefilled = time.perf_counter()
+        while True:
+            kept = rules.accept(sequence, len(prompt), emitted)
+            sequence.extend(emitted[:kept])
+            if streamer is not None:
+                streamer.put(torch.tensor(emitted[:kept]))
+            if rules.finish_reason is not None:
+                break
+            left = rules.limit - (len(sequence) - len(prompt))
+            params = policy.choose(session.state).limited_to(left - 1)
+            result = session.step(params)
+            policy.observe(result)
+            cycles.append(result)
+            emitted = result.token_ids
+        if streamer is not None:
+            streamer.end()
+        statistics = DecodingStatistics(
+            cycles=tuple(cycles),
+            new_tokens=len(sequence) - len(prompt),
+            prefill_seconds=prefilled - started,
+            decode_seconds=time.perf_counter() - prefilled,
+        )
+        return sequence, statistics
+
+    def _eos_token_ids(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
+        if eos_token_id is None:
+            eos_token_id = self.target.generation_config.eos_token_id
+        if eos_token_id is None:
+            return []
+        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+    def _pad_token_id(self, eos_token_ids: list[int]) -> int:
+        pad = self.target.generation_config.pad_token_id
+        return pad if pad is not None else eos_token_ids[0] if eos_token_ids else 0
+
+
+def _check_fit(target: TargetModel, draft: Eagle3DraftHead) -> None:
+    config = draft.config
+    for name, head_value, target_value in (
+        ("vocab_size", config.vocab_size, target.vocab_size),
+        ("hidden size of the features", config.feature_hidden_size, target.hidden_size),
+        (
+            "feature_layers",
+            config.resolve_feature_layers(target.num_layers),
+            target.feature_layers,
+        ),
+    ):
+        if head_value != target_value:
+            raise ValueError(
+                f"the draft head does not fit the target: {name} is {head_value} in the head "
+                f"and {target_value} in the target"
+            )
+
+
+def _pad(sequences: list[list[int]], pad_token_id: int) -> torch.Tensor:
+    longest = max(len(sequence) for sequence in sequences)
+    return torch.tensor(
+        [sequence + [pad_token_id] * (longest - len(sequence)) for sequence in sequences]
+    )

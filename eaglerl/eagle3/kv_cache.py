@@ -1,0 +1,97 @@
+"""A KV cache that is allocated once; accepted rows are moved in place, nothing is concatenated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from eaglerl.ops import move_rows
+
+
+class KVCache:
+    """Keys and values of all layers for a number of slots (sequences).
+
+    Attributes:
+        data: (slots, layers, 2, kv_heads, capacity, head_dim); index 0 of the third axis holds keys.
+        lengths: committed rows of every slot. Rows after them are scratch space of the pass at hand.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        *,
+        slots: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, value in (("capacity", capacity), ("slots", slots)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        shape = (slots, num_layers, 2, num_kv_heads, capacity, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * slots
+
+    @property
+    def slots(self) -> int:
+        """Number of sequences that fit side by side."""
+        return self.data.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """Rows per slot."""
+        return self.data.shape[4]
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """(slots, kv_heads, capacity, head_dim) view of a layer's keys."""
+        return self.data[:, layer, 0]
+
+    def values(self, layer: int) -> torch.Tensor:
+        """(slots, kv_heads, capacity, head_dim) view of a layer's values."""
+        return self.data[:, layer, 1]
+
+    def check_room(self, rows: int, slot: int = 0) -> None:
+        """Make sure that `rows` more rows fit behind the committed ones.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.lengths[slot] + rows > self.capacity:
+            raise ValueError(
+                f"the KV cache holds {self.capacity} rows per slot; slot {slot} has {self.lengths[slot]} "
+                f"and cannot take {rows} more"
+            )
+
+    def commit(self, rows: Sequence[int], slot: int = 0) -> None:
+        """Keep some of the scratch rows, in order, and forget the others.
+
+        Args:
+            rows: strictly increasing offsets of the kept rows, counted from the first scratch row.
+            slot: the sequence.
+
+        Raises:
+            ValueError: offsets that do not increase or lie outside the cache.
+        """
+        length = self.lengths[slot]
+        if any(late <= early for early, late in zip(rows, rows[1:], strict=False)):
+            raise ValueError(f"rows must be strictly increasing, got {list(rows)}")
+        if rows and (rows[0] < 0 or length + rows[-1] >= self.capacity):
+            raise ValueError(f"rows must lie in [0, {self.capacity - length}), got {list(rows)}")
+        first_moved = next((i for i, row in enumerate(rows) if row != i), len(rows))
+        if first_moved < len(rows):
+            source = torch.tensor([length + row for row in rows[first_moved:]], dtype=torch.int32)
+            move_rows(self.data[slot], source, length + first_moved)
+        self.lengths[slot] = length + len(rows)
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget the rows from `length` on.
+
+        Raises:
+            ValueError: `length` is negative or more than what is committed.
+        """
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(f"length must be in [0, {self.lengths[slot]}], got {length}")
+        self.lengths[slot] = length

@@ -1,0 +1,182 @@
+"""Matrix products on the CPU with weights that are packed once.
+
+A decoder multiplies a few rows by the same large matrix again and again, so the weight is laid out
+once in the order in which oneDNN (fp32, bf16) or FBGEMM (int8) reads it. These are the calls that
+torch.compile with freezing makes.
+"""
+
+import functools
+import warnings
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+LinearDtype = Literal["float32", "bfloat16", "int8"]
+
+
+class PackedLinear:
+    """A linear layer of fixed weight for the CPU: y = x W^T + b.
+
+    "int8" quantises the weight per output channel and the input dynamically per call (one scale for
+    all rows), so that a row's result depends a little on the other rows: fit for a draft, whose
+    proposals are verified, not for a target.
+
+    Attributes:
+        in_features: Width of x.
+        out_features: Width of y.
+        dtype: What the product runs in; differs from what was asked for where that is missing,
+            which is said by a warning.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        dtype: LinearDtype = "float32",
+        rows_hint: int = 16,
+    ) -> None:
+        """Packs the weight; the given tensors are not kept.
+
+        Args:
+            weight: (out, in) floating point, on the CPU.
+            bias: (out,) or None.
+            dtype: "float32", "bfloat16" or "int8".
+            rows_hint: Number of rows for which oneDNN's layout is chosen; others work too.
+
+        Raises:
+            ValueError: ``weight`` or ``bias`` is not as described, or ``dtype`` is unknown.
+        """
+        if weight.dim() != 2 or weight.device.type != "cpu" or not weight.is_floating_point():
+            raise ValueError(
+                "weight must be a floating point matrix (out, in) on the CPU, got "
+                f"{tuple(weight.shape)} {weight.dtype} on {weight.device}"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}"
+            )
+        if dtype not in get_args(LinearDtype):
+            raise ValueError(f"dtype must be one of {get_args(LinearDtype)}, got {dtype!r}")
+        self.out_features, self.in_features = weight.shape
+        self.dtype = _supported_dtype(dtype)
+        weight = weight.detach().float().contiguous()
+        bias = None if bias is None else bias.detach().float().contiguous()
+        self._product = _make_product(weight, bias, self.dtype, rows_hint)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns (M, out) fp32 for ``x`` (M, in) fp32."""
+        return self._product(x)
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Returns ``residual`` + y as a new tensor (M, out) fp32; ``residual`` (M, out) fp32."""
+        return self._product.add_to(x, residual)
+
+
+class _OneDnnFloat32:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows_hint: int) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows_hint)
+        self._bias = bias
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+        self._linear_add = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x, self._weight, self._bias, "none", [], "")
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self._linear_add(x, residual, self._weight, self._bias, "add")
+
+
+class _OneDnnBfloat16:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rows_hint: int) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), rows_hint)
+        self._bias = None if bias is None else bias.bfloat16()
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x.bfloat16(), self._weight, self._bias, "none", [], "").float()
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return residual + self._linear(x.bfloat16(), self._weight, self._bias, "none", [], "")
+
+
+class _DynamicInt8:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
+        # Without VNNI the kernels add pairs of 8 bit products in 16 bits, which only 7 bit inputs
+        # cannot overflow.
+        self._reduce_range = not torch.cpu.get_capabilities().get("avx512_vnni", False)
+        self._linear = torch.ops.quantized.linear_dynamic.default
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._linear(x, self._weight, self._reduce_range)
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self._linear(x, self._weight, self._reduce_range).add_(residual)
+
+
+class _Unpacked:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = weight.clone()
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self._weight, self._bias)
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self._weight, self._bias).add_(residual)
+
+
+_Product = _OneDnnFloat32 | _OneDnnBfloat16 | _DynamicInt8 | _Unpacked
+
+
+def _make_product(
+    weight: torch.Tensor, bias: torch.Tensor | None, dtype: LinearDtype, rows_hint: int
+) -> _Product:
+    if dtype == "int8":
+        return _DynamicInt8(weight, bias)
+    if not _has_onednn():
+        return _Unpacked(weight, bias)
+    if dtype == "bfloat16":
+        return _OneDnnBfloat16(weight, bias, rows_hint)
+    return _OneDnnFloat32(weight, bias, rows_hint)
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    found = torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+    if not found:
+        warnings.warn(
+            "this build of torch has no packed oneDNN products; matrix products run unpacked, "
+            "which takes two to three times as long",
+            stacklevel=5,
+        )
+    return found
+
+
+@functools.cache
+def _supported_dtype(dtype: LinearDtype) -> LinearDtype:
+    if dtype == "bfloat16":
+        supported = _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    elif dtype == "int8":
+        supported = torch.backends.quantized.engine != "none"
+    else:
+        supported = True
+    if supported:
+        return dtype
+    warnings.warn(f"{dtype} products are missing on this CPU; float32 is used", stacklevel=4)
+    return "float32"
+
+
+def _quantize_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Returns ``weight`` (out, in) as a quantised tensor, symmetric with one scale per row."""
+    scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+    zero_points = torch.zeros(len(scales), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # The operators that multiply by such a tensor are still the fastest that torch has.
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+        return torch._make_per_channel_quantized_tensor(codes, scales.double(), zero_points, 0)

@@ -1,0 +1,81 @@
+"""What `generate` returns: the sequences and what every cycle of them took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from eaglerl.eagle3.session import StepResult
+from eaglerl.eagle3.stopping import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingStatistics:
+    """Cycles and times of one sequence, or of several added up.
+
+    Attributes:
+        cycles: result of every cycle, in order.
+        new_tokens: tokens of the output, the prompt excluded.
+        prefill_seconds: time of reading the prompt, the first token included.
+        decode_seconds: time of everything after it.
+    """
+
+    cycles: tuple[StepResult, ...]
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def num_cycles(self) -> int:
+        """Passes of the target after the prompt."""
+        return len(self.cycles)
+
+    @property
+    def seconds(self) -> float:
+        """Prefill and decoding together."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """All new tokens over all seconds, prefill included."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Mean number of tokens that a cycle yields: accepted drafted tokens and the bonus."""
+        if not self.cycles:
+            return 0.0
+        return sum(cycle.accepted + 1 for cycle in self.cycles) / len(self.cycles)
+
+    @classmethod
+    def total(cls, parts: Iterable[DecodingStatistics]) -> DecodingStatistics:
+        """Add up the statistics of several sequences."""
+        parts = list(parts)
+        return cls(
+            cycles=tuple(cycle for part in parts for cycle in part.cycles),
+            new_tokens=sum(part.new_tokens for part in parts),
+            prefill_seconds=sum(part.prefill_seconds for part in parts),
+            decode_seconds=sum(part.decode_seconds for part in parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOutput:
+    """Result of `SpeculativeDecoder.generate`.
+
+    Attributes:
+        sequences: (B, length) int64 prompt and output; shorter rows are padded on the right.
+        finish_reasons: why each sequence ended.
+        per_sequence: statistics of each sequence.
+    """
+
+    sequences: torch.Tensor
+    finish_reasons: tuple[FinishReason, ...]
+    per_sequence: tuple[DecodingStatistics, ...]
+
+    @property
+    def statistics(self) -> DecodingStatistics:
+        """Statistics of all sequences added up."""
+        return DecodingStatistics.total(self.per_sequence)

@@ -1,0 +1,88 @@
+"""The rows of one forward pass: which token stands where, and what it may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """M rows of one pass over a KV cache.
+
+    Row r sees the cache rows ``[0, prefix_lengths[r])`` of its slot, and those of the block behind them
+    whose bit is set in its mask: bit j stands for cache row ``prefix_lengths[r] + j``.
+
+    Attributes:
+        token_ids: (M,) int64.
+        positions: (M,) int32 rotary positions.
+        cache_rows: (M,) int32 cache rows that receive the keys and values.
+        prefix_lengths: (M,) int32.
+        block_length: rows of the masked block; 0 for none.
+        mask: (M, words) int64 bit words, bit j % 64 of word j // 64; None without a block.
+        slots: (M,) int32 slot of every row; None when all belong to `slot`.
+        slot: the slot of all rows if `slots` is None.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    cache_rows: torch.Tensor
+    prefix_lengths: torch.Tensor
+    block_length: int = 0
+    mask: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    slot: int = 0
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+    @classmethod
+    def causal(cls, token_ids: torch.Tensor | Sequence[int], start: int, slot: int = 0) -> RowBatch:
+        """Consecutive tokens of one sequence, the first of them at position `start`."""
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        positions = torch.arange(start, start + len(ids), dtype=torch.int32)
+        return cls(ids, positions, positions, positions + 1, slot=slot)
+
+    @classmethod
+    def tree(
+        cls,
+        token_ids: torch.Tensor,
+        levels: torch.Tensor,
+        mask: torch.Tensor,
+        start: int,
+        slot: int = 0,
+    ) -> RowBatch:
+        """A draft tree behind `start` committed tokens.
+
+        Args:
+            token_ids: (T,) int64, ancestors before descendants, the root first.
+            levels: (T,) int32 distance from the root.
+            mask: (T, words) int64 ancestor-or-self bits over the T rows.
+            start: committed tokens; the root's position.
+            slot: the sequence.
+        """
+        rows = len(token_ids)
+        cache_rows = torch.arange(start, start + rows, dtype=torch.int32)
+        prefix = torch.full((rows,), start, dtype=torch.int32)
+        return cls(token_ids, levels + start, cache_rows, prefix, rows, mask, slot=slot)
+
+    @classmethod
+    def one_per_slot(cls, token_ids: torch.Tensor, positions: torch.Tensor) -> RowBatch:
+        """The next token of every slot: row r belongs to slot r and stands at ``positions[r]``."""
+        slots = torch.arange(len(token_ids), dtype=torch.int32)
+        return cls(token_ids, positions, positions, positions + 1, slots=slots)
+
+    def visibility(self, columns: int) -> torch.Tensor:
+        """(M, columns) bool: which cache rows every row may see."""
+        column = torch.arange(columns)
+        prefix = self.prefix_lengths.long()[:, None]
+        visible = column < prefix
+        if self.block_length:
+            offset = column - prefix
+            inside = (offset >= 0) & (offset < self.block_length)
+            offset = offset.clamp(0, self.block_length - 1)
+            words = torch.gather(self.mask, 1, offset // 64)
+            visible |= inside & ((words >> (offset % 64)) & 1).bool()
+        return visible

@@ -1,0 +1,172 @@
+"""The target: the language model that is accelerated, seen through one small interface."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.rows import RowBatch
+
+LogitsRows = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """What one pass of the target gives.
+
+    Attributes:
+        logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
+        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated. A view of a
+            buffer that the next pass overwrites.
+        last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
+    """
+
+    logits: torch.Tensor | None
+    features: torch.Tensor
+    last_hidden_state: torch.Tensor
+
+
+def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
+    """Layers whose inputs EAGLE-3 taps: the third, the middle one and the third from last.
+
+    Args:
+        num_layers: decoder layers of the target.
+
+    Returns:
+        Indices into transformers' ``hidden_states``, that is: layers whose *input* is taken.
+
+    Raises:
+        ValueError: the model is so shallow that the three collide.
+    """
+    return checked_feature_layers((2, num_layers // 2, num_layers - 3), num_layers)
+
+
+def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, int, int]:
+    """Validate three tapped layers.
+
+    Raises:
+        ValueError: not three, not distinct, or outside the model.
+    """
+    if len(layers) != 3:
+        raise ValueError(f"feature_layers must name three layers, got {list(layers)}")
+    low, mid, high = (int(layer) for layer in layers)
+    if len({low, mid, high}) != 3:
+        raise ValueError(
+            f"feature_layers must be three distinct layers, got {[low, mid, high]} "
+            f"for a target of {num_layers} layers; name them explicitly"
+        )
+    for layer in (low, mid, high):
+        if not 0 <= layer < num_layers:
+            raise ValueError(
+                f"feature_layers must lie in [0, {num_layers}) (inputs of the decoder layers), got {layer}"
+            )
+    return low, mid, high
+
+
+class TargetModel(ABC):
+    """Interface of a target. `from_pretrained` and `from_model` choose the fastest implementation."""
+
+    #: Rows of one pass over a long prompt.
+    chunk_size: int = 512
+
+    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
+        config = model.config
+        self.config = config
+        self.generation_config = model.generation_config
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.num_layers: int = config.num_hidden_layers
+        self.max_positions: int = config.max_position_embeddings
+        self.head_dim: int = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        self.feature_layers = (
+            default_feature_layers(self.num_layers)
+            if feature_layers is None
+            else checked_feature_layers(feature_layers, self.num_layers)
+        )
+
+    @property
+    @abstractmethod
+    def embed_tokens(self) -> torch.Tensor:
+        """(vocab_size, hidden_size) embedding table, for draft heads that share it."""
+
+    @abstractmethod
+    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
+        """An empty KV cache for this model."""
+
+    @abstractmethod
+    def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
+        """One pass over `rows`: writes their keys and values to `cache`, commits nothing.
+
+        Args:
+            rows: what to compute.
+            cache: cache of this model, with room for the rows.
+            logits: rows whose logits are wanted.
+        """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        feature_layers: Sequence[int] | None = None,
+        backend: Literal["auto", "packed", "transformers"] = "auto",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> TargetModel:
+        """Load any dense causal language model that transformers loads.
+
+        Args:
+            path: folder or hub name.
+            feature_layers: three layers whose inputs are tapped; EAGLE-3's choice by default.
+            backend: "packed" is the fast CPU path, "transformers" runs the library's own modules, "auto"
+                takes the first where it can.
+            dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
+            device: where to run; CUDA if there is one.
+
+        Raises:
+            ValueError: "packed" was asked for a model that it cannot run, or layers that collide.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None:
+            dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+        return cls.from_model(model, feature_layers=feature_layers, backend=backend)
+
+    @staticmethod
+    def from_model(
+        model: PreTrainedModel,
+        *,
+        feature_layers: Sequence[int] | None = None,
+        backend: Literal["auto", "packed", "transformers"] = "auto",
+    ) -> TargetModel:
+        """Wrap a model that is already loaded; arguments as in `from_pretrained`."""
+        from eaglerl.eagle3.packed_target import PackedTarget, why_not_packed
+        from eaglerl.eagle3.transformers_target import TransformersTarget
+
+        if backend not in ("auto", "packed", "transformers"):
+            raise ValueError(f'backend must be "auto", "packed" or "transformers", got {backend!r}')
+        if backend == "transformers":
+            return TransformersTarget(model, feature_layers)
+        reason = why_not_packed(model)
+        if reason is None:
+            return PackedTarget(model, feature_layers)
+        if backend == "packed":
+            raise ValueError(f"the packed CPU path cannot run this model: {reason}")
+        if model.device.type == "cpu":
+            warnings.warn(
+                f"the target runs through transformers' modules, which is slower: {reason}",
+                stacklevel=3,
+            )
+        return TransformersTarget(model, feature_layers)

@@ -1,0 +1,114 @@
+"""A target that runs through transformers' own modules, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.target import LogitsRows, TargetModel, TargetOutput
+
+
+class _CacheView(CacheLayerMixin):
+    """One layer of a preallocated cache, in the shape that transformers' attention asks for."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+        self.rows = torch.empty(0, dtype=torch.int64, device=keys.device)
+        self.visible = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The memory is there already."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the rows of this pass in place and give the visible part of the cache."""
+        self.keys[:, :, self.rows] = key_states
+        self.values[:, :, self.rows] = value_states
+        return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys."""
+        return self.visible, 0
+
+    def get_seq_length(self) -> int:
+        """Rows before this pass."""
+        return self.visible - len(self.rows)
+
+    def get_max_length(self) -> int:
+        """Rows that fit."""
+        return self.keys.shape[2]
+
+
+class TransformersTarget(TargetModel):
+    """Any causal language model whose decoder layers transformers exposes as ``model.layers``."""
+
+    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None) -> None:
+        super().__init__(model, feature_layers)
+        self.model = model
+        decoder = model.get_decoder()
+        self._features: list[torch.Tensor | None] = [None, None, None]
+        for index, layer in enumerate(self.feature_layers):
+            decoder.layers[layer].register_forward_pre_hook(self._capture(index), with_kwargs=True)
+        self._decoder = decoder
+
+    def _capture(self, index: int):
+        def hook(module, args, kwargs):
+            self._features[index] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    @property
+    def embed_tokens(self) -> torch.Tensor:
+        """(vocab_size, hidden_size) embedding table of the model."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
+        """An empty cache in the model's dtype, on its device."""
+        return KVCache(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            capacity,
+            slots=slots,
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
+        """See `TargetModel.forward`; the rows must belong to one slot."""
+        if rows.slots is not None:
+            raise ValueError("slots: this target takes the rows of one slot per pass")
+        device = self.model.device
+        visible = int(rows.cache_rows.max()) + 1
+        views = Cache(layers=[])
+        cache_rows = rows.cache_rows.long().to(device)
+        slot = slice(rows.slot, rows.slot + 1)
+        for layer in range(self.num_layers):
+            view = _CacheView(cache.keys(layer)[slot], cache.values(layer)[slot])
+            view.rows, view.visible = cache_rows, visible
+            views.layers.append(view)
+        may_see = rows.visibility(visible)
+        bias = torch.zeros(may_see.shape, dtype=self.model.dtype)
+        bias.masked_fill_(~may_see, torch.finfo(bias.dtype).min)
+        hidden = self._decoder(
+            input_ids=rows.token_ids[None].to(device),
+            position_ids=rows.positions[None].long().to(device),
+            attention_mask=bias[None, None].to(device),
+            past_key_values=views,
+            use_cache=True,
+        ).last_hidden_state[0]
+        wanted = {"all": hidden, "last": hidden[-1:], "none": None}[logits]
+        return TargetOutput(
+            logits=None if wanted is None else self.model.get_output_embeddings()(wanted),
+            features=torch.cat([feature[0] for feature in self._features], dim=-1),
+            last_hidden_state=hidden,
+        )

@@ -1,0 +1,119 @@
+"""Growing one draft tree: the passes of the draft head between two verifications."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.ops import DraftTreeBuilder
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """Rows to verify, ancestors before descendants; row 0 is the root.
+
+    Attributes:
+        token_ids: (T,) int64 target ids.
+        parents: (T,) int32 row of the parent; -1 for the root.
+        levels: (T,) int32 distance from the root.
+        mask: (T, words) int64 ancestor-or-self bits over the rows.
+        scores: (T,) float32 cumulative draft log-probability; 0 for the root.
+    """
+
+    token_ids: torch.Tensor
+    parents: torch.Tensor
+    levels: torch.Tensor
+    mask: torch.Tensor
+    scores: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+    @classmethod
+    def root_only(cls, token_id: int) -> DraftTree:
+        """The tree that drafts nothing."""
+        return cls(
+            torch.tensor([token_id]),
+            torch.tensor([-1], dtype=torch.int32),
+            torch.tensor([0], dtype=torch.int32),
+            torch.tensor([[1]]),
+            torch.zeros(1),
+        )
+
+
+class DraftRunner(Protocol):
+    """Inference with a draft head over its own KV cache, one sequence per slot."""
+
+    lengths: list[int]
+    draft_to_target: torch.Tensor | None
+    draft_vocab_size: int
+
+    def extend(
+        self, token_ids: torch.Tensor, features: torch.Tensor, slot: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take in R new rows with real features; (h,) output and (Vd,) logits of the last."""
+
+    def expand(
+        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor, slot: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass over K frontier nodes; (K, h) outputs and (K, Vd) logits."""
+
+    def reset(self, slot: int = 0) -> None:
+        """Forget a sequence."""
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Forget the rows from `length` on."""
+
+
+class TreeDrafter:
+    """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) with a draft head."""
+
+    def __init__(self, draft: DraftRunner) -> None:
+        self.draft = draft
+        self._builder = DraftTreeBuilder()
+
+    def grow(
+        self,
+        root: int,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        params: TreeParams,
+        slot: int = 0,
+    ) -> DraftTree:
+        """Draft ``params.depth`` rounds from the last stable row and choose the best nodes.
+
+        Args:
+            root: the target's next token, already known.
+            hidden: (h,) output of the draft at the last stable row, which holds the root's embedding.
+            logits: (Vd,) draft logits there.
+            params: the tree; total_tokens over 1, top_k within the draft's vocabulary.
+            slot: the sequence.
+
+        Returns:
+            The tree; its tensors are views that the next call overwrites.
+
+        """
+        builder, draft = self._builder, self.draft
+        builder.begin(root, params.top_k, params.depth)
+        builder.first(logits, draft.draft_to_target)
+        hidden = hidden[None]
+        for round_index in range(params.depth):
+            token_ids, parents, mask = builder.frontier()
+            hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask, slot)
+            builder.expand(logits, draft.draft_to_target)
+        return DraftTree(*builder.finish(params.total_tokens))
+
+
+def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:
+    """Make sure that a tree is not wider than the draft's vocabulary.
+
+    Raises:
+        ValueError: it is.
+    """
+    if params.total_tokens > 1 and params.top_k > draft_vocab_size:
+        raise ValueError(
+            f"top_k={params.top_k} is larger than the draft's vocabulary of {draft_vocab_size} tokens"
+        )

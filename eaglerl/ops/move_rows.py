@@ -1,0 +1,66 @@
+"""Moves accepted rows of a KV cache to where they stay."""
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C
+from eaglerl.ops._check import check_contiguous
+
+
+def _two_strides(cache: Tensor) -> tuple[int, int, int, int]:
+    """Folds the leading dimensions into (outer, outer stride, inner, inner stride), in elements."""
+    lanes: list[tuple[int, int]] = []
+    for size, stride in zip(cache.shape[:-2], cache.stride()[:-2], strict=True):
+        if size == 1:
+            continue
+        if lanes and lanes[-1][1] == size * stride:
+            lanes[-1] = (lanes[-1][0] * size, stride)
+        else:
+            lanes.append((size, stride))
+    if len(lanes) > 2:
+        raise ValueError(
+            "cache must have leading dimensions that fold into two, "
+            f"not shape {tuple(cache.shape)} with strides {cache.stride()}"
+        )
+    (outer, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(lanes)) + lanes
+    return outer, outer_stride, inner, inner_stride
+
+
+def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
+    """Copies ``cache[..., rows[i], :]`` to ``cache[..., destination + i, :]``, in place.
+
+    Rows already in place are left alone, so that accepting a tree's first branch costs nothing.
+
+    Args:
+        cache: (..., capacity, head_dim) of any dtype on the CPU; the last two dimensions
+            contiguous, for example the layers, keys and values, and heads of one slot.
+        rows: int32 (count,), strictly ascending, ``rows[i] >= destination + i``.
+        destination: The row that the first of them moves to.
+
+    Raises:
+        TypeError: If ``rows`` is not int32.
+        ValueError: If the rows do not ascend so or lie outside, or the layout does not fit.
+    """
+    if cache.ndim < 2 or not cache.is_cpu:
+        raise ValueError(
+            "cache must have at least 2 dimensions on the CPU, "
+            f"not shape {tuple(cache.shape)} on {cache.device}"
+        )
+    capacity, width = cache.shape[-2:]
+    if cache.stride()[-2:] != (width, 1):
+        raise ValueError(f"cache must have contiguous rows, its strides are {cache.stride()}")
+    count = rows.shape[0] if rows.ndim else 0
+    check_contiguous("rows", rows, torch.int32, (count,))
+    if destination < 0:
+        raise ValueError(f"destination must not be negative, is {destination}")
+    outer, outer_stride, inner, inner_stride = _two_strides(cache)
+    size = cache.element_size()
+    C.move_rows(
+        cache.data_ptr(), outer, outer_stride * size, inner, inner_stride * size, width * size,
+        rows.data_ptr(), count, destination, capacity,
+    )  # fmt: skip
+
+
+def move_rows_ref(cache: Tensor, rows: Tensor, destination: int) -> None:
+    """The same in plain torch, for any device."""
+    cache[..., destination : destination + rows.shape[0], :] = cache[..., rows.long(), :]

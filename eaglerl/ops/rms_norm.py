@@ -1,0 +1,62 @@
+"""Root mean square normalisation (Zhang and Sennrich, 2019) of rows."""
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C, thread_count
+from eaglerl.ops._check import check_contiguous, check_rows
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    index: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Computes ``x / sqrt(mean(x**2) + eps) * weight`` for every row.
+
+    Args:
+        x: float32 (N, hidden) on the CPU; rows contiguous, at any distance.
+        weight: float32 (hidden,).
+        eps: Added to the mean square.
+        index: int64 (M,): row r of the result is made from ``x[index[r]]`` (an embedding lookup
+            and its norm in one pass). Default: all rows in order.
+        out: float32 (M, hidden) to write to; may be a slice of columns of a wider buffer.
+
+    Returns:
+        ``out``, or a new tensor (M, hidden).
+
+    Raises:
+        TypeError: If a dtype is another.
+        ValueError: If a shape, device or stride does not fit, or an index is outside ``x``.
+    """
+    x_stride = check_rows("x", x)
+    available, hidden = x.shape
+    check_contiguous("weight", weight, torch.float32, (hidden,))
+    rows = available
+    index_address = 0
+    if index is not None:
+        rows = index.shape[0]
+        check_contiguous("index", index, torch.int64, (rows,))
+        index_address = index.data_ptr()
+    if out is None:
+        out = torch.empty(rows, hidden)
+    out_stride = check_rows("out", out, hidden)
+    if out.shape[0] != rows:
+        raise ValueError(f"out must have {rows} rows, not shape {tuple(out.shape)}")
+    C.rms_norm(
+        x.data_ptr(), x_stride, available, index_address, weight.data_ptr(),
+        out.data_ptr(), out_stride, rows, hidden, eps, thread_count(),
+    )  # fmt: skip
+    return out
+
+
+def rms_norm_ref(
+    x: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
+) -> Tensor:
+    """The same in plain torch, for any dtype and device."""
+    if index is not None:
+        x = x[index]
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight

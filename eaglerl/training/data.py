@@ -1,0 +1,153 @@
+"""Self-distilled rows: reading, splitting by prompt, and the draft's vocabulary.
+
+A row is one JSON line ``{"p": [prompt ids], "r": [response ids]}``.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HELD_OUT_MODULUS = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and the response that the target wrote to it.
+
+    Attributes:
+        prompt: Token ids of the prompt, the chat template included.
+        response: Token ids of the response; a stop token at its end is part of it.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Prompt and response in one sequence."""
+        return self.prompt + self.response
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell this row from any other."""
+        lengths = np.array([len(self.prompt)], dtype="<i8").tobytes()
+        return hashlib.sha256(lengths + _id_bytes(self.token_ids)).hexdigest()[:16]
+
+
+def is_held_out(prompt_ids: Sequence[int]) -> bool:
+    """Tells whether a prompt belongs to the tenth that no draft head is trained on.
+
+    The answer depends on the prompt alone, so rows that are added later, or read in another order,
+    never move a prompt from one side to the other.
+
+    Args:
+        prompt_ids: Token ids of the whole prompt, the chat template included.
+
+    Returns:
+        True if SHA-256 of the ids, as little-endian int64, is divisible by ten.
+    """
+    digest = hashlib.sha256(_id_bytes(prompt_ids)).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_MODULUS == 0
+
+
+def read_rows(paths: Iterable[str | Path]) -> list[Row]:
+    """Reads JSONL files; rows that occur twice are kept once.
+
+    The last line of a file may be cut short by a process that was killed while it wrote: it is
+    reported with a warning and skipped. A broken line anywhere else is an error.
+
+    Args:
+        paths: Files in the order in which their rows shall come.
+
+    Returns:
+        The distinct rows.
+
+    Raises:
+        ValueError: A file is missing, or a complete line is not a row.
+    """
+    rows: dict[Row, None] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ValueError(f"paths must name existing JSONL files, got {str(path)!r}")
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                rows[_parse(line)] = None
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise ValueError(
+                        f'{path}, line {number}, must be {{"p": [ids], "r": [ids]}}: {error!r}'
+                    ) from error
+                warnings.warn(f"{path}: skipped the last line, which is cut short", stacklevel=2)
+    return list(rows)
+
+
+def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Splits rows into those to train on and those held out, by `is_held_out` of the prompt.
+
+    Returns:
+        Training rows and held-out rows, each in the given order.
+    """
+    train: list[Row] = []
+    held_out: list[Row] = []
+    for row in rows:
+        (held_out if is_held_out(row.prompt) else train).append(row)
+    return train, held_out
+
+
+def choose_draft_vocabulary(
+    rows: Iterable[Row], draft_vocab_size: int, vocab_size: int, required_ids: Iterable[int] = ()
+) -> torch.Tensor:
+    """Chooses the target ids that the draft can propose: the most frequent ones in responses.
+
+    Args:
+        rows: Training rows; prompts are not counted, because nobody drafts them.
+        draft_vocab_size: Number Vd of ids to choose.
+        vocab_size: The target's vocabulary V.
+        required_ids: Ids that are chosen however rare they are, such as the stop tokens.
+
+    Returns:
+        (Vd,) int64 ids, ascending. Ties in frequency go to the smaller id.
+
+    Raises:
+        ValueError: Vd is out of range, or an id is not below V.
+    """
+    required = sorted(set(required_ids))
+    if not max(1, len(required)) <= draft_vocab_size <= vocab_size:
+        raise ValueError(
+            f"draft_vocab_size must be between {max(1, len(required))} and the target's "
+            f"{vocab_size}, got {draft_vocab_size}"
+        )
+    response_ids = np.fromiter((token for row in rows for token in row.response), dtype=np.int64)
+    known_ids = np.append(response_ids, required).astype(np.int64)
+    if known_ids.size and not 0 <= known_ids.min() <= known_ids.max() < vocab_size:
+        raise ValueError(
+            f"rows must hold token ids in 0..{vocab_size - 1}, got {known_ids.min()}.."
+            f"{known_ids.max()}: were they written by another model?"
+        )
+    counts = np.bincount(response_ids, minlength=vocab_size)
+    counts[required] = counts.max() + 1
+    most_frequent = np.argsort(-counts, kind="stable")[:draft_vocab_size]
+    return torch.from_numpy(np.sort(most_frequent))
+
+
+def _parse(line: bytes) -> Row:
+    data = json.loads(line)
+    row = Row(tuple(data["p"]), tuple(data["r"]))
+    if not row.prompt or not row.response:
+        raise ValueError("prompt and response must not be empty")
+    if not all(type(token) is int and token >= 0 for token in row.token_ids):
+        raise ValueError("token ids must be integers >= 0")
+    return row
+
+
+def _id_bytes(token_ids: Sequence[int]) -> bytes:
+    return np.asarray(token_ids, dtype="<i8").tobytes()

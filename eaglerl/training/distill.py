@@ -1,0 +1,340 @@
+"""Self-distillation: the target writes its own prompts and answers.
+
+Every slot of a batch runs its own little state machine: it samples a user turn after the chat
+template's opening, is then forced through the template's turn change, and finally writes the answer.
+One forward pass per step serves all slots, whatever each of them is doing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.rows import RowBatch
+
+
+#: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a model
+#: left to itself seldom asks for. The model goes on from the opening, so every prompt is still its own.
+DEFAULT_OPENINGS: tuple[str, ...] = (
+    "Write a Python function that",
+    "Complete the following Python function:\n```python\ndef ",
+    "Solve this problem step by step:",
+    "A farmer has",
+    "Summarize the following text:\n",
+    "Summarize the following article:\n(CNN)",
+    "Who was",
+    "What is the",
+    "When did",
+    "Explain",
+    "Write a short story about",
+    "Write an email to",
+    "Imagine you are",
+    "Compare",
+    "How many",
+    "Translate",
+)
+
+
+@dataclass
+class DistillProgress:
+    """What a run has written so far; passed to the progress callback after every finished row."""
+
+    rows: int
+    response_tokens: int
+    prompt_tokens: int
+
+
+@dataclass
+class _Slot:
+    """State of one sequence: what it has so far and what it is writing."""
+
+    tokens: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    prompt_length: int = 0
+    prompt_limit: int = 0
+    temperature: float = 1.0
+    position: int = 0
+
+    @property
+    def answering(self) -> bool:
+        return self.prompt_length > 0
+
+
+class ChatTemplatePieces:
+    """The fixed token runs of a chat template around a user turn and before the answer."""
+
+    def __init__(self, tokenizer) -> None:
+        marker = "\x00"
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
+        )
+        opening, separator, turn_change = text.partition(marker)
+        if not separator:
+            raise ValueError("the tokenizer's chat template does not contain the user's text verbatim")
+        self.opening: list[int] = tokenizer(opening, add_special_tokens=False).input_ids
+        self.turn_change: list[int] = tokenizer(turn_change, add_special_tokens=False).input_ids
+        if not self.opening or not self.turn_change:
+            raise ValueError("the tokenizer's chat template has no text around the user's turn")
+
+
+def append_row(path: Path, prompt: Sequence[int], response: Sequence[int]) -> None:
+    """Append one JSON line with a single write, so that a killed process leaves no half line behind."""
+    line = json.dumps({"p": list(prompt), "r": list(response)}, separators=(",", ":")) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        data = line.encode()
+        written = os.write(descriptor, data)
+        if written != len(data):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(f"could not write a whole line to {path}: is the disk full?")
+    finally:
+        os.close(descriptor)
+
+
+def recover(path: Path) -> DistillProgress:
+    """Count the rows of an earlier run and cut off a line that it did not finish.
+
+    Args:
+        path: the JSONL file; it need not exist.
+
+    Returns:
+        The rows and tokens that the file holds.
+
+    Raises:
+        ValueError: a line in the middle of the file is not a row of token ids.
+    """
+    progress = DistillProgress(0, 0, 0)
+    if not path.exists():
+        return progress
+    with path.open("rb+") as file:
+        complete = 0
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                prompt, response = row["p"], row["r"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a row with 'p' and 'r': {error}") from error
+            complete += len(line)
+            progress.rows += 1
+            progress.prompt_tokens += len(prompt)
+            progress.response_tokens += len(response)
+        file.truncate(complete)
+    return progress
+
+
+class _Writer:
+    """Drives all slots: which token each reads next, and what to do with the one it predicts."""
+
+    def __init__(
+        self,
+        pieces: ChatTemplatePieces,
+        tokenizer,
+        stop_ids: set[int],
+        max_new_tokens: int,
+        openings: Sequence[str],
+        generator: torch.Generator,
+    ) -> None:
+        self.pieces = pieces
+        self.stop_ids = stop_ids
+        self.max_new_tokens = max_new_tokens
+        self.openings = [tokenizer(text, add_special_tokens=False).input_ids for text in openings]
+        self.generator = generator
+
+    def _random(self) -> float:
+        return float(torch.rand((), generator=self.generator))
+
+    def start(self) -> _Slot:
+        """A fresh slot whose cache already holds the template's opening but for its last token."""
+        opening = self.pieces.opening
+        steering: list[int] = []
+        if self.openings and self._random() < 0.5:
+            steering = self.openings[int(self._random() * len(self.openings))]
+        draw = self._random()
+        limit = 48 if draw < 0.5 else 96 if draw < 0.85 else 192
+        return _Slot(
+            tokens=[*opening],
+            forced=[*steering],
+            prompt_limit=len(opening) + max(limit, len(steering) + 8),
+            temperature=0.6 + 0.4 * self._random(),
+            position=len(opening) - 1,
+        )
+
+    def advance(self, slot: _Slot, predicted: int) -> bool:
+        """Take the next token of a slot; True when its answer is finished."""
+        slot.position += 1
+        if slot.forced:
+            slot.tokens.append(slot.forced.pop(0))
+            if not slot.forced and slot.tokens[-len(self.pieces.turn_change) :] == self.pieces.turn_change:
+                slot.prompt_length = len(slot.tokens)
+                slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
+            return False
+        if not slot.answering:
+            if predicted in self.stop_ids or len(slot.tokens) + 1 >= slot.prompt_limit:
+                turn_change = self.pieces.turn_change
+                slot.forced = turn_change[1:]
+                predicted = turn_change[0]
+            slot.tokens.append(predicted)
+            return False
+        slot.tokens.append(predicted)
+        return predicted in self.stop_ids or (
+            len(slot.tokens) - slot.prompt_length >= self.max_new_tokens
+        )
+
+
+def choose_tokens(
+    logits: torch.Tensor, temperatures: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Next token of every row: the argmax where the temperature is 0, else a draw from the softmax.
+
+    Args:
+        logits: (B, V) float.
+        temperatures: (B,) float32, >= 0.
+        generator: source of the uniform numbers.
+
+    Returns:
+        (B,) int64.
+    """
+    chosen = logits.argmax(-1)
+    sampled = (temperatures > 0).nonzero().squeeze(-1)
+    if len(sampled):
+        scaled = logits[sampled].float() / temperatures[sampled, None]
+        cumulative = torch.softmax(scaled, -1).cumsum(-1)
+        uniform = torch.rand(len(sampled), 1, generator=generator) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, uniform).squeeze(-1)
+        chosen[sampled] = drawn.clamp_max(logits.shape[-1] - 1)
+    return chosen
+
+
+class _SlotEngine:
+    """The target decoding one token for every slot at each step."""
+
+    def __init__(self, target: PackedTarget, prefix: Sequence[int], slots: int, capacity: int) -> None:
+        self._target = target
+        self._cache: KVCache = target.new_cache(capacity, slots)
+        target.forward(RowBatch.causal(prefix, 0), self._cache, "none")
+        # Every sequence begins with the same text, so its rows are computed once.
+        self._prefix = self._cache.data[0, :, :, :, : len(prefix)].clone()
+
+    def restart(self, slot: int) -> None:
+        """Begin a new sequence: the prefix is in the cache."""
+        self._cache.data[slot, :, :, :, : self._prefix.shape[3]] = self._prefix
+
+    def step(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(slots, V) logits after one token of each slot, (slots,), at (slots,) positions."""
+        return self._target.forward(RowBatch.one_per_slot(token_ids, positions), self._cache).logits
+
+
+def _generate_rows(
+    engine: _SlotEngine, writer: _Writer, slots: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Endless stream of (prompt ids, response ids), in the order in which the answers finish."""
+    states = [writer.start() for _ in range(slots)]
+    for index in range(slots):
+        engine.restart(index)
+    while True:
+        tokens = torch.tensor([state.tokens[-1] for state in states])
+        positions = torch.tensor([state.position for state in states], dtype=torch.int32)
+        logits = engine.step(tokens, positions)
+        temperatures = torch.tensor([state.temperature for state in states])
+        chosen = choose_tokens(logits, temperatures, writer.generator).tolist()
+        for index, (state, predicted) in enumerate(zip(states, chosen, strict=True)):
+            if writer.advance(state, predicted):
+                yield state.tokens[: state.prompt_length], state.tokens[state.prompt_length :]
+                states[index] = writer.start()
+                engine.restart(index)
+
+
+def _load_target(path: str | Path, dtype: str, slots: int) -> PackedTarget:
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
+    if dtype == "auto":
+        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        dtype = "bfloat16" if fast else "float32"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return PackedTarget(model, dtype=dtype, rows_hint=slots)
+
+
+def distill(
+    target: str | Path,
+    output: str | Path,
+    *,
+    response_tokens: int,
+    slots: int = 96,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    dtype: str = "auto",
+    openings: Sequence[str] = DEFAULT_OPENINGS,
+    progress: Callable[[DistillProgress], None] | None = None,
+) -> DistillProgress:
+    """Let the target write training data for its own draft head.
+
+    Each row is one JSON line ``{"p": prompt ids, "r": response ids}``. The prompt is the chat template
+    up to the answer, with a user turn that the target sampled itself (half of them after one of
+    `openings`); the response is greedy for two thirds of the rows and drawn at temperature 0.7 for the
+    rest, and ends with the end-of-turn token unless it reaches `max_new_tokens`.
+
+    A run appends to `output` and stops when the file holds `response_tokens` tokens of responses, so an
+    interrupted run is resumed by the same call.
+
+    Args:
+        target: folder of the target model, with its tokenizer and chat template.
+        output: JSONL file to append to.
+        response_tokens: total of response tokens that the file shall hold.
+        slots: sequences that are decoded side by side.
+        max_new_tokens: longest response, in tokens.
+        seed: seed of all draws; a resumed run draws from a stream of its own.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 where the CPU has instructions for it.
+        openings: texts with which half of the user turns begin; empty for none.
+        progress: called after every row.
+
+    Returns:
+        What the file holds now.
+
+    Raises:
+        ValueError: an argument out of its range, a tokenizer without a chat template, or a file that is
+            not such JSONL.
+    """
+    for name, value in (
+        ("response_tokens", response_tokens),
+        ("slots", slots),
+        ("max_new_tokens", max_new_tokens),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    from transformers import AutoTokenizer
+
+    output = Path(output)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    pieces = ChatTemplatePieces(tokenizer)
+    written = recover(output)
+    if written.response_tokens >= response_tokens:
+        return written
+    output.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * written.rows)
+    stop_ids = {tokenizer.eos_token_id}
+    writer = _Writer(pieces, tokenizer, stop_ids, max_new_tokens, openings, generator)
+    longest_prompt = len(pieces.opening) + 192 + len(pieces.turn_change) + 64
+    with torch.inference_mode():
+        packed = _load_target(target, dtype, slots)
+        engine = _SlotEngine(packed, pieces.opening[:-1], slots, longest_prompt + max_new_tokens)
+        for prompt, response in _generate_rows(engine, writer, slots):
+            append_row(output, prompt, response)
+            written.rows += 1
+            written.prompt_tokens += len(prompt)
+            written.response_tokens += len(response)
+            if progress is not None:
+                progress(written)
+            if written.response_tokens >= response_tokens:
+                return written
+    raise AssertionError("the stream of rows does not end by itself")

