@@ -73,9 +73,7 @@ class CMakeBuild(build_ext):
         (build_folder / "CMakeCache.txt").unlink(missing_ok=True)
         shutil.rmtree(build_folder / "CMakeFiles", ignore_errors=True)
         options = [f"-D{name}={value}" for name, value in settings.items()]
-        subprocess.run(
-            [cmake, "-S", ROOT, "-B", build_folder, "-G", "Ninja", *options], check=True
-        )
+        subprocess.run([cmake, "-S", ROOT, "-B", build_folder, "-G", "Ninja", *options], check=True)
         subprocess.run([cmake, "--build", build_folder], check=True)
 
 

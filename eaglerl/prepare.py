@@ -88,7 +88,7 @@ def prepare_model(
     target = model_path(name, cache_dir=cache_dir)
     if is_prepared(target):
         return target
-    source = _locate_gguf(model)
+    source = locate_gguf(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _only_one_process(target, progress):
         if not is_prepared(target):
@@ -146,7 +146,13 @@ def _packaged_model(name: str) -> PackagedModel:
     return MODELS[name]
 
 
-def _locate_gguf(model: PackagedModel) -> Path:
+def locate_gguf(model: PackagedModel) -> Path:
+    """Return the GGUF file inside the installed package of a model.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: its file is missing or has another size.
+    """
     # The package's own imports need libraries that are of no use here: it is found, not imported.
     spec = importlib.util.find_spec(model.module)
     if spec is None or not spec.submodule_search_locations:

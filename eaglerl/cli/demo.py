@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.rule import Rule
 
 from eaglerl.cli.options import (
-    DEFAULT_TREE,
     DraftDtypeOption,
     DraftOption,
-    LoadedModel,
     ModelOption,
     ThreadsOption,
     TreeOption,
-    load_model,
+    encode,
+    load_decoder,
     parse_tree,
 )
 from eaglerl.cli.streaming import statistics_table, text_streamer
@@ -26,7 +25,7 @@ from eaglerl.prepare import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import GenerateOutput, TreeParams
+    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams
 
 DEMO_PROMPT = "Explain in a few sentences why the sky is blue, then list three primary colors."
 WARM_UP_TOKENS = 8
@@ -41,7 +40,7 @@ def demo(
             "--max-new-tokens", "-n", min=1, metavar="N", help="Stop after this many tokens."
         ),
     ] = 200,
-    tree: TreeOption = DEFAULT_TREE,
+    tree: TreeOption = None,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
@@ -52,17 +51,17 @@ def demo(
 
     Ends with exit code 1 if the two differ.
     """
-    trees = {"plain": parse_tree("1,0,1"), "speculative": parse_tree(tree)}
     console = output()
-    loaded = load_model(model, draft, draft_dtype=draft_dtype, threads=threads)
-    input_ids = loaded.encode(prompt, chat=True)
+    # None stands for the decoder's default tree.
+    trees = {"plain": parse_tree(None, plain=True), "speculative": parse_tree(tree)}
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    input_ids = encode(decoder, prompt, chat=True)
     with busy("warming up"):
-        for policy in trees.values():
-            loaded.decoder.generate(input_ids, policy=policy, max_new_tokens=WARM_UP_TOKENS)
+        _warm_up(decoder, input_ids, max_new_tokens, trees)
     console.print(prompt, style="bold", markup=False)
     runs = {
-        name: _stream(console, loaded, input_ids, name, policy, max_new_tokens)
-        for name, policy in trees.items()
+        name: _stream(console, decoder, input_ids, name, params, max_new_tokens)
+        for name, params in trees.items()
     }
     identical = runs["plain"].sequences.tolist() == runs["speculative"].sequences.tolist()
     table = statistics_table(runs)
@@ -73,31 +72,41 @@ def demo(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _warm_up(
+    decoder: SpeculativeDecoder,
+    input_ids: torch.Tensor,
+    max_new_tokens: int,
+    trees: dict[str, TreeParams | None],
+) -> None:
+    from eaglerl.eagle3.verify import make_verifier
+
+    # Caches of the full size first: growing them later would count as time of the first run.
+    room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
+    decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room)
+    for params in trees.values():
+        decoder.generate(input_ids, params, max_new_tokens=WARM_UP_TOKENS)
+
+
 def _stream(
     console: Console,
-    loaded: LoadedModel,
+    decoder: SpeculativeDecoder,
     input_ids: torch.Tensor,
     name: str,
-    policy: TreeParams,
+    params: TreeParams | None,
     max_new_tokens: int,
 ) -> GenerateOutput:
-    title = "plain decoding" if name == "plain" else f"speculative decoding, {_describe(policy)}"
     style = "yellow" if name == "plain" else "green"
     console.print()
-    console.print(Rule(title, style=style, align="left"))
+    console.print(Rule(f"{name} decoding", style=style, align="left"))
 
     def write(text: str) -> None:
         console.out(text, style=style, end="", highlight=False)
 
-    generated = loaded.decoder.generate(
+    generated = decoder.generate(
         input_ids,
-        policy=policy,
+        params,
         max_new_tokens=max_new_tokens,
-        streamer=text_streamer(loaded.tokenizer, write),
+        streamer=text_streamer(decoder.tokenizer, write),
     )
     console.print()
     return generated
-
-
-def _describe(tree: TreeParams) -> str:
-    return f"tree of {tree.total_tokens} (depth {tree.depth}, top-k {tree.top_k})"

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from eaglerl.cli.options import (
-    DEFAULT_TREE,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     PlainOption,
     ThreadsOption,
     TreeOption,
-    load_model,
+    encode,
+    load_decoder,
     parse_tree,
 )
 from eaglerl.cli.streaming import statistics_table, text_streamer
@@ -38,7 +38,7 @@ def generate(
     max_new_tokens: Annotated[
         int,
         typer.Option(
-            "--max-new-tokens", "-n", min=0, metavar="N", help="Stop after this many tokens."
+            "--max-new-tokens", "-n", min=1, metavar="N", help="Stop after this many tokens."
         ),
     ] = 256,
     stop: Annotated[
@@ -72,7 +72,7 @@ def generate(
         int,
         typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=_SAMPLING_PANEL),
     ] = 0,
-    tree: TreeOption = DEFAULT_TREE,
+    tree: TreeOption = None,
     plain: PlainOption = False,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
@@ -84,19 +84,19 @@ def generate(
 
     The text goes to stdout as it comes, everything else to stderr.
     """
-    policy = parse_tree("1,0,1" if plain else tree)
+    policy = parse_tree(tree, plain=plain)
     text = _read_prompt(prompt)
-    loaded = load_model(model, draft, draft_dtype=draft_dtype, threads=threads)
-    generated = loaded.decoder.generate(
-        loaded.encode(text, chat=chat),
-        policy=policy,
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    generated = decoder.generate(
+        encode(decoder, text, chat=chat),
+        policy,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         seed=seed,
         stop_strings=stop,
-        streamer=text_streamer(loaded.tokenizer, _write),
+        streamer=text_streamer(decoder.tokenizer, _write),
     )
     _write("\n")
     if stats:

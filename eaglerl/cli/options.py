@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +12,7 @@ from eaglerl.cli.terminal import busy, progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams
-
-DEFAULT_TREE = "8,2,4"
+    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 
 _MODEL_PANEL = "Model"
 _DRAFTING_PANEL = "Drafting"
@@ -61,11 +58,13 @@ ThreadsOption = Annotated[
     ),
 ]
 TreeOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--tree",
         metavar="T,D,K",
-        help="Draft tree: rows verified per cycle, expansion rounds after the first, width.",
+        help="Draft tree: rows verified per cycle, expansion rounds after the first, width; "
+        "default: a small one that suits a CPU.",
+        show_default=False,
         rich_help_panel=_DRAFTING_PANEL,
     ),
 ]
@@ -79,19 +78,32 @@ PlainOption = Annotated[
 ]
 
 
-def parse_tree(text: str) -> TreeParams:
+def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
     """Read `T,D,K` as tree parameters.
+
+    Args:
+        text: what was given, if anything.
+        plain: whether plain decoding was asked for instead.
+
+    Returns:
+        The tree; None for the decoder's default.
 
     Raises:
         typer.BadParameter: not three whole numbers, or numbers that make no tree.
     """
+    if plain and text is not None:
+        raise typer.BadParameter("--plain drafts no tree; give one of the two", param_hint="--tree")
+    if plain:
+        text = "1,0,1"
+    if text is None:
+        return None
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != 3:
         raise typer.BadParameter(
-            f"{text!r} is not of the form T,D,K, three whole numbers such as {DEFAULT_TREE}",
+            f"{text!r} is not of the form T,D,K, three whole numbers such as 8,2,4",
             param_hint="--tree",
         )
     from eaglerl.eagle3 import TreeParams
@@ -139,48 +151,9 @@ def resolve_draft(draft: Path | None, model: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A decoder ready to run, with the tokenizer of its target."""
-
-    decoder: SpeculativeDecoder
-    tokenizer: Any
-
-    def encode(self, prompt: str, *, chat: bool) -> torch.Tensor:
-        """Return a prompt's token ids, (1, n) int64.
-
-        Args:
-            prompt: the text.
-            chat: put it as the user's turn into the model's chat template.
-
-        Raises:
-            ValueError: the prompt has no tokens, or there is no chat template.
-        """
-        import torch
-
-        if chat:
-            if self.tokenizer.chat_template is None:
-                raise ValueError("the model has no chat template; use --raw")
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        else:
-            ids = self.tokenizer(prompt).input_ids
-        if not ids:
-            raise ValueError("the prompt is empty")
-        return torch.tensor([ids], dtype=torch.int64)
-
-    def decode(self, generated: GenerateOutput, prompt_length: int) -> str:
-        """Return the text of the tokens that follow the prompt."""
-        return self.tokenizer.decode(
-            generated.sequences[0, prompt_length:], skip_special_tokens=True
-        )
-
-
-def load_model(
+def load_decoder(
     model: str, draft: Path | None, *, draft_dtype: str, threads: int | None
-) -> LoadedModel:
+) -> SpeculativeDecoder:
     """Load target, draft head and tokenizer, showing that it goes on.
 
     Raises:
@@ -190,14 +163,37 @@ def load_model(
     draft_path = resolve_draft(draft, model)
     with busy("loading the model"):
         import torch
-        from transformers import AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
         from eaglerl.eagle3 import SpeculativeDecoder
 
+        # transformers would draw a bar of its own over ours.
+        disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
-        decoder = SpeculativeDecoder.from_pretrained(
-            target_path, draft_path, draft_dtype=draft_dtype
-        )
-        tokenizer = AutoTokenizer.from_pretrained(target_path)
-    return LoadedModel(decoder, tokenizer)
+        return SpeculativeDecoder.from_pretrained(target_path, draft_path, draft_dtype=draft_dtype)
+
+
+def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool) -> torch.Tensor:
+    """Return a prompt's token ids, (1, n) int64.
+
+    Args:
+        decoder: whose target reads the prompt.
+        prompt: the text.
+        chat: put it as the user's turn into the model's chat template.
+
+    Raises:
+        ValueError: there is no chat template.
+    """
+    import torch
+
+    tokenizer = decoder.tokenizer
+    if not chat:
+        return torch.tensor([tokenizer(prompt).input_ids], dtype=torch.int64)
+    if tokenizer.chat_template is None:
+        raise ValueError("the model has no chat template; use --raw")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return torch.tensor([ids], dtype=torch.int64)

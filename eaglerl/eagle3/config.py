@@ -98,6 +98,11 @@ class Eagle3Config:
                 f"draft_vocab_size must be at most vocab_size, got {self.draft_vocab_size} and "
                 f"{self.vocab_size}"
             )
+        self._check_switches()
+        if self.feature_layers is not None:
+            check_feature_layers(self.feature_layers, "feature_layers")
+
+    def _check_switches(self) -> None:
         if self.fc_norm and self.norm_before_fc:
             raise ValueError(
                 "fc_norm and norm_before_fc exclude each other: the features are normed in three "
@@ -107,8 +112,6 @@ class Eagle3Config:
             raise ValueError(
                 "norm_feedback needs norm_output: the fed back vector is the normed output"
             )
-        if self.feature_layers is not None:
-            check_feature_layers(self.feature_layers, "feature_layers")
 
     @property
     def feature_hidden_size(self) -> int:

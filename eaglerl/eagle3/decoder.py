@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.draft_runner import make_runner
+from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
@@ -18,12 +18,10 @@ from eaglerl.eagle3.params import TreeParams, TreePolicy, as_policy
 from eaglerl.eagle3.session import DecodingSession, StepResult
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.tree import DraftRunner
 from eaglerl.eagle3.verify import Verifier, make_verifier
 
 #: Rows that a cache keeps free for the tree of a cycle; a wider tree makes the cache grow.
-_TREE_ROOM = 128
-DraftDtype = Literal["auto", "float32", "bfloat16", "int8"]
+_TREE_ROOM = 512
 
 
 class SpeculativeDecoder:
@@ -62,11 +60,10 @@ class SpeculativeDecoder:
             draft.set_embed_tokens(target.embed_tokens)
         self.target = target
         self.head = draft
-        self.draft_dtype: DraftDtype = draft_dtype
         self.default_policy = as_policy(default_policy or TreeParams(8, 2, 4))
         self.tokenizer = tokenizer
+        self.draft: CachedDraft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
         self._cache: KVCache | None = None
-        self.draft: DraftRunner | None = None
 
     @classmethod
     def from_pretrained(
@@ -245,9 +242,9 @@ class SpeculativeDecoder:
 
     def _reserve(self, capacity: int) -> None:
         if self._cache is None or self._cache.capacity < capacity:
-            self._cache = self.draft = None
+            self._cache = None
             self._cache = self.target.new_cache(capacity)
-            self.draft = make_runner(self.head, capacity=capacity, dtype=self.draft_dtype)
+            self.draft.resize(capacity)
 
     def _generate_one(
         self, prompt: list[int], rules: StoppingRules, policy: TreePolicy, verifier: Verifier, streamer

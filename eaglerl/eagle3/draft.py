@@ -19,7 +19,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm, computed in fp32; weight (hidden_size,)."""
+    """Root mean square norm, computed in fp32 or wider; weight (hidden_size,)."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Norms the last dimension of ``x`` (..., hidden_size)."""
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 

@@ -28,10 +28,20 @@ class CachedDraft:
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int) -> None:
         if head.embed_tokens is None:
             raise ValueError("head must have embed_tokens: give it the target's table")
-        config = self.head_config = head.config
-        device = head.fc.weight.device
+        self.head_config = head.config
+        self.draft_to_target = head.draft_to_target
+        self._device = head.fc.weight.device
+        self._allocate(capacity, slots)
+
+    def _allocate(self, capacity: int, slots: int) -> None:
+        config = self.head_config
         self.cache = KVCache(
-            1, config.num_key_value_heads, config.head_dim, capacity, slots=slots, device=device
+            1,
+            config.num_key_value_heads,
+            config.head_dim,
+            capacity,
+            slots=slots,
+            device=self._device,
         )
         cos, sin = rope_tables(
             config.head_dim,
@@ -39,8 +49,15 @@ class CachedDraft:
             capacity,
             max_position_embeddings=config.max_position_embeddings,
         )
-        self._cos, self._sin = cos.to(device), sin.to(device)
-        self.draft_to_target = head.draft_to_target
+        self._cos, self._sin = cos.to(self._device), sin.to(self._device)
+
+    def resize(self, capacity: int) -> None:
+        """Makes room for ``capacity`` rows per slot, without packing weights anew; empties all.
+
+        Raises:
+            ValueError: ``capacity`` is less than 1, or RoPE has no table of that many rows.
+        """
+        self._allocate(capacity, self.cache.slots)
 
     @property
     def lengths(self) -> list[int]:
@@ -79,13 +96,16 @@ class CachedDraft:
             )
         low, high = (int(bound) for bound in token_ids.aminmax())
         if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"token_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}"
-            )
+            raise ValueError(f"token_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}")
         self.cache.check_room(rows, slot)
 
     def _check_expand(
-        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor, slot: int
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        round: int,
+        mask: torch.Tensor,
+        slot: int,
     ) -> None:
         rows = token_ids.shape[0]
         block = (round + 1) * rows
@@ -103,7 +123,7 @@ class CachedDraft:
 
 
 class ModuleDraft(CachedDraft):
-    """A draft head run as its module, on any device: the reference, and the path without a CPU's."""
+    """A draft head run as a plain module, on any device; the reference of the fast one."""
 
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int = 1) -> None:
         """Prepares inference.
@@ -190,9 +210,8 @@ class ModuleDraft(CachedDraft):
             return attended[0].transpose(0, 1)
 
         head = self.head
-        device = head.fc.weight.device
         cos, sin = self._cos[positions], self._sin[positions]
-        output = head.midlayer(head.embed(token_ids.to(device)), hidden, cos, sin, attention)
+        output = head.midlayer(head.embed(token_ids.to(self._device)), hidden, cos, sin, attention)
         return head.feedback(output), head.logits(output)
 
 
@@ -217,5 +236,3 @@ def make_runner(
         return ModuleDraft(head, capacity=capacity, slots=slots)
     packed_dtype = "int8" if dtype == "auto" else dtype
     return PackedDraft(head, capacity=capacity, slots=slots, dtype=packed_dtype)
-
-

@@ -79,25 +79,44 @@ class PackedDraft(CachedDraft):
             ValueError: The head has no embedding table or is not on the CPU, or RoPE has no table
                 of ``capacity`` rows, or the native ops do not take its ``head_dim``.
         """
-        config = head.config
         if head.fc.weight.device.type != "cpu":
             raise ValueError(f"head must be on the CPU, got {head.fc.weight.device}")
-        if config.head_dim % 8 or config.head_dim > C.max_head_dim:
+        head_dim = head.config.head_dim
+        if head_dim % 8 or head_dim > C.max_head_dim:
             raise ValueError(
                 f"head_dim must be a multiple of 8 up to {C.max_head_dim} for packed drafting, got "
-                f"{config.head_dim}"
+                f"{head_dim}"
             )
         super().__init__(head, capacity=capacity, slots=slots)
         self.dtype = dtype
         self._pack(head, dtype, rows_hint)
         self._table = head.embed_tokens.float().contiguous()
-        self._scale = config.head_dim**-0.5
+        self._table_address = self._table.data_ptr()
+        self._buffers: dict[int, _RowBuffers] = {}
+
+    def _allocate(self, capacity: int, slots: int) -> None:
+        super()._allocate(capacity, slots)
         # Row numbers, from which positions and cache rows of consecutive rows are read in place.
         self._row_numbers = np.arange(capacity + 1, dtype=np.int32)
+        self._same_position, self._same_length = np.empty((2, capacity), dtype=np.int32)
+        self._look_up_addresses()
+
+    def _look_up_addresses(self) -> None:
+        config, cache = self.head_config, self.cache
         self._row_numbers_address = self._row_numbers.ctypes.data
-        self._same_position = np.empty(capacity, dtype=np.int32)
-        self._same_length = np.empty(capacity, dtype=np.int32)
-        self._buffers: dict[int, _RowBuffers] = {}
+        self._same_position_address = self._same_position.ctypes.data
+        self._same_length_address = self._same_length.ctypes.data
+        heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        qkv_width = (heads + 2 * key_value_heads) * config.head_dim
+        tables = (self._cos.data_ptr(), self._sin.data_ptr(), self._cos.shape[0])
+        self._attention_tables = (qkv_width, *tables)
+        # A slot's own addresses make it slot 0 of a cache of one slot.
+        self._attention_caches = [
+            (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity)
+            for keys, values in zip(cache.keys(0), cache.values(0), strict=True)
+        ]
+        self._no_head_norms = (0, 0, config.rms_norm_eps, config.head_dim**-0.5)
+        self._heads = (heads, key_value_heads, config.head_dim)
 
     def _pack(self, head: Eagle3DraftHead, dtype: LinearDtype, rows_hint: int) -> None:
         layer = head.midlayer
@@ -141,10 +160,15 @@ class PackedDraft(CachedDraft):
         rows = len(token_ids)
         for begin in range(0, rows, _CHUNK_ROWS):
             end = min(begin + _CHUNK_ROWS, rows)
-            hidden = self._reduce(features[begin:end])
-            start = self.lengths[slot]
-            attended, residual = self._attend_stable(token_ids[begin:end], hidden, start, slot)
-            self.lengths[slot] = start + end - begin
+            address = self._row_numbers_address + _INT32_BYTES * self.lengths[slot]
+            attended, residual = self._attend(
+                token_ids[begin:end].contiguous(),
+                self._reduce(features[begin:end]),
+                slot,
+                (address, address),
+                (address + _INT32_BYTES, 0, 0, 0),
+            )
+            self.lengths[slot] += end - begin
         output, logits = self._finish(attended[-1:], residual[-1:])
         return output[0], logits[0]
 
@@ -174,60 +198,46 @@ class PackedDraft(CachedDraft):
             ValueError: Shapes or dtypes are wrong, an id is unknown, or the cache is full.
         """
         self._check_expand(token_ids, hidden, round, mask, slot)
-        token_ids, hidden, mask = token_ids.contiguous(), hidden.contiguous(), mask.contiguous()
         rows, length = token_ids.shape[0], self.cache.lengths[slot]
         self._same_position[:rows] = length + round
         self._same_length[:rows] = length
+        first_row = self._row_numbers_address + _INT32_BYTES * (length + round * rows)
+        mask = mask.contiguous()
         attended, residual = self._attend(
-            token_ids,
-            hidden,
+            token_ids.contiguous(),
+            hidden.contiguous(),
             slot,
-            positions=self._same_position.ctypes.data,
-            cache_rows=self._row_numbers_address + _INT32_BYTES * (length + round * rows),
-            prefix_lengths=self._same_length.ctypes.data,
-            mask=mask.data_ptr(),
-            mask_words=mask.shape[1],
-            block_length=(round + 1) * rows,
+            (self._same_position_address, first_row),
+            (self._same_length_address, mask.data_ptr(), mask.shape[1], (round + 1) * rows),
         )
         return self._finish(attended, residual)
-
-    def _attend_stable(
-        self, token_ids: torch.Tensor, hidden: torch.Tensor, start: int, slot: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Causal rows from position ``start`` on; see `_attend`."""
-        address = self._row_numbers_address + _INT32_BYTES * start
-        return self._attend(
-            token_ids.contiguous(),
-            hidden,
-            slot,
-            positions=address,
-            cache_rows=address,
-            prefix_lengths=address + _INT32_BYTES,
-            mask=0,
-            mask_words=0,
-            block_length=0,
-        )
 
     def _attend(
         self,
         token_ids: torch.Tensor,
         hidden: torch.Tensor,
         slot: int,
-        *,
-        positions: int,
-        cache_rows: int,
-        prefix_lengths: int,
-        mask: int,
-        mask_words: int,
-        block_length: int,
+        place: tuple[int, int],
+        visible: tuple[int, int, int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """From tokens and features to the heads' outputs (M, Hq D) and the residual (M, h)."""
-        config = self.head_config
-        rows, width, eps = token_ids.shape[0], config.hidden_size, config.rms_norm_eps
-        threads = torch.get_num_threads()
+        """Runs the layer's first half.
+
+        Args:
+            token_ids: (M,) int64, contiguous.
+            hidden: (M, h) fp32, contiguous.
+            slot: The sequence.
+            place: Addresses of the rows' rotary positions and cache rows, (M,) int32 each.
+            visible: Address of the rows' prefix lengths (M,) int32; address and words of their
+                masks, and length of the masked block, or zeros.
+
+        Returns:
+            The heads' outputs (M, Hq D), a buffer, and the residual (M, h).
+        """
+        rows, width = hidden.shape
+        eps, threads = self.head_config.rms_norm_eps, torch.get_num_threads()
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         C.rms_norm(
-            self._table.data_ptr(), width, self._table.shape[0], token_ids.data_ptr(),
+            self._table_address, width, self.head_config.vocab_size, token_ids.data_ptr(),
             self._embedding_norm.address, buffers.pair_left, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         C.rms_norm(
@@ -235,18 +245,12 @@ class PackedDraft(CachedDraft):
             self._hidden_norm.address, buffers.pair_right, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         qkv = self._qkv(buffers.pair)
-        keys, values = self.cache.data[slot, 0]
         C.cached_attention(
-            qkv.data_ptr(), qkv.shape[1],
-            self._cos.data_ptr(), self._sin.data_ptr(), self._cos.shape[0],
-            positions, cache_rows, 0,
-            keys.data_ptr(), values.data_ptr(), 1, 0, self.cache.capacity,
-            prefix_lengths, mask, mask_words, block_length,
-            0, 0, eps, self._scale,
-            buffers.attended_address, buffers.attended.shape[1], rows,
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim, threads,
+            qkv.data_ptr(), *self._attention_tables, *place,
+            *self._attention_caches[slot], *visible, *self._no_head_norms,
+            buffers.attended_address, self._out.in_features, rows, *self._heads, threads,
         )  # fmt: skip
-        if config.norm_before_residual:
+        if self.head_config.norm_before_residual:
             hidden = buffers.pair[:, width:].contiguous()
         return buffers.attended, hidden
 
@@ -254,25 +258,34 @@ class PackedDraft(CachedDraft):
         self, attended: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """From the heads' outputs to the next step's features (M, h) and the logits (M, Vd)."""
-        config = self.head_config
-        rows, width, eps = attended.shape[0], config.hidden_size, config.rms_norm_eps
-        inner = config.intermediate_size
-        threads = torch.get_num_threads()
+        config, threads = self.head_config, torch.get_num_threads()
+        (rows, width), inner, eps = residual.shape, config.intermediate_size, config.rms_norm_eps
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         normed = buffers.normed_address
+
+        def norm(x: torch.Tensor, weight: _Norm) -> torch.Tensor:
+            C.rms_norm(
+                x.data_ptr(),
+                width,
+                rows,
+                0,
+                weight.address,
+                normed,
+                width,
+                rows,
+                width,
+                eps,
+                threads,
+            )
+            return buffers.normed
+
         x = self._out.add_to(attended, residual)
-        mlp_norm, final_norm = self._mlp_norm.address, self._final_norm.address
-        C.rms_norm(x.data_ptr(), width, rows, 0, mlp_norm, normed, width, rows, width, eps, threads)
-        gate_up = self._gate_up(buffers.normed)
-        activated = buffers.activated_address
-        C.silu_mul(gate_up.data_ptr(), 2 * inner, activated, rows, inner, threads)
+        gate_up = self._gate_up(norm(x, self._mlp_norm))
+        C.silu_mul(gate_up.data_ptr(), 2 * inner, buffers.activated_address, rows, inner, threads)
         x = self._down.add_to(buffers.activated, x)
         if not config.norm_output:
             return x, self._lm_head(x)
-        C.rms_norm(
-            x.data_ptr(), width, rows, 0, final_norm, normed, width, rows, width, eps, threads
-        )
-        logits = self._lm_head(buffers.normed)
+        logits = self._lm_head(norm(x, self._final_norm))
         return buffers.normed.clone() if config.norm_feedback else x, logits
 
     def _reduce(self, features: torch.Tensor) -> torch.Tensor:

@@ -139,6 +139,13 @@ class PackedTarget(TargetModel):
         """An empty float32 cache."""
         return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, slots=slots)
 
+    def packed_products(self) -> list[PackedLinear]:
+        """All matrix products of a pass, in the order in which it runs them."""
+        products = []
+        for layer in self._layers:
+            products += [layer.qkv, layer.out, layer.gate_up, layer.down]
+        return [*products, self._head]
+
     def _make_buffers(self, rows: int) -> _Buffers:
         heads = self.num_heads * self.head_dim
         return _Buffers(rows, self.hidden_size, heads, self.intermediate_size)

@@ -12,8 +12,9 @@ from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import CycleState, TreeParams
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.target import TargetModel, TargetOutput
-from eaglerl.eagle3.tree import DraftRunner, DraftTree, TreeDrafter, check_top_k
+from eaglerl.eagle3.tree import DraftRunner, TreeDrafter, check_top_k, root_only
 from eaglerl.eagle3.verify import Verifier
+from eaglerl.ops import DraftTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ class DecodingSession:
     def _draft_tree(self, params: TreeParams) -> DraftTree:
         root = self.token_ids[-1]
         if params.total_tokens == 1:
-            return DraftTree.root_only(root)
+            return root_only(root)
         stable = self.draft.lengths[self.slot]
         features = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
         self._pending.clear()

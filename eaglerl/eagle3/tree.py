@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from eaglerl.eagle3.params import TreeParams
-from eaglerl.ops import DraftTreeBuilder
+from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
-@dataclass(frozen=True, slots=True)
-class DraftTree:
-    """Rows to verify, ancestors before descendants; row 0 is the root.
-
-    Attributes:
-        token_ids: (T,) int64 target ids.
-        parents: (T,) int32 row of the parent; -1 for the root.
-        levels: (T,) int32 distance from the root.
-        mask: (T, words) int64 ancestor-or-self bits over the rows.
-        scores: (T,) float32 cumulative draft log-probability; 0 for the root.
-    """
-
-    token_ids: torch.Tensor
-    parents: torch.Tensor
-    levels: torch.Tensor
-    mask: torch.Tensor
-    scores: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.token_ids.shape[0]
-
-    @classmethod
-    def root_only(cls, token_id: int) -> DraftTree:
-        """The tree that drafts nothing."""
-        return cls(
-            torch.tensor([token_id]),
-            torch.tensor([-1], dtype=torch.int32),
-            torch.tensor([0], dtype=torch.int32),
-            torch.tensor([[1]]),
-            torch.zeros(1),
-        )
+def root_only(token_id: int) -> DraftTree:
+    """The tree that drafts nothing: row 0 alone."""
+    return DraftTree(
+        token_ids=torch.tensor([token_id]),
+        parents=torch.tensor([-1], dtype=torch.int32),
+        levels=torch.tensor([0], dtype=torch.int32),
+        mask=torch.tensor([[1]]),
+        scores=torch.zeros(1),
+    )
 
 
 class DraftRunner(Protocol):
@@ -93,18 +70,18 @@ class TreeDrafter:
             slot: the sequence.
 
         Returns:
-            The tree; its tensors are views that the next call overwrites.
+            The tree.
 
         """
         builder, draft = self._builder, self.draft
-        builder.begin(root, params.top_k, params.depth)
+        builder.begin(root, params.top_k)
         builder.first(logits, draft.draft_to_target)
         hidden = hidden[None]
         for round_index in range(params.depth):
             token_ids, parents, mask = builder.frontier()
             hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask, slot)
             builder.expand(logits, draft.draft_to_target)
-        return DraftTree(*builder.finish(params.total_tokens))
+        return builder.finish(params.total_tokens)
 
 
 def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:

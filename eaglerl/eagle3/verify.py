@@ -12,8 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from eaglerl.eagle3.tree import DraftTree
-from eaglerl.ops import accept_path
+from eaglerl.ops import DraftTree, accept_path
 
 
 class Verifier(Protocol):
@@ -43,7 +42,7 @@ class GreedyVerifier:
             tree: the tree of T rows.
         """
         choices = logits.argmax(-1).cpu()
-        rows = accept_path(tree.parents, tree.token_ids, choices)
+        rows = accept_path(tree.parents, tree.token_ids, choices).tolist()
         return rows, int(choices[rows[-1]])
 
 

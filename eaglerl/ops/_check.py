@@ -23,9 +23,7 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
         raise ValueError(f"{name} must be on the CPU, not on {tensor.device}")
 
 
-def check_contiguous(
-    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
+def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Checks a contiguous CPU tensor of a known shape.
 
     Raises:

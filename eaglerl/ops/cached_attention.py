@@ -25,9 +25,7 @@ def _check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
             f"its shape is {tuple(key_cache.shape)}, its strides {key_cache.stride()}"
         )
     if head_dim % 8 or not 8 <= head_dim <= C.max_head_dim:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 up to {C.max_head_dim}, not {head_dim}"
-        )
+        raise ValueError(f"head_dim must be a multiple of 8 up to {C.max_head_dim}, not {head_dim}")
 
 
 def _query_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> int:

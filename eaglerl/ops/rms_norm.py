@@ -53,9 +53,7 @@ def rms_norm(
     return out
 
 
-def rms_norm_ref(
-    x: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None
-) -> Tensor:
+def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None) -> Tensor:
     """The same in plain torch, for any dtype and device."""
     if index is not None:
         x = x[index]

@@ -27,14 +27,14 @@ class FeatureSequence(NamedTuple):
 class PackedBatch:
     """Sequences one after another; N tokens, of which R are draft rows.
 
-    Draft rows are t = P - 1 .. L - 3 of each sequence: the first is the last prompt token, whose row
-    takes the first response token as its input (decoding never starts earlier), the last is the one
-    whose step 0 predicts the last token. At step s, row t predicts token t + s + 2 from what the target
-    says at position t + s + 1; so the teacher rows are positions P .. L - 2, and draft row r at
+    Draft rows are t = P - 1 .. L - 3 of each sequence: the first is the last prompt token's, which
+    takes the first response token as its input (decoding never starts earlier), the last is the
+    one whose step 0 predicts the last token. At step s, row t predicts token t + s + 2; the target
+    does so at position t + s + 1. So the teacher rows are positions P .. L - 2, and draft row r at
     step s belongs to teacher row r + s.
 
     Attributes:
-        token_ids: (N + margin,) int64; the margin is filler that steps beyond the end may index.
+        token_ids: (N + margin,) int64; the margin is filler for steps beyond the end.
         taps: (N, 3k).
         positions: (N,) int64 position of every token in its own sequence.
         draft_rows: (R,) int64 rows among the N.

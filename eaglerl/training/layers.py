@@ -5,7 +5,7 @@ same formulas keeps every intermediate result.
 """
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
@@ -47,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps, dtype):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return F.rms_norm(x, (x.shape[-1],), weight, eps).to(dtype)
+        return functional.rms_norm(x, (x.shape[-1],), weight, eps).to(dtype)
 
     @staticmethod
     def backward(ctx, grad):

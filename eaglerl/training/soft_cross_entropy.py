@@ -1,9 +1,9 @@
 """Soft cross-entropy of a large output layer against teacher probabilities, without its logits.
 
 For hidden states h, weights W and teacher probabilities p of a row, z = W h,
-``loss = logsumexp(z) - p . z`` and ``d loss / d z = softmax(z) - p`` (p sums to 1). Forward works in
-blocks that stay in the cache and leaves only the gradients of h and W, so the (rows, Vd) logits of
-a batch never exist at once.
+``loss = logsumexp(z) - p . z`` and ``d loss / d z = softmax(z) - p`` (p sums to 1). Forward works
+in blocks that stay in the cache and leaves only the gradients of h and W, so the (rows, Vd) logits
+of a batch never exist at once.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 BLOCK_ROWS = 256
-# The product for the weights' gradient has to read and write all of W; it is done once for so many rows.
+# The product for the gradient of W reads and writes all of it, so it serves several blocks at once.
 GROUP_BLOCKS = 8
 
 
@@ -103,10 +103,8 @@ def _block(logits, probabilities, draft_ids, losses, correct) -> torch.Tensor:
     top = student.amax(-1)
     # The largest logit has the probability exp(max - logsumexp).
     log_partition = logits.amax(-1).to(accumulate) - top.log()
-    torch.sub(
-        log_partition, torch.linalg.vecdot(probabilities.to(accumulate), logits.to(accumulate)),
-        out=losses,
-    )  # fmt: skip
+    expected = torch.linalg.vecdot(probabilities.to(accumulate), logits.to(accumulate))
+    torch.sub(log_partition, expected, out=losses)
     chosen = student.gather(1, draft_ids.clamp_min(0)[:, None])[:, 0]
     torch.logical_and(chosen == top, draft_ids >= 0, out=correct)
     return student.sub_(probabilities)

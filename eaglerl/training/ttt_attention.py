@@ -1,9 +1,9 @@
 """Attention of training-time test over packed sequences.
 
-At step s a row attends to the step-0 keys of its own sequence up to itself, and to the keys that it
-wrote itself in steps 1..s (EAGLE-3, https://arxiv.org/abs/2503.01840, section 3.2). The first part is
-ordinary attention; the second needs no matrix product, as each row has s keys of its own. One softmax
-spans both: they are merged by their log-sum-exp.
+At step s a row attends to the step-0 keys of its own sequence up to itself, and to the keys that
+it wrote itself in steps 1..s (EAGLE-3, https://arxiv.org/abs/2503.01840, section 3.2). The first
+part is ordinary attention; the second needs no matrix product, as each row has s keys of its own.
+One softmax spans both: they are merged by their log-sum-exp.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,118 @@
+"""The target's forward pass against the sum of its own matrix products, and against transformers.
+
+    python benchmarks/bench_target_forward.py [--context 512] [--repeats 30]
+
+One process, all contenders alternating, medians. The products are the very packed weights of the
+forward pass, applied in the same order to inputs of the same shape and nothing in between.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.rows import RowBatch
+from eaglerl.evaluation.machine import describe_machine
+from eaglerl.prepare import prepare_model
+
+ROWS = (1, 4, 8, 16, 32, 60)
+#: Bound on forward / products for every number of rows, and on forward / transformers at 8 rows.
+PRODUCT_BOUNDS = {1: 1.35, 4: 1.35, 8: 1.35, 16: 1.35, 32: 1.5, 60: 1.5}
+EAGER_BOUND_AT_8 = 0.55
+
+
+def packed_forward(target: PackedTarget, context: int, rows: int) -> Callable[[], object]:
+    """One verification of a chain of `rows` tokens behind `context` committed ones."""
+    cache = target.new_cache(context + rows)
+    token_ids = torch.randint(3, target.vocab_size, (context + rows,))
+    for start in range(0, context, 256):
+        chunk = token_ids[start : min(start + 256, context)]
+        target.forward(RowBatch.causal(chunk, start), cache, "none")
+    batch = RowBatch.causal(token_ids[context:], context)
+    return lambda: target.forward(batch, cache)
+
+
+def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
+    """The products of the same pass alone."""
+    products = target.packed_products()
+    inputs = {size: torch.randn(rows, size) for size in {p.in_features for p in products}}
+
+    def run() -> None:
+        for product in products:
+            product(inputs[product.in_features])
+
+    return run
+
+
+def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[], object]:
+    """transformers' own forward of `rows` tokens on a `DynamicCache` of `context`."""
+    cache = DynamicCache(config=model.config)
+    model(torch.randint(3, model.config.vocab_size, (1, context)), past_key_values=cache)
+    token_ids = torch.randint(3, model.config.vocab_size, (1, rows))
+
+    def run() -> None:
+        model(token_ids, past_key_values=cache)
+        cache.crop(-rows)
+
+    return run
+
+
+def medians(contenders: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each contender, run in turn."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for repeat in range(repeats + 2):
+        for contender, samples in zip(contenders, times, strict=True):
+            started = time.perf_counter()
+            contender()
+            if repeat >= 2:
+                samples.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(samples) for samples in times]
+
+
+def main(
+    context: int = 512,
+    repeats: int = 30,
+    model: Annotated[Path | None, typer.Option(help="Folder of the target.")] = None,
+) -> None:
+    """Print the table; exit with 1 if a bound is missed."""
+    path = model or prepare_model()
+    eager = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    table = Table(title=f"Forward pass of M rows, context {context}, ms ({describe_machine()})")
+    for title in ("M", "products", "forward", "transformers", "forward/products", "forward/transformers"):
+        table.add_column(title, justify="right")
+    missed = []
+    with torch.inference_mode():
+        target = PackedTarget(eager)
+        for rows in ROWS:
+            products, forward, reference = medians(
+                [
+                    packed_products(target, rows),
+                    packed_forward(target, context, rows),
+                    eager_forward(eager, context, rows),
+                ],
+                repeats,
+            )
+            ratio, against_eager = forward / products, forward / reference
+            if ratio > PRODUCT_BOUNDS[rows] or (rows == 8 and against_eager > EAGER_BOUND_AT_8):
+                missed.append(rows)
+            cells = (products, forward, reference, ratio, against_eager)
+            table.add_row(str(rows), *(f"{cell:.2f}" for cell in cells))
+    console = Console()
+    console.print(table)
+    if missed:
+        console.print(f"over the bound at M = {', '.join(map(str, missed))}")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

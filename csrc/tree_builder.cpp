@@ -1,0 +1,187 @@
+#include "tree_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "cpu_kernels.h"
+#include "parallel.h"
+#include "tree_common.h"
+
+namespace eaglerl {
+namespace {
+
+constexpr int64_t kSerialLogits = 32'768;  // below this a second thread costs more than it saves
+
+}  // namespace
+
+void DraftTreeBuilder::begin(int64_t root_token, int top_k) {
+  if (top_k < 1) {
+    throw std::invalid_argument("top_k must be at least 1, not " + std::to_string(top_k));
+  }
+  root_token_ = root_token;
+  top_k_ = top_k;
+  rounds_ = 0;
+  pool_.clear();
+  frontier_.clear();
+}
+
+void DraftTreeBuilder::check_draft(const DraftLogits& draft) const {
+  if (top_k_ == 0) throw std::logic_error("begin() must be called first");
+  if (top_k_ > draft.vocab) {
+    throw std::invalid_argument("top_k = " + std::to_string(top_k_) +
+                                " exceeds the draft vocabulary of " + std::to_string(draft.vocab));
+  }
+}
+
+void DraftTreeBuilder::score_rows(const DraftLogits& draft, int rows) {
+  const CpuKernels& kernels = cpu_kernels();
+  const int64_t row_scratch = 2 * ((draft.vocab + 63) / 64);
+  top_values_.resize(static_cast<size_t>(rows) * top_k_);
+  top_ids_.resize(static_cast<size_t>(rows) * top_k_);
+  log_sums_.resize(rows);
+  scratch_.resize(static_cast<size_t>(rows) * row_scratch);
+  const int threads = rows * draft.vocab < kSerialLogits ? 1 : draft.threads;
+  parallel_for(rows, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const TopKResult result = kernels.top_k(
+          draft.logits + row * draft.row_stride, draft.vocab, top_k_,
+          top_values_.data() + row * top_k_, top_ids_.data() + row * top_k_,
+          scratch_.data() + row * row_scratch);
+      log_sums_[row] = result.count == top_k_ ? result.log_sum_exp : NAN;
+    }
+  });
+  for (int row = 0; row < rows; ++row) {
+    if (!std::isfinite(log_sums_[row])) {
+      throw std::invalid_argument("draft logits of row " + std::to_string(row) +
+                                  " hold a value that is not a number, or infinity");
+    }
+  }
+}
+
+void DraftTreeBuilder::add_children(const DraftLogits& draft, int row, int32_t parent) {
+  const float parent_score = parent < 0 ? 0.0f : pool_[parent].score;
+  const int32_t level = parent < 0 ? 1 : pool_[parent].level + 1;
+  for (int child = 0; child < top_k_; ++child) {
+    const int64_t place = int64_t(row) * top_k_ + child;
+    // Rounding may give a log-probability above 0; a child must not outrank its parent.
+    const float log_probability = std::min(top_values_[place] - log_sums_[row], 0.0f);
+    const int64_t id = top_ids_[place];
+    const int64_t token = draft.draft_to_target ? draft.draft_to_target[id] : id;
+    pool_.push_back({parent_score + log_probability, parent, level, token});
+  }
+}
+
+void DraftTreeBuilder::first(const DraftLogits& draft) {
+  check_draft(draft);
+  if (rounds_ != 0) throw std::logic_error("first() must follow begin()");
+  score_rows(draft, 1);
+  add_children(draft, 0, -1);
+  frontier_.resize(top_k_);
+  mask_words_ = 0;
+  masks_.clear();
+  for (int rank = 0; rank < top_k_; ++rank) frontier_[rank] = {rank, 0};
+  rounds_ = 1;
+  advance_masks();
+}
+
+void DraftTreeBuilder::expand(const DraftLogits& draft) {
+  check_draft(draft);
+  if (rounds_ == 0) throw std::logic_error("first() must be called before expand()");
+  score_rows(draft, top_k_);
+  const int64_t begin = pool_size();
+  for (int row = 0; row < top_k_; ++row) add_children(draft, row, frontier_[row].node);
+  select_best(begin, pool_size(), top_k_);
+  std::sort(order_.begin(), order_.begin() + top_k_,
+            [this](int32_t a, int32_t b) { return better(a, b); });
+  for (int rank = 0; rank < top_k_; ++rank) {
+    const int32_t node = order_[rank];
+    frontier_[rank] = {node, static_cast<int32_t>((node - begin) / top_k_)};
+  }
+  ++rounds_;
+  advance_masks();
+}
+
+void DraftTreeBuilder::advance_masks() {
+  const int32_t words = (rounds_ * top_k_ + 63) / 64;
+  next_masks_.assign(static_cast<size_t>(top_k_) * words, 0);
+  for (int rank = 0; rank < top_k_; ++rank) {
+    uint64_t* row = next_masks_.data() + int64_t(rank) * words;
+    // The frontier after first() has no drafted ancestors: mask_words_ is 0 then.
+    const uint64_t* inherited = masks_.data() + int64_t(frontier_[rank].parent) * mask_words_;
+    std::copy(inherited, inherited + mask_words_, row);
+    const int scratch_row = (rounds_ - 1) * top_k_ + rank;
+    row[scratch_row / 64] |= uint64_t(1) << (scratch_row % 64);
+  }
+  masks_.swap(next_masks_);
+  mask_words_ = words;
+}
+
+void DraftTreeBuilder::frontier(int64_t* tokens, int64_t* parents, int64_t* mask,
+                                int32_t words) const {
+  if (rounds_ == 0) throw std::logic_error("first() must be called before frontier()");
+  if (words < mask_words_) {
+    throw std::invalid_argument("the mask needs " + std::to_string(mask_words_) +
+                                " words a row, not " + std::to_string(words));
+  }
+  for (int rank = 0; rank < top_k_; ++rank) {
+    tokens[rank] = pool_[frontier_[rank].node].token;
+    parents[rank] = frontier_[rank].parent;
+    for (int32_t word = 0; word < words; ++word) {
+      const bool known = word < mask_words_;
+      mask[int64_t(rank) * words + word] =
+          known ? static_cast<int64_t>(masks_[int64_t(rank) * mask_words_ + word]) : 0;
+    }
+  }
+}
+
+bool DraftTreeBuilder::better(int32_t a, int32_t b) const {
+  if (pool_[a].score != pool_[b].score) return pool_[a].score > pool_[b].score;
+  return a < b;
+}
+
+void DraftTreeBuilder::select_best(int64_t begin, int64_t end, int64_t count) {
+  order_.resize(end - begin);
+  std::iota(order_.begin(), order_.end(), static_cast<int32_t>(begin));
+  if (count < end - begin) {
+    std::nth_element(order_.begin(), order_.begin() + count, order_.end(),
+                     [this](int32_t a, int32_t b) { return better(a, b); });
+  }
+}
+
+void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
+  if (total_tokens < 1 || total_tokens - 1 > pool_size()) {
+    throw std::invalid_argument("total_tokens must be from 1 to 1 + the " +
+                                std::to_string(pool_size()) + " candidates, not " +
+                                std::to_string(total_tokens));
+  }
+  if (int64_t(out.words) * 64 < total_tokens) {
+    throw std::invalid_argument("the mask has " + std::to_string(out.words) +
+                                " words a row, too few for " + std::to_string(total_tokens) +
+                                " rows");
+  }
+  const int drafted = total_tokens - 1;
+  select_best(0, pool_size(), drafted);
+  std::sort(order_.begin(), order_.begin() + drafted);
+  row_of_node_.resize(pool_.size());
+  out.tokens[0] = root_token_;
+  out.parents[0] = -1;
+  out.levels[0] = 0;
+  out.scores[0] = 0.0f;
+  for (int i = 0; i < drafted; ++i) {
+    const Node& node = pool_[order_[i]];
+    const int row = i + 1;
+    row_of_node_[order_[i]] = row;
+    out.tokens[row] = node.token;
+    out.parents[row] = node.parent < 0 ? 0 : row_of_node_[node.parent];
+    out.levels[row] = node.level;
+    out.scores[row] = node.score;
+  }
+  for (int32_t word = 0; word < out.words; ++word) {
+    ancestor_mask_word(out.parents, total_tokens, out.words, word, out.mask);
+  }
+}
+
+}  // namespace eaglerl

@@ -1,0 +1,25 @@
+"""EAGLE-3 speculative decoding: a target, a draft head, and the loop that joins them."""
+
+from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
+from eaglerl.eagle3.params import NO_DRAFT, ConstantPolicy, CycleState, TreeParams, TreePolicy
+from eaglerl.eagle3.session import DecodingSession, StepResult
+from eaglerl.eagle3.target import TargetModel
+
+__all__ = [
+    "NO_DRAFT",
+    "ConstantPolicy",
+    "CycleState",
+    "DecodingSession",
+    "DecodingStatistics",
+    "Eagle3Config",
+    "Eagle3DraftHead",
+    "GenerateOutput",
+    "SpeculativeDecoder",
+    "StepResult",
+    "TargetModel",
+    "TreeParams",
+    "TreePolicy",
+]

@@ -1,0 +1,52 @@
+"""Greedy acceptance: the path through a draft tree that the target would have taken."""
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C
+from eaglerl.ops._check import check_contiguous
+
+
+def accept_path(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
+    """Follows the target's choices from the root as far as the tree goes.
+
+    From row r the path goes to the child of r whose token is ``choices[r]``, if there is one. Rows
+    are in an order in which parents come first; row 0 is the root.
+
+    Args:
+        parents: int32 (T,), the row of every row's parent; the root's is not read.
+        tokens: int64 (T,), the token of every row.
+        choices: int64 (T,), what the target puts after every row.
+
+    Returns:
+        int32 (accepted rows,), the root first. ``choices`` at the last of them is the token that
+        the target adds itself.
+
+    Raises:
+        TypeError: If a dtype is another.
+        ValueError: If shapes differ, or there is no row.
+    """
+    rows = parents.shape[0] if parents.ndim else 0
+    if rows == 0:
+        raise ValueError("parents must have at least one row, the root")
+    check_contiguous("parents", parents, torch.int32, (rows,))
+    check_contiguous("tokens", tokens, torch.int64, (rows,))
+    check_contiguous("choices", choices, torch.int64, (rows,))
+    out = torch.empty(rows, dtype=torch.int32)
+    count = C.accept_path(
+        parents.data_ptr(), tokens.data_ptr(), choices.data_ptr(), rows, out.data_ptr()
+    )
+    return out[:count]
+
+
+def accept_path_ref(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
+    """The same in plain Python."""
+    path = [0]
+    while True:
+        row = path[-1]
+        matches = (parents == row) & (tokens == choices[row])
+        matches[0] = False
+        children = matches.nonzero().flatten()
+        if len(children) == 0:
+            return torch.tensor(path, dtype=torch.int32)
+        path.append(int(children[0]))

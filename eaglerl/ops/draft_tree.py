@@ -1,0 +1,187 @@
+"""Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025), in native code."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C, thread_count
+from eaglerl.ops._check import check_contiguous, check_rows, check_tensor
+
+_WORD_BITS = 64
+
+
+def mask_words(bits: int) -> int:
+    """The number of int64 words that a row of ``bits`` mask bits takes."""
+    return -(-bits // _WORD_BITS)
+
+
+class Frontier(NamedTuple):
+    """The K nodes that the next draft pass expands.
+
+    Attributes:
+        token_ids: int64 (K,), target ids.
+        parents: int64 (K,), the row of the last draft pass that predicted each (0 after the first).
+        mask: int64 (K, words): bit j is set for the scratch rows j that a node sees, its ancestors
+            and itself; rank r of round i (0 after the first pass) has scratch row i * K + r.
+    """
+
+    token_ids: Tensor
+    parents: Tensor
+    mask: Tensor
+
+
+class DraftTree(NamedTuple):
+    """The rows that the target verifies, parents first; row 0 is the root.
+
+    Attributes:
+        token_ids: int64 (T,), target ids.
+        parents: int32 (T,), row of the parent; -1 for the root.
+        levels: int32 (T,), distance from the root.
+        mask: int64 (T, words), bit j is set iff row j is the row itself or an ancestor.
+        scores: float32 (T,), cumulative log-probability under the draft; 0 for the root.
+    """
+
+    token_ids: Tensor
+    parents: Tensor
+    levels: Tensor
+    mask: Tensor
+    scores: Tensor
+
+
+class DraftTreeBuilder:
+    """Grows the pool of candidates pass by pass and chooses the tree from it.
+
+    One cycle: :meth:`begin`, :meth:`first` with the logits of the pass over the real tokens, then
+    any number of :meth:`frontier` and :meth:`expand`, then :meth:`finish`. Every pass gives each of
+    its rows the K most probable children; of the K * K new candidates the K best by cumulative
+    log-probability are the next frontier. Of all candidates, ``total_tokens - 1`` are verified.
+    Where scores tie, the candidate drafted earlier wins, so that no node is chosen without its
+    ancestors.
+    """
+
+    def __init__(self) -> None:
+        self._native = C.DraftTreeBuilder()
+        self._frontiers: dict[tuple[int, int], Frontier] = {}
+
+    @property
+    def pool_size(self) -> int:
+        """The number of candidates so far: K + rounds * K * K."""
+        return self._native.pool_size
+
+    def begin(self, root_token: int, top_k: int) -> None:
+        """Starts a tree.
+
+        Args:
+            root_token: The last token, which the target chose; row 0 of the tree.
+            top_k: K, the width of the frontier and the number of children of each of its nodes.
+
+        Raises:
+            ValueError: If ``top_k`` is below 1.
+        """
+        self._native.begin(root_token, top_k)
+
+    def first(self, logits: Tensor, draft_to_target: Tensor | None = None) -> None:
+        """Adds the children of the root.
+
+        Args:
+            logits: float32 (draft vocabulary,), the draft's logits after the root token.
+            draft_to_target: int64 (draft vocabulary,), target ids; default: the same ids.
+
+        Raises:
+            ValueError: If K exceeds the vocabulary, or a logit is not a number or infinite.
+        """
+        check_contiguous("logits", logits, torch.float32, (logits.numel(),))
+        vocab = logits.shape[0]
+        self._native.first(logits.data_ptr(), vocab, _map_address(draft_to_target, vocab))
+
+    def frontier(self) -> Frontier:
+        """The nodes to expand next. The tensors hold until the next call of this method."""
+        top_k, rounds = self._native.top_k, self._native.rounds
+        words = mask_words(top_k * rounds)
+        buffers = self._frontiers.get((top_k, words))
+        if buffers is None:
+            buffers = Frontier(
+                torch.empty(top_k, dtype=torch.int64),
+                torch.empty(top_k, dtype=torch.int64),
+                torch.empty(top_k, words, dtype=torch.int64),
+            )
+            self._frontiers[top_k, words] = buffers
+        self._native.frontier(*(buffer.data_ptr() for buffer in buffers), words)
+        return buffers
+
+    def expand(self, logits: Tensor, draft_to_target: Tensor | None = None) -> None:
+        """Adds the children of the frontier's nodes.
+
+        Args:
+            logits: float32 (K, draft vocabulary), rows contiguous, one per frontier node.
+            draft_to_target: As for :meth:`first`.
+
+        Raises:
+            ValueError: If the number of rows is not K, or a logit is not a number or infinite.
+        """
+        stride = check_rows("logits", logits)
+        rows, vocab = logits.shape
+        if rows != self._native.top_k:
+            raise ValueError(f"logits must have {self._native.top_k} rows, not {rows}")
+        self._native.expand(
+            logits.data_ptr(), stride, vocab, _map_address(draft_to_target, vocab), thread_count()
+        )
+
+    def finish(self, total_tokens: int) -> DraftTree:
+        """Chooses the best candidates.
+
+        Args:
+            total_tokens: T, the rows to verify, the root included.
+
+        Returns:
+            The tree, in new tensors.
+
+        Raises:
+            ValueError: If T is below 1 or T - 1 exceeds the pool.
+        """
+        rows = max(total_tokens, 1)
+        words = mask_words(rows)
+        tree = DraftTree(
+            token_ids=torch.empty(rows, dtype=torch.int64),
+            parents=torch.empty(rows, dtype=torch.int32),
+            levels=torch.empty(rows, dtype=torch.int32),
+            mask=torch.empty(rows, words, dtype=torch.int64),
+            scores=torch.empty(rows),
+        )
+        self._native.finish(
+            total_tokens, tree.token_ids.data_ptr(), tree.parents.data_ptr(), tree.levels.data_ptr(),
+            tree.mask.data_ptr(), words, tree.scores.data_ptr(),
+        )  # fmt: skip
+        return tree
+
+
+def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
+    """Derives levels and the ancestor mask from the parents of a tree's rows.
+
+    Args:
+        parents: int32 (T,), parents before children; the root's, row 0, is not read.
+
+    Returns:
+        Levels, int32 (T,), and the mask, int64 (T, words), as in :class:`DraftTree`.
+
+    Raises:
+        ValueError: If a row's parent is not one of the rows before it.
+    """
+    check_tensor("parents", parents, torch.int32, 1)
+    rows = parents.shape[0]
+    if rows == 0:
+        raise ValueError("parents must have at least one row, the root")
+    check_contiguous("parents", parents, torch.int32, (rows,))
+    words = mask_words(rows)
+    levels = torch.empty(rows, dtype=torch.int32)
+    mask = torch.empty(rows, words, dtype=torch.int64)
+    C.tree_structure(parents.data_ptr(), rows, levels.data_ptr(), mask.data_ptr(), words)
+    return levels, mask
+
+
+def _map_address(draft_to_target: Tensor | None, vocab: int) -> int:
+    if draft_to_target is None:
+        return 0
+    check_contiguous("draft_to_target", draft_to_target, torch.int64, (vocab,))
+    return draft_to_target.data_ptr()

@@ -1,0 +1,1 @@
+"""Training of draft heads: self-distillation, features on disk, training-time test."""

@@ -1,0 +1,146 @@
+"""Runs the target over whole sequences and collects what the draft head learns from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from eaglerl.eagle3.config import Eagle3Config
+
+# Activations of so many tokens still fit the last cache level of a desktop or server CPU.
+BATCH_TOKENS = 2048
+
+
+class SequenceFeatures(NamedTuple):
+    """The target's hidden states over one sequence of L tokens.
+
+    Attributes:
+        taps: (L, 3k) fp16 inputs of the three tapped layers, [low | mid | high].
+        final_hidden: (L, k) fp16 output of the final norm.
+    """
+
+    taps: torch.Tensor
+    final_hidden: torch.Tensor
+
+
+class FeatureModel:
+    """A target without its output layer, with hooks on the tapped layers."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        feature_layers: tuple[int, int, int] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepares a loaded model; its linear layers are replaced if ``dtype`` is not theirs.
+
+        Args:
+            model: A causal LM of transformers in fp32. It is changed: use it for nothing else.
+            feature_layers: Indices into ``hidden_states``; None for EAGLE's rule.
+            dtype: Dtype of the linear layers' products. The residual stream, the norms and
+                attention stay fp32: in a bf16 residual stream the low bits that tell one token
+                from another drown beside the few channels with values in the thousands.
+
+        Raises:
+            ValueError: The layers do not fit the model.
+        """
+        self.feature_layers = _resolve_layers(model, feature_layers)
+        self._decoder = model.base_model.eval()
+        self._taps: dict[int, torch.Tensor] = {}
+        if dtype != torch.float32:
+            _replace_linears(self._decoder, dtype)
+        for place, index in enumerate(self.feature_layers):
+            layer = self._decoder.layers[index]
+            layer.register_forward_pre_hook(self._make_hook(place), with_kwargs=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        feature_layers: tuple[int, int, int] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> "FeatureModel":
+        """Loads the target in the folder ``path``; see the constructor."""
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return cls(model, feature_layers, dtype=dtype)
+
+    @torch.inference_mode()
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> list[SequenceFeatures]:
+        """Returns the features of token sequences, in their order."""
+        results: dict[int, SequenceFeatures] = {}
+        for batch in _batches_by_length([len(ids) for ids in sequences]):
+            longest = max(len(sequences[index]) for index in batch)
+            # Filler on the right is never seen by the tokens before it, so no mask is needed.
+            input_ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+            for row, index in enumerate(batch):
+                input_ids[row, : len(sequences[index])] = torch.tensor(sequences[index])
+            final_hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
+            taps = torch.cat([self._taps.pop(place) for place in range(3)], dim=-1)
+            for row, index in enumerate(batch):
+                length = len(sequences[index])
+                results[index] = SequenceFeatures(
+                    taps[row, :length].half(), final_hidden[row, :length].half()
+                )
+        return [results[index] for index in range(len(sequences))]
+
+    def _make_hook(self, place: int):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._taps[place] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+
+class _CastLinear(nn.Module):
+    """A linear layer whose product runs in another dtype; input and output stay fp32."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().to(dtype))
+        bias = linear.bias
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+
+
+def _replace_linears(module: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, _CastLinear(child, dtype))
+        else:
+            _replace_linears(child, dtype)
+
+
+def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups sequences of similar length so that little filler is needed."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        # The first of a batch is its longest.
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= BATCH_TOKENS:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _resolve_layers(
+    model: PreTrainedModel, feature_layers: tuple[int, int, int] | None
+) -> tuple[int, int, int]:
+    """Checks the tapped layers by the rules of the draft head's configuration."""
+    config = Eagle3Config(
+        hidden_size=2,
+        intermediate_size=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=2,
+        vocab_size=1,
+        draft_vocab_size=1,
+        feature_layers=feature_layers,
+    )
+    return config.resolve_feature_layers(model.config.num_hidden_layers)

@@ -1,0 +1,239 @@
+"""Shards of the target's features on disk: extraction that can be interrupted, and reading.
+
+A shard is a safetensors file with the sequences of some rows one after another:
+
+- ``token_ids`` (N,) int32;
+- ``offsets`` (S + 1,) int64, where each sequence begins, and where the last ends;
+- ``prompt_lengths`` (S,) int32, the response being the rest of the sequence;
+- ``taps`` (N, 3k) fp16, inputs of the tapped layers [low | mid | high];
+- ``final_hidden`` (N, k) fp16, output of the target's final norm.
+
+A shard's name is a hash of its rows. Rows that are added to the data later come into further
+shards; nothing that is there is computed again.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from eaglerl.files import atomic_path
+from eaglerl.training.batches import FeatureSequence, draft_row_count
+from eaglerl.training.data import Row, is_held_out, split_rows
+from eaglerl.training.feature_model import FeatureModel
+
+INDEX_NAME = "index.json"
+INDEX_FORMAT = 1
+TRAIN, HELD_OUT = "train", "held_out"
+SHARD_ROWS = 256
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the index says about one shard.
+
+    Attributes:
+        file: Name within the folder.
+        split: "train" or "held_out".
+        tokens: Number N of tokens.
+        draft_rows: For each sequence, how many draft rows it has.
+        rows: For each sequence, its row's digest.
+    """
+
+    file: str
+    split: str
+    tokens: int
+    draft_rows: tuple[int, ...]
+    rows: tuple[str, ...]
+
+
+def extract_features(
+    target: str | Path,
+    rows: Sequence[Row],
+    folder: str | Path,
+    *,
+    feature_layers: tuple[int, int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    shard_rows: int = SHARD_ROWS,
+    progress: Progress | None = None,
+) -> list[Shard]:
+    """Computes the features of all rows that the folder's shards do not hold yet.
+
+    Args:
+        target: Folder of the target, fp32 or of any dtype that transformers converts.
+        rows: The rows; training and held-out ones go into different shards.
+        folder: Folder of the shards, made if it is not there.
+        feature_layers: Tapped layers as indices into ``hidden_states``; None for EAGLE's rule.
+        dtype: Dtype of the target's matrix products.
+        shard_rows: Rows in a shard.
+        progress: Called with a sentence and the fraction done.
+
+    Returns:
+        The folder's shards that hold ``rows``.
+
+    Raises:
+        ValueError: The folder holds features of another target or of other layers.
+    """
+    if shard_rows < 1:
+        raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _describe(target, feature_layers)
+    with _exclusive(folder):
+        return _extract(target, rows, folder, source, feature_layers, dtype, shard_rows, progress)
+
+
+def _extract(
+    target, rows, folder, source, feature_layers, dtype, shard_rows, progress
+) -> list[Shard]:
+    shards = read_index(folder, source)
+    known = {digest for shard in shards for digest in shard.rows}
+    pending = [part for split in split_rows(rows) for part in _parts(split, known, shard_rows)]
+    if pending:
+        model = FeatureModel.from_pretrained(target, feature_layers, dtype=dtype)
+        total, done = sum(len(row.token_ids) for part in pending for row in part), 0
+        for part in pending:
+            if progress is not None:
+                progress(f"features of {total:,} tokens", done / total)
+            shards.append(_write_shard(folder, part, model))
+            _write_index(folder, source, shards)
+            done += shards[-1].tokens
+    wanted = {row.digest for row in rows}
+    return [shard for shard in shards if not wanted.isdisjoint(shard.rows)]
+
+
+def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list[Shard]:
+    """Reads which shards a folder holds.
+
+    Args:
+        folder: The folder; without an index it counts as empty.
+        source: If given, what the features must have been computed from.
+
+    Raises:
+        ValueError: The index is of another format, or the features are of another origin.
+    """
+    file = Path(folder) / INDEX_NAME
+    if not file.is_file():
+        return []
+    index = json.loads(file.read_text(encoding="utf-8"))
+    if index.get("format") != INDEX_FORMAT:
+        raise ValueError(f"{file} must have format {INDEX_FORMAT}, got {index.get('format')!r}")
+    if source is not None and index["source"] != source:
+        raise ValueError(
+            f"folder must be empty or hold features of {source}, but {file} says {index['source']}"
+        )
+    return [
+        Shard(
+            file=shard["file"],
+            split=shard["split"],
+            tokens=shard["tokens"],
+            draft_rows=tuple(shard["draft_rows"]),
+            rows=tuple(shard["rows"]),
+        )
+        for shard in index["shards"]
+    ]
+
+
+class FeatureDataset:
+    """Sequences of several shards, read when they are asked for.
+
+    Attributes:
+        draft_rows: Draft rows of each sequence.
+        token_count: Tokens of all sequences.
+    """
+
+    def __init__(self, folder: str | Path, shards: Iterable[Shard]) -> None:
+        """Opens the shards.
+
+        Args:
+            folder: Folder of the shards.
+            shards: Those to read, in the order in which their sequences are numbered.
+
+        Raises:
+            ValueError: A file is missing.
+        """
+        self.draft_rows: list[int] = []
+        self.token_count = 0
+        self._places: list[tuple[Any, int, int, int]] = []
+        for shard in shards:
+            path = Path(folder) / shard.file
+            if not path.is_file():
+                raise ValueError(f"shards must exist, but there is no {path}")
+            file = safe_open(path, framework="pt")
+            offsets = file.get_tensor("offsets").tolist()
+            prompts = file.get_tensor("prompt_lengths").tolist()
+            spans = zip(offsets, offsets[1:], prompts, strict=False)
+            self._places += [(file, start, end, prompt) for start, end, prompt in spans]
+            self.draft_rows += shard.draft_rows
+            self.token_count += shard.tokens
+
+    def __len__(self) -> int:
+        """Number of sequences."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> FeatureSequence:
+        """Reads one sequence."""
+        file, start, end, prompt = self._places[index]
+        return FeatureSequence(
+            token_ids=file.get_slice("token_ids")[start:end],
+            prompt_length=prompt,
+            taps=file.get_slice("taps")[start:end],
+            final_hidden=file.get_slice("final_hidden")[start:end],
+        )
+
+
+def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
+    """Returns what makes features of one origin incompatible with those of another."""
+    config = json.loads((Path(target) / "config.json").read_text(encoding="utf-8"))
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    return {
+        "target": {key: config.get(key) for key in keys},
+        "feature_layers": None if feature_layers is None else list(feature_layers),
+    }
+
+
+def _parts(rows: Sequence[Row], known: set[str], shard_rows: int) -> list[Sequence[Row]]:
+    missing = [row for row in rows if row.digest not in known]
+    return [missing[start : start + shard_rows] for start in range(0, len(missing), shard_rows)]
+
+
+def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shard:
+    digests = tuple(row.digest for row in rows)
+    name = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    features = model([row.token_ids for row in rows])
+    lengths = torch.tensor([0, *(len(row.token_ids) for row in rows)])
+    shard = Shard(
+        file=f"{name}.safetensors",
+        split=HELD_OUT if is_held_out(rows[0].prompt) else TRAIN,
+        tokens=int(lengths.sum()),
+        draft_rows=tuple(draft_row_count(len(row.prompt), len(row.token_ids)) for row in rows),
+        rows=digests,
+    )
+    tensors = {
+        "token_ids": torch.tensor([i for row in rows for i in row.token_ids], dtype=torch.int32),
+        "offsets": lengths.cumsum(0),
+        "prompt_lengths": torch.tensor([len(row.prompt) for row in rows], dtype=torch.int32),
+        "taps": torch.cat([item.taps for item in features]),
+        "final_hidden": torch.cat([item.final_hidden for item in features]),
+    }
+    with atomic_path(folder / shard.file) as temporary:
+        save_file(tensors, temporary)
+    return shard
+
+
+def _write_index(folder: Path, source: dict[str, Any], shards: Sequence[Shard]) -> None:
+    index = {
+        "format": INDEX_FORMAT,
+        "source": source,
+        "shards": [asdict(shard) for shard in shards],
+    }
+    with atomic_path(folder / INDEX_NAME) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,106 @@
+"""Options of draft-head training."""
+
+from dataclasses import dataclass
+
+import torch
+
+from eaglerl.training.precision import resolve_dtype
+
+HEAD_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+# These change neither the course of the training nor what is trained, so a resumed run may.
+RESUMABLE_CHANGES = (
+    "max_minutes",
+    "head_dtype",
+    "validate_every",
+    "validation_rows",
+    "checkpoint_minutes",
+)
+
+_POSITIVE = (
+    "draft_vocab_size",
+    "intermediate_size",
+    "ttt_steps",
+    "batch_tokens",
+    "epochs",
+    "steps",
+    "max_minutes",
+    "learning_rate",
+    "deep_fraction",
+    "validate_every",
+    "validation_rows",
+    "checkpoint_minutes",
+)
+_RANGES = {
+    "warmup": (0, 0.5, "in 0..0.5"),
+    "final_learning_rate": (0, 1, "in 0..1"),
+    "deep_fraction": (0, 1, "above 0, at most 1"),
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a head is trained; the defaults are those of the head that ships.
+
+    Attributes:
+        draft_vocab_size: Number of target ids that the draft can propose.
+        intermediate_size: Width of the draft layer's SwiGLU block; None for the target's.
+        ttt_steps: Training-time-test steps.
+        batch_tokens: Draft rows of one optimizer step.
+        epochs: How often the data is read, unless ``steps`` says otherwise.
+        steps: Number of optimizer steps, or None.
+        max_minutes: Time budget of the training proper, or None. The schedule follows whichever of
+            steps and time is further on, so the learning rate has decayed when the time is up.
+            A run with a budget cannot be repeated exactly.
+        learning_rate: Muon's peak; AdamW's is half of it.
+        warmup: Fraction of the training in which the learning rate rises.
+        final_learning_rate: Where it ends, as a fraction of the peak.
+        deep_fraction: Fraction of the rows that go on after step 0 of training-time test.
+        seed: Seed of initial weights and order.
+        dtype: "float32", "bfloat16" or "auto", see `resolve_dtype`.
+        head_dtype: Dtype of the saved head.
+        validate_every: Steps between two validations.
+        validation_rows: Held-out sequences of a validation during training; the last uses all.
+        checkpoint_minutes: Time between two checkpoints.
+    """
+
+    draft_vocab_size: int = 8192
+    intermediate_size: int | None = None
+    ttt_steps: int = 4
+    batch_tokens: int = 2048
+    epochs: float = 4.0
+    steps: int | None = None
+    max_minutes: float | None = None
+    learning_rate: float = 2e-3
+    warmup: float = 0.03
+    final_learning_rate: float = 0.05
+    deep_fraction: float = 1.0
+    seed: int = 0
+    dtype: str = "auto"
+    head_dtype: str = "float16"
+    validate_every: int = 100
+    validation_rows: int = 96
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        resolve_dtype(self.dtype)
+        if self.head_dtype not in HEAD_DTYPES:
+            raise ValueError(
+                f"head_dtype must be one of {list(HEAD_DTYPES)}, got {self.head_dtype!r}"
+            )
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name, (low, high, wanted) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)}")
+
+    @property
+    def head_torch_dtype(self) -> torch.dtype:
+        """``head_dtype`` as torch's."""
+        return HEAD_DTYPES[self.head_dtype]

@@ -1,0 +1,61 @@
+"""What the extension reports about itself, and that each instruction set's code really runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eaglerl._ext import C, build_info
+from eaglerl.ops import rms_norm
+
+
+def test_the_widest_instruction_set_is_used() -> None:
+    info = build_info()
+    assert info["isa"] == C.available_isas()[0]
+    assert C.available_isas()[-1] == "baseline"
+    assert info["cuda"] is C.has_cuda
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux's list of features")
+def test_available_sets_agree_with_the_processor() -> None:
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    assert ("avx2" in C.available_isas()) == {"avx2", "fma"}.issubset(words)
+    wide = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert ("avx512" in C.available_isas()) == wide.issubset(words)
+
+
+@pytest.mark.skipif(len(C.available_isas()) == 1, reason="only one instruction set here")
+def test_instruction_sets_are_different_code() -> None:
+    # Sums in vectors of other widths round differently: equal results would mean one code.
+    x, weight = torch.randn(500, 576), torch.ones(576)
+    results = []
+    for name in C.available_isas():
+        C.set_isa(name)
+        results.append(rms_norm(x, weight, 1e-5))
+    C.set_isa(C.available_isas()[0])
+    for first, second in zip(results, results[1:], strict=False):
+        assert not torch.equal(first, second)
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="isa must be one of .*baseline, not 'sse9'"):
+        C.set_isa("sse9")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses another OpenMP elsewhere")
+def test_ops_share_torch_threads() -> None:
+    assert C.threading_backend() == "gomp"
+    libraries = {
+        Path(line.split()[-1]).resolve()
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "omp" in Path(line.split()[-1]).name
+    }
+    assert len(libraries) == 1, f"more than one OpenMP runtime: {libraries}"
+
+
+def test_importing_the_package_is_quick() -> None:
+    script = "import sys, eaglerl; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"

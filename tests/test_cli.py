@@ -1,0 +1,338 @@
+"""The command line: what it prints where, its exit codes, and how it answers Ctrl-C."""
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner, Result
+
+from eaglerl.cli.app import app
+from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
+
+# A test must not depend on the terminal that it is run in.
+PLAIN_TERMINAL = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+EAGLERL = [sys.executable, "-c", "from eaglerl.cli import main; main()"]
+PROMPT = "one two three"
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Folders of a small random target with SmolLM2's tokenizer, and of a random head for it."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 8192,
+    }
+    # No end-of-sequence token: the length of what is generated is known in advance.
+    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(root / "target")
+    tokenizer.save_pretrained(root / "target")
+    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
+    head.set_draft_vocabulary(torch.arange(512))
+    head.save_pretrained(root / "head")
+    return SimpleNamespace(
+        target=root / "target",
+        head=root / "head",
+        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
+    )
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin, env=PLAIN_TERMINAL)
+
+
+def one_line(text: str) -> str:
+    """Undo the wrapping and the frames of what rich has printed."""
+    return " ".join(text.replace("│", " ").split())
+
+
+class TestHelp:
+    @pytest.mark.parametrize(
+        "command", ["", "prepare", "generate", "demo", "distill", "train-draft"]
+    )
+    def test_every_command_explains_itself(self, command: str) -> None:
+        result = run(*command.split(), "--help")
+        assert result.exit_code == 0
+        assert "Usage: " in result.stdout
+        if command:
+            assert f"eaglerl {command}" in result.stdout.split("Examples")[1]
+        else:
+            assert "train-draft" in result.stdout
+
+    def test_help_does_not_wait_for_torch(self) -> None:
+        program = "import sys, eaglerl.cli.app; print({'torch', 'transformers'} & {*sys.modules})"
+        shown = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert shown.stdout.strip() == "set()"
+
+    def test_version(self) -> None:
+        from eaglerl import __version__
+
+        assert run("--version").stdout == f"eaglerl {__version__}\n"
+
+
+class TestErrors:
+    @pytest.mark.parametrize("tree", ["8", "8,2", "8,2,x", "8,2,4,1", "0,1,1", "1,-1,1", "50,0,2"])
+    def test_bad_tree_is_wrong_usage(self, tree: str) -> None:
+        result = run("generate", PROMPT, "--tree", tree)
+        assert result.exit_code == 2
+        assert "--tree" in result.stderr
+        assert result.stdout == ""
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["generate", PROMPT, "--plain", "--tree", "8,2,4"],
+            ["generate", PROMPT, "--max-new-tokens", "0"],
+            ["generate", PROMPT, "--temperature", "-1"],
+            ["generate", PROMPT, "--no-such-option"],
+            ["distill"],
+            ["no-such-command"],
+        ],
+    )
+    def test_wrong_usage(self, arguments: list[str]) -> None:
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "Error" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["prepare", "gpt-5"], "name must be one of"),
+            (["generate", PROMPT, "--model", "/nowhere"], "--model must be one of"),
+            (["generate", PROMPT, "--draft", "/nowhere"], "--draft must be a folder"),
+            (["generate", "  "], "the prompt is empty"),
+        ],
+    )
+    def test_a_failure_is_one_sentence(self, arguments: list[str], sentence: str) -> None:
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ")
+        assert sentence in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "Traceback" not in result.stderr
+
+    def test_a_model_without_a_shipped_head_needs_one(self, tiny: SimpleNamespace) -> None:
+        result = run("generate", PROMPT, "--model", str(tiny.target))
+        assert result.exit_code == 1
+        assert "--draft must be given" in result.stderr
+
+    def test_debug_shows_the_traceback(self) -> None:
+        result = run("prepare", "gpt-5", "--debug")
+        assert result.exit_code == 1
+        assert "Traceback" in result.stderr
+        assert one_line(result.stderr).endswith("got 'gpt-5'")
+
+    def test_an_unforeseen_error_tells_its_type(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("eaglerl.cli.prepare.prepare_model", lambda *_, **__: {}["key"])
+        result = run("prepare")
+        assert result.exit_code == 1
+        assert result.stderr == "error: KeyError: 'key' (--debug shows where)\n"
+
+    def test_an_interrupt_has_its_own_exit_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("eaglerl.cli.prepare.prepare_model", interrupt)
+        result = run("prepare")
+        assert result.exit_code == 130
+        assert result.stderr.strip() == "interrupted"
+
+
+class TestPrepare:
+    def test_names_the_folder(self, smollm2_path: Path) -> None:
+        result = run("prepare")
+        assert result.exit_code == 0
+        assert result.stderr == f"ready: {smollm2_path}\n"
+
+
+class TestGenerate:
+    NEW_TOKENS = 12
+
+    def expected(self, tiny: SimpleNamespace, text: str) -> str:
+        """What transformers' greedy search generates."""
+        tokenizer = AutoTokenizer.from_pretrained(tiny.target)
+        model = AutoModelForCausalLM.from_pretrained(tiny.target)
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        out = model.generate(ids, max_new_tokens=self.NEW_TOKENS, do_sample=False, pad_token_id=0)
+        return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+
+    @pytest.mark.parametrize("options", [["--plain"], [], ["--tree", "6,1,3"]])
+    def test_text_is_the_targets_own(self, tiny: SimpleNamespace, options: list[str]) -> None:
+        result = run(
+            *["generate", PROMPT, "--raw", "-n", str(self.NEW_TOKENS)], *options, *tiny.arguments
+        )
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout == self.expected(tiny, PROMPT)
+
+    def test_prompt_from_stdin(self, tiny: SimpleNamespace) -> None:
+        result = run(
+            *["generate", "--raw", "-n", str(self.NEW_TOKENS), *tiny.arguments], stdin=PROMPT
+        )
+        assert result.stdout == self.expected(tiny, PROMPT)
+
+    def test_chat_template_is_the_default(self, tiny: SimpleNamespace) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(tiny.target)
+        turns = [{"role": "user", "content": PROMPT}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        result = run("generate", PROMPT, "-n", str(self.NEW_TOKENS), *tiny.arguments)
+        assert result.stdout == self.expected(tiny, text)
+
+    def test_statistics_stay_off_stdout(self, tiny: SimpleNamespace) -> None:
+        options = ["--raw", "-n", str(self.NEW_TOKENS), "--stats", *tiny.arguments]
+        result = run("generate", PROMPT, *options)
+        assert result.stdout == self.expected(tiny, PROMPT)
+        rows = dict(
+            line.strip("│┃ ").split("│") for line in result.stderr.splitlines() if "│" in line
+        )
+        table = {name.strip(): value.strip() for name, value in rows.items()}
+        assert table["new tokens"] == str(self.NEW_TOKENS)
+        assert float(table["tokens/s"]) > 0
+        assert 1 <= float(table["mean acceptance length"]) <= 4
+
+    def test_sampling_repeats_with_its_seed(self, tiny: SimpleNamespace) -> None:
+        options = ["--raw", "-n", "8", "--temperature", "1", *tiny.arguments]
+        texts = [run("generate", PROMPT, "--seed", seed, *options).stdout for seed in "112"]
+        assert texts[0] == texts[1] != texts[2]
+
+    def test_a_reader_that_goes_away_is_no_error(self, tiny: SimpleNamespace) -> None:
+        command = [*EAGLERL, "generate", PROMPT, "--raw", "-n", "400", *tiny.arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(timeout=60) == 1
+        process.stderr.close()
+
+
+class TestDemo:
+    def test_both_runs_and_the_comparison(self, tiny: SimpleNamespace) -> None:
+        result = run("demo", PROMPT, "-n", "16", *tiny.arguments)
+        assert result.exit_code == 0, result.stderr
+        order = ["plain decoding", "speculative decoding", "tokens/s", "mean acceptance length"]
+        positions = [result.stdout.index(part) for part in [*order, "cycles", "identical"]]
+        assert positions == sorted(positions)
+        assert "yes" in result.stdout[positions[-1] :]
+
+    def test_a_difference_is_a_failure(
+        self, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from eaglerl.eagle3 import SpeculativeDecoder
+
+        generate = SpeculativeDecoder.generate
+
+        def wrong(self: SpeculativeDecoder, ids: torch.Tensor, policy: object, **options: object):
+            return generate(self, ids if policy is None else ids[:, :-1], policy, **options)
+
+        monkeypatch.setattr(SpeculativeDecoder, "generate", wrong)
+        result = run("demo", PROMPT, "-n", "4", *tiny.arguments)
+        assert result.exit_code == 1
+        assert result.stdout.rstrip().splitlines()[-2].split("│")[-2].strip() == "no"
+
+
+class TestDistill:
+    def test_writes_and_goes_on(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
+        output = tmp_path / "data.jsonl"
+        options = ["-n", "8", "--slots", "4", "--model", str(tiny.target)]
+        first = run("distill", str(output), "--response-tokens", "30", *options)
+        assert first.exit_code == 0, first.stderr
+        rows = output.read_text().splitlines()
+        assert one_line(first.stderr).split(" holds ")[1].startswith(f"{len(rows)} answers")
+        second = run("distill", str(output), "--response-tokens", "60", *options)
+        assert second.exit_code == 0, second.stderr
+        assert output.read_text().splitlines()[: len(rows)] == rows
+        assert len(output.read_text().splitlines()) > len(rows)
+
+
+class Terminal:
+    """A program on a pseudo-terminal of its own, started with the usual meaning of Ctrl-C."""
+
+    def __init__(self, command: list[str]) -> None:
+        pid, descriptor = pty.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.execve(command[0], command, {**os.environ, "TERM": "xterm-256color"})
+        self.pid = pid
+        self.descriptor = descriptor
+        self.shown = b""
+
+    def read_until(self, part: bytes, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while part not in self.shown:
+            assert time.monotonic() < deadline, self.shown[-2000:]
+            self._read(0.1)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self.descriptor, b"\x03")
+
+    def wait(self, seconds: float) -> int:
+        """Return the exit code, or minus the signal that ended the program."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._read(0.1)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._read(0.1)
+                os.close(self.descriptor)
+                return os.waitstatus_to_exitcode(status)
+            assert time.monotonic() < deadline, self.shown[-2000:]
+
+    def _read(self, seconds: float) -> None:
+        while select.select([self.descriptor], [], [], seconds)[0]:
+            try:
+                data = os.read(self.descriptor, 65536)
+            except OSError:  # Linux's way to say that the program has closed the terminal
+                return
+            if not data:
+                return
+            self.shown += data
+
+
+def assert_clean(shown: bytes) -> None:
+    """The cursor is visible, the style reset, the last line complete, and no traceback shown."""
+    hidden, visible = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h")
+    assert visible >= hidden
+    styles = [part.split(b"m")[0] for part in shown.split(b"\x1b[")[1:] if b"m" in part[:12]]
+    assert not styles or styles[-1] == b"0"
+    assert b"interrupted" in shown.splitlines()[-1]
+    assert shown.endswith(b"\n")
+    assert b"Traceback" not in shown
+
+
+class TestCtrlC:
+    def test_while_the_model_is_loading(self, tiny: SimpleNamespace) -> None:
+        terminal = Terminal([*EAGLERL, "generate", PROMPT, *tiny.arguments])
+        terminal.read_until(b"loading the model", 30)
+        terminal.press_ctrl_c()
+        assert terminal.wait(30) == 130
+        assert_clean(terminal.shown)
+
+    def test_while_text_is_streaming(self, tiny: SimpleNamespace) -> None:
+        terminal = Terminal([*EAGLERL, "demo", PROMPT, "-n", "8000", *tiny.arguments])
+        terminal.read_until(b"plain decoding", 60)
+        before = len(terminal.shown)
+        while len(terminal.shown) < before + 300:
+            terminal.read_until(b"", 30)
+            terminal._read(0.1)
+        terminal.press_ctrl_c()
+        assert terminal.wait(30) == 130
+        assert_clean(terminal.shown)
