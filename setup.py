@@ -40,6 +40,20 @@ def require_tool(name: str) -> str:
     return path
 
 
+def discard_stale_build(folder: Path, configure: list[str]) -> None:
+    """Empties a build folder left by other settings or tools, which CMake would keep using.
+
+    Build isolation, for one, brings its own cmake and ninja from a folder that is gone afterwards.
+    """
+    variables = [f"{name}={os.environ.get(name, '')}" for name in ("CXX", "CUDACXX", "CUDAARCHS")]
+    stamp, wanted = folder / "configured_with.txt", "\n".join(configure + variables)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stamp.write_text(wanted)
+
+
 class CMakeExtension(Extension):
     """An extension whose sources CMake knows."""
 
@@ -68,19 +82,22 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "EAGLERL_WITH_CUDA": with_cuda,
         }
-        # A folder left by another environment (build isolation makes a new one each time) holds
-        # paths that no longer exist; --fresh would need CMake 3.24.
-        (build_folder / "CMakeCache.txt").unlink(missing_ok=True)
-        shutil.rmtree(build_folder / "CMakeFiles", ignore_errors=True)
         options = [f"-D{name}={value}" for name, value in settings.items()]
-        subprocess.run([cmake, "-S", ROOT, "-B", build_folder, "-G", "Ninja", *options], check=True)
+        configure = [cmake, "-S", str(ROOT), "-B", str(build_folder), "-G", "Ninja", *options]
+        discard_stale_build(build_folder, configure)
+        subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", build_folder], check=True)
 
 
+# Kernels must not be importable as a top-level package: a published one has the name `kernels`.
+# Trained heads are data only; a clone may be without them.
+folders = {"eaglerl.kernels": "kernels", "eaglerl.models": "models"}
+folders = {package: folder for package, folder in folders.items() if (ROOT / folder).is_dir()}
+
 setup(
-    packages=[*find_packages(include=["eaglerl", "eaglerl.*"]), "eaglerl.kernels"],
-    # Not importable as a top-level package: a published one has the name `kernels`.
-    package_dir={"eaglerl.kernels": "kernels"},
+    packages=[*find_packages(include=["eaglerl", "eaglerl.*"]), *folders],
+    package_dir=folders,
+    package_data={"eaglerl.models": ["*/*"]},
     ext_modules=[CMakeExtension("eaglerl._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -88,7 +88,14 @@ def main(
     path = model or prepare_model()
     eager = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     table = Table(title=f"Forward pass of M rows, context {context}, ms ({describe_machine()})")
-    for title in ("M", "products", "forward", "transformers", "forward/products", "forward/transformers"):
+    for title in (
+        "M",
+        "products",
+        "forward",
+        "transformers",
+        "forward/products",
+        "forward/transformers",
+    ):
         table.add_column(title, justify="right")
     missed = []
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from rich.markup import escape
 from eaglerl.cli.demo import demo
 from eaglerl.cli.generate import generate
 from eaglerl.cli.prepare import prepare
-from eaglerl.cli.training import distill
+from eaglerl.cli.training import distill, train_draft
 
 app = typer.Typer(
     name="eaglerl",
@@ -66,4 +66,9 @@ _add(
     distill,
     "eaglerl distill data.jsonl --response-tokens 20000",
     "eaglerl distill data.jsonl --response-tokens 1000000 --slots 96",
+)
+_add(
+    train_draft,
+    "eaglerl train-draft data.jsonl --output head",
+    "eaglerl train-draft data.jsonl --output head --max-minutes 60",
 )

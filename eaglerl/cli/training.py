@@ -81,6 +81,81 @@ def distill(
     )
 
 
+@command
+def train_draft(
+    data: Annotated[list[Path], typer.Argument(help="JSONL files that `distill` wrote.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder of the run: checkpoints, metrics, curve and, in the end, the head.",
+        ),
+    ],
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the target's features, 4.6 KB a token for the embedded model; "
+            "default: features/ in the run's folder.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[float, typer.Option(metavar="X", help="How often the data is read.")] = 4.0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Time budget of the training; the learning rate decays to its end.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Response tokens of one optimizer step.")
+    ] = 3072,
+    draft_vocab_size: Annotated[
+        int, typer.Option(metavar="N", help="Tokens that the head can draft.")
+    ] = 8192,
+    ttt_steps: Annotated[int, typer.Option(metavar="N", help="Steps of training-time test.")] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of weights and order.")] = 0,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
+        ),
+    ] = "auto",
+    model: ModelOption = DEFAULT_MODEL,
+    debug: DebugOption = False,
+) -> None:
+    """Train a draft head by training-time test on what its target wrote.
+
+    Stop it at any time; the same command goes on from the newest checkpoint.
+    """
+    target = resolve_model(model)
+    with progress_bar() as show:
+        show("loading", 0.0)
+        from eaglerl.training.train_draft import train_draft as run
+        from eaglerl.training.train_options import TrainOptions
+
+        options = TrainOptions(
+            epochs=epochs,
+            max_minutes=max_minutes,
+            batch_tokens=batch_tokens,
+            draft_vocab_size=draft_vocab_size,
+            ttt_steps=ttt_steps,
+            seed=seed,
+            dtype=dtype,
+        )
+        result = run(target, data, features or output / "features", output, options, progress=show)
+    notes().print(
+        f"{result.head_path} holds the head after {result.steps:,} steps: {result.validation}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 class _Rate:
     """Growth per second of a count, since its first report."""
 

@@ -175,7 +175,9 @@ class SpeculativeDecoder:
             for prompt, rule in zip(prompts, rules, strict=True)
         ]
         return GenerateOutput(
-            sequences=_pad([sequence for sequence, _ in results], self._pad_token_id(eos_token_ids)),
+            sequences=_pad(
+                [sequence for sequence, _ in results], self._pad_token_id(eos_token_ids)
+            ),
             finish_reasons=tuple(rule.finish_reason for rule in rules),
             per_sequence=tuple(statistics for _, statistics in results),
         )
@@ -247,7 +249,12 @@ class SpeculativeDecoder:
             self.draft.resize(capacity)
 
     def _generate_one(
-        self, prompt: list[int], rules: StoppingRules, policy: TreePolicy, verifier: Verifier, streamer
+        self,
+        prompt: list[int],
+        rules: StoppingRules,
+        policy: TreePolicy,
+        verifier: Verifier,
+        streamer,
     ) -> tuple[list[int], DecodingStatistics]:
         started = time.perf_counter()
         session = self.new_session(verifier, len(prompt) + rules.limit)

@@ -48,9 +48,7 @@ def read_prompts(
             f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
             f"got {tuple(attention_mask.shape)}"
         )
-    return [
-        ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)
-    ]
+    return [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
 
 
 def check_token_ids(prompts: list[list[int]], vocab_size: int, max_positions: int) -> None:

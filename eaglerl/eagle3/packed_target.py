@@ -32,7 +32,9 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if model.dtype != torch.float32:
         return f"its dtype is {model.dtype}"
     if config.model_type not in FAST_FAMILIES:
-        return f"model_type is {config.model_type!r}, the packed path knows {', '.join(FAST_FAMILIES)}"
+        return (
+            f"model_type is {config.model_type!r}, the packed path knows {', '.join(FAST_FAMILIES)}"
+        )
     if config.hidden_act not in ("silu", "swish"):
         return f"hidden_act is {config.hidden_act!r}"
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:

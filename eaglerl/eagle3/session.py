@@ -135,7 +135,9 @@ class DecodingSession:
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")
         if self.draft is None and params.total_tokens > 1:
-            raise ValueError(f"this session has no draft: total_tokens must be 1, got {params.total_tokens}")
+            raise ValueError(
+                f"this session has no draft: total_tokens must be 1, got {params.total_tokens}"
+            )
         if self.draft is not None:
             check_top_k(params, self.draft.draft_vocab_size)
         self.cache.check_room(params.total_tokens, self.slot)

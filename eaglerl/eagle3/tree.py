@@ -34,7 +34,12 @@ class DraftRunner(Protocol):
         """Take in R new rows with real features; (h,) output and (Vd,) logits of the last."""
 
     def expand(
-        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor, slot: int = 0
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        round: int,
+        mask: torch.Tensor,
+        slot: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass over K frontier nodes; (K, h) outputs and (K, Vd) logits."""
 

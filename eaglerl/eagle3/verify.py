@@ -118,6 +118,9 @@ def make_verifier(
     if temperature < 0:
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
     sampling = SamplingVerifier(
-        temperature or 1.0, top_p, top_k, None if seed is None else torch.Generator(device).manual_seed(seed)
+        temperature or 1.0,
+        top_p,
+        top_k,
+        None if seed is None else torch.Generator(device).manual_seed(seed),
     )
     return sampling if temperature > 0 else GreedyVerifier()

@@ -7,7 +7,7 @@ from eaglerl._ext import C
 from eaglerl.ops._check import check_contiguous
 
 
-def accept_path(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
+def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
     """Follows the target's choices from the root as far as the tree goes.
 
     From row r the path goes to the child of r whose token is ``choices[r]``, if there is one. Rows
@@ -15,7 +15,7 @@ def accept_path(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
 
     Args:
         parents: int32 (T,), the row of every row's parent; the root's is not read.
-        tokens: int64 (T,), the token of every row.
+        token_ids: int64 (T,), the token of every row.
         choices: int64 (T,), what the target puts after every row.
 
     Returns:
@@ -30,21 +30,21 @@ def accept_path(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
     if rows == 0:
         raise ValueError("parents must have at least one row, the root")
     check_contiguous("parents", parents, torch.int32, (rows,))
-    check_contiguous("tokens", tokens, torch.int64, (rows,))
+    check_contiguous("token_ids", token_ids, torch.int64, (rows,))
     check_contiguous("choices", choices, torch.int64, (rows,))
     out = torch.empty(rows, dtype=torch.int32)
     count = C.accept_path(
-        parents.data_ptr(), tokens.data_ptr(), choices.data_ptr(), rows, out.data_ptr()
+        parents.data_ptr(), token_ids.data_ptr(), choices.data_ptr(), rows, out.data_ptr()
     )
     return out[:count]
 
 
-def accept_path_ref(parents: Tensor, tokens: Tensor, choices: Tensor) -> Tensor:
+def accept_path_ref(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
     """The same in plain Python."""
     path = [0]
     while True:
         row = path[-1]
-        matches = (parents == row) & (tokens == choices[row])
+        matches = (parents == row) & (token_ids == choices[row])
         matches[0] = False
         children = matches.nonzero().flatten()
         if len(children) == 0:

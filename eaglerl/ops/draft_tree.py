@@ -149,10 +149,8 @@ class DraftTreeBuilder:
             mask=torch.empty(rows, words, dtype=torch.int64),
             scores=torch.empty(rows),
         )
-        self._native.finish(
-            total_tokens, tree.token_ids.data_ptr(), tree.parents.data_ptr(), tree.levels.data_ptr(),
-            tree.mask.data_ptr(), words, tree.scores.data_ptr(),
-        )  # fmt: skip
+        token_ids, parents, levels, mask, scores = (tensor.data_ptr() for tensor in tree)
+        self._native.finish(total_tokens, token_ids, parents, levels, mask, words, scores)
         return tree
 
 

@@ -77,7 +77,9 @@ class ChatTemplatePieces:
         )
         opening, separator, turn_change = text.partition(marker)
         if not separator:
-            raise ValueError("the tokenizer's chat template does not contain the user's text verbatim")
+            raise ValueError(
+                "the tokenizer's chat template does not contain the user's text verbatim"
+            )
         self.opening: list[int] = tokenizer(opening, add_special_tokens=False).input_ids
         self.turn_change: list[int] = tokenizer(turn_change, add_special_tokens=False).input_ids
         if not self.opening or not self.turn_change:
@@ -122,7 +124,9 @@ def recover(path: Path) -> DistillProgress:
                 row = json.loads(line)
                 prompt, response = row["p"], row["r"]
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a row with 'p' and 'r': {error}") from error
+                raise ValueError(
+                    f"{path}, line {number}: not a row with 'p' and 'r': {error}"
+                ) from error
             complete += len(line)
             progress.rows += 1
             progress.prompt_tokens += len(prompt)
@@ -173,7 +177,10 @@ class _Writer:
         slot.position += 1
         if slot.forced:
             slot.tokens.append(slot.forced.pop(0))
-            if not slot.forced and slot.tokens[-len(self.pieces.turn_change) :] == self.pieces.turn_change:
+            if (
+                not slot.forced
+                and slot.tokens[-len(self.pieces.turn_change) :] == self.pieces.turn_change
+            ):
                 slot.prompt_length = len(slot.tokens)
                 slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
             return False
@@ -217,7 +224,9 @@ def choose_tokens(
 class _SlotEngine:
     """The target decoding one token for every slot at each step."""
 
-    def __init__(self, target: PackedTarget, prefix: Sequence[int], slots: int, capacity: int) -> None:
+    def __init__(
+        self, target: PackedTarget, prefix: Sequence[int], slots: int, capacity: int
+    ) -> None:
         self._target = target
         self._cache: KVCache = target.new_cache(capacity, slots)
         target.forward(RowBatch.causal(prefix, 0), self._cache, "none")

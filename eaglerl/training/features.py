@@ -12,9 +12,11 @@ A shard's name is a hash of its rows. Rows that are added to the data later come
 shards; nothing that is there is computed again.
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,12 @@ class Shard:
         file: Name within the folder.
         split: "train" or "held_out".
         tokens: Number N of tokens.
-        draft_rows: For each sequence, how many draft rows it has.
-        rows: For each sequence, its row's digest.
+        rows: The rows' digests, in the order of the sequences.
     """
 
     file: str
     split: str
     tokens: int
-    draft_rows: tuple[int, ...]
     rows: tuple[str, ...]
 
 
@@ -81,6 +81,7 @@ def extract_features(
 
     Raises:
         ValueError: The folder holds features of another target or of other layers.
+        RuntimeError: Another process is computing features in the folder.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
@@ -88,17 +89,11 @@ def extract_features(
     folder.mkdir(parents=True, exist_ok=True)
     source = _describe(target, feature_layers)
     with _exclusive(folder):
-        return _extract(target, rows, folder, source, feature_layers, dtype, shard_rows, progress)
-
-
-def _extract(
-    target, rows, folder, source, feature_layers, dtype, shard_rows, progress
-) -> list[Shard]:
-    shards = read_index(folder, source)
-    known = {digest for shard in shards for digest in shard.rows}
-    pending = [part for split in split_rows(rows) for part in _parts(split, known, shard_rows)]
-    if pending:
-        model = FeatureModel.from_pretrained(target, feature_layers, dtype=dtype)
+        shards = read_index(folder, source)
+        known = {digest for shard in shards for digest in shard.rows}
+        pending = [part for split in split_rows(rows) for part in _parts(split, known, shard_rows)]
+        if pending:
+            model = FeatureModel.from_pretrained(target, feature_layers, dtype=dtype)
         total, done = sum(len(row.token_ids) for part in pending for row in part), 0
         for part in pending:
             if progress is not None:
@@ -135,7 +130,6 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
             file=shard["file"],
             split=shard["split"],
             tokens=shard["tokens"],
-            draft_rows=tuple(shard["draft_rows"]),
             rows=tuple(shard["rows"]),
         )
         for shard in index["shards"]
@@ -143,26 +137,25 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
 
 
 class FeatureDataset:
-    """Sequences of several shards, read when they are asked for.
+    """The features of some rows, read from the shards when they are asked for.
 
     Attributes:
         draft_rows: Draft rows of each sequence.
-        token_count: Tokens of all sequences.
     """
 
-    def __init__(self, folder: str | Path, shards: Iterable[Shard]) -> None:
+    def __init__(self, folder: str | Path, shards: Iterable[Shard], rows: Sequence[Row]) -> None:
         """Opens the shards.
 
         Args:
             folder: Folder of the shards.
-            shards: Those to read, in the order in which their sequences are numbered.
+            shards: Where the rows are.
+            rows: The rows, in the order in which they are numbered; so the numbers do not
+                depend on how the rows are spread over shards.
 
         Raises:
-            ValueError: A file is missing.
+            ValueError: A file or a row is missing.
         """
-        self.draft_rows: list[int] = []
-        self.token_count = 0
-        self._places: list[tuple[Any, int, int, int]] = []
+        places: dict[str, tuple[Any, int, int, int]] = {}
         for shard in shards:
             path = Path(folder) / shard.file
             if not path.is_file():
@@ -170,10 +163,13 @@ class FeatureDataset:
             file = safe_open(path, framework="pt")
             offsets = file.get_tensor("offsets").tolist()
             prompts = file.get_tensor("prompt_lengths").tolist()
-            spans = zip(offsets, offsets[1:], prompts, strict=False)
-            self._places += [(file, start, end, prompt) for start, end, prompt in spans]
-            self.draft_rows += shard.draft_rows
-            self.token_count += shard.tokens
+            for digest, *place in zip(shard.rows, offsets, offsets[1:], prompts, strict=False):
+                places[digest] = (file, *place)
+        missing = sum(row.digest not in places for row in rows)
+        if missing:
+            raise ValueError(f"shards must hold all rows, but {missing} of {len(rows)} are missing")
+        self._places = [places[row.digest] for row in rows]
+        self.draft_rows = [draft_row_count(len(row.prompt), len(row.token_ids)) for row in rows]
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -188,6 +184,17 @@ class FeatureDataset:
             taps=file.get_slice("taps")[start:end],
             final_hidden=file.get_slice("final_hidden")[start:end],
         )
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system releases when the process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process is computing features in {folder}") from error
+        yield
 
 
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
@@ -214,7 +221,6 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
         file=f"{name}.safetensors",
         split=HELD_OUT if is_held_out(rows[0].prompt) else TRAIN,
         tokens=int(lengths.sum()),
-        draft_rows=tuple(draft_row_count(len(row.prompt), len(row.token_ids)) for row in rows),
         rows=digests,
     )
     tensors = {

@@ -38,31 +38,26 @@ class RunFolder:
         """Where the trained head lies."""
         return self.path / "head"
 
-    @property
-    def has_settings(self) -> bool:
-        """Whether a run began here before."""
-        return (self.path / "run.json").is_file()
-
     def settle(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Records the settings of a new run, or compares them with those of a run to go on with.
 
         Args:
-            settings: JSON values. "shards" names the data; it may differ now.
+            settings: JSON values. "rows" names the data; it may differ now.
 
         Returns:
-            The settings of the run, with the "shards" that it was started with.
+            The settings of the run, with the "rows" that it was started with.
 
         Raises:
-            ValueError: A setting other than "shards" differs.
+            ValueError: A setting other than "rows" differs.
         """
         file = self.path / "run.json"
         settings = json.loads(json.dumps(settings))
-        if not self.has_settings:
+        if not file.is_file():
             with atomic_path(file) as temporary:
-                temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return settings
         recorded = json.loads(file.read_text(encoding="utf-8"))
-        for key in sorted((recorded.keys() | settings.keys()) - {"shards"}):
+        for key in sorted((recorded.keys() | settings.keys()) - {"rows"}):
             if recorded.get(key) != settings.get(key):
                 raise ValueError(
                     f"{key} must be {recorded.get(key)!r}, as in the run that {self.path} holds, "

@@ -5,14 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eaglerl.training.data import Row, read_rows, split_rows
-from eaglerl.training.features import (
-    HELD_OUT,
-    TRAIN,
-    FeatureDataset,
-    Shard,
-    extract_features,
-    read_index,
-)
+from eaglerl.training.features import FeatureDataset, extract_features
 from eaglerl.training.initial_head import make_head
 from eaglerl.training.precision import resolve_dtype
 from eaglerl.training.run_folder import RunFolder
@@ -73,29 +66,20 @@ def train_draft(
     report = progress or (lambda stage, fraction: None)
     dtype = resolve_dtype(options.dtype)
     rows = read_rows(data)
-    train_rows, held_out_rows = split_rows(rows)
-    if not train_rows or not held_out_rows:
-        raise ValueError(
-            "data must hold rows to train on and held-out ones, got "
-            f"{len(train_rows)} and {len(held_out_rows)}"
-        )
+    if not all(split_rows(rows)):
+        sizes = [len(split) for split in split_rows(rows)]
+        raise ValueError(f"data must hold rows to train on and held-out ones, got {sizes}")
     folder = RunFolder(output)
-    if folder.has_settings:
-        shards = read_index(features)
-    else:
-        shards = extract_features(target, rows, features, dtype=dtype, progress=progress)
     settings = {k: v for k, v in asdict(options).items() if k not in RESUMABLE_CHANGES}
-    recorded = folder.settle({**settings, "shards": [shard.file for shard in shards]})
-    shards = _recorded_shards(shards, recorded["shards"], rows)
-    used = {digest for shard in shards for digest in shard.rows}
+    recorded = folder.settle({**settings, "rows": [row.digest for row in rows]})
+    rows = _recorded_rows(rows, recorded["rows"])
+    splits = split_rows(rows)
+    shards = extract_features(target, rows, features, dtype=dtype, progress=progress)
     report("loading the target", 0.0)
-    head, lm_head = make_head(target, [row for row in train_rows if row.digest in used], options)
-    datasets = [
-        FeatureDataset(features, [shard for shard in shards if shard.split == split])
-        for split in (TRAIN, HELD_OUT)
-    ]
+    head, lm_head = make_head(target, splits[0], options)
+    train, held_out = (FeatureDataset(features, shards, split) for split in splits)
     ttt = TrainingTimeTest(head, lm_head, steps=options.ttt_steps, dtype=dtype)
-    loop = TrainingLoop(head, ttt, *datasets, options, folder, report)
+    loop = TrainingLoop(head, ttt, train, held_out, options, folder, report)
     try:
         metrics = loop.run()
     finally:
@@ -103,16 +87,10 @@ def train_draft(
     return TrainResult(folder.head_path, loop.step, metrics)
 
 
-def _recorded_shards(
-    shards: Sequence[Shard], names: Sequence[str], rows: Sequence[Row]
-) -> list[Shard]:
-    """Returns the shards that a run began with; its draft vocabulary was chosen from their rows."""
-    known = {shard.file: shard for shard in shards}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise ValueError(f"features must still hold the shards that the run began with: {missing}")
-    digests = {row.digest for row in rows}
-    lost = sum(digest not in digests for name in names for digest in known[name].rows)
+def _recorded_rows(rows: Sequence[Row], digests: Sequence[str]) -> list[Row]:
+    """Returns the rows that a run began with, in their order then."""
+    known = {row.digest: row for row in rows}
+    lost = sum(digest not in known for digest in digests)
     if lost:
         raise ValueError(f"data must still hold the rows that the run began with: {lost} lack")
-    return [known[name] for name in names]
+    return [known[digest] for digest in digests]

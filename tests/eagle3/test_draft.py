@@ -10,7 +10,7 @@ from eaglerl.eagle3.packed_draft import PackedDraft
 
 from .heads import DRAFT_VOCAB, VOCAB, Row, make_config, make_head, reference_pass
 
-# fp32 sums of up to 96 products, chained over a few rows: measured 3e-6 at most.
+# fp32 sums of up to 96 products, chained over a few rows: measured 6e-6 at most.
 FP32 = {"rtol": 0, "atol": 2e-5}
 VARIANTS = {
     "plain": {},
@@ -140,12 +140,12 @@ def test_low_precision_stays_close(dtype: str) -> None:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_cache_equals_fresh_prefill(runner: str) -> None:
-    """200 random cycles of drafting and extending leave what one prefill would have written."""
+    """60 random cycles of drafting and extending leave what one prefill would have written."""
     head = make_head(make_config())
     generator = torch.Generator().manual_seed(3)
-    draft = RUNNERS[runner](head, capacity=700, slots=2)
+    draft = RUNNERS[runner](head, capacity=300, slots=2)
     tokens, features = [], []
-    for _ in range(200):
+    for _ in range(60):
         rows = int(torch.randint(1, 4, (), generator=generator))
         tokens.append(torch.randint(VOCAB, (rows,), generator=generator))
         features.append(torch.randn(rows, 96, generator=generator))
@@ -157,7 +157,7 @@ def test_cache_equals_fresh_prefill(runner: str) -> None:
             scratch = torch.randint(VOCAB, (width,), generator=generator)
             hidden, _ = draft.expand(scratch, hidden, round_index, mask, slot=1)
     length = draft.lengths[1]
-    fresh = RUNNERS[runner](head, capacity=700)
+    fresh = RUNNERS[runner](head, capacity=300)
     fresh.extend(torch.cat(tokens), torch.cat(features))
     assert draft.lengths == [0, length]
     # Products of other row counts sum in another order; nothing else may differ.
@@ -296,4 +296,4 @@ def test_module_is_differentiable() -> None:
         )
         return head.logits(head.feedback(output))
 
-    assert torch.autograd.gradcheck(run, (features,))
+    assert torch.autograd.gradcheck(run, (features,), fast_mode=True)

@@ -102,7 +102,7 @@ def test_tree_equals_float64_reference(
         actual = builder.frontier()
         scratch |= {node: round_index * top_k + rank for rank, node in enumerate(frontier)}
         assume(pool.smallest_gap > TIE)
-        assert actual.tokens.tolist() == [pool.tokens[node] for node in frontier]
+        assert actual.token_ids.tolist() == [pool.tokens[node] for node in frontier]
         assert [previous[row] for row in actual.parents] == [pool.parents[n] for n in frontier]
         seen = bits(actual.mask, (round_index + 1) * top_k)
         for rank, node in enumerate(frontier):
@@ -122,7 +122,7 @@ def test_tree_equals_float64_reference(
     assume(pool.smallest_gap > TIE)
     tree = builder.finish(drafted + 1)
     row_of = {-1: 0, **{node: row + 1 for row, node in enumerate(chosen)}}
-    assert tree.tokens.tolist() == [root] + [pool.tokens[node] for node in chosen]
+    assert tree.token_ids.tolist() == [root] + [pool.tokens[node] for node in chosen]
     assert tree.parents.tolist() == [-1] + [row_of[pool.parents[node]] for node in chosen]
     assert tree.levels.tolist() == [0] + [len(pool.path(node)) for node in chosen]
     expected = np.array([0.0] + [pool.scores[node] for node in chosen])
@@ -142,7 +142,7 @@ def test_ties_choose_what_was_drafted_first(top_k: int) -> None:
         builder.begin(7, top_k)
         builder.first(logits)
         for _ in range(4):
-            assert builder.frontier().tokens.shape == (top_k,)
+            assert builder.frontier().token_ids.shape == (top_k,)
             builder.expand(logits.repeat(top_k, 1))
         for total in range(1, builder.pool_size + 2):
             tree = builder.finish(total)
@@ -160,7 +160,7 @@ def test_equal_logits_give_the_lowest_ids(isa: str) -> None:
     logits[[3, 500, 999]] = 1.0
     builder.begin(0, 5)
     builder.first(logits)
-    assert builder.finish(6).tokens.tolist() == [0, 3, 500, 999, 0, 1]
+    assert builder.finish(6).token_ids.tolist() == [0, 3, 500, 999, 0, 1]
 
 
 @pytest.mark.parametrize("vocab", [1, 63, 64, 65, 1000, 8192, 32000])
@@ -172,7 +172,7 @@ def test_top_k_and_log_softmax(isa: str, vocab: int) -> None:
     builder.first(logits)
     tree = builder.finish(top_k + 1)
     values, ids = logits.double().log_softmax(0).topk(top_k)
-    assert tree.tokens[1:].tolist() == ids.tolist()
+    assert tree.token_ids[1:].tolist() == ids.tolist()
     torch.testing.assert_close(tree.scores[1:].double(), values, rtol=1e-6, atol=2e-6)
 
 

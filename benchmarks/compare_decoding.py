@@ -1,0 +1,183 @@
+"""Real questions, decoded greedily by every contender in turn: transformers, plain, constant trees.
+
+    python benchmarks/compare_decoding.py QUESTIONS_FOLDER [--per-file 8] [--max-new-tokens 128]
+
+QUESTIONS_FOLDER holds `question.jsonl`-like files (`turns`: list of user turns; the first is used).
+All contenders decode a prompt one after another, in an order that rotates from prompt to prompt, in
+one process. Times include the prefill. Prints the table and writes every measurement as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
+from eaglerl.evaluation.machine import describe_machine
+from eaglerl.files import atomic_path
+from eaglerl.prepare import default_draft_path, prepare_model
+
+GRID = ((3, 1, 2), (4, 1, 4), (4, 2, 2), (6, 2, 4), (8, 2, 4), (8, 4, 2), (16, 4, 4))
+EAGLE_DEFAULT = (60, 7, 10)
+#: The tree on which the head's precisions are compared.
+PRECISION_TREE = (8, 2, 4)
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass
+class Contender:
+    """One way to decode and what it has measured so far."""
+
+    name: str
+    decode: Callable[[torch.Tensor], tuple[list[int], int]]
+    new_tokens: int = 0
+    seconds: float = 0.0
+    cycles: int = 0
+    identical: int = 0
+    per_prompt: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self, input_ids: torch.Tensor) -> list[int]:
+        """Decode one prompt and note tokens, cycles and time."""
+        started = time.perf_counter()
+        output, cycles = self.decode(input_ids)
+        seconds = time.perf_counter() - started
+        self.new_tokens += len(output)
+        self.seconds += seconds
+        self.cycles += cycles
+        self.per_prompt.append({"new_tokens": len(output), "seconds": seconds, "cycles": cycles})
+        return output
+
+    @property
+    def tokens_per_second(self) -> float:
+        """All tokens over all seconds."""
+        return self.new_tokens / self.seconds
+
+
+def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
+    """(1, n) chat prompts of the first questions of every file."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise typer.BadParameter(f"{folder} holds no .jsonl file")
+    prompts = []
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines()[:per_file]:
+            chat = [{"role": "user", "content": json.loads(line)["turns"][0]}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+            prompts.append(ids.input_ids)
+    return prompts
+
+
+def make_contenders(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> list[Contender]:
+    """transformers first, plain decoding second, then the trees."""
+
+    def reference(input_ids: torch.Tensor) -> tuple[list[int], int]:
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        new = output[0, input_ids.shape[1] :].tolist()
+        return new, len(new)
+
+    def ours(
+        params: TreeParams, decoder: SpeculativeDecoder = decoder
+    ) -> Callable[[torch.Tensor], tuple[list[int], int]]:
+        def decode(input_ids: torch.Tensor) -> tuple[list[int], int]:
+            output = decoder.generate(input_ids, params, max_new_tokens=max_new_tokens)
+            # The first token comes from the prefill; a cycle yields the others.
+            cycles = output.statistics.num_cycles
+            return output.sequences[0, input_ids.shape[1] :].tolist(), cycles
+
+        return decode
+
+    precise = {
+        dtype: SpeculativeDecoder(decoder.target, decoder.head, draft_dtype=dtype)
+        for dtype in PRECISIONS
+    }
+    trees = [TreeParams(*values) for values in (*GRID, EAGLE_DEFAULT)]
+    return [
+        Contender("transformers generate", reference),
+        Contender("eaglerl plain (1/0/1)", ours(NO_DRAFT)),
+        *(
+            Contender(f"tree {tree.total_tokens}/{tree.depth}/{tree.top_k}", ours(tree))
+            for tree in trees
+        ),
+        *(
+            Contender(
+                f"tree {'/'.join(map(str, PRECISION_TREE))}, {dtype} head",
+                ours(TreeParams(*PRECISION_TREE), other),
+            )
+            for dtype, other in precise.items()
+        ),
+    ]
+
+
+def print_table(contenders: list[Contender], prompts: int) -> None:
+    """Tokens per second, acceptance length and ratios of every contender."""
+    reference, plain = contenders[0], contenders[1]
+    table = Table(title=f"{prompts} prompts, greedy ({describe_machine()})")
+    for title in ("contender", "tokens/s", "tokens/cycle", "/ generate", "/ plain", "identical"):
+        table.add_column(title, justify="left" if title == "contender" else "right")
+    for one in contenders:
+        speed = one.tokens_per_second
+        table.add_row(
+            one.name,
+            f"{speed:.1f}",
+            f"{(one.new_tokens - prompts) / one.cycles:.2f}" if one is not reference else "",
+            f"{speed / reference.tokens_per_second:.2f}",
+            f"{speed / plain.tokens_per_second:.2f}",
+            f"{one.identical} of {prompts}",
+        )
+    Console().print(table)
+
+
+def main(
+    questions: Annotated[Path, typer.Argument(help="Folder of question files.", exists=True)],
+    per_file: int = 8,
+    max_new_tokens: int = 128,
+    draft_dtype: str = "auto",
+    draft: Annotated[Path | None, typer.Option(help="Folder of the draft head.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file of all measurements.")] = None,
+) -> None:
+    """Measure and print."""
+    target = prepare_model()
+    decoder = SpeculativeDecoder.from_pretrained(
+        target, draft or default_draft_path(), draft_dtype=draft_dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    prompts = read_prompts(questions, per_file, AutoTokenizer.from_pretrained(target))
+    contenders = make_contenders(model, decoder, max_new_tokens)
+    for contender in contenders:
+        contender.decode(prompts[0][:, -16:])
+    for index, prompt in enumerate(track(prompts, description="decoding")):
+        shift = index % len(contenders)
+        outputs = {one.name: one.run(prompt) for one in contenders[shift:] + contenders[:shift]}
+        for one in contenders:
+            one.identical += outputs[one.name] == outputs[contenders[0].name]
+    print_table(contenders, len(prompts))
+    if output is not None:
+        record = {
+            "machine": describe_machine(),
+            "max_new_tokens": max_new_tokens,
+            "draft_dtype": draft_dtype,
+            "contenders": {one.name: one.per_prompt for one in contenders},
+        }
+        with atomic_path(output) as temporary:
+            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
