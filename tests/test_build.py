@@ -73,9 +73,7 @@ def test_wheel_installs_into_an_empty_environment(tmp_path: Path) -> None:
 
     venv.create(tmp_path / "empty", with_pip=True)
     python = tmp_path / "empty" / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], check=True
-    )
+    subprocess.run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], check=True)
     script = "import eaglerl, eaglerl._C as c; print(eaglerl.__version__, c.cpu_isa(), c.has_cuda)"
     result = subprocess.run(
         [python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True

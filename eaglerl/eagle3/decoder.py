@@ -1,4 +1,5 @@
-"""`SpeculativeDecoder`: a target and its draft head behind an interface like transformers' `generate`."""
+"""`SpeculativeDecoder`: a target and its draft head behind an interface like transformers'
+`generate`."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class SpeculativeDecoder:
         Args:
             target: the target; its `feature_layers` must be those that the head was trained on.
             draft: the head; it takes the target's embedding table if it has none.
-            draft_dtype: of the head's products on the packed CPU path. The output does not depend on it.
+            draft_dtype: of the head's products on the packed CPU path. The output does not depend
+                on it.
             default_policy: a constant tree or a policy.
             tokenizer: the target's tokenizer, for stop strings.
 
@@ -128,17 +130,18 @@ class SpeculativeDecoder:
         """Continue one prompt, or several one after another.
 
         Args:
-            input_ids: (n,) or (1, n) token ids of one prompt; (B, n), or a list of prompts, for several.
+            input_ids: (n,) or (1, n) token ids of one prompt; (B, n), or a list of prompts, for
+                several.
             policy: a constant tree, or a policy that chooses one at every cycle.
             attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it.
             max_new_tokens: longest continuation. It also ends at the target's context length.
             temperature: 0 decodes greedily; above, tokens are sampled as transformers samples them.
             top_p: nucleus mass in (0, 1]; 1 is off.
-            top_k: number of most likely tokens to sample from; 0 is off. (The width of the draft tree
-                is `TreeParams.top_k`.)
+            top_k: number of most likely tokens to sample from; 0 is off. (The width of the draft
+                tree is `TreeParams.top_k`.)
             seed: seed of the draws; torch's global generator without one.
-            eos_token_id: token or tokens that end a sequence; those of the target's generation config
-                by default.
+            eos_token_id: token or tokens that end a sequence; those of the target's generation
+                config by default.
             stop_strings: texts that end a sequence.
             tokenizer: for `stop_strings`; the decoder's own by default.
             streamer: a transformers streamer; one prompt only.
@@ -147,8 +150,8 @@ class SpeculativeDecoder:
             Sequences, finish reasons and statistics.
 
         Raises:
-            ValueError: an argument out of its range, token ids that the target does not know, an empty
-                prompt, or one longer than the target's context. Nothing was decoded then.
+            ValueError: an argument out of its range, token ids that the target does not know, an
+                empty prompt, or one longer than the target's context. Nothing was decoded then.
             TypeError: a policy that is none.
         """
         prompts = read_prompts(input_ids, attention_mask)

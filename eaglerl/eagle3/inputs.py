@@ -27,11 +27,7 @@ def read_prompts(
     if not isinstance(input_ids, torch.Tensor):
         if attention_mask is not None:
             raise ValueError("attention_mask needs input_ids to be a tensor")
-        if not isinstance(input_ids, Sequence):
-            raise TypeError(f"input_ids must be a tensor or a list, got {type(input_ids).__name__}")
-        if len(input_ids) and not isinstance(input_ids[0], int):
-            return [read_prompts(torch.as_tensor(prompt))[0] for prompt in input_ids]
-        input_ids = torch.tensor(list(input_ids), dtype=torch.int64)
+        return _read_list(input_ids)
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         if input_ids.numel():
             raise TypeError(f"input_ids must be integers, got {input_ids.dtype}")
@@ -49,6 +45,14 @@ def read_prompts(
             f"got {tuple(attention_mask.shape)}"
         )
     return [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
+
+
+def _read_list(input_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    if not isinstance(input_ids, Sequence):
+        raise TypeError(f"input_ids must be a tensor or a list, got {type(input_ids).__name__}")
+    if len(input_ids) and not isinstance(input_ids[0], int):
+        return [read_prompts(torch.as_tensor(prompt))[0] for prompt in input_ids]
+    return read_prompts(torch.tensor(list(input_ids), dtype=torch.int64))
 
 
 def check_token_ids(prompts: list[list[int]], vocab_size: int, max_positions: int) -> None:

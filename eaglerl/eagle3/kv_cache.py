@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -13,8 +14,10 @@ class KVCache:
     """Keys and values of all layers for a number of slots (sequences).
 
     Attributes:
-        data: (slots, layers, 2, kv_heads, capacity, head_dim); index 0 of the third axis holds keys.
-        lengths: committed rows of every slot. Rows after them are scratch space of the pass at hand.
+        data: (slots, layers, 2, kv_heads, capacity, head_dim); index 0 of the third axis holds
+            keys.
+        lengths: committed rows of every slot. Rows after them are scratch space of the pass at
+            hand.
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class KVCache:
         """
         if self.lengths[slot] + rows > self.capacity:
             raise ValueError(
-                f"the KV cache holds {self.capacity} rows per slot; slot {slot} has {self.lengths[slot]} "
-                f"and cannot take {rows} more"
+                f"the KV cache holds {self.capacity} rows per slot; slot {slot} has "
+                f"{self.lengths[slot]} and cannot take {rows} more"
             )
 
     def commit(self, rows: Sequence[int], slot: int = 0) -> None:
@@ -76,7 +79,7 @@ class KVCache:
             ValueError: offsets that do not increase or lie outside the cache.
         """
         length = self.lengths[slot]
-        if any(late <= early for early, late in zip(rows, rows[1:], strict=False)):
+        if any(late <= early for early, late in pairwise(rows)):
             raise ValueError(f"rows must be strictly increasing, got {list(rows)}")
         if rows and (rows[0] < 0 or length + rows[-1] >= self.capacity):
             raise ValueError(f"rows must lie in [0, {self.capacity - length}), got {list(rows)}")

@@ -1,8 +1,8 @@
 """The fast CPU path of the target: packed weights, fused operations, preallocated buffers.
 
-A forward pass of a few rows is bound by reading the weights once. Everything here serves to leave that
-as the only cost: weights are packed once for oneDNN, residuals are added by the products themselves, and
-what lies between two products is one native call each.
+A forward pass of a few rows is bound by reading the weights once. Everything here serves to leave
+that as the only cost: weights are packed once for oneDNN, residuals are added by the products
+themselves, and what lies between two products is one native call each.
 """
 
 from __future__ import annotations

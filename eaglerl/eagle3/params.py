@@ -17,7 +17,8 @@ class TreeParams:
 
     Attributes:
         total_tokens: rows that the target verifies, the root included; 1 drafts nothing.
-        depth: expansion rounds after the first one; drafted tokens stand on levels 1 to ``depth + 1``.
+        depth: expansion rounds after the first one; drafted tokens stand on levels 1 to ``depth +
+            1``.
         top_k: width of the frontier, and number of children of each of its nodes.
 
     Raises:
@@ -38,8 +39,8 @@ class TreeParams:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
         if self.total_tokens - 1 > self.pool_size:
             raise ValueError(
-                f"total_tokens={self.total_tokens} asks for {self.total_tokens - 1} drafted nodes, but "
-                f"depth={self.depth} and top_k={self.top_k} give a pool of only {self.pool_size} "
+                f"total_tokens={self.total_tokens} asks for {self.total_tokens - 1} drafted nodes, "
+                f"but depth={self.depth} and top_k={self.top_k} give a pool of only {self.pool_size} "
                 "(top_k + depth * top_k**2)"
             )
 
@@ -68,8 +69,8 @@ class CycleState:
     """What a policy may look at before a cycle.
 
     Attributes:
-        features: (3 * hidden_size,) target features of the last token whose features are known, low,
-            mid and high concatenated; a view that the next cycle overwrites.
+        features: (3 * hidden_size,) target features of the last token whose features are known,
+            low, mid and high concatenated; a view that the next cycle overwrites.
         context_length: committed tokens, the root included.
         last_result: result of the cycle before; None in the first one.
     """
@@ -83,8 +84,9 @@ class CycleState:
 class TreePolicy(Protocol):
     """Chooses the draft tree of every cycle.
 
-    The loop calls `reset` once when a sequence starts, then `choose` before and `observe` after every
-    cycle. All three are called on the thread that decodes, so their time counts as decoding time.
+    The loop calls `reset` once when a sequence starts, then `choose` before and `observe` after
+    every cycle. All three are called on the thread that decodes, so their time counts as decoding
+    time.
     """
 
     def reset(self) -> None:

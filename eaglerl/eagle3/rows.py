@@ -12,8 +12,8 @@ import torch
 class RowBatch:
     """M rows of one pass over a KV cache.
 
-    Row r sees the cache rows ``[0, prefix_lengths[r])`` of its slot, and those of the block behind them
-    whose bit is set in its mask: bit j stands for cache row ``prefix_lengths[r] + j``.
+    Row r sees the cache rows ``[0, prefix_lengths[r])`` of its slot, and those of the block behind
+    them whose bit is set in its mask: bit j stands for cache row ``prefix_lengths[r] + j``.
 
     Attributes:
         token_ids: (M,) int64.

@@ -48,9 +48,9 @@ class StepResult:
 class DecodingSession:
     """The state of one sequence and the cycle that extends it: draft, verify, accept.
 
-    The last token, the root of the next tree, has no row in the target's cache yet. The draft's stable
-    rows may lag behind the target's: a cycle that drafts nothing leaves the features of its tokens
-    pending, and the next cycle that drafts takes them in with one pass.
+    The last token, the root of the next tree, has no row in the target's cache yet. The draft's
+    stable rows may lag behind the target's: a cycle that drafts nothing leaves the features of its
+    tokens pending, and the next cycle that drafts takes them in with one pass.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class DecodingSession:
             What it emitted and what it took. The tokens are part of the sequence already.
 
         Raises:
-            ValueError: no prompt was read, the tree does not fit the cache or the draft's vocabulary,
-                or a tree was asked for without a draft.
+            ValueError: no prompt was read, the tree does not fit the cache or the draft's
+                vocabulary, or a tree was asked for without a draft.
         """
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")

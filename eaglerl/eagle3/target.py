@@ -24,8 +24,8 @@ class TargetOutput:
 
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
-        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated. A view of a
-            buffer that the next pass overwrites.
+        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated. A view
+            of a buffer that the next pass overwrites.
         last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
     """
 
@@ -66,13 +66,15 @@ def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int,
     for layer in (low, mid, high):
         if not 0 <= layer < num_layers:
             raise ValueError(
-                f"feature_layers must lie in [0, {num_layers}) (inputs of the decoder layers), got {layer}"
+                f"feature_layers must lie in [0, {num_layers}) (inputs of the decoder layers), "
+                f"got {layer}"
             )
     return low, mid, high
 
 
 class TargetModel(ABC):
-    """Interface of a target. `from_pretrained` and `from_model` choose the fastest implementation."""
+    """Interface of a target. `from_pretrained` and `from_model` choose the fastest
+    implementation."""
 
     #: Rows of one pass over a long prompt.
     chunk_size: int = 512
@@ -129,8 +131,8 @@ class TargetModel(ABC):
         Args:
             path: folder or hub name.
             feature_layers: three layers whose inputs are tapped; EAGLE-3's choice by default.
-            backend: "packed" is the fast CPU path, "transformers" runs the library's own modules, "auto"
-                takes the first where it can.
+            backend: "packed" is the fast CPU path, "transformers" runs the library's own modules,
+                "auto" takes the first where it can.
             dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
             device: where to run; CUDA if there is one.
 

@@ -69,7 +69,8 @@ class TreeDrafter:
 
         Args:
             root: the target's next token, already known.
-            hidden: (h,) output of the draft at the last stable row, which holds the root's embedding.
+            hidden: (h,) output of the draft at the last stable row, which holds the root's
+                embedding.
             logits: (Vd,) draft logits there.
             params: the tree; total_tokens over 1, top_k within the draft's vocabulary.
             slot: the sequence.
@@ -97,5 +98,6 @@ def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:
     """
     if params.total_tokens > 1 and params.top_k > draft_vocab_size:
         raise ValueError(
-            f"top_k={params.top_k} is larger than the draft's vocabulary of {draft_vocab_size} tokens"
+            f"top_k={params.top_k} is larger than the draft's vocabulary of "
+            f"{draft_vocab_size} tokens"
         )

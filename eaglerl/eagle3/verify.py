@@ -49,10 +49,11 @@ class GreedyVerifier:
 class SamplingVerifier:
     """Lossless sampling: the output has the distribution of sampling from the target alone.
 
-    EAGLE's proposals are deterministic, so its rejection sampling (Leviathan et al. 2023, theorem 3.5;
-    SpecInfer, section 4.3) has the law of a simpler procedure: draw one token from the target's
-    distribution at the current node; if a child carries it, go there, else stop: the draw is the bonus.
-    The draw does not depend on the tree, therefore neither does the distribution of the text.
+    EAGLE's proposals are deterministic, so its rejection sampling (Leviathan et al. 2023, theorem
+    3.5; SpecInfer, section 4.3) has the law of a simpler procedure: draw one token from the
+    target's distribution at the current node; if a child carries it, go there, else stop: the draw
+    is the bonus. The draw does not depend on the tree, therefore neither does the distribution of
+    the text.
     """
 
     def __init__(

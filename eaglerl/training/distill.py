@@ -1,8 +1,8 @@
 """Self-distillation: the target writes its own prompts and answers.
 
 Every slot of a batch runs its own little state machine: it samples a user turn after the chat
-template's opening, is then forced through the template's turn change, and finally writes the answer.
-One forward pass per step serves all slots, whatever each of them is doing.
+template's opening, is then forced through the template's turn change, and finally writes the
+answer. One forward pass per step serves all slots, whatever each of them is doing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.eagle3.rows import RowBatch
 
-
-#: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a model
-#: left to itself seldom asks for. The model goes on from the opening, so every prompt is still its own.
+#: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a
+#: model left to itself seldom asks for. The model goes on from the opening, so every prompt is
+#: still its own.
 DEFAULT_OPENINGS: tuple[str, ...] = (
     "Write a Python function that",
     "Complete the following Python function:\n```python\ndef ",
@@ -87,7 +87,8 @@ class ChatTemplatePieces:
 
 
 def append_row(path: Path, prompt: Sequence[int], response: Sequence[int]) -> None:
-    """Append one JSON line with a single write, so that a killed process leaves no half line behind."""
+    """Append one JSON line with a single write, so that a killed process leaves no half line
+    behind."""
     line = json.dumps({"p": list(prompt), "r": list(response)}, separators=(",", ":")) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -288,13 +289,13 @@ def distill(
 ) -> DistillProgress:
     """Let the target write training data for its own draft head.
 
-    Each row is one JSON line ``{"p": prompt ids, "r": response ids}``. The prompt is the chat template
-    up to the answer, with a user turn that the target sampled itself (half of them after one of
-    `openings`); the response is greedy for two thirds of the rows and drawn at temperature 0.7 for the
-    rest, and ends with the end-of-turn token unless it reaches `max_new_tokens`.
+    Each row is one JSON line ``{"p": prompt ids, "r": response ids}``. The prompt is the chat
+    template up to the answer, with a user turn that the target sampled itself (half of them after
+    one of `openings`); the response is greedy for two thirds of the rows and drawn at temperature
+    0.7 for the rest, and ends with the end-of-turn token unless it reaches `max_new_tokens`.
 
-    A run appends to `output` and stops when the file holds `response_tokens` tokens of responses, so an
-    interrupted run is resumed by the same call.
+    A run appends to `output` and stops when the file holds `response_tokens` tokens of responses,
+    so an interrupted run is resumed by the same call.
 
     Args:
         target: folder of the target model, with its tokenizer and chat template.
@@ -311,8 +312,8 @@ def distill(
         What the file holds now.
 
     Raises:
-        ValueError: an argument out of its range, a tokenizer without a chat template, or a file that is
-            not such JSONL.
+        ValueError: an argument out of its range, a tokenizer without a chat template, or a file
+            that is not such JSONL.
     """
     for name, value in (
         ("response_tokens", response_tokens),
