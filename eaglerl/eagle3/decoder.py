@@ -21,7 +21,7 @@ from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.verify import Verifier, make_verifier
 
-#: Rows that a cache keeps free for the tree of a cycle; a wider tree makes the cache grow.
+#: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512
 
 

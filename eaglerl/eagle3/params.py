@@ -40,8 +40,8 @@ class TreeParams:
         if self.total_tokens - 1 > self.pool_size:
             raise ValueError(
                 f"total_tokens={self.total_tokens} asks for {self.total_tokens - 1} drafted nodes, "
-                f"but depth={self.depth} and top_k={self.top_k} give a pool of only {self.pool_size} "
-                "(top_k + depth * top_k**2)"
+                f"but depth={self.depth} and top_k={self.top_k} give a pool of only "
+                f"{self.pool_size} (top_k + depth * top_k**2)"
             )
 
     @property
