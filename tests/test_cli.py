@@ -1,5 +1,8 @@
 """The command line: what it prints where, its exit codes, and how it answers Ctrl-C."""
 
+import dataclasses
+import inspect
+import json
 import os
 import pty
 import select
@@ -261,6 +264,48 @@ class TestDistill:
         assert second.exit_code == 0, second.stderr
         assert output.read_text().splitlines()[: len(rows)] == rows
         assert len(output.read_text().splitlines()) > len(rows)
+
+
+class TestTrainDraft:
+    def test_defaults_are_those_of_the_library(self) -> None:
+        from eaglerl.cli.training import train_draft
+        from eaglerl.training.train_options import TrainOptions
+
+        library = dataclasses.asdict(TrainOptions())
+        offered = inspect.signature(train_draft).parameters
+        shared = library.keys() & offered.keys()
+        assert {name: offered[name].default for name in shared} == {
+            name: library[name] for name in shared
+        }
+        assert len(shared) == 8
+
+    def test_trains_a_head_that_generates(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
+        data, output = tmp_path / "data.jsonl", tmp_path / "run"
+        generator = torch.Generator().manual_seed(0)
+        with data.open("w") as file:
+            for _ in range(40):
+                ids = torch.randint(100, 400, (24,), generator=generator).tolist()
+                file.write(json.dumps({"p": ids[:8], "r": ids[8:]}) + "\n")
+        result = run(
+            *["train-draft", str(data), "--output", str(output), "--model", str(tiny.target)],
+            *["--epochs", "1", "--batch-tokens", "128", "--draft-vocab-size", "300"],
+        )
+        assert result.exit_code == 0, result.stderr
+        assert f"head: {output / 'head'}" in result.stderr
+        arguments = ["--model", str(tiny.target), "--draft", str(output / "head"), "-n", "6"]
+        drafted, plain = (
+            run("generate", PROMPT, *arguments, *options)
+            for options in (["--tree", "4,1,2"], ["--plain"])
+        )
+        assert drafted.exit_code == 0, drafted.stderr
+        assert drafted.stdout == plain.stdout
+
+    def test_data_that_is_not_there(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
+        missing, output = str(tmp_path / "none.jsonl"), tmp_path / "run"
+        result = run("train-draft", missing, "--output", str(output), "--model", str(tiny.target))
+        assert result.exit_code == 1
+        assert "none.jsonl" in result.stderr
+        assert not output.exists()
 
 
 class Terminal:

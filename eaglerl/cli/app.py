@@ -69,6 +69,6 @@ _add(
 )
 _add(
     train_draft,
-    "eaglerl train-draft data.jsonl --output head",
-    "eaglerl train-draft data.jsonl --output head --max-minutes 60",
+    "eaglerl train-draft data.jsonl --output runs/first",
+    "eaglerl train-draft data-1.jsonl data-2.jsonl --output runs/hour --max-minutes 60",
 )

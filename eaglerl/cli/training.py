@@ -90,14 +90,14 @@ def train_draft(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder of the run: checkpoints, metrics, curve and, in the end, the head.",
+            help="Folder of the run; one with checkpoints goes on. The head ends in its head/.",
         ),
     ],
     features: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder for the target's features, 4.6 KB a token for the embedded model; "
+            help="Folder for the target's features, which several runs may share; "
             "default: features/ in the run's folder.",
             show_default=False,
         ),
@@ -107,18 +107,21 @@ def train_draft(
         float | None,
         typer.Option(
             metavar="X",
-            help="Time budget of the training; the learning rate decays to its end.",
+            help="Time budget; the learning rate has decayed when it is used up.",
             show_default=False,
         ),
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Response tokens of one optimizer step.")
-    ] = 3072,
+        int, typer.Option(min=1, metavar="N", help="Draft rows of one optimizer step.")
+    ] = 2048,
+    learning_rate: Annotated[float, typer.Option(metavar="X", help="Its peak.")] = 2e-3,
     draft_vocab_size: Annotated[
-        int, typer.Option(metavar="N", help="Tokens that the head can draft.")
+        int, typer.Option(min=1, metavar="N", help="Tokens that the head can propose.")
     ] = 8192,
-    ttt_steps: Annotated[int, typer.Option(metavar="N", help="Steps of training-time test.")] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of weights and order.")] = 0,
+    ttt_steps: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Steps of training-time test.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of initial weights and order.")] = 0,
     dtype: Annotated[
         str,
         typer.Option(
@@ -129,13 +132,13 @@ def train_draft(
     model: ModelOption = DEFAULT_MODEL,
     debug: DebugOption = False,
 ) -> None:
-    """Train a draft head by training-time test on what its target wrote.
+    """Train an EAGLE-3 draft head on what its target wrote.
 
-    Stop it at any time; the same command goes on from the newest checkpoint.
+    A tenth of the prompts is held out. Ctrl-C saves; the same command goes on where it stopped.
     """
     target = resolve_model(model)
     with progress_bar() as show:
-        show("loading", 0.0)
+        show("loading libraries", 0.0)
         from eaglerl.training.train_draft import train_draft as run
         from eaglerl.training.train_options import TrainOptions
 
@@ -143,17 +146,18 @@ def train_draft(
             epochs=epochs,
             max_minutes=max_minutes,
             batch_tokens=batch_tokens,
+            learning_rate=learning_rate,
             draft_vocab_size=draft_vocab_size,
             ttt_steps=ttt_steps,
             seed=seed,
             dtype=dtype,
         )
-        result = run(target, data, features or output / "features", output, options, progress=show)
-    notes().print(
-        f"{result.head_path} holds the head after {result.steps:,} steps: {result.validation}",
-        markup=False,
-        soft_wrap=True,
-    )
+        features = output / "features" if features is None else features
+        result = run(target, data, features, output, options, progress=show)
+    shares = ", ".join(f"{share:.3f}" for share in result.validation.accuracy)
+    console = notes()
+    console.print(f"held-out top-1 accuracy by step: {shares}", markup=False, soft_wrap=True)
+    console.print(f"head: {result.head_path}", markup=False, soft_wrap=True)
 
 
 class _Rate:

@@ -19,6 +19,7 @@ _FLOAT_BYTES = 4
 _INT32_BYTES = 4
 # Rows of one pass over a long prompt.
 _CHUNK_ROWS = 256
+_KEPT_BUFFER_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -313,7 +314,7 @@ class PackedDraft(CachedDraft):
                 config.intermediate_size,
             )
         )
-        self._buffers[rows] = _RowBuffers(
+        buffers = _RowBuffers(
             pair,
             pair.data_ptr(),
             pair.data_ptr() + _FLOAT_BYTES * config.hidden_size,
@@ -324,4 +325,7 @@ class PackedDraft(CachedDraft):
             activated,
             activated.data_ptr(),
         )
-        return self._buffers[rows]
+        # Prompts come in all lengths: keeping buffers for each of them would add up.
+        if rows <= _KEPT_BUFFER_ROWS:
+            self._buffers[rows] = buffers
+        return buffers

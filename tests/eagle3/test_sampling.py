@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.verify import GreedyVerifier, SamplingVerifier
@@ -76,8 +77,9 @@ class MemoSession(DecodingSession):
             target, draft, GreedyVerifier(), target.new_cache(CAPACITY)
         )
         self._passes: dict[Triple, tuple[DraftTree, SimpleNamespace]] = {}
-        output = target.forward_prompt(PROMPT)
-        self._prompt_logits = output.clone()
+        rows = RowBatch.causal(PROMPT, 0)
+        output = target.forward(rows, self._source.cache, "last")
+        self._prompt_logits = output.logits[0].clone()
 
     def prefill(self, prompt_ids: Triple) -> int:
         self.cache.lengths[self.slot] = len(prompt_ids)
@@ -104,3 +106,125 @@ class MemoSession(DecodingSession):
 
     def _verify_tree(self, tree: DraftTree) -> SimpleNamespace:
         return self._passes[tuple(self.token_ids)][1]
+
+
+class Setup:
+    """A small random target whose distributions are far from flat, and a random head."""
+
+    def __init__(self) -> None:
+        self.model = tiny_model(vocab_size=VOCAB, logit_scale=1.5, seed=1)
+        self.target = TargetModel.from_model(self.model, backend="packed")
+        head = tiny_head(self.target, draft_vocab_size=DRAFT_VOCAB, seed=2)
+        self.draft = tiny_runner(head, CAPACITY)
+        self.cache = self.target.new_cache(CAPACITY)
+
+    def verifier(self, kind: type[SamplingVerifier], seed: int) -> SamplingVerifier:
+        generator = torch.Generator().manual_seed(seed)
+        return kind(TEMPERATURE, TOP_P, TOP_K, generator)
+
+    def memo_session(self, kind: type[SamplingVerifier], seed: int) -> MemoSession:
+        return MemoSession(self.target, self.draft, self.verifier(kind, seed), self.cache)
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return Setup()
+
+
+def draw(new_session: Callable[[], DecodingSession], count: int) -> list[Triple]:
+    """The first three tokens of `count` sequences."""
+    triples = []
+    for _ in range(count):
+        session = new_session()
+        session.prefill(PROMPT)
+        while len(session.token_ids) < len(PROMPT) + 3:
+            session.step(TREE)
+        triples.append(tuple(session.token_ids[len(PROMPT) : len(PROMPT) + 3]))
+    return triples
+
+
+def warp(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (V,) after temperature, top_k and top_p, in transformers' order."""
+    scaled = logits / TEMPERATURE
+    scaled = np.where(scaled >= np.sort(scaled)[-TOP_K], scaled, -np.inf)
+    weights = np.exp(scaled - scaled.max())
+    weights /= weights.sum()
+    order = np.argsort(-weights)
+    mass_before = np.cumsum(weights[order]) - weights[order]
+    weights[order[mass_before >= TOP_P]] = 0
+    return weights / weights.sum()
+
+
+def exact_distribution(model: torch.nn.Module) -> dict[Triple, float]:
+    """Joint probability of all triples: the chain rule over a float64 model."""
+    model = copy.deepcopy(model).double()
+
+    def conditional(length: int) -> dict[Triple, np.ndarray]:
+        prefixes = list(itertools.product(range(VOCAB), repeat=length))
+        ids = torch.tensor([[*PROMPT, *prefix] for prefix in prefixes])
+        with torch.no_grad():
+            logits = model(ids).logits[:, -1].numpy()
+        return {prefix: warp(row) for prefix, row in zip(prefixes, logits, strict=True)}
+
+    first, second, third = (conditional(length) for length in range(3))
+    return {
+        (a, b, c): float(first[()][a] * second[a,][b] * third[a, b][c])
+        for a, b, c in itertools.product(range(VOCAB), repeat=3)
+    }
+
+
+def p_value(triples: list[Triple], expected: dict[Triple, float]) -> float:
+    """Chi-square test of goodness of fit; cells that expect fewer than five are one cell."""
+    counts, total = Counter(triples), len(triples)
+    large = [cell for cell, p in expected.items() if p * total >= 5]
+    observed = [counts[cell] for cell in large]
+    wanted = [expected[cell] * total for cell in large]
+    rest = total - sum(wanted)
+    statistic = sum((o - w) ** 2 / w for o, w in zip(observed, wanted, strict=True))
+    freedom = len(large) - 1
+    if rest > 1e-6 * total:
+        statistic += (total - sum(observed) - rest) ** 2 / rest
+        freedom += 1
+    return float(chi2.sf(statistic, freedom))
+
+
+def test_joint_distribution_is_the_targets(setup: Setup) -> None:
+    expected = exact_distribution(setup.model)
+    # Neither flat nor nearly deterministic, or the test would show little.
+    assert max(expected.values()) < 0.3
+    assert sum(p > 1e-4 for p in expected.values()) > 50
+
+    session = setup.memo_session(MemoVerifier, seed=11)
+    triples = draw(lambda: session, 200_000)
+    assert all(expected[triple] > 0 for triple in set(triples))
+    assert p_value(triples, expected) > 0.01
+
+    trees = [tree for tree, _ in session._passes.values()]
+    assert all(len(tree.token_ids) == TREE.total_tokens for tree in trees)
+    # Wider than one path: some node has two children.
+    assert all(len(set(tree.parents.tolist())) < TREE.total_tokens - 1 for tree in trees)
+
+
+def test_memo_changes_no_token(setup: Setup) -> None:
+    session = setup.memo_session(MemoVerifier, seed=12)
+    memoised = draw(lambda: session, 2_000)
+    verifier = setup.verifier(SamplingVerifier, seed=12)
+    accepted = Counter()
+
+    class Counting(DecodingSession):
+        def step(self, params: TreeParams):
+            result = super().step(params)
+            accepted[result.accepted] += 1
+            return result
+
+    direct = draw(lambda: Counting(setup.target, setup.draft, verifier, setup.cache), 2_000)
+    assert direct == memoised
+    # Rejected at once, partly and wholly accepted: all three were exercised.
+    assert set(accepted) >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("kind", [FirstChildVerifier, SecondTryVerifier])
+def test_wrong_verifiers_are_found(setup: Setup, kind: type[SamplingVerifier]) -> None:
+    session = setup.memo_session(kind, seed=13)
+    triples = draw(lambda: session, 20_000)
+    assert p_value(triples, exact_distribution(setup.model)) < 1e-6
