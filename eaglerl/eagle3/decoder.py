@@ -102,7 +102,7 @@ class SpeculativeDecoder:
         model = TargetModel.from_pretrained(
             target, feature_layers=feature_layers, backend=backend, dtype=dtype, device=device
         )
-        head = Eagle3DraftHead.from_pretrained(draft, embed_tokens=model.embed_tokens)
+        head = Eagle3DraftHead.from_pretrained(draft).to(model.embed_tokens.device)
         return cls(
             model,
             head,

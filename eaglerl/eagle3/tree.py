@@ -56,6 +56,9 @@ class TreeDrafter:
     def __init__(self, draft: DraftRunner) -> None:
         self.draft = draft
         self._builder = DraftTreeBuilder()
+        # The bookkeeping runs on the host, wherever the draft does.
+        table = draft.draft_to_target
+        self._draft_to_target = None if table is None else table.cpu()
 
     def grow(
         self,
@@ -81,12 +84,12 @@ class TreeDrafter:
         """
         builder, draft = self._builder, self.draft
         builder.begin(root, params.top_k)
-        builder.first(logits, draft.draft_to_target)
+        builder.first(logits.float().cpu(), self._draft_to_target)
         hidden = hidden[None]
         for round_index in range(params.depth):
             token_ids, parents, mask = builder.frontier()
             hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask, slot)
-            builder.expand(logits, draft.draft_to_target)
+            builder.expand(logits.float().cpu(), self._draft_to_target)
         return builder.finish(params.total_tokens)
 
 

@@ -15,7 +15,7 @@ from eaglerl.ops import cached_attention, cached_attention_ref
 TOLERANCE = 4e-6
 
 SHARED_FIXTURE = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
