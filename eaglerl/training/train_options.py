@@ -71,7 +71,7 @@ class TrainOptions:
     draft_vocab_size: int = 8192
     intermediate_size: int | None = None
     ttt_steps: int = 4
-    batch_tokens: int = 2048
+    batch_tokens: int = 3072
     epochs: float = 4.0
     steps: int | None = None
     max_minutes: float | None = None
@@ -82,7 +82,7 @@ class TrainOptions:
     seed: int = 0
     dtype: str = "auto"
     head_dtype: str = "float16"
-    validate_every: int = 100
+    validate_every: int = 50
     validation_rows: int = 96
     checkpoint_minutes: float = 5.0
 

@@ -73,9 +73,7 @@ class MemoSession(DecodingSession):
         self, target: TargetModel, draft: CachedDraft, verifier: SamplingVerifier, cache: KVCache
     ) -> None:
         super().__init__(target, draft, verifier, cache)
-        self._source = DecodingSession(
-            target, draft, GreedyVerifier(), target.new_cache(CAPACITY)
-        )
+        self._source = DecodingSession(target, draft, GreedyVerifier(), target.new_cache(CAPACITY))
         self._passes: dict[Triple, tuple[DraftTree, SimpleNamespace]] = {}
         rows = RowBatch.causal(PROMPT, 0)
         output = target.forward(rows, self._source.cache, "last")
@@ -96,7 +94,9 @@ class MemoSession(DecodingSession):
         source.token_ids[-1] = prefix[-1]
         tree = source._draft_tree(params)
         output = source._verify_tree(tree)
-        return tree, SimpleNamespace(logits=output.logits.clone(), features=torch.zeros(len(tree[0]), 1))
+        return tree, SimpleNamespace(
+            logits=output.logits.clone(), features=torch.zeros(len(tree[0]), 1)
+        )
 
     def _draft_tree(self, params: TreeParams) -> DraftTree:
         prefix = tuple(self.token_ids)

@@ -125,3 +125,12 @@ def test_missing_rows_and_files_are_told(tiny_target, rows, tmp_path):
     (tmp_path / shards[0].file).unlink()
     with pytest.raises(ValueError, match="there is no"):
         FeatureDataset(tmp_path, shards, rows[:5])
+
+
+def test_a_second_process_is_told_to_wait(tiny_target, rows, tmp_path):
+    def again(stage: str, fraction: float) -> None:
+        with pytest.raises(RuntimeError, match="another process"):
+            extract_features(tiny_target, rows, tmp_path)
+
+    assert extract_features(tiny_target, rows[:3], tmp_path, progress=again)
+    assert extract_features(tiny_target, rows[:3], tmp_path)

@@ -129,3 +129,76 @@ def test_loss_and_gradients_are_those_of_forced_drafting(lm_head, sequences):
         torch.testing.assert_close(
             parameter.grad, wanted.grad, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_bfloat16_products_are_near_the_exact_ones(lm_head, sequences):
+    exact_head, head = tiny_head(), tiny_head(torch.float32)
+    exact = TrainingTimeTest(exact_head, lm_head, steps=STEPS, dtype=torch.float64)(
+        pack(sequences, STEPS)
+    )
+    result = TrainingTimeTest(head, lm_head.float(), steps=STEPS, dtype=torch.bfloat16)(
+        pack(sequences, STEPS)
+    )
+    # Eight bits in every factor, over four steps that feed on each other.
+    assert abs(result.loss.item() / exact.loss.item() - 1) < 0.02
+    exact.loss.backward()
+    result.loss.backward()
+    for wanted, parameter in zip(exact_head.parameters(), head.parameters(), strict=True):
+        assert parameter.grad.dtype == torch.float32
+        cosine = torch.cosine_similarity(
+            parameter.grad.double().flatten(), wanted.grad.flatten(), dim=0
+        )
+        assert cosine.item() > 0.98
+
+
+def test_without_pruning_and_without_fc_norm(lm_head, sequences):
+    changes = {"draft_vocab_size": VOCAB, "fc_norm": False}
+    head = tiny_head(**changes)
+    result = TrainingTimeTest(head, lm_head, steps=1, dtype=torch.float64)(pack(sequences, 1))
+    losses = []
+    for sequence in sequences:
+        for row in range(sequence.prompt_length - 1, len(sequence.token_ids) - 2):
+            (logits,) = drafted_logits(head, sequence, row, 1)
+            teacher = torch.softmax(sequence.final_hidden[row + 1] @ lm_head.T, 0)
+            losses.append(-(teacher * torch.log_softmax(logits, 0)).sum())
+    torch.testing.assert_close(result.loss, torch.stack(losses).mean(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_fraction_of_the_rows_goes_deeper(lm_head, sequences):
+    head = tiny_head()
+    ttt = TrainingTimeTest(head, lm_head, steps=STEPS, dtype=torch.float64)
+    batch = pack(sequences, STEPS)
+    whole = ttt(batch)
+    part = ttt(batch, deep_fraction=0.5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(part.counted[:, 0], whole.counted[:, 0])
+    deep = part.counted[:, 1]
+    assert 0 < deep.sum() < whole.counted[:, 1].sum()
+    # The rows that go on are computed as they are in the whole batch.
+    assert torch.equal(part.counted[deep], whole.counted[deep])
+    assert torch.equal(part.correct[deep], whole.correct[deep])
+    torch.testing.assert_close(part.step_losses[0], whole.step_losses[0])
+
+
+def test_a_sequence_does_not_see_its_neighbours(lm_head, sequences):
+    # With the whole vocabulary every counted row is in the mean.
+    head = tiny_head(draft_vocab_size=VOCAB)
+    ttt = TrainingTimeTest(head, lm_head, steps=1, dtype=torch.float64)
+    together = ttt(pack(sequences, 1))
+    alone = [ttt(pack([sequence], 1)) for sequence in sequences]
+    assert torch.equal(together.correct, torch.cat([result.correct for result in alone]))
+    total = sum(result.loss * result.counted.sum() for result in alone)
+    torch.testing.assert_close(together.loss, total / together.counted.sum())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_before_residual": True},
+        {"norm_output": False},
+        {"norm_feedback": True},
+        {"norm_before_fc": True, "fc_norm": False},
+    ],
+)
+def test_other_kinds_of_heads_are_refused(lm_head, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        TrainingTimeTest(tiny_head(**changes), lm_head, steps=1)
