@@ -23,6 +23,8 @@ from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
 
 # A test must not depend on the terminal that it is run in.
 PLAIN_TERMINAL = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+# A hang ends a test after this many seconds; nothing is expected to take as long.
+PATIENCE = 180.0
 EAGLERL = [sys.executable, "-c", "from eaglerl.cli import main; main()"]
 PROMPT = "one two three"
 
@@ -223,7 +225,7 @@ class TestGenerate:
         process.stdout.read(1)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(PATIENCE) == 1
         process.stderr.close()
 
 
@@ -320,18 +322,25 @@ class Terminal:
         self.descriptor = descriptor
         self.shown = b""
 
-    def read_until(self, part: bytes, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def read_until(self, part: bytes) -> None:
+        deadline = time.monotonic() + PATIENCE
         while part not in self.shown:
+            assert time.monotonic() < deadline, self.shown[-2000:]
+            self._read(0.1)
+
+    def read_more(self, count: int) -> None:
+        wanted = len(self.shown) + count
+        deadline = time.monotonic() + PATIENCE
+        while len(self.shown) < wanted:
             assert time.monotonic() < deadline, self.shown[-2000:]
             self._read(0.1)
 
     def press_ctrl_c(self) -> None:
         os.write(self.descriptor, b"\x03")
 
-    def wait(self, seconds: float) -> int:
+    def wait(self) -> int:
         """Return the exit code, or minus the signal that ended the program."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while True:
             self._read(0.1)
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -366,18 +375,15 @@ def assert_clean(shown: bytes) -> None:
 class TestCtrlC:
     def test_while_the_model_is_loading(self, tiny: SimpleNamespace) -> None:
         terminal = Terminal([*EAGLERL, "generate", PROMPT, *tiny.arguments])
-        terminal.read_until(b"loading the model", 30)
+        terminal.read_until(b"loading the model")
         terminal.press_ctrl_c()
-        assert terminal.wait(30) == 130
+        assert terminal.wait() == 130
         assert_clean(terminal.shown)
 
     def test_while_text_is_streaming(self, tiny: SimpleNamespace) -> None:
         terminal = Terminal([*EAGLERL, "demo", PROMPT, "-n", "8000", *tiny.arguments])
-        terminal.read_until(b"plain decoding", 60)
-        before = len(terminal.shown)
-        while len(terminal.shown) < before + 300:
-            terminal.read_until(b"", 30)
-            terminal._read(0.1)
+        terminal.read_until(b"plain decoding")
+        terminal.read_more(300)
         terminal.press_ctrl_c()
-        assert terminal.wait(30) == 130
+        assert terminal.wait() == 130
         assert_clean(terminal.shown)

@@ -248,8 +248,20 @@ class SpeculativeDecoder:
     def _reserve(self, capacity: int) -> None:
         if self._cache is None or self._cache.capacity < capacity:
             self._cache = None
-            self._cache = self.target.new_cache(capacity)
             self.draft.resize(capacity)
+            self._cache = self.target.new_cache(capacity)
+
+    def _make_room(self, session: DecodingSession, params: TreeParams) -> None:
+        """Let both caches grow, and keep their rows, where a tree is wider than what is free."""
+        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
+        rows = max(params.total_tokens, params.depth * params.top_k)
+        capacity = session.cache.lengths[session.slot] + rows
+        if capacity <= session.cache.capacity:
+            return
+        grown = self.target.new_cache(capacity)
+        grown.copy_committed(session.cache)
+        self.draft.resize(capacity)
+        self._cache = session.cache = grown
 
     def _generate_one(
         self,
@@ -277,6 +289,7 @@ class SpeculativeDecoder:
                 break
             left = rules.limit - (len(sequence) - len(prompt))
             params = policy.choose(session.state).limited_to(left - 1)
+            self._make_room(session, params)
             result = session.step(params)
             policy.observe(result)
             cycles.append(result)

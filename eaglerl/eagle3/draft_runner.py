@@ -1,5 +1,6 @@
 """Inference with a draft head over a KV cache: what is common, and the plain PyTorch runner."""
 
+import warnings
 from typing import Literal
 
 import torch
@@ -52,12 +53,20 @@ class CachedDraft:
         self._cos, self._sin = cos.to(self._device), sin.to(self._device)
 
     def resize(self, capacity: int) -> None:
-        """Makes room for ``capacity`` rows per slot, without packing weights anew; empties all.
+        """Makes room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.
 
         Raises:
-            ValueError: ``capacity`` is less than 1, or RoPE has no table of that many rows.
+            ValueError: ``capacity`` is less than the rows of a slot, or RoPE has no table of that
+                many rows.
         """
-        self._allocate(capacity, self.cache.slots)
+        before = self.cache
+        if capacity < max(before.lengths):
+            raise ValueError(
+                f"capacity must be at least {max(before.lengths)}, the rows of the longest slot, "
+                f"got {capacity}"
+            )
+        self._allocate(capacity, before.slots)
+        self.cache.copy_committed(before)
 
     @property
     def lengths(self) -> list[int]:
@@ -220,6 +229,9 @@ def make_runner(
 ) -> CachedDraft:
     """Returns the fastest runner for a head: `PackedDraft` on the CPU, else `ModuleDraft`.
 
+    A head on the CPU that cannot be packed runs as a module with ``dtype="auto"``, and a warning
+    says so.
+
     Args:
         head: The head; it must have an embedding table.
         capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
@@ -228,11 +240,16 @@ def make_runner(
             head's own dtype counts.
 
     Raises:
-        ValueError: The head has no embedding table, or an argument is out of range.
+        ValueError: The head has no embedding table, an argument is out of range, or a ``dtype``
+            was asked for and the head cannot be packed.
     """
-    from eaglerl.eagle3.packed_draft import PackedDraft
+    from eaglerl.eagle3.packed_draft import PackedDraft, why_not_packed
 
     if head.fc.weight.device.type != "cpu":
+        return ModuleDraft(head, capacity=capacity, slots=slots)
+    reason = why_not_packed(head)
+    if reason is not None and dtype == "auto":
+        warnings.warn(f"the draft head runs unpacked, which is slower: {reason}", stacklevel=2)
         return ModuleDraft(head, capacity=capacity, slots=slots)
     packed_dtype = "int8" if dtype == "auto" else dtype
     return PackedDraft(head, capacity=capacity, slots=slots, dtype=packed_dtype)

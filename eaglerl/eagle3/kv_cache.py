@@ -89,6 +89,18 @@ class KVCache:
             move_rows(self.data[slot], source, length + first_moved)
         self.lengths[slot] = length + len(rows)
 
+    def copy_committed(self, other: KVCache) -> None:
+        """Take over the committed rows of a cache of the same model, in place of this one's.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        longest = max(other.lengths)
+        if longest > self.capacity:
+            raise ValueError(f"{longest} committed rows do not fit a capacity of {self.capacity}")
+        self.data[..., :longest, :] = other.data[..., :longest, :]
+        self.lengths[:] = other.lengths
+
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget the rows from `length` on.
 

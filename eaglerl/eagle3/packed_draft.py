@@ -50,6 +50,16 @@ class _Norm:
         return cls(weight, weight.data_ptr())
 
 
+def why_not_packed(head: Eagle3DraftHead) -> str | None:
+    """Returns why `PackedDraft` cannot run a head; None if it can."""
+    if head.fc.weight.device.type != "cpu":
+        return f"head must be on the CPU, got {head.fc.weight.device}"
+    head_dim = head.config.head_dim
+    if head_dim % 8 or head_dim > C.max_head_dim:
+        return f"head_dim must be a multiple of 8 up to {C.max_head_dim}, got {head_dim}"
+    return None
+
+
 class PackedDraft(CachedDraft):
     """A draft head on the CPU with weights packed once in fp32, bf16 or int8.
 
@@ -80,14 +90,9 @@ class PackedDraft(CachedDraft):
             ValueError: The head has no embedding table or is not on the CPU, or RoPE has no table
                 of ``capacity`` rows, or the native ops do not take its ``head_dim``.
         """
-        if head.fc.weight.device.type != "cpu":
-            raise ValueError(f"head must be on the CPU, got {head.fc.weight.device}")
-        head_dim = head.config.head_dim
-        if head_dim % 8 or head_dim > C.max_head_dim:
-            raise ValueError(
-                f"head_dim must be a multiple of 8 up to {C.max_head_dim} for packed drafting, got "
-                f"{head_dim}"
-            )
+        reason = why_not_packed(head)
+        if reason is not None:
+            raise ValueError(f"the packed path cannot run this draft head: {reason}")
         super().__init__(head, capacity=capacity, slots=slots)
         self.dtype = dtype
         self._pack(head, dtype, rows_hint)

@@ -246,6 +246,14 @@ def test_packed_draft_refuses_odd_head_dims() -> None:
         PackedDraft(make_head(make_config(head_dim=12)), capacity=8)
 
 
+def test_make_runner_runs_an_unpackable_head_as_a_module_and_says_so() -> None:
+    head = make_head(make_config(head_dim=12))
+    with pytest.warns(UserWarning, match="unpacked.*head_dim"):
+        assert isinstance(make_runner(head, capacity=8), ModuleDraft)
+    with pytest.raises(ValueError, match="head_dim"):
+        make_runner(head, capacity=8, dtype="float32")
+
+
 def test_make_runner_chooses_int8_on_the_cpu() -> None:
     runner = make_runner(make_head(make_config()), capacity=8)
     assert isinstance(runner, PackedDraft)

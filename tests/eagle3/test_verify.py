@@ -1,5 +1,7 @@
 """Which rows the verifiers keep, against brute force over all paths."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def longest_match(parents: list[int], tokens: list[int], choices: list[int]) -> 
     matching = [
         path
         for path in paths(parents)
-        if all(tokens[child] == choices[row] for row, child in zip(path, path[1:], strict=False))
+        if all(tokens[child] == choices[row] for row, child in itertools.pairwise(path))
     ]
     return max(matching, key=len)
 

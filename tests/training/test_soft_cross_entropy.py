@@ -70,6 +70,6 @@ def test_bfloat16_is_as_near_as_its_eight_bits_allow():
     gradients = torch.autograd.grad(total, (low, master))
     assert gradients[1].dtype == torch.float32
     # Each of the rounded factors is off by up to 2^-9.
-    assert abs(float(total) / float(exact) - 1) < 2**-8
+    assert abs(total.item() / exact.item() - 1) < 2**-8
     for got, wanted in zip(gradients, exact_gradients, strict=True):
         assert float((got.double() - wanted).norm() / wanted.norm()) < 2**-6
