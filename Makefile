@@ -49,9 +49,10 @@ test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_
 	@$(BIN)/eaglerl prepare
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
-bench: $(STAMPS)/development  ## run the micro-benchmarks
+bench: $(STAMPS)/package  ## time the target's forward pass and the draft's pass
 	@$(BIN)/eaglerl prepare
-	@$(BIN)/pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+	@$(BIN)/python benchmarks/bench_target_forward.py
+	@$(BIN)/python benchmarks/bench_draft_pass.py
 
 lint: $(STAMPS)/development  ## check style and formatting
 	@$(BIN)/ruff check $(wildcard $(CHECKED))

@@ -345,20 +345,22 @@ class Terminal:
             self._read(0.1)
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self._read(0.1)
+                while self._read(0.1):
+                    pass
                 os.close(self.descriptor)
                 return os.waitstatus_to_exitcode(status)
             assert time.monotonic() < deadline, self.shown[-2000:]
 
-    def _read(self, seconds: float) -> None:
-        while select.select([self.descriptor], [], [], seconds)[0]:
-            try:
-                data = os.read(self.descriptor, 65536)
-            except OSError:  # Linux's way to say that the program has closed the terminal
-                return
-            if not data:
-                return
-            self.shown += data
+    def _read(self, seconds: float) -> bool:
+        """Take what the program has shown, if that is anything within some seconds."""
+        if not select.select([self.descriptor], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self.descriptor, 65536)
+        except OSError:  # Linux's way to say that the program has closed the terminal
+            return False
+        self.shown += data
+        return bool(data)
 
 
 def assert_clean(shown: bytes) -> None:

@@ -113,7 +113,7 @@ def train_draft(
     ] = None,
     batch_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Draft rows of one optimizer step.")
-    ] = 2048,
+    ] = 3072,
     learning_rate: Annotated[float, typer.Option(metavar="X", help="Its peak.")] = 2e-3,
     draft_vocab_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens that the head can propose.")

@@ -15,10 +15,11 @@ from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
-from eaglerl.eagle3.params import TreeParams, TreePolicy, as_policy
+from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy, as_policy
 from eaglerl.eagle3.session import DecodingSession, StepResult
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.tree import check_top_k
 from eaglerl.eagle3.verify import Verifier, make_verifier
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
@@ -161,6 +162,8 @@ class SpeculativeDecoder:
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self.default_policy if policy is None else as_policy(policy)
+        if isinstance(chosen, ConstantPolicy):
+            check_top_k(chosen.params, self.head.config.draft_vocab_size)
         verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
         eos_token_ids = self._eos_token_ids(eos_token_id)
         rules = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eaglerl.eagle3.kv_cache import KVCache
@@ -47,17 +47,42 @@ class _CacheView(CacheLayerMixin):
         return self.keys.shape[2]
 
 
+def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Sliding window of every kind of layer that a model has; None where there is none.
+
+    Raises:
+        ValueError: a kind of attention that a KV cache of all rows cannot serve.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ("full_attention" if window is None else "sliding_attention",)
+    windows = {"full_attention": None, "sliding_attention": window}
+    unknown = sorted(set(kinds) - set(windows))
+    if unknown:
+        raise ValueError(
+            f"model has layers of type {unknown[0]!r}; supported are {sorted(windows)}"
+        )
+    return {kind: windows[kind] for kind in sorted(set(kinds))}
+
+
 class TransformersTarget(TargetModel):
     """Any causal language model whose decoder layers transformers exposes as ``model.layers``."""
 
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None) -> None:
         super().__init__(model, feature_layers)
         self.model = model
+        self._windows = _attention_windows(model.config)
         decoder = model.get_decoder()
         self._features: list[torch.Tensor | None] = [None, None, None]
         for index, layer in enumerate(self.feature_layers):
             decoder.layers[layer].register_forward_pre_hook(self._capture(index), with_kwargs=True)
         self._decoder = decoder
+        self._last_hidden_state: torch.Tensor | None = None
+        decoder.register_forward_hook(self._capture_last)
+
+    def _capture_last(self, module, args, output) -> None:
+        self._last_hidden_state = output.last_hidden_state[0]
 
     def _capture(self, index: int):
         def hook(module, args, kwargs):
@@ -96,19 +121,42 @@ class TransformersTarget(TargetModel):
             view = _CacheView(cache.keys(layer)[slot], cache.values(layer)[slot])
             view.rows, view.visible = cache_rows, visible
             views.layers.append(view)
-        may_see = rows.visibility(visible)
-        bias = torch.zeros(may_see.shape, dtype=self.model.dtype)
-        bias.masked_fill_(~may_see, torch.finfo(bias.dtype).min)
-        hidden = self._decoder(
-            input_ids=rows.token_ids[None].to(device),
-            position_ids=rows.positions[None].long().to(device),
-            attention_mask=bias[None, None].to(device),
-            past_key_values=views,
-            use_cache=True,
-        ).last_hidden_state[0]
-        wanted = {"all": hidden, "last": hidden[-1:], "none": None}[logits]
+        arguments = {
+            "input_ids": rows.token_ids[None].to(device),
+            "position_ids": rows.positions[None].long().to(device),
+            "attention_mask": self._attention_mask(rows, visible),
+            "past_key_values": views,
+            "use_cache": True,
+        }
+        wanted = None
+        if logits == "none":
+            self._decoder(**arguments)
+        else:
+            # The model's own call, because some families scale or cap their logits.
+            keep = 0 if logits == "all" else 1
+            wanted = self.model(**arguments, logits_to_keep=keep).logits[0]
         return TargetOutput(
-            logits=None if wanted is None else self.model.get_output_embeddings()(wanted),
+            logits=wanted,
             features=torch.cat([feature[0] for feature in self._features], dim=-1),
-            last_hidden_state=hidden,
+            last_hidden_state=self._last_hidden_state,
         )
+
+    def _attention_mask(
+        self, rows: RowBatch, columns: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive (1, 1, M, columns) mask; one per kind of layer where a model mixes them.
+
+        transformers takes such a mask as it is, so a sliding window has to be part of it.
+        """
+        visible = rows.visibility(columns)
+        positions = rows.positions.long()
+        key_positions = torch.arange(columns)
+        key_positions[rows.cache_rows.long()] = positions
+        distance = positions[:, None] - key_positions
+        masks = {}
+        for kind, window in self._windows.items():
+            may_see = visible if window is None else visible & (distance < window)
+            bias = torch.zeros(may_see.shape, dtype=self.model.dtype)
+            bias.masked_fill_(~may_see, torch.finfo(bias.dtype).min)
+            masks[kind] = bias[None, None].to(self.model.device)
+        return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -12,6 +12,7 @@ from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.verify import GreedyVerifier, make_verifier
 
+from .reference_tree import Float64Head
 from .tiny import tiny_head, tiny_model, tiny_runner
 
 CYCLES = 200
@@ -57,8 +58,8 @@ def fresh_pass(
 @pytest.mark.parametrize("backend", ["packed", "transformers"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_after_random_cycles(backend: str, temperature: float) -> None:
-    target = TargetModel.from_model(tiny_model(vocab_size=30, seed=4), backend=backend)
-    head = tiny_head(target, draft_vocab_size=20, seed=5)
+    target = TargetModel.from_model(tiny_model(vocab_size=12, seed=4), backend=backend)
+    head = tiny_head(target, draft_vocab_size=10, seed=5)
     packed = backend == "packed"
     draft = tiny_runner(head, CAPACITY, packed=packed)
     verifier = make_verifier(temperature, 1.0, 0, seed=6, device="cpu")
@@ -98,3 +99,33 @@ def test_a_new_session_forgets_the_old_sequence() -> None:
             session.step(TreeParams(12, 2, 4))
         outputs.append(session.token_ids)
     assert outputs[0] == outputs[2]
+
+
+def test_caches_equal_those_of_other_implementations() -> None:
+    """transformers' cache; and for the draft, a float64 head over transformers' features."""
+    model = tiny_model(vocab_size=12, seed=4)
+    target = TargetModel.from_model(model, backend="packed")
+    head = tiny_head(target, draft_vocab_size=10, seed=5)
+    draft = tiny_runner(head, CAPACITY)
+    session = DecodingSession(target, draft, GreedyVerifier(), target.new_cache(CAPACITY))
+    session.prefill([token % target.vocab_size for token in PROMPT])
+    for params in random_schedule(random.Random(8), widest=8):
+        session.step(params)
+    tokens, stable = session.token_ids, draft.lengths[0]
+    with torch.inference_mode():
+        output = model(torch.tensor([tokens[:-1]]), use_cache=True, output_hidden_states=True)
+    committed = len(tokens) - 1
+    for index, layer in enumerate(output.past_key_values.layers):
+        for ours, theirs in (
+            (session.cache.keys(index), layer.keys),
+            (session.cache.values(index), layer.values),
+        ):
+            torch.testing.assert_close(
+                ours[:, :, :committed], theirs, rtol=0, atol=TARGET_TOLERANCE
+            )
+    features = torch.cat([output.hidden_states[i][0] for i in target.feature_layers], dim=-1)
+    rows = Float64Head(head).stable_rows(tokens[1 : stable + 1], features[:stable])[1]
+    keys, values = (torch.stack(part, dim=1).float() for part in zip(*rows, strict=True))
+    cache = draft.cache.data[0, 0, :, :, :stable]
+    torch.testing.assert_close(cache[0], keys, rtol=0, atol=DRAFT_TOLERANCE)
+    torch.testing.assert_close(cache[1], values, rtol=0, atol=DRAFT_TOLERANCE)

@@ -42,6 +42,12 @@ def model():
 
 
 @pytest.fixture(scope="module")
+def short_model():
+    """A model with a context of 32 tokens."""
+    return tiny_model(logit_scale=4.0, max_position_embeddings=32)
+
+
+@pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
     return make_decoder(model)
 
@@ -65,10 +71,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TestEndOfSequence:
-    @pytest.fixture(scope="class")
-    def short_model(self):
-        return tiny_model(logit_scale=4.0, max_position_embeddings=32)
-
     @pytest.mark.parametrize("tree", [NO_DRAFT, TREE, TreeParams(20, 7, 3)])
     @pytest.mark.parametrize("length", [20, 30, 31])
     def test_context_limit(self, short_model, tree, length):

@@ -24,7 +24,18 @@ TINY_TOLERANCE = 1e-4
 BACKENDS = ("packed", "transformers")
 VARIANTS = {family: (family, {}) for family in FAMILIES} | {
     "tied": ("llama", {"tie_word_embeddings": True}),
-    "llama_bias": ("llama", {"attention_bias": True}),
+    "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "no_groups": ("llama", {"num_key_value_heads": 4}),
+    "odd_head_dim": ("llama", {"head_dim": 12}),
+    "linear_rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+    ),
+    # Scales its angles' cosines and sines, too.
+    "yarn_rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+    ),
     "llama3_rope": (
         "llama",
         {
@@ -74,7 +85,8 @@ def test_logits_and_features_equal_transformers(variant: str, backend: str) -> N
     assert_near(output.features, features, TINY_TOLERANCE)
     # The last hidden state is what the output head reads.
     head = model.get_output_embeddings()
-    assert_near(head(output.last_hidden_state), logits, TINY_TOLERANCE)
+    with torch.inference_mode():
+        assert_near(head(output.last_hidden_state), logits, TINY_TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -7,7 +7,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.eagle3.tree import TreeDrafter, check_top_k, root_only
 from eaglerl.ops import DraftTree
@@ -19,8 +18,8 @@ from .tiny import tiny_runner
 # Below this difference fp32 need not order two scores as float64 does: a score is a sum of up to
 # six log-probabilities of magnitude 1 to 20, whose fp32 spacing is up to 1e-6.
 TIE = 1e-6
-# fp32 arithmetic through the head, once per level; measured 1.2e-5 at most.
-SCORE_TOLERANCE = 5e-5
+# fp32 arithmetic through the head, once per level; measured 5e-6 at most.
+SCORE_TOLERANCE = 2e-5
 VARIANTS = {
     "pruned": {},
     "whole": {"draft_vocab_size": VOCAB},
@@ -42,7 +41,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Any tree whose pool is large enough, up to 5 rounds and a frontier of the whole vocabulary."""
+    """Any valid tree of up to 5 rounds, its frontier as wide as the whole vocabulary."""
     top_k = draw(st.integers(1, DRAFT_VOCAB))
     depth = draw(st.integers(0, 5 if top_k <= 10 else 2))
     pool = top_k + depth * top_k**2
@@ -136,7 +135,9 @@ class ConstantDraft:
 
     def expand(self, token_ids, hidden, round, mask, slot=0):
         seen = [
-            frozenset(j for j in range((round + 1) * len(token_ids)) if words[j // 64] >> j % 64 & 1)
+            frozenset(
+                j for j in range((round + 1) * len(token_ids)) if words[j // 64] >> j % 64 & 1
+            )
             for words in mask.tolist()
         ]
         self.frontiers.append((token_ids.tolist(), seen))
@@ -156,7 +157,9 @@ def ancestor_closed(tree: DraftTree) -> bool:
     )
 
 
-@pytest.mark.parametrize("params", [TreeParams(12, 3, 3), TreeParams(31, 3, 3), TreeParams(5, 0, 5)])
+@pytest.mark.parametrize(
+    "params", [TreeParams(12, 3, 3), TreeParams(31, 3, 3), TreeParams(5, 0, 5)]
+)
 def test_all_candidates_of_a_pass_tie(params: TreeParams) -> None:
     draft = ConstantDraft(torch.full((7,), 0.25))
     tree = draft.grow(params)
@@ -210,11 +213,5 @@ def test_root_only() -> None:
 def test_frontier_wider_than_the_vocabulary_is_refused() -> None:
     check_top_k(TreeParams(9, 0, 8), 8)
     check_top_k(TreeParams(1, 0, 9), 8)
-    with pytest.raises(ValueError, match="top_k=9 .* 8 tokens"):
+    with pytest.raises(ValueError, match=r"top_k=9 .* 8 tokens"):
         check_top_k(TreeParams(9, 0, 9), 8)
-
-
-def test_runner_is_a_draft_runner() -> None:
-    """What the drafter asks of a runner is what the real runners offer."""
-    for name in ("extend", "expand", "reset", "truncate", "lengths", "draft_vocab_size"):
-        assert hasattr(CachedDraft, name) or hasattr(tiny_runner(make_head(make_config()), 4), name)

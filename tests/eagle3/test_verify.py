@@ -115,7 +115,7 @@ def test_warped_probabilities(
 ) -> None:
     logits = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625]).log()
     probabilities = SamplingVerifier(temperature, top_p, top_k).probabilities(logits)
-    torch.testing.assert_close(probabilities, torch.tensor(expected))
+    torch.testing.assert_close(probabilities, torch.tensor(expected).float())
 
 
 def test_next_token_follows_the_probabilities() -> None:
