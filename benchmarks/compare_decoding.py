@@ -28,11 +28,11 @@ from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.prepare import default_draft_path, prepare_model
 
-GRID = ((3, 1, 2), (4, 1, 4), (4, 2, 2), (6, 2, 4), (8, 2, 4), (8, 4, 2), (16, 4, 4))
+GRID = ((4, 1, 4), (6, 2, 4), (8, 2, 4), (8, 4, 2))
 EAGLE_DEFAULT = (60, 7, 10)
 #: The tree on which the head's precisions are compared.
 PRECISION_TREE = (8, 2, 4)
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32",)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import re
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_ops_share_torch_threads() -> None:
     libraries = {
         Path(line.split()[-1]).resolve()
         for line in Path("/proc/self/maps").read_text().splitlines()
-        if "omp" in Path(line.split()[-1]).name
+        if re.match(r"lib[gi]?omp\b", Path(line.split()[-1]).name)
     }
     assert len(libraries) == 1, f"more than one OpenMP runtime: {libraries}"
 
