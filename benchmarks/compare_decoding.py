@@ -37,14 +37,10 @@ PRECISIONS = ("float32",)
 
 @dataclass
 class Contender:
-    """One way to decode and what it has measured so far."""
+    """One way to decode and what it has measured so far, one entry for each prompt."""
 
     name: str
     decode: Callable[[torch.Tensor], tuple[list[int], int]]
-    new_tokens: int = 0
-    seconds: float = 0.0
-    cycles: int = 0
-    identical: int = 0
     per_prompt: list[dict[str, float]] = field(default_factory=list)
 
     def run(self, input_ids: torch.Tensor) -> list[int]:
@@ -52,16 +48,17 @@ class Contender:
         started = time.perf_counter()
         output, cycles = self.decode(input_ids)
         seconds = time.perf_counter() - started
-        self.new_tokens += len(output)
-        self.seconds += seconds
-        self.cycles += cycles
         self.per_prompt.append({"new_tokens": len(output), "seconds": seconds, "cycles": cycles})
         return output
+
+    def total(self, name: str) -> float:
+        """Sum of one measurement over all prompts."""
+        return sum(entry[name] for entry in self.per_prompt)
 
     @property
     def tokens_per_second(self) -> float:
         """All tokens over all seconds."""
-        return self.new_tokens / self.seconds
+        return self.total("new_tokens") / self.total("seconds")
 
 
 def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
@@ -136,10 +133,12 @@ def print_table(contenders: list[Contender], prompts: int) -> None:
         table.add_row(
             one.name,
             f"{speed:.1f}",
-            f"{(one.new_tokens - prompts) / one.cycles:.2f}" if one is not reference else "",
+            ""
+            if one is reference
+            else f"{(one.total('new_tokens') - prompts) / one.total('cycles'):.2f}",
             f"{speed / reference.tokens_per_second:.2f}",
             f"{speed / plain.tokens_per_second:.2f}",
-            f"{one.identical} of {prompts}",
+            f"{one.total('identical')} of {prompts}",
         )
     Console().print(table)
 
@@ -150,7 +149,9 @@ def main(
     max_new_tokens: int = 128,
     draft_dtype: str = "auto",
     draft: Annotated[Path | None, typer.Option(help="Folder of the draft head.")] = None,
-    output: Annotated[Path | None, typer.Option(help="JSON file of all measurements.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="JSON file of all measurements; an interrupted run goes on.")
+    ] = Path("comparison.json"),
 ) -> None:
     """Measure and print."""
     target = prepare_model()
@@ -160,23 +161,40 @@ def main(
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     prompts = read_prompts(questions, per_file, AutoTokenizer.from_pretrained(target))
     contenders = make_contenders(model, decoder, max_new_tokens)
+    settings = {
+        "machine": describe_machine(),
+        "questions": [file.name for file in sorted(questions.glob("*.jsonl"))],
+        "per_file": per_file,
+        "max_new_tokens": max_new_tokens,
+        "draft_dtype": draft_dtype,
+    }
+    done = load(output, settings, contenders)
     for contender in contenders:
         contender.decode(prompts[0][:, -16:])
-    for index, prompt in enumerate(track(prompts, description="decoding")):
+    for index in track(range(done, len(prompts)), description="decoding"):
         shift = index % len(contenders)
-        outputs = {one.name: one.run(prompt) for one in contenders[shift:] + contenders[:shift]}
-        for one in contenders:
-            one.identical += outputs[one.name] == outputs[contenders[0].name]
-    print_table(contenders, len(prompts))
-    if output is not None:
-        record = {
-            "machine": describe_machine(),
-            "max_new_tokens": max_new_tokens,
-            "draft_dtype": draft_dtype,
-            "contenders": {one.name: one.per_prompt for one in contenders},
+        outputs = {
+            one.name: one.run(prompts[index]) for one in contenders[shift:] + contenders[:shift]
         }
+        for one in contenders:
+            one.per_prompt[-1]["identical"] = outputs[one.name] == outputs[contenders[0].name]
+        record = {**settings, "contenders": {one.name: one.per_prompt for one in contenders}}
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print_table(contenders, len(prompts))
+
+
+def load(output: Path, settings: dict[str, object], contenders: list[Contender]) -> int:
+    """Take over the measurements of an interrupted run; the number of prompts that it did."""
+    if not output.is_file():
+        return 0
+    record = json.loads(output.read_text(encoding="utf-8"))
+    measured = record.pop("contenders")
+    if record != settings or set(measured) != {one.name for one in contenders}:
+        raise typer.BadParameter(f"{output} holds another comparison; name another --output")
+    for one in contenders:
+        one.per_prompt = measured[one.name]
+    return len(contenders[0].per_prompt)
 
 
 if __name__ == "__main__":

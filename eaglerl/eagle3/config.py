@@ -120,7 +120,7 @@ class Eagle3Config:
 
     @property
     def owns_embedding(self) -> bool:
-        """Whether the checkpoint must hold ``embed_tokens.weight`` (eagle3.md 1.1)."""
+        """Whether the checkpoint must hold ``embed_tokens.weight``."""
         return self.target_hidden_size is not None
 
     @property

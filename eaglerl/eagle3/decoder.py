@@ -24,6 +24,8 @@ from eaglerl.eagle3.verify import Verifier, make_verifier
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512
+#: The tree without a policy: the best constant one of the comparison in the README, on a CPU.
+DEFAULT_TREE = TreeParams(6, 2, 4)
 
 
 class SpeculativeDecoder:
@@ -52,7 +54,7 @@ class SpeculativeDecoder:
             draft: the head; it takes the target's embedding table if it has none.
             draft_dtype: of the head's products on the packed CPU path. The output does not depend
                 on it.
-            default_policy: a constant tree or a policy.
+            default_policy: a constant tree or a policy; `DEFAULT_TREE` without one.
             tokenizer: the target's tokenizer, for stop strings.
 
         Raises:
@@ -63,7 +65,7 @@ class SpeculativeDecoder:
             draft.set_embed_tokens(target.embed_tokens)
         self.target = target
         self.head = draft
-        self.default_policy = as_policy(default_policy or TreeParams(8, 2, 4))
+        self.default_policy = as_policy(default_policy or DEFAULT_TREE)
         self.tokenizer = tokenizer
         self.draft: CachedDraft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
         self._cache: KVCache | None = None

@@ -18,7 +18,7 @@ class CachedDraft:
 
     A slot's stable rows pair the features of token t with the embedding of token t + 1 at rotary
     position t. Drafting writes scratch rows behind them, which the next call of `extend`
-    overwrites: nothing has to be moved (eagle3.md 4.3).
+    overwrites: nothing has to be moved.
 
     Attributes:
         head_config: The head's configuration.

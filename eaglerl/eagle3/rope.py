@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-# EAGLE's trainer knows no other base; a head without one was trained with this (eagle3.md 1.1).
+# EAGLE's trainer knows no other base; a head without one was trained with this.
 DEFAULT_ROPE_THETA = 10000.0
 
 _REQUIRED_KEYS = {
