@@ -66,12 +66,12 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         require_compiler()
-        import pybind11
-
         with_cuda = os.environ.get("EAGLERL_WITH_CUDA", "auto")
         if with_cuda not in CUDA_CHOICES:
             raise SystemExit(f"EAGLERL_WITH_CUDA must be 0, 1 or auto, not '{with_cuda}'.")
         cmake, ninja = require_tool("cmake"), require_tool("ninja")
+        import pybind11
+
         build_folder = Path(self.build_temp).resolve() / "cmake"
         target_folder = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         settings = {
