@@ -104,9 +104,7 @@ class _OneDnnBfloat16:
 class _DynamicInt8:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
-        # Without VNNI the kernels add pairs of 8 bit products in 16 bits, which only 7 bit inputs
-        # cannot overflow.
-        self._reduce_range = not torch.cpu.get_capabilities().get("avx512_vnni", False)
+        self._reduce_range = not keeps_8_bits()
         self._linear = torch.ops.quantized.linear_dynamic.default
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -157,15 +155,25 @@ def _has_onednn() -> bool:
     return found
 
 
+def is_supported(dtype: LinearDtype) -> bool:
+    """Tells whether products in ``dtype`` run on this CPU; float32 always does."""
+    if dtype == "bfloat16":
+        return _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype != "int8" or torch.backends.quantized.engine != "none"
+
+
+def keeps_8_bits() -> bool:
+    """Tells whether int8 products round their inputs to 8 bits rather than 7.
+
+    Without VNNI the kernels add pairs of 8 bit products in 16 bits, which only 7 bit inputs cannot
+    overflow.
+    """
+    return torch.cpu.get_capabilities().get("avx512_vnni", False)
+
+
 @functools.cache
 def _supported_dtype(dtype: LinearDtype) -> LinearDtype:
-    if dtype == "bfloat16":
-        supported = _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    elif dtype == "int8":
-        supported = torch.backends.quantized.engine != "none"
-    else:
-        supported = True
-    if supported:
+    if is_supported(dtype):
         return dtype
     warnings.warn(f"{dtype} products are missing on this CPU; float32 is used", stacklevel=4)
     return "float32"

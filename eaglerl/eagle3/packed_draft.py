@@ -13,7 +13,7 @@ import torch
 from eaglerl._ext import C
 from eaglerl.eagle3.draft import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.draft_runner import CachedDraft
-from eaglerl.eagle3.linear import LinearDtype, PackedLinear
+from eaglerl.eagle3.linear import LinearDtype, PackedLinear, is_supported
 
 _FLOAT_BYTES = 4
 _INT32_BYTES = 4
@@ -60,6 +60,13 @@ def why_not_packed(head: Eagle3DraftHead) -> str | None:
     return None
 
 
+def _fc_dtype(dtype: LinearDtype) -> LinearDtype:
+    # Nobody asked for bf16, so its absence is no reason for a warning.
+    if dtype == "int8":
+        return "bfloat16" if is_supported("bfloat16") else "float32"
+    return dtype
+
+
 class PackedDraft(CachedDraft):
     """A draft head on the CPU with weights packed once in fp32, bf16 or int8.
 
@@ -82,8 +89,9 @@ class PackedDraft(CachedDraft):
             capacity: Rows per slot: stable rows and the scratch rows of the widest tree,
                 ``depth * top_k``.
             slots: Number of sequences.
-            dtype: What the products run in. With "int8", ``fc`` runs in bf16: the target's features
-                have outliers that leave 8 bits nothing for the rest.
+            dtype: What the products run in. With "int8", ``fc`` runs in bf16 where the CPU has it,
+                else in fp32: the target's features have outliers that leave 8 bits nothing for the
+                rest.
             rows_hint: Number of rows for which the weights are laid out.
 
         Raises:
@@ -137,7 +145,7 @@ class PackedDraft(CachedDraft):
         self._gate_up = pack(mlp.gate_proj, mlp.up_proj)
         self._down = pack(mlp.down_proj)
         self._lm_head = pack(head.lm_head)
-        self._fc = pack(head.fc, dtype="bfloat16" if dtype == "int8" else dtype)
+        self._fc = pack(head.fc, dtype=_fc_dtype(dtype))
         self._embedding_norm = _Norm.of(layer.input_layernorm)
         self._hidden_norm = _Norm.of(layer.hidden_norm)
         self._mlp_norm = _Norm.of(layer.post_attention_layernorm)
