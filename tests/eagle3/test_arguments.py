@@ -95,8 +95,9 @@ class TestWrongArguments:
             decoder.generate(PROMPT, TREE, **arguments)
 
     def test_tree_wider_than_the_draft_vocabulary(self, decoder):
+        """Found before anything is decoded: the streamer, which cannot be written to, is not."""
         with pytest.raises(ValueError, match=r"top_k=25 .* vocabulary of 24"):
-            decoder.generate(PROMPT, TreeParams(8, 2, 25))
+            decoder.generate(PROMPT, TreeParams(8, 2, 25), streamer=object())
 
     def test_streamer_for_several_prompts(self, decoder):
         with pytest.raises(ValueError, match="streamer takes one prompt"):
