@@ -1,0 +1,211 @@
+"""The discrete actions of a policy: which draft trees it can choose from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.files import atomic_path
+
+if TYPE_CHECKING:
+    from eaglerl.rl.cost import CostTable
+    from eaglerl.rl.traces import Trace
+
+FORMAT = "eaglerl-actions"
+VERSION = 1
+
+#: Bins of Re-SpS (https://arxiv.org/abs/2601.12212).
+PUBLISHED_TOTAL_TOKENS = (32, 48, 64, 80, 96, 128)
+PUBLISHED_DEPTHS = (3, 4, 5, 6, 7, 8)
+PUBLISHED_TOP_KS = (8, 12, 16, 20, 32)
+
+
+class ActionSpace(Sequence[TreeParams]):
+    """An ordered set of trees; an action is an index into it.
+
+    Attributes:
+        bins: (A, 3) int32, `total_tokens`, `depth` and `top_k` of every action.
+    """
+
+    def __init__(self, actions: Iterable[TreeParams]) -> None:
+        """Keep the trees in the given order.
+
+        Raises:
+            TypeError: something that is not `TreeParams`.
+            ValueError: no tree, or one that occurs twice.
+        """
+        self._actions = tuple(actions)
+        if not self._actions:
+            raise ValueError("actions must hold at least one tree, got none")
+        self._indices: dict[TreeParams, int] = {}
+        for index, action in enumerate(self._actions):
+            if not isinstance(action, TreeParams):
+                raise TypeError(f"actions must be TreeParams, got {action!r} at {index}")
+            if action in self._indices:
+                raise ValueError(f"actions must be distinct, got {action} twice")
+            self._indices[action] = index
+        rows = [(tree.total_tokens, tree.depth, tree.top_k) for tree in self._actions]
+        self.bins = torch.tensor(rows, dtype=torch.int32)
+
+    @classmethod
+    def grid(
+        cls,
+        total_tokens: Sequence[int],
+        depths: Sequence[int],
+        top_ks: Sequence[int],
+        *,
+        published_rule: bool = False,
+    ) -> ActionSpace:
+        """All trees of a grid that exist, `total_tokens` slowest and `top_k` fastest.
+
+        Args:
+            total_tokens: values of T.
+            depths: values of D.
+            top_ks: values of K.
+            published_rule: keep only T <= K^(D - 1), Re-SpS's rule. Without it the true bound
+                holds: T - 1 <= K + D K^2, the candidates that there are.
+
+        Raises:
+            ValueError: no tree is left.
+        """
+        actions = []
+        for total, depth, top_k in product(total_tokens, depths, top_ks):
+            fits = total - 1 <= top_k + depth * top_k**2
+            if fits and (not published_rule or total <= top_k ** (depth - 1)):
+                actions.append(TreeParams(total, depth, top_k))
+        return cls(actions)
+
+    @classmethod
+    def published(cls) -> ActionSpace:
+        """The 177 actions of Re-SpS: 180 bins less the three that its rule takes out."""
+        return cls.grid(
+            PUBLISHED_TOTAL_TOKENS, PUBLISHED_DEPTHS, PUBLISHED_TOP_KS, published_rule=True
+        )
+
+    @classmethod
+    def published_bins(cls) -> ActionSpace:
+        """All 180 bins of Re-SpS; every one of them is a tree that exists."""
+        return cls.grid(PUBLISHED_TOTAL_TOKENS, PUBLISHED_DEPTHS, PUBLISHED_TOP_KS)
+
+    @classmethod
+    def cpu_grid(cls) -> ActionSpace:
+        """A fine grid of trees that a CPU can afford, not drafting included."""
+        return cls.grid(
+            (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64), (0, 1, 2, 3, 4, 5, 7), (1, 2, 4, 8)
+        ).with_no_draft()
+
+    @classmethod
+    def cpu(cls) -> ActionSpace:
+        """Eight trees for a CPU, from not drafting at all to a deep one."""
+        trees = ((2, 0, 1), (3, 1, 2), (4, 2, 2), (6, 2, 4), (8, 4, 2), (12, 4, 4), (20, 7, 4))
+        return cls(TreeParams(*tree) for tree in trees).with_no_draft()
+
+    def with_no_draft(self) -> ActionSpace:
+        """The same actions with T = 1, do not draft in this cycle, as the first."""
+        return self if NO_DRAFT in self._indices else ActionSpace((NO_DRAFT, *self._actions))
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> ActionSpace:
+        """Read a file that `to_json` wrote.
+
+        Raises:
+            ValueError: the file is not one, or holds a tree that cannot exist.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"path must name a JSON file, got {str(path)!r}: {error}") from error
+        return cls.from_dict(content)
+
+    @classmethod
+    def from_dict(cls, content: object) -> ActionSpace:
+        """The action space that `to_dict` described.
+
+        Raises:
+            ValueError: it is no such description, or holds a tree that cannot exist.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f'an action space must have "format": "{FORMAT}"')
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"version of the action space must be {VERSION}, got {content.get('version')!r}"
+            )
+        rows = content.get("actions")
+        if not isinstance(rows, list):
+            raise ValueError(f'"actions" must be a list of [T, D, K], got {type(rows).__name__}')
+        actions = []
+        for index, row in enumerate(rows):
+            if not isinstance(row, list) or len(row) != 3:
+                raise ValueError(f'"actions" must be a list of [T, D, K], got {row!r} at {index}')
+            try:
+                actions.append(TreeParams(*row))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"action {index} is {row!r}, which is no tree: {error}") from error
+        return cls(actions)
+
+    def to_dict(self) -> dict[str, object]:
+        """A description that JSON can hold."""
+        return {"format": FORMAT, "version": VERSION, "actions": self.bins.tolist()}
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the actions to a file."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+
+    def index(self, params: TreeParams) -> int:
+        """The action that stands for a tree.
+
+        Raises:
+            ValueError: the tree is none of the actions.
+        """
+        try:
+            return self._indices[params]
+        except KeyError:
+            raise ValueError(f"{params} is none of the {len(self)} actions") from None
+
+    def select(self, traces: Sequence[Trace], cost: CostTable, count: int) -> ActionSpace:
+        """The `count` actions that together cover most of the oracle's gain.
+
+        Greedy: the best constant tree first, then always the action that shortens the exact
+        oracle's time over all traces the most.
+
+        Args:
+            traces: recorded continuations.
+            cost: time of every action.
+            count: actions to choose.
+
+        Returns:
+            The chosen actions, in this space's order.
+
+        Raises:
+            ValueError: no traces, or `count` outside 1 to the number of actions.
+        """
+        from eaglerl.rl.oracle import select_actions
+
+        chosen = select_actions(self, traces, cost, count)
+        return ActionSpace(self[index] for index in sorted(chosen))
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def __getitem__(self, index):
+        return self._actions[index]
+
+    def __iter__(self) -> Iterator[TreeParams]:
+        return iter(self._actions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActionSpace) and self._actions == other._actions
+
+    def __hash__(self) -> int:
+        return hash(self._actions)
+
+    def __repr__(self) -> str:
+        trees = ", ".join(str(tuple(row)) for row in self.bins[:4].tolist())
+        return f"ActionSpace({len(self)} actions: {trees}{', ...' if len(self) > 4 else ''})"

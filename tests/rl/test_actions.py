@@ -1,0 +1,93 @@
+"""The action spaces: the published bins, JSON, and errors that name what is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.rl.actions import ActionSpace
+
+
+def test_the_published_rule_takes_three_of_the_180_bins_out() -> None:
+    published, bins = ActionSpace.published(), ActionSpace.published_bins()
+    assert (len(published), len(bins)) == (177, 180)
+    missing = set(bins) - set(published)
+    assert {(tree.total_tokens, tree.depth, tree.top_k) for tree in missing} == {
+        (80, 3, 8), (96, 3, 8), (128, 3, 8),
+    }  # fmt: skip
+
+
+def test_bins_are_in_the_published_order() -> None:
+    totals, depths, widths = (32, 48, 64, 80, 96, 128), range(3, 9), (8, 12, 16, 20, 32)
+    expected = [(total, depth, width) for total in totals for depth in depths for width in widths]
+    bins = ActionSpace.published_bins().bins
+    assert bins.dtype == torch.int32
+    assert bins.tolist() == [list(triple) for triple in expected]
+
+
+def test_a_grid_holds_every_tree_that_exists_and_no_other() -> None:
+    space = ActionSpace.grid(range(1, 12), range(4), (1, 2, 3))
+    expected = []
+    for total in range(1, 12):
+        for depth in range(4):
+            for width in (1, 2, 3):
+                # The pool by hand: K candidates of the first pass, K * K of every round.
+                pool = width + sum(width * width for _ in range(depth))
+                if total - 1 <= pool:
+                    expected.append((total, depth, width))
+    assert [tuple(row) for row in space.bins.tolist()] == expected
+
+
+def test_no_draft_is_added_once_and_first() -> None:
+    space = ActionSpace([TreeParams(4, 1, 2)]).with_no_draft()
+    assert list(space) == [NO_DRAFT, TreeParams(4, 1, 2)]
+    assert space.with_no_draft() == space
+    assert NO_DRAFT in ActionSpace.cpu()
+    assert NO_DRAFT in ActionSpace.cpu_grid()
+
+
+def test_index_is_the_inverse_of_item() -> None:
+    space = ActionSpace.published()
+    assert [space.index(tree) for tree in space] == list(range(177))
+    with pytest.raises(ValueError, match="none of the 177 actions"):
+        space.index(NO_DRAFT)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    space = ActionSpace.cpu()
+    space.to_json(tmp_path / "actions.json")
+    assert ActionSpace.from_json(tmp_path / "actions.json") == space
+    assert [path.name for path in tmp_path.iterdir()] == ["actions.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "must name a JSON file"),
+        ("[]", '"format": "eaglerl-actions"'),
+        ({"version": 9}, "version of the action space must be 1, got 9"),
+        ({"actions": 3}, "must be a list"),
+        ({"actions": [[4, 2]]}, r"got \[4, 2\] at 0"),
+        ({"actions": [[1, 0, 1], [99, 0, 2]]}, "action 1 is"),
+        ({"actions": [["4", 1, 2]]}, "action 0 is"),
+        ({"actions": []}, "at least one tree"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "actions.json"
+    if isinstance(content, dict):
+        content = json.dumps(ActionSpace.cpu().to_dict() | content)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ActionSpace.from_json(path)
+
+
+def test_wrong_actions_are_refused() -> None:
+    with pytest.raises(ValueError, match="distinct"):
+        ActionSpace([NO_DRAFT, NO_DRAFT])
+    with pytest.raises(TypeError, match="TreeParams"):
+        ActionSpace([(1, 0, 1)])
+    with pytest.raises(ValueError, match="at least one tree"):
+        ActionSpace.grid((99,), (0,), (1,))
