@@ -279,7 +279,7 @@ class TestTrainDraft:
         assert {name: offered[name].default for name in shared} == {
             name: library[name] for name in shared
         }
-        assert len(shared) == 8
+        assert len(shared) == 9
 
     def test_trains_a_head_that_generates(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
         data, output = tmp_path / "data.jsonl", tmp_path / "run"
@@ -301,6 +301,18 @@ class TestTrainDraft:
         )
         assert drafted.exit_code == 0, drafted.stderr
         assert drafted.stdout == plain.stdout
+
+    def test_a_head_that_does_not_fit(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
+        data, output = tmp_path / "data.jsonl", tmp_path / "run"
+        rows = [{"p": [100 + i], "r": [7, 8, 9]} for i in range(40)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = run(
+            *["train-draft", str(data), "--output", str(output), "--model", str(tiny.target)],
+            *["--initial-head", str(tiny.head), "--draft-vocab-size", "7"],
+        )
+        assert result.exit_code == 1
+        assert "initial_head must have draft_vocab_size 7" in one_line(result.stderr)
+        assert not output.exists()
 
     def test_data_that_is_not_there(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
         missing, output = str(tmp_path / "none.jsonl"), tmp_path / "run"

@@ -102,6 +102,14 @@ def train_draft(
             show_default=False,
         ),
     ] = None,
+    initial_head: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Head to train further, with its vocabulary; default: a new one.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option(metavar="X", help="How often the data is read.")] = 4.0,
     max_minutes: Annotated[
         float | None,
@@ -151,6 +159,7 @@ def train_draft(
             ttt_steps=ttt_steps,
             seed=seed,
             dtype=dtype,
+            initial_head=None if initial_head is None else str(initial_head.resolve()),
         )
         features = output / "features" if features is None else features
         result = run(target, data, features, output, options, progress=show)

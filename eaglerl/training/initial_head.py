@@ -1,33 +1,80 @@
-"""The untrained draft head of a target."""
+"""The head that training starts from: an untrained one of a target, or an existing one."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.rope import read_rope_parameters
 from eaglerl.training.data import Row, choose_draft_vocabulary
 from eaglerl.training.train_options import TrainOptions
+from eaglerl.training.unroll import check_trainable
 
 INITIAL_NORM_WEIGHT = 0.25
 
 
-def make_head(
-    target: str | Path, rows: Sequence[Row], options: TrainOptions
-) -> tuple[Eagle3DraftHead, torch.Tensor]:
-    """Makes the untrained head of a target.
+def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftHead | None:
+    """Reads the head that ``options`` names.
 
-    The output layer starts as the target's rows of the draft's vocabulary, with the final norm's
-    weight at 0.25: as large as the target's own, their logits would be far too sure of a draft
-    that knows nothing yet.
+    Args:
+        target: Folder of the target model.
+        options: Their ``initial_head``, and the sizes that it must have.
+
+    Returns:
+        The head in fp32, without the target's embedding table; None if ``options`` name none.
+
+    Raises:
+        ValueError: The head is broken, is of a kind that is not trained, is another target's, or
+            has other sizes than the options say.
+    """
+    path = options.initial_head
+    if path is None:
+        return None
+    head = Eagle3DraftHead.from_pretrained(path)
+    config = head.config
+    check_trainable(config)
+    model = AutoConfig.from_pretrained(target)
+    untold = config.replace(feature_layers=None)
+    wanted = {
+        "feature_hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        # Those that features are extracted from.
+        "feature_layers": untold.resolve_feature_layers(model.num_hidden_layers),
+        "draft_vocab_size": options.draft_vocab_size,
+        "intermediate_size": options.intermediate_size or config.intermediate_size,
+    }
+    layers = config.resolve_feature_layers(model.num_hidden_layers)
+    got = {**{name: getattr(config, name) for name in wanted}, "feature_layers": layers}
+    for name, value in wanted.items():
+        if got[name] != value:
+            origin = "as the options say" if hasattr(options, name) else "to fit the target"
+            raise ValueError(
+                f"initial_head must have {name} {value}, {origin}, but {path} has {got[name]}"
+            )
+    return head
+
+
+def make_head(
+    target: str | Path,
+    rows: Sequence[Row],
+    options: TrainOptions,
+    initial: Eagle3DraftHead | None = None,
+) -> tuple[Eagle3DraftHead, torch.Tensor]:
+    """Makes the head that training starts from.
+
+    An untrained head's output layer starts as the target's rows of the draft's vocabulary, with the
+    final norm's weight at 0.25: as large as the target's own, their logits would be far too sure of
+    a draft that knows nothing yet.
 
     Args:
         target: Folder of the target model.
         rows: Training rows, which the draft's vocabulary is chosen from.
         options: Sizes and seed.
+        initial: What `read_initial_head` returned. If it is a head, that one is trained further,
+            with its own vocabulary.
 
     Returns:
         The head in fp32, and the target's output layer (V, k).
@@ -35,6 +82,10 @@ def make_head(
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     embeddings = model.get_input_embeddings().weight.detach()
     lm_head = model.get_output_embeddings().weight.detach()
+    if initial is not None:
+        if initial.embed_tokens is None:
+            initial.set_embed_tokens(embeddings)
+        return initial, lm_head
     stop_ids = model.generation_config.eos_token_id
     config = _head_config(model, options)
     torch.manual_seed(options.seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from eaglerl.training.data import Row, read_rows, split_rows
 from eaglerl.training.features import FeatureDataset, extract_features
-from eaglerl.training.initial_head import make_head
+from eaglerl.training.initial_head import make_head, read_initial_head
 from eaglerl.training.precision import resolve_dtype
 from eaglerl.training.run_folder import RunFolder
 from eaglerl.training.train_options import RESUMABLE_CHANGES, TrainOptions
@@ -69,6 +69,7 @@ def train_draft(
     if not all(split_rows(rows)):
         sizes = [len(split) for split in split_rows(rows)]
         raise ValueError(f"data must hold rows to train on and held-out ones, got {sizes}")
+    initial = read_initial_head(target, options)
     folder = RunFolder(output)
     settings = {k: v for k, v in asdict(options).items() if k not in RESUMABLE_CHANGES}
     recorded = folder.settle({**settings, "rows": [row.digest for row in rows]})
@@ -76,7 +77,7 @@ def train_draft(
     splits = split_rows(rows)
     shards = extract_features(target, rows, features, dtype=dtype, progress=progress)
     report("loading the target", 0.0)
-    head, lm_head = make_head(target, splits[0], options)
+    head, lm_head = make_head(target, splits[0], options, initial)
     train, held_out = (FeatureDataset(features, shards, split) for split in splits)
     ttt = TrainingTimeTest(head, lm_head, steps=options.ttt_steps, dtype=dtype)
     loop = TrainingLoop(head, ttt, train, held_out, options, folder, report)

@@ -63,6 +63,9 @@ class TrainOptions:
         seed: Seed of initial weights and order.
         dtype: "float32", "bfloat16" or "auto", see `resolve_dtype`.
         head_dtype: Dtype of the saved head.
+        initial_head: Folder of a head to train further, or None for a new one. Its weights, its
+            draft vocabulary and its configuration are taken over; ``draft_vocab_size`` must be its
+            own.
         validate_every: Steps between two validations.
         validation_rows: Held-out sequences of a validation during training; the last uses all.
         checkpoint_minutes: Time between two checkpoints.
@@ -85,6 +88,7 @@ class TrainOptions:
     validate_every: int = 50
     validation_rows: int = 96
     checkpoint_minutes: float = 5.0
+    initial_head: str | None = None
 
     def __post_init__(self) -> None:
         resolve_dtype(self.dtype)

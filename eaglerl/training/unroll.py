@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.rope import rope_tables
 from eaglerl.training.batches import PackedBatch
@@ -33,6 +34,19 @@ class _Weights(NamedTuple):
     down: torch.Tensor
 
 
+def check_trainable(config: Eagle3Config) -> None:
+    """Checks that heads of this configuration can be trained here.
+
+    Raises:
+        ValueError: The head is of another kind.
+    """
+    wanted = {"norm_output": True, "norm_feedback": False, "norm_before_residual": False}
+    wanted["norm_before_fc"] = False
+    got = {name: getattr(config, name) for name in wanted}
+    if got != wanted:
+        raise ValueError(f"head must have {wanted}: other kinds are not trained, got {got}")
+
+
 class DraftUnroll:
     """Runs a head's layer over all steps, differentiably."""
 
@@ -48,11 +62,7 @@ class DraftUnroll:
             ValueError: The head is of a kind that is not trained here.
         """
         config = head.config
-        wanted = {"norm_output": True, "norm_feedback": False, "norm_before_residual": False}
-        wanted["norm_before_fc"] = False
-        got = {name: getattr(config, name) for name in wanted}
-        if got != wanted:
-            raise ValueError(f"head must have {wanted}: other kinds are not trained, got {got}")
+        check_trainable(config)
         self._head = head
         self._layer = head.midlayer
         self._steps = steps
