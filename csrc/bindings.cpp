@@ -12,6 +12,7 @@
 #include "cpu_kernels.h"
 #include "move_rows.h"
 #include "parallel.h"
+#include "policy_bindings.h"
 #include "tree_bindings.h"
 
 namespace py = pybind11;
@@ -135,4 +136,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("cached_attention", &bind_cached_attention);
   module.def("move_rows", &bind_move_rows);
   bind_tree(module);
+  bind_policy(module);
 }

@@ -1,0 +1,134 @@
+"""What must hold among the tensors and settings of a policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from eaglerl.ops.policy_weights import PolicyWeights
+
+Activation = Literal["tanh", "relu", "silu"]
+MlpInput = Literal["features", "taps"]
+
+MAX_ACTIONS = 1024
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_CHOICES = {
+    "activation": get_args(Activation),
+    "mlp_input": get_args(MlpInput),
+    "norm_chunks": (0, 1, 3),
+}
+
+
+def check_policy_weights(weights: PolicyWeights) -> None:
+    """Checks all fields.
+
+    Raises:
+        TypeError: A field is of another type or dtype.
+        ValueError: Shapes or devices do not fit, a value is not finite, or a setting is unknown.
+    """
+    _check_settings(weights)
+    _check_tensors(weights)
+    _check_matrices(weights)
+    _check_bins(weights)
+    _check_vectors(weights)
+
+
+def _check_settings(weights: PolicyWeights) -> None:
+    for name, allowed in _CHOICES.items():
+        value = getattr(weights, name)
+        if value not in allowed or isinstance(value, bool):
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    for name in ("horizon", "fallback_action"):
+        value = getattr(weights, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+    if not isinstance(weights.eps, int | float) or not 0 <= weights.eps < float("inf"):
+        raise ValueError(f"eps must be a finite number, 0 or positive, got {weights.eps!r}")
+    counts = len(weights.hidden_weights), len(weights.hidden_biases)
+    if counts[0] < 1 or counts[0] != counts[1]:
+        raise ValueError(
+            "hidden_weights and hidden_biases must be as many, at least one, got "
+            f"{counts[0]} and {counts[1]}"
+        )
+    if weights.mlp_input == "taps" and weights.fc_weight is not None:
+        raise ValueError('mlp_input must be "features" where fc_weight is given, got "taps"')
+
+
+def _check_tensors(weights: PolicyWeights) -> None:
+    for name, tensor in weights.tensors().items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    dtype, device = weights.output_weight.dtype, weights.output_weight.device
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, tensor in weights.tensors().items():
+        matrix = name in ("output_weight", "fc_weight") or name.startswith("hidden_weights")
+        wanted = torch.int32 if name == "bins" else dtype if matrix else wide
+        if tensor.dtype != wanted or (matrix and wanted not in _DTYPES):
+            raise TypeError(f"{name} must be {wanted}, got {tensor.dtype}")
+        if tensor.ndim != (2 if matrix or name == "bins" else 1):
+            raise ValueError(f"{name} has the wrong number of axes: {tuple(tensor.shape)}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, its strides are {tensor.stride()}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} must be finite, it holds infinite values or NaN")
+
+
+def _check_matrices(weights: PolicyWeights) -> None:
+    width = weights.mlp_in_features
+    if weights.fc_weight is not None and weights.fc_weight.shape[0] != width:
+        raise ValueError(
+            f"fc_weight must have {width} rows, which hidden_weights.0 reads, got "
+            f"{tuple(weights.fc_weight.shape)}"
+        )
+    for i, weight in enumerate((*weights.hidden_weights, weights.output_weight)):
+        name = f"hidden_weights.{i}" if i < len(weights.hidden_weights) else "output_weight"
+        if weight.shape[1] != width or 0 in weight.shape:
+            raise ValueError(f"{name} must have {width} columns, got {tuple(weight.shape)}")
+        width = weight.shape[0]
+
+
+def _check_bins(weights: PolicyWeights) -> None:
+    bins, actions = weights.bins, weights.bins.shape[0]
+    if not 1 <= actions <= MAX_ACTIONS or bins.shape[1] != 3:
+        raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
+    if bool((bins < torch.tensor([1, 0, 1], device=bins.device)).any()):
+        raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
+    rows = weights.output_weight.shape[0]
+    if weights.horizon < 1 or rows != weights.horizon * actions:
+        raise ValueError(
+            f"output_weight must have horizon * actions = {weights.horizon} * {actions} rows, "
+            f"got {rows}"
+        )
+    if not 0 <= weights.fallback_action < actions:
+        raise ValueError(
+            f"fallback_action must be in 0..{actions - 1}, got {weights.fallback_action}"
+        )
+
+
+def _check_vectors(weights: PolicyWeights) -> None:
+    taps = weights.taps_size
+    if weights.norm_chunks and (taps is None or taps % weights.norm_chunks):
+        raise ValueError(
+            f"norm_chunks={weights.norm_chunks} needs taps of a multiple of that width, got {taps}"
+        )
+    if taps is not None and taps % 3:
+        raise ValueError(f"the taps must be three layers of one width, got {taps} columns")
+    if weights.norm_weight is not None and not weights.norm_chunks:
+        raise ValueError("norm_weight needs norm_chunks 1 or 3, got 0")
+    if weights.fc_bias is not None and weights.fc_weight is None:
+        raise ValueError("fc_bias needs fc_weight")
+    expected = {
+        f"hidden_biases.{i}": len(weight) for i, weight in enumerate(weights.hidden_weights)
+    }
+    expected |= {"output_bias": len(weights.output_weight), "norm_weight": taps}
+    expected["fc_bias"] = weights.mlp_in_features
+    for name, tensor in weights.tensors().items():
+        if name in expected and tensor.shape != (expected[name],):
+            raise ValueError(
+                f"{name} must have shape ({expected[name]},), got {tuple(tensor.shape)}"
+            )

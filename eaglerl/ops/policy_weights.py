@@ -1,0 +1,328 @@
+"""The weights of a policy that chooses the draft tree, checked once when they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights
+from eaglerl.ops._policy_files import gather_fields, read_policy, write_policy
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyWeights:
+    """FC reduction, policy MLP and the parameters of every action.
+
+    For the taps ``x`` of a token, [low | mid | high] of width 3k, a policy computes
+
+    - ``x`` divided, chunk by chunk, by its root mean square and multiplied by ``norm_weight``
+      (``norm_chunks`` 3: EAGLE-3.1's ``fc_norm``; 1: speculators' ``norm_before_fc``; 0: neither);
+    - the features ``g = x fc_weight^T + fc_bias`` (EAGLE-3, section 3.1);
+    - the logits ``z``, an MLP of ``g``: the actor of stable-baselines3's ``MlpPolicy``.
+
+    Without ``fc_weight`` the MLP reads what ``mlp_input`` says: features that came from elsewhere,
+    or the taps themselves (a policy of raw taps, or one that was folded, see `fold`).
+
+    Attributes:
+        hidden_weights: One (out, in) matrix for each hidden layer, at least one.
+        hidden_biases: One (out,) float32 vector for each.
+        output_weight: (horizon * A, in) matrix of the logits.
+        output_bias: (horizon * A,) float32.
+        bins: (A, 3) int32: total_tokens, depth and top_k of every action.
+        fc_weight: (h, 3k), or None.
+        fc_bias: (h,) float32, or None.
+        norm_weight: (3k,) float32, or None for ones.
+        norm_chunks: Chunks of the taps that are normalised each by itself: 0, 1 or 3.
+        eps: Added to a chunk's mean square.
+        activation: After each hidden layer.
+        mlp_input: "features" or "taps".
+        horizon: Decisions that one call makes for the cache's scheduled mode; 1 otherwise.
+        fallback_action: The action where a logit is not finite.
+
+    Matrices are all of one dtype: float32, bfloat16 or float16, or float64 for the reference alone.
+
+    Raises:
+        TypeError: A field is of another type or dtype.
+        ValueError: Shapes or devices do not fit each other, a value is not finite, or a setting is
+            unknown. The message names the field.
+    """
+
+    hidden_weights: tuple[Tensor, ...]
+    hidden_biases: tuple[Tensor, ...]
+    output_weight: Tensor
+    output_bias: Tensor
+    bins: Tensor
+    fc_weight: Tensor | None = None
+    fc_bias: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_chunks: int = 0
+    eps: float = 1e-6
+    activation: Activation = "tanh"
+    mlp_input: MlpInput = "features"
+    horizon: int = 1
+    fallback_action: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_weights", tuple(self.hidden_weights))
+        object.__setattr__(self, "hidden_biases", tuple(self.hidden_biases))
+        check_policy_weights(self)
+
+    @property
+    def num_actions(self) -> int:
+        """A, the number of actions."""
+        return self.bins.shape[0]
+
+    @property
+    def mlp_in_features(self) -> int:
+        """Width of what the MLP reads."""
+        return self.hidden_weights[0].shape[1]
+
+    @property
+    def feature_size(self) -> int | None:
+        """h, the width of g; None for a policy that never sees it."""
+        return self.mlp_in_features if self.mlp_input == "features" else None
+
+    @property
+    def taps_size(self) -> int | None:
+        """3k, the width of the taps; None for a policy of features that came from elsewhere."""
+        if self.fc_weight is not None:
+            return self.fc_weight.shape[1]
+        return self.mlp_in_features if self.mlp_input == "taps" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the matrices."""
+        return self.output_weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors lie."""
+        return self.output_weight.device
+
+    @classmethod
+    def from_modules(
+        cls,
+        mlp: nn.Sequential | Sequence[nn.Module],
+        bins: Tensor | Sequence[Sequence[int]],
+        *,
+        fc: nn.Linear | None = None,
+        norms: Sequence[nn.Module] = (),
+        mlp_input: MlpInput = "features",
+        horizon: int = 1,
+        fallback_action: int = 0,
+    ) -> PolicyWeights:
+        """Takes the weights of modules; they are copied, matrices in the dtype of the first.
+
+        Args:
+            mlp: Linear layers with one kind of activation (Tanh, ReLU or SiLU) between them.
+            bins: (A, 3) total_tokens, depth and top_k of every action.
+            fc: The draft head's reduction from 3k to h.
+            norms: The head's ``fc_norm`` (three modules with ``weight`` and ``eps``) or
+                ``input_norm`` (one); empty for none.
+            mlp_input: What the MLP reads if there is no ``fc``.
+            horizon: Decisions that one call makes.
+            fallback_action: The action where a logit is not finite.
+
+        Raises:
+            ValueError: The modules are not such a chain, or do not fit.
+        """
+        linears, activation = _read_chain(list(mlp))
+        dtype = linears[0].weight.dtype
+        eps = {float(getattr(norm, "eps", None) or norm.variance_epsilon) for norm in norms}
+        if len(eps) > 1:
+            raise ValueError(f"norms must share one eps, got {sorted(eps)}")
+
+        def matrix(linear: nn.Linear) -> Tensor:
+            return linear.weight.detach().to(dtype).clone()
+
+        def bias(linear: nn.Linear) -> Tensor:
+            if linear.bias is None:
+                return torch.zeros(linear.out_features, device=linear.weight.device)
+            return linear.bias.detach().float().clone()
+
+        return cls(
+            hidden_weights=tuple(matrix(linear) for linear in linears[:-1]),
+            hidden_biases=tuple(bias(linear) for linear in linears[:-1]),
+            output_weight=matrix(linears[-1]),
+            output_bias=bias(linears[-1]),
+            bins=torch.as_tensor(bins, dtype=torch.int32, device=linears[0].weight.device),
+            fc_weight=None if fc is None else matrix(fc),
+            fc_bias=None if fc is None or fc.bias is None else bias(fc),
+            norm_weight=torch.cat([n.weight.detach().float() for n in norms]) if norms else None,
+            norm_chunks=len(norms),
+            eps=eps.pop() if eps else cls.eps,
+            activation=activation,
+            mlp_input="features" if fc is not None else mlp_input,
+            horizon=horizon,
+            fallback_action=fallback_action,
+        )
+
+    @classmethod
+    def from_sb3(
+        cls,
+        model: object,
+        bins: Tensor | Sequence[Sequence[int]],
+        *,
+        fc: nn.Linear | None = None,
+        norms: Sequence[nn.Module] = (),
+        mlp_input: MlpInput = "features",
+        fallback_action: int = 0,
+    ) -> PolicyWeights:
+        """Takes the actor of a stable-baselines3 model with ``MlpPolicy``.
+
+        Its greedy action is that of ``model.predict(observation, deterministic=True)``. A
+        ``MultiDiscrete([A] * horizon)`` action space gives a policy with that horizon.
+
+        Args:
+            model: ``PPO`` or ``A2C`` (``mlp_extractor.policy_net`` and ``action_net``), or ``DQN``
+                (``q_net``).
+            bins: See `from_modules`.
+            fc: See `from_modules`.
+            norms: See `from_modules`.
+            mlp_input: What the model's observations are, if there is no ``fc``.
+            fallback_action: The action where a logit is not finite.
+
+        Raises:
+            ValueError: The policy is of another kind, or its action space does not fit ``bins``.
+        """
+        policy = model.policy
+        extractor = getattr(policy, "pi_features_extractor", None)
+        q_net = getattr(policy, "q_net", None)
+        if q_net is not None:
+            extractor, chain = q_net.features_extractor, list(q_net.q_net)
+        elif hasattr(policy, "mlp_extractor") and isinstance(policy.action_net, nn.Linear):
+            chain = [*policy.mlp_extractor.policy_net, policy.action_net]
+        else:
+            raise ValueError(
+                f"model must be a PPO, A2C or DQN with MlpPolicy, got {type(policy).__name__}"
+            )
+        if type(extractor).__name__ != "FlattenExtractor":
+            raise ValueError(
+                "model must read its observations as they are (FlattenExtractor), got "
+                f"{type(extractor).__name__}"
+            )
+        counts = getattr(model.action_space, "nvec", None)
+        horizon = 1 if counts is None else len(counts)
+        if counts is not None and len(set(counts.tolist())) != 1:
+            raise ValueError(
+                f"model must have as many actions at every step ahead, got {counts.tolist()}"
+            )
+        return cls.from_modules(
+            chain,
+            bins,
+            fc=fc,
+            norms=norms,
+            mlp_input=mlp_input,
+            horizon=horizon,
+            fallback_action=fallback_action,
+        )
+
+    def fold(self) -> PolicyWeights:
+        """Multiplies the FC into the first hidden layer, for use where g itself is not needed.
+
+        Nothing non-linear lies between the two: ``W1 (Wfc (n * x) + b) + b1`` is ``(W1 Wfc
+        diag(n)) x + (W1 b + b1)``, for normalised taps x and the norms' weight n. The chunks'
+        scales depend on x and stay. Products are made in float64, then rounded to the weights'
+        dtype.
+
+        Returns:
+            Weights whose MLP reads the taps.
+
+        Raises:
+            ValueError: There is no ``fc_weight`` to fold.
+        """
+        if self.fc_weight is None:
+            raise ValueError("fold() needs weights with fc_weight; these have none")
+        first = self.hidden_weights[0].double()
+        product = first @ self.fc_weight.double()
+        if self.norm_weight is not None:
+            product = product * self.norm_weight.double()
+        bias = self.hidden_biases[0].double()
+        if self.fc_bias is not None:
+            bias = bias + first @ self.fc_bias.double()
+        return replace(
+            self,
+            hidden_weights=(product.to(self.dtype), *self.hidden_weights[1:]),
+            hidden_biases=(bias.to(self.hidden_biases[0].dtype), *self.hidden_biases[1:]),
+            fc_weight=None,
+            fc_bias=None,
+            norm_weight=None,
+            mlp_input="taps",
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> PolicyWeights:
+        """Moves all tensors, and converts the matrices; biases and norms stay float32.
+
+        With float64, which only the reference computes in, they become float64 too.
+        """
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+        def moved(name: str, tensor: Tensor) -> Tensor:
+            if name == "bins":
+                return tensor.to(device)
+            narrow = name.endswith("_bias") or name.startswith(("hidden_biases", "norm"))
+            return tensor.to(device, wide if narrow else dtype or tensor.dtype)
+
+        tensors = {name: moved(name, tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **gather_fields(tensors))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` into a folder, each as a whole."""
+        write_policy(path, self.tensors(), self)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: torch.device | str = "cpu"
+    ) -> PolicyWeights:
+        """Reads what `save_pretrained` wrote.
+
+        Raises:
+            ValueError: A file is missing, malformed or of another format, or the weights break an
+                invariant; the message names the file or the field.
+        """
+        return cls(**read_policy(path, device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that are there, by the names that they have in a file."""
+        named = {
+            name: getattr(self, name)
+            for name in ("output_weight", "output_bias", "bins", "fc_weight", "fc_bias")
+        }
+        named["norm_weight"] = self.norm_weight
+        for field in ("hidden_weights", "hidden_biases"):
+            named |= {f"{field}.{i}": tensor for i, tensor in enumerate(getattr(self, field))}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+}
+
+
+def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
+    """Splits linear, activation, linear, ... into the linear layers and the activation's name."""
+    linears = modules[::2]
+    between = {type(module) for module in modules[1::2]}
+    if (
+        len(modules) % 2 == 0
+        or len(linears) < 2
+        or not all(isinstance(linear, nn.Linear) for linear in linears)
+    ):
+        kinds = [type(module).__name__ for module in modules]
+        raise ValueError(
+            f"mlp must be Linear, activation, Linear, ... with a hidden layer, got {kinds}"
+        )
+    if len(between) != 1 or between - _ACTIVATIONS.keys():
+        kinds = sorted(kind.__name__ for kind in between)
+        raise ValueError(
+            f"mlp must have one kind of Tanh, ReLU or SiLU between layers, got {kinds}"
+        )
+    return linears, _ACTIVATIONS[between.pop()]
