@@ -1,22 +1,37 @@
 """Operations in native code, with checked arguments, and their references in plain torch."""
 
 from eaglerl.ops.accept_path import accept_path, accept_path_ref
+from eaglerl.ops.action_cache import ActionCache, CacheStats
+from eaglerl.ops.action_cache_step import action_cache_step
 from eaglerl.ops.cached_attention import cached_attention, cached_attention_ref
 from eaglerl.ops.draft_tree import DraftTree, DraftTreeBuilder, Frontier, tree_structure
+from eaglerl.ops.fused_encode import FusedEncodeOutput, fused_encode, fused_encode_ref
 from eaglerl.ops.move_rows import move_rows, move_rows_ref
+from eaglerl.ops.policy_mlp import PolicyMlpOutput, policy_mlp, policy_mlp_ref
+from eaglerl.ops.policy_weights import PolicyWeights
 from eaglerl.ops.rms_norm import rms_norm, rms_norm_ref
 from eaglerl.ops.silu_mul import silu_mul, silu_mul_ref
 
 __all__ = [
+    "ActionCache",
+    "CacheStats",
     "DraftTree",
     "DraftTreeBuilder",
     "Frontier",
+    "FusedEncodeOutput",
+    "PolicyMlpOutput",
+    "PolicyWeights",
     "accept_path",
     "accept_path_ref",
+    "action_cache_step",
     "cached_attention",
     "cached_attention_ref",
+    "fused_encode",
+    "fused_encode_ref",
     "move_rows",
     "move_rows_ref",
+    "policy_mlp",
+    "policy_mlp_ref",
     "rms_norm",
     "rms_norm_ref",
     "silu_mul",

@@ -104,6 +104,14 @@ class PolicyWeights:
         return self.output_weight.device
 
     @classmethod
+    def unchecked(cls, **fields: object) -> PolicyWeights:
+        """Puts together fields, all of them, that are known to be those of a checked policy."""
+        weights = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(weights, name, value)
+        return weights
+
+    @classmethod
     def from_modules(
         cls,
         mlp: nn.Sequential | Sequence[nn.Module],

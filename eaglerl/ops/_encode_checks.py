@@ -1,0 +1,131 @@
+"""Checks of the arguments of the policy's ops, before anything is changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from eaglerl.ops.action_cache import ActionCache
+    from eaglerl.ops.policy_weights import PolicyWeights
+
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_ROWS = 1024
+
+
+def check_taps(
+    low: Tensor, mid: Tensor | None, high: Tensor | None, weights: PolicyWeights
+) -> None:
+    """Checks the features, by what the weights read.
+
+    Raises:
+        TypeError: One is no tensor, or of a dtype that is not allowed.
+        ValueError: Widths, devices or strides do not fit.
+    """
+    if (mid is None) != (high is None):
+        raise ValueError("mid and high must be given together, or neither")
+    parts = {"low": low} if mid is None else {"low": low, "mid": mid, "high": high}
+    for name, part in parts.items():
+        _check_matrix(name, part, weights.device)
+    taps, features = weights.taps_size, weights.feature_size
+    widths = (taps, features) if mid is None else (None if taps is None else taps // 3,)
+    allowed = [width for width in widths if width is not None]
+    for name, part in parts.items():
+        if part.shape[1] not in allowed:
+            kinds = " or ".join(str(width) for width in allowed) or "no (a policy of features)"
+            raise ValueError(f"{name} must have {kinds} columns, got shape {tuple(part.shape)}")
+        if part.shape[0] != low.shape[0] or part.dtype != low.dtype:
+            raise ValueError(
+                f"{name} must have the rows and dtype of low, {len(low)} of {low.dtype}, got "
+                f"{tuple(part.shape)} of {part.dtype}"
+            )
+
+
+def _check_matrix(name: str, tensor: Tensor, device: torch.device) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in INPUT_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must have 2 axes, got shape {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, as the weights are, got {tensor.device}")
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        raise ValueError(f"{name} must have contiguous rows, its strides are {tensor.stride()}")
+    if tensor.shape[0] > MAX_ROWS:
+        raise ValueError(f"{name} must have at most {MAX_ROWS} rows, got {tensor.shape[0]}")
+
+
+def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
+    """Checks an index vector, not its values.
+
+    Raises:
+        TypeError: It is not int64.
+        ValueError: Its shape or device does not fit.
+    """
+    if index is None:
+        return
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {kind}")
+    if index.ndim != 1 or not index.is_contiguous():
+        raise ValueError(f"{name} must be a contiguous vector, got shape {tuple(index.shape)}")
+    if index.device != device:
+        raise ValueError(f"{name} must be on {device}, got {index.device}")
+    if index.shape[0] > MAX_ROWS:
+        raise ValueError(f"{name} must hold at most {MAX_ROWS} rows, got {index.shape[0]}")
+
+
+def check_draw(temperature: float, seed: int, offset: int) -> None:
+    """Checks what a draw depends on.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} must be an int in 0..2**63 - 1, got {value!r}")
+
+
+def check_cache(
+    cache: ActionCache,
+    slots: Tensor | None,
+    sequences: int,
+    weights_horizon: int,
+    reference_size: int | None,
+    device: torch.device,
+) -> None:
+    """Checks that a cache fits the policy and the sequences.
+
+    Args:
+        cache: The cache.
+        slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
+        sequences: S.
+        weights_horizon: Decisions that the policy makes at once.
+        reference_size: Width of the features that the call would compare; None if it has none.
+        device: Where everything else lies.
+
+    Raises:
+        TypeError: `slots` is of another dtype.
+        ValueError: Something does not fit.
+    """
+    if cache.device != device:
+        raise ValueError(f"cache must be on {device}, got {cache.device}")
+    if cache.horizon != weights_horizon:
+        raise ValueError(
+            f"cache must have horizon {weights_horizon}, as the policy has, got {cache.horizon}"
+        )
+    if cache.mode_name == "adaptive" and cache.reference_size != reference_size:
+        raise ValueError(
+            f"an adaptive cache must have reference_size {reference_size} here (the width of the "
+            f"features that are compared), got {cache.reference_size}"
+        )
+    check_index("slots", slots, device)
+    if slots is None and sequences > cache.slots:
+        raise ValueError(f"cache must have a slot for each of {sequences} rows, has {cache.slots}")
+    if slots is not None and slots.shape[0] != sequences:
+        raise ValueError(f"slots must name {sequences} slots, got {slots.shape[0]}")

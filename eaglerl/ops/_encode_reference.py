@@ -1,0 +1,88 @@
+"""The policy's decision in plain torch: the definition that every other path is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eaglerl.ops._philox import philox_uniform
+from eaglerl.ops.policy_weights import PolicyWeights
+
+
+def compute_dtype(weights: PolicyWeights) -> torch.dtype:
+    """float64 for float64 weights, else float32."""
+    return torch.float64 if weights.dtype == torch.float64 else torch.float32
+
+
+def join_taps(low: Tensor, mid: Tensor | None, high: Tensor | None) -> Tensor:
+    """(B, 3k) taps, or (B, h) features, of the arguments of `fused_encode`."""
+    return low if mid is None else torch.cat((low, mid, high), dim=-1)
+
+
+def chunk_scales(x: Tensor, chunks: int, eps: float) -> Tensor:
+    """(N, chunks) inverse root mean squares of the chunks of (N, width) rows."""
+    return x.unflatten(-1, (chunks, -1)).square().mean(-1).add(eps).rsqrt()
+
+
+def scale_chunks(x: Tensor, scales: Tensor) -> Tensor:
+    """Multiplies each chunk of (N, width) rows by its scale (N, chunks)."""
+    chunks = scales.shape[-1]
+    return (x.unflatten(-1, (chunks, -1)) * scales[..., None]).flatten(-2)
+
+
+def normalise(x: Tensor, weights: PolicyWeights) -> Tensor:
+    """The taps as the FC, or a folded first layer, reads them."""
+    if weights.norm_chunks:
+        x = scale_chunks(x, chunk_scales(x, weights.norm_chunks, weights.eps))
+    if weights.norm_weight is not None:
+        x = x * weights.norm_weight.to(x.dtype)
+    return x
+
+
+def reduce_taps(x: Tensor, weights: PolicyWeights) -> Tensor:
+    """Features g (N, h) of taps (N, 3k)."""
+    g = normalise(x, weights) @ weights.fc_weight.to(x.dtype).T
+    return g if weights.fc_bias is None else g + weights.fc_bias.to(x.dtype)
+
+
+def mlp_layers(x: Tensor, weights: PolicyWeights) -> list[Tensor]:
+    """What each layer of the MLP reads, and last the logits (S, horizon * A)."""
+    activate = {"tanh": torch.tanh, "relu": torch.relu, "silu": torch.nn.functional.silu}
+    activation = activate[weights.activation]
+    values = [x]
+    for weight, bias in zip(weights.hidden_weights, weights.hidden_biases, strict=True):
+        values.append(activation(values[-1] @ weight.to(x.dtype).T + bias.to(x.dtype)))
+    output = values[-1] @ weights.output_weight.to(x.dtype).T
+    return [*values, output + weights.output_bias.to(x.dtype)]
+
+
+def choose_actions(
+    logits: Tensor,
+    num_actions: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+    fallback_action: int = 0,
+) -> Tensor:
+    """Actions (S, horizon) int32 of logits (S, horizon * A).
+
+    The draw at a temperature inverts the cumulative distribution at one Philox number for each
+    sequence and window. A row with a logit that is not finite gives the fallback everywhere.
+    """
+    rows, width = logits.shape
+    horizon = width // num_actions
+    windows = logits.unflatten(-1, (horizon, num_actions))
+    if temperature == 0:
+        # The lowest index among equals: torch's argmax leaves it open.
+        best = windows == windows.amax(-1, keepdim=True)
+        actions = best.to(torch.int8).argmax(-1)
+    else:
+        uniform = philox_uniform(seed, offset, rows, horizon).to(logits)
+        largest = windows.amax(-1, keepdim=True)
+        cumulative = ((windows - largest) / temperature).exp().cumsum(-1)
+        over = cumulative > (uniform * cumulative[..., -1])[..., None]
+        over[..., -1] = True
+        actions = over.to(torch.int8).argmax(-1)
+    finite = torch.isfinite(logits).all(-1, keepdim=True)
+    return torch.where(finite, actions, fallback_action).to(torch.int32)

@@ -1,0 +1,258 @@
+"""The action cache: a decision of the policy is kept for some steps, without asking the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C
+
+CacheModeName = Literal["fixed", "adaptive", "scheduled"]
+
+WORDS: dict[str, int] = dict(C.cache_words)
+RECORD_WORDS: int = C.cache_record_words
+RING_WORDS: int = C.cache_ring_words
+SKETCH_SIZE: int = C.cache_sketch_size
+_LARGEST_STEP = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a cache has done since its slots were last cleared.
+
+    Attributes:
+        hits: Steps that an earlier decision served.
+        misses: Steps that made a decision.
+        fallbacks: Decisions among them whose logits were not finite.
+    """
+
+    hits: int
+    misses: int
+    fallbacks: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over all steps; 0 where there were none."""
+        steps = self.hits + self.misses
+        return self.hits / steps if steps else 0.0
+
+
+class CacheView(NamedTuple):
+    """What the ops need of an `ActionCache`, under its attributes' names."""
+
+    mode: int
+    state: Tensor
+    reference: Tensor | None
+    ring: Tensor | None
+
+
+class ActionCache:
+    """Keeps the policy's action of every sequence for a while.
+
+    One record a slot lies on the device: a step counter, the interval, the action in force with its
+    parameters, and counters. The ops that decide read and change it in their own launch, so the
+    host neither waits for the device nor knows whether a step was a hit.
+
+    Modes:
+        fixed: A decision serves ``interval`` steps, the deciding one included; 1 keeps nothing.
+        adaptive: A decision serves as long as the cosine similarity of the features to those of the
+            decision is at least ``threshold``, and ``interval`` steps at most.
+        scheduled: The policy decides for ``horizon`` intervals at once.
+
+    A decision that had to fall back, because a logit was not finite, is not kept.
+
+    Attributes:
+        mode: Number of the mode in native code, see ``eaglerl._C.cache_modes``.
+        state: (slots, 16) int32, the records; their words are named in ``WORDS``.
+        reference: (slots, reference_size) float32 features of the last decisions; None unless
+            adaptive.
+        ring: (slots, horizon, 4) int32 decisions; None unless scheduled.
+    """
+
+    def __init__(
+        self,
+        slots: int = 1,
+        interval: int = 10,
+        mode: CacheModeName = "fixed",
+        device: torch.device | str = "cpu",
+        *,
+        threshold: float = 0.9,
+        reference_size: int = SKETCH_SIZE,
+        horizon: int = 1,
+    ) -> None:
+        """Makes a cache whose slots are empty.
+
+        Args:
+            slots: Sequences that are decoded side by side.
+            interval: Steps that a decision serves (adaptive: at most; scheduled: each of them).
+            mode: "fixed", "adaptive" or "scheduled".
+            device: Where the records lie: that of the features.
+            threshold: Adaptive: smallest cosine similarity that keeps a decision, in -1..1.
+            reference_size: Adaptive: width of the features that are compared. That of g where the
+                decision computes it anyway; else the width of a sketch of the taps, the default.
+            horizon: Scheduled: decisions that the policy makes at once.
+
+        Raises:
+            ValueError: A value is out of its range.
+        """
+        if mode not in get_args(CacheModeName):
+            raise ValueError(f"mode must be one of {get_args(CacheModeName)}, got {mode!r}")
+        for name, value in (
+            ("slots", slots),
+            ("interval", interval),
+            ("reference_size", reference_size),
+            ("horizon", horizon),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"threshold must be in -1..1, got {threshold!r}")
+        if horizon > 1 and mode != "scheduled":
+            raise ValueError(f'horizon={horizon} needs mode "scheduled", got {mode!r}')
+        if interval * horizon > _LARGEST_STEP:
+            raise ValueError(
+                f"interval * horizon must be at most {_LARGEST_STEP}, got {interval * horizon}"
+            )
+        self.mode_name: CacheModeName = mode
+        self.mode: int = C.cache_modes[mode]
+        self.interval = interval
+        self.threshold = float(threshold)
+        self.horizon = horizon
+        self.state = torch.zeros(slots, RECORD_WORDS, dtype=torch.int32, device=device)
+        self.reference: Tensor | None = None
+        self.ring: Tensor | None = None
+        if mode == "adaptive":
+            self.reference = torch.zeros(slots, reference_size, device=device)
+        if mode == "scheduled":
+            self.ring = torch.zeros(slots, horizon, RING_WORDS, dtype=torch.int32, device=device)
+        self._empty = self._empty_record().to(device)
+        self.reset()
+
+    @property
+    def slots(self) -> int:
+        """Number of sequences."""
+        return self.state.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the records lie."""
+        return self.state.device
+
+    @property
+    def reference_size(self) -> int | None:
+        """Width of the features that are compared; None unless adaptive."""
+        return None if self.reference is None else self.reference.shape[1]
+
+    def step(
+        self,
+        logits: Tensor,
+        bins: Tensor,
+        *,
+        slots: Tensor | None = None,
+        features: Tensor | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        offset: int = 0,
+        fallback_action: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """One step from logits that are there already; see `eaglerl.ops.action_cache_step`."""
+        from eaglerl.ops.action_cache_step import action_cache_step
+
+        return action_cache_step(
+            logits,
+            bins,
+            self,
+            slots=slots,
+            features=features,
+            temperature=temperature,
+            seed=seed,
+            offset=offset,
+            fallback_action=fallback_action,
+        )
+
+    def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
+        """Forgets the decisions and the counters of some slots, or of all.
+
+        Args:
+            slots: Their numbers; a tensor on the cache's device is used as it is, unchecked.
+
+        Raises:
+            ValueError: A number is outside 0..slots - 1.
+        """
+        if slots is None:
+            self.state.copy_(self._empty)
+            return
+        if not isinstance(slots, Tensor) or slots.device.type == "cpu":
+            numbers = torch.as_tensor(slots, dtype=torch.int64)
+            check_slots(numbers, self.slots)
+            slots = numbers.to(self.device)
+        self.state[slots] = self._empty
+
+    def state_dict(self) -> dict[str, Tensor | dict[str, Any]]:
+        """Copies of all tensors, and the settings that they belong to."""
+        tensors = {"state": self.state, "reference": self.reference, "ring": self.ring}
+        copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
+        return {**copies, "settings": self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            ValueError: It comes from a cache with other settings, or of another size.
+        """
+        if state.get("settings") != self._settings():
+            raise ValueError(
+                f"the state must be of a cache with {self._settings()}, got {state.get('settings')}"
+            )
+        for name in ("state", "reference", "ring"):
+            own, given = getattr(self, name), state.get(name)
+            if (own is None) != (given is None) or (own is not None and own.shape != given.shape):
+                raise ValueError(
+                    f"{name} must be {None if own is None else tuple(own.shape)}, got "
+                    f"{None if given is None else tuple(given.shape)}"
+                )
+        for name in ("state", "reference", "ring"):
+            if (own := getattr(self, name)) is not None:
+                own.copy_(state[name])
+
+    def stats(self) -> CacheStats:
+        """Sums over all slots. The only method that waits for the device."""
+        columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
+        # The counters are unsigned.
+        counts = self.state[:, columns].cpu().to(torch.int64) & 0xFFFFFFFF
+        return CacheStats(*counts.sum(0).tolist())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode_name,
+            "interval": self.interval,
+            "threshold": self.threshold,
+            "horizon": self.horizon,
+        }
+
+    def _empty_record(self) -> Tensor:
+        record = torch.zeros(RECORD_WORDS, dtype=torch.int32)
+        record[WORDS["interval"]] = self.interval
+        record[WORDS["horizon"]] = self.horizon
+        threshold = torch.tensor([self.threshold], dtype=torch.float32)
+        record[WORDS["threshold"]] = threshold.view(torch.int32)[0]
+        return record
+
+
+def check_slots(slots: Tensor, count: int) -> None:
+    """Checks slot numbers that lie on the host.
+
+    Raises:
+        ValueError: A number is out of range, or occurs twice.
+    """
+    if slots.numel() == 0:
+        return
+    low, high = (int(bound) for bound in slots.aminmax())
+    if low < 0 or high >= count:
+        raise ValueError(f"slots must lie in 0..{count - 1}, got {low}..{high}")
+    if len(slots.unique()) != slots.numel():
+        raise ValueError(f"slots must be distinct, got {slots.tolist()}")

@@ -1,0 +1,162 @@
+"""From the three tapped layers to the parameters of the draft tree, in one call.
+
+The features of a token cross the draft head's FC once: the rows that the draft needs, and the row
+that the policy reads, come from the same product.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eaglerl.ops import _encode_library
+from eaglerl.ops._encode_checks import check_cache, check_draw, check_index, check_taps
+from eaglerl.ops._encode_reference import (
+    choose_actions,
+    compute_dtype,
+    join_taps,
+    mlp_layers,
+    normalise,
+    reduce_taps,
+)
+from eaglerl.ops.action_cache import SKETCH_SIZE, ActionCache
+from eaglerl.ops.policy_weights import PolicyWeights
+
+
+class FusedEncodeOutput(NamedTuple):
+    """What a decision gives.
+
+    Attributes:
+        features: (N, h) g of the N rows in the dtype of the input; None where it was not asked for
+            or the policy does not compute it.
+        logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
+        action: (S,) int32.
+        params: (S, 3) int32, total_tokens, depth and top_k.
+    """
+
+    features: Tensor | None
+    logits: Tensor
+    action: Tensor
+    params: Tensor
+
+
+def fused_encode(
+    low: Tensor,
+    mid: Tensor | None,
+    high: Tensor | None,
+    weights: PolicyWeights,
+    *,
+    rows: Tensor | None = None,
+    last: Tensor | None = None,
+    cache: ActionCache | None = None,
+    slots: Tensor | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+    return_features: bool = True,
+) -> FusedEncodeOutput:
+    """Reduces taps to the draft's features and chooses each sequence's draft tree.
+
+    Differentiable in taps and weights, by way of features and logits, where there is no cache.
+
+    Args:
+        low: (B, k) input of the low tapped layer; float32, bfloat16 or float16; rows contiguous,
+            at any distance. With `mid` and `high` None: (B, 3k) taps in one, or (B, h) features
+            that are reduced already. Where 3k = h, taps are meant; see `policy_mlp`.
+        mid: (B, k), likewise.
+        high: (B, k), likewise.
+        weights: The policy.
+        rows: (N,) int64 rows of the input to encode, on its device, so that no gather has to come
+            first; all of them by default. At most 1,024.
+        last: (S,) int64 index into the N rows: the last one of each sequence. By default every row
+            is a sequence of its own.
+        cache: Keeps actions; changed in place. Without one, every call decides.
+        slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
+        temperature: 0 takes the largest logit (the first of equal ones); above, actions are drawn
+            from softmax(logits / temperature).
+        seed: Key of the counter-based generator (Philox-4x32-10), in 0..2**63 - 1.
+        offset: Its counter: the same seed and offset repeat a draw.
+        return_features: Whether g is wanted for all rows. Without it, sequences whose action is in
+            the cache cost nothing.
+
+    Returns:
+        Features, logits, actions and tree parameters. A logit that is not finite, because the taps
+        held NaN or infinite values, gives the policy's ``fallback_action``; with a cache that is
+        counted, and the next step decides anew. On a GPU a slot that is out of range, which could
+        not be seen without waiting, gives the fallback too and changes no record.
+
+    Raises:
+        TypeError: A dtype is not allowed.
+        ValueError: Shapes, devices, strides or values do not fit; on the CPU also a row or a slot
+            that is out of range. The message names the argument; nothing has changed.
+    """
+    check_taps(low, mid, high, weights)
+    check_draw(temperature, seed, offset)
+    check_index("rows", rows, low.device)
+    check_index("last", last, low.device)
+    if weights.dtype == torch.float64:
+        raise TypeError("weights must be float32, bfloat16 or float16; float64 is the reference's")
+    reduced = mid is None and low.shape[1] != weights.taps_size
+    encodes = return_features and weights.fc_weight is not None and not reduced
+    arguments = _encode_library.flatten(weights, reads_features=reduced)
+    common = (temperature, seed, offset, encodes)
+    if cache is None:
+        if slots is not None:
+            raise ValueError("slots needs cache")
+        out = torch.ops.eaglerl.fused_encode(low, mid, high, rows, last, *arguments, *common)
+    else:
+        count = low.shape[0] if rows is None else rows.shape[0]
+        sequences = count if last is None else last.shape[0]
+        compared = weights.feature_size if encodes or reduced else SKETCH_SIZE
+        check_cache(cache, slots, sequences, weights.horizon, compared, low.device)
+        kept = (cache.state, cache.reference, cache.ring, slots, cache.mode)
+        out = torch.ops.eaglerl.fused_encode_cached(
+            low, mid, high, rows, last, *arguments, *common, *kept
+        )
+    features, logits, action, params = out
+    if reduced and return_features:
+        features = low if rows is None else low[rows]
+    elif not encodes:
+        features = None
+    return FusedEncodeOutput(features, logits, action, params)
+
+
+def fused_encode_ref(
+    low: Tensor,
+    mid: Tensor | None,
+    high: Tensor | None,
+    weights: PolicyWeights,
+    *,
+    rows: Tensor | None = None,
+    last: Tensor | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+    return_features: bool = True,
+) -> FusedEncodeOutput:
+    """The same, without a cache, in plain torch; for float64 weights, in float64."""
+    x = join_taps(low, mid, high).to(compute_dtype(weights))
+    x = x if rows is None else x[rows]
+    features = None
+    if weights.fc_weight is not None and x.shape[1] == weights.taps_size:
+        g = reduce_taps(x, weights)
+        features = g.to(torch.promote_types(low.dtype, compute_dtype(weights)))
+        if compute_dtype(weights) == torch.float32:
+            features = g.to(low.dtype)
+    else:
+        g = normalise(x, weights) if weights.mlp_input == "taps" else x
+        features = x.to(low.dtype) if weights.mlp_input == "features" else None
+    logits = mlp_layers(g if last is None else g[last], weights)[-1]
+    action = choose_actions(
+        logits,
+        weights.num_actions,
+        temperature=temperature,
+        seed=seed,
+        offset=offset,
+        fallback_action=weights.fallback_action,
+    )[:, 0]
+    return FusedEncodeOutput(
+        features if return_features else None, logits, action, weights.bins[action.long()]
+    )

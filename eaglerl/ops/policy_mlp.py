@@ -1,0 +1,109 @@
+"""The policy's MLP alone, from features that were reduced elsewhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from eaglerl.ops.action_cache import ActionCache
+from eaglerl.ops.fused_encode import fused_encode, fused_encode_ref
+from eaglerl.ops.policy_weights import PolicyWeights
+
+
+class PolicyMlpOutput(NamedTuple):
+    """A decision.
+
+    Attributes:
+        logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
+        action: (S,) int32.
+        params: (S, 3) int32, total_tokens, depth and top_k.
+    """
+
+    logits: Tensor
+    action: Tensor
+    params: Tensor
+
+
+def policy_mlp(
+    features: Tensor,
+    weights: PolicyWeights,
+    *,
+    rows: Tensor | None = None,
+    cache: ActionCache | None = None,
+    slots: Tensor | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+) -> PolicyMlpOutput:
+    """Chooses each sequence's draft tree from the draft head's features g.
+
+    Args:
+        features: (B, h) float32, bfloat16 or float16; rows contiguous, at any distance.
+        weights: The policy; a FC that it may hold is not used.
+        rows: (S,) int64 rows of `features`, one of each sequence; all of them by default.
+        cache: See `fused_encode`; an adaptive one compares these features.
+        slots: See `fused_encode`.
+        temperature: See `fused_encode`.
+        seed: See `fused_encode`.
+        offset: See `fused_encode`.
+
+    Returns:
+        Logits, actions and tree parameters.
+
+    Raises:
+        TypeError: A dtype is not allowed.
+        ValueError: Something does not fit, or the policy reads taps; the message names what.
+    """
+    _, logits, action, params = fused_encode(
+        features,
+        None,
+        None,
+        without_fc(weights),
+        rows=rows,
+        cache=cache,
+        slots=slots,
+        temperature=temperature,
+        seed=seed,
+        offset=offset,
+        return_features=False,
+    )
+    return PolicyMlpOutput(logits, action, params)
+
+
+def policy_mlp_ref(
+    features: Tensor,
+    weights: PolicyWeights,
+    *,
+    rows: Tensor | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+) -> PolicyMlpOutput:
+    """The same, without a cache, in plain torch; for float64 weights, in float64."""
+    _, logits, action, params = fused_encode_ref(
+        features,
+        None,
+        None,
+        without_fc(weights),
+        rows=rows,
+        temperature=temperature,
+        seed=seed,
+        offset=offset,
+    )
+    return PolicyMlpOutput(logits, action, params)
+
+
+def without_fc(weights: PolicyWeights) -> PolicyWeights:
+    """The policy of features, from one that may hold the FC too.
+
+    Raises:
+        ValueError: The policy reads taps.
+    """
+    if weights.mlp_input != "features":
+        raise ValueError('weights must have mlp_input "features", got a policy of taps')
+    if weights.fc_weight is None:
+        return weights
+    fields = {name: getattr(weights, name) for name in weights.__dataclass_fields__}
+    fields |= {"fc_weight": None, "fc_bias": None, "norm_weight": None, "norm_chunks": 0}
+    return PolicyWeights.unchecked(**fields)
