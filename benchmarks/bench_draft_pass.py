@@ -18,6 +18,7 @@ import torch
 from eaglerl._ext import build_info
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.linear import is_supported
 from eaglerl.eagle3.packed_draft import PackedDraft
 
 ROWS = (1, 4, 8, 10, 16)
@@ -91,7 +92,7 @@ def main() -> None:
     before = sweep.sum if arguments.cold else (lambda: None)
     sys.stdout.write(f"torch {torch.__version__}, {arguments.threads} threads, {build_info()}\n")
     head = make_head()
-    for dtype in DTYPES:
+    for dtype in filter(is_supported, DTYPES):
         draft = PackedDraft(head, capacity=arguments.context + 64, dtype=dtype)
         draft.extend(
             torch.randint(CONFIG.vocab_size, (arguments.context,)),

@@ -14,14 +14,22 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-constexpr int kBlockQueries = 2 * kLanes;
+constexpr int kMaxVectors = 3;
+constexpr int kBlockQueries = kMaxVectors * kLanes;
+static_assert(kBlockQueries <= kMaxBlockQueries);
+
+// Keys (or value columns) that are worked on together: their accumulators, one per vector of
+// queries, must stay in registers, and eight or more of them hide the latency of a product.
+constexpr int group_of(int vectors) {
 #if defined(__AVX512F__)
-constexpr int kGroup = 8;  // keys (or value columns) whose accumulators stay in registers
+  return 8;
 #else
-constexpr int kGroup = 4;
+  return vectors == 1 ? 8 : 4;
 #endif
+}
 
 constexpr int kPrefetchKeys = 16;
+constexpr int kLineFloats = 16;
 
 template <int Vectors>
 struct QueryBlock {
@@ -65,18 +73,23 @@ template <int Vectors, int Keys>
 static inline void score_keys(const float* queries, const float* keys, const float* next_keys,
                               const float* values, int head_dim, float* scores) {
   constexpr int kColumns = Vectors * kLanes;
+  // Elements of a step, which together fetch one cache line; head_dim is a multiple of 8.
+  constexpr int kStep = kLineFloats / Keys < 8 ? kLineFloats / Keys : 8;
   VecF sums[Keys][Vectors] = {};
-  for (int d = 0; d < head_dim; ++d) {
-    __builtin_prefetch(next_keys + d * Keys);
-    __builtin_prefetch(values + d * Keys);
-    VecF query[Vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) query[v] = load(queries + d * kColumns + v * kLanes);
+  for (int begin = 0; begin < head_dim; begin += kStep) {
+    __builtin_prefetch(next_keys + begin * Keys);
+    __builtin_prefetch(values + begin * Keys);
 #pragma GCC unroll 8
-    for (int key = 0; key < Keys; ++key) {
-      const VecF element = splat(keys[int64_t(key) * head_dim + d]);
+    for (int d = begin; d < begin + kStep; ++d) {
+      VecF query[Vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sums[key][v] += query[v] * element;
+      for (int v = 0; v < Vectors; ++v) query[v] = load(queries + d * kColumns + v * kLanes);
+#pragma GCC unroll 8
+      for (int key = 0; key < Keys; ++key) {
+        const VecF element = splat(keys[int64_t(key) * head_dim + d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sums[key][v] += query[v] * element;
+      }
     }
   }
 #pragma GCC unroll 8
@@ -89,7 +102,7 @@ static inline void score_keys(const float* queries, const float* keys, const flo
 template <int Vectors>
 static void score_tile(const QueryBlock<Vectors>& block, const float* keys, const float* values,
                        int head_dim, int count, float* scores) {
-  constexpr int kColumns = Vectors * kLanes;
+  constexpr int kColumns = Vectors * kLanes, kGroup = group_of(Vectors);
   int key = 0;
   for (; key + kGroup <= count; key += kGroup) {
     const float* group = keys + int64_t(key) * head_dim;
@@ -159,7 +172,7 @@ static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
 template <int Vectors>
 static void add_values(QueryBlock<Vectors>& block, const float* values, int head_dim, int count,
                        const VecF* rescale) {
-  constexpr int kColumns = Vectors * kLanes;
+  constexpr int kColumns = Vectors * kLanes, kGroup = group_of(Vectors);
   for (int d = 0; d < head_dim; d += kGroup) {
     VecF sums[kGroup][Vectors];
 #pragma GCC unroll 8
@@ -224,8 +237,10 @@ static void attend(const AttentionCall& call, const AttentionTask& task) {
     attend_few(call, task);
   } else if (task.query_count <= kLanes) {
     attend_block<1>(call, task);
-  } else {
+  } else if (task.query_count <= 2 * kLanes) {
     attend_block<2>(call, task);
+  } else {
+    attend_block<3>(call, task);
   }
 }
 

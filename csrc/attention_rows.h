@@ -11,7 +11,11 @@
 namespace eaglerl::EAGLERL_ISA {
 
 constexpr int kTileKeys = 64;
+#if defined(__AVX512F__)
 constexpr int kMaxFewQueries = 6;
+#else
+constexpr int kMaxFewQueries = 4;  // of a vector of 8, a block of queries wastes less than half
+#endif
 // Finite, so that no difference of the two is infinity minus infinity: a hidden key's weight is
 // exp2(kHidden - maximum) = 0 even where every key is hidden and the maximum is kNoMaximum.
 constexpr float kHidden = -3e38f;

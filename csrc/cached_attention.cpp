@@ -73,12 +73,20 @@ AttentionTask block_task(const AttentionCall& call, int kv_head, int64_t query, 
   return task;
 }
 
-void plan_blocks(const AttentionCall& call, int64_t rows, int block_queries,
+// The size of as few blocks as possible that share `queries` evenly, in whole vectors.
+int64_t even_block(int64_t queries, const CpuKernels& kernels) {
+  const int64_t blocks = (queries + kernels.block_queries - 1) / kernels.block_queries;
+  const int64_t share = (queries + blocks - 1) / blocks;
+  return (share + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+}
+
+void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kernels,
                  std::vector<AttentionTask>& tasks) {
   const int64_t group = call.query_heads / call.kv_heads;
   tasks.clear();
   for (int64_t row = 0; row < rows;) {
     const Run run = next_run(call, row, rows);
+    const int64_t block_queries = even_block((run.end - run.begin) * group, kernels);
     for (int64_t query = run.begin * group; query < run.end * group; query += block_queries) {
       const int count = static_cast<int>(std::min<int64_t>(block_queries, run.end * group - query));
       for (int head = 0; head < call.kv_heads; ++head) {
@@ -134,7 +142,7 @@ void cached_attention(const AttentionCall& call, const AttentionLimits& limits, 
 
   static thread_local Scratch own_scratch;
   Scratch& scratch = own_scratch;
-  plan_blocks(call, rows, kernels.block_queries, scratch.tasks);
+  plan_blocks(call, rows, kernels, scratch.tasks);
   int longest = 0;
   int64_t products = 0;
   for (const AttentionTask& task : scratch.tasks) {

@@ -15,8 +15,15 @@ namespace eaglerl::EAGLERL_ISA {
 extern const CpuKernels kernels;
 
 const CpuKernels kernels = {
-    EAGLERL_STRING(EAGLERL_ISA), kBlockQueries, rms_norm, silu_mul,
-    write_keys_values,           attend,        combine,  top_k,
+    EAGLERL_STRING(EAGLERL_ISA),
+    kLanes,
+    kBlockQueries,
+    rms_norm,
+    silu_mul,
+    write_keys_values,
+    attend,
+    combine,
+    top_k,
 };
 
 }  // namespace eaglerl::EAGLERL_ISA

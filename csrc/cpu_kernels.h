@@ -65,7 +65,7 @@ struct AttentionTask {
 };
 
 // A partial result: query_count maxima, query_count sums, then query_count rows of head_dim.
-constexpr int kMaxBlockQueries = 32;
+constexpr int kMaxBlockQueries = 48;
 constexpr int kMaxHeadDim = 256;
 
 struct TopKResult {
@@ -75,6 +75,7 @@ struct TopKResult {
 
 struct CpuKernels {
   const char* name;
+  int lanes;          // floats of a vector
   int block_queries;  // queries of an AttentionTask at most
   void (*rms_norm)(const RmsNormCall&, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulCall&, int64_t begin, int64_t end);
