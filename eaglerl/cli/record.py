@@ -1,0 +1,189 @@
+"""`eaglerl record`: what every draft tree would have yielded, at every position of many answers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaglerl.cli.options import (
+    DraftDtypeOption,
+    DraftOption,
+    ModelOption,
+    ThreadsOption,
+    encode,
+    load_decoder,
+)
+from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.prepare import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.rl.record import Prompt, RecordProgress
+
+
+@command
+def record(
+    output: Annotated[
+        Path, typer.Argument(help="Folder of the traces; an interrupted run goes on with it.")
+    ],
+    prompts: Annotated[
+        list[Path],
+        typer.Argument(help="JSONL files: of `distill`, or of questions with a field turns."),
+    ],
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out",
+            help="Of `distill`'s rows, take only those that no draft head is trained on.",
+        ),
+    ] = False,
+    per_file: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Prompts to take of each file.", show_default=False),
+    ] = None,
+    max_positions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Stop once the folder holds as many positions.",
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest continuation."),
+    ] = 128,
+    top_ks: Annotated[
+        str, typer.Option("--top-k", metavar="K,...", help="Widths of the trees, ascending.")
+    ] = "1,2,4,8",
+    max_depth: Annotated[
+        int, typer.Option(min=0, metavar="D", help="Largest depth of the trees.")
+    ] = 7,
+    slots: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Prompts decoded side by side.")
+    ] = 16,
+    model: ModelOption = DEFAULT_MODEL,
+    draft: DraftOption = None,
+    draft_dtype: DraftDtypeOption = "auto",
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Record what every draft tree would have yielded, at every position of many answers.
+
+    Every prompt is decoded greedily once; then the draft alone is replayed. The traces answer for
+    any tree of the recorded widths and depths: policies are trained and compared on them.
+    """
+    widths = parse_widths(top_ks)
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    from eaglerl.rl.record import RecordOptions
+    from eaglerl.rl.record import record as run
+
+    options = RecordOptions(
+        top_ks=widths, max_depth=max_depth, max_new_tokens=max_new_tokens, slots=slots
+    )
+    wanted = list(read_prompt_files(decoder, prompts, held_out=held_out, per_file=per_file))
+    started = time.monotonic()
+    first: list[int] = []
+    with progress_bar() as show:
+        show("decoding", 0.0)
+
+        def report(done: RecordProgress) -> None:
+            first.append(done.positions)
+            share = done.prompts / len(wanted)
+            if max_positions is not None:
+                share = max(share, done.positions / max_positions)
+            speed = (done.positions - first[0]) / (time.monotonic() - started)
+            show(f"{done.positions:,} positions, {speed:.1f} a second", min(share, 1.0))
+
+        traces = run(
+            decoder,
+            wanted,
+            output,
+            options=options,
+            max_positions=max_positions,
+            progress=report,
+        )
+    notes().print(
+        f"{output} holds {len(traces):,} traces with {traces.positions:,} positions",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """Read `K,...`.
+
+    Raises:
+        typer.BadParameter: not whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not of the form K,..., whole numbers such as 1,2,4,8",
+            param_hint="--top-k",
+        ) from error
+
+
+def read_prompt_files(
+    decoder: SpeculativeDecoder,
+    paths: Iterable[Path],
+    *,
+    held_out: bool = False,
+    per_file: int | None = None,
+) -> Iterator[Prompt]:
+    """The prompts of JSONL files, in their order.
+
+    A line has either ``p``, token ids of a whole prompt, or ``turns``, of which the first is put
+    into the chat template. The domain is the file's name without its ending, or "self-written"
+    for lines with ``p``.
+
+    Args:
+        decoder: whose tokenizer encodes the questions.
+        paths: the files.
+        held_out: of the lines with ``p``, only those whose prompt is held out of training.
+        per_file: prompts to take of each file.
+
+    Raises:
+        ValueError: a file is missing, or a line is neither.
+    """
+    from eaglerl.rl.record import Prompt
+    from eaglerl.training.data import is_held_out
+
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
+        taken = 0
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if taken == per_file:
+                break
+            row = _parse_line(path, number, line)
+            if "p" in row:
+                if held_out and not is_held_out(row["p"]):
+                    continue
+                yield Prompt(tuple(row["p"]), "self-written")
+            else:
+                ids = encode(decoder, row["turns"][0], chat=True)[0].tolist()
+                yield Prompt(tuple(ids), path.stem)
+            taken += 1
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, list]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} of {str(path)!r} is not JSON: {error}") from error
+    for name, kind in (("p", int), ("turns", str)):
+        values = row.get(name) if isinstance(row, dict) else None
+        if isinstance(values, list) and values and all(isinstance(v, kind) for v in values):
+            return {name: values}
+    raise ValueError(
+        f'line {number} of {str(path)!r} must have "p", token ids, or "turns", texts; got '
+        f"{line[:60]!r}"
+    )

@@ -1,0 +1,365 @@
+"""Recording traces: decode prompts once, then replay the draft alone at every position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.inputs import check_token_ids
+from eaglerl.eagle3.lookup import ContextLookup
+from eaglerl.eagle3.packed_draft import PackedDraft
+from eaglerl.eagle3.target import TargetModel
+from eaglerl.ops import DraftTree, accept_path
+from eaglerl.rl.greedy import GreedyText, greedy_texts
+from eaglerl.rl.identity import head_id, prompt_id, target_id
+from eaglerl.rl.replay import DraftReplay, ReplayDtype
+from eaglerl.rl.traces import (
+    ABSENT,
+    FORMAT,
+    INDEX_NAME,
+    VERSION,
+    Trace,
+    TraceSet,
+    read_index,
+    write_index,
+    write_shard,
+)
+
+_FIRST_LOG_PROBS = 8
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to record.
+
+    Attributes:
+        token_ids: its tokens.
+        domain: where it comes from; results are told apart by it.
+    """
+
+    token_ids: tuple[int, ...]
+    domain: str
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What is recorded of every position.
+
+    Attributes:
+        top_ks: widths K of the trees.
+        max_depth: largest depth D.
+        max_new_tokens: longest continuation.
+        lookup_tokens: length of the looked-up chains.
+        slots: prompts that are decoded side by side.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    top_ks: tuple[int, ...] = (1, 2, 4, 8)
+    max_depth: int = 7
+    max_new_tokens: int = 128
+    lookup_tokens: int = 12
+    slots: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.top_ks or sorted(set(self.top_ks)) != list(self.top_ks) or self.top_ks[0] < 1:
+            raise ValueError(
+                f"top_ks must be ascending, distinct and at least 1, got {list(self.top_ks)}"
+            )
+        for name, low, high in (
+            ("max_depth", 0, 63),
+            ("max_new_tokens", 2, None),
+            ("lookup_tokens", 1, 255),
+            ("slots", 1, None),
+        ):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                limit = "" if high is None else f" and at most {high}"
+                raise ValueError(f"{name} must be at least {low}{limit}, got {value}")
+        pool = self.top_ks[-1] + self.max_depth * self.top_ks[-1] ** 2
+        if pool >= ABSENT:
+            raise ValueError(
+                f"top_ks and max_depth give a pool of {pool} candidates, more than {ABSENT - 1}"
+            )
+
+    @property
+    def tail(self) -> int:
+        """Tokens to know past the end of a continuation."""
+        return max(self.max_depth + 1, self.lookup_tokens)
+
+
+class TraceBuilder:
+    """Turns a decoded text into a trace."""
+
+    def __init__(self, head: Eagle3DraftHead, dtype: ReplayDtype, options: RecordOptions) -> None:
+        """Pack a copy of the head.
+
+        Args:
+            head: the head, on the CPU, with an embedding table.
+            dtype: what the live draft's products run in.
+            options: what to record.
+
+        Raises:
+            ValueError: a width beyond the draft's vocabulary, or a head without a table.
+        """
+        if options.top_ks[-1] > head.config.draft_vocab_size:
+            raise ValueError(
+                f"top_ks must be at most the draft's vocabulary of {head.config.draft_vocab_size}, "
+                f"got {options.top_ks[-1]}"
+            )
+        self._replay = DraftReplay(head, dtype)
+        self._options = options
+
+    def build(self, text: GreedyText, domain: str) -> Trace:
+        """The trace of one text, of at least two new tokens."""
+        options = self._options
+        positions = text.new_tokens - 1
+        prompt = len(text.prompt_ids)
+        replay = self._replay.start(
+            (*text.prompt_ids, *text.token_ids[:positions]),
+            text.features[: prompt + positions - 1],
+            prompt,
+        )
+        future = _future_tokens(text.token_ids, positions, options.max_depth + 1)
+        ranks, paths, scores = [], [], {}
+        for top_k in options.top_ks:
+            trees = replay.grow(top_k, options.max_depth)
+            pool = torch.stack([tree.scores for tree in trees])[:, 1:].numpy()
+            path = np.stack([_true_path(*pair) for pair in zip(trees, future, strict=True)])
+            ranks.append(pool_ranks(pool, path, top_k, options.max_depth))
+            paths.append(path)
+            scores[top_k] = pool.astype(np.float16)
+        first = torch.log_softmax(replay.first_logits, dim=-1)
+        best = first.topk(min(_FIRST_LOG_PROBS, first.shape[1])).values
+        match, accepted = _looked_up(text, positions, options.lookup_tokens)
+        return Trace(
+            domain=domain,
+            prompt_id=prompt_id(text.prompt_ids),
+            prompt_ids=np.array(text.prompt_ids, dtype=np.int32),
+            continuation_ids=np.array(text.token_ids, dtype=np.int32),
+            top_ks=options.top_ks,
+            ranks=np.stack(ranks, axis=1),
+            path=np.stack(paths, axis=1),
+            scores=scores,
+            first_log_probs=best.half().numpy(),
+            features=replay.reduced.half().numpy(),
+            lookup_match=match,
+            lookup_accepted=accepted,
+            lookup_tokens=options.lookup_tokens,
+        )
+
+
+def _future_tokens(token_ids: Sequence[int], positions: int, levels: int) -> torch.Tensor:
+    """(P, levels + 1) int64: the true token of every level below each root, the root's first."""
+    ids = torch.tensor(token_ids, dtype=torch.int64)
+    return ids.unfold(0, levels + 1, 1)[:positions]
+
+
+def _true_path(tree: DraftTree, future: torch.Tensor) -> np.ndarray:
+    """(levels,) int16 pool index of the true node of every level, -1 where there is none."""
+    levels = len(future) - 1
+    following = torch.cat((future[1:], future.new_full((1,), -1)))
+    rows = accept_path(tree.parents, tree.token_ids, following[tree.levels.long()])
+    path = np.full(levels, -1, dtype=np.int16)
+    path[: len(rows) - 1] = rows[1:].numpy() - 1
+    return path
+
+
+def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int) -> np.ndarray:
+    """Ranks of the true nodes in the pools of all depths.
+
+    Args:
+        scores: (P, K + D K^2) float32 cumulative log-probabilities, in the order of the rounds.
+        path: (P, D + 1) pool index of the true node of each level; -1 for none.
+        top_k: K.
+        max_depth: D.
+
+    Returns:
+        (P, D + 1, D + 1) int16, [position, depth, level]: how many candidates of that depth's pool
+        come before the node, higher scores first and then lower indices, as the tree is chosen;
+        `ABSENT` where the node is not in the pool.
+    """
+    levels = max_depth + 1
+    index = np.maximum(path, 0).astype(np.int64)
+    own = np.take_along_axis(scores, index, axis=1)
+    order = np.arange(scores.shape[1])
+    ranks = np.full((len(scores), levels, levels), ABSENT, dtype=np.int16)
+    for level in range(levels):
+        mine = own[:, level, None]
+        earlier = (scores == mine) & (order < index[:, level, None])
+        before = ((scores > mine) | earlier).cumsum(axis=1, dtype=np.int32)
+        for depth in range(level, levels):
+            rank = before[:, top_k + depth * top_k**2 - 1]
+            ranks[:, depth, level] = np.where(path[:, level] >= 0, rank, ABSENT)
+    return ranks
+
+
+def _looked_up(
+    text: GreedyText, positions: int, lookup_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match length and accepted tokens of the looked-up chain at every position, uint8 each."""
+    lookup = ContextLookup(text.prompt_ids)
+    match, accepted = np.zeros((2, positions), dtype=np.uint8)
+    for position in range(positions):
+        lookup.extend(text.token_ids[position : position + 1])
+        found = lookup.propose(lookup_tokens)
+        match[position] = found.match_length
+        true = text.token_ids[position + 1 :]
+        for drafted, token in zip(found.token_ids, true, strict=False):
+            if drafted != token:
+                break
+            accepted[position] += 1
+    return match, accepted
+
+
+@dataclass(frozen=True)
+class RecordProgress:
+    """How far a recording is.
+
+    Attributes:
+        prompts: prompts that the folder holds.
+        positions: positions that the folder holds.
+    """
+
+    prompts: int
+    positions: int
+
+
+def record(
+    decoder: SpeculativeDecoder,
+    prompts: Iterable[Prompt],
+    folder: str | Path,
+    *,
+    options: RecordOptions | None = None,
+    max_positions: int | None = None,
+    progress: Callable[[RecordProgress], None] | None = None,
+) -> TraceSet:
+    """Record traces into a folder, one shard per prompt; a folder with traces goes on.
+
+    Every file is written under another name and renamed, the index after the shard, so that a run
+    that is killed loses at most the prompts at work, and the same call goes on where it stopped.
+
+    Args:
+        decoder: target, head and the precision of the draft's products.
+        prompts: what to record; prompts that the folder holds already are skipped.
+        folder: made if it is not there.
+        options: what to record; a folder that goes on must have been made with the same.
+        max_positions: stop once the folder holds as many.
+        progress: called after every prompt.
+
+    Returns:
+        The traces of the folder.
+
+    Raises:
+        ValueError: an option out of its range, or a folder whose traces are of another target,
+            head or of other options.
+    """
+    options = options or RecordOptions()
+    folder = Path(folder)
+    draft = decoder.draft
+    dtype = draft.dtype if isinstance(draft, PackedDraft) else "float32"
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "target_id": target_id(decoder.target),
+        "head_id": head_id(decoder.head),
+        "draft_dtype": dtype,
+        "hidden_size": decoder.head.config.hidden_size,
+        "top_ks": list(options.top_ks),
+        "max_depth": options.max_depth,
+        "max_new_tokens": options.max_new_tokens,
+        "lookup_tokens": options.lookup_tokens,
+    }
+    shards = _open_folder(folder, header)
+    builder = TraceBuilder(decoder.head, dtype, options)
+    known = {shard["prompt_id"] for shard in shards}
+    waiting = _unseen(decoder.target, prompts, known, options.max_new_tokens + options.tail)
+    domains: list[str] = []
+
+    def token_ids() -> Iterable[tuple[int, ...]]:
+        for prompt in waiting:
+            domains.append(prompt.domain)
+            yield prompt.token_ids
+
+    held = sum(shard["positions"] for shard in shards)
+    if max_positions is not None and held >= max_positions:
+        return TraceSet(folder)
+    for text in greedy_texts(
+        decoder.target,
+        token_ids(),
+        max_new_tokens=options.max_new_tokens,
+        tail=options.tail,
+        eos_token_ids=_eos_token_ids(decoder),
+        slots=options.slots,
+    ):
+        shards.append(_record_one(builder, text, domains[text.index], folder))
+        write_index(folder, header | {"shards": shards})
+        held += shards[-1]["positions"]
+        if progress is not None:
+            progress(RecordProgress(len(shards), held))
+        if max_positions is not None and held >= max_positions:
+            break
+    return TraceSet(folder)
+
+
+def _record_one(
+    builder: TraceBuilder, text: GreedyText, domain: str, folder: Path
+) -> dict[str, object]:
+    """Write one shard, unless there is nothing to draft; its entry in the index."""
+    name = prompt_id(text.prompt_ids)
+    if text.new_tokens > 1:
+        write_shard(folder / f"{name}.safetensors", builder.build(text, domain))
+    return {
+        "file": f"{name}.safetensors",
+        "prompt_id": name,
+        "domain": domain,
+        "positions": text.new_tokens - 1,
+    }
+
+
+def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, object]]:
+    """The shards that a folder holds already; a new folder gets an index without any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / INDEX_NAME).exists():
+        write_index(folder, header | {"shards": []})
+        return []
+    index = read_index(folder)
+    for name, value in header.items():
+        if index.get(name) != value:
+            raise ValueError(
+                f"{str(folder)!r} holds traces with {name} = {index.get(name)!r}, this run has "
+                f"{value!r}: choose another folder"
+            )
+    return list(index["shards"])
+
+
+def _unseen(
+    target: TargetModel, prompts: Iterable[Prompt], known: set[str], new_tokens: int
+) -> Iterator[Prompt]:
+    """The prompts that are not `known`, checked."""
+    for prompt in prompts:
+        count = len(prompt.token_ids)
+        check_token_ids([list(prompt.token_ids)], target.vocab_size, target.max_positions)
+        if count + new_tokens > target.max_positions:
+            raise ValueError(
+                f"a prompt of {count} tokens and {new_tokens} to decode exceed the target's "
+                f"context of {target.max_positions}"
+            )
+        name = prompt_id(prompt.token_ids)
+        if name not in known:
+            known.add(name)
+            yield prompt
+
+
+def _eos_token_ids(decoder: SpeculativeDecoder) -> list[int]:
+    ids = decoder.target.generation_config.eos_token_id
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)

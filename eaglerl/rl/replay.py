@@ -1,0 +1,283 @@
+"""The draft alone, replayed at many positions of a known text at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.linear import is_supported
+from eaglerl.eagle3.rope import apply_rope, rope_tables
+from eaglerl.ops import DraftTree, DraftTreeBuilder
+from eaglerl.rl.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
+
+ReplayDtype = Literal["float32", "int8"]
+
+# Rows of one product: enough to be bound by arithmetic, few enough for the caches.
+_ROWS = 1024
+# Rows of a prompt that a runner takes in at once, and that share a scale therefore.
+_PROMPT_CHUNK = 256
+
+
+class DraftReplay:
+    """Runs a draft head at every position of a text whose continuation is known.
+
+    Position i of a text is a tree whose root is token ``first + i``: its draft has a stable row for
+    every token before the root. All positions share these rows, and their frontiers are expanded
+    together, as many at a time as fill a product.
+
+    What a live draft computes in int8 depends a little on which rows shared its passes, so a replay
+    stands for one history: the prompt was taken in at once and every later token by a pass of its
+    own, as if each cycle had emitted one token.
+    """
+
+    def __init__(self, head: Eagle3DraftHead, dtype: ReplayDtype = "int8") -> None:
+        """Pack a copy of the head's weights.
+
+        Args:
+            head: the head, on the CPU, with an embedding table.
+            dtype: what the live draft's products run in.
+
+        Raises:
+            ValueError: the head has no table, or the dtype is unknown.
+        """
+        if dtype not in ("float32", "int8"):
+            raise ValueError(f'dtype must be "float32" or "int8", got {dtype!r}')
+        if head.embed_tokens is None:
+            raise ValueError("head must have embed_tokens: give it the target's table")
+        self.config = head.config
+        self.dtype = dtype
+        self._head = _packed_copy(head, dtype)
+        self._draft_to_target = head.draft_to_target
+
+    @torch.inference_mode()
+    def start(self, token_ids: Sequence[int], features: torch.Tensor, first: int) -> ReplayText:
+        """Take in a text.
+
+        Args:
+            token_ids: n tokens: prompt, and the continuation up to the last root.
+            features: (n - 1, 3k) float32 target features of all tokens but the last.
+            first: index of the first root, 1 to n - 1; what is before it is the prompt.
+
+        Returns:
+            The text with its stable rows, n - first positions.
+
+        Raises:
+            ValueError: lengths that do not fit each other.
+        """
+        count = len(token_ids)
+        width = 3 * self.config.feature_hidden_size
+        if features.shape != (count - 1, width):
+            raise ValueError(
+                f"features must be (tokens - 1, 3k) = {(count - 1, width)}, got "
+                f"{tuple(features.shape)}"
+            )
+        if not 1 <= first < count:
+            raise ValueError(f"first must lie in 1..{count - 1}, got {first}")
+        return ReplayText(self._head, self._draft_to_target, token_ids, features, first)
+
+
+class ReplayText:
+    """One text's stable rows, and the trees that grow from them.
+
+    Attributes:
+        reduced: (P, k) float32 output of the head's fc for the last token before each root.
+        first_logits: (P, Vd) float32 draft logits of each position's first pass.
+    """
+
+    def __init__(
+        self,
+        head: Eagle3DraftHead,
+        draft_to_target: torch.Tensor | None,
+        token_ids: Sequence[int],
+        features: torch.Tensor,
+        first: int,
+    ) -> None:
+        self._head = head
+        self._layer = head.midlayer
+        self._draft_to_target = draft_to_target
+        self._ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        self._first = first
+        config = head.config
+        self._groups = config.num_attention_heads // config.num_key_value_heads
+        self._scale = config.head_dim**-0.5
+        # A drafted node stands at most as far behind the last row as there are rounds.
+        self._cos, self._sin = rope_tables(
+            config.head_dim,
+            config.rope_parameters,
+            len(token_ids) + 64,
+            max_position_embeddings=config.max_position_embeddings,
+        )
+        self._take_in(features)
+
+    @property
+    def positions(self) -> int:
+        """Number of roots P."""
+        return len(self._ids) - self._first
+
+    def _take_in(self, features: torch.Tensor) -> None:
+        reduced = self._head.reduce(features.float())
+        prompt, count = self._first, len(self._ids) - 1
+        pieces = []
+        for begin, end in _chunks(prompt, _PROMPT_CHUNK):
+            rows = torch.arange(begin, end)
+            pieces.append(self._project(reduced[None, rows], self._ids[None, rows + 1], rows[None]))
+        if count > prompt:
+            rows = torch.arange(prompt, count)
+            single = self._project(reduced[rows, None], self._ids[rows + 1, None], rows[:, None])
+            pieces.append(single)
+        # Of the prompt's rows only the last is asked for an output, in a pass of one row from here.
+        queries, keys, values, residuals = (
+            torch.cat([piece[part].flatten(0, 1) for piece in pieces]) for part in range(4)
+        )
+        self._keys = keys.permute(1, 2, 0).contiguous()
+        self._values = values.transpose(0, 1).contiguous()
+        last = prompt - 1
+        self.reduced = reduced[last:]
+        attended = self._attend(queries[last:, None], torch.arange(self.positions))
+        self._hidden, logits = self._finish(attended, residuals[last:, None])
+        self.first_logits = logits[:, 0]
+
+    def _project(
+        self, hidden: torch.Tensor, token_ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Rotated q and k, v, and the residual, of hidden (G, R, h) with ids and positions (G, R).
+
+        The G groups are passes of their own.
+        """
+        layer, attention = self._layer, self._layer.self_attn
+        normed = layer.hidden_norm(hidden)
+        embeddings = self._head.embed_tokens[token_ids].float()
+        pair = torch.cat((layer.input_layernorm(embeddings), normed), dim=-1)
+        q, k, v = (
+            product(pair).unflatten(-1, (-1, attention.head_dim))
+            for product in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        cos, sin = self._cos[positions], self._sin[positions]
+        residual = normed if layer.norm_before_residual else hidden
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, residual
+
+    def _finish(
+        self, attended: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feedback (G, R, h) and logits (G, R, Vd) from the heads' outputs (G, R, Hq D)."""
+        layer = self._layer
+        x = residual + layer.self_attn.o_proj(attended)
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        return self._head.feedback(x), self._head.logits(x)
+
+    def _attend(
+        self,
+        queries: torch.Tensor,
+        positions: torch.Tensor,
+        scratch: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Attention of every group's rows to its stable rows and its own drafted ones.
+
+        Args:
+            queries: (G, R, Hq, D).
+            positions: (G,) which position each group belongs to.
+            scratch: keys and values of drafted rows (G, S, Hkv, D) and who sees them, (G, R, S)
+                bool.
+
+        Returns:
+            (G, R, Hq D).
+        """
+        count, rows = queries.shape[:2]
+        key_value_heads, dim = self._keys.shape[:2]
+        grouped = queries.unflatten(2, (key_value_heads, self._groups)).permute(2, 0, 1, 3, 4)
+        flat = grouped.reshape(key_value_heads, -1, dim) * self._scale
+        columns = self._first + int(positions.max())
+        scores = (flat @ self._keys[..., :columns]).view(key_value_heads, count, -1, columns)
+        hidden = torch.arange(columns) >= (self._first + positions)[:, None]
+        scores.masked_fill_(hidden[None, :, None], -torch.inf)
+        if scratch is not None:
+            keys, values, visible = scratch
+            own = flat.view(key_value_heads, count, -1, dim) @ keys.permute(2, 0, 3, 1)
+            seen = visible.repeat_interleave(self._groups, dim=1)
+            scores = torch.cat((scores, own.masked_fill_(~seen, -torch.inf)), dim=-1)
+        weights = torch.softmax(scores, dim=-1)
+        stable = weights[..., :columns].reshape(key_value_heads, -1, columns)
+        attended = (stable @ self._values[:, :columns]).view(key_value_heads, count, -1, dim)
+        if scratch is not None:
+            attended += weights[..., columns:] @ values.permute(2, 0, 1, 3)
+        attended = attended.unflatten(2, (rows, self._groups)).permute(1, 2, 0, 3, 4)
+        return attended.reshape(count, rows, -1)
+
+    @torch.inference_mode()
+    def grow(self, top_k: int, depth: int) -> list[DraftTree]:
+        """Every position's whole pool of candidates, as trees.
+
+        Args:
+            top_k: K.
+            depth: D, rounds after the first.
+
+        Returns:
+            P trees of 1 + K + D K^2 rows each, the root first, then the candidates in the order of
+            the rounds: the first 1 + K + d K^2 rows are the pool of depth d.
+        """
+        trees: list[DraftTree] = []
+        for begin, end in _chunks(self.positions, max(1, _ROWS // top_k)):
+            trees += self._grow_chunk(torch.arange(begin, end), top_k, depth)
+        return trees
+
+    def _grow_chunk(self, positions: torch.Tensor, top_k: int, depth: int) -> list[DraftTree]:
+        count = len(positions)
+        builders = [DraftTreeBuilder() for _ in range(count)]
+        for builder, position in zip(builders, positions.tolist(), strict=True):
+            builder.begin(int(self._ids[self._first + position]), top_k)
+            builder.first(self.first_logits[position], self._draft_to_target)
+        hidden = self._hidden[positions]
+        keys = values = None
+        for round_index in range(depth):
+            frontiers = [builder.frontier() for builder in builders]
+            token_ids, parents, masks = (
+                torch.stack(parts) for parts in zip(*frontiers, strict=True)
+            )
+            hidden = hidden.gather(1, parents[..., None].expand(-1, -1, hidden.shape[-1]))
+            rotary = (self._first + positions + round_index)[:, None].expand(-1, top_k)
+            q, k, v, residual = self._project(hidden, token_ids, rotary)
+            keys = k if keys is None else torch.cat((keys, k), dim=1)
+            values = v if values is None else torch.cat((values, v), dim=1)
+            bits = torch.arange(keys.shape[1])
+            visible = (masks[..., bits // 64] >> (bits % 64) & 1).bool()
+            attended = self._attend(q, positions, (keys, values, visible))
+            hidden, logits = self._finish(attended, residual)
+            for index, builder in enumerate(builders):
+                builder.expand(logits[index], self._draft_to_target)
+        size = 1 + top_k + depth * top_k**2
+        return [builder.finish(size) for builder in builders]
+
+
+def _chunks(count: int, size: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+
+def _packed_copy(head: Eagle3DraftHead, dtype: ReplayDtype) -> Eagle3DraftHead:
+    """The same head with its products packed."""
+    copy = Eagle3DraftHead(head.config, embed_tokens=head.embed_tokens)
+    copy.load_state_dict(head.state_dict())
+    copy.requires_grad_(False).eval()
+    attention, mlp = copy.midlayer.self_attn, copy.midlayer.mlp
+    # Layers that read the same tensor share a quantizer, which rounds it once.
+    for parent, names in (
+        (attention, ("q_proj", "k_proj", "v_proj")),
+        (attention, ("o_proj",)),
+        (mlp, ("gate_proj", "up_proj")),
+        (mlp, ("down_proj",)),
+        (copy, ("lm_head",)),
+    ):
+        quantizer = GroupedQuantizer()
+        for name in names:
+            weight = getattr(parent, name).weight
+            product: nn.Module = (
+                GroupedInt8Linear(weight, quantizer) if dtype == "int8" else RowwiseLinear(weight)
+            )
+            setattr(parent, name, product)
+    # The live int8 draft runs its fc in bf16 where the CPU has it: the features have outliers.
+    reduced = "bfloat16" if dtype == "int8" and is_supported("bfloat16") else "float32"
+    copy.fc = RowwiseLinear(head.fc.weight, reduced)
+    return copy

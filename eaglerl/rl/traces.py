@@ -1,0 +1,327 @@
+"""Traces: what every draft tree would have yielded at every position of known continuations.
+
+In greedy decoding the continuation does not depend on the trees, so one recording answers for all
+of them. For a width K the pool of candidates of depth D is the first K + D K^2 of one long pool.
+``ranks`` holds r(D, l), the rank in that pool of the node at level l of the true continuation (0 is
+the best; score descending, index ascending). A tree of T rows verifies the T - 1 best, so it yields
+L(T, D, K) = 1 + the number of leading levels l with r(D, l) < T - 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.files import atomic_path
+
+FORMAT = "eaglerl-traces"
+VERSION = 1
+INDEX_NAME = "index.json"
+
+#: Rank of a node that is not in the pool.
+ABSENT = np.iinfo(np.int16).max
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One prompt's continuation: P positions, each the root of a tree, in the order of the text.
+
+    Position i stands before continuation token i + 1: its root is token i. Arrays are NumPy's, and
+    may be views of a file.
+
+    Attributes:
+        domain: where the prompt comes from.
+        prompt_id: hash of the prompt.
+        prompt_ids: (n,) int32.
+        continuation_ids: (P + 1 + tail,) int32; the tail is what the target would write past the
+            end.
+        top_ks: recorded widths, ascending.
+        ranks: (P, len(top_ks), D + 1, D + 1) int16, rank r(depth, level); `ABSENT` outside the
+            pool.
+        path: (P, len(top_ks), D + 1) int16, index in the pool of the node at each level; -1 for
+            none.
+        scores: per width (P, K + D K^2) float16 cumulative log-probabilities, in the pool's order.
+        first_log_probs: (P, 8) float16, the best of the first draft pass.
+        features: (P, k) float16, output of the head's fc for the token before the root.
+        lookup_match: (P,) uint8, length of the longest earlier match of the text's end, 0 for none.
+        lookup_accepted: (P,) uint8, leading tokens of the looked-up chain that come true.
+        lookup_tokens: length of the looked-up chains.
+    """
+
+    domain: str
+    prompt_id: str
+    prompt_ids: np.ndarray
+    continuation_ids: np.ndarray
+    top_ks: tuple[int, ...]
+    ranks: np.ndarray
+    path: np.ndarray
+    scores: Mapping[int, np.ndarray]
+    first_log_probs: np.ndarray
+    features: np.ndarray
+    lookup_match: np.ndarray
+    lookup_accepted: np.ndarray
+    lookup_tokens: int
+
+    def __len__(self) -> int:
+        return self.ranks.shape[0]
+
+    @property
+    def max_depth(self) -> int:
+        """Largest recorded depth."""
+        return self.ranks.shape[2] - 1
+
+    @cached_property
+    def remaining(self) -> np.ndarray:
+        """(P,) int64 tokens that are still to be emitted at each position."""
+        return np.arange(len(self), 0, -1)
+
+    @cached_property
+    def context_lengths(self) -> np.ndarray:
+        """(P,) int64 tokens before each position's tree, the root included."""
+        return len(self.prompt_ids) + 1 + np.arange(len(self))
+
+    def accepted_lengths(self, actions: Sequence[TreeParams]) -> np.ndarray:
+        """Acceptance length L of every action at every position, the bonus token included.
+
+        Args:
+            actions: A trees.
+
+        Returns:
+            (P, A) int16. Near the end it may exceed `remaining`.
+
+        Raises:
+            ValueError: a width that was not recorded, or a depth beyond what was.
+        """
+        lengths = np.empty((len(self), len(actions)), dtype=np.int16)
+        for column, tree in enumerate(actions):
+            if tree.total_tokens == 1:
+                lengths[:, column] = 1
+                continue
+            if tree.top_k not in self.top_ks or tree.depth > self.max_depth:
+                raise ValueError(
+                    f"{tree} is not in the trace, which has top_k in {list(self.top_ks)} and depth "
+                    f"up to {self.max_depth}"
+                )
+            ranks = self.ranks[:, self.top_ks.index(tree.top_k), tree.depth, : tree.depth + 1]
+            kept = np.logical_and.accumulate(ranks < tree.total_tokens - 1, axis=1)
+            lengths[:, column] = 1 + kept.sum(axis=1)
+        return lengths
+
+
+class TraceSet(Sequence[Trace]):
+    """The traces of a folder; shards are mapped into memory when they are asked for.
+
+    Attributes:
+        folder: where the files are.
+        index: the content of the index, as written by the recorder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Read the index.
+
+        Raises:
+            ValueError: no index, or one that is malformed or of another version.
+        """
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self._shards = [shard for shard in self.index["shards"] if shard["positions"]]
+
+    @property
+    def target_id(self) -> str:
+        """Hash of the target that wrote the continuations."""
+        return self.index["target_id"]
+
+    @property
+    def head_id(self) -> str:
+        """Hash of the head that was replayed."""
+        return self.index["head_id"]
+
+    def check_ids(self, *, target_id: str | None = None, head_id: str | None = None) -> None:
+        """Make sure that the traces are of a certain target and head.
+
+        Raises:
+            ValueError: they are of others; the message says both.
+        """
+        for name, wanted in (("target_id", target_id), ("head_id", head_id)):
+            if wanted is not None and self.index[name] != wanted:
+                raise ValueError(
+                    f"{name} of the traces in {str(self.folder)!r} is {self.index[name]}, "
+                    f"wanted {wanted}"
+                )
+
+    @property
+    def positions(self) -> int:
+        """Positions of all traces."""
+        return sum(shard["positions"] for shard in self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        shard = self._shards[index]
+        return read_shard(self.folder / shard["file"], shard, self.index)
+
+    def __iter__(self) -> Iterator[Trace]:
+        return (self[index] for index in range(len(self)))
+
+
+def shard_tensors(trace: Trace) -> dict[str, torch.Tensor]:
+    """The tensors of a trace by their names in a shard."""
+    names = (
+        "prompt_ids",
+        "continuation_ids",
+        "ranks",
+        "path",
+        "first_log_probs",
+        "features",
+        "lookup_match",
+        "lookup_accepted",
+    )
+    arrays = {name: getattr(trace, name) for name in names}
+    arrays |= {f"scores_{top_k}": trace.scores[top_k] for top_k in trace.top_ks}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def write_shard(path: Path, trace: Trace) -> None:
+    """Write one trace as a safetensors file."""
+    with atomic_path(path) as temporary:
+        save_file(shard_tensors(trace), temporary)
+
+
+def read_shard(path: Path, shard: Mapping[str, object], index: Mapping[str, object]) -> Trace:
+    """Map one trace's file into memory.
+
+    Args:
+        path: the file.
+        shard: its entry in the index.
+        index: the index.
+
+    Raises:
+        ValueError: the file is missing, is no safetensors file, or its tensors are not those that
+            the index announces.
+    """
+    top_ks = tuple(index["top_ks"])
+    positions, levels = shard["positions"], index["max_depth"] + 1
+    expected = {
+        "ranks": (torch.int16, (positions, len(top_ks), levels, levels)),
+        "path": (torch.int16, (positions, len(top_ks), levels)),
+        "first_log_probs": (torch.float16, (positions, None)),
+        "features": (torch.float16, (positions, index["hidden_size"])),
+        "lookup_match": (torch.uint8, (positions,)),
+        "lookup_accepted": (torch.uint8, (positions,)),
+        "prompt_ids": (torch.int32, (None,)),
+        "continuation_ids": (torch.int32, (None,)),
+    }
+    for top_k in top_ks:
+        pool = top_k + index["max_depth"] * top_k**2
+        expected[f"scores_{top_k}"] = (torch.float16, (positions, pool))
+    arrays = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            missing = sorted(expected.keys() - set(file.keys()))
+            if missing:
+                raise ValueError(f"the trace {str(path)!r} lacks the tensor {missing[0]!r}")
+            for name, (dtype, shape) in expected.items():
+                tensor = file.get_tensor(name)
+                _check_tensor(path, name, tensor, dtype, shape)
+                arrays[name] = tensor.numpy()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the trace {str(path)!r} cannot be read: {error}") from error
+    return Trace(
+        domain=str(shard["domain"]),
+        prompt_id=str(shard["prompt_id"]),
+        top_ks=top_ks,
+        scores={top_k: arrays.pop(f"scores_{top_k}") for top_k in top_ks},
+        lookup_tokens=index["lookup_tokens"],
+        **arrays,
+    )
+
+
+def _check_tensor(
+    path: Path,
+    name: str,
+    tensor: torch.Tensor,
+    dtype: torch.dtype,
+    shape: tuple[int | None, ...],
+) -> None:
+    fits = len(tensor.shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        raise ValueError(
+            f"{name!r} of the trace {str(path)!r} must be {dtype} of shape {shape}, got "
+            f"{tensor.dtype} of {tuple(tensor.shape)}"
+        )
+
+
+_INDEX_FIELDS: dict[str, type] = {
+    "target_id": str,
+    "head_id": str,
+    "draft_dtype": str,
+    "hidden_size": int,
+    "top_ks": list,
+    "max_depth": int,
+    "max_new_tokens": int,
+    "lookup_tokens": int,
+    "shards": list,
+}
+_SHARD_FIELDS: dict[str, type] = {
+    "file": str,
+    "prompt_id": str,
+    "domain": str,
+    "positions": int,
+}
+
+
+def read_index(folder: Path) -> dict[str, object]:
+    """Read and check a folder's index.
+
+    Raises:
+        ValueError: there is none, or it is malformed or of another version.
+    """
+    path = folder / INDEX_NAME
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no index of traces: {error}") from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ValueError(f'{str(path)!r} is no index of traces: "format" must be "{FORMAT}"')
+    if index.get("version") != VERSION:
+        raise ValueError(
+            f"version of the traces in {str(folder)!r} must be {VERSION}, got "
+            f"{index.get('version')!r}"
+        )
+    _check_fields(path, index, _INDEX_FIELDS)
+    for shard in index["shards"]:
+        if not isinstance(shard, dict):
+            raise ValueError(f"every shard in {str(path)!r} must be an object, got {shard!r}")
+        _check_fields(path, shard, _SHARD_FIELDS)
+        if Path(shard["file"]).name != shard["file"]:
+            raise ValueError(f"file in {str(path)!r} must be a bare name, got {shard['file']!r}")
+    return index
+
+
+def _check_fields(path: Path, content: Mapping[str, object], fields: Mapping[str, type]) -> None:
+    for name, kind in fields.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(
+                f"{name!r} in {str(path)!r} must be of type {kind.__name__}, got "
+                f"{content.get(name)!r}"
+            )
+
+
+def write_index(folder: Path, index: Mapping[str, object]) -> None:
+    """Write a folder's index."""
+    with atomic_path(folder / INDEX_NAME) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
