@@ -12,6 +12,7 @@ from rich.markup import escape
 from eaglerl.cli.demo import demo
 from eaglerl.cli.generate import generate
 from eaglerl.cli.prepare import prepare
+from eaglerl.cli.record import record
 from eaglerl.cli.training import distill, train_draft
 
 app = typer.Typer(
@@ -71,4 +72,9 @@ _add(
     train_draft,
     "eaglerl train-draft data.jsonl --output runs/first",
     "eaglerl train-draft data-1.jsonl data-2.jsonl --output runs/hour --max-minutes 60",
+)
+_add(
+    record,
+    "eaglerl record traces data.jsonl --held-out --max-positions 100000",
+    "eaglerl record traces questions/*.jsonl --per-file 20 -n 128",
 )
