@@ -3,6 +3,7 @@
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import NO_DRAFT, ConstantPolicy, CycleState, TreeParams, TreePolicy
 from eaglerl.eagle3.session import DecodingSession, StepResult
@@ -16,6 +17,7 @@ __all__ = [
     "DecodingStatistics",
     "Eagle3Config",
     "Eagle3DraftHead",
+    "FusedPolicy",
     "GenerateOutput",
     "SpeculativeDecoder",
     "StepResult",

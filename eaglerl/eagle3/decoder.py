@@ -12,6 +12,7 @@ import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
+from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
@@ -240,15 +241,23 @@ class SpeculativeDecoder:
             return output.sequences
         return output.sequences, output.statistics.new_tokens, output.statistics.num_cycles - 1
 
-    def new_session(self, verifier: Verifier, length: int) -> DecodingSession:
+    def new_session(
+        self, verifier: Verifier, length: int, policy: TreePolicy | None = None
+    ) -> DecodingSession:
         """A session with room for `length` tokens; it takes over the decoder's caches.
 
         Args:
             verifier: greedy or sampling, see `make_verifier`.
             length: tokens of the longest sequence, prompt included.
+            policy: the policy that will be asked for the trees; only a `FusedPolicy` has a part in
+                the session itself.
+
+        Raises:
+            ValueError: a `FusedPolicy` that does not fit the draft head.
         """
+        bound = policy.bind(self.head) if isinstance(policy, FusedPolicy) else None
         self._reserve(length + _TREE_ROOM)
-        return DecodingSession(self.target, self.draft, verifier, self._cache)
+        return DecodingSession(self.target, self.draft, verifier, self._cache, policy=bound)
 
     def _reserve(self, capacity: int) -> None:
         if self._cache is None or self._cache.capacity < capacity:
@@ -277,7 +286,7 @@ class SpeculativeDecoder:
         streamer,
     ) -> tuple[list[int], DecodingStatistics]:
         started = time.perf_counter()
-        session = self.new_session(verifier, len(prompt) + rules.limit)
+        session = self.new_session(verifier, len(prompt) + rules.limit, policy)
         policy.reset()
         if streamer is not None:
             streamer.put(torch.tensor([prompt]))

@@ -90,7 +90,9 @@ class CachedDraft:
         """
         self.cache.truncate(length, slot)
 
-    def _check_extend(self, token_ids: torch.Tensor, features: torch.Tensor, slot: int) -> None:
+    def _check_extend(
+        self, token_ids: torch.Tensor, features: torch.Tensor, slot: int, reduced: bool
+    ) -> None:
         config = self.head_config
         rows = token_ids.shape[0] if token_ids.dim() == 1 else 0
         if rows < 1 or token_ids.dtype != torch.int64:
@@ -98,14 +100,18 @@ class CachedDraft:
                 "token_ids must be a row of at least one int64 id, got "
                 f"{tuple(token_ids.shape)} {token_ids.dtype}"
             )
-        width = 3 * config.feature_hidden_size
+        width = config.hidden_size if reduced else 3 * config.feature_hidden_size
         if features.shape != (rows, width):
             raise ValueError(
                 f"features must have shape {(rows, width)}, got {tuple(features.shape)}"
             )
-        low, high = (int(bound) for bound in token_ids.aminmax())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(f"token_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}")
+        # Ids on a device are the target's own choices; to look at them would be to wait for it.
+        if token_ids.device.type == "cpu":
+            low, high = (int(bound) for bound in token_ids.aminmax())
+            if low < 0 or high >= config.vocab_size:
+                raise ValueError(
+                    f"token_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}"
+                )
         self.cache.check_room(rows, slot)
 
     def _check_expand(
@@ -121,10 +127,11 @@ class CachedDraft:
         if hidden.shape != (rows, self.head_config.hidden_size):
             expected = (rows, self.head_config.hidden_size)
             raise ValueError(f"hidden must have shape {expected}, got {tuple(hidden.shape)}")
-        if mask.shape[0] != rows or 64 * mask.shape[1] < block or mask.dtype != torch.int64:
+        bits = {torch.int64: 64, torch.bool: 1}.get(mask.dtype, 0)
+        if mask.shape[0] != rows or bits * mask.shape[1] < block:
             raise ValueError(
-                f"mask must be int64 of {rows} rows with at least {block} bits each, got "
-                f"{tuple(mask.shape)} {mask.dtype}"
+                f"mask must be int64 of {rows} rows with at least {block} bits each, or as many "
+                f"columns of bool, got {tuple(mask.shape)} {mask.dtype}"
             )
         if self.cache.lengths[slot] < 1:
             raise ValueError("expand needs stable rows: call extend first")
@@ -149,15 +156,25 @@ class ModuleDraft(CachedDraft):
         self.head = head
 
     @torch.inference_mode()
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps target features (R, 3k) to the draft's width (R, h)."""
+        return self.head.reduce(features.to(self.head.fc.weight.dtype))
+
+    @torch.inference_mode()
     def extend(
-        self, token_ids: torch.Tensor, features: torch.Tensor, slot: int = 0
+        self,
+        token_ids: torch.Tensor,
+        features: torch.Tensor,
+        slot: int = 0,
+        *,
+        reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes in stable rows; see `PackedDraft.extend`."""
-        self._check_extend(token_ids, features, slot)
+        self._check_extend(token_ids, features, slot, reduced)
         start, rows = self.lengths[slot], len(token_ids)
         positions = torch.arange(start, start + rows, device=features.device)
         visible = torch.arange(start + rows, device=features.device) <= positions[:, None]
-        hidden = self.head.reduce(features.to(self.head.fc.weight.dtype))
+        hidden = features if reduced else self.reduce(features)
         output, logits = self._run(token_ids, hidden, positions, start, visible, slot)
         self.lengths[slot] = start + rows
         return output[-1], logits[-1]
@@ -175,8 +192,10 @@ class ModuleDraft(CachedDraft):
         self._check_expand(token_ids, hidden, round, mask, slot)
         length, rows = self.lengths[slot], len(token_ids)
         positions = torch.full((rows,), length + round, device=hidden.device)
-        block = torch.arange((round + 1) * rows, device=hidden.device)
-        ancestors = (mask.to(hidden.device)[:, block // 64] >> (block % 64) & 1).bool()
+        ancestors = mask.to(hidden.device)
+        if mask.dtype == torch.int64:
+            block = torch.arange((round + 1) * rows, device=hidden.device)
+            ancestors = (ancestors[:, block // 64] >> (block % 64) & 1).bool()
         visible = torch.cat((ancestors.new_ones(rows, length), ancestors), dim=1)
         start = length + round * rows
         return self._run(token_ids, hidden, positions, start, visible, slot)

@@ -89,6 +89,29 @@ class KVCache:
             move_rows(self.data[slot], source, length + first_moved)
         self.lengths[slot] = length + len(rows)
 
+    def move_scratch(self, rows: torch.Tensor, slot: int = 0) -> None:
+        """Move some of the scratch rows to the front, without knowing on the host which they are.
+
+        Args:
+            rows: (P,) int64 offsets from the first scratch row, on the cache's device; any rows
+                whose place does not matter fill it up.
+            slot: the sequence.
+        """
+        scratch = self.data[slot, ..., self.lengths[slot] :, :]
+        scratch[..., : len(rows), :] = scratch.index_select(-2, rows)
+
+    def advance(self, count: int, slot: int = 0) -> None:
+        """Keep the first `count` scratch rows, which are in place.
+
+        Raises:
+            ValueError: `count` is negative or more than fits.
+        """
+        if not 0 <= count <= self.capacity - self.lengths[slot]:
+            raise ValueError(
+                f"count must be in 0..{self.capacity - self.lengths[slot]}, got {count}"
+            )
+        self.lengths[slot] += count
+
     def copy_committed(self, other: KVCache) -> None:
         """Take over the committed rows of a cache of the same model, in place of this one's.
 

@@ -155,14 +155,21 @@ class PackedDraft(CachedDraft):
 
     @torch.inference_mode()
     def extend(
-        self, token_ids: torch.Tensor, features: torch.Tensor, slot: int = 0
+        self,
+        token_ids: torch.Tensor,
+        features: torch.Tensor,
+        slot: int = 0,
+        *,
+        reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes in stable rows, which pair features of token t with the embedding of token t + 1.
 
         Args:
             token_ids: (R,) int64 target ids of the tokens t + 1.
-            features: (R, 3k) fp32 features of the tokens t, [low | mid | high].
+            features: (R, 3k) fp32 features of the tokens t, [low | mid | high]; or what `reduce`
+                makes of them, (R, h) fp32.
             slot: The sequence; its rows grow by R.
+            reduced: Whether the features are reduced already.
 
         Returns:
             The last row's feature for the next draft step (h,) and its draft logits (Vd,).
@@ -170,14 +177,14 @@ class PackedDraft(CachedDraft):
         Raises:
             ValueError: Shapes or dtypes are wrong, an id is unknown, or the cache is full.
         """
-        self._check_extend(token_ids, features, slot)
+        self._check_extend(token_ids, features, slot, reduced)
         rows = len(token_ids)
         for begin in range(0, rows, _CHUNK_ROWS):
             end = min(begin + _CHUNK_ROWS, rows)
             address = self._row_numbers_address + _INT32_BYTES * self.lengths[slot]
             attended, residual = self._attend(
                 token_ids[begin:end].contiguous(),
-                self._reduce(features[begin:end]),
+                features[begin:end] if reduced else self.reduce(features[begin:end]),
                 slot,
                 (address, address),
                 (address + _INT32_BYTES, 0, 0, 0),
@@ -302,8 +309,9 @@ class PackedDraft(CachedDraft):
         logits = self._lm_head(norm(x, self._final_norm))
         return buffers.normed.clone() if config.norm_feedback else x, logits
 
-    def _reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps features (R, 3k) to the draft's width (R, h)."""
+    @torch.inference_mode()
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps target features (R, 3k) to the draft's width (R, h) fp32."""
         features = features.float().contiguous()
         if not self._feature_norms:
             return self._fc(features)

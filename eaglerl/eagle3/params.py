@@ -73,11 +73,14 @@ class CycleState:
             low, mid and high concatenated; a view that the next cycle overwrites.
         context_length: committed tokens, the root included.
         last_result: result of the cycle before; None in the first one.
+        decision: the tree that a `FusedPolicy` chose when the last token was accepted; None in a
+            session without one.
     """
 
     features: torch.Tensor
     context_length: int
     last_result: StepResult | None
+    decision: TreeParams | None = None
 
 
 @runtime_checkable

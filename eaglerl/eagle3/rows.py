@@ -21,9 +21,11 @@ class RowBatch:
         cache_rows: (M,) int32 cache rows that receive the keys and values.
         prefix_lengths: (M,) int32.
         block_length: rows of the masked block; 0 for none.
-        mask: (M, words) int64 bit words, bit j % 64 of word j // 64; None without a block.
+        mask: (M, words) int64 bit words, bit j % 64 of word j // 64, or (M, block_length) bool;
+            None without a block.
         slots: (M,) int32 slot of every row; None when all belong to `slot`.
         slot: the slot of all rows if `slots` is None.
+        end: cache rows that some row may see, itself included; None if only `cache_rows` tell.
     """
 
     token_ids: torch.Tensor
@@ -34,6 +36,7 @@ class RowBatch:
     mask: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     slot: int = 0
+    end: int | None = None
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -43,7 +46,8 @@ class RowBatch:
         """Consecutive tokens of one sequence, the first of them at position `start`."""
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         positions = torch.arange(start, start + len(ids), dtype=torch.int32)
-        return cls(ids, positions, positions, positions + 1, slot=slot)
+        end = start + len(ids)
+        return cls(ids, positions, positions, positions + 1, slot=slot, end=end)
 
     @classmethod
     def tree(
@@ -58,15 +62,17 @@ class RowBatch:
 
         Args:
             token_ids: (T,) int64, ancestors before descendants, the root first.
-            levels: (T,) int32 distance from the root.
-            mask: (T, words) int64 ancestor-or-self bits over the T rows.
+            levels: (T,) distance from the root.
+            mask: (T, words) int64 ancestor-or-self bits over the T rows, or (T, T) bool.
             start: committed tokens; the root's position.
             slot: the sequence.
         """
         rows = len(token_ids)
-        cache_rows = torch.arange(start, start + rows, dtype=torch.int32)
-        prefix = torch.full((rows,), start, dtype=torch.int32)
-        return cls(token_ids, levels + start, cache_rows, prefix, rows, mask, slot=slot)
+        like = {"dtype": torch.int32, "device": token_ids.device}
+        cache_rows = torch.arange(start, start + rows, **like)
+        prefix = torch.full((rows,), start, **like)
+        end = start + rows
+        return cls(token_ids, levels + start, cache_rows, prefix, rows, mask, slot=slot, end=end)
 
     @classmethod
     def one_per_slot(cls, token_ids: torch.Tensor, positions: torch.Tensor) -> RowBatch:
@@ -76,13 +82,16 @@ class RowBatch:
 
     def visibility(self, columns: int) -> torch.Tensor:
         """(M, columns) bool: which cache rows every row may see."""
-        column = torch.arange(columns)
+        column = torch.arange(columns, device=self.token_ids.device)
         prefix = self.prefix_lengths.long()[:, None]
         visible = column < prefix
         if self.block_length:
             offset = column - prefix
             inside = (offset >= 0) & (offset < self.block_length)
             offset = offset.clamp(0, self.block_length - 1)
-            words = torch.gather(self.mask, 1, offset // 64)
-            visible |= inside & ((words >> (offset % 64)) & 1).bool()
+            if self.mask.dtype == torch.bool:
+                seen = torch.gather(self.mask, 1, offset)
+            else:
+                seen = ((torch.gather(self.mask, 1, offset // 64) >> (offset % 64)) & 1).bool()
+            visible = visible | (inside & seen)
         return visible

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, HostAcceptance
+from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
+from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import CycleState, TreeParams
+from eaglerl.eagle3.pending import PendingRows
 from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.stopwatch import Stopwatch
 from eaglerl.eagle3.target import TargetModel, TargetOutput
-from eaglerl.eagle3.tree import DraftRunner, TreeDrafter, check_top_k, root_only
+from eaglerl.eagle3.tree import DraftRunner, TreeDrafter, check_top_k
 from eaglerl.eagle3.verify import Verifier
 from eaglerl.ops import DraftTree
 
@@ -51,6 +55,9 @@ class DecodingSession:
     The last token, the root of the next tree, has no row in the target's cache yet. The draft's
     stable rows may lag behind the target's: a cycle that drafts nothing leaves the features of its
     tokens pending, and the next cycle that drafts takes them in with one pass.
+
+    For a target on the CPU the tree is kept on the host. On a device it never leaves it: one copy a
+    cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class DecodingSession:
         cache: KVCache,
         *,
         slot: int = 0,
+        policy: BoundPolicy | None = None,
+        on_device: bool | None = None,
     ) -> None:
         """Start an empty sequence.
 
@@ -70,17 +79,35 @@ class DecodingSession:
             verifier: greedy or sampling.
             cache: the target's KV cache, with room for the sequence and for the widest tree.
             slot: the slot of both caches that belongs to this sequence; it is emptied.
+            policy: decides the next tree within the cycle; `state.decision` holds it.
+            on_device: whether the tree stays on the target's device; by default where that is not
+                the CPU. Such a session needs a draft that runs there as a module.
+
+        Raises:
+            ValueError: a policy without a draft.
         """
+        if policy is not None and draft is None:
+            raise ValueError("policy needs a draft: it reads the features that the draft reduces")
         self.target = target
         self.draft = draft
         self.verifier = verifier
         self.cache = cache
         self.slot = slot
         self.token_ids: list[int] = []
-        self._drafter = None if draft is None else TreeDrafter(draft)
-        self._pending: list[torch.Tensor] = []
+        self._device = target.embed_tokens.device
+        self._policy = policy
+        self._pending = PendingRows()
         self._last: StepResult | None = None
         self._last_features: torch.Tensor | None = None
+        self._decision: TreeParams | None = None
+        self._drafter: TreeDrafter | DeviceTreeDrafter
+        self._accept: Acceptance
+        if self._device.type != "cpu" if on_device is None else on_device:
+            self._drafter = DeviceTreeDrafter(draft, self._device)
+            self._accept = DeviceAcceptance(verifier)
+        else:
+            self._drafter = TreeDrafter(draft)
+            self._accept = HostAcceptance(verifier, None if draft is None else draft.reduce)
         cache.truncate(0, slot)
         if draft is not None:
             draft.reset(slot)
@@ -100,7 +127,7 @@ class DecodingSession:
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
         self.cache.check_room(len(prompt_ids), self.slot)
-        self.token_ids = list(prompt_ids)
+        features: list[torch.Tensor] = []
         output = None
         for start in range(0, len(prompt_ids), self.target.chunk_size):
             chunk = prompt_ids[start : start + self.target.chunk_size]
@@ -108,16 +135,24 @@ class DecodingSession:
             rows = RowBatch.causal(chunk, start, self.slot)
             output = self.target.forward(rows, self.cache, "last" if last else "none")
             self.cache.commit(range(len(chunk)), self.slot)
-            self._keep_features(output.features)
-        self._last_features = output.features[-1].clone()
+            # The next chunk overwrites them.
+            features.append(output.features.clone())
         first = self.verifier.next_token(output.logits[0])
-        self.token_ids.append(first)
+        self.token_ids = [*prompt_ids, first]
+        self._last_features = features[-1][-1]
+        self._pending.clear()
+        if self.draft is not None:
+            after = torch.tensor(self.token_ids[1:], device=self._device)
+            self._pending.add(after, torch.cat(features), reduced=False)
+        if self._policy is not None:
+            taps = self._last_features[None]
+            self._decision = self._policy.decide(self.draft.reduce(taps), taps)
         return first
 
     @property
     def state(self) -> CycleState:
         """What a policy may look at before the next cycle."""
-        return CycleState(self._last_features, len(self.token_ids), self._last)
+        return CycleState(self._last_features, len(self.token_ids), self._last, self._decision)
 
     def step(self, params: TreeParams) -> StepResult:
         """Run one cycle.
@@ -141,43 +176,42 @@ class DecodingSession:
         if self.draft is not None:
             check_top_k(params, self.draft.draft_vocab_size)
         self.cache.check_room(params.total_tokens, self.slot)
-        started = time.perf_counter()
+        watch = Stopwatch(self._device)
+        watch.mark()
         tree = self._draft_tree(params)
-        drafted = time.perf_counter()
+        watch.mark()
         output = self._verify_tree(tree)
-        rows, bonus = self.verifier.accept(output.logits, tree)
-        self._last_features = output.features[rows[-1]].clone()
-        self._keep_features(output.features[rows])
-        self.cache.commit(rows, self.slot)
-        emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
-        self.token_ids.extend(emitted)
+        accepted = self._accept(output, tree, self.cache, self.slot, self._policy)
+        self._keep(accepted)
+        watch.mark()
+        draft_seconds, verify_seconds = watch.laps()
         self._last = StepResult(
-            token_ids=emitted,
+            token_ids=accepted.emitted,
             params=params,
-            accepted=len(rows) - 1,
-            draft_seconds=drafted - started,
-            verify_seconds=time.perf_counter() - drafted,
+            accepted=len(accepted.emitted) - 1,
+            draft_seconds=draft_seconds,
+            verify_seconds=verify_seconds,
             features=self._last_features,
             context_length=len(self.token_ids),
         )
         return self._last
 
-    def _keep_features(self, features: torch.Tensor) -> None:
+    def _keep(self, accepted: Accepted) -> None:
+        self.token_ids.extend(accepted.emitted)
+        self._last_features = accepted.last_features
+        self._decision = accepted.decision
         if self.draft is not None:
-            self._pending.append(features.clone())
+            self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
 
-    def _draft_tree(self, params: TreeParams) -> DraftTree:
+    def _draft_tree(self, params: TreeParams) -> DraftTree | DeviceTree:
         root = self.token_ids[-1]
         if params.total_tokens == 1:
-            return root_only(root)
-        stable = self.draft.lengths[self.slot]
-        features = self._pending[0] if len(self._pending) == 1 else torch.cat(self._pending)
-        self._pending.clear()
-        token_ids = torch.tensor(self.token_ids[stable + 1 :])
-        hidden, logits = self.draft.extend(token_ids, features, self.slot)
+            return self._drafter.root_only(root)
+        token_ids, hidden = self._pending.take(self.draft.reduce)
+        hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
         return self._drafter.grow(root, hidden, logits, params, self.slot)
 
-    def _verify_tree(self, tree: DraftTree) -> TargetOutput:
+    def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
         start = self.cache.lengths[self.slot]
         rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
         return self.target.forward(rows, self.cache, "all")

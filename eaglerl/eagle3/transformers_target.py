@@ -113,7 +113,7 @@ class TransformersTarget(TargetModel):
         if rows.slots is not None:
             raise ValueError("slots: this target takes the rows of one slot per pass")
         device = self.model.device
-        visible = int(rows.cache_rows.max()) + 1
+        visible = int(rows.cache_rows.max()) + 1 if rows.end is None else rows.end
         views = Cache(layers=[])
         cache_rows = rows.cache_rows.long().to(device)
         slot = slice(rows.slot, rows.slot + 1)
@@ -150,13 +150,13 @@ class TransformersTarget(TargetModel):
         """
         visible = rows.visibility(columns)
         positions = rows.positions.long()
-        key_positions = torch.arange(columns)
+        key_positions = torch.arange(columns, device=positions.device)
         key_positions[rows.cache_rows.long()] = positions
         distance = positions[:, None] - key_positions
         masks = {}
         for kind, window in self._windows.items():
             may_see = visible if window is None else visible & (distance < window)
-            bias = torch.zeros(may_see.shape, dtype=self.model.dtype)
-            bias.masked_fill_(~may_see, torch.finfo(bias.dtype).min)
+            hidden = torch.finfo(self.model.dtype).min
+            bias = torch.where(may_see, 0.0, hidden).to(self.model.dtype)
             masks[kind] = bias[None, None].to(self.model.device)
         return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -10,17 +10,6 @@ from eaglerl.eagle3.params import TreeParams
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
-def root_only(token_id: int) -> DraftTree:
-    """The tree that drafts nothing: row 0 alone."""
-    return DraftTree(
-        token_ids=torch.tensor([token_id]),
-        parents=torch.tensor([-1], dtype=torch.int32),
-        levels=torch.tensor([0], dtype=torch.int32),
-        mask=torch.tensor([[1]]),
-        scores=torch.zeros(1),
-    )
-
-
 class DraftRunner(Protocol):
     """Inference with a draft head over its own KV cache, one sequence per slot."""
 
@@ -28,8 +17,16 @@ class DraftRunner(Protocol):
     draft_to_target: torch.Tensor | None
     draft_vocab_size: int
 
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (R, 3k) target features to (R, h)."""
+
     def extend(
-        self, token_ids: torch.Tensor, features: torch.Tensor, slot: int = 0
+        self,
+        token_ids: torch.Tensor,
+        features: torch.Tensor,
+        slot: int = 0,
+        *,
+        reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take in R new rows with real features; (h,) output and (Vd,) logits of the last."""
 
@@ -53,12 +50,23 @@ class DraftRunner(Protocol):
 class TreeDrafter:
     """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) with a draft head."""
 
-    def __init__(self, draft: DraftRunner) -> None:
+    def __init__(self, draft: DraftRunner | None) -> None:
+        """Set up; without a draft there is only `root_only`."""
         self.draft = draft
         self._builder = DraftTreeBuilder()
         # The bookkeeping runs on the host, wherever the draft does.
-        table = draft.draft_to_target
+        table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.cpu()
+
+    def root_only(self, root: int) -> DraftTree:
+        """The tree that drafts nothing: row 0 alone."""
+        return DraftTree(
+            token_ids=torch.tensor([root]),
+            parents=torch.tensor([-1], dtype=torch.int32),
+            levels=torch.tensor([0], dtype=torch.int32),
+            mask=torch.tensor([[1]]),
+            scores=torch.zeros(1),
+        )
 
     def grow(
         self,

@@ -24,6 +24,13 @@ class Verifier(Protocol):
     def accept(self, logits: torch.Tensor, tree: DraftTree) -> tuple[list[int], int]:
         """Rows of the accepted path, the root first, and the bonus token after them."""
 
+    def choices(self, logits: torch.Tensor) -> torch.Tensor:
+        """(T,) int64: what the target puts after each of (T, V) rows, without leaving the device.
+
+        The path from the root that follows these choices, and its last choice, are those of
+        `accept`, or are distributed as they are.
+        """
+
 
 class GreedyVerifier:
     """Keeps what the target's argmax would have written."""
@@ -41,9 +48,13 @@ class GreedyVerifier:
             logits: (T, V).
             tree: the tree of T rows.
         """
-        choices = logits.argmax(-1).cpu()
+        choices = self.choices(logits).cpu()
         rows = accept_path(tree.parents, tree.token_ids, choices).tolist()
         return rows, int(choices[rows[-1]])
+
+    def choices(self, logits: torch.Tensor) -> torch.Tensor:
+        """The argmax of every row."""
+        return logits.argmax(-1)
 
 
 class SamplingVerifier:
@@ -99,6 +110,11 @@ class SamplingVerifier:
             if child is None:
                 return rows, token
             rows.append(child)
+
+    def choices(self, logits: torch.Tensor) -> torch.Tensor:
+        """One draw for every row: those of rows off the path are simply not used."""
+        probabilities = torch.softmax(self._warpers(None, logits.float()), dim=-1)
+        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
 
 
 def make_verifier(

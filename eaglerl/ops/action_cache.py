@@ -183,14 +183,18 @@ class ActionCache:
         Raises:
             ValueError: A number is outside 0..slots - 1.
         """
-        if slots is None:
-            self.state.copy_(self._empty)
-            return
-        if not isinstance(slots, Tensor) or slots.device.type == "cpu":
-            numbers = torch.as_tensor(slots, dtype=torch.int64)
-            check_slots(numbers, self.slots)
-            slots = numbers.to(self.device)
-        self.state[slots] = self._empty
+        self.state[self._rows(slots)] = self._empty
+
+    def invalidate(self, slots: Sequence[int] | Tensor | None = None) -> None:
+        """Lets some slots, or all, decide anew at their next step; their counters go on.
+
+        Args:
+            slots: As for `reset`.
+
+        Raises:
+            ValueError: A number is outside 0..slots - 1.
+        """
+        self.state[self._rows(slots), WORDS["valid"]] = 0
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Any]]:
         """Copies of all tensors, and the settings that they belong to."""
@@ -225,6 +229,15 @@ class ActionCache:
         # The counters are unsigned.
         counts = self.state[:, columns].cpu().to(torch.int64) & 0xFFFFFFFF
         return CacheStats(*counts.sum(0).tolist())
+
+    def _rows(self, slots: Sequence[int] | Tensor | None) -> Tensor | slice:
+        if slots is None:
+            return slice(None)
+        if isinstance(slots, Tensor) and slots.device.type != "cpu":
+            return slots
+        numbers = torch.as_tensor(slots, dtype=torch.int64)
+        check_slots(numbers, self.slots)
+        return numbers.to(self.device)
 
     def _settings(self) -> dict[str, Any]:
         return {

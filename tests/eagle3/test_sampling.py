@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import TreeParams
@@ -66,6 +67,15 @@ class SecondTryVerifier(MemoVerifier):
         return rows, bonus
 
 
+class ForcedVerifier(GreedyVerifier):
+    """Says that a given token comes first."""
+
+    first_token: int
+
+    def next_token(self, logits: torch.Tensor) -> int:
+        return self.first_token
+
+
 class MemoSession(DecodingSession):
     """The real cycle over memoised passes: a prefix fixes its tree and the target's logits."""
 
@@ -73,7 +83,7 @@ class MemoSession(DecodingSession):
         self, target: TargetModel, draft: CachedDraft, verifier: SamplingVerifier, cache: KVCache
     ) -> None:
         super().__init__(target, draft, verifier, cache)
-        self._source = DecodingSession(target, draft, GreedyVerifier(), target.new_cache(CAPACITY))
+        self._source = DecodingSession(target, draft, ForcedVerifier(), target.new_cache(CAPACITY))
         self._passes: dict[Triple, tuple[DraftTree, SimpleNamespace]] = {}
         rows = RowBatch.causal(PROMPT, 0)
         output = target.forward(rows, self._source.cache, "last")
@@ -84,14 +94,15 @@ class MemoSession(DecodingSession):
         self.token_ids = [*prompt_ids, self.verifier.next_token(self._prompt_logits)]
         return self.token_ids[-1]
 
-    def _keep_features(self, features: torch.Tensor) -> None:
+    def _keep(self, accepted: Accepted) -> None:
         """Features are part of the memo."""
+        self.token_ids.extend(accepted.emitted)
 
     def _compute(self, prefix: Triple, params: TreeParams) -> tuple[DraftTree, SimpleNamespace]:
         source = self._source
         DecodingSession.__init__(source, self.target, self.draft, source.verifier, source.cache)
+        source.verifier.first_token = prefix[-1]
         source.prefill(prefix[:-1])
-        source.token_ids[-1] = prefix[-1]
         tree = source._draft_tree(params)
         output = source._verify_tree(tree)
         return tree, SimpleNamespace(

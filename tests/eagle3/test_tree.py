@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eaglerl.eagle3.params import TreeParams
-from eaglerl.eagle3.tree import TreeDrafter, check_top_k, root_only
+from eaglerl.eagle3.tree import TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
 from .heads import DRAFT_VOCAB, VOCAB, make_config, make_head
@@ -203,7 +203,7 @@ def test_growing_twice_gives_two_trees() -> None:
 
 
 def test_root_only() -> None:
-    tree = root_only(17)
+    tree = TreeDrafter(None).root_only(17)
     assert tree.token_ids.tolist() == [17]
     assert tree.parents.tolist() == [-1]
     assert tree.levels.tolist() == [0]

@@ -1,0 +1,158 @@
+"""What a verification keeps, and what follows from it: on the host, or on the target's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from eaglerl.eagle3.device_tree import DeviceTree
+from eaglerl.eagle3.fused_policy import BoundPolicy
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.target import TargetOutput
+from eaglerl.eagle3.verify import Verifier
+from eaglerl.ops import DraftTree
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The outcome of a verification; the kept rows are committed in the target's cache.
+
+    Attributes:
+        emitted: the accepted drafted tokens, then the bonus.
+        token_ids: the same, (R,) int64 on the target's device: the token after each kept row.
+        features: (R, 3k) target features of the kept rows, or (R, h) if `reduced`.
+        reduced: whether the draft's FC has run over them, for the policy.
+        last_features: (3k,) target features of the last kept row.
+        decision: the tree that the policy chose from them; None without such a policy.
+    """
+
+    emitted: tuple[int, ...]
+    token_ids: torch.Tensor
+    features: torch.Tensor
+    reduced: bool
+    last_features: torch.Tensor
+    decision: TreeParams | None
+
+
+class Acceptance(Protocol):
+    """Turns the target's output over a tree into what is kept."""
+
+    def __call__(
+        self,
+        output: TargetOutput,
+        tree: DraftTree | DeviceTree,
+        cache: KVCache,
+        slot: int,
+        policy: BoundPolicy | None,
+    ) -> Accepted:
+        """Accept, commit, and let the policy decide."""
+
+
+class HostAcceptance:
+    """For a target on the CPU: walks the tree in native code."""
+
+    def __init__(
+        self, verifier: Verifier, reduce: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> None:
+        """Set up.
+
+        Args:
+            verifier: greedy or sampling.
+            reduce: the draft's FC, (R, 3k) to (R, h); None without a draft.
+        """
+        self._verifier = verifier
+        self._reduce = reduce
+
+    def __call__(
+        self,
+        output: TargetOutput,
+        tree: DraftTree,
+        cache: KVCache,
+        slot: int,
+        policy: BoundPolicy | None,
+    ) -> Accepted:
+        """See `Acceptance`. The FC of all kept rows is one packed product that the draft needs
+        anyway; the policy reads its last row."""
+        rows, bonus = self._verifier.accept(output.logits, tree)
+        kept = output.features[rows]
+        features, decision = kept, None
+        if policy is not None:
+            features = self._reduce(kept)
+            decision = policy.decide(features[-1:], kept[-1:])
+        cache.commit(rows, slot)
+        emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
+        return Accepted(
+            emitted, torch.tensor(emitted), features, policy is not None, kept[-1], decision
+        )
+
+
+class DeviceAcceptance:
+    """For any device: one copy to the host a cycle, which also brings the policy's choice."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    def __call__(
+        self,
+        output: TargetOutput,
+        tree: DeviceTree,
+        cache: KVCache,
+        slot: int,
+        policy: BoundPolicy | None,
+    ) -> Accepted:
+        """See `Acceptance`."""
+        choices = self._verifier.choices(output.logits)
+        rows, count = accepted_rows(tree, choices)
+        last = count - 1
+        # An accepted child's token is what its parent's row chose, and so is the bonus.
+        emitted = choices[rows]
+        report = [count, emitted]
+        features = None
+        if policy is not None:
+            features, params = policy.encode(output.features, rows, last)
+            report.append(params.flatten().long())
+        cache.move_scratch(rows, slot)
+        numbers = torch.cat(report).cpu().tolist()
+        kept = numbers[0]
+        cache.advance(kept, slot)
+        decision = None if policy is None else TreeParams(*numbers[-3:])
+        if features is None:
+            features = output.features[rows[:kept]]
+        return Accepted(
+            emitted=tuple(numbers[1 : 1 + kept]),
+            token_ids=emitted[:kept],
+            features=features[:kept],
+            reduced=policy is not None,
+            # A slice: indexing by a tensor of no axes would ask the device for its value.
+            last_features=output.features[rows[kept - 1 : kept]][0],
+            decision=decision,
+        )
+
+
+def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Follow the target's choices from the root as far as the tree goes, without a loop.
+
+    A row is accepted if it and all of its ancestors are what their parents' rows chose. Siblings
+    carry distinct tokens, so the accepted rows are one path.
+
+    Args:
+        tree: a tree of T rows.
+        choices: (T,) int64, what the target puts after every row.
+
+    Returns:
+        Rows of the path (P,) int64, root first, filled up with the root to the longest path that
+        the tree can have; and their number, (1,) int64.
+    """
+    total = tree.longest_path
+    chosen = tree.token_ids == choices[tree.parents]
+    chosen[0] = True
+    accepted = (chosen | ~tree.ancestors).all(-1)
+    # Rows that are not accepted are written behind the path's last place.
+    places = torch.where(accepted, tree.levels, total)
+    rows = torch.zeros(total + 1, dtype=torch.int64, device=choices.device)
+    rows = rows.scatter(0, places, torch.arange(len(choices), device=choices.device))
+    return rows[:total], accepted.sum()[None]

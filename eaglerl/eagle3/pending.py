@@ -1,0 +1,72 @@
+"""Rows that the target has committed and the draft has not taken in yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+class PendingRows:
+    """Pairs of a token's features and the token after it, in order.
+
+    A row's features may be reduced already, by a policy that reads them too; then the draft's FC
+    does not run again. The others are reduced when the draft asks for the rows, which plain
+    decoding never does.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._parts.clear()
+
+    def add(self, token_ids: torch.Tensor, features: torch.Tensor, *, reduced: bool) -> None:
+        """Append rows.
+
+        Args:
+            token_ids: (R,) int64, the token after each row.
+            features: (R, 3k), or (R, h) if `reduced`; kept, not copied.
+            reduced: whether the FC has run.
+        """
+        self._parts.append((token_ids, features, reduced))
+
+    def take(
+        self, reduce: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All rows, which are pending no longer.
+
+        Args:
+            reduce: maps (R, 3k) features to (R, h).
+
+        Returns:
+            Token ids (R,) int64 and reduced features (R, h).
+        """
+        tokens = [part[0] for part in self._parts]
+        hidden: list[torch.Tensor] = []
+        raw: list[torch.Tensor] = []
+        for _, features, reduced in self._parts:
+            if not reduced:
+                raw.append(features)
+                continue
+            _flush(raw, hidden, reduce)
+            hidden.append(features)
+        _flush(raw, hidden, reduce)
+        self._parts.clear()
+        return _join(tokens), _join(hidden)
+
+
+def _flush(
+    raw: list[torch.Tensor],
+    hidden: list[torch.Tensor],
+    reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Reduce neighbours in one product."""
+    if raw:
+        hidden.append(reduce(_join(raw)))
+        raw.clear()
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
