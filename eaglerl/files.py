@@ -1,10 +1,19 @@
-"""Atomic writing of files."""
+"""The cache folder, and atomic writing of files."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_root() -> Path:
+    """Return eaglerl's cache folder: $EAGLERL_CACHE, $XDG_CACHE_HOME/eaglerl, ~/.cache/eaglerl."""
+    if explicit := os.environ.get("EAGLERL_CACHE"):
+        return Path(explicit).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "eaglerl"
+    return Path.home() / ".cache" / "eaglerl"
 
 
 @contextmanager

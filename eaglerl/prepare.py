@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from eaglerl.files import cache_root
 from eaglerl.gguf_convert import Progress, convert_llama_gguf
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -52,15 +53,6 @@ MODELS = {
         draft_head="eagle3-smollm2-135m-instruct",
     )
 }
-
-
-def cache_root() -> Path:
-    """Return eaglerl's cache folder: $EAGLERL_CACHE, $XDG_CACHE_HOME/eaglerl, ~/.cache/eaglerl."""
-    if explicit := os.environ.get("EAGLERL_CACHE"):
-        return Path(explicit).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "eaglerl"
-    return Path.home() / ".cache" / "eaglerl"
 
 
 def prepare_model(
