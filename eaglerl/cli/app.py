@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from eaglerl.cli.calibrate import calibrate
 from eaglerl.cli.demo import demo
 from eaglerl.cli.generate import generate
 from eaglerl.cli.prepare import prepare
@@ -78,3 +79,4 @@ _add(
     "eaglerl record traces data.jsonl --held-out --max-positions 100000",
     "eaglerl record traces questions/*.jsonl --per-file 20 -n 128",
 )
+_add(calibrate, "eaglerl calibrate cost.json", "eaglerl calibrate cost.json --passes 16")

@@ -1,0 +1,182 @@
+"""The cost table: its formula, its file, and its fit to cycles of known cost."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.rl.calibrate import (
+    CycleSample,
+    calibrate,
+    calibration_trees,
+    fit_cost_table,
+    isotonic,
+)
+from eaglerl.rl.cost import CostError, CostTable
+
+from .worlds import tiny_decoder
+
+
+def table(**changes: object) -> CostTable:
+    fields: dict[str, object] = {
+        "machine": "a machine",
+        "draft_dtype": "int8",
+        "total_tokens": (1, 2, 4),
+        "verify_base": (10.0, 11.0, 15.0),
+        "verify_slope": (0.01, 0.02, 0.04),
+        "top_ks": (1, 4),
+        "first_pass": (1.0, 1.5),
+        "later_pass": (0.5, 2.0),
+        "draft_slope": 0.001,
+        "samples": 7,
+        "error": CostError(0.01, 0.05, -0.02),
+    }
+    return CostTable(**(fields | changes))
+
+
+def test_seconds_by_hand() -> None:
+    cost = table()
+    assert cost.seconds(NO_DRAFT, 100) == pytest.approx(10 + 1)
+    # Half way between 2 and 4 rows: 13 + 100 * 0.03; three passes of width 4.
+    expected = 13 + 3 + 1.5 + 2 * 2.0 + 3 * 100 * 0.001
+    assert cost.seconds(TreeParams(3, 2, 4), 100) == pytest.approx(expected)
+    matrix = cost.matrix([NO_DRAFT, TreeParams(3, 2, 4)], np.array([0, 100]))
+    assert matrix == pytest.approx(np.array([[10, 13 + 1.5 + 2 * 2.0], [11, expected]]))
+
+
+def test_what_was_not_measured_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"rows must lie in 1..4, got 5"):
+        table().seconds(TreeParams(5, 0, 4), 10)
+    with pytest.raises(ValueError, match=r"top_k must be one of \[1, 4\], got 2"):
+        table().seconds(TreeParams(2, 0, 2), 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_tokens": (2, 3, 4)}, "begin with 1"),
+        ({"total_tokens": (1, 4, 2)}, "must ascend"),
+        ({"verify_base": (1.0, 2.0)}, "3 finite numbers"),
+        ({"later_pass": (1.0, -2.0)}, "later_pass must be 2 finite numbers"),
+        ({"first_pass": (1.0, float("nan"))}, "first_pass must be 2 finite numbers"),
+        ({"draft_slope": -1.0}, "draft_slope"),
+    ],
+)
+def test_impossible_tables_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        table(**changes)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    table().to_json(path)
+    assert CostTable.from_json(path) == table()
+    table(error=None).to_json(path)
+    assert CostTable.from_json(path).error is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "x"}, '"format" must be'),
+        ({"version": 0}, "must be 1, got 0"),
+        ({"verify_base": "abc"}, "'verify_base' of the cost table"),
+        ({"verify_base": [1, 2, "3"]}, "'verify_base' of the cost table"),
+        ({"machine": 3}, "'machine' of the cost table"),
+        ({"error": {"median": 1}}, "'error' of the cost table"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "cost.json"
+    table().to_json(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        CostTable.from_json(path)
+
+
+def samples_of(cost: CostTable, trees: list[TreeParams], noise: float) -> list[CycleSample]:
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(10):
+        for tree in trees:
+            context = int(draw.integers(40, 500))
+            verify = cost.verify_seconds(tree.total_tokens, context)
+            draft = 0.0
+            if tree.total_tokens > 1:
+                draft = cost.draft_seconds(tree.depth, tree.top_k, context)
+            # Now and then something else takes the processor.
+            slow = 3.0 if draw.random() < 0.05 else 1.0
+            jitter = slow * np.exp(noise * draw.standard_normal(2))
+            samples.append(CycleSample(tree, context, draft * jitter[0], verify * jitter[1]))
+    return samples
+
+
+def test_the_fit_finds_the_costs() -> None:
+    cost = table()
+    trees = calibration_trees((1, 2, 4), (1, 4), (0, 1, 3))
+    fitted = fit_cost_table(samples_of(cost, trees, 0.02), machine="a machine", draft_dtype="int8")
+    assert fitted.samples == 10 * len(trees)
+    checked = [NO_DRAFT, TreeParams(2, 0, 1), TreeParams(4, 3, 1), TreeParams(4, 3, 4)]
+    contexts = np.array([60, 250, 480])
+    # Medians of some 20 cycles with 2 % noise: a standard error of half a per cent.
+    ratio = fitted.matrix(checked, contexts) / cost.matrix(checked, contexts)
+    assert np.abs(ratio - 1).max() < 0.03
+    assert fitted.error.median < 0.03
+    # The disturbances are in the measured total, not in the table.
+    assert fitted.error.total < -0.05
+
+
+def test_the_fit_is_monotone() -> None:
+    cost = table(verify_base=(10.0, 10.0, 10.0), verify_slope=(0.01, 0.01, 0.01))
+    trees = calibration_trees((1, 2, 4), (1, 4), (0, 1, 3))
+    fitted = fit_cost_table(samples_of(cost, trees, 0.3), machine="", draft_dtype="int8")
+    rows = fitted.verify_seconds(np.arange(1, 5), 0)
+    assert (np.diff(rows) >= 0).all()
+    assert (np.diff(fitted.verify_slope) >= 0).all()
+
+
+def test_isotonic_against_a_quadratic_programme() -> None:
+    from scipy.optimize import minimize
+
+    draw = np.random.default_rng(1)
+    values, weights = draw.standard_normal(7), draw.random(7) + 0.1
+    result = minimize(
+        lambda x: (weights * (x - values) ** 2).sum(),
+        np.zeros(7),
+        constraints={"type": "ineq", "fun": np.diff},
+        options={"ftol": 1e-12},
+    )
+    # The optimiser's own accuracy.
+    np.testing.assert_allclose(isotonic(values, weights), result.x, atol=1e-4)
+
+
+def test_live_calibration(tmp_path: Path) -> None:
+    decoder = tiny_decoder()
+    cost = calibrate(
+        decoder,
+        [1, 2, 3],
+        machine="here",
+        total_tokens=(1, 2, 4, 8),
+        top_ks=(1, 2),
+        depths=(0, 1, 7),
+        passes=3,
+        longest_context=60,
+    )
+    assert (cost.machine, cost.draft_dtype) == ("here", "float32")
+    assert (cost.total_tokens, cost.top_ks) == ((1, 2, 4, 8), (1, 2))
+    assert cost.samples == 3 * len(calibration_trees((1, 2, 4, 8), (1, 2), (0, 1, 7)))
+    assert 0 < cost.seconds(NO_DRAFT, 30) < cost.seconds(TreeParams(8, 7, 2), 30) < 1.0
+    cost.to_json(tmp_path / "cost.json")
+    assert CostTable.from_json(tmp_path / "cost.json") == cost
+
+
+def test_calibration_checks_its_arguments() -> None:
+    decoder = tiny_decoder()
+    with pytest.raises(ValueError, match="passes must be at least 3, got 2"):
+        calibrate(decoder, [1], machine="", passes=2)
+    with pytest.raises(ValueError, match="longest_context must lie between"):
+        calibrate(decoder, [1, 2], machine="", longest_context=2)
+    with pytest.raises(ValueError, match="total_tokens=64 is more than any"):
+        calibrate(decoder, [1], machine="", total_tokens=(1, 64), top_ks=(1,))
