@@ -1,0 +1,134 @@
+"""The action cache's rules on Triton tensors: ``csrc/action_cache.h``, one lane a sequence.
+
+Nothing here branches on a sequence: what a lane may do is in its mask. The record's layout is not
+written down a second time, it comes from the extension.
+"""
+
+# Before the extension, so that both share one OpenMP pool.
+import torch  # noqa: F401
+import triton
+import triton.language as tl
+
+from eaglerl import _C as C
+
+STEP = tl.constexpr(C.cache_words["step"])
+INTERVAL = tl.constexpr(C.cache_words["interval"])
+VALID = tl.constexpr(C.cache_words["valid"])
+ACTION = tl.constexpr(C.cache_words["action"])
+HITS = tl.constexpr(C.cache_words["hits"])
+MISSES = tl.constexpr(C.cache_words["misses"])
+FALLBACKS = tl.constexpr(C.cache_words["fallbacks"])
+THRESHOLD = tl.constexpr(C.cache_words["threshold"])
+REFERENCE_NORM = tl.constexpr(C.cache_words["reference_norm"])
+HORIZON_WORD = tl.constexpr(C.cache_words["horizon"])
+RECORD_WORDS = tl.constexpr(C.cache_record_words)
+RING_WORDS = tl.constexpr(C.cache_ring_words)
+
+# What is compared in adaptive mode, and so who can decide; NO_COMPARISON in the other modes.
+NO_COMPARISON = tl.constexpr(0)
+COMPARE_SKETCH = tl.constexpr(1)  # a sketch of the taps: every program, before any product
+COMPARE_INPUT = tl.constexpr(2)  # the features that came in: likewise
+COMPARE_FEATURES = tl.constexpr(3)  # g, which the launch itself computes: the last program
+
+
+@triton.jit
+def find_slot(slots_ptr, sequence, active, n_slots):
+    """Slots (S,) of sequences, and which of them exist: others must touch no record."""
+    if slots_ptr is None:
+        slot = sequence.to(tl.int64)
+    else:
+        slot = tl.load(slots_ptr + sequence, mask=active, other=-1)
+    exists = active & (slot >= 0) & (slot < n_slots)
+    return tl.where(exists, slot, 0), exists
+
+
+@triton.jit
+def is_in_time(record_ptr, exists, SCHEDULED: tl.constexpr):
+    """Whether the steps of the decisions are not used up."""
+    steps = tl.load(record_ptr + INTERVAL, mask=exists, other=0).to(tl.int64)
+    if SCHEDULED:
+        steps *= tl.load(record_ptr + HORIZON_WORD, mask=exists, other=0)
+    valid = tl.load(record_ptr + VALID, mask=exists, other=0)
+    return exists & (valid != 0) & (tl.load(record_ptr + STEP, mask=exists, other=0) < steps)
+
+
+@triton.jit
+def resembles(record_ptr, exists, dot, norm):
+    """Whether features, by dot product with the reference and norm, resemble the decisions'."""
+    threshold = tl.load(record_ptr + THRESHOLD, mask=exists, other=0)
+    reference_norm = tl.load(record_ptr + REFERENCE_NORM, mask=exists, other=0)
+    scale = norm * reference_norm.to(tl.float32, bitcast=True)
+    similar = dot >= threshold.to(tl.float32, bitcast=True) * scale
+    return exists & similar & (scale > 0.0)
+
+
+@triton.jit
+def compare(row_ptr, reference_ptr, mask, PLAN: tl.constexpr):
+    """Dot products with the references, and norms, of rows (S,) of what is compared."""
+    BLOCK: tl.constexpr = PLAN.block_compared
+    dot = tl.zeros(mask.shape, tl.float32)
+    square = tl.zeros(mask.shape, tl.float32)
+    for start in range(0, PLAN.compared, BLOCK):
+        element = start + tl.arange(0, BLOCK)[None, :]
+        inside = mask[:, None] & (element < PLAN.compared)
+        value = tl.load(
+            row_ptr[:, None] + element, mask=inside, other=0.0, cache_modifier=".cg"
+        ).to(tl.float32)
+        reference = tl.load(reference_ptr[:, None] + element, mask=inside, other=0.0)
+        dot += tl.sum(value * reference, axis=1)
+        square += tl.sum(value * value, axis=1)
+    return dot, tl.sqrt_rn(square)
+
+
+@triton.jit
+def keep_reference(row_ptr, norm, reference_ptr, record_ptr, mask, PLAN: tl.constexpr):
+    """Makes rows (S,) the references of the next comparisons."""
+    for start in range(0, PLAN.compared, PLAN.block_compared):
+        element = start + tl.arange(0, PLAN.block_compared)[None, :]
+        inside = mask[:, None] & (element < PLAN.compared)
+        value = tl.load(row_ptr[:, None] + element, mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(reference_ptr[:, None] + element, value.to(tl.float32), mask=inside)
+    tl.store(record_ptr + REFERENCE_NORM, norm.to(tl.int32, bitcast=True), mask=mask)
+
+
+@triton.jit
+def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl.constexpr):
+    """A step that the decisions in force serve: counts it, and gives actions and parameters."""
+    step = tl.load(record_ptr + STEP, mask=hit, other=0)
+    source_ptr = record_ptr + ACTION
+    if ring_ptr is not None:
+        interval = tl.load(record_ptr + INTERVAL, mask=hit, other=1)
+        entry = slot * PLAN.policy.horizon + step // interval
+        source_ptr = ring_ptr + entry * RING_WORDS
+    for word in tl.static_range(RING_WORDS):
+        value = tl.load(source_ptr + word, mask=hit, other=0)
+        tl.store(record_ptr + ACTION + word, value, mask=hit)
+        if word == 0:
+            tl.store(action_ptr, value, mask=hit)
+        else:
+            tl.store(params_ptr + word - 1, value, mask=hit)
+    tl.store(record_ptr + STEP, step + 1, mask=hit)
+    _count_up(record_ptr + HITS, hit)
+
+
+@triton.jit
+def record_misses(record_ptr, miss, fallback):
+    """A step with a decision of its own, whose action `write_action` puts into the record."""
+    tl.store(record_ptr + STEP, tl.full(miss.shape, 1, tl.int32), mask=miss)
+    tl.store(record_ptr + VALID, tl.where(fallback, 0, 1), mask=miss)
+    _count_up(record_ptr + MISSES, miss)
+    _count_up(record_ptr + FALLBACKS, miss & fallback)
+
+
+@triton.jit
+def write_action(target_ptr, action, bins_ptr, mask):
+    """Writes action, total_tokens, depth and top_k: a record's words or an entry of the ring."""
+    tl.store(target_ptr, action, mask=mask)
+    for word in tl.static_range(3):
+        value = tl.load(bins_ptr + action * 3 + word, mask=mask, other=0)
+        tl.store(target_ptr + 1 + word, value, mask=mask)
+
+
+@triton.jit
+def _count_up(counter_ptr, mask):
+    tl.store(counter_ptr, tl.load(counter_ptr, mask=mask, other=0) + 1, mask=mask)

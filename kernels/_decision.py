@@ -1,0 +1,139 @@
+"""The two ends of a decision whose product many programs share: who needs one, and making it."""
+
+import triton
+import triton.language as tl
+from eaglerl.kernels._action_cache import (
+    COMPARE_FEATURES,
+    COMPARE_INPUT,
+    COMPARE_SKETCH,
+    NO_COMPARISON,
+    RECORD_WORDS,
+    compare,
+    find_slot,
+    is_in_time,
+    keep_reference,
+    resembles,
+    serve_hits,
+)
+from eaglerl.kernels._choose import settle_misses
+from eaglerl.kernels._mlp import run_mlp
+from eaglerl.kernels._taps import sketch_taps
+
+
+@triton.jit
+def hold_in_advance(
+    taps, strides, input_row, readable, sequence, active, leads, cache, n_slots, scratch_ptr,
+    PLAN: tl.constexpr,
+):  # fmt: skip
+    """Whether the actions of sequences (S,) are kept, before anything is multiplied.
+
+    Every program runs this on the same records, which only the last one changes, after all have
+    taken their ticket: so all come to the same answer. The leading one writes it down for the last,
+    with what was compared, lest the two ever differ by a rounding.
+    """
+    state_ptr, reference_ptr, _, slots_ptr = cache
+    slot, exists = find_slot(slots_ptr, sequence, active, n_slots)
+    record_ptr = state_ptr + slot * RECORD_WORDS
+    hit = is_in_time(record_ptr, exists, PLAN.scheduled)
+    row_ptr = scratch_ptr + sequence.to(tl.int64) * PLAN.scratch
+    if PLAN.compare != NO_COMPARISON:
+        reference_ptr += slot * PLAN.compared
+        if PLAN.compare == COMPARE_SKETCH:
+            sketch = sketch_taps(taps, strides, input_row, readable, PLAN)
+            bucket = tl.arange(0, PLAN.compared)[None, :]
+            reference = tl.load(reference_ptr[:, None] + bucket, mask=exists[:, None], other=0.0)
+            dot = tl.sum(sketch * reference, axis=1)
+            norm = tl.sqrt_rn(tl.sum(sketch * sketch, axis=1))
+            compared_ptr = (row_ptr + PLAN.compared_at)[:, None] + bucket
+            tl.store(compared_ptr, sketch, mask=active[:, None] & leads)
+        else:
+            value_ptr = taps[0] + input_row * strides[0]
+            dot, norm = compare(value_ptr, reference_ptr, exists & readable, PLAN)
+        hit &= resembles(record_ptr, exists, dot, norm)
+        tl.store(row_ptr + PLAN.flag_at + 1, norm, mask=active & leads)
+    tl.store(row_ptr + PLAN.flag_at, hit.to(tl.float32), mask=active & leads)
+    return hit
+
+
+@triton.jit
+def _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN: tl.constexpr):
+    """Hits (S,) as decided in advance, or from g; and the norms of what is compared."""
+    if PLAN.compare == COMPARE_FEATURES:
+        record_ptr = cache[0] + slot * RECORD_WORDS
+        dot, norm = compare(
+            row_ptr + PLAN.compared_at, cache[1] + slot * PLAN.compared, exists, PLAN
+        )
+        hit = is_in_time(record_ptr, exists, False) & resembles(record_ptr, exists, dot, norm)
+    else:
+        flag_ptr = row_ptr + PLAN.flag_at
+        hit = tl.load(flag_ptr, mask=active, other=0.0, cache_modifier=".cg") != 0.0
+        norm = tl.zeros(active.shape, tl.float32)
+        if PLAN.compare != NO_COMPARISON:
+            norm = tl.load(flag_ptr + 1, mask=active, other=0.0, cache_modifier=".cg")
+    return hit, norm
+
+
+@triton.jit
+def decide(
+    input_ptr, sequence, active, weights, biases, bins_ptr, cache, n_slots, outputs, draw,
+    scratch_ptr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """Decides sequences (S,) whose product is done: MLP, action, record.
+
+    Args:
+        input_ptr: (S,) the features that came in, where adaptive mode compares them.
+        sequence: (S,) numbers of the sequences.
+        active: (S,) which of them there are.
+        weights: Matrices of all layers.
+        biases: Vectors of all layers.
+        bins_ptr: (A, 3) parameters of the actions.
+        cache: Records, references, ring and slots.
+        n_slots: Number of records.
+        outputs: Logits, actions, parameters.
+        draw: See `settle_misses`.
+        scratch_ptr: Scratch memory, see `Plan`.
+        PLAN: See `Plan`.
+    """
+    state_ptr, reference_ptr, ring_ptr, slots_ptr = cache
+    logits_ptr, action_ptr, params_ptr = outputs
+    row_ptr = scratch_ptr + sequence.to(tl.int64) * PLAN.scratch
+    logits_ptr += sequence.to(tl.int64) * (PLAN.policy.horizon * PLAN.policy.actions)
+    action_ptr += sequence
+    params_ptr += sequence * 3
+    slot = sequence.to(tl.int64)
+    exists = active
+    miss = active
+    record_ptr = None
+    if PLAN.has_cache:
+        slot, exists = find_slot(slots_ptr, sequence, active, n_slots)
+        record_ptr = state_ptr + slot * RECORD_WORDS
+        hit, norm = _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN)
+        miss = active & ~hit
+        if tl.max(hit.to(tl.int32), axis=0) != 0:
+            serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN)
+            _clear_logits(logits_ptr, hit, PLAN)
+    if tl.max(miss.to(tl.int32), axis=0) != 0:
+        run_mlp(row_ptr, weights, biases, logits_ptr, miss, PLAN)
+        fallback = settle_misses(
+            sequence, slot, exists, miss, logits_ptr, bins_ptr, record_ptr, ring_ptr,
+            action_ptr, params_ptr, draw, PLAN,
+        )  # fmt: skip
+        if PLAN.compare != NO_COMPARISON:
+            value_ptr = row_ptr + PLAN.compared_at
+            if PLAN.compare == COMPARE_INPUT:
+                value_ptr = input_ptr
+            keep_reference(
+                value_ptr, norm, reference_ptr + slot * PLAN.compared, record_ptr,
+                miss & exists & ~fallback, PLAN,
+            )  # fmt: skip
+
+
+@triton.jit
+def _clear_logits(row_ptr, hit, PLAN: tl.constexpr):
+    """NaN for rows (S,) that no policy was run for."""
+    width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
+    nothing = tl.full((1, 1), float("nan"), tl.float32)
+    for start in range(0, width, PLAN.block_actions):
+        column = start + tl.arange(0, PLAN.block_actions)[None, :]
+        inside = hit[:, None] & (column < width)
+        tl.store(row_ptr[:, None] + column, tl.broadcast_to(nothing, inside.shape), mask=inside)

@@ -1,0 +1,163 @@
+"""The policy's MLP in one program: what follows the products that many programs share.
+
+Rows are the sequences of one group, (S,). Between layers the activations go through scratch memory,
+so that a layer may be of any width; its rows are a sequence's own (see `Scratch`).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """tanh, relu or silu; NaN stays NaN."""
+    if ACTIVATION == "tanh":
+        # Of the magnitude, so that exp cannot overflow.
+        decay = tl.exp(-2.0 * tl.abs(x))
+        magnitude = (1.0 - decay) / (1.0 + decay)
+        return tl.where(x < 0.0, -magnitude, magnitude)
+    elif ACTIVATION == "relu":
+        return tl.where(x < 0.0, 0.0, x)
+    else:
+        tl.static_assert(ACTIVATION == "silu", "activation must be tanh, relu or silu")
+        return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
+    """Adds up the first layer's partial sums (S, O) over programs, always in the same order.
+
+    Args:
+        partial_ptr: (S,) each sequence's first partial sum.
+        first: The first program to add.
+        count: How many.
+        output: (O,) indices of the layer's outputs.
+        mask: (S,) sequences that take part.
+        PLAN: See `Plan`.
+    """
+    GROUP: tl.constexpr = PLAN.group
+    PROGRAMS: tl.constexpr = PLAN.block_programs
+    OUT: tl.constexpr = PLAN.block_first
+    total = tl.zeros((GROUP, PROGRAMS, OUT), tl.float32)
+    inside = mask[:, None, None] & (output < PLAN.policy.widths[0])[None, None, :]
+    for start in range(0, count, PROGRAMS):
+        program = start + tl.arange(0, PROGRAMS)[None, :, None]
+        offset = (first + program) * PLAN.policy.widths[0] + output[None, None, :]
+        total += tl.load(
+            partial_ptr[:, None, None] + offset,
+            mask=inside & (program < count),
+            other=0.0,
+            # Past L1: other multiprocessors wrote them.
+            cache_modifier=".cg",
+        )
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def chunk_scale(squares_ptr, first, count, elements, mask, PLAN: tl.constexpr):
+    """Inverse root mean squares (S,) from the programs' sums of squares."""
+    GROUP: tl.constexpr = PLAN.group
+    PROGRAMS: tl.constexpr = PLAN.block_programs
+    total = tl.zeros((GROUP, PROGRAMS), tl.float32)
+    for start in range(0, count, PROGRAMS):
+        program = start + tl.arange(0, PROGRAMS)[None, :]
+        total += tl.load(
+            squares_ptr[:, None] + first + program,
+            mask=mask[:, None] & (program < count),
+            other=0.0,
+            cache_modifier=".cg",
+        )
+    return 1.0 / tl.sqrt_rn(tl.sum(total, axis=1) / elements + PLAN.policy.eps)
+
+
+@triton.jit
+def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
+    """Finishes the first layer of sequences (S,) whose scratch memory holds partial sums.
+
+    Where the taps are normalised and there is no FC before the layer, its partial sums are of the
+    taps as they came, and the chunks' scales come in here.
+    """
+    CHUNKS: tl.constexpr = 0 if PLAN.policy.features else PLAN.policy.norm_chunks
+    parts: tl.constexpr = CHUNKS if CHUNKS else 1
+    count: tl.constexpr = PLAN.programs // parts
+    for start in range(0, PLAN.policy.widths[0], PLAN.block_first):
+        output = start + tl.arange(0, PLAN.block_first)
+        inside = output < PLAN.policy.widths[0]
+        total = tl.load(bias_ptr + output, mask=inside, other=0.0)[None, :]
+        for part in tl.static_range(parts):
+            sums = sum_partials(row_ptr, part * count, count, output, mask, PLAN)
+            if CHUNKS:
+                elements: tl.constexpr = PLAN.policy.k * PLAN.policy.chunks / parts
+                scale = chunk_scale(
+                    row_ptr + PLAN.squares_at, part * count, count, elements, mask, PLAN
+                )
+                sums *= scale[:, None]
+            total += sums
+        tl.store(
+            (row_ptr + PLAN.activations_at)[:, None] + output[None, :],
+            activate(total, PLAN.policy.activation),
+            mask=mask[:, None] & inside[None, :],
+        )
+
+
+@triton.jit
+def run_layer(
+    input_ptr, weight_ptr, bias_ptr, output_ptr, mask,
+    LAYER: tl.constexpr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """Any other layer of rows (S,), given pointers to their inputs and outputs."""
+    GROUP: tl.constexpr = PLAN.group
+    BLOCK_OUT: tl.constexpr = PLAN.block_out
+    IN: tl.constexpr = PLAN.policy.widths[LAYER - 1]
+    OUT: tl.constexpr = PLAN.policy.widths[LAYER]
+    for first in range(0, OUT, BLOCK_OUT):
+        output = first + tl.arange(0, BLOCK_OUT)
+        bias = tl.load(bias_ptr + output, mask=output < OUT, other=0.0)
+        total = tl.zeros((GROUP, BLOCK_OUT), tl.float32)
+        for start in range(0, IN, PLAN.block_in):
+            element = start + tl.arange(0, PLAN.block_in)
+            weight = tl.load(
+                weight_ptr + output[:, None] * IN + element[None, :],
+                mask=(output < OUT)[:, None] & (element < IN)[None, :],
+                other=0.0,
+            )
+            value = tl.load(
+                input_ptr[:, None] + element[None, :],
+                mask=mask[:, None] & (element < IN)[None, :],
+                other=0.0,
+            )
+            total += tl.sum(value[:, None, :] * weight.to(tl.float32)[None, :, :], axis=2)
+        total += bias[None, :]
+        if len(PLAN.policy.widths) - 1 > LAYER:
+            total = activate(total, PLAN.policy.activation)
+        tl.store(
+            output_ptr[:, None] + output[None, :],
+            total,
+            mask=mask[:, None] & (output < OUT)[None, :],
+        )
+
+
+@triton.jit
+def run_mlp(row_ptr, weights, biases, logits_ptr, mask, PLAN: tl.constexpr):
+    """From partial sums of the first layer to logits.
+
+    Args:
+        row_ptr: (S,) the sequences' scratch memory.
+        weights: Matrices of all layers.
+        biases: Vectors of all layers.
+        logits_ptr: (S,) where the logits go.
+        mask: (S,) sequences that take part.
+        PLAN: See `Plan`.
+    """
+    last: tl.constexpr = len(PLAN.policy.widths) - 1
+    run_first_layer(row_ptr, biases[0], mask, PLAN)
+    tl.debug_barrier()
+    source_ptr = row_ptr + PLAN.activations_at
+    half: tl.constexpr = (PLAN.compared_at - PLAN.activations_at) // 2
+    for layer in tl.static_range(1, last):
+        target_ptr = row_ptr + PLAN.activations_at + layer % 2 * half
+        run_layer(source_ptr, weights[layer], biases[layer], target_ptr, mask, layer, PLAN)
+        tl.debug_barrier()
+        source_ptr = target_ptr
+    run_layer(source_ptr, weights[last], biases[last], logits_ptr, mask, last, PLAN)
+    tl.debug_barrier()

@@ -1,0 +1,59 @@
+"""Reading the taps: rows by index, norms, and the sketch that stands for them."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def find_input_row(rows_ptr, last_ptr, position, active, n_inputs, n_rows):
+    """Rows of the input at positions (S,), int64, and which of them exist.
+
+    The indices lie on the device, where an index out of range cannot be reported without waiting:
+    such a row reads as NaN instead of as foreign memory.
+    """
+    row = position.to(tl.int64)
+    if last_ptr is not None:
+        row = tl.load(last_ptr + position, mask=active, other=-1)
+        active = active & (row >= 0) & (row < n_rows)
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + row, mask=active, other=-1)
+    exists = active & (row >= 0) & (row < n_inputs)
+    return tl.where(exists, row, 0), exists
+
+
+@triton.jit
+def sketch_sign(element):
+    """Sign of an element in the sketch: the top bit of a multiplicative hash."""
+    return tl.where((element.to(tl.uint32) * 2654435769) >> 31 != 0, -1.0, 1.0)
+
+
+@triton.jit
+def sketch_taps(taps, strides, input_row, exists, PLAN: tl.constexpr):
+    """Count sketches (S, buckets) of rows whose three chunks are divided by their root mean square.
+
+    The formula is in ``csrc/action_cache.h``. Blocks start at multiples of the number of buckets in
+    the whole row, so that a lane's bucket is the same in every block, wherever a chunk starts.
+    """
+    K: tl.constexpr = PLAN.policy.k
+    GROUP: tl.constexpr = PLAN.group
+    BUCKETS: tl.constexpr = PLAN.compared
+    LINES: tl.constexpr = PLAN.block_sketch
+    line = tl.arange(0, LINES)[None, :, None] * BUCKETS
+    bucket = tl.arange(0, BUCKETS)[None, None, :]
+    total = tl.zeros((GROUP, BUCKETS), tl.float32)
+    for chunk in tl.static_range(3):
+        row_ptr = (taps[chunk] + input_row * strides[chunk])[:, None, None]
+        sketch = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
+        square = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
+        first: tl.constexpr = chunk * K // BUCKETS * BUCKETS
+        for start in range(first, (chunk + 1) * K, LINES * BUCKETS):
+            element = start + line + bucket
+            inside = (element >= chunk * K) & (element < (chunk + 1) * K)
+            x = tl.load(
+                row_ptr + (element - chunk * K), mask=exists[:, None, None] & inside, other=0.0
+            ).to(tl.float32)
+            sketch += x * sketch_sign(element)
+            square += x * x
+        mean = tl.sum(tl.sum(square, axis=2), axis=1) / K
+        total += tl.sum(sketch, axis=1) / tl.sqrt_rn(mean + PLAN.policy.eps)[:, None]
+    return tl.where(exists[:, None], total, float("nan"))

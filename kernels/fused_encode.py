@@ -1,0 +1,191 @@
+"""From the tapped layers to the draft's features and the tree's parameters, in one launch.
+
+Programs share out the columns of the FC. Each also multiplies its columns of g into the first layer
+of the MLP, whose matrix is thereby read by all multiprocessors instead of by one, and takes a ticket.
+The one with the last ticket adds up the layer's partial sums in a fixed order, runs the rest of the
+MLP, takes the action and enters it into the action cache. No program waits for another, so nothing
+depends on how many run at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from eaglerl.kernels._action_cache import COMPARE_FEATURES
+from eaglerl.kernels._decision import decide, hold_in_advance
+from eaglerl.kernels._fc import encode_tile
+from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
+from eaglerl.kernels._settings import plan_of
+from eaglerl.kernels._taps import find_input_row
+from torch import Tensor
+
+
+@triton.jit(
+    do_not_specialize=[
+        "n_inputs", "n_rows", "n_sequences", "n_slots", "seed_low", "seed_high", "offset_low",
+        "offset_high",
+    ]
+)  # fmt: skip
+def _fused_encode_kernel(
+    taps, rows_ptr, last_ptr, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, weights, biases,
+    bins_ptr, cache, features_ptr, outputs, scratch_ptr, ticket_ptr,
+    n_inputs, n_rows, n_sequences, n_slots, strides,
+    temperature, seed_low, seed_high, offset_low, offset_high,
+    PLAN: tl.constexpr,
+):  # fmt: skip
+    """Grid: tiles of columns, tiles of rows.
+
+    Where every row is a sequence's, a row tile decides its own sequences, by a ticket of its own;
+    with more rows than sequences, all tiles share one ticket.
+    """
+    GROUP: tl.constexpr = PLAN.group
+    ROWS: tl.constexpr = PLAN.tiles.rows
+    shares_ticket: tl.constexpr = PLAN.encodes_all and last_ptr is not None
+    column_tile, row_tile = tl.program_id(0), tl.program_id(1)
+    if shares_ticket:
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        leads = column_tile + row_tile == 0
+        first, end = 0, n_sequences
+    else:
+        programs = tl.num_programs(0)
+        leads = column_tile == 0
+        first, end = row_tile * ROWS, tl.minimum(row_tile * ROWS + ROWS, n_sequences)
+        ticket_ptr += row_tile
+
+    misses = 1
+    if PLAN.has_cache and PLAN.compare != COMPARE_FEATURES:
+        misses = 0
+        for start in range(first, end, GROUP):
+            sequence = start + tl.arange(0, GROUP)
+            active = sequence < end
+            input_row, readable = find_input_row(
+                rows_ptr, last_ptr, sequence, active, n_inputs, n_rows
+            )
+            hit = hold_in_advance(
+                taps, strides, input_row, readable, sequence, active, leads, cache, n_slots,
+                scratch_ptr, PLAN,
+            )  # fmt: skip
+            misses += tl.sum((active & ~hit).to(tl.int32), axis=0)
+
+    if PLAN.encodes_all or misses > 0:
+        position = row_tile * ROWS + tl.arange(0, ROWS)
+        wanted = position < (n_rows if PLAN.encodes_all else n_sequences)
+        input_row, exists = find_input_row(
+            rows_ptr, None if PLAN.encodes_all else last_ptr, position, wanted, n_inputs, n_rows
+        )
+        column = column_tile * PLAN.tiles.columns + tl.arange(0, PLAN.tiles.columns)
+        g = encode_tile(
+            taps, strides, input_row, exists, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, column,
+            PLAN,
+        )  # fmt: skip
+        if PLAN.encodes_all:
+            feature_ptr = features_ptr + position.to(tl.int64)[:, None] * PLAN.policy.features
+            inside = wanted[:, None] & (column < PLAN.policy.features)[None, :]
+            tl.store(
+                feature_ptr + column[None, :], g.to(features_ptr.dtype.element_ty), mask=inside
+            )
+        if misses > 0:
+            _multiply_first_layer(
+                g, row_tile * ROWS, column_tile, column, first, end,
+                last_ptr if shares_ticket else None, n_rows, weights[0], scratch_ptr, PLAN,
+            )  # fmt: skip
+
+    # All warps' stores come before the ticket: the barrier orders them before the one thread that
+    # takes it, its release before whoever takes the last one.
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1:
+        # The next launch finds the counter as this one did.
+        tl.store(ticket_ptr, 0)
+        for start in range(first, end, GROUP):
+            sequence = start + tl.arange(0, GROUP)
+            decide(
+                None, sequence, sequence < end, weights, biases, bins_ptr, cache, n_slots, outputs,
+                (temperature, seed_low, seed_high, offset_low, offset_high), scratch_ptr, PLAN,
+            )  # fmt: skip
+
+
+@triton.jit
+def _multiply_first_layer(
+    g, first_row, column_tile, column, first, end, last_ptr, n_rows, weight_ptr, scratch_ptr,
+    PLAN: tl.constexpr,
+):  # fmt: skip
+    """Writes a program's part of the first layer's sums for the sequences whose row it holds."""
+    ROWS: tl.constexpr = PLAN.tiles.rows
+    features: tl.constexpr = PLAN.policy.features
+    width: tl.constexpr = PLAN.policy.widths[0]
+    for sequence in range(first, end):
+        sequence = tl.cast(sequence, tl.int64)
+        position = sequence
+        exists = True
+        if last_ptr is not None:
+            # As in `find_input_row`: what does not exist is NaN.
+            position = tl.load(last_ptr + sequence)
+            exists = (position >= 0) & (position < n_rows)
+            position = tl.where(exists, position, 0)
+        if (position >= first_row) & (position < first_row + ROWS):
+            chosen = tl.arange(0, ROWS) == position - first_row
+            row = tl.sum(tl.where(chosen[:, None], g, 0.0), axis=0)
+            row = tl.where(exists, row, float("nan"))
+            row_ptr = scratch_ptr + sequence * PLAN.scratch
+            if PLAN.compare == COMPARE_FEATURES:
+                tl.store(row_ptr + PLAN.compared_at + column, row, mask=column < features)
+            for start in range(0, width, PLAN.block_first):
+                output = start + tl.arange(0, PLAN.block_first)
+                weight = tl.load(
+                    weight_ptr + output[:, None] * features + column[None, :],
+                    mask=(output < width)[:, None] & (column < features)[None, :],
+                    other=0.0,
+                ).to(tl.float32)
+                partial = tl.sum(weight * tl.where(column < features, row, 0.0)[None, :], axis=1)
+                tl.store(row_ptr + column_tile * width + output, partial, mask=output < width)
+
+
+def prepare_fused_encode(
+    weights: Any,
+    taps: tuple[Tensor, Tensor, Tensor],
+    rows: Tensor | None,
+    last: Tensor | None,
+    cache: Any,
+    slots: Tensor | None,
+    draw: tuple[float, int, int],
+    *,
+    return_features: bool,
+) -> tuple[Launch, Decisions]:
+    """Allocates outputs and puts a launch together; arguments are trusted.
+
+    Args:
+        weights: ``PolicyWeights`` with an FC.
+        taps: low, mid and high, each (B, k).
+        rows: (N,) int64 rows of the taps, or None for all.
+        last: (S,) int64 index into the N rows, or None for all.
+        cache: ``ActionCache``, or None.
+        slots: (S,) int64 slots, or None.
+        draw: Temperature, seed, offset.
+        return_features: Whether g of all N rows is wanted.
+    """
+    count = taps[0].shape[0] if rows is None else rows.shape[0]
+    sequences = count if last is None else last.shape[0]
+    multiplied = count if return_features else sequences
+    plan = plan_of(weights, taps[0], multiplied, sequences, cache, draw[0] > 0, return_features)
+    decisions = Decisions.empty(weights, sequences, taps[0].device)
+    if return_features:
+        decisions.features = taps[0].new_empty((count, plan.policy.features))
+    scratch, tickets = workspace(taps[0].device, sequences * plan.scratch)
+    arguments = {
+        "taps": taps,
+        "rows_ptr": rows,
+        "last_ptr": last,
+        "norm_weight_ptr": weights.norm_weight,
+        "fc_weight_ptr": weights.fc_weight,
+        "fc_bias_ptr": weights.fc_bias,
+        "features_ptr": decisions.features,
+        "scratch_ptr": scratch,
+        "ticket_ptr": tickets,
+        "n_inputs": taps[0].shape[0],
+        "n_rows": count,
+        **shared_arguments(weights, taps, sequences, cache, slots, decisions, draw),
+    }
+    grid = (plan.programs, -(-multiplied // plan.tiles.rows))
+    return Launch(_fused_encode_kernel, grid, arguments, plan), decisions
