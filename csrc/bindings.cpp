@@ -15,6 +15,10 @@
 #include "policy_bindings.h"
 #include "tree_bindings.h"
 
+#if EAGLERL_HAS_CUDA
+#include "cuda_bindings.h"
+#endif
+
 namespace py = pybind11;
 
 namespace eaglerl {
@@ -137,4 +141,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("move_rows", &bind_move_rows);
   bind_tree(module);
   bind_policy(module);
+#if EAGLERL_HAS_CUDA
+  bind_cuda_policy(module);
+#endif
 }

@@ -1,0 +1,212 @@
+"""The policy's decision on a CUDA device without Triton, by the extension's own kernels."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from eaglerl.kernels._launch import workspace
+from torch import Tensor
+
+from eaglerl._ext import C
+from eaglerl.ops._encode_cpu import ACTIVATIONS, element_type
+from eaglerl.ops.action_cache import ActionCache, CacheView
+from eaglerl.ops.policy_weights import PolicyWeights
+
+_ADVICE = (
+    "build the extension where a CUDA compiler is found (EAGLERL_WITH_CUDA=1 makes a missing one "
+    "an error), or install Triton"
+)
+
+
+def has_cuda_kernels() -> bool:
+    """Whether the extension was built with its CUDA sources."""
+    return hasattr(C, "CudaFoldedDecision")
+
+
+def native_decision(weights: PolicyWeights) -> Any:
+    """Describes weights to native code, which reads them where they lie: they must outlive it.
+
+    Args:
+        weights: A policy without ``fc_weight``: of features, or of taps (raw or folded).
+
+    Returns:
+        ``eaglerl._C.CudaFoldedDecision``, whose methods are those of ``PolicyEncoder`` on the CPU,
+        with the scratch memory and the stream.
+
+    Raises:
+        RuntimeError: The extension has no CUDA kernels.
+        ValueError: The weights have a FC, or more hidden layers than a launch can take.
+    """
+    if not has_cuda_kernels():
+        raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
+    if weights.fc_weight is not None:
+        raise ValueError(
+            "weights must have no fc_weight for the CUDA C++ kernels: use weights.fold() where the "
+            "features are not needed, or install Triton"
+        )
+    matrices = (*weights.hidden_weights, weights.output_weight)
+    vectors = (*weights.hidden_biases, weights.output_bias)
+    return C.CudaFoldedDecision(
+        [matrix.data_ptr() for matrix in matrices],
+        [vector.data_ptr() for vector in vectors],
+        [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)],
+        element_type(weights.dtype),
+        ACTIVATIONS[weights.activation],
+        _address(weights.norm_weight),
+        weights.norm_chunks,
+        weights.eps,
+        weights.taps_size is not None,
+        weights.bins.data_ptr(),
+        weights.num_actions,
+        weights.horizon,
+        weights.fallback_action,
+    )
+
+
+def decide_cuda(
+    weights: PolicyWeights,
+    low: Tensor,
+    mid: Tensor | None,
+    high: Tensor | None,
+    rows: Tensor | None,
+    last: Tensor | None,
+    cache: ActionCache | CacheView | None,
+    slots: Tensor | None,
+    temperature: float,
+    seed: int,
+    offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fused_encode` without features, for checked arguments on one CUDA device, by one launch.
+
+    Nothing waits for the device. What could only be seen by waiting is harmless: a row out of range
+    counts as a row of NaN, and a slot out of range changes no record; both get the policy's
+    ``fallback_action``. The logits of a slot out of range are NaN.
+
+    Args:
+        weights: A policy without ``fc_weight``.
+        low: See `fused_encode`.
+        mid: See `fused_encode`.
+        high: See `fused_encode`.
+        rows: See `fused_encode`.
+        last: See `fused_encode`.
+        cache: See `fused_encode`.
+        slots: See `fused_encode`.
+        temperature: See `fused_encode`.
+        seed: See `fused_encode`.
+        offset: See `fused_encode`.
+
+    Returns:
+        Logits (S, horizon * A) float32, NaN where the action came from the cache; actions (S,)
+        int32; parameters (S, 3) int32.
+
+    Raises:
+        RuntimeError: The extension has no CUDA kernels, or the launch failed.
+        ValueError: The weights are not of a kind that these kernels take.
+    """
+    native = native_decision(weights)
+    count = low.shape[0] if rows is None else rows.shape[0]
+    sequences = count if last is None else last.shape[0]
+    logits = torch.empty((sequences, weights.output_weight.shape[0]), device=low.device)
+    action = torch.empty((sequences,), dtype=torch.int32, device=low.device)
+    params = torch.empty((sequences, 3), dtype=torch.int32, device=low.device)
+    if sequences == 0:
+        return logits, action, params
+    parts = (low, mid, high)
+    strides = (0 if part is None else part.stride(0) for part in parts)
+    native.set_inputs(*map(_address, parts), *strides, element_type(low.dtype), low.shape[0])
+    if cache is not None:
+        native.set_cache(
+            cache.mode,
+            cache.state.data_ptr(),
+            cache.state.shape[0],
+            _address(cache.reference),
+            0 if cache.reference is None else cache.reference.shape[1],
+            _address(cache.ring),
+        )
+    native.set_draw(temperature, seed)
+    native.set_outputs(logits.data_ptr(), action.data_ptr(), params.data_ptr())
+    with on_device(low.device):
+        scratch, tickets = workspace(low.device, native.scratch(sequences)[0])
+        native.set_scratch(scratch.data_ptr(), tickets.data_ptr())
+        stream = current_stream(low.device)
+        native.run(
+            _address(rows), count, _address(last), sequences, _address(slots), offset, stream
+        )
+    return logits, action, params
+
+
+def step_cuda(
+    logits: Tensor,
+    bins: Tensor,
+    features: Tensor | None,
+    state: Tensor,
+    reference: Tensor | None,
+    ring: Tensor | None,
+    slots: Tensor | None,
+    mode: int,
+    temperature: float,
+    seed: int,
+    offset: int,
+    fallback_action: int,
+) -> tuple[Tensor, Tensor]:
+    """`action_cache_step` for checked arguments on one CUDA device, by one launch.
+
+    Nothing waits for the device. A slot out of range changes no record and gets the fallback.
+
+    Args:
+        logits: See `action_cache_step`.
+        bins: See `action_cache_step`.
+        features: See `action_cache_step`.
+        state: (slots, 16) int32 records of the cache.
+        reference: (slots, reference_size) float32, or None.
+        ring: (slots, horizon, 4) int32, or None.
+        slots: See `action_cache_step`.
+        mode: Number of the cache's mode.
+        temperature: See `action_cache_step`.
+        seed: See `action_cache_step`.
+        offset: See `action_cache_step`.
+        fallback_action: See `action_cache_step`.
+
+    Returns:
+        Actions (S,) and parameters (S, 3), int32.
+
+    Raises:
+        RuntimeError: The extension has no CUDA kernels, or the launch failed.
+    """
+    if not has_cuda_kernels():
+        raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
+    sequences, actions = logits.shape[0], bins.shape[0]
+    action, params = bins.new_empty((sequences,)), bins.new_empty((sequences, 3))
+    tensors = (logits, bins, features, state, reference, ring, slots, action, params)
+    with on_device(logits.device):
+        C.cuda_action_cache_step(
+            *map(_address, tensors),
+            sequences,
+            actions,
+            logits.shape[1] // actions,
+            state.shape[0],
+            0 if reference is None else reference.shape[1],
+            mode,
+            temperature,
+            seed,
+            offset,
+            fallback_action,
+            current_stream(logits.device),
+        )
+    return action, params
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a device the one that launches go to; the CPU needs nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def current_stream(device: torch.device) -> int:
+    """Handle of the device's current stream; 0 on the CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
