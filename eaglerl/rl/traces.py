@@ -103,18 +103,29 @@ class Trace:
         """
         lengths = np.empty((len(self), len(actions)), dtype=np.int16)
         for column, tree in enumerate(actions):
-            if tree.total_tokens == 1:
-                lengths[:, column] = 1
-                continue
-            if tree.top_k not in self.top_ks or tree.depth > self.max_depth:
-                raise ValueError(
-                    f"{tree} is not in the trace, which has top_k in {list(self.top_ks)} and depth "
-                    f"up to {self.max_depth}"
-                )
-            ranks = self.ranks[:, self.top_ks.index(tree.top_k), tree.depth, : tree.depth + 1]
-            kept = np.logical_and.accumulate(ranks < tree.total_tokens - 1, axis=1)
-            lengths[:, column] = 1 + kept.sum(axis=1)
+            lengths[:, column] = self._lengths(self.ranks, tree)
         return lengths
+
+    def _lengths(self, ranks: np.ndarray, tree: TreeParams) -> np.ndarray:
+        """(n,) lengths of a tree at the positions of `ranks` (n, ...)."""
+        if tree.total_tokens == 1:
+            return np.ones(len(ranks), dtype=np.int64)
+        if tree.top_k not in self.top_ks or tree.depth > self.max_depth:
+            raise ValueError(
+                f"{tree} is not in the trace, which has top_k in {list(self.top_ks)} and depth "
+                f"up to {self.max_depth}"
+            )
+        path = ranks[:, self.top_ks.index(tree.top_k), tree.depth, : tree.depth + 1]
+        kept = np.logical_and.accumulate(path < tree.total_tokens - 1, axis=1)
+        return 1 + kept.sum(axis=1)
+
+    def accepted_lengths_at(self, position: int, tree: TreeParams) -> int:
+        """Acceptance length of one tree at one position.
+
+        Raises:
+            ValueError: a width that was not recorded, or a depth beyond what was.
+        """
+        return int(self._lengths(self.ranks[position : position + 1], tree)[0])
 
 
 class TraceSet(Sequence[Trace]):
