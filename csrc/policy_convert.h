@@ -21,7 +21,13 @@ struct Float16 {
 typedef uint16_t VecH __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 
 static inline VecU widen(const void* source) {
+#if defined(__AVX512F__)
+  return (VecU)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)source));
+#elif defined(__AVX2__)
+  return (VecU)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)source));
+#else
   return __builtin_convertvector(*(const VecH*)source, VecU);
+#endif
 }
 
 static inline VecF load(const Bfloat16* source) { return (VecF)(widen(source) << 16); }
