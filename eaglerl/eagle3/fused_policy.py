@@ -11,6 +11,7 @@ from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import CycleState, TreeParams
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
+from eaglerl.ops.encoder import FusedEncoder
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.session import StepResult
@@ -55,7 +56,7 @@ class FusedPolicy:
             raise ValueError(
                 "weights must hold no fc_weight: the decoder's own draft head reduces the features"
             )
-        for action, bins in enumerate(weights.bins.tolist()):
+        for action, bins in enumerate(weights.bins.cpu().tolist()):
             try:
                 TreeParams(*bins)
             except ValueError as error:
@@ -72,6 +73,7 @@ class FusedPolicy:
         }
         self.cache = ActionCache(1, **self._cache_settings)
         self._steps = 0
+        self._bound: BoundPolicy | None = None
 
     def reset(self) -> None:
         """Forget the sequence before. The cache's counters go on."""
@@ -94,13 +96,15 @@ class FusedPolicy:
         """Nothing to learn."""
 
     def bind(self, head: Eagle3DraftHead) -> BoundPolicy:
-        """Prepare the policy for a draft head, on the head's device.
+        """Prepare the policy for a draft head, on the head's device; once for each head in turn.
 
         Raises:
             ValueError: the policy reads features of another width, or an action is wider than the
                 draft's vocabulary.
         """
-        return BoundPolicy(self, head)
+        if self._bound is None or self._bound.head is not head:
+            self._bound = BoundPolicy(self, head)
+        return self._bound
 
 
 class BoundPolicy:
@@ -113,21 +117,36 @@ class BoundPolicy:
         self._weights = policy.weights.to(self._device)
         if policy.cache.device != self._device:
             policy.cache = ActionCache(1, device=self._device, **policy._cache_settings)
+        self._encoder: FusedEncoder | None = None
+        if self._device.type == "cpu":
+            self._row = torch.zeros(1, self._weights.mlp_in_features)
+            self._encoder = FusedEncoder(
+                self._weights,
+                policy.cache,
+                max_rows=1,
+                temperature=policy.temperature,
+                seed=policy.seed,
+            )
         self._with_fc = None
         if self._device.type != "cpu" and self._weights.mlp_input == "features":
             self._with_fc = with_head(self._weights, head)
-        self._head = head
+        self.head = head
 
     def decide(self, hidden: torch.Tensor, taps: torch.Tensor) -> TreeParams:
-        """The decision for one sequence on the CPU.
+        """The decision for one sequence, known to the host.
 
         Args:
             hidden: (1, h) reduced features of the last accepted token.
             taps: (1, 3k) its target features.
         """
         features = hidden if self._weights.mlp_input == "features" else taps
-        out = fused_encode(features, None, None, self._weights, **self._options())
-        return TreeParams(*out.params[0].tolist())
+        if self._encoder is None:
+            out = fused_encode(features, None, None, self._weights, **self._options())
+            return TreeParams(*out.params[0].cpu().tolist())
+        # The encoder knows this buffer, and does not check it again.
+        self._row.copy_(features)
+        self._encoder.encode(self._row, offset=self._next_offset())
+        return TreeParams(*self._encoder.params[0].tolist())
 
     def encode(
         self, features: torch.Tensor, rows: torch.Tensor, last: torch.Tensor
@@ -146,7 +165,7 @@ class BoundPolicy:
             arguments = {"rows": rows, "last": last, **self._options()}
             out = fused_encode(features, None, None, self._with_fc, **arguments)
             return out.features, out.params
-        hidden = self._head.reduce(features[rows].to(self._head.fc.weight.dtype))
+        hidden = self.head.reduce(features[rows].to(self.head.fc.weight.dtype))
         if self._weights.mlp_input == "features":
             out = fused_encode(hidden[last], None, None, self._weights, **self._options())
         else:
@@ -156,13 +175,16 @@ class BoundPolicy:
 
     def _options(self) -> dict[str, object]:
         policy = self._policy
-        policy._steps += 1
         return {
             "cache": policy.cache,
             "temperature": policy.temperature,
             "seed": policy.seed,
-            "offset": policy._steps,
+            "offset": self._next_offset(),
         }
+
+    def _next_offset(self) -> int:
+        self._policy._steps += 1
+        return self._policy._steps
 
 
 def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:

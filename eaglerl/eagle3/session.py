@@ -142,7 +142,7 @@ class DecodingSession:
         self._last_features = features[-1][-1]
         self._pending.clear()
         if self.draft is not None:
-            after = torch.tensor(self.token_ids[1:], device=self._device)
+            after = torch.tensor(self.token_ids[1:]).to(self._device)
             self._pending.add(after, torch.cat(features), reduced=False)
         if self._policy is not None:
             taps = self._last_features[None]

@@ -96,7 +96,7 @@ def _check_bins(weights: PolicyWeights) -> None:
     bins, actions = weights.bins, weights.bins.shape[0]
     if not 1 <= actions <= MAX_ACTIONS or bins.shape[1] != 3:
         raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
-    if bool((bins < torch.tensor([1, 0, 1], device=bins.device)).any()):
+    if any(low < least for low, least in zip(bins.amin(0).cpu().tolist(), (1, 0, 1), strict=True)):
         raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
     rows = weights.output_weight.shape[0]
     if weights.horizon < 1 or rows != weights.horizon * actions:

@@ -227,7 +227,7 @@ class ActionCache:
         """Sums over all slots. The only method that waits for the device."""
         columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
         # The counters are unsigned.
-        counts = self.state[:, columns].cpu().to(torch.int64) & 0xFFFFFFFF
+        counts = self.state.cpu()[:, columns].to(torch.int64) & 0xFFFFFFFF
         return CacheStats(*counts.sum(0).tolist())
 
     def _rows(self, slots: Sequence[int] | Tensor | None) -> Tensor | slice:

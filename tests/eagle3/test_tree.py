@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.eagle3.tree import TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
@@ -37,6 +38,7 @@ class Case:
     seed: int
     variant: str
     packed: bool
+    on_device: bool = False
 
 
 @st.composite
@@ -51,7 +53,7 @@ def cases(draw: st.DrawFn) -> Case:
         draw(st.integers(1, 20)),
         draw(st.integers(0, 1000)),
         draw(st.sampled_from(sorted(VARIANTS))),
-        draw(st.booleans()),
+        *draw(st.sampled_from([(True, False), (False, False), (False, True)])),
     )
 
 
@@ -65,7 +67,11 @@ def grow_both(case: Case) -> tuple[DraftTree, ReferenceTree]:
     capacity = case.rows + params.depth * params.top_k + 1
     draft = tiny_runner(head, capacity, packed=case.packed)
     hidden, logits = draft.extend(tokens, taps)
-    tree = TreeDrafter(draft).grow(int(tokens[-1]), hidden, logits, params)
+    if case.on_device:
+        drafter = DeviceTreeDrafter(draft, torch.device("cpu"))
+        tree = on_host(drafter.grow(int(tokens[-1]), hidden, logits, params))
+    else:
+        tree = TreeDrafter(draft).grow(int(tokens[-1]), hidden, logits, params)
     reference = grow_reference_tree(
         Float64Head(head),
         tokens.tolist(),
@@ -75,6 +81,18 @@ def grow_both(case: Case) -> tuple[DraftTree, ReferenceTree]:
         params.top_k,
     )
     return tree, reference
+
+
+def on_host(tree: DeviceTree) -> DraftTree:
+    """The same tree, described as the host's builder does."""
+    parents = tree.parents.int()
+    parents[0] = -1
+    columns = torch.arange(len(parents))
+    mask = torch.zeros(len(parents), -(-len(parents) // 64), dtype=torch.int64)
+    for word in range(mask.shape[1]):
+        inside = columns // 64 == word
+        mask[:, word] = (tree.ancestors[:, inside].long() << columns[inside] % 64).sum(-1)
+    return DraftTree(tree.token_ids, parents, tree.levels.int(), mask, tree.scores)
 
 
 def visible_rows(tree: DraftTree) -> list[frozenset[int]]:
@@ -107,6 +125,8 @@ def test_equals_float64_reference_node_by_node(record_property) -> None:
     @example(Case(TreeParams(1 + 24 + 2 * 24**2, 2, 24), 3, 3, "pruned", True))  # the whole pool
     @example(Case(TreeParams(60, 7, 10), 20, 4, "fc_norm", True))  # EAGLE-3's default
     @example(Case(TreeParams(9, 7, 1), 5, 5, "whole", False))  # a chain
+    @example(Case(TreeParams(60, 7, 10), 20, 6, "pruned", False, on_device=True))
+    @example(Case(TreeParams(1 + 24 + 2 * 24**2, 2, 24), 3, 7, "pruned", False, on_device=True))
     def check(case: Case) -> None:
         nonlocal compared, ties
         tree, reference = grow_both(case)

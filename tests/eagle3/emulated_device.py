@@ -1,0 +1,143 @@
+"""A device without hardware: tensors that compute on the CPU and say when the host had to wait.
+
+The tensors report the device "meta", so code under test takes the way that it takes on a GPU. What
+would wait for a GPU (reading a value, copying to the host, output sizes that depend on values) is
+counted; mixing devices raises, as it does there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+DEVICE = torch.device("meta")
+aten = torch.ops.aten
+# Their results' sizes, or the result itself, depend on values.
+_WAITING = {
+    aten._local_scalar_dense,
+    aten.item,
+    aten.nonzero,
+    aten.masked_select,
+    aten.is_nonzero,
+    aten.equal,
+    aten._unique2,
+    aten.unique_dim,
+    aten.bincount,
+    aten.repeat_interleave,
+}
+_INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+# In inference mode, composite operators such as "to" come as they were called.
+_CONVERSIONS = {aten._to_copy, aten.to}
+_COPIES = {*_CONVERSIONS, aten.copy_, aten.copy}
+
+
+class EmulatedTensor(torch.Tensor):
+    """A tensor on the emulated device; `data_on_host` is what it really holds."""
+
+    data_on_host: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, data: torch.Tensor) -> EmulatedTensor:
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            data.shape,
+            strides=data.stride(),
+            storage_offset=data.storage_offset(),
+            dtype=data.dtype,
+            device=DEVICE,
+        )
+        tensor.data_on_host = data
+        return tensor
+
+    def __repr__(self) -> str:
+        return f"EmulatedTensor({self.data_on_host!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError(f"{func} on an emulated tensor outside of EmulatedDevice")
+
+
+class EmulatedDevice(TorchDispatchMode):
+    """While it is active, the device "meta" computes.
+
+    Attributes:
+        waits: How often each operator made the host wait.
+        calls: How often each operator ran on the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def move(self, module: nn.Module) -> nn.Module:
+        """Puts a module's parameters and buffers on the device, in place."""
+        for part in module.modules():
+            for name, parameter in list(part._parameters.items()):
+                if parameter is not None:
+                    moved = EmulatedTensor(parameter.detach())
+                    part._parameters[name] = nn.Parameter(moved, requires_grad=False)
+            for name, buffer in list(part._buffers.items()):
+                if buffer is not None:
+                    part._buffers[name] = EmulatedTensor(buffer)
+        return module
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        emulated = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
+        packet = func.overloadpacket
+        asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
+        on_device = bool(emulated) if asked is None else asked == DEVICE
+        if emulated:
+            self.calls[str(packet)] += 1
+            self._check_devices(packet, tensors)
+            self._count(packet, args, on_device)
+        if packet in (aten.copy_, aten.copy):
+            on_device = isinstance(args[0], EmulatedTensor)
+        held = {id(tensor.data_on_host): tensor for tensor in emulated}
+        unwrapped = tree_map_only(EmulatedTensor, lambda t: t.data_on_host, (args, kwargs))
+        unwrapped = tree_map_only(torch.device, lambda device: torch.device("cpu"), unwrapped)
+        # Wrappers are ordinary tensors: torch does not let inference tensors be views of them.
+        with torch.inference_mode(False), torch.no_grad():
+            result = func(*unwrapped[0], **unwrapped[1])
+            return self._wrap(result, held) if on_device else result
+
+    @staticmethod
+    def _wrap(result: Any, held: dict[int, EmulatedTensor]) -> Any:
+        leaves, spec = tree_flatten(result)
+
+        def wrap(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return held[id(leaf)] if id(leaf) in held else EmulatedTensor(leaf)
+
+        return tree_unflatten([wrap(leaf) for leaf in leaves], spec)
+
+    def _count(self, packet: Any, args: tuple[Any, ...], on_device: bool) -> None:
+        waits = packet in _WAITING
+        if packet in _INDEXING:
+            indices = [index for index in args[1] if index is not None]
+            waits = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if packet in _CONVERSIONS:
+            waits = isinstance(args[0], EmulatedTensor) and not on_device
+        if packet in (aten.copy_, aten.copy):
+            waits = not isinstance(args[0], EmulatedTensor)
+        if waits:
+            self.waits[str(packet)] += 1
+
+    @staticmethod
+    def _check_devices(packet: Any, tensors: list[torch.Tensor]) -> None:
+        if packet in _COPIES:
+            return
+        strangers = [t for t in tensors if not isinstance(t, EmulatedTensor) and t.dim() > 0]
+        if strangers:
+            raise RuntimeError(
+                f"{packet}: tensors on two devices, {tuple(strangers[0].shape)} is on the host"
+            )
