@@ -88,8 +88,9 @@ class TraceWorld:
         self.starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         self.ends = np.repeat(self.starts + lengths - 1, lengths)
         # The node at the end is shown as the last position: nothing is chosen there.
-        self._features = _with_last_row([trace.features for trace in traces])
-        self._confidence = _with_last_row([trace.first_log_probs for trace in traces])
+        self._features = _with_last_row([trace.features for trace in traces]).astype(np.float32)
+        confidence = _with_last_row([trace.first_log_probs for trace in traces])
+        self._confidence = _padded(confidence.astype(np.float32))
         self._positions = np.concatenate(
             [trace.context_lengths[0] + np.arange(len(trace) + 1) for trace in traces]
         ).astype(np.float32)
@@ -132,22 +133,22 @@ class TraceWorld:
         Returns:
             (n, size) float32.
         """
-        features = self._features[nodes].astype(np.float32)
+        features = self._features[nodes]
         if not self.extras:
             return features
         columns = {
             "acceptance": lambda: acceptance[:, None],
             "position": lambda: self._positions[nodes, None] / POSITION_SCALE,
-            "confidence": lambda: self._padded_confidence(nodes),
+            "confidence": lambda: self._confidence[nodes],
         }
         parts = [columns[extra]() for extra in self.extras]
         return np.concatenate([features, *parts], axis=1, dtype=np.float32)
 
-    def _padded_confidence(self, nodes: np.ndarray) -> np.ndarray:
-        found = self._confidence[nodes].astype(np.float32)
-        missing = _EXTRA_SIZES["confidence"] - found.shape[1]
-        # A draft of fewer tokens than are observed cannot propose the others.
-        return np.pad(found, ((0, 0), (0, missing)), constant_values=-100.0)
+
+def _padded(confidence: np.ndarray) -> np.ndarray:
+    """A draft of fewer tokens than are observed cannot propose the others."""
+    missing = _EXTRA_SIZES["confidence"] - confidence.shape[1]
+    return np.pad(confidence, ((0, 0), (0, missing)), constant_values=-100.0)
 
 
 def running_acceptance(previous: np.ndarray, tokens: np.ndarray, cycles: np.ndarray) -> np.ndarray:
