@@ -19,7 +19,7 @@ _WEIGHTS = (
     "int fallback_action"
 )
 _DRAW = "float temperature, int seed, int offset, bool return_features"
-_CACHE = "Tensor(a!) state, Tensor(b!)? reference, Tensor(c!)? ring, Tensor? slots, int mode"
+_CACHE = "Tensor(a!) state, Tensor(b!)? reference, Tensor(c!)? ring, Tensor? slots, int cache_mode"
 _OUTPUTS = "(Tensor features, Tensor logits, Tensor action, Tensor params)"
 
 library = torch.library.Library("eaglerl", "DEF")

@@ -14,7 +14,7 @@ from eaglerl.ops.action_cache import ActionCache
 
 library.define(
     "action_cache_step(Tensor logits, Tensor bins, Tensor? features, Tensor(a!) state, "
-    "Tensor(b!)? reference, Tensor(c!)? ring, Tensor? slots, int mode, float temperature, "
+    "Tensor(b!)? reference, Tensor(c!)? ring, Tensor? slots, int cache_mode, float temperature, "
     "int seed, int offset, int fallback_action) -> (Tensor action, Tensor params)"
 )
 

@@ -1,8 +1,8 @@
 """What the extension reports about itself, and that each instruction set's code really runs."""
 
 import itertools
-import subprocess
 import re
+import subprocess
 import sys
 from pathlib import Path
 
