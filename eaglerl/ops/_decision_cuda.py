@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from eaglerl.kernels._launch import workspace
 from torch import Tensor
 
 from eaglerl._ext import C
+from eaglerl.kernels._launch import workspace
 from eaglerl.ops._encode_cpu import ACTIVATIONS, element_type
 from eaglerl.ops.action_cache import ActionCache, CacheView
 from eaglerl.ops.policy_weights import PolicyWeights

@@ -2,10 +2,10 @@
 // has: what eaglerl._C offers where it is built with CUDA.
 #include "cuda_emulation.h"
 
-#include "action_cache_cuda.h"
-#include "cuda_bindings.h"
 #include "folded_decision.h"
-#include "folded_decision_cuda.h"
+
+// In one source with the bindings: pybind11's headers take longest to compile.
+#include "cuda_bindings.cpp"
 
 namespace eaglerl {
 namespace {
