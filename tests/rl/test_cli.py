@@ -1,0 +1,115 @@
+"""The commands `record` and `calibrate`."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner, Result
+
+from eaglerl.cli.app import app
+from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.traces import TraceSet
+from eaglerl.training.data import is_held_out
+
+TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A small random target with SmolLM2's tokenizer, a head for it, and two files of prompts."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+    }
+    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(root / "target")
+    tokenizer.save_pretrained(root / "target")
+    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
+    head.set_draft_vocabulary(torch.arange(512))
+    head.save_pretrained(root / "head")
+    rows = [[index, index + 1, index + 2] for index in range(60)]
+    (root / "own.jsonl").write_text("".join(json.dumps({"p": r, "r": [1]}) + "\n" for r in rows))
+    questions = [{"question_id": i, "turns": [f"What is {i}?", "And now?"]} for i in range(3)]
+    (root / "sums.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    return SimpleNamespace(
+        root=root,
+        held_out=[row for row in rows if is_held_out(row)],
+        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
+    )
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=TERMINAL)
+
+
+def test_record_and_go_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    folder = tmp_path / "traces"
+    options = ["--top-k", "1,2", "--max-depth", "2", "-n", "5", *tiny.arguments]
+    own, questions = tiny.root / "own.jsonl", tiny.root / "sums.jsonl"
+    result = run("record", folder, questions, "--per-file", 2, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{folder} holds 2 traces with 8 positions" in result.stderr
+    result = run("record", folder, questions, own, "--held-out", *options)
+    assert result.exit_code == 0, result.output
+    traces = TraceSet(folder)
+    assert [trace.domain for trace in traces].count("sums") == 3
+    recorded = [trace.prompt_ids.tolist() for trace in traces if trace.domain == "self-written"]
+    assert sorted(recorded) == sorted(tiny.held_out)
+    assert len(recorded) > 0
+    question = AutoTokenizer.from_pretrained(tiny.root / "target").apply_chat_template(
+        [{"role": "user", "content": "What is 0?"}], add_generation_prompt=True, return_dict=False
+    )
+    assert question in [trace.prompt_ids.tolist() for trace in traces]
+    assert traces[0].top_ks == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"p": [1, 2]}\n{"p": [1', "line 2 of"),
+        ('{"text": "abc"}', 'must have "p", token ids, or "turns", texts'),
+        ('{"p": [1, "2"]}', 'must have "p", token ids, or "turns", texts'),
+        ('{"p": [999999]}', "holds token id 999999"),
+    ],
+)
+def test_broken_prompts_are_named(
+    tiny: SimpleNamespace, tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(content)
+    result = run("record", tmp_path / "traces", path, "-n", "5", *tiny.arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_wrong_usage(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    own = tiny.root / "own.jsonl"
+    result = run("record", tmp_path / "traces", own, "--top-k", "a,b", *tiny.arguments)
+    assert result.exit_code == 2
+    assert "'a,b' is not of the form K,..." in result.stderr
+    result = run("record", tmp_path / "traces", tmp_path / "none.jsonl", *tiny.arguments)
+    assert result.exit_code == 1
+    assert "must name existing JSONL files" in result.stderr
+
+
+def test_calibrate(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    arguments = ["--passes", 3, "--longest-context", 400, *tiny.arguments]
+    result = run("calibrate", path, *arguments)
+    assert result.exit_code == 0, result.output
+    cost = CostTable.from_json(path)
+    assert cost.draft_dtype == "int8"
+    assert "threads" in cost.machine
+    assert f"{cost.samples} cycles" in result.stderr
