@@ -127,18 +127,22 @@ class TraceBuilder:
             text.features[: prompt + positions - 1],
             prompt,
         )
-        future = _future_tokens(text.token_ids, positions, options.max_depth + 1)
-        ranks, paths, scores = [], [], {}
+        levels = options.max_depth + 1
+        future = _future_tokens(text.token_ids, positions, levels)
+        match, accepted, chains = _looked_up(text, positions, options.lookup_tokens)
+        looked_up = torch.from_numpy(np.pad(chains, ((0, 0), (1, levels)), constant_values=-1))
+        ranks, paths, chain_paths, scores = [], [], [], {}
         for top_k in options.top_ks:
             trees = replay.grow(top_k, options.max_depth)
             pool = torch.stack([tree.scores for tree in trees])[:, 1:].numpy()
-            path = np.stack([_true_path(*pair) for pair in zip(trees, future, strict=True)])
+            path = np.stack([_path(*pair) for pair in zip(trees, future, strict=True)])
             ranks.append(pool_ranks(pool, path, top_k, options.max_depth))
             paths.append(path)
+            pairs = zip(trees, looked_up[:, : levels + 1], strict=True)
+            chain_paths.append(np.stack([_path(*pair) for pair in pairs]))
             scores[top_k] = pool.astype(np.float16)
         first = torch.log_softmax(replay.first_logits, dim=-1)
         best = first.topk(min(_FIRST_LOG_PROBS, first.shape[1])).values
-        match, accepted = _looked_up(text, positions, options.lookup_tokens)
         return Trace(
             domain=domain,
             prompt_id=prompt_id(text.prompt_ids),
@@ -152,6 +156,7 @@ class TraceBuilder:
             features=replay.reduced.half().numpy(),
             lookup_match=match,
             lookup_accepted=accepted,
+            lookup_path=np.stack(chain_paths, axis=1),
             lookup_tokens=options.lookup_tokens,
         )
 
@@ -162,10 +167,18 @@ def _future_tokens(token_ids: Sequence[int], positions: int, levels: int) -> tor
     return ids.unfold(0, levels + 1, 1)[:positions]
 
 
-def _true_path(tree: DraftTree, future: torch.Tensor) -> np.ndarray:
-    """(levels,) int16 pool index of the true node of every level, -1 where there is none."""
-    levels = len(future) - 1
-    following = torch.cat((future[1:], future.new_full((1,), -1)))
+def _path(tree: DraftTree, tokens: torch.Tensor) -> np.ndarray:
+    """Where a chain of tokens stands in a pool.
+
+    Args:
+        tree: the whole pool as a tree.
+        tokens: (levels + 1,) int64, the root and the token of each level; -1 is no token.
+
+    Returns:
+        (levels,) int16 pool index of the node of every level, -1 from where there is none.
+    """
+    levels = len(tokens) - 1
+    following = torch.cat((tokens[1:], tokens.new_full((1,), -1)))
     rows = accept_path(tree.parents, tree.token_ids, following[tree.levels.long()])
     path = np.full(levels, -1, dtype=np.int16)
     path[: len(rows) - 1] = rows[1:].numpy() - 1
@@ -203,20 +216,25 @@ def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int)
 
 def _looked_up(
     text: GreedyText, positions: int, lookup_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match length and accepted tokens of the looked-up chain at every position, uint8 each."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a lookup in the text finds at every position.
+
+    Returns:
+        Match lengths and accepted tokens of the chains, (P,) uint8 each, and the chains,
+        (P, lookup_tokens) int64, -1 where nothing matches.
+    """
     lookup = ContextLookup(text.prompt_ids)
     match, accepted = np.zeros((2, positions), dtype=np.uint8)
+    chains = np.full((positions, lookup_tokens), -1, dtype=np.int64)
     for position in range(positions):
         lookup.extend(text.token_ids[position : position + 1])
         found = lookup.propose(lookup_tokens)
         match[position] = found.match_length
-        true = text.token_ids[position + 1 :]
-        for drafted, token in zip(found.token_ids, true, strict=False):
-            if drafted != token:
-                break
-            accepted[position] += 1
-    return match, accepted
+        chains[position, : len(found.token_ids)] = found.token_ids
+        true = text.token_ids[position + 1 : position + 1 + lookup_tokens]
+        agrees = chains[position] == np.array(true)
+        accepted[position] = np.logical_and.accumulate(agrees).sum()
+    return match, accepted, chains
 
 
 @dataclass(frozen=True)

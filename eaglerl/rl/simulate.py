@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from eaglerl.eagle3.params import CycleState, TreeParams, TreePolicy, as_policy
+from eaglerl.eagle3.params import (
+    CycleState,
+    DraftProgress,
+    StagedPolicy,
+    TreeParams,
+    TreePolicy,
+    as_policy,
+)
 from eaglerl.eagle3.session import StepResult
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace
@@ -29,39 +35,6 @@ class TraceState(CycleState):
 
     first_log_probs: np.ndarray | None = None
     lookup_match: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DraftProgress:
-    """A draft at work, after one of its passes.
-
-    Attributes:
-        top_k: its width K.
-        depth: rounds done after the first, 0 to D.
-        scores: (K + depth K^2,) cumulative log-probabilities of the candidates so far, in the order
-            of the rounds.
-        context_length: tokens before the tree, the root included.
-    """
-
-    top_k: int
-    depth: int
-    scores: np.ndarray
-    context_length: int
-
-
-@runtime_checkable
-class StagedPolicy(Protocol):
-    """A `TreePolicy` that also decides while the draft is at work.
-
-    The tree of `choose` is its limit: after every pass `goes_on` may end it before ``depth`` rounds
-    are done, and in the end `rows` says how many nodes are verified.
-    """
-
-    def goes_on(self, progress: DraftProgress) -> bool:
-        """Whether to draft another round."""
-
-    def rows(self, progress: DraftProgress) -> int:
-        """total_tokens of the tree, the root included: 1 to 1 + len(progress.scores)."""
 
 
 @dataclass(frozen=True)

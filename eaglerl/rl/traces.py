@@ -54,6 +54,8 @@ class Trace:
         features: (P, k) float16, output of the head's fc for the token before the root.
         lookup_match: (P,) uint8, length of the longest earlier match of the text's end, 0 for none.
         lookup_accepted: (P,) uint8, leading tokens of the looked-up chain that come true.
+        lookup_path: (P, len(top_ks), D + 1) int16, index in the pool of the looked-up chain's
+            token at each level; -1 from the level on where the draft did not propose it.
         lookup_tokens: length of the looked-up chains.
     """
 
@@ -69,6 +71,7 @@ class Trace:
     features: np.ndarray
     lookup_match: np.ndarray
     lookup_accepted: np.ndarray
+    lookup_path: np.ndarray
     lookup_tokens: int
 
     def __len__(self) -> int:
@@ -198,6 +201,7 @@ def shard_tensors(trace: Trace) -> dict[str, torch.Tensor]:
         "features",
         "lookup_match",
         "lookup_accepted",
+        "lookup_path",
     )
     arrays = {name: getattr(trace, name) for name in names}
     arrays |= {f"scores_{top_k}": trace.scores[top_k] for top_k in trace.top_ks}
@@ -231,6 +235,7 @@ def read_shard(path: Path, shard: Mapping[str, object], index: Mapping[str, obje
         "features": (torch.float16, (positions, index["hidden_size"])),
         "lookup_match": (torch.uint8, (positions,)),
         "lookup_accepted": (torch.uint8, (positions,)),
+        "lookup_path": (torch.int16, (positions, len(top_ks), levels)),
         "prompt_ids": (torch.int32, (None,)),
         "continuation_ids": (torch.int32, (None,)),
     }

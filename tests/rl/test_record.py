@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.verify import GreedyVerifier
 from eaglerl.rl.record import Prompt, RecordOptions, pool_ranks, record
+from eaglerl.rl.replay import DraftReplay
 from eaglerl.rl.traces import ABSENT, Trace, TraceSet
 
+from ..eagle3.test_lookup import search
 from .worlds import VOCAB, tiny_decoder, tiny_prompts
 
 OPTIONS = RecordOptions(top_ks=(1, 2, 4), max_depth=4, max_new_tokens=14, slots=4)
@@ -152,27 +155,59 @@ def test_features_are_the_heads_fc_of_the_last_known_token(
 
 
 def test_lookups_are_those_of_a_search(traces: TraceSet) -> None:
-    found = 0
+    found = in_pool = 0
     for trace in traces:
         tokens = trace.prompt_ids.tolist() + trace.continuation_ids.tolist()
         for position in range(len(trace)):
             known = tokens[: len(trace.prompt_ids) + position + 1]
-            match, chain = 0, []
-            for length in range(2, len(known)):
-                ends = [
-                    e for e in range(length, len(known)) if known[e - length : e] == known[-length:]
-                ]
-                if ends and length <= 16:
-                    text = list(known)
-                    for index in range(12):
-                        text.append(text[ends[-1] + index])
-                    match, chain = length, text[len(known) :]
+            match, chain = search(known, 16, 12)
             true = tokens[len(known) : len(known) + 12]
             agreed = [a == b for a, b in zip(chain, true, strict=False)] + [False]
             assert trace.lookup_match[position] == match
             assert trace.lookup_accepted[position] == agreed.index(False)
             found += match > 0
+            # Where the chain is true, its place in the pool is the true path's.
+            true_levels = min(agreed.index(False), trace.max_depth + 1)
+            chain_path = trace.lookup_path[position, :, :true_levels]
+            np.testing.assert_array_equal(chain_path, trace.path[position, :, :true_levels])
+            if not match:
+                assert (trace.lookup_path[position] == -1).all()
+            in_pool += (trace.lookup_path[position] >= 0).sum()
     assert found
+    assert in_pool > 20
+
+
+def test_a_looked_up_chain_is_found_in_the_pool(
+    decoder: SpeculativeDecoder, traces: TraceSet
+) -> None:
+    trace = traces[0]
+    tokens = trace.prompt_ids.tolist() + trace.continuation_ids.tolist()
+    for position in np.flatnonzero(trace.lookup_match)[:4]:
+        known = tokens[: len(trace.prompt_ids) + position + 1]
+        _, chain = search(known, 16, 12)
+        trees = DraftReplay(decoder.head, "float32").start(
+            known, recorded_features(decoder, known[:-1]), len(known) - 1
+        )
+        for column, width in enumerate(trace.top_ks):
+            tree = trees.grow(width, trace.max_depth)[0]
+            row, expected = 0, []
+            for token in chain[: trace.max_depth + 1]:
+                children = [
+                    r
+                    for r in range(1, len(tree.token_ids))
+                    if tree.parents[r] == row and tree.token_ids[r] == token
+                ]
+                if not children:
+                    break
+                row = children[0]
+                expected.append(row - 1)
+            expected += [-1] * (trace.max_depth + 1 - len(expected))
+            assert trace.lookup_path[position, column].tolist() == expected
+
+
+def recorded_features(decoder: SpeculativeDecoder, token_ids: list[int]) -> torch.Tensor:
+    cache = decoder.target.new_cache(len(token_ids))
+    return decoder.target.forward(RowBatch.causal(token_ids, 0), cache, "none").features.clone()
 
 
 def test_ranks_by_sorting() -> None:

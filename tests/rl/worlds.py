@@ -73,5 +73,6 @@ def made_up_trace(
         features=draw.standard_normal((positions, width)).astype(np.float16),
         lookup_match=draw.integers(0, 5, positions).astype(np.uint8),
         lookup_accepted=draw.integers(0, 4, positions).astype(np.uint8),
+        lookup_path=np.full((positions, len(top_ks), levels), -1, dtype=np.int16),
         lookup_tokens=12,
     )
