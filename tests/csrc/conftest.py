@@ -1,6 +1,7 @@
 """The CUDA kernels' bodies, compiled for the host."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -29,9 +30,10 @@ def emulation_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
         sysconfig.get_path("include"),
         pybind11.get_include(),
     )
+    extra = os.environ.get("EMULATION_FLAGS", "").split()
     subprocess.run(
         [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall",
-         "-Wextra", "-Werror", "-Wno-unknown-pragmas", *(f"-I{folder}" for folder in folders),
+         "-Wextra", "-Werror", "-Wno-unknown-pragmas", *extra, *(f"-I{folder}" for folder in folders),
          str(ROOT / "tests" / "csrc" / "cuda_emulation.cpp"), "-o", str(target)],
         check=True,
     )  # fmt: skip
