@@ -51,6 +51,8 @@ void bind_builder(py::module_& module) {
                             {at<int64_t>(tokens), at<int32_t>(parents), at<int32_t>(levels),
                              at<int64_t>(mask), words, at<float>(scores)});
            })
+      .def("scores",
+           [](const DraftTreeBuilder& builder, uintptr_t out) { builder.scores(at<float>(out)); })
       .def_property_readonly("top_k", &DraftTreeBuilder::top_k)
       .def_property_readonly("rounds", &DraftTreeBuilder::rounds)
       .def_property_readonly("pool_size", &DraftTreeBuilder::pool_size);

@@ -151,6 +151,10 @@ void DraftTreeBuilder::select_best(int64_t begin, int64_t end, int64_t count) {
   }
 }
 
+void DraftTreeBuilder::scores(float* out) const {
+  for (size_t node = 0; node < pool_.size(); ++node) out[node] = pool_[node].score;
+}
+
 void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
   if (total_tokens < 1 || total_tokens - 1 > pool_size()) {
     throw std::invalid_argument("total_tokens must be from 1 to 1 + the " +

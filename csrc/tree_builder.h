@@ -36,6 +36,8 @@ class DraftTreeBuilder {
   // round i has scratch row i * top_k + r; a mask row holds the ancestors' and its own.
   void frontier(int64_t* tokens, int64_t* parents, int64_t* mask, int32_t words) const;
   void finish(int total_tokens, const TreeRows& out);
+  // Writes the candidates' cumulative log-probabilities, in the order of the rounds.
+  void scores(float* out) const;
 
   int top_k() const { return top_k_; }
   int rounds() const { return rounds_; }

@@ -4,22 +4,37 @@ from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.lookup import ContextLookup, Lookup
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
-from eaglerl.eagle3.params import NO_DRAFT, ConstantPolicy, CycleState, TreeParams, TreePolicy
+from eaglerl.eagle3.params import (
+    NO_DRAFT,
+    ConstantPolicy,
+    CycleState,
+    DraftPlan,
+    DraftProgress,
+    StagedPolicy,
+    TreeParams,
+    TreePolicy,
+)
 from eaglerl.eagle3.session import DecodingSession, StepResult
 from eaglerl.eagle3.target import TargetModel
 
 __all__ = [
     "NO_DRAFT",
     "ConstantPolicy",
+    "ContextLookup",
     "CycleState",
     "DecodingSession",
     "DecodingStatistics",
+    "DraftPlan",
+    "DraftProgress",
     "Eagle3Config",
     "Eagle3DraftHead",
     "FusedPolicy",
     "GenerateOutput",
+    "Lookup",
     "SpeculativeDecoder",
+    "StagedPolicy",
     "StepResult",
     "TargetModel",
     "TreeParams",

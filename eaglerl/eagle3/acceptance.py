@@ -148,7 +148,7 @@ def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor
         the tree can have; and their number, (1,) int64.
     """
     total = tree.longest_path
-    chosen = tree.token_ids == choices[tree.parents]
+    chosen = (tree.token_ids == choices[tree.parents]) & tree.enabled
     chosen[0] = True
     accepted = (chosen | ~tree.ancestors).all(-1)
     # Rows that are not accepted are written behind the path's last place.

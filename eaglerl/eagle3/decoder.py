@@ -16,7 +16,15 @@ from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
-from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy, as_policy
+from eaglerl.eagle3.params import (
+    ConstantPolicy,
+    DraftPlan,
+    StagedPolicy,
+    TreeParams,
+    TreePolicy,
+    as_plan,
+    as_policy,
+)
 from eaglerl.eagle3.session import DecodingSession, StepResult
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
@@ -45,7 +53,7 @@ class SpeculativeDecoder:
         draft: Eagle3DraftHead,
         *,
         draft_dtype: DraftDtype = "auto",
-        default_policy: TreeParams | TreePolicy | None = None,
+        default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
         tokenizer=None,
     ) -> None:
         """Join a target and a head.
@@ -78,7 +86,7 @@ class SpeculativeDecoder:
         draft: str | Path,
         *,
         draft_dtype: DraftDtype = "auto",
-        default_policy: TreeParams | TreePolicy | None = None,
+        default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
         backend: Literal["auto", "packed", "transformers"] = "auto",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -118,7 +126,7 @@ class SpeculativeDecoder:
     def generate(
         self,
         input_ids: torch.Tensor | Sequence[int] | Sequence[Sequence[int]],
-        policy: TreeParams | TreePolicy | None = None,
+        policy: TreeParams | DraftPlan | TreePolicy | None = None,
         *,
         attention_mask: torch.Tensor | None = None,
         max_new_tokens: int = 256,
@@ -166,7 +174,7 @@ class SpeculativeDecoder:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self.default_policy if policy is None else as_policy(policy)
         if isinstance(chosen, ConstantPolicy):
-            check_top_k(chosen.params, self.head.config.draft_vocab_size)
+            check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
         verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
         eos_token_ids = self._eos_token_ids(eos_token_id)
         rules = [
@@ -265,10 +273,10 @@ class SpeculativeDecoder:
             self.draft.resize(capacity)
             self._cache = self.target.new_cache(capacity)
 
-    def _make_room(self, session: DecodingSession, params: TreeParams) -> None:
+    def _make_room(self, session: DecodingSession, plan: DraftPlan) -> None:
         """Let both caches grow, and keep their rows, where a tree is wider than what is free."""
         # Once it has caught up, the draft has as many stable rows as the target has committed ones.
-        rows = max(params.total_tokens, params.depth * params.top_k)
+        rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
         capacity = session.cache.lengths[session.slot] + rows
         if capacity <= session.cache.capacity:
             return
@@ -290,6 +298,7 @@ class SpeculativeDecoder:
         policy.reset()
         if streamer is not None:
             streamer.put(torch.tensor([prompt]))
+        staged = policy if isinstance(policy, StagedPolicy) else None
         sequence = list(prompt)
         cycles: list[StepResult] = []
         emitted: tuple[int, ...] = (session.prefill(prompt),)
@@ -302,9 +311,9 @@ class SpeculativeDecoder:
             if rules.finish_reason is not None:
                 break
             left = rules.limit - (len(sequence) - len(prompt))
-            params = policy.choose(session.state).limited_to(left - 1)
-            self._make_room(session, params)
-            result = session.step(params)
+            plan = as_plan(policy.choose(session.state)).limited_to(left - 1)
+            self._make_room(session, plan)
+            result = session.step(plan, staged)
             policy.observe(result)
             cycles.append(result)
             emitted = result.token_ids

@@ -24,6 +24,7 @@ class DeviceTree:
         levels: (T,) int64 distance from the root.
         ancestors: (T, T) bool, whether column j is row i itself or an ancestor of it.
         scores: (T,) float32 cumulative log-probability under the draft; 0 for the root.
+        enabled: (T,) bool, rows that a path may lead through.
         longest_path: rows that a path can have at most, the root included.
     """
 
@@ -32,6 +33,7 @@ class DeviceTree:
     levels: torch.Tensor
     ancestors: torch.Tensor
     scores: torch.Tensor
+    enabled: torch.Tensor
     longest_path: int
 
     @property
@@ -141,5 +143,6 @@ class DeviceTreeDrafter:
             levels=ancestors.sum(-1) - 1,
             ancestors=ancestors,
             scores=scores,
+            enabled=rows >= 0,
             longest_path=min(len(parents), levels + 1),
         )

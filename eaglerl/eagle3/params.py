@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+
+from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.session import StepResult
@@ -65,6 +69,61 @@ NO_DRAFT = TreeParams(1, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
+class DraftPlan:
+    """Where the drafts of a cycle come from: the head's tree, the text itself, both, or neither.
+
+    A chain that is looked up in the text (see `ContextLookup`) costs no pass of the draft, only
+    rows of the verification. With a tree, the two are merged: what they share is verified once.
+
+    Attributes:
+        tree: the head's tree; None for none.
+        lookup_tokens: longest chain to look up; 0 for none.
+
+    Raises:
+        TypeError: `tree` is no tree.
+        ValueError: `lookup_tokens` is negative.
+    """
+
+    tree: TreeParams | None = None
+    lookup_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tree is not None and not isinstance(self.tree, TreeParams):
+            raise TypeError(f"tree must be TreeParams or None, got {self.tree!r}")
+        if not isinstance(self.lookup_tokens, int) or isinstance(self.lookup_tokens, bool):
+            raise TypeError(f"lookup_tokens must be an int, got {self.lookup_tokens!r}")
+        if self.lookup_tokens < 0:
+            raise ValueError(f"lookup_tokens must be 0 or positive, got {self.lookup_tokens}")
+
+    @property
+    def params(self) -> TreeParams:
+        """The head's tree, `NO_DRAFT` for none."""
+        return NO_DRAFT if self.tree is None else self.tree
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that the target verifies at most."""
+        return self.params.total_tokens + self.lookup_tokens
+
+    def limited_to(self, levels: int) -> DraftPlan:
+        """The same with no node deeper than `levels`."""
+        return DraftPlan(self.params.limited_to(levels), min(self.lookup_tokens, max(levels, 0)))
+
+
+def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
+    """Wrap a bare tree.
+
+    Raises:
+        TypeError: `choice` is neither.
+    """
+    if isinstance(choice, DraftPlan):
+        return choice
+    if isinstance(choice, TreeParams):
+        return DraftPlan(choice)
+    raise TypeError(f"a cycle needs TreeParams or a DraftPlan, got {type(choice).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
 class CycleState:
     """What a policy may look at before a cycle.
 
@@ -75,12 +134,21 @@ class CycleState:
         last_result: result of the cycle before; None in the first one.
         decision: the tree that a `FusedPolicy` chose when the last token was accepted; None in a
             session without one.
+        text: gives the index of the sequence so far; `lookup` asks it.
     """
 
     features: torch.Tensor
     context_length: int
     last_result: StepResult | None
     decision: TreeParams | None = None
+    text: Callable[[], ContextLookup] | None = None
+
+    def lookup(self, max_tokens: int) -> Lookup:
+        """The chain of up to `max_tokens` tokens that the text itself proposes, and its match.
+
+        The text is indexed when this is first asked for, and from then on token by token.
+        """
+        return NO_LOOKUP if self.text is None else self.text().propose(max_tokens)
 
 
 @runtime_checkable
@@ -95,23 +163,57 @@ class TreePolicy(Protocol):
     def reset(self) -> None:
         """Forget the sequence before."""
 
-    def choose(self, state: CycleState) -> TreeParams:
-        """The tree of the next cycle."""
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+        """The tree of the next cycle, or a plan that names other sources of drafts too."""
 
     def observe(self, result: StepResult) -> None:
         """Learn what came of the last choice."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantPolicy:
-    """The same tree at every cycle."""
+class DraftProgress:
+    """A draft at work, after one of its passes.
 
-    params: TreeParams
+    Attributes:
+        top_k: its width K.
+        depth: rounds done after the first, 0 to D.
+        scores: (K + depth K^2,) float32 cumulative log-probabilities of the candidates so far, in
+            the order of the rounds.
+        context_length: tokens before the tree, the root included.
+    """
+
+    top_k: int
+    depth: int
+    scores: np.ndarray
+    context_length: int
+
+
+@runtime_checkable
+class StagedPolicy(Protocol):
+    """A `TreePolicy` that also decides while the draft is at work.
+
+    The tree of `choose` is its limit: after every pass `goes_on` may end it before ``depth`` rounds
+    are done, and in the end `rows` says how many nodes are verified. Such a policy reads what the
+    draft has found, so it decides on the host.
+    """
+
+    def goes_on(self, progress: DraftProgress) -> bool:
+        """Whether to draft another round."""
+
+    def rows(self, progress: DraftProgress) -> int:
+        """total_tokens of the tree, the root included: 1 to 1 + len(progress.scores)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantPolicy:
+    """The same tree, or the same plan, at every cycle."""
+
+    params: TreeParams | DraftPlan
 
     def reset(self) -> None:
         """Nothing to forget."""
 
-    def choose(self, state: CycleState) -> TreeParams:
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
         """Always `params`."""
         return self.params
 
@@ -119,14 +221,16 @@ class ConstantPolicy:
         """Nothing to learn."""
 
 
-def as_policy(policy: TreeParams | TreePolicy) -> TreePolicy:
-    """Wrap bare `TreeParams` into a `ConstantPolicy`.
+def as_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
+    """Wrap a bare tree or plan into a `ConstantPolicy`.
 
     Raises:
-        TypeError: `policy` is neither `TreeParams` nor has the methods of a `TreePolicy`.
+        TypeError: `policy` is neither, nor has the methods of a `TreePolicy`.
     """
-    if isinstance(policy, TreeParams):
+    if isinstance(policy, TreeParams | DraftPlan):
         return ConstantPolicy(policy)
     if isinstance(policy, TreePolicy):
         return policy
-    raise TypeError(f"policy must be TreeParams or a TreePolicy, got {type(policy).__name__}")
+    raise TypeError(
+        f"policy must be TreeParams, a DraftPlan or a TreePolicy, got {type(policy).__name__}"
+    )

@@ -11,7 +11,9 @@ from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, Ho
 from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.params import CycleState, TreeParams
+from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
+from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
+from eaglerl.eagle3.params import CycleState, DraftPlan, StagedPolicy, TreeParams, as_plan
 from eaglerl.eagle3.pending import PendingRows
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.stopwatch import Stopwatch
@@ -27,12 +29,17 @@ class StepResult:
 
     Attributes:
         token_ids: emitted tokens: the accepted ones, then the bonus.
-        params: the tree as it was drafted (a policy's choice may have been cut to what was left).
+        params: the head's tree as it was drafted (a policy's choice may have been cut to what was
+            left); `NO_DRAFT` where it had none.
         accepted: accepted drafted tokens; the acceptance length of the cycle is this + 1.
         draft_seconds: time of the draft passes, the first pass over newly accepted rows included.
         verify_seconds: time of the target's pass, the acceptance and the cache's compaction.
         features: (3 * hidden_size,) target features of the last accepted token.
         context_length: tokens after the cycle, the bonus included.
+        lookup: the chain from the text itself that was verified too.
+        lookup_accepted: leading tokens of that chain that were accepted; they may be the tree's
+            own as well.
+        rows: rows that the target verified.
     """
 
     token_ids: tuple[int, ...]
@@ -42,6 +49,9 @@ class StepResult:
     verify_seconds: float
     features: torch.Tensor
     context_length: int
+    lookup: Lookup = NO_LOOKUP
+    lookup_accepted: int = 0
+    rows: int = 1
 
     @property
     def seconds(self) -> float:
@@ -100,14 +110,17 @@ class DecodingSession:
         self._last: StepResult | None = None
         self._last_features: torch.Tensor | None = None
         self._decision: TreeParams | None = None
+        self._text: ContextLookup | None = None
         self._drafter: TreeDrafter | DeviceTreeDrafter
         self._accept: Acceptance
         if self._device.type != "cpu" if on_device is None else on_device:
             self._drafter = DeviceTreeDrafter(draft, self._device)
             self._accept = DeviceAcceptance(verifier)
+            self._merge = merge_chain_on_device
         else:
             self._drafter = TreeDrafter(draft)
             self._accept = HostAcceptance(verifier, None if draft is None else draft.reduce)
+            self._merge = merge_chain
         cache.truncate(0, slot)
         if draft is not None:
             draft.reset(slot)
@@ -139,6 +152,7 @@ class DecodingSession:
             features.append(output.features.clone())
         first = self.verifier.next_token(output.logits[0])
         self.token_ids = [*prompt_ids, first]
+        self._text = None
         self._last_features = features[-1][-1]
         self._pending.clear()
         if self.draft is not None:
@@ -152,33 +166,46 @@ class DecodingSession:
     @property
     def state(self) -> CycleState:
         """What a policy may look at before the next cycle."""
-        return CycleState(self._last_features, len(self.token_ids), self._last, self._decision)
+        return CycleState(
+            self._last_features, len(self.token_ids), self._last, self._decision, self._indexed_text
+        )
 
-    def step(self, params: TreeParams) -> StepResult:
+    def step(self, plan: TreeParams | DraftPlan, staged: StagedPolicy | None = None) -> StepResult:
         """Run one cycle.
 
         Args:
-            params: the tree to draft and verify.
+            plan: the tree to draft and verify, or a plan with other sources of drafts.
+            staged: decides between the draft's passes when the tree is done; the tree of `plan` is
+                its limit.
 
         Returns:
             What it emitted and what it took. The tokens are part of the sequence already.
 
         Raises:
             ValueError: no prompt was read, the tree does not fit the cache or the draft's
-                vocabulary, or a tree was asked for without a draft.
+                vocabulary, a tree was asked for without a draft, or a staged policy on a device.
         """
+        plan = as_plan(plan)
+        params = plan.params
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")
         if self.draft is None and params.total_tokens > 1:
             raise ValueError(
                 f"this session has no draft: total_tokens must be 1, got {params.total_tokens}"
             )
+        if staged is not None and isinstance(self._drafter, DeviceTreeDrafter):
+            raise ValueError("a staged policy decides on the host; this session drafts on a device")
         if self.draft is not None:
             check_top_k(params, self.draft.draft_vocab_size)
-        self.cache.check_room(params.total_tokens, self.slot)
+        self.cache.check_room(plan.most_rows, self.slot)
         watch = Stopwatch(self._device)
         watch.mark()
-        tree = self._draft_tree(params)
+        tree, params = self._draft_tree(params, staged)
+        lookup = NO_LOOKUP
+        if plan.lookup_tokens:
+            lookup = self._indexed_text().propose(plan.lookup_tokens)
+            if lookup.token_ids:
+                tree = self._merge(tree, lookup.token_ids)
         watch.mark()
         output = self._verify_tree(tree)
         accepted = self._accept(output, tree, self.cache, self.slot, self._policy)
@@ -193,8 +220,18 @@ class DecodingSession:
             verify_seconds=verify_seconds,
             features=self._last_features,
             context_length=len(self.token_ids),
+            lookup=lookup,
+            lookup_accepted=_common_length(lookup.token_ids, accepted.emitted[:-1]),
+            rows=len(tree.token_ids),
         )
         return self._last
+
+    def _indexed_text(self) -> ContextLookup:
+        """The index of the sequence, root included, brought up to date."""
+        if self._text is None:
+            self._text = ContextLookup()
+        self._text.extend(self.token_ids[len(self._text) :])
+        return self._text
 
     def _keep(self, accepted: Accepted) -> None:
         self.token_ids.extend(accepted.emitted)
@@ -203,15 +240,27 @@ class DecodingSession:
         if self.draft is not None:
             self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
 
-    def _draft_tree(self, params: TreeParams) -> DraftTree | DeviceTree:
+    def _draft_tree(
+        self, params: TreeParams, staged: StagedPolicy | None = None
+    ) -> tuple[DraftTree | DeviceTree, TreeParams]:
         root = self.token_ids[-1]
         if params.total_tokens == 1:
-            return self._drafter.root_only(root)
+            return self._drafter.root_only(root), params
         token_ids, hidden = self._pending.take(self.draft.reduce)
         hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
-        return self._drafter.grow(root, hidden, logits, params, self.slot)
+        if staged is not None:
+            return self._drafter.grow_in_stages(
+                root, hidden, logits, params, staged, len(self.token_ids), self.slot
+            )
+        return self._drafter.grow(root, hidden, logits, params, self.slot), params
 
     def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
         start = self.cache.lengths[self.slot]
         rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
         return self.target.forward(rows, self.cache, "all")
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of leading tokens that two sequences share."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.params import DraftProgress, StagedPolicy, TreeParams
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
@@ -90,15 +90,63 @@ class TreeDrafter:
             The tree.
 
         """
-        builder, draft = self._builder, self.draft
-        builder.begin(root, params.top_k)
-        builder.first(logits.float().cpu(), self._draft_to_target)
-        hidden = hidden[None]
+        hidden = self._begin(root, hidden, logits, params.top_k)
         for round_index in range(params.depth):
-            token_ids, parents, mask = builder.frontier()
-            hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask, slot)
-            builder.expand(logits.float().cpu(), self._draft_to_target)
-        return builder.finish(params.total_tokens)
+            hidden = self._expand(hidden, round_index, slot)
+        return self._builder.finish(params.total_tokens)
+
+    def grow_in_stages(
+        self,
+        root: int,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        limit: TreeParams,
+        policy: StagedPolicy,
+        context_length: int,
+        slot: int = 0,
+    ) -> tuple[DraftTree, TreeParams]:
+        """Draft for as long as a policy goes on, and verify as many nodes as it says.
+
+        Args:
+            root: see `grow`.
+            hidden: see `grow`.
+            logits: see `grow`.
+            limit: the largest tree.
+            policy: asked after every pass.
+            context_length: tokens before the tree, the root included.
+            slot: the sequence.
+
+        Returns:
+            The tree, and its parameters.
+
+        Raises:
+            ValueError: the policy asked for a number of rows that the pool cannot give.
+        """
+        hidden = self._begin(root, hidden, logits, limit.top_k)
+        depth = 0
+        while True:
+            scores = self._builder.scores().numpy()
+            progress = DraftProgress(limit.top_k, depth, scores, context_length)
+            if depth == limit.depth or not policy.goes_on(progress):
+                break
+            hidden = self._expand(hidden, depth, slot)
+            depth += 1
+        params = TreeParams(policy.rows(progress), depth, limit.top_k)
+        return self._builder.finish(params.total_tokens), params
+
+    def _begin(
+        self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int
+    ) -> torch.Tensor:
+        self._builder.begin(root, top_k)
+        self._builder.first(logits.float().cpu(), self._draft_to_target)
+        return hidden[None]
+
+    def _expand(self, hidden: torch.Tensor, round_index: int, slot: int) -> torch.Tensor:
+        """One more round; the features of its frontier, from those of the one before."""
+        token_ids, parents, mask = self._builder.frontier()
+        hidden, logits = self.draft.expand(token_ids, hidden[parents], round_index, mask, slot)
+        self._builder.expand(logits.float().cpu(), self._draft_to_target)
+        return hidden
 
 
 def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:

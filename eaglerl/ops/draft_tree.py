@@ -128,6 +128,16 @@ class DraftTreeBuilder:
             logits.data_ptr(), stride, vocab, _map_address(draft_to_target, vocab), thread_count()
         )
 
+    def scores(self) -> Tensor:
+        """Cumulative log-probabilities of all candidates so far.
+
+        Returns:
+            float32 (pool size,), in the order of the rounds.
+        """
+        out = torch.empty(self.pool_size)
+        self._native.scores(out.data_ptr())
+        return out
+
     def finish(self, total_tokens: int) -> DraftTree:
         """Chooses the best candidates.
 

@@ -170,7 +170,10 @@ def test_accepted_rows_equal_the_walk() -> None:
         levels, mask = tree_structure(parents.int())
         ancestors = ((mask >> torch.arange(total)) & 1).bool()
         longest = int(levels.max()) + 1
-        tree = DeviceTree(tokens, parents, levels.long(), ancestors, torch.zeros(total), longest)
+        enabled = torch.ones(total, dtype=torch.bool)
+        tree = DeviceTree(
+            tokens, parents, levels.long(), ancestors, torch.zeros(total), enabled, longest
+        )
         rows, count = accepted_rows(tree, choices)
         expected = accept_path_ref(parents.int(), tokens, choices)
         assert rows[: int(count)].tolist() == expected.tolist()

@@ -117,5 +117,5 @@ def test_constant_policy(decoder):
 
 @pytest.mark.parametrize("policy", [(8, 2, 4), "60/7/10", object()])
 def test_what_is_no_policy(decoder, policy):
-    with pytest.raises(TypeError, match="policy must be TreeParams or a TreePolicy"):
+    with pytest.raises(TypeError, match="policy must be TreeParams, a DraftPlan or a TreePolicy"):
         decoder.generate(PROMPT, policy)

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.params import StagedPolicy, TreeParams
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target import TargetModel
@@ -103,17 +103,19 @@ class MemoSession(DecodingSession):
         DecodingSession.__init__(source, self.target, self.draft, source.verifier, source.cache)
         source.verifier.first_token = prefix[-1]
         source.prefill(prefix[:-1])
-        tree = source._draft_tree(params)
+        tree, _ = source._draft_tree(params)
         output = source._verify_tree(tree)
         return tree, SimpleNamespace(
             logits=output.logits.clone(), features=torch.zeros(len(tree[0]), 1)
         )
 
-    def _draft_tree(self, params: TreeParams) -> DraftTree:
+    def _draft_tree(
+        self, params: TreeParams, staged: StagedPolicy | None = None
+    ) -> tuple[DraftTree, TreeParams]:
         prefix = tuple(self.token_ids)
         if prefix not in self._passes:
             self._passes[prefix] = self._compute(prefix, params)
-        return self._passes[prefix][0]
+        return self._passes[prefix][0], params
 
     def _verify_tree(self, tree: DraftTree) -> SimpleNamespace:
         return self._passes[tuple(self.token_ids)][1]
