@@ -2,13 +2,14 @@
 
 import triton
 import triton.language as tl
-from eaglerl.kernels._action_cache import ACTION, RING_WORDS, record_misses, write_action
 from triton.language.random import philox
+
+from eaglerl.kernels._action_cache import ACTION, RING_WORDS, record_misses, write_action
 
 
 @triton.jit
 def philox_uniform(seed_low, seed_high, offset_low, offset_high, sequence, window):
-    """Numbers in [0, 1) with 24 bits: ``csrc/philox.h``, from the 32-bit halves of its arguments."""
+    """Numbers in [0, 1) with 24 bits: ``csrc/philox.h``, its arguments in halves of 32 bits."""
     zero = sequence * 0
     seed = (seed_high.to(tl.int64) << 32) | (seed_low.to(tl.int64) & 0xFFFFFFFF)
     word, _, _, _ = philox(seed, zero + offset_low, zero + offset_high, sequence, zero + window)

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+
 from eaglerl.kernels._action_cache import (
     COMPARE_FEATURES,
     COMPARE_INPUT,

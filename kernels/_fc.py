@@ -73,10 +73,11 @@ def _multiply_vectors(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.con
 
 @triton.jit
 def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.constexpr):
-    """The same for many rows, on the matrix units.
+    """The same for many rows, on the matrix units, without rounding the inputs.
 
-    Inputs and weights of one 16 bit type are multiplied as they are, which is exact; otherwise both
-    are widened to float32.
+    Inputs and weights of one 16 bit type are multiplied as they are. Other inputs of bfloat16
+    weights are taken apart into three terms of that type, which is exact and moves no more of the
+    weights; everything else is widened to float32.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
     COLUMNS: tl.constexpr = PLAN.tiles.columns
@@ -99,8 +100,23 @@ def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.co
         if scale_ptr is not None:
             scale = tl.load(scale_ptr + element, mask=available, other=0.0)
             x = x.to(tl.float32) * scale[None, :]
-        if x.dtype != weight.dtype:
-            x = x.to(tl.float32)
-            weight = weight.to(tl.float32)
-        product = tl.dot(x, tl.trans(weight), product, input_precision=PLAN.precision)
+        if x.dtype == weight.dtype:
+            product = _dot(x, weight, product, PLAN)
+        elif weight.dtype == tl.bfloat16:
+            rest = x.to(tl.float32)
+            for _ in tl.static_range(3):
+                term = rest.to(tl.bfloat16)
+                product = _dot(term, weight, product, PLAN)
+                rest -= term.to(tl.float32)
+        else:
+            product = _dot(x.to(tl.float32), weight.to(tl.float32), product, PLAN)
     return product, square
+
+
+@triton.jit
+def _dot(x, weight, product, PLAN: tl.constexpr):
+    """Adds x (R, E) times the transpose of a weight (C, E) to a product (R, C)."""
+    if PLAN.interpreted:
+        # The interpreter multiplies the bits of bfloat16 as if they were integers.
+        x, weight = x.to(tl.float32), weight.to(tl.float32)
+    return tl.dot(x, tl.trans(weight), product, input_precision=PLAN.precision)

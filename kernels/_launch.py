@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from eaglerl.kernels._plan import Plan
 from torch import Tensor
+
+from eaglerl.kernels._plan import Plan
 
 # Counters that a launch may need: one for each row tile of up to 1,024 rows.
 _TICKETS = 1024
@@ -31,26 +32,25 @@ class Launch:
     arguments: Mapping[str, Any]
     plan: Plan
 
-    @property
-    def options(self) -> dict[str, Any]:
+    def options(self, *, nvidia: bool) -> dict[str, Any]:
         """Options of the compiler.
 
         Contraction to fused multiply-adds is asked for by name, because what Triton does by itself
         differs between releases.
         """
         tiles = self.plan.tiles
-        return {
-            "num_warps": tiles.num_warps,
-            "num_stages": tiles.num_stages,
-            "enable_fp_fusion": True,
-        }
+        options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+        if nvidia:
+            options["maxnreg"] = tiles.max_registers
+        return options | {"enable_fp_fusion": True}
 
     def run(self, device: torch.device) -> None:
         """Starts the kernel on the current stream of a device; an empty grid starts nothing."""
         if 0 in self.grid:
             return
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](**self.arguments, PLAN=self.plan, **self.options)
+            options = self.options(nvidia=torch.version.hip is None)
+            self.kernel[self.grid](**self.arguments, PLAN=self.plan, **options)
 
 
 @dataclass

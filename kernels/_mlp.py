@@ -80,6 +80,7 @@ def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
     CHUNKS: tl.constexpr = 0 if PLAN.policy.features else PLAN.policy.norm_chunks
     parts: tl.constexpr = CHUNKS if CHUNKS else 1
     count: tl.constexpr = PLAN.programs // parts
+    elements: tl.constexpr = PLAN.policy.k * PLAN.policy.chunks // parts
     for start in range(0, PLAN.policy.widths[0], PLAN.block_first):
         output = start + tl.arange(0, PLAN.block_first)
         inside = output < PLAN.policy.widths[0]
@@ -87,7 +88,6 @@ def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
         for part in tl.static_range(parts):
             sums = sum_partials(row_ptr, part * count, count, output, mask, PLAN)
             if CHUNKS:
-                elements: tl.constexpr = PLAN.policy.k * PLAN.policy.chunks / parts
                 scale = chunk_scale(
                     row_ptr + PLAN.squares_at, part * count, count, elements, mask, PLAN
                 )

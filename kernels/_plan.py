@@ -1,11 +1,11 @@
-"""What a launch knows when it is compiled: sizes, settings, tiles and the scratch memory's layout."""
+"""What a launch knows when it is compiled: sizes, settings, tiles, and scratch memory's layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 # Numbers that one program holds at a time of a matrix, in the parts that one program runs alone.
-_TILE = 8192
+_TILE = 4096
 _LINE = 32  # float32 numbers of a cache line
 
 
@@ -48,6 +48,8 @@ class Tiles:
         elements: Inputs that it reads at a time.
         num_warps: Warps of a program.
         num_stages: Depth of the software pipeline where the product is a matrix product.
+        max_registers: That a thread may have on NVIDIA's devices. Left to itself, ptxas spills some
+            for the sake of a number of programs at a time that is not needed here.
     """
 
     rows: int
@@ -55,6 +57,7 @@ class Tiles:
     elements: int
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int = 168
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Plan:
         encodes_all: Whether g of all rows is wanted.
         precision: Of matrix products, see ``tl.dot``; None where rows are multiplied as vectors.
         programs: Programs that share a sequence's product.
+        interpreted: Whether Triton's interpreter will run the kernel.
     """
 
     policy: Policy
@@ -86,6 +90,7 @@ class Plan:
     encodes_all: bool
     precision: str | None
     programs: int
+    interpreted: bool
     # Scratch memory of a sequence: partial sums of the first layer, sums of squares, activations,
     # what is compared, and last whether the action is kept and the norm of what is compared.
     squares_at: int = field(init=False)

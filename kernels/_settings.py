@@ -6,6 +6,10 @@ import functools
 from typing import Any
 
 import torch
+import triton
+from torch import Tensor
+
+from eaglerl import _C as C
 from eaglerl.kernels._action_cache import (
     COMPARE_FEATURES,
     COMPARE_INPUT,
@@ -14,13 +18,12 @@ from eaglerl.kernels._action_cache import (
 )
 from eaglerl.kernels._plan import Plan, Policy, Tiles, power_of_two
 from eaglerl.kernels.tuning import stored_tiles
-from torch import Tensor
-
-from eaglerl import _C as C
 
 _LARGEST_GROUP = 8
-# Rows from which the matrix units are used.
-_SMALLEST_MATRIX = 16
+# Rows that are multiplied as vectors, and tiles of rows for the matrix units.
+_MOST_VECTORS = 4
+_FEWEST_MATRIX_ROWS = 16
+_MOST_MATRIX_ROWS = 64
 
 
 def split_taps(
@@ -74,9 +77,7 @@ def plan_of(
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return _make_plan(
         policy_of(weights),
-        inputs.dtype,
         weights.dtype,
-        weights.norm_weight is not None,
         device_name,
         power_of_two(max(rows, 1)),
         min(power_of_two(max(sequences, 1)), _LARGEST_GROUP),
@@ -90,9 +91,7 @@ def plan_of(
 @functools.lru_cache(maxsize=256)
 def _make_plan(
     policy: Policy,
-    input_dtype: torch.dtype,
     weight_dtype: torch.dtype,
-    scales: bool,
     device_name: str,
     rows: int,
     group: int,
@@ -107,7 +106,6 @@ def _make_plan(
         tiles = default_tiles(policy, weight_dtype.itemsize, group if folded else rows)
     columns = -(-policy.features // tiles.columns)
     blocks = policy.chunks * -(-policy.k // tiles.elements)
-    narrow = input_dtype == weight_dtype and input_dtype.itemsize == 2 and not scales
     return Plan(
         policy=policy,
         tiles=tiles,
@@ -118,8 +116,9 @@ def _make_plan(
         compared=compared,
         samples=samples,
         encodes_all=encodes,
-        precision=_precision(narrow) if tiles.rows >= _SMALLEST_MATRIX and not folded else None,
+        precision=_precision() if tiles.rows >= _FEWEST_MATRIX_ROWS and not folded else None,
         programs=blocks if folded else columns,
+        interpreted=triton.knobs.runtime.interpret,
     )
 
 
@@ -149,6 +148,7 @@ def _make_step_plan(
         encodes_all=False,
         precision=None,
         programs=1,
+        interpreted=triton.knobs.runtime.interpret,
     )
 
 
@@ -160,25 +160,25 @@ def _comparison(policy: Policy, mode: int | None, encodes: bool) -> Any:
     return COMPARE_FEATURES if encodes else COMPARE_SKETCH
 
 
-def _precision(narrow: bool) -> str:
-    """How matrices are multiplied: 16 bit types exactly, float32 by three products of its parts.
-
-    Three products are as precise as float32's own and not slower than the weights' transport. AMD's
-    matrix units multiply float32 as it is.
+def _precision() -> str:
+    """How float32 matrices are multiplied: by three products of their parts, which are as precise
+    as float32's own; AMD's matrix units multiply float32 as it is.
     """
-    return "ieee" if narrow or torch.version.hip else "tf32x3"
+    return "ieee" if torch.version.hip else "tf32x3"
 
 
 def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
     """Tiles where none were measured: enough programs for all multiprocessors, 16 bytes a load."""
     wide = 4 // itemsize  # 1 for float32, 2 for 16 bit types
+    width = power_of_two(policy.k)
     if policy.features == 0:
-        columns = max(128 // rows, 16)
-        return Tiles(rows, columns, min(power_of_two(policy.k), 128), num_warps=8)
-    if rows <= 4:
-        elements = min(power_of_two(policy.k), 512 * wide)
-        columns = 4 if policy.features < 2048 or rows > 1 else 8
-        return Tiles(rows, columns, elements // (2 if rows == 4 else 1), num_warps=4)
-    rows = min(max(rows, _SMALLEST_MATRIX), 64)
-    elements = max(min(power_of_two(policy.k), 128 * wide * 16 // rows), 16)
-    return Tiles(rows, 16 if rows < 64 else 32, elements, num_warps=4)
+        return Tiles(rows, max(128 // rows, 16), min(width, 128), num_warps=8, max_registers=128)
+    large = policy.features >= 2048
+    if rows <= _MOST_VECTORS:
+        columns = 8 if large and rows == 1 else 4
+        return Tiles(rows, columns, min(width, 512 * wide // max(rows // 2, 1)))
+    rows = min(max(rows, _FEWEST_MATRIX_ROWS), _MOST_MATRIX_ROWS)
+    # Deep pipelines: few programs have to keep the memory busy.
+    stages = {16: 8, 32: 6, 64: 4}[rows]
+    columns = 32 if large or rows > 16 else 16
+    return Tiles(rows, columns, max(min(width, 32 * wide), 16), 4, stages, 255)

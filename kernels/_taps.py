@@ -45,7 +45,7 @@ def sketch_taps(taps, strides, input_row, exists, PLAN: tl.constexpr):
         row_ptr = (taps[chunk] + input_row * strides[chunk])[:, None, None]
         sketch = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
         square = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
-        first: tl.constexpr = chunk * K // BUCKETS * BUCKETS
+        first = chunk * K // BUCKETS * BUCKETS
         for start in range(first, (chunk + 1) * K, LINES * BUCKETS):
             element = start + line + bucket
             inside = (element >= chunk * K) & (element < (chunk + 1) * K)

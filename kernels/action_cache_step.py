@@ -6,6 +6,8 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from eaglerl.kernels._action_cache import (
     NO_COMPARISON,
     RECORD_WORDS,
@@ -19,7 +21,6 @@ from eaglerl.kernels._action_cache import (
 from eaglerl.kernels._choose import settle_misses
 from eaglerl.kernels._launch import Launch, cache_pointers, split_words
 from eaglerl.kernels._settings import step_plan
-from torch import Tensor
 
 
 @triton.jit(

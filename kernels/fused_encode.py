@@ -1,7 +1,7 @@
 """From the tapped layers to the draft's features and the tree's parameters, in one launch.
 
 Programs share out the columns of the FC. Each also multiplies its columns of g into the first layer
-of the MLP, whose matrix is thereby read by all multiprocessors instead of by one, and takes a ticket.
+of the MLP, whose matrix is so read by all multiprocessors instead of by one, and takes a ticket.
 The one with the last ticket adds up the layer's partial sums in a fixed order, runs the rest of the
 MLP, takes the action and enters it into the action cache. No program waits for another, so nothing
 depends on how many run at a time.
@@ -13,13 +13,14 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from eaglerl.kernels._action_cache import COMPARE_FEATURES
 from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._fc import encode_tile
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._settings import plan_of
 from eaglerl.kernels._taps import find_input_row
-from torch import Tensor
 
 
 @triton.jit(

@@ -1,7 +1,7 @@
 """The decision where the draft's features are not computed: from features, or from taps (folded).
 
-Programs share out the inputs of the MLP's first layer; as in ``fused_encode``, the one with the last
-ticket adds up and finishes. The taps' root mean squares are summed in the same pass.
+Programs share out the inputs of the MLP's first layer; as in ``fused_encode``, the one with the
+last ticket adds up and finishes. The taps' root mean squares are summed in the same pass.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._settings import plan_of
 from eaglerl.kernels._taps import find_input_row
-from torch import Tensor
 
 
 @triton.jit(
@@ -71,8 +72,9 @@ def _multiply_part(
     chunk, start = part // blocks, part % blocks * PLAN.tiles.elements
     element = start + tl.arange(0, PLAN.tiles.elements)[None, None, :]
     available = element < K
+    CHUNKS: tl.constexpr = PLAN.policy.chunks
     x_ptr = taps[0] + input_row * strides[0]
-    for other in tl.static_range(1, PLAN.policy.chunks):
+    for other in tl.static_range(1, CHUNKS):
         x_ptr = tl.where(chunk == other, taps[other] + input_row * strides[other], x_ptr)
     x = tl.load(
         x_ptr[:, None, None] + element,

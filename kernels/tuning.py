@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from eaglerl.kernels._plan import Tiles
 
 from eaglerl.files import atomic_path, cache_root
+from eaglerl.kernels._plan import Tiles
 
 _FORMAT = 1
 
