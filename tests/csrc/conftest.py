@@ -33,7 +33,8 @@ def emulation_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     extra = os.environ.get("EMULATION_FLAGS", "").split()
     subprocess.run(
         [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall",
-         "-Wextra", "-Werror", "-Wno-unknown-pragmas", *extra, *(f"-I{folder}" for folder in folders),
+         "-Wextra", "-Werror", "-Wno-unknown-pragmas", *extra,
+         *(f"-I{folder}" for folder in folders),
          str(ROOT / "tests" / "csrc" / "cuda_emulation.cpp"), "-o", str(target)],
         check=True,
     )  # fmt: skip

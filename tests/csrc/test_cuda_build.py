@@ -236,3 +236,12 @@ def test_extension_without_cuda_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
     state = ActionCache(2).state
     with pytest.raises(RuntimeError, match=r"built without CUDA kernels: .*EAGLERL_WITH_CUDA=1"):
         step_cuda(torch.randn(2, 6), weights.bins, None, state, *[None] * 3, 0, *GREEDY, 0)
+
+
+def test_kernels_need_no_triton() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import eaglerl.ops._decision_cuda as module; print(module.has_cuda_kernels())"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == str(C.has_cuda), result.stderr
