@@ -227,6 +227,9 @@ void bind_policy(py::module_& module) {
   module.attr("element_types") = element_types();
   module.attr("activations") = activations();
   module.def("action_cache_step", &bind_action_cache_step);
+  module.def("check_range", [](const char* name, uintptr_t index, int64_t count, int64_t end) {
+    check_range(name, at<const int64_t>(index), count, end);
+  });
   module.def("philox4x32_10", &bind_philox);
   module.def("read_seconds", &bind_read_seconds);
   bind_encoder(module);

@@ -40,15 +40,6 @@ Element* room(std::vector<Element>& buffer, int64_t count) {
   return buffer.data();
 }
 
-void check_range(const char* name, const int64_t* index, int64_t count, int64_t end) {
-  for (int64_t i = 0; index != nullptr && i < count; ++i) {
-    if (index[i] >= 0 && index[i] < end) continue;
-    throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) + "] = " +
-                                std::to_string(index[i]) + " is outside [0, " +
-                                std::to_string(end) + ")");
-  }
-}
-
 class Decision {
  public:
   Decision(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
@@ -287,6 +278,15 @@ class Decision {
 };
 
 }  // namespace
+
+void check_range(const char* name, const int64_t* index, int64_t count, int64_t end) {
+  for (int64_t i = 0; index != nullptr && i < count; ++i) {
+    if (index[i] >= 0 && index[i] < end) continue;
+    throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) + "] = " +
+                                std::to_string(index[i]) + " is outside [0, " +
+                                std::to_string(end) + ")");
+  }
+}
 
 void encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
             const Draw& draw, const EncodeOutputs& outputs, int threads) {

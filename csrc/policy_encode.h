@@ -67,6 +67,9 @@ struct Draw {
   uint64_t offset;
 };
 
+// Throws std::invalid_argument unless all of index[0, count) lie in [0, end). Null is in range.
+void check_range(const char* name, const int64_t* index, int64_t count, int64_t end);
+
 // One decision. Throws std::invalid_argument before anything changes where an index is out of range
 // or a slot occurs twice.
 void encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,

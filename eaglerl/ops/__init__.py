@@ -5,6 +5,7 @@ from eaglerl.ops.action_cache import ActionCache, CacheStats
 from eaglerl.ops.action_cache_step import action_cache_step
 from eaglerl.ops.cached_attention import cached_attention, cached_attention_ref
 from eaglerl.ops.draft_tree import DraftTree, DraftTreeBuilder, Frontier, tree_structure
+from eaglerl.ops.encoder import FusedEncoder
 from eaglerl.ops.fused_encode import FusedEncodeOutput, fused_encode, fused_encode_ref
 from eaglerl.ops.move_rows import move_rows, move_rows_ref
 from eaglerl.ops.policy_mlp import PolicyMlpOutput, policy_mlp, policy_mlp_ref
@@ -19,6 +20,7 @@ __all__ = [
     "DraftTreeBuilder",
     "Frontier",
     "FusedEncodeOutput",
+    "FusedEncoder",
     "PolicyMlpOutput",
     "PolicyWeights",
     "accept_path",

@@ -1,0 +1,182 @@
+"""The policy's decision, prepared once for a decoding loop that calls it at every cycle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C, thread_count
+from eaglerl.ops._encode_checks import (
+    INPUT_DTYPES,
+    MAX_ROWS,
+    check_cache,
+    check_draw,
+    check_index,
+    check_taps,
+)
+from eaglerl.ops._encode_cpu import native_policy, set_cache, set_inputs
+from eaglerl.ops.action_cache import SKETCH_SIZE, ActionCache
+from eaglerl.ops.policy_weights import PolicyWeights
+
+
+class FusedEncoder:
+    """`fused_encode` with everything settled in advance that a loop does not change.
+
+    Weights, cache, output buffers, temperature and number of threads are those of its making. On
+    the CPU a call is one native call that writes into the outputs, and from the second on nothing
+    is allocated. Inputs that are the same tensors as in the call before are not checked again. Not
+    for several threads at once.
+
+    Attributes:
+        features: (max_rows, h) g of the rows of the last call, in the dtype of the inputs; rows
+            that it did not have hold what was there before. None without FC or if not asked for.
+        logits: (max_sequences, horizon * A) float32; NaN where the action came from the cache.
+        action: (max_sequences,) int32.
+        params: (max_sequences, 3) int32, total_tokens, depth and top_k.
+    """
+
+    def __init__(
+        self,
+        weights: PolicyWeights,
+        cache: ActionCache | None = None,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_sequences: int = 1,
+        dtype: torch.dtype = torch.float32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        return_features: bool = True,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            weights: The policy, see `fused_encode`. If it has a FC, the inputs are taps.
+            cache: Keeps actions; changed by every call.
+            max_rows: Rows that a call has at most; up to 1,024.
+            max_sequences: Sequences that a call has at most.
+            dtype: Of the inputs: float32, bfloat16 or float16.
+            temperature: See `fused_encode`.
+            seed: See `fused_encode`.
+            return_features: See `fused_encode`.
+
+        Raises:
+            TypeError: A dtype is not allowed.
+            ValueError: A value is out of its range, or the cache does not fit.
+        """
+        for name, value in (("max_rows", max_rows), ("max_sequences", max_sequences)):
+            if not isinstance(value, int) or not 1 <= value <= MAX_ROWS:
+                raise ValueError(f"{name} must be an int in 1..{MAX_ROWS}, got {value!r}")
+        for name, given in (("dtype", dtype), ("weights", weights.dtype)):
+            if given not in INPUT_DTYPES:
+                raise TypeError(f"{name} must be float32, bfloat16 or float16, got {given}")
+        check_draw(temperature, seed, 0)
+        encodes = return_features and weights.fc_weight is not None
+        if cache is not None:
+            reads_features = weights.taps_size is None
+            size = weights.feature_size if encodes or reads_features else SKETCH_SIZE
+            check_cache(cache, None, 1, weights.horizon, size, weights.device)
+        self._weights, self._cache, self._dtype = weights, cache, dtype
+        self._draw = (temperature, seed)
+        self._max_rows, self._max_sequences = max_rows, max_sequences
+        self._inputs: tuple[Tensor | None, ...] = ()
+        self._available = 0
+        options = {"device": weights.device}
+        self.features: Tensor | None = None
+        if encodes:
+            self.features = torch.zeros(max_rows, weights.feature_size, dtype=dtype, **options)
+        self.logits = torch.zeros(max_sequences, len(weights.output_weight), **options)
+        self.action = torch.zeros(max_sequences, dtype=torch.int32, **options)
+        self.params = torch.zeros(max_sequences, 3, dtype=torch.int32, **options)
+        self._run = self._prepare_native() if weights.device.type == "cpu" else None
+
+    def encode(
+        self,
+        low: Tensor,
+        mid: Tensor | None = None,
+        high: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        last: Tensor | None = None,
+        slots: Tensor | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Decides, and leaves the results in the outputs' first rows.
+
+        Args:
+            low: (B, k), (B, 3k) or (B, h), see `fused_encode`.
+            mid: See `fused_encode`.
+            high: See `fused_encode`.
+            rows: (N,) int64 rows of the input; N is at most ``max_rows``.
+            last: (S,) int64 index into the N rows; S is at most ``max_sequences``.
+            slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
+            offset: Counter of the draws.
+
+        Raises:
+            TypeError: A dtype is not that of the encoder.
+            ValueError: Shapes, strides or values do not fit; nothing has changed.
+        """
+        inputs = self._inputs
+        if not inputs or low is not inputs[0] or mid is not inputs[1] or high is not inputs[2]:
+            self._take_inputs(low, mid, high)
+        rows_address = last_address = slots_address = 0
+        count = self._available
+        if rows is not None:
+            check_index("rows", rows, low.device)
+            rows_address, count = rows.data_ptr(), rows.shape[0]
+        sequences = count
+        if last is not None:
+            check_index("last", last, low.device)
+            last_address, sequences = last.data_ptr(), last.shape[0]
+        if slots is not None:
+            self._check_slots(slots, sequences)
+            slots_address = slots.data_ptr()
+        if count > self._max_rows or sequences > self._max_sequences:
+            raise ValueError(
+                f"a call has at most {self._max_rows} rows (max_rows) and {self._max_sequences} "
+                f"sequences (max_sequences), got {count} and {sequences}"
+            )
+        if self._run is None:
+            self._encode_cuda(rows, last, slots, offset)
+            return
+        self._run(rows_address, count, last_address, sequences, slots_address, offset)
+
+    def _prepare_native(self) -> object:
+        native = C.PolicyEncoder(native_policy(self._weights), thread_count())
+        if self._cache is not None:
+            set_cache(native, self._cache)
+        native.set_draw(*self._draw)
+        outputs = (self.features, self.logits, self.action, self.params)
+        native.set_outputs(*(0 if tensor is None else tensor.data_ptr() for tensor in outputs))
+        self._native = native
+        return native.run
+
+    def _take_inputs(self, low: Tensor, mid: Tensor | None, high: Tensor | None) -> None:
+        check_taps(low, mid, high, self._weights)
+        if low.dtype != self._dtype:
+            raise TypeError(f"low must be {self._dtype}, as the encoder is, got {low.dtype}")
+        expected = self._weights.taps_size or self._weights.feature_size
+        if mid is None and low.shape[1] != expected:
+            raise ValueError(f"low must have {expected} columns, got shape {tuple(low.shape)}")
+        self._inputs, self._available = (low, mid, high), low.shape[0]
+        if self._run is not None:
+            set_inputs(self._native, low, mid, high)
+
+    def _check_slots(self, slots: Tensor, sequences: int) -> None:
+        if self._cache is None:
+            raise ValueError("slots needs cache")
+        check_index("slots", slots, self._weights.device)
+        if slots.shape[0] != sequences:
+            raise ValueError(f"slots must name {sequences} slots, got {slots.shape[0]}")
+
+    def _encode_cuda(
+        self, rows: Tensor | None, last: Tensor | None, slots: Tensor | None, offset: int
+    ) -> None:
+        from eaglerl.ops._encode_cuda import encode_cuda
+
+        out = encode_cuda(
+            self._weights, *self._inputs, rows, last, self._cache, slots, *self._draw, offset,
+            self.features is not None,
+        )  # fmt: skip
+        for name, result in zip(("features", "logits", "action", "params"), out, strict=True):
+            if result is not None:
+                setattr(self, name, result)
