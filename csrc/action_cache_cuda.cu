@@ -4,7 +4,7 @@
 namespace eaglerl {
 namespace {
 
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 2)
     action_cache_step_kernel(const __grid_constant__ ActionCacheStepCall call) {
   __shared__ ActionCacheStepShared shared;
   CudaBlock block;

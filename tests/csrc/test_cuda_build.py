@@ -196,24 +196,6 @@ def test_other_architectures(tmp_path: Path, architecture: str) -> None:
     check_vector_loads(compiled)
 
 
-@needs_nvcc
-@pytest.mark.slow
-def test_extension_links(tmp_path: Path) -> None:
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "*.egg-info", ".*")
-    clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=ignored)
-    folders = ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib")]
-    subprocess.run(
-        [sys.executable, "setup.py", "build_ext", *folders],
-        cwd=clone, env=os.environ | {"EAGLERL_WITH_CUDA": "1"}, check=True, capture_output=True,
-    )  # fmt: skip
-    (library,) = (tmp_path / "lib").rglob("_C*.so")
-    script = "import _C; print(_C.has_cuda, _C.CudaFoldedDecision, _C.cuda_action_cache_step)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", script], cwd=library.parent, capture_output=True, text=True
-    )
-    assert loaded.stdout.startswith("True <class"), loaded.stderr
-
-
 @pytest.mark.skipif(not C.has_cuda, reason="the extension was built without CUDA")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_launch_without_a_device_is_an_error() -> None:
