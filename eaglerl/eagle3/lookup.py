@@ -55,6 +55,11 @@ class ContextLookup:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The text."""
+        return tuple(self._tokens)
+
     def extend(self, token_ids: Iterable[int]) -> None:
         """Add tokens to the text."""
         tokens = self._tokens

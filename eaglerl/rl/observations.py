@@ -1,0 +1,341 @@
+"""What a policy looks at: the target's features, the context's text, and what decoding shows.
+
+An observation is one vector: the features of the last token, or an embedding of the text, then the
+extras. What a policy takes is told by the width of its observation space; it is saved with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.params import CycleState
+from eaglerl.rl.trace_world import POSITION_SCALE, check_extras, observation_size
+
+Source = Literal["features", "taps", "context"]
+
+#: Model of the text embeddings, and their width.
+TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+TEXT_WIDTH = 384
+
+#: Gives the (384,) embedding of a text.
+TextEncoder = Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationSpec:
+    """What an observation is made of.
+
+    Attributes:
+        source: "features", the draft head's reduction g of the last token's target features;
+            "taps", these features themselves, low, mid and high; or "context", the embedding of
+            the context's text.
+        width: k, 3k or 384.
+        extras: what follows: "acceptance" (running acceptance length), "position" (tokens of
+            context, in thousands), "confidence" (log-probabilities of the first draft pass).
+
+    Raises:
+        ValueError: an unknown source or extra, or a width that the source cannot have.
+    """
+
+    source: Source
+    width: int
+    extras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise ValueError(f"source must be one of {get_args(Source)}, got {self.source!r}")
+        if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
+            raise ValueError(f"width must be an int of at least 1, got {self.width!r}")
+        if self.source == "taps" and self.width % 3:
+            raise ValueError(f"width of taps must be a multiple of 3, got {self.width}")
+        if self.source == "context" and self.width != TEXT_WIDTH:
+            raise ValueError(f"width of a context must be {TEXT_WIDTH}, got {self.width}")
+        object.__setattr__(self, "extras", check_extras(self.extras))
+
+    @classmethod
+    def detect(
+        cls, size: int | Any, hidden_size: int, *, extras: Sequence[str] = ()
+    ) -> ObservationSpec:
+        """What a policy takes, from its observation space.
+
+        Args:
+            size: the space, a flat Box, or its width.
+            hidden_size: k, the target's width.
+            extras: those that the observations end with.
+
+        Raises:
+            ValueError: the width is none of k, 3k and 384, or means two of them.
+        """
+        if not isinstance(size, int):
+            shape = tuple(getattr(size, "shape", None) or ())
+            if len(shape) != 1:
+                raise ValueError(f"size must be a flat Box or its width, got {size!r}")
+            size = int(shape[0])
+        width = size - observation_size(0, extras)
+        known: dict[Source, int] = {
+            "features": hidden_size,
+            "taps": 3 * hidden_size,
+            "context": TEXT_WIDTH,
+        }
+        found = [source for source, expected in known.items() if expected == width]
+        if len(found) != 1:
+            kinds = ", ".join(f"{source} {expected}" for source, expected in known.items())
+            reason = f"both {found[0]} and {found[1]}" if found else "none of them"
+            raise ValueError(
+                f"an observation of width {size} less {size - width} for the extras "
+                f"{list(extras)} must be one of {kinds}; it is {reason}"
+            )
+        return cls(found[0], width, tuple(extras))
+
+    @property
+    def size(self) -> int:
+        """Width of an observation."""
+        return observation_size(self.width, self.extras)
+
+    @property
+    def hidden_size(self) -> int | None:
+        """k, the target's width; None for a policy of text alone."""
+        return {"features": self.width, "taps": self.width // 3}.get(self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold."""
+        return {"source": self.source, "width": self.width, "extras": list(self.extras)}
+
+    @classmethod
+    def from_dict(cls, content: object) -> ObservationSpec:
+        """What `to_dict` described.
+
+        Raises:
+            ValueError: it is no such description.
+        """
+        keys = {"source", "width", "extras"}
+        if not isinstance(content, Mapping) or content.keys() != keys:
+            raise ValueError(f"an observation must be described by {sorted(keys)}, got {content!r}")
+        extras = content["extras"]
+        if not isinstance(extras, list):
+            raise ValueError(f"extras must be a list of names, got {extras!r}")
+        return cls(content["source"], content["width"], tuple(extras))
+
+
+def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
+    """SentenceBERT on the CPU, as a function from a text to its (384,) float32 embedding.
+
+    Args:
+        model: name or folder of a sentence-transformers model of that width.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        ValueError: the model's embeddings have another width.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        if error.name != "sentence_transformers":
+            raise
+        raise ImportError(
+            "the text of the context needs sentence-transformers: install the extra with "
+            "pip install 'eaglerl[text]'"
+        ) from error
+    sentence_model = SentenceTransformer(model, device="cpu")
+    width = len(sentence_model.encode("", show_progress_bar=False))
+    if width != TEXT_WIDTH:
+        raise ValueError(f"model must give embeddings of width {TEXT_WIDTH}, got {width}")
+    return lambda text: np.asarray(
+        sentence_model.encode(text, show_progress_bar=False), dtype=np.float32
+    )
+
+
+class TextProjection:
+    """Takes an embedding to the width of the features, where these are missing.
+
+    Linear, layer norm, tanh, as in Re-SpS, where it is not trained either: it keeps what is near
+    near. Its weights are drawn from a seed, so that a policy need only remember that.
+    """
+
+    def __init__(self, width: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        # Xavier's variance; the layer norm takes any gain out again.
+        scale = (2.0 / (TEXT_WIDTH + width)) ** 0.5
+        self._weight = scale * torch.randn(width, TEXT_WIDTH, generator=generator)
+        self._width = width
+
+    def __call__(self, embedding: Tensor) -> Tensor:
+        """(width,) float32 from (384,) float32."""
+        return torch.tanh(nn.functional.layer_norm(self._weight @ embedding, (self._width,)))
+
+
+class Observer:
+    """Makes observations from what a decoding loop or a caller has at hand.
+
+    Attributes:
+        spec: what an observation is made of.
+        last_source: where the last one came from: "features", "taps", "context" or
+            "projected_context".
+    """
+
+    def __init__(
+        self,
+        spec: ObservationSpec,
+        *,
+        head: Eagle3DraftHead | None = None,
+        tokenizer: Any = None,
+        text_encoder: TextEncoder | None = None,
+        mean_of_blocks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Set up.
+
+        Args:
+            spec: what an observation is made of.
+            head: reduces taps to features.
+            tokenizer: turns the tokens of a session into text.
+            text_encoder: embeds text; SentenceBERT, loaded when it is first needed, by default.
+            mean_of_blocks: reduce taps to the mean of low, mid and high instead of by the head.
+            seed: of the projection of text.
+
+        Raises:
+            ValueError: the head's features have another width; the message says both.
+        """
+        if head is not None and spec.source == "features":
+            check_head(spec, head)
+        self.spec = spec
+        self.last_source = ""
+        self._head = head
+        self._tokenizer = tokenizer
+        self._encode = text_encoder
+        self._mean_of_blocks = mean_of_blocks
+        self._seed = seed
+        self._projection: TextProjection | None = None
+
+    def observe(
+        self,
+        hidden_states: Tensor | np.ndarray | None = None,
+        context: str | None = None,
+        *,
+        acceptance: float = 0.0,
+        position: int = 0,
+        confidence: np.ndarray | None = None,
+    ) -> np.ndarray | None:
+        """One observation.
+
+        Args:
+            hidden_states: (..., k) or (..., 3k) features; those of the last token are taken.
+            context: the text so far.
+            acceptance: running acceptance length.
+            position: tokens of context.
+            confidence: (8,) log-probabilities of the first draft pass.
+
+        Returns:
+            (size,) float32; None where nothing was given that it could be made of.
+
+        Raises:
+            ValueError: features of another width, or confidence that is wanted and missing.
+        """
+        main = self._main_part(hidden_states, context)
+        if main is None:
+            return None
+        parts = [main]
+        for extra in self.spec.extras:
+            if extra == "confidence":
+                if confidence is None:
+                    raise ValueError(
+                        "the policy reads the confidence of the first draft pass, which is not "
+                        "known before drafting; it decides on traces only"
+                    )
+                parts.append(np.asarray(confidence, dtype=np.float32))
+            else:
+                value = acceptance if extra == "acceptance" else position / POSITION_SCALE
+                parts.append(np.array([value], dtype=np.float32))
+        return np.concatenate(parts)
+
+    def observe_state(self, state: CycleState, acceptance: float = 0.0) -> np.ndarray | None:
+        """The observation of a state, live or of a trace.
+
+        Args:
+            state: of the cycle to come.
+            acceptance: running acceptance length.
+
+        Raises:
+            ValueError: see `observe`; or a policy of text without a tokenizer.
+        """
+        context = self._text_of(state) if self.spec.source == "context" else None
+        return self.observe(
+            state.features,
+            context,
+            acceptance=acceptance,
+            position=state.context_length,
+            confidence=getattr(state, "first_log_probs", None),
+        )
+
+    def _main_part(
+        self, hidden_states: Tensor | np.ndarray | None, context: str | None
+    ) -> np.ndarray | None:
+        if self.spec.source == "context":
+            if context is None:
+                return None
+            self.last_source = "context"
+            return self._embed(context)
+        if hidden_states is not None:
+            return self._from_features(torch.as_tensor(hidden_states))
+        if context is None:
+            return None
+        self.last_source = "projected_context"
+        if self._projection is None:
+            self._projection = TextProjection(self.spec.width, self._seed)
+        return self._projection(torch.from_numpy(self._embed(context))).numpy()
+
+    @torch.no_grad()
+    def _from_features(self, hidden: Tensor) -> np.ndarray:
+        row = hidden.reshape(-1, hidden.shape[-1])[-1]
+        width = self.spec.width
+        self.last_source = self.spec.source
+        if row.shape[0] == width:
+            return row.float().cpu().numpy().copy()
+        if self.spec.source != "features" or row.shape[0] != 3 * width:
+            wanted = f"{width} or {3 * width}" if self.spec.source == "features" else str(width)
+            raise ValueError(f"hidden_states must be of width {wanted}, got {row.shape[0]}")
+        if self._mean_of_blocks:
+            return row.float().unflatten(0, (3, width)).mean(0).cpu().numpy()
+        if self._head is None:
+            raise ValueError(
+                f"hidden_states of width {3 * width} must be reduced to {width}, for which the "
+                "policy needs the draft head: give it head"
+            )
+        return self._head.reduce(row.to(self._head.fc.weight.dtype)).float().cpu().numpy()
+
+    def _embed(self, text: str) -> np.ndarray:
+        if self._encode is None:
+            self._encode = sentence_encoder()
+        embedding = np.asarray(self._encode(text), dtype=np.float32)
+        if embedding.shape != (TEXT_WIDTH,):
+            raise ValueError(
+                f"text_encoder must give an embedding of shape ({TEXT_WIDTH},), got "
+                f"{embedding.shape}"
+            )
+        return embedding
+
+    def _text_of(self, state: CycleState) -> str:
+        if self._tokenizer is None or state.text is None:
+            raise ValueError("a policy of the context needs a tokenizer and a state with its text")
+        return self._tokenizer.decode(state.text().token_ids, skip_special_tokens=True)
+
+
+def check_head(spec: ObservationSpec, head: Eagle3DraftHead) -> None:
+    """Make sure that a draft head gives the features that a policy reads.
+
+    Raises:
+        ValueError: it does not; the message says both widths.
+    """
+    config = head.config
+    given = 3 * config.feature_hidden_size if spec.source == "taps" else config.hidden_size
+    if spec.source != "context" and given != spec.width:
+        raise ValueError(
+            f"the policy reads {spec.source} of width {spec.width}, the draft head has {given}"
+        )
