@@ -8,7 +8,7 @@ the extras that were asked for; the action is an index into an `ActionSpace`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -124,6 +124,8 @@ class TraceVecEnv(VecEnv):
         reward: the reward; all sequences share its lambda.
     """
 
+    _SAVED = ("nodes", "acceptance", "returns", "steps")
+
     def __init__(
         self,
         traces: Iterable[Trace],
@@ -231,6 +233,28 @@ class TraceVecEnv(VecEnv):
         self._acceptance[indices] = 0.0
         self._returns[indices] = 0.0
         self._steps[indices] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every sequence stands, lambda and the draws: JSON values."""
+        arrays = {name: getattr(self, f"_{name}").tolist() for name in self._SAVED}
+        draws = self._generator.bit_generator.state
+        return {**arrays, "reward": list(self.reward.state()), "draws": draws}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was asked, over the same traces.
+
+        Raises:
+            ValueError: it is of another number of sequences.
+        """
+        if len(state["nodes"]) != self.num_envs:
+            raise ValueError(
+                f"the state must be of {self.num_envs} sequences, got {len(state['nodes'])}"
+            )
+        for name in self._SAVED:
+            own = getattr(self, f"_{name}")
+            own[:] = state[name]
+        self.reward.load_state(state["reward"])
+        self._generator.bit_generator.state = state["draws"]
 
     def close(self) -> None:
         """Nothing to release."""

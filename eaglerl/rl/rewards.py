@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,6 +46,14 @@ class WindowReward:
     def reset(self) -> None:
         """Begin with the initial lambda again."""
         self._tokens, self._seconds = self._initial
+
+    def state(self) -> tuple[float, float]:
+        """The tokens and seconds that lambda is the ratio of; `load_state` takes them back."""
+        return self._tokens, self._seconds
+
+    def load_state(self, state: Sequence[float]) -> None:
+        """Go on with the lambda of a `state`."""
+        self._tokens, self._seconds = (float(value) for value in state)
 
     @property
     def rate(self) -> float:

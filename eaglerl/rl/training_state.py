@@ -1,0 +1,125 @@
+"""The whole state of a stable-baselines3 model as tensors and JSON values, without a pickle.
+
+With it, a run that was killed goes on as if it had not been: parameters, optimizer, buffers,
+counters and the draws of every generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_n_calls",
+    "_episode_num",
+    "_total_timesteps",
+    "_current_progress_remaining",
+    "exploration_rate",
+)
+_REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_ROLLOUT_ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
+
+
+def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `load_model_state` needs to go on with a PPO or DQN.
+
+    Args:
+        model: the model, between two rollouts or while one is being collected by hand.
+
+    Returns:
+        Tensors and JSON values.
+    """
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for index, values in model.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    for name in ("_last_obs", "_last_episode_starts"):
+        value = getattr(model, name)
+        if value is not None:
+            tensors[name] = torch.from_numpy(np.array(value))
+    buffer, names = _buffer(model)
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    if _shares_observations(buffer):
+        # Such a buffer keeps the observation that follows in the next row.
+        filled = min(filled + 1, buffer.buffer_size)
+    for name in names:
+        tensors[f"buffer.{name}"] = torch.from_numpy(np.array(getattr(buffer, name)[:filled]))
+    info: dict[str, Any] = {
+        name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)
+    }
+    info["buffer"] = {"pos": buffer.pos, "full": buffer.full}
+    info["episodes"] = [dict(episode) for episode in model.ep_info_buffer or ()]
+    tensors["torch_draws"] = torch.get_rng_state()
+    name, keys, *rest = np.random.get_state()
+    info["numpy_draws"] = [name, keys.tolist(), *rest]
+    version, values, gauss = random.getstate()
+    info["python_draws"] = [version, list(values), gauss]
+    info["action_draws"] = model.action_space.np_random.bit_generator.state
+    return tensors, info
+
+
+def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Go on where `model_state` was asked, with a model of the same settings.
+
+    Raises:
+        ValueError: the tensors are not those of such a model.
+    """
+    policy = _with_prefix(tensors, "policy.")
+    try:
+        model.policy.load_state_dict(policy)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint is of another network: {error}") from error
+    optimizer = model.policy.optimizer.state_dict()
+    optimizer["state"] = {}
+    for key, value in _with_prefix(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        optimizer["state"].setdefault(int(index), {})[name] = value
+    model.policy.optimizer.load_state_dict(optimizer)
+    for name in ("_last_obs", "_last_episode_starts"):
+        if name in tensors:
+            setattr(model, name, tensors[name].numpy().copy())
+    buffer, names = _buffer(model)
+    for name in names:
+        values = tensors[f"buffer.{name}"].numpy()
+        getattr(buffer, name)[: len(values)] = values
+    buffer.pos, buffer.full = info["buffer"]["pos"], info["buffer"]["full"]
+    for name in _COUNTERS:
+        if name in info:
+            setattr(model, name, info[name])
+    if model.ep_info_buffer is not None:
+        model.ep_info_buffer.clear()
+        model.ep_info_buffer.extend(info["episodes"])
+    torch.set_rng_state(tensors["torch_draws"])
+    name, keys, *rest = info["numpy_draws"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, values, gauss = info["python_draws"]
+    random.setstate((version, tuple(values), gauss))
+    model.action_space.np_random.bit_generator.state = info["action_draws"]
+
+
+def _buffer(model: Any) -> tuple[Any, tuple[str, ...]]:
+    replay = getattr(model, "replay_buffer", None)
+    if replay is None:
+        return model.rollout_buffer, _ROLLOUT_ARRAYS
+    names = _REPLAY_ARRAYS
+    if _shares_observations(replay):
+        names = tuple(name for name in names if name != "next_observations")
+    return replay, names
+
+
+def _shares_observations(buffer: Any) -> bool:
+    return bool(getattr(buffer, "optimize_memory_usage", False))
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
