@@ -82,7 +82,8 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
     });
   }
 
-  // Adaptive: decides between holding and deciding.
+  // Adaptive: decides between holding and deciding. Only here are the features known as a whole, so
+  // a sequence that holds has had its part in the first layer's sums, though not in what follows.
   EAGLERL_DEVICE void compare() {
     if (call.plan.compares_sketch) add_sketch();
     if (!call.plan.compares_sketch && !call.plan.compares_features) return;
@@ -169,12 +170,13 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
 
   template <class Use>
   EAGLERL_DEVICE void multiply(const DenseLayer& layer, const Rows& x, Use use) {
+    constexpr int kStepRows = kBlockWarps * kWarpRows;
     const auto row_of = [&](int thread, int step) {
-      return (step * kBlockWarps + thread / kWarpLanes) * kRows;
+      return (step * kBlockWarps + thread / kWarpLanes) * kWarpRows;
     };
-    block.template warp_sums<kRows * kSequences>(
-        (layer.out + kBlockWarps * kRows - 1) / (kBlockWarps * kRows),
-        [&](int thread, int step, float (&sums)[kRows * kSequences]) {
+    block.template warp_sums<kWarpRows * kSequences>(
+        (layer.out + kStepRows - 1) / kStepRows,
+        [&](int thread, int step, float (&sums)[kWarpRows * kSequences]) {
           add_products<Block, Weight, kSequences>(static_cast<const Weight*>(layer.weights),
                                                   layer.in, row_of(thread, step), layer.out, x,
                                                   layer.in, thread % kWarpLanes, sums);

@@ -88,7 +88,7 @@ EAGLERL_HOST_DEVICE inline ColumnTile column_tile(const FoldedCall& call, int nu
 inline FoldedPlan plan_folded_decision(const FoldedCall& call) {
   constexpr int32_t kSharedFloats = 10'240;  // 40 KiB: with the rest, what every device grants
   constexpr int64_t kWantedBlocks = 96;      // to spread the matrix over most of a GPU
-  constexpr int32_t kRowStep = 32;           // rows that a block multiplies at a time
+  constexpr int32_t kRowStep = 32;           // rows that a block multiplies in one step
   const auto parts = [](int64_t whole, int64_t part) { return int32_t((whole + part - 1) / part); };
   const int32_t out = call.layers[0].out;
   FoldedPlan plan = {};
@@ -127,8 +127,9 @@ inline FoldedPlan plan_folded_decision(const FoldedCall& call) {
     plan.shared_floats = int32_t(activations);
   }
   plan.ticket_count = plan.groups;
-  plan.partial_floats =
-      int64_t(plan.groups) * plan.column_tiles * plan.block_sequences * plan.partial_width;
+  const int64_t partial_rows = int64_t(plan.groups) * plan.column_tiles * plan.block_sequences;
+  // Activations that follow are read in vectors.
+  plan.partial_floats = (partial_rows * plan.partial_width + 3) / 4 * 4;
   plan.scratch_floats =
       plan.partial_floats + (plan.activations_in_shared ? 0 : plan.groups * activations);
   return plan;

@@ -97,13 +97,14 @@ struct FoldedTile : FoldedBlock<Block, Weight, kSequences> {
     if (row_tile == 0) write_norm_sums(tile);
     const Weight* weights = static_cast<const Weight*>(call.layers[0].weights) +
                             int64_t(tile.piece) * call.width + tile.begin;
-    const int steps = (row_end - row_begin + kBlockWarps * kRows - 1) / (kBlockWarps * kRows);
+    constexpr int kStepRows = kBlockWarps * kWarpRows;
+    const int steps = (row_end - row_begin + kStepRows - 1) / kStepRows;
     const auto row_of = [&](int thread, int step) {
-      return row_begin + (step * kBlockWarps + thread / kWarpLanes) * kRows;
+      return row_begin + (step * kBlockWarps + thread / kWarpLanes) * kWarpRows;
     };
-    block.template warp_sums<kRows * kSequences>(
+    block.template warp_sums<kWarpRows * kSequences>(
         steps,
-        [&](int thread, int step, float (&sums)[kRows * kSequences]) {
+        [&](int thread, int step, float (&sums)[kWarpRows * kSequences]) {
           add_products<Block, Weight, kSequences>(weights, call.layers[0].in, row_of(thread, step),
                                                   row_end, x, tile.columns, thread % kWarpLanes,
                                                   sums);

@@ -80,6 +80,9 @@ def decide_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`fused_encode` without features, for checked arguments on one CUDA device, by one launch.
 
+    Where every action is sure to stay, neither weights nor inputs are read. That an adaptive cache
+    holds is known only after the first layer's sums; such a hit saves the rest.
+
     Nothing waits for the device. What could only be seen by waiting is harmless: a row out of range
     counts as a row of NaN, and a slot out of range changes no record; both get the policy's
     ``fallback_action``. The logits of a slot out of range are NaN.

@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from eaglerl.ops import _encode_cuda
 from eaglerl.ops._decision_cuda import decide_cuda
+from eaglerl.ops._encode_cuda import action_cache_step_cuda, encode_cuda
+from eaglerl.ops.action_cache import ActionCache
 from eaglerl.ops.policy_weights import PolicyWeights
 
 from .reference import ACTIVATIONS, logits_with_bound, wide
@@ -144,9 +147,12 @@ def test_taps_in_one_tensor(emulation: ModuleType) -> None:
     assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
 
 
-def test_wide_layers_do_not_fit_into_shared_memory(emulation: ModuleType) -> None:
-    weights = make_weights(3 * 16, (700, 650), 30, activation="relu")
-    taps = make_taps(9, 16, torch.float32)
+@pytest.mark.parametrize(("sequences", "hidden"), [(9, (700, 650)), (1, (5201, 9))])
+def test_wide_layers_do_not_fit_into_shared_memory(
+    emulation: ModuleType, sequences: int, hidden: tuple[int, ...]
+) -> None:
+    weights = make_weights(3 * 16, hidden, 30, activation="relu")
+    taps = make_taps(sequences, 16, torch.float32)
     decided = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     check(weights, wide(torch.cat(taps, -1)), decided)
 
@@ -237,6 +243,24 @@ def test_first_of_equal_logits_wins(emulation: ModuleType) -> None:
     weights.output_bias[[32, 31, 64]] = 2.0
     action = decide_cuda(weights, *make_taps(2, 5, torch.float32), *[None] * 4, *GREEDY)[1]
     assert action.tolist() == [31, 31]
+
+
+def test_stands_in_where_triton_is_missing(
+    emulation: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_encode_cuda, "has_triton", lambda: False)
+    taps = make_taps(2, 5, torch.float32)
+    before = emulation.launches()
+    for kind, inputs in (("taps", taps), ("features", [torch.cat(taps, -1), None, None])):
+        weights = make_weights(15, (4,), 6, mlp_input=kind)
+        features, *decided = encode_cuda(weights, *inputs, None, None, None, None, *GREEDY, False)
+        assert features is None
+        check(weights, wide(torch.cat(taps, -1)), tuple(decided))
+    cache = ActionCache(2)
+    logits, bins = torch.randn(2, 6), weights.bins
+    action, _ = action_cache_step_cuda(logits, bins, None, cache.state, *[None] * 3, 0, *GREEDY, 0)
+    assert torch.equal(action, logits.argmax(-1).to(torch.int32))
+    assert emulation.launches() == before + 3
 
 
 def test_arguments_that_the_kernels_do_not_take(emulation: ModuleType) -> None:
