@@ -1,0 +1,390 @@
+"""What the published policies share: decisions and their cache, transitions, files, checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.params import CycleState, TreeParams
+from eaglerl.eagle3.session import StepResult
+from eaglerl.ops import PolicyWeights, fused_encode
+from eaglerl.rl.checkpoints import CheckpointFolder
+from eaglerl.rl.identity import head_id
+from eaglerl.rl.observations import Observer, TextEncoder
+from eaglerl.rl.published.persistence import Persistence
+from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.rl.published.statistics import PolicyStatistics
+from eaglerl.rl.published.window import RewardWindow
+from eaglerl.rl.run_log import RunLog
+from eaglerl.rl.trace_world import running_acceptance
+
+if TYPE_CHECKING:
+    from eaglerl.rl.published.learner import Learner
+
+#: Windows between two histograms of actions in the log.
+_HISTOGRAM_INTERVAL = 100
+
+
+class PublishedTreePolicy(Persistence):
+    """A `TreePolicy` under a published name; see `OptimizedSB3DiscretePPOOnlineTreePolicy`.
+
+    Attributes:
+        algorithm: "ppo" or "dqn".
+        settings: what it was set up with.
+        statistics: what it has done.
+        training_mode: whether `choose` explores and `observe` learns.
+    """
+
+    algorithm: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        model_options: Mapping[str, Any],
+        *,
+        head: Eagle3DraftHead | None = None,
+        tokenizer: Any = None,
+        text_encoder: TextEncoder | None = None,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_freq: int = 100,
+        max_checkpoints: int = 3,
+        tensorboard_dir: str | Path | None = None,
+        use_wandb: bool = False,
+        wandb_project: str = "eaglerl",
+        wandb_run_name: str | None = None,
+    ) -> None:
+        """Set up; what needs stable-baselines3 is made when it is first needed.
+
+        Args:
+            settings: see `PolicySettings`.
+            model_options: of the algorithm.
+            head: the draft head, which reduces the target's features.
+            tokenizer: for a policy of the context that decides in the decoding loop.
+            text_encoder: see `Observer`.
+            checkpoint_dir: where to save every `checkpoint_freq` windows; None for nowhere.
+            checkpoint_freq: windows between two checkpoints.
+            max_checkpoints: checkpoints that are kept.
+            tensorboard_dir: where to log for TensorBoard; None for nowhere.
+            use_wandb: log to Weights & Biases, as its own settings say (WANDB_MODE=offline works).
+            wandb_project: its project.
+            wandb_run_name: its run.
+
+        Raises:
+            ValueError: a value out of its range, or a head that does not fit.
+            ImportError: Weights & Biases was asked for and is not installed.
+        """
+        if not isinstance(checkpoint_freq, int) or checkpoint_freq < 1:
+            raise ValueError(f"checkpoint_freq must be an int of at least 1, got {checkpoint_freq}")
+        self.settings = settings
+        self.training_mode = False
+        self._model_options = dict(model_options)
+        self._head_id = None if head is None else head_id(head)
+        self._observer = Observer(
+            settings.spec,
+            head=head,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            mean_of_blocks=settings.reference,
+            seed=settings.seed,
+        )
+        self._learner: Learner | None = None
+        self._weights: PolicyWeights | None = None
+        self._window = RewardWindow(settings.reward, published=settings.reference)
+        self._log = RunLog(
+            tensorboard_dir,
+            wandb_project=wandb_project if use_wandb else None,
+            wandb_run_name=wandb_run_name,
+            configuration=self.configuration,
+        )
+        self._checkpoints: CheckpointFolder | None = None
+        if checkpoint_dir is not None:
+            self._checkpoints = CheckpointFolder(
+                checkpoint_dir, self.configuration, max_checkpoints
+            )
+        self._checkpoint_freq = checkpoint_freq
+        self.statistics = PolicyStatistics()
+        self._training: dict[str, Any] = {}
+        self._draws = 0
+        self._forget_sequence()
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """JSON values that a resumed run must share."""
+        return {
+            "algorithm": self.algorithm,
+            **self.settings.to_dict(),
+            **{f"model.{name}": value for name, value in self._model_options.items()},
+        }
+
+    @property
+    def formulation(self) -> str:
+        """What is solved: "contextual bandit" where nothing after a window counts."""
+        bandit = self.settings.reference or not self._model_options["gamma"]
+        return "contextual bandit" if bandit else "Markov decision process"
+
+    @property
+    def default_params(self) -> TreeParams:
+        """The tree without a state."""
+        return self.settings.actions[self.settings.fallback_action]
+
+    @property
+    def weights(self) -> PolicyWeights:
+        """What inference runs through, as of the last update."""
+        if self._weights is None:
+            self._weights = self.learner.weights(
+                self.settings.actions.bins,
+                mlp_input="taps" if self.settings.spec.source == "taps" else "features",
+                fallback_action=self.settings.fallback_action,
+            )
+        return self._weights
+
+    @property
+    def learner(self) -> Learner:
+        """The algorithm; needs stable-baselines3.
+
+        Raises:
+            ImportError: it is not installed.
+        """
+        if self._learner is None:
+            try:
+                self._learner = self._make_learner()
+            except ModuleNotFoundError as error:
+                if error.name not in ("gymnasium", "stable_baselines3"):
+                    raise
+                raise ImportError(
+                    f"training needs {error.name}: install the extra with pip install 'eaglerl[rl]'"
+                ) from error
+            if self._weights is not None:
+                self._learner.load_actor(self._weights)
+            self._learner.model.set_logger(self._log.logger)
+        return self._learner
+
+    @abstractmethod
+    def _make_learner(self) -> Learner:
+        """A learner whose model is new."""
+
+    @abstractmethod
+    def new_model(self, env: Any, **changes: Any) -> Any:
+        """A model of stable-baselines3 as the policy's own, for environments to be learned from.
+
+        Args:
+            env: one or many, of this policy's spaces.
+            changes: arguments that differ from the policy's own.
+        """
+
+    def predict_parameters(
+        self,
+        context: str | None = None,
+        hidden_states: torch.Tensor | np.ndarray | None = None,
+        training_mode: bool = False,
+    ) -> tuple[int, int, int]:
+        """The tree of the next cycle.
+
+        Args:
+            context: the text so far, for policies that read it, or where features are missing.
+            hidden_states: (..., k) or (..., 3k) features; those of the last token are taken.
+            training_mode: explore, and remember the decision for `update_policy`.
+
+        Returns:
+            total_tokens, depth and top_k; the default tree if nothing was given to decide by.
+
+        Raises:
+            ValueError: features of another width, or extras that only `choose` knows.
+        """
+        extras = self.settings.spec.extras
+        if extras:
+            raise ValueError(f"a policy with the extras {list(extras)} must be asked by choose()")
+        if not self.settings.use_eagle3_features:
+            hidden_states = None
+        tree = self._decide(lambda: self._observer.observe(hidden_states, context), training_mode)
+        return tree.total_tokens, tree.depth, tree.top_k
+
+    def update_policy(
+        self,
+        reward: float | None = None,
+        generation_time: float | None = None,
+        new_tokens: int | None = None,
+        training_mode: bool = True,
+    ) -> None:
+        """Tell what came of the cycle after `predict_parameters`.
+
+        Args:
+            reward: of the cycle; not needed with the other two, whose sums say more.
+            generation_time: seconds, drafting included.
+            new_tokens: what it emitted.
+            training_mode: False does nothing.
+
+        Raises:
+            ValueError: neither a reward nor both of the others.
+        """
+        if not training_mode:
+            return
+        self._window.add(reward, generation_time, new_tokens)
+        if self.settings.reference and self._window.cycles >= self.settings.interval:
+            self._close_window(None, done=True)
+
+    def reset(self) -> None:
+        """End the sequence: its last window is learned from, the cached decision forgotten."""
+        self._close_window(None, done=True)
+        self.statistics.counts["sequences"] += 1
+        self._forget_sequence()
+
+    def choose(self, state: CycleState) -> TreeParams:
+        """The tree of the next cycle; see `TreePolicy`.
+
+        Raises:
+            ValueError: the state lacks what the policy reads.
+        """
+        if self.settings.reference and state.last_result is None:
+            # The first tree is drafted before the policy is asked.
+            return self.default_params
+        return self._decide(
+            lambda: self._observer.observe_state(state, self._running_acceptance()),
+            self.training_mode,
+        )
+
+    def observe(self, result: StepResult) -> None:
+        """Learn from a cycle, in training mode; see `TreePolicy`."""
+        tokens = len(result.token_ids)
+        if not self.settings.reference:
+            self._window.add(seconds=result.seconds, tokens=tokens)
+            return
+        # As published: without the time of drafting, for the action after the one that drafted.
+        late, self._late = self._late, (tokens / result.verify_seconds)
+        self._window.total_tokens += tokens
+        self._window.total_seconds += result.seconds
+        if late is not None and self.training_mode:
+            self.update_policy(late)
+
+    def fused(self) -> FusedPolicy:
+        """The same decisions inside the decoding loop's own calls, for inference.
+
+        Raises:
+            ValueError: the policy reads something that the loop's calls do not.
+        """
+        spec = self.settings.spec
+        if spec.source == "context" or spec.extras:
+            raise ValueError(
+                f"a policy of {spec.source} with the extras {list(spec.extras)} cannot decide "
+                "within the decoding loop's calls; use it as it is"
+            )
+        return FusedPolicy(
+            self.weights,
+            action_cache_steps=self.settings.interval,
+            temperature=self._temperature(),
+            seed=self.settings.seed,
+        )
+
+    def set_max_timesteps(self, windows: int) -> None:
+        """Say after how many windows schedules have run off; 10,000 by default."""
+        self.learner.total_windows = windows
+
+    def close(self) -> None:
+        """Learn from the last window and close the logs."""
+        self._close_window(None, done=True)
+        self._log.close()
+
+    def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:
+        counts = self.statistics.counts
+        if self._cached is not None and self._served < self.settings.interval:
+            self._served += 1
+            counts["hits"] += 1
+            return self._cached
+        observation = observe()
+        if observation is None:
+            counts["defaults"] += 1
+            return self.default_params
+        counts["misses"] += 1
+        self.statistics.sources[self._observer.last_source] += 1
+        self._close_window(observation, done=False)
+        if training:
+            action = self.learner.act(observation)
+            self._pending = (observation, action)
+        else:
+            action = self._infer(observation)
+        self.statistics.actions[action] += 1
+        self._cached, self._served = self.settings.actions[action], 1
+        return self._cached
+
+    def _infer(self, observation: np.ndarray) -> int:
+        """The action at an observation, without exploring."""
+        self._draws += 1
+        output = fused_encode(
+            torch.from_numpy(observation)[None],
+            None,
+            None,
+            self.weights,
+            temperature=self._temperature(),
+            seed=self.settings.seed,
+            offset=self._draws,
+            return_features=False,
+        )
+        return int(output.action)
+
+    def _temperature(self) -> float:
+        settings = self.settings
+        return settings.inference_temperature if settings.max_entropy_inference else 0.0
+
+    def _running_acceptance(self) -> float:
+        """As the environments show it: up to the window that ends now."""
+        window = self._window
+        if window.cycles:
+            tokens, cycles = np.array([window.tokens]), np.array([window.cycles])
+            return float(running_acceptance(self._acceptance, tokens, cycles)[0])
+        return float(self._acceptance[0])
+
+    def _close_window(self, following: np.ndarray | None, *, done: bool) -> None:
+        """Learn from the decision in force: its window is over."""
+        window = self._window
+        if not window.cycles:
+            self._pending = None
+            return
+        self._acceptance = np.array([self._running_acceptance()])
+        seconds, spread = window.seconds, window.spread
+        reward = window.close()
+        if self._pending is None or reward is None:
+            return
+        (observation, action), self._pending = self._pending, None
+        following = observation if following is None else following
+        if self.learner.add(
+            observation, action, reward, following, done or self.settings.reference
+        ):
+            self._weights = None
+            self.statistics.counts["updates"] += 1
+        self.statistics.counts["windows"] += 1
+        self.statistics.rewards.append(reward)
+        self._log_window(reward, seconds, spread, action)
+        windows = self.statistics.counts["windows"]
+        if self._checkpoints is not None and windows % self._checkpoint_freq == 0:
+            self.save_checkpoint()
+
+    def _log_window(self, reward: float, seconds: float, spread: float, action: int) -> None:
+        values = {
+            "policy/reward": reward,
+            "policy/mean_reward": self.statistics.mean_reward,
+            "policy/reward_spread_in_window": spread,
+            "policy/window_seconds": seconds,
+            "policy/tokens_per_second": self._window.tokens_per_second,
+            "policy/hit_rate": self.statistics.hit_rate,
+            "policy/feature_source": self._observer.last_source,
+            "policy/action": action,
+            "train/learning_rate": self.learner.model.policy.optimizer.param_groups[0]["lr"],
+        }
+        windows = self.statistics.counts["windows"]
+        histogram = self.statistics.actions if windows % _HISTOGRAM_INTERVAL == 0 else None
+        self._log.write(windows, values, histogram)
+
+    def _forget_sequence(self) -> None:
+        self._cached: TreeParams | None = None
+        self._served = 0
+        self._pending: tuple[np.ndarray, int] | None = None
+        self._acceptance = np.zeros(1)
+        self._late: float | None = None
+        self._window.clear()

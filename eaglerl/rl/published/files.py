@@ -1,0 +1,138 @@
+"""A policy in a folder: ``model.safetensors`` and ``config.json`` of its weights, ``policy.json``.
+
+Inference reads nothing else: no pickle, no archive of stable-baselines3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eaglerl.files import atomic_path
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.published.settings import PolicySettings
+
+FORMAT = "eaglerl-tree-policy"
+VERSION = 1
+CARD_NAME = "policy.json"
+
+
+def write_policy_folder(
+    path: str | Path,
+    weights: PolicyWeights,
+    settings: PolicySettings,
+    *,
+    algorithm: str,
+    model: Mapping[str, Any],
+    head_id: str | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a policy; the card comes last, and makes the folder one.
+
+    Args:
+        path: the folder.
+        weights: what inference runs through.
+        settings: of the policy.
+        algorithm: "ppo" or "dqn".
+        model: options of the algorithm, JSON values.
+        head_id: hash of the draft head whose features it reads, where that is known.
+        training: JSON values on where it comes from.
+    """
+    folder = Path(path)
+    weights.save_pretrained(folder)
+    card = {
+        "format": FORMAT,
+        "version": VERSION,
+        "algorithm": algorithm,
+        "head_id": head_id,
+        "settings": settings.to_dict(),
+        "model": dict(model),
+        "training": dict(training or {}),
+    }
+    with atomic_path(folder / CARD_NAME) as temporary:
+        temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def read_card(path: str | Path, *, algorithm: str | None = None) -> dict[str, Any]:
+    """Read a policy's card; its "settings" are `PolicySettings`.
+
+    Args:
+        path: the policy's folder.
+        algorithm: that the policy must be of.
+
+    Raises:
+        ValueError: the folder holds no such policy, or one of another algorithm.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ValueError(
+            f"path must be the folder of a policy, got the file {str(path)!r}; archives and "
+            "pickles are never opened"
+        )
+    file = folder / CARD_NAME
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f'{str(file)!r} is no policy: "format" must be "{FORMAT}"')
+    if card.get("version") != VERSION:
+        raise ValueError(f"version of {str(file)!r} must be {VERSION}, got {card.get('version')!r}")
+    if algorithm is not None and card.get("algorithm") != algorithm:
+        raise ValueError(
+            f"the policy in {str(folder)!r} is of the algorithm {card.get('algorithm')!r}, "
+            f"wanted {algorithm!r}"
+        )
+    for name, kind in (("head_id", str | None), ("model", dict), ("training", dict)):
+        if not isinstance(card.get(name), kind):
+            raise ValueError(f"{name!r} of {str(file)!r} is {card.get(name)!r}")
+    try:
+        card["settings"] = PolicySettings.from_dict(card.get("settings"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r}: {error}") from error
+    return card
+
+
+def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:
+    """Read the weights of a policy whose card was read.
+
+    Raises:
+        ValueError: they cannot be read, or are not those that the card tells of.
+    """
+    weights = PolicyWeights.from_pretrained(path)
+    if weights.mlp_in_features != settings.spec.size:
+        raise ValueError(
+            f"the weights in {str(path)!r} read observations of width {weights.mlp_in_features}, "
+            f"the card says {settings.spec.size}"
+        )
+    if not torch.equal(weights.bins, settings.actions.bins):
+        raise ValueError(
+            f"the weights in {str(path)!r} choose from {weights.num_actions} actions, the card "
+            f"lists others: {settings.actions}"
+        )
+    return weights
+
+
+def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Make sure that a policy is of the width, actions and draft head that it is to be used with.
+
+    Args:
+        card: from `read_card`.
+        wanted: of "hidden_size", "actions" and "head_id" those that are known; None for any.
+
+    Raises:
+        ValueError: one is another; the message says both.
+    """
+    settings: PolicySettings = card["settings"]
+    own = {
+        "hidden_size": settings.spec.hidden_size,
+        "actions": settings.actions,
+        "head_id": card["head_id"],
+    }
+    for name, value in wanted.items():
+        if value is not None and own[name] is not None and value != own[name]:
+            raise ValueError(f"{name} of the policy is {own[name]}, wanted {value}")

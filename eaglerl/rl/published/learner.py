@@ -1,0 +1,289 @@
+"""stable-baselines3's PPO and DQN, fed one transition at a time by a decoding loop.
+
+Their own buffers, losses and optimizers do the learning; what is here only hands them what the loop
+has seen.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.environments import observation_space
+from eaglerl.rl.standardize import Standardization
+from eaglerl.rl.training_state import load_model_state, model_state
+
+
+class SpacesOnly(gym.Env):
+    """What a model must know of an environment that the decoding loop stands for."""
+
+    def __init__(self, size: int, num_actions: int) -> None:
+        self.observation_space = observation_space(size)
+        self.action_space = gym.spaces.Discrete(num_actions)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """An observation of zeros."""
+        super().reset(seed=seed)
+        return np.zeros(self.observation_space.shape, np.float32), {}
+
+    def step(self, action: int):
+        """Nothing steps it.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("the decoding loop steps, not this environment")
+
+
+class ReLUDropout(nn.ReLU):
+    """ReLU, then dropout: one layer, so that a model's parameters keep their names."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self._probability = probability
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Drop out in training mode."""
+        return nn.functional.dropout(super().forward(values), self._probability, self.training)
+
+
+class Learner(ABC):
+    """A model that learns from single transitions.
+
+    Attributes:
+        model: the PPO or DQN.
+        standardization: what the model's observations went through.
+        total_windows: transitions until schedules have run off.
+        drops_out: whether what is dropped out in training is while deciding, too.
+    """
+
+    drops_out = False
+
+    def __init__(
+        self, model: PPO | DQN, standardization: Standardization, total_windows: int = 10_000
+    ) -> None:
+        self.model = model
+        self.standardization = standardization
+        self.total_windows = total_windows
+        model.set_logger(Logger(None, []))
+        model.policy.set_training_mode(False)
+
+    @abstractmethod
+    def act(self, observation: np.ndarray) -> int:
+        """An action of the exploring policy at an observation (size,)."""
+
+    @abstractmethod
+    def add(
+        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+    ) -> bool:
+        """Take in a transition; the action is the last that `act` gave at the observation.
+
+        Returns:
+            Whether the parameters have changed.
+        """
+
+    @abstractmethod
+    def actor(self) -> list[nn.Module]:
+        """Layers from the observation to the actions' scores."""
+
+    def weights(self, bins: torch.Tensor, **options: Any) -> PolicyWeights:
+        """The actor as it is needed for inference.
+
+        Args:
+            bins: (A, 3) parameters of the actions.
+            options: see `PolicyWeights.from_modules`.
+        """
+        # A subclass of an activation that also drops out is that activation at inference.
+        layers = [nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in self.actor()]
+        return self.standardization.fold_into(PolicyWeights.from_modules(layers, bins, **options))
+
+    def load_actor(self, weights: PolicyWeights) -> None:
+        """Take the actor's parameters over."""
+        weights = self.standardization.unfold_from(weights)
+        linears = [layer for layer in self.actor() if isinstance(layer, nn.Linear)]
+        matrices = (*weights.hidden_weights, weights.output_weight)
+        biases = (*weights.hidden_biases, weights.output_bias)
+        with torch.no_grad():
+            for linear, matrix, bias in zip(linears, matrices, biases, strict=True):
+                linear.weight.copy_(matrix)
+                linear.bias.copy_(bias)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything that a checkpoint must hold."""
+        tensors, info = model_state(self.model)
+        tensors["mean"] = torch.from_numpy(self.standardization.mean)
+        tensors["scale"] = torch.from_numpy(self.standardization.scale)
+        return tensors, info
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> None:
+        """Go on where `state` was asked.
+
+        Raises:
+            ValueError: the tensors are of another network.
+        """
+        load_model_state(self.model, tensors, info)
+        self.standardization = Standardization(tensors["mean"].numpy(), tensors["scale"].numpy())
+
+    def _count(self) -> None:
+        self.model.num_timesteps += 1
+        done = min(self.model.num_timesteps, self.total_windows)
+        self.model._update_current_progress_remaining(done, self.total_windows)
+
+    def _row(self, observation: np.ndarray) -> np.ndarray:
+        return self.standardization(observation)[None]
+
+    def _train(self, **options: int) -> bool:
+        self.model.train(**options)
+        self.model.policy.set_training_mode(self.drops_out)
+        return True
+
+
+class PPOLearner(Learner):
+    """PPO: learns whenever its rollout buffer is full."""
+
+    def __init__(self, model: PPO, standardization: Standardization, **options: Any) -> None:
+        super().__init__(model, standardization, **options)
+        self._starts = np.ones(1, dtype=bool)
+        self._values = self._log_probs = torch.zeros(1)
+
+    def act(self, observation: np.ndarray) -> int:
+        """A draw of the stochastic policy."""
+        with torch.no_grad():
+            row = torch.from_numpy(self._row(observation)).to(self.model.device)
+            actions, self._values, self._log_probs = self.model.policy(row)
+        return int(actions[0])
+
+    def add(
+        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+    ) -> bool:
+        """See `Learner`."""
+        buffer, dones = self.model.rollout_buffer, np.array([done])
+        buffer.add(
+            self._row(observation),
+            np.array([[action]]),
+            np.array([reward], dtype=np.float32),
+            self._starts,
+            self._values,
+            self._log_probs,
+        )
+        self._starts = dones
+        self._count()
+        if not buffer.full:
+            return False
+        with torch.no_grad():
+            row = torch.from_numpy(self._row(following)).to(self.model.device)
+            last = self.model.policy.predict_values(row)
+        buffer.compute_returns_and_advantage(last_values=last, dones=dones)
+        self._train()
+        buffer.reset()
+        return True
+
+    def actor(self) -> list[nn.Module]:
+        """See `Learner`."""
+        policy = self.model.policy
+        return [*policy.mlp_extractor.policy_net, policy.action_net]
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See `Learner`."""
+        tensors, info = super().state()
+        return tensors, {**info, "starts": bool(self._starts[0])}
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> None:
+        """See `Learner`."""
+        super().load_state(tensors, info)
+        self._starts = np.array([info["starts"]])
+
+
+class DQNLearner(Learner):
+    """DQN: learns from every transition once its replay buffer holds a batch.
+
+    Attributes:
+        epsilon: probability of exploring.
+    """
+
+    def __init__(
+        self,
+        model: DQN,
+        standardization: Standardization,
+        *,
+        epsilon: tuple[float, float, float],
+        temperature: float | None = None,
+        published: bool = False,
+        **options: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: the model.
+            standardization: of its observations.
+            epsilon: at the start, at the end, and its factor per update.
+            temperature: of the softmax over the values that exploration draws from; evenly without.
+            published: draw from a softmax where nothing is explored too, of half the temperature.
+            options: see `Learner`.
+        """
+        super().__init__(model, standardization, **options)
+        self.epsilon, self._lowest, self._decay = epsilon
+        self._temperature = temperature
+        self._published = self.drops_out = published
+        model.policy.set_training_mode(published)
+
+    def act(self, observation: np.ndarray) -> int:
+        """The best action, or with probability epsilon another."""
+        explores = np.random.random() < self.epsilon
+        if explores and self._temperature is None:
+            return int(self.model.action_space.sample())
+        with torch.no_grad():
+            row = torch.from_numpy(self._row(observation)).to(self.model.device)
+            values = self.model.q_net(row)[0]
+        if explores or self._published:
+            temperature = self._temperature * (1.0 if explores else 0.5)
+            return int(torch.multinomial(torch.softmax(values / temperature, -1), 1))
+        return int(values.argmax())
+
+    def add(
+        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+    ) -> bool:
+        """See `Learner`."""
+        model = self.model
+        model.replay_buffer.add(
+            self._row(observation),
+            self._row(following),
+            np.array([[action]]),
+            np.array([reward], dtype=np.float32),
+            np.array([done]),
+            [{}],
+        )
+        self._count()
+        model._on_step()
+        if model.replay_buffer.size() < model.batch_size:
+            return False
+        self.epsilon = max(self._lowest, self.epsilon * self._decay)
+        return self._train(gradient_steps=1, batch_size=model.batch_size)
+
+    def actor(self) -> list[nn.Module]:
+        """See `Learner`."""
+        return list(self.model.q_net.q_net)
+
+    def load_actor(self, weights: PolicyWeights) -> None:
+        """See `Learner`; the target network takes them over too."""
+        super().load_actor(weights)
+        self.model.q_net_target.load_state_dict(self.model.q_net.state_dict())
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """See `Learner`."""
+        tensors, info = super().state()
+        return tensors, {**info, "epsilon": self.epsilon}
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> None:
+        """See `Learner`."""
+        super().load_state(tensors, info)
+        self.epsilon = info["epsilon"]

@@ -1,0 +1,35 @@
+"""Loading a policy whose algorithm the folder tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from eaglerl.rl.published.base import PublishedTreePolicy
+from eaglerl.rl.published.dqn import OptimizedOnlineTreePolicy
+from eaglerl.rl.published.files import read_card
+from eaglerl.rl.published.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
+
+POLICIES: dict[str, type[PublishedTreePolicy]] = {
+    policy.algorithm: policy
+    for policy in (OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy)
+}
+
+
+def load_policy(path: str | Path, **options: Any) -> PublishedTreePolicy:
+    """Read a policy of either algorithm.
+
+    Args:
+        path: folder that its `save` wrote.
+        options: see `PublishedTreePolicy.load`.
+
+    Raises:
+        ValueError: see there; or an algorithm that is none of these.
+    """
+    algorithm = read_card(path)["algorithm"]
+    if algorithm not in POLICIES:
+        raise ValueError(
+            f"algorithm of the policy in {str(path)!r} must be one of {sorted(POLICIES)}, got "
+            f"{algorithm!r}"
+        )
+    return POLICIES[algorithm].load(path, **options)

@@ -1,0 +1,165 @@
+"""Policies on disk, and what is told of them: files for inference, checkpoints, statistics."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.checkpoints import CheckpointFolder
+from eaglerl.rl.published.files import check_wanted, read_card, read_weights, write_policy_folder
+from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.rl.published.statistics import PolicyStatistics
+from eaglerl.rl.published.window import RewardWindow
+
+if TYPE_CHECKING:
+    from eaglerl.rl.published.learner import Learner
+    from eaglerl.rl.standardize import Standardization
+
+
+class Persistence(ABC):
+    """The part of a `PublishedTreePolicy` that saves, loads, resumes and reports."""
+
+    algorithm: ClassVar[str]
+    settings: PolicySettings
+    statistics: PolicyStatistics
+    formulation: str
+    weights: PolicyWeights
+    learner: Learner
+    _checkpoints: CheckpointFolder | None
+    _head_id: str | None
+    _model_options: dict[str, Any]
+    _training: dict[str, Any]
+    _weights: PolicyWeights | None
+    _window: RewardWindow
+
+    def save(self, path: str | Path) -> None:
+        """Write what inference needs into a folder: safetensors and JSON."""
+        write_policy_folder(
+            path,
+            self.weights,
+            self.settings,
+            algorithm=self.algorithm,
+            model=self._model_options,
+            head_id=self._head_id,
+            training={**self._training, "windows": self.statistics.counts["windows"]},
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        hidden_size: int | None = None,
+        actions: ActionSpace | None = None,
+        head: Eagle3DraftHead | None = None,
+        **options: Any,
+    ) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder.
+            hidden_size: k that is wanted; any without.
+            actions: trees that are wanted; any without.
+            head: the draft head that it is to be used with.
+            options: see `__init__`; settings come from the folder.
+
+        Raises:
+            ValueError: a file is missing or malformed, or the policy is of another algorithm, k,
+                actions or head; the message says both.
+        """
+        card = read_card(path, algorithm=cls.algorithm)
+        check_wanted(card, {"hidden_size": hidden_size, "actions": actions})
+        # A head of another width is told by its width: that says more than a hash.
+        policy = cls(settings=card["settings"], head=head, **card["model"], **options)
+        check_wanted(card, {"head_id": policy._head_id})
+        policy._weights = read_weights(path, card["settings"])
+        policy._head_id = card["head_id"] or policy._head_id
+        policy._training = card["training"]
+        return policy
+
+    def adopt(
+        self,
+        model: Any,
+        standardization: Standardization | None = None,
+        *,
+        head_id: str | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take over what a model from `new_model` has learned.
+
+        Args:
+            model: the model.
+            standardization: of its observations.
+            head_id: hash of the draft head whose features they are.
+            training: JSON values for the card.
+        """
+        learner = self.learner
+        if standardization is not None:
+            learner.standardization = standardization
+        learner.model.policy.load_state_dict(model.policy.state_dict())
+        self._weights = None
+        self._head_id = head_id or self._head_id
+        self._training = dict(training or {})
+
+    def save_checkpoint(self) -> Path:
+        """Write a checkpoint now.
+
+        Raises:
+            ValueError: the policy has no checkpoint_dir.
+        """
+        tensors, info = self.learner.state()
+        info["policy"] = {
+            "window": self._window.state(),
+            "statistics": self.statistics.state(),
+        }
+        return self._checkpoint_folder().save(self.statistics.counts["windows"], tensors, info)
+
+    def resume(self) -> bool:
+        """Go on with the newest checkpoint that can be read, at the start of a sequence.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ValueError: it is of another configuration, or there is no checkpoint_dir.
+        """
+        checkpoint = self._checkpoint_folder().newest()
+        if checkpoint is None:
+            return False
+        self.learner.load_state(checkpoint.tensors, checkpoint.info)
+        saved = checkpoint.info["policy"]
+        self._window.load_state(saved["window"])
+        self.statistics.load_state(saved["statistics"])
+        self._weights = None
+        self._forget_sequence()
+        return True
+
+    def get_resume_info(self) -> dict[str, Any]:
+        """What a driver needs to skip what was done, and the newest checkpoint."""
+        files = [] if self._checkpoints is None else self._checkpoints.files()
+        return {
+            "windows": self.statistics.counts["windows"],
+            "sequences": self.statistics.counts["sequences"],
+            "seed": self.settings.seed,
+            "checkpoint": str(files[-1]) if files else None,
+        }
+
+    def get_performance_stats(self) -> dict[str, Any]:
+        """Counts, rates and means of what the policy has done."""
+        return {
+            "formulation": self.formulation,
+            **self.statistics.summary(self.settings.actions),
+            "tokens": self._window.total_tokens,
+            "seconds": self._window.total_seconds,
+            "tokens_per_second": self._window.tokens_per_second,
+        }
+
+    def _checkpoint_folder(self) -> CheckpointFolder:
+        if self._checkpoints is None:
+            raise ValueError("the policy has no checkpoint_dir")
+        return self._checkpoints

@@ -1,0 +1,129 @@
+"""PPO that chooses the draft tree, by its published name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from eaglerl.rl.published.base import PublishedTreePolicy
+from eaglerl.rl.published.settings import PolicySettings, split_options
+
+if TYPE_CHECKING:
+    from eaglerl.rl.published.learner import Learner
+
+#: Entropy coefficient of the published standard mode, whatever is asked for.
+_PUBLISHED_STANDARD_ENTROPY = 0.01
+
+
+class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
+    """PPO (Schulman et al. 2017) over draft trees, that of stable-baselines3.
+
+    A decision serves a window of ``action_cache_steps`` cycles, which is one transition. In
+    max-entropy mode the entropy bonus is ``max_entropy_ent_coef``, and actions are drawn at
+    inference too; in standard mode it is ``ent_coef``.
+
+    Put right against the publication; ``reference=True`` restores what is said of it:
+
+    - A cycle's time includes drafting, and its reward goes to the decision that drafted its tree.
+      Reference: without drafting, to the decision of the cycle after.
+    - A window's reward comes from the sums of its tokens and seconds; by default it is tokens -
+      lambda x seconds, whose maximum is that of all tokens over all seconds. Reference: the mean of
+      the cycles' tokens per second.
+    - A sequence's windows follow each other: what comes after one counts, discounted by ``gamma``.
+      Reference: every window is an episode, so that gamma and lambda do nothing.
+    - Taps become the state by the draft head's own reduction. Reference: by their mean.
+    - The first tree is the policy's own. Reference: (96, 8, 20), where that is an action.
+    - ``ent_coef`` is honoured. Reference: it is 0.01 in standard mode.
+    - Without the cache, a decision is one cycle's; both can be turned off.
+
+    Nothing is dropped out at inference, which needs no stable-baselines3: see `fused` for the one
+    without any overhead in the decoding loop.
+    """
+
+    algorithm = "ppo"
+
+    def __init__(
+        self,
+        learning_rate: float = 3e-4,
+        n_steps: int = 64,
+        batch_size: int = 32,
+        n_epochs: int = 4,
+        gamma: float = 0.95,
+        gae_lambda: float = 0.9,
+        clip_range: float = 0.2,
+        ent_coef: float = 0.1,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        *,
+        max_entropy_ent_coef: float = 0.1,
+        net_arch: Sequence[int] | Mapping[str, Sequence[int]] = (64, 64),
+        settings: PolicySettings | None = None,
+        **options: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            learning_rate: of Adam.
+            n_steps: windows between two updates.
+            batch_size: of an update's steps.
+            n_epochs: passes over the windows in an update.
+            gamma: discount per window.
+            gae_lambda: of the generalised advantage estimate.
+            clip_range: of the probability ratio.
+            ent_coef: entropy bonus in standard mode.
+            vf_coef: weight of the value loss.
+            max_grad_norm: gradients are clipped to it.
+            max_entropy_ent_coef: entropy bonus in max-entropy mode.
+            net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
+            settings: see `PolicySettings`; or its fields by their names.
+            options: those, and what `PublishedTreePolicy` takes.
+
+        Raises:
+            ValueError: a value out of its range.
+            TypeError: an unknown option, or fields beside `settings`.
+        """
+        settings, options = split_options(settings, options)
+        if not isinstance(net_arch, Mapping):
+            net_arch = {"pi": net_arch, "vf": net_arch}
+        model = {
+            "learning_rate": learning_rate,
+            "n_steps": n_steps,
+            "batch_size": batch_size,
+            "n_epochs": n_epochs,
+            "gamma": gamma,
+            "gae_lambda": gae_lambda,
+            "clip_range": clip_range,
+            "ent_coef": ent_coef,
+            "vf_coef": vf_coef,
+            "max_grad_norm": max_grad_norm,
+            "max_entropy_ent_coef": max_entropy_ent_coef,
+            "net_arch": {name: list(layers) for name, layers in net_arch.items()},
+        }
+        super().__init__(settings, model, **options)
+
+    @property
+    def entropy_coefficient(self) -> float:
+        """The entropy bonus of the mode."""
+        if self.settings.enable_max_entropy:
+            return self._model_options["max_entropy_ent_coef"]
+        if self.settings.reference:
+            return _PUBLISHED_STANDARD_ENTROPY
+        return self._model_options["ent_coef"]
+
+    def new_model(self, env: Any, **changes: Any) -> Any:
+        """See `PublishedTreePolicy`."""
+        from stable_baselines3 import PPO
+
+        options = dict(self._model_options)
+        net_arch = options.pop("net_arch")
+        options.pop("max_entropy_ent_coef")
+        options |= {"ent_coef": self.entropy_coefficient, "seed": self.settings.seed, **changes}
+        return PPO("MlpPolicy", env, policy_kwargs={"net_arch": net_arch}, device="cpu", **options)
+
+    def _make_learner(self) -> Learner:
+        from eaglerl.rl.published.learner import PPOLearner, SpacesOnly
+        from eaglerl.rl.standardize import Standardization
+
+        size = self.settings.spec.size
+        model = self.new_model(SpacesOnly(size, len(self.settings.actions)))
+        return PPOLearner(model, Standardization.identity(size))

@@ -1,0 +1,139 @@
+"""What all published policies are set up with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.observations import TEXT_WIDTH, ObservationSpec
+from eaglerl.rl.rewards import RewardName
+
+#: The tree of Re-SpS where there is no state.
+PUBLISHED_TREE = TreeParams(96, 8, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """Settings that are saved with a policy, and that a resumed run must share.
+
+    Attributes:
+        hidden_size: k, width of the features.
+        use_eagle3_features: read the target's features; otherwise the context's text, taken to
+            their width.
+        use_context_only_state: read the context's text as it is embedded, instead.
+        observation: what is observed, where that is something else still.
+        actions: the trees; the 177 of the publication by default.
+        action_cache_steps: cycles that a decision serves.
+        action_cache_enabled: False decides at every cycle.
+        enable_max_entropy: explore for entropy: PPO with the larger entropy bonus, DQN with draws
+            from a softmax.
+        max_entropy_inference: draw actions at inference too.
+        inference_temperature: of these draws.
+        reward: see `WindowReward`.
+        reference: behave as published, faults included.
+        seed: of initial parameters and all draws.
+
+    Raises:
+        ValueError: a value out of its range, or two that contradict each other.
+    """
+
+    hidden_size: int = 4096
+    use_eagle3_features: bool = True
+    use_context_only_state: bool = False
+    observation: ObservationSpec | None = None
+    actions: ActionSpace = field(default_factory=ActionSpace.published)
+    action_cache_steps: int = 10
+    action_cache_enabled: bool = True
+    enable_max_entropy: bool = True
+    max_entropy_inference: bool = True
+    inference_temperature: float = 1.5
+    reward: RewardName = "tokens"
+    reference: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("hidden_size", 1), ("action_cache_steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
+        if not self.inference_temperature > 0:
+            raise ValueError(
+                f"inference_temperature must be positive, got {self.inference_temperature}; "
+                "max_entropy_inference=False takes the best action"
+            )
+        if not isinstance(self.actions, ActionSpace):
+            raise ValueError(f"actions must be an ActionSpace, got {self.actions!r}")
+
+    @property
+    def spec(self) -> ObservationSpec:
+        """What is observed."""
+        if self.observation is not None:
+            return self.observation
+        if self.use_context_only_state:
+            return ObservationSpec("context", TEXT_WIDTH)
+        return ObservationSpec("features", self.hidden_size)
+
+    @property
+    def interval(self) -> int:
+        """Cycles that a decision serves."""
+        return self.action_cache_steps if self.action_cache_enabled else 1
+
+    @property
+    def fallback_action(self) -> int:
+        """The action without a state, or where a score is not finite."""
+        return self.actions.index(PUBLISHED_TREE) if PUBLISHED_TREE in self.actions else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["actions"] = self.actions.to_dict()
+        values["observation"] = self.spec.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, content: object) -> PolicySettings:
+        """What `to_dict` described.
+
+        Raises:
+            ValueError: it is no such description; the message says where.
+        """
+        names = {item.name for item in fields(cls)}
+        if not isinstance(content, dict) or content.keys() != names:
+            given = sorted(content) if isinstance(content, dict) else content
+            raise ValueError(f"settings must have {sorted(names)}, got {given}")
+        for item in fields(cls):
+            kind = {"bool": bool, "int": int, "float": (int, float), "RewardName": str}.get(
+                str(item.type)
+            )
+            value = content[item.name]
+            wrong_bool = isinstance(value, bool) and kind is not bool
+            if kind is not None and (not isinstance(value, kind) or wrong_bool):
+                raise ValueError(f"{item.name} must be of type {item.type}, got {value!r}")
+        return cls(
+            **{
+                **content,
+                "actions": ActionSpace.from_dict(content["actions"]),
+                "observation": ObservationSpec.from_dict(content["observation"]),
+            }
+        )
+
+
+def split_options(
+    settings: PolicySettings | None, options: Mapping[str, Any]
+) -> tuple[PolicySettings, dict[str, Any]]:
+    """Settings, and the options that are none.
+
+    Raises:
+        TypeError: fields of the settings beside settings.
+    """
+    names = {item.name for item in fields(PolicySettings)}
+    given = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    if settings is None:
+        return PolicySettings(**given), rest
+    if given:
+        raise TypeError(f"give settings or {sorted(given)}, not both")
+    return settings, rest

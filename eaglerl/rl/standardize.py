@@ -1,0 +1,103 @@
+"""Observations of zero mean and unit variance, and how a policy does without the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.traces import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Standardization:
+    """(x - mean) / scale, fixed before training.
+
+    Attributes:
+        mean: (size,) float32.
+        scale: (size,) float32, positive.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def identity(cls, size: int) -> Standardization:
+        """The one that changes nothing."""
+        return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
+
+    @classmethod
+    def of_traces(cls, traces: Iterable[Trace], size: int) -> Standardization:
+        """Mean and standard deviation of the features of traces; extras stay as they are.
+
+        Args:
+            traces: recorded continuations.
+            size: width of an observation, extras included.
+
+        Raises:
+            ValueError: no traces.
+        """
+        total, squares, count = 0.0, 0.0, 0
+        for trace in traces:
+            features = np.asarray(trace.features, dtype=np.float64)
+            total = total + features.sum(axis=0)
+            squares = squares + (features**2).sum(axis=0)
+            count += len(features)
+        if not count:
+            raise ValueError("traces must hold at least one trace")
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+        result = cls.identity(size)
+        result.mean[: len(mean)] = mean
+        # What never changes tells nothing; it must not be blown up either.
+        result.scale[: len(mean)] = np.where(deviation > 1e-6, deviation, 1.0)
+        return result
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        """(..., size) float32."""
+        return ((observations - self.mean) / self.scale).astype(np.float32)
+
+    def fold_into(self, weights: PolicyWeights) -> PolicyWeights:
+        """The policy of observations as they are, from one of standardised observations.
+
+        W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
+        """
+        first = weights.hidden_weights[0]
+        scaled = first.double() / torch.from_numpy(self.scale).double()
+        bias = weights.hidden_biases[0].double() - scaled @ torch.from_numpy(self.mean).double()
+        return replace(
+            weights,
+            hidden_weights=(scaled.to(first.dtype), *weights.hidden_weights[1:]),
+            hidden_biases=(bias.float(), *weights.hidden_biases[1:]),
+        )
+
+    def unfold_from(self, weights: PolicyWeights) -> PolicyWeights:
+        """The opposite of `fold_into`."""
+        opposite = Standardization(-self.mean / self.scale, 1.0 / self.scale)
+        return opposite.fold_into(weights)
+
+
+class StandardizedVecEnv(VecEnvWrapper):
+    """Environments whose observations are standardised."""
+
+    def __init__(self, env: VecEnv, standardization: Standardization) -> None:
+        super().__init__(env)
+        self._standardize = standardization
+
+    def reset(self) -> np.ndarray:
+        """Standardised observations (n_envs, size)."""
+        return self._standardize(self.venv.reset())
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """As of the environments, observations standardised, the last of an episode too."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for index in np.flatnonzero(dones):
+            infos[index]["terminal_observation"] = self._standardize(
+                infos[index]["terminal_observation"]
+            )
+        return self._standardize(observations), rewards, dones, infos
