@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,17 +54,8 @@ class Acceptance(Protocol):
 class HostAcceptance:
     """For a target on the CPU: walks the tree in native code."""
 
-    def __init__(
-        self, verifier: Verifier, reduce: Callable[[torch.Tensor], torch.Tensor] | None
-    ) -> None:
-        """Set up.
-
-        Args:
-            verifier: greedy or sampling.
-            reduce: the draft's FC, (R, 3k) to (R, h); None without a draft.
-        """
+    def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
-        self._reduce = reduce
 
     def __call__(
         self,
@@ -75,14 +65,14 @@ class HostAcceptance:
         slot: int,
         policy: BoundPolicy | None,
     ) -> Accepted:
-        """See `Acceptance`. The FC of all kept rows is one packed product that the draft needs
-        anyway; the policy reads its last row."""
+        """See `Acceptance`."""
         rows, bonus = self._verifier.accept(output.logits, tree)
         kept = output.features[rows]
         features, decision = kept, None
         if policy is not None:
-            features = self._reduce(kept)
-            decision = policy.decide(features[-1:], kept[-1:])
+            index, last = torch.tensor(rows), torch.tensor([len(rows) - 1])
+            features, params = policy.encode(output.features, index, last)
+            decision = TreeParams(*params[0].tolist())
         cache.commit(rows, slot)
         emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
         return Accepted(

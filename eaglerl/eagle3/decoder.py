@@ -263,7 +263,9 @@ class SpeculativeDecoder:
         Raises:
             ValueError: a `FusedPolicy` that does not fit the draft head.
         """
-        bound = policy.bind(self.head) if isinstance(policy, FusedPolicy) else None
+        bound = (
+            policy.bind(self.head, self.draft.reduce) if isinstance(policy, FusedPolicy) else None
+        )
         self._reserve(length + _TREE_ROOM)
         return DecodingSession(self.target, self.draft, verifier, self._cache, policy=bound)
 

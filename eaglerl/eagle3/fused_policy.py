@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from eaglerl.ops.encoder import FusedEncoder
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.session import StepResult
+
+# Accepted rows of one cycle: the levels of the deepest tree, or of the longest chain.
+_MOST_ROWS = 512
 
 
 class FusedPolicy:
@@ -95,63 +99,59 @@ class FusedPolicy:
     def observe(self, result: StepResult) -> None:
         """Nothing to learn."""
 
-    def bind(self, head: Eagle3DraftHead) -> BoundPolicy:
+    def bind(
+        self, head: Eagle3DraftHead, reduce: Callable[[torch.Tensor], torch.Tensor]
+    ) -> BoundPolicy:
         """Prepare the policy for a draft head, on the head's device; once for each head in turn.
+
+        Args:
+            head: the head whose features it reads.
+            reduce: the head's FC as its runner has it, (R, 3k) to (R, h); used where the policy
+                reads the taps themselves.
 
         Raises:
             ValueError: the policy reads features of another width, or an action is wider than the
                 draft's vocabulary.
         """
         if self._bound is None or self._bound.head is not head:
-            self._bound = BoundPolicy(self, head)
+            self._bound = BoundPolicy(self, head, reduce)
         return self._bound
 
 
 class BoundPolicy:
     """A policy joined to the draft head whose features it reads."""
 
-    def __init__(self, policy: FusedPolicy, head: Eagle3DraftHead) -> None:
+    def __init__(
+        self,
+        policy: FusedPolicy,
+        head: Eagle3DraftHead,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
         _check_fit(policy.weights, head)
+        device = head.fc.weight.device
+        if policy.cache.device != device:
+            policy.cache = ActionCache(1, device=device, **policy._cache_settings)
         self._policy = policy
-        self._device = head.fc.weight.device
-        self._weights = policy.weights.to(self._device)
-        if policy.cache.device != self._device:
-            policy.cache = ActionCache(1, device=self._device, **policy._cache_settings)
+        self._reduces = policy.weights.mlp_input == "features"
+        weights = policy.weights.to(device)
+        self._weights = with_head(weights, head) if self._reduces else weights
+        self._reduce = reduce
         self._encoder: FusedEncoder | None = None
-        if self._device.type == "cpu":
-            self._row = torch.zeros(1, self._weights.mlp_in_features)
+        if device.type == "cpu":
             self._encoder = FusedEncoder(
                 self._weights,
                 policy.cache,
-                max_rows=1,
+                max_rows=_MOST_ROWS,
                 temperature=policy.temperature,
                 seed=policy.seed,
+                return_features=self._reduces,
             )
-        self._with_fc = None
-        if self._device.type != "cpu" and self._weights.mlp_input == "features":
-            self._with_fc = with_head(self._weights, head)
         self.head = head
-
-    def decide(self, hidden: torch.Tensor, taps: torch.Tensor) -> TreeParams:
-        """The decision for one sequence, known to the host.
-
-        Args:
-            hidden: (1, h) reduced features of the last accepted token.
-            taps: (1, 3k) its target features.
-        """
-        features = hidden if self._weights.mlp_input == "features" else taps
-        if self._encoder is None:
-            out = fused_encode(features, None, None, self._weights, **self._options())
-            return TreeParams(*out.params[0].cpu().tolist())
-        # The encoder knows this buffer, and does not check it again.
-        self._row.copy_(features)
-        self._encoder.encode(self._row, offset=self._next_offset())
-        return TreeParams(*self._encoder.params[0].tolist())
 
     def encode(
         self, features: torch.Tensor, rows: torch.Tensor, last: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reduce the accepted rows and decide, on any device, without waiting for it.
+        """Reduce the accepted rows and decide, in one call, without waiting for a device.
 
         Args:
             features: (T, 3k) target features of a verification.
@@ -161,30 +161,28 @@ class BoundPolicy:
         Returns:
             (P, h) reduced features and (1, 3) int32 parameters.
         """
-        if self._with_fc is not None:
-            arguments = {"rows": rows, "last": last, **self._options()}
-            out = fused_encode(features, None, None, self._with_fc, **arguments)
-            return out.features, out.params
-        hidden = self.head.reduce(features[rows].to(self.head.fc.weight.dtype))
-        if self._weights.mlp_input == "features":
-            out = fused_encode(hidden[last], None, None, self._weights, **self._options())
-        else:
-            out = fused_encode(features, None, None, self._weights, rows=rows[last],
-                               return_features=False, **self._options())  # fmt: skip
-        return hidden, out.params
-
-    def _options(self) -> dict[str, object]:
         policy = self._policy
-        return {
-            "cache": policy.cache,
-            "temperature": policy.temperature,
-            "seed": policy.seed,
-            "offset": self._next_offset(),
-        }
-
-    def _next_offset(self) -> int:
-        self._policy._steps += 1
-        return self._policy._steps
+        policy._steps += 1
+        if self._encoder is not None:
+            self._encoder.encode(features, rows=rows, last=last, offset=policy._steps)
+            hidden, params = self._encoder.features, self._encoder.params
+            # The next call overwrites them, and the draft may not have asked for them by then.
+            hidden = None if hidden is None else hidden[: len(rows)].clone()
+        else:
+            hidden, _, _, params = fused_encode(
+                features,
+                None,
+                None,
+                self._weights,
+                rows=rows,
+                last=last,
+                cache=policy.cache,
+                temperature=policy.temperature,
+                seed=policy.seed,
+                offset=policy._steps,
+                return_features=self._reduces,
+            )
+        return self._reduce(features[rows]) if hidden is None else hidden, params
 
 
 def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:

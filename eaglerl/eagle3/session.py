@@ -119,7 +119,7 @@ class DecodingSession:
             self._merge = merge_chain_on_device
         else:
             self._drafter = TreeDrafter(draft)
-            self._accept = HostAcceptance(verifier, None if draft is None else draft.reduce)
+            self._accept = HostAcceptance(verifier)
             self._merge = merge_chain
         cache.truncate(0, slot)
         if draft is not None:
@@ -159,8 +159,9 @@ class DecodingSession:
             after = torch.tensor(self.token_ids[1:]).to(self._device)
             self._pending.add(after, torch.cat(features), reduced=False)
         if self._policy is not None:
-            taps = self._last_features[None]
-            self._decision = self._policy.decide(self.draft.reduce(taps), taps)
+            first_row = torch.zeros(1, dtype=torch.int64).to(self._device)
+            _, params = self._policy.encode(self._last_features[None], first_row, first_row)
+            self._decision = TreeParams(*params[0].cpu().tolist())
         return first
 
     @property
