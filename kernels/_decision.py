@@ -45,14 +45,17 @@ def hold_in_advance(
             reference = tl.load(reference_ptr[:, None] + bucket, mask=exists[:, None], other=0.0)
             dot = tl.sum(sketch * reference, axis=1)
             norm = tl.sqrt_rn(tl.sum(sketch * sketch, axis=1))
-            compared_ptr = (row_ptr + PLAN.compared_at)[:, None] + bucket
-            tl.store(compared_ptr, sketch, mask=active[:, None] & leads)
+            if leads:
+                compared_ptr = (row_ptr + PLAN.compared_at)[:, None] + bucket
+                tl.store(compared_ptr, sketch, mask=active[:, None])
         else:
             value_ptr = taps[0] + input_row * strides[0]
             dot, norm = compare(value_ptr, reference_ptr, exists & readable, PLAN)
         hit &= resembles(record_ptr, exists, dot, norm)
-        tl.store(row_ptr + PLAN.flag_at + 1, norm, mask=active & leads)
-    tl.store(row_ptr + PLAN.flag_at, hit.to(tl.float32), mask=active & leads)
+        if leads:
+            tl.store(row_ptr + PLAN.flag_at + 1, norm, mask=active)
+    if leads:
+        tl.store(row_ptr + PLAN.flag_at, hit.to(tl.float32), mask=active)
     return hit
 
 
@@ -110,11 +113,13 @@ def decide(
         record_ptr = state_ptr + slot * RECORD_WORDS
         hit, norm = _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN)
         miss = active & ~hit
-        if tl.max(hit.to(tl.int32), axis=0) != 0:
+        # No policy is run for hits, nor for slots out of range, to whom NaN gives the fallback.
+        skipped = hit | (active & ~exists)
+        if tl.max(skipped.to(tl.int32), axis=0) != 0:
             serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN)
-            _clear_logits(logits_ptr, hit, PLAN)
+            _clear_logits(logits_ptr, skipped, PLAN)
     if tl.max(miss.to(tl.int32), axis=0) != 0:
-        run_mlp(row_ptr, weights, biases, logits_ptr, miss, PLAN)
+        run_mlp(row_ptr, weights, biases, logits_ptr, miss & exists, PLAN)
         fallback = settle_misses(
             sequence, slot, exists, miss, logits_ptr, bins_ptr, record_ptr, ring_ptr,
             action_ptr, params_ptr, draw, PLAN,
@@ -130,11 +135,11 @@ def decide(
 
 
 @triton.jit
-def _clear_logits(row_ptr, hit, PLAN: tl.constexpr):
-    """NaN for rows (S,) that no policy was run for."""
+def _clear_logits(row_ptr, skipped, PLAN: tl.constexpr):
+    """NaN for rows (S,) that no policy is run for."""
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     nothing = tl.full((1, 1), float("nan"), tl.float32)
     for start in range(0, width, PLAN.block_actions):
         column = start + tl.arange(0, PLAN.block_actions)[None, :]
-        inside = hit[:, None] & (column < width)
+        inside = skipped[:, None] & (column < width)
         tl.store(row_ptr[:, None] + column, tl.broadcast_to(nothing, inside.shape), mask=inside)

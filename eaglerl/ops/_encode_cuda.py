@@ -1,11 +1,34 @@
-"""The policy's decision on a GPU: the Triton launch, or CUDA C++ where Triton is missing."""
+"""The policy's decision on a GPU: one Triton launch, or CUDA C++ where Triton is missing.
+
+Triton is imported by the first decision on a device, not before. Nothing here waits for the device.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import warnings
+
 from torch import Tensor
 
-from eaglerl.ops.action_cache import CacheView
+from eaglerl.ops._decision_cuda import decide_cuda, step_cuda
+from eaglerl.ops.action_cache import ActionCache, CacheView
 from eaglerl.ops.policy_weights import PolicyWeights
+
+_INSTALL = "install it: pip install triton"
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; says once what it means where it cannot."""
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "Triton was not found: eaglerl's decisions on a GPU are made by CUDA C++ kernels, which "
+        f"cannot compute the draft's features. To have those, {_INSTALL}",
+        stacklevel=2,
+    )
+    return False
 
 
 def encode_cuda(
@@ -15,23 +38,51 @@ def encode_cuda(
     high: Tensor | None,
     rows: Tensor | None,
     last: Tensor | None,
-    cache: CacheView | None,
+    cache: ActionCache | CacheView | None,
     slots: Tensor | None,
     temperature: float,
     seed: int,
     offset: int,
     return_features: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Features, logits, action and parameters, without waiting for the device.
+    """`fused_encode` for checked arguments on one device, by one launch.
 
-    Arguments are those of `fused_encode`, checked already.
+    A row or a slot out of range, which could only be reported by waiting, is harmless: such a row
+    counts as NaN, and such a slot changes no record; both get the policy's ``fallback_action``.
+
+    Args:
+        weights: See `fused_encode`.
+        low: See `fused_encode`.
+        mid: See `fused_encode`.
+        high: See `fused_encode`.
+        rows: See `fused_encode`.
+        last: See `fused_encode`.
+        cache: See `fused_encode`.
+        slots: See `fused_encode`.
+        temperature: See `fused_encode`.
+        seed: See `fused_encode`.
+        offset: See `fused_encode`.
+        return_features: See `fused_encode`.
+
+    Returns:
+        Features (N, h) or None, logits (S, horizon * A), actions (S,), parameters (S, 3).
+
+    Raises:
+        RuntimeError: Triton is missing, and the extension's CUDA kernels cannot stand in for it.
     """
+    draw = temperature, seed, offset
+    if not has_triton():
+        if weights.fc_weight is not None:
+            raise RuntimeError(
+                "weights with fc_weight need Triton on a GPU, which was not found; either use "
+                f"weights.fold() where the features are not needed, or {_INSTALL}"
+            )
+        return None, *decide_cuda(weights, low, mid, high, rows, last, cache, slots, *draw)
     from eaglerl.kernels._settings import split_taps
     from eaglerl.kernels.fused_encode import prepare_fused_encode
     from eaglerl.kernels.policy_mlp import prepare_policy_mlp
 
     inputs = split_taps(low, mid, high, weights.taps_size is not None)
-    draw = temperature, seed, offset
     if weights.fc_weight is None:
         launch, decisions = prepare_policy_mlp(weights, inputs, rows, last, cache, slots, draw)
     else:
@@ -40,3 +91,53 @@ def encode_cuda(
         )
     launch.run(low.device)
     return decisions.features, decisions.logits, decisions.action, decisions.params
+
+
+def action_cache_step_cuda(
+    logits: Tensor,
+    bins: Tensor,
+    features: Tensor | None,
+    state: Tensor,
+    reference: Tensor | None,
+    ring: Tensor | None,
+    slots: Tensor | None,
+    mode: int,
+    temperature: float,
+    seed: int,
+    offset: int,
+    fallback_action: int,
+) -> tuple[Tensor, Tensor]:
+    """`action_cache_step` for checked arguments on one device, by one launch.
+
+    Args:
+        logits: See `action_cache_step`.
+        bins: See `action_cache_step`.
+        features: See `action_cache_step`.
+        state: (slots, 16) int32 records of the cache.
+        reference: (slots, reference_size) float32, or None.
+        ring: (slots, horizon, 4) int32, or None.
+        slots: See `action_cache_step`.
+        mode: Number of the cache's mode.
+        temperature: See `action_cache_step`.
+        seed: See `action_cache_step`.
+        offset: See `action_cache_step`.
+        fallback_action: See `action_cache_step`.
+
+    Returns:
+        Actions (S,) and parameters (S, 3), int32.
+
+    Raises:
+        RuntimeError: Neither Triton nor the extension's CUDA kernels are there.
+    """
+    draw = temperature, seed, offset
+    if not has_triton():
+        kept = (state, reference, ring, slots, mode)
+        return step_cuda(logits, bins, features, *kept, *draw, fallback_action)
+    from eaglerl.kernels.action_cache_step import prepare_action_cache_step
+
+    cache = CacheView(mode, state, reference, ring)
+    launch, action, params = prepare_action_cache_step(
+        logits, bins, features, cache, slots, draw, fallback_action
+    )
+    launch.run(logits.device)
+    return action, params
