@@ -13,10 +13,11 @@ from eaglerl.eagle3.params import (
     DraftPlan,
     DraftProgress,
     StagedPolicy,
+    StepResult,
     TreeParams,
     TreePolicy,
 )
-from eaglerl.eagle3.session import DecodingSession, StepResult
+from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target import TargetModel
 
 __all__ = [

@@ -20,12 +20,13 @@ from eaglerl.eagle3.params import (
     ConstantPolicy,
     DraftPlan,
     StagedPolicy,
+    StepResult,
     TreeParams,
     TreePolicy,
     as_plan,
     as_policy,
 )
-from eaglerl.eagle3.session import DecodingSession, StepResult
+from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.tree import check_top_k

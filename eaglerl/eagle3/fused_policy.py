@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.params import CycleState, TreeParams
+from eaglerl.eagle3.params import CycleState, StepResult, TreeParams
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
 from eaglerl.ops.encoder import FusedEncoder
-
-if TYPE_CHECKING:
-    from eaglerl.eagle3.session import StepResult
 
 # Accepted rows of one cycle: the levels of the deepest tree, or of the longest chain.
 _MOST_ROWS = 512

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eaglerl.eagle3.session import StepResult
+from eaglerl.eagle3.params import StepResult
 from eaglerl.eagle3.stopping import FinishReason
 
 

@@ -1,18 +1,15 @@
-"""Parameters of a draft tree, and what the decoding loop needs of a policy that chooses them."""
+"""What a policy and the decoding loop tell each other: trees and plans, states, results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
-
-if TYPE_CHECKING:
-    from eaglerl.eagle3.session import StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +118,42 @@ def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
     if isinstance(choice, TreeParams):
         return DraftPlan(choice)
     raise TypeError(f"a cycle needs TreeParams or a DraftPlan, got {type(choice).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one cycle gave.
+
+    Attributes:
+        token_ids: emitted tokens: the accepted ones, then the bonus.
+        params: the head's tree as it was drafted (a policy's choice may have been cut to what was
+            left); `NO_DRAFT` where it had none.
+        accepted: accepted drafted tokens; the acceptance length of the cycle is this + 1.
+        draft_seconds: time of the draft passes, the first pass over newly accepted rows included.
+        verify_seconds: time of the target's pass, the acceptance and the cache's compaction.
+        features: (3 * hidden_size,) target features of the last accepted token.
+        context_length: tokens after the cycle, the bonus included.
+        lookup: the chain from the text itself that was verified too.
+        lookup_accepted: leading tokens of that chain that were accepted; they may be the tree's
+            own as well.
+        rows: rows that the target verified.
+    """
+
+    token_ids: tuple[int, ...]
+    params: TreeParams
+    accepted: int
+    draft_seconds: float
+    verify_seconds: float
+    features: torch.Tensor
+    context_length: int
+    lookup: Lookup = NO_LOOKUP
+    lookup_accepted: int = 0
+    rows: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the cycle."""
+        return self.draft_seconds + self.verify_seconds
 
 
 @dataclass(frozen=True, slots=True)

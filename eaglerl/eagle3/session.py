@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -11,9 +10,16 @@ from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, Ho
 from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
+from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup
 from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
-from eaglerl.eagle3.params import CycleState, DraftPlan, StagedPolicy, TreeParams, as_plan
+from eaglerl.eagle3.params import (
+    CycleState,
+    DraftPlan,
+    StagedPolicy,
+    StepResult,
+    TreeParams,
+    as_plan,
+)
 from eaglerl.eagle3.pending import PendingRows
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.stopwatch import Stopwatch
@@ -21,42 +27,6 @@ from eaglerl.eagle3.target import TargetModel, TargetOutput
 from eaglerl.eagle3.tree import DraftRunner, TreeDrafter, check_top_k
 from eaglerl.eagle3.verify import Verifier
 from eaglerl.ops import DraftTree
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one cycle gave.
-
-    Attributes:
-        token_ids: emitted tokens: the accepted ones, then the bonus.
-        params: the head's tree as it was drafted (a policy's choice may have been cut to what was
-            left); `NO_DRAFT` where it had none.
-        accepted: accepted drafted tokens; the acceptance length of the cycle is this + 1.
-        draft_seconds: time of the draft passes, the first pass over newly accepted rows included.
-        verify_seconds: time of the target's pass, the acceptance and the cache's compaction.
-        features: (3 * hidden_size,) target features of the last accepted token.
-        context_length: tokens after the cycle, the bonus included.
-        lookup: the chain from the text itself that was verified too.
-        lookup_accepted: leading tokens of that chain that were accepted; they may be the tree's
-            own as well.
-        rows: rows that the target verified.
-    """
-
-    token_ids: tuple[int, ...]
-    params: TreeParams
-    accepted: int
-    draft_seconds: float
-    verify_seconds: float
-    features: torch.Tensor
-    context_length: int
-    lookup: Lookup = NO_LOOKUP
-    lookup_accepted: int = 0
-    rows: int = 1
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the cycle."""
-        return self.draft_seconds + self.verify_seconds
 
 
 class DecodingSession:
