@@ -4,6 +4,7 @@ The environments need the extra ``rl`` (gymnasium and stable-baselines3) and are
 are asked for.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from eaglerl.rl.actions import ActionSpace
@@ -17,15 +18,26 @@ from eaglerl.rl.baselines import (
     best_constant,
 )
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.oracle import Bounds, bounds
+from eaglerl.rl.published import (
+    OptimizedOnlineTreePolicy,
+    OptimizedSB3DiscretePPOOnlineTreePolicy,
+    load_policy,
+)
 from eaglerl.rl.record import Prompt, RecordOptions
 from eaglerl.rl.simulate import Outcome, StagedPolicy, simulate
 from eaglerl.rl.traces import Trace, TraceSet
 
 if TYPE_CHECKING:
     from eaglerl.rl.environments import TraceEnv, TraceVecEnv
+    from eaglerl.rl.live_env import SpeculativeDecodingEnv
 
-_ENVIRONMENTS = ("TraceEnv", "TraceVecEnv")
+_ENVIRONMENTS = {
+    "SpeculativeDecodingEnv": "live_env",
+    "TraceEnv": "environments",
+    "TraceVecEnv": "environments",
+}
 
 __all__ = [
     "ActionSpace",
@@ -33,11 +45,15 @@ __all__ = [
     "CostTable",
     "DraftConfidencePolicy",
     "Exp3Policy",
+    "ObservationSpec",
+    "OptimizedOnlineTreePolicy",
+    "OptimizedSB3DiscretePPOOnlineTreePolicy",
     "Outcome",
     "Prompt",
     "RandomPolicy",
     "RecordOptions",
     "ShuffledStates",
+    "SpeculativeDecodingEnv",
     "StagedPolicy",
     "TierPolicy",
     "Trace",
@@ -47,6 +63,7 @@ __all__ = [
     "UCB1Policy",
     "best_constant",
     "bounds",
+    "load_policy",
     "simulate",
 ]
 
@@ -55,11 +72,11 @@ def __getattr__(name: str) -> Any:
     if name not in _ENVIRONMENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from eaglerl.rl import environments
+        module = importlib.import_module(f"eaglerl.rl.{_ENVIRONMENTS[name]}")
     except ModuleNotFoundError as error:
         if error.name not in ("gymnasium", "stable_baselines3"):
             raise
         raise ImportError(
             f"{name} needs {error.name}: install the extra with pip install 'eaglerl[rl]'"
         ) from error
-    return getattr(environments, name)
+    return getattr(module, name)

@@ -1,0 +1,228 @@
+"""An environment in which a live decoder answers: one step is one cache window of real cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.inputs import check_token_ids
+from eaglerl.eagle3.params import NO_DRAFT, DraftPlan
+from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.tree import check_top_k
+from eaglerl.eagle3.verify import make_verifier
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.environments import observation_space
+from eaglerl.rl.observations import ObservationSpec, Observer, TextEncoder
+from eaglerl.rl.record import Prompt
+from eaglerl.rl.rewards import RewardName, WindowReward
+from eaglerl.rl.trace_world import running_acceptance
+
+#: Cycles without drafting that the first lambda is measured by.
+_RATE_CYCLES = 8
+
+
+class SpeculativeDecodingEnv(gym.Env):
+    """Decodes prompts; an action is the tree of a whole cache window.
+
+    An episode is one prompt's greedy continuation. Spaces, rewards and ``info`` are those of
+    `TraceEnv`. `reset` draws a prompt; ``options={"prompt": index}`` names one.
+
+    Attributes:
+        actions: the actions.
+        observation_spec: what is observed.
+        reward: the reward, with its lambda.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        prompts: Sequence[Prompt | Sequence[int]],
+        actions: ActionSpace,
+        *,
+        cache_steps: int = 10,
+        max_new_tokens: int = 128,
+        observation: ObservationSpec | None = None,
+        extras: Sequence[str] = (),
+        reward: RewardName = "tokens",
+        cost: CostTable | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            decoder: what decodes; nothing else may use it between `reset` and the episode's end.
+            prompts: token ids.
+            actions: trees to choose from.
+            cache_steps: cycles of a window.
+            max_new_tokens: longest continuation.
+            observation: what is observed; the features g of the decoder's head, and `extras`, by
+                default.
+            extras: of "acceptance" and "position", see `TraceEnv`.
+            reward: see `WindowReward`.
+            cost: takes the place of the clock, for rewards that can be repeated.
+            text_encoder: see `Observer`.
+
+        Raises:
+            ValueError: a value out of its range, no prompt or one without room, an action wider
+                than the draft's vocabulary, or an observation that the decoder cannot give.
+        """
+        # One token comes from the prompt's own pass: a cycle must be left.
+        for name, value, least in (
+            ("cache_steps", cache_steps, 1),
+            ("max_new_tokens", max_new_tokens, 2),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if observation is None:
+            width = decoder.head.config.hidden_size
+            observation = ObservationSpec("features", width, tuple(extras))
+        elif extras:
+            raise ValueError(f"give observation or extras, not both; got extras {list(extras)}")
+        if "confidence" in observation.extras:
+            raise ValueError(
+                'extras must not hold "confidence": it is known only once the tree is being drafted'
+            )
+        for action in actions:
+            check_top_k(action, decoder.head.config.draft_vocab_size)
+        self._prompts = [
+            tuple(prompt.token_ids if isinstance(prompt, Prompt) else prompt) for prompt in prompts
+        ]
+        room = decoder.target.max_positions - max_new_tokens
+        if not self._prompts or not all(0 < len(prompt) <= room for prompt in self._prompts):
+            raise ValueError(
+                f"prompts must hold at least one prompt, each of 1 to {room} tokens, got lengths "
+                f"{sorted({len(prompt) for prompt in self._prompts})}"
+            )
+        check_token_ids(self._prompts, decoder.target.vocab_size, decoder.target.max_positions)
+        self.actions = actions
+        self.observation_spec = observation
+        self._decoder = decoder
+        self._device = decoder.target.embed_tokens.device
+        self._cache_steps = cache_steps
+        self._max_new_tokens = max_new_tokens
+        self._cost = cost
+        self._observer = Observer(
+            observation,
+            head=decoder.head,
+            tokenizer=decoder.tokenizer,
+            text_encoder=text_encoder,
+        )
+        self._eos_token_ids = decoder._eos_token_ids(None)
+        self._widest = max(action.total_tokens for action in actions)
+        self.observation_space = observation_space(observation.size)
+        self.action_space = gym.spaces.Discrete(len(actions))
+        self._session: DecodingSession | None = None
+        self._acceptance = np.zeros(1)
+        self._sequence: list[int] = []
+        self._prompt_length = 0
+        self._rules: StoppingRules | None = None
+        self.reward = WindowReward(reward, initial_rate=self._initial_rate())
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin a prompt. A seed begins the draws and lambda anew.
+
+        A drawn prompt whose answer is empty gives way to the next one; ``info`` says which it is.
+
+        Raises:
+            ValueError: ``options["prompt"]`` is no prompt, or its answer is empty, or all are.
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self.reward.reset()
+        count = len(self._prompts)
+        named = (options or {}).get("prompt")
+        if named is not None and not 0 <= named < count:
+            raise ValueError(f'options["prompt"] must lie in 0..{count - 1}, got {named}')
+        first = int(self.np_random.integers(count)) if named is None else named
+        for index in range(first, first + (count if named is None else 1)):
+            self._begin(index % count)
+            if self._rules.finish_reason is None:
+                return self._observe(), {"prompt": index % count}
+        raise ValueError(
+            "the target ends "
+            + ("every prompt" if named is None else f"prompt {named}")
+            + " with its first token: there is no cycle to choose a tree for"
+        )
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One cache window with one action.
+
+        Raises:
+            ValueError: an index that is no action.
+            RuntimeError: the episode is over, or has not begun.
+        """
+        if not self.action_space.contains(np.int64(action)):
+            raise ValueError(f"action must lie in 0..{len(self.actions) - 1}, got {action}")
+        if self._rules is None or self._rules.finish_reason is not None:
+            raise RuntimeError("step() needs an episode: call reset() first")
+        tokens, seconds, cycles = 0, 0.0, 0
+        while cycles < self._cache_steps and self._rules.finish_reason is None:
+            emitted, duration = self._cycle(DraftPlan(self.actions[int(action)]))
+            tokens += emitted
+            seconds += duration
+            cycles += 1
+        reward = float(self.reward(np.array(tokens), np.array(seconds)))
+        self._acceptance = running_acceptance(
+            self._acceptance, np.array([tokens]), np.array([cycles])
+        )
+        info = {"tokens": tokens, "seconds": seconds, "cycles": cycles}
+        return self._observe(), reward, self._rules.finish_reason is not None, False, info
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The sequence so far, prompt and output."""
+        return list(self._sequence)
+
+    def _begin(self, index: int) -> None:
+        prompt = self._prompts[index]
+        length = len(prompt) + self._max_new_tokens + self._widest
+        self._session = self._decoder.new_session(
+            make_verifier(0.0, 1.0, 0, None, self._device), length
+        )
+        self._rules = StoppingRules(
+            eos_token_ids=self._eos_token_ids,
+            max_new_tokens=self._max_new_tokens,
+            room=self._decoder.target.max_positions - len(prompt),
+        )
+        self._sequence, self._prompt_length = list(prompt), len(prompt)
+        self._acceptance = np.zeros(1)
+        self._keep((self._session.prefill(prompt),))
+
+    def _keep(self, emitted: Sequence[int]) -> int:
+        kept = self._rules.accept(self._sequence, self._prompt_length, emitted)
+        self._sequence.extend(emitted[:kept])
+        return kept
+
+    def _cycle(self, plan: DraftPlan) -> tuple[int, float]:
+        """Tokens that count, and seconds."""
+        left = self._rules.limit - (len(self._sequence) - self._prompt_length)
+        context = len(self._session.token_ids)
+        result = self._session.step(plan.limited_to(left - 1))
+        seconds = result.seconds
+        if self._cost is not None:
+            seconds = float(self._cost.seconds(result.params, context))
+        return self._keep(result.token_ids), seconds
+
+    def _observe(self) -> np.ndarray:
+        return self._observer.observe_state(self._session.state, float(self._acceptance[0]))
+
+    def _initial_rate(self) -> float:
+        """Tokens per second without drafting."""
+        if self._cost is not None:
+            return 1.0 / float(self._cost.verify_seconds(1, 0))
+        self._begin(0)
+        cycles = min(_RATE_CYCLES, self._max_new_tokens - 1)
+        results = [self._session.step(NO_DRAFT) for _ in range(cycles)]
+        self._session = self._rules = None
+        # The first ones warm up.
+        return 1.0 / float(np.median([result.seconds for result in results]))
