@@ -140,6 +140,7 @@ class PolicyWeights:
         """
         linears, activation = _read_chain(list(mlp))
         dtype = linears[0].weight.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         eps = {float(getattr(norm, "eps", None) or norm.variance_epsilon) for norm in norms}
         if len(eps) > 1:
             raise ValueError(f"norms must share one eps, got {sorted(eps)}")
@@ -149,8 +150,8 @@ class PolicyWeights:
 
         def bias(linear: nn.Linear) -> Tensor:
             if linear.bias is None:
-                return torch.zeros(linear.out_features, device=linear.weight.device)
-            return linear.bias.detach().float().clone()
+                return torch.zeros(linear.out_features, dtype=wide, device=linear.weight.device)
+            return linear.bias.detach().to(wide, copy=True)
 
         return cls(
             hidden_weights=tuple(matrix(linear) for linear in linears[:-1]),
@@ -160,7 +161,7 @@ class PolicyWeights:
             bins=torch.as_tensor(bins, dtype=torch.int32, device=linears[0].weight.device),
             fc_weight=None if fc is None else matrix(fc),
             fc_bias=None if fc is None or fc.bias is None else bias(fc),
-            norm_weight=torch.cat([n.weight.detach().float() for n in norms]) if norms else None,
+            norm_weight=torch.cat([n.weight.detach().to(wide) for n in norms]) if norms else None,
             norm_chunks=len(norms),
             eps=eps.pop() if eps else cls.eps,
             activation=activation,

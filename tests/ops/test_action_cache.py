@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaglerl.ops import ActionCache, action_cache_step, fused_encode
+from eaglerl.ops import ActionCache, fused_encode
 
 from .policies import make_modules, make_taps
 
@@ -12,22 +12,6 @@ BINS = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
 
 def logits_for(*actions: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(actions), 3).float()
-
-
-def test_an_action_is_kept_for_its_interval() -> None:
-    cache = ActionCache(1, 3)
-    actions = [int(action_cache_step(logits_for(a), BINS, cache)[0]) for a in (2, 1, 0, 0, 1, 2, 1)]
-    assert actions == [2, 2, 2, 0, 0, 0, 1]
-    stats = cache.stats()
-    assert (stats.hits, stats.misses, stats.fallbacks) == (4, 3, 0)
-    assert stats.hit_rate == 4 / 7
-
-
-def test_an_interval_of_one_keeps_nothing() -> None:
-    cache = ActionCache(1, 1)
-    actions = [int(cache.step(logits_for(a), BINS)[0]) for a in (2, 1, 0, 1)]
-    assert actions == [2, 1, 0, 1]
-    assert cache.stats().hit_rate == 0
 
 
 def test_a_hit_rate_of_nothing_is_zero() -> None:

@@ -9,8 +9,6 @@ from eaglerl.ops import (
     _encode_library,
     fused_encode,
     fused_encode_ref,
-    policy_mlp,
-    policy_mlp_ref,
 )
 
 from .policies import make_modules, make_taps
@@ -104,10 +102,6 @@ def test_opcheck_with_a_cache(mode: str) -> None:
         *make_taps(5, K), None, None, *_encode_library.flatten(weights), 0.0, 0, 0, True, *kept,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.eaglerl.fused_encode_cached.default, arguments)
-    logits = torch.randn(5, 7 * horizon)
-    features = torch.randn(5, 20) if mode == "adaptive" else None
-    arguments = (logits, weights.bins, features, *kept, 0.0, 0, 0, 0)
-    torch.library.opcheck(torch.ops.eaglerl.action_cache_step.default, arguments)
 
 
 @pytest.mark.slow
@@ -145,21 +139,6 @@ def test_compiled_training_step() -> None:
     actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*taps), parameters)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_features_that_are_reduced_already() -> None:
-    """From g, the policy's MLP alone: by `policy_mlp`, and by `fused_encode` where widths tell."""
-    modules = make_modules(K)
-    weights = modules.weights()
-    g = torch.randn(6, 20)
-    expected = policy_mlp_ref(g, weights.to(dtype=torch.float64)).logits
-    for out in (policy_mlp(g, weights), fused_encode(g, None, None, weights)):
-        torch.testing.assert_close(out.logits.double(), expected, rtol=1e-5, atol=1e-4)
-        assert torch.equal(out.params, weights.bins[out.action])
-    rows = torch.tensor([5, 1])
-    out = fused_encode(g, None, None, weights, rows=rows)
-    assert torch.equal(out.features, g[rows])
-    assert torch.equal(out.logits, policy_mlp(g, weights, rows=rows).logits)
 
 
 def test_no_features_where_none_are_asked_for() -> None:

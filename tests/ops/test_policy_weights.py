@@ -23,6 +23,18 @@ def test_reference_equals_the_modules() -> None:
             torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_modules_of_float64_give_the_reference_its_weights() -> None:
+    modules = make_modules()
+    narrow = modules.weights()
+    modules.fc.double()
+    modules.mlp.double()
+    weights = modules.weights()
+    assert weights.dtype == torch.float64
+    taps = make_taps(5, 24)
+    expected = fused_encode_ref(*taps, narrow.to(dtype=torch.float64)).logits
+    assert torch.equal(fused_encode_ref(*taps, weights).logits, expected)
+
+
 def test_weights_do_not_follow_the_modules() -> None:
     modules = make_modules()
     weights = modules.weights()

@@ -1,0 +1,82 @@
+"""A step of the cache from logits: what is kept, drawn, compared and scheduled."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from eaglerl.ops import ActionCache, action_cache_step
+
+BINS = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
+
+
+def logits_for(*actions: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(actions), 3).float()
+
+
+def test_an_action_is_kept_for_its_interval() -> None:
+    cache = ActionCache(1, 3)
+    actions = [int(action_cache_step(logits_for(a), BINS, cache)[0]) for a in (2, 1, 0, 0, 1, 2, 1)]
+    assert actions == [2, 2, 2, 0, 0, 0, 1]
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.fallbacks) == (4, 3, 0)
+    assert stats.hit_rate == 4 / 7
+
+
+def test_an_interval_of_one_keeps_nothing() -> None:
+    cache = ActionCache(1, 1)
+    actions = [int(cache.step(logits_for(a), BINS)[0]) for a in (2, 1, 0, 1)]
+    assert actions == [2, 1, 0, 1]
+    assert cache.stats().hit_rate == 0
+
+
+def test_a_schedule_is_followed_window_by_window() -> None:
+    cache = ActionCache(1, 2, "scheduled", horizon=3)
+    plan = logits_for(2, 0, 1).view(1, 9)
+    other = logits_for(1, 1, 2).view(1, 9)
+    actions = []
+    for logits in (plan, *[other] * 8):
+        action, params = action_cache_step(logits, BINS, cache)
+        actions.append(int(action))
+        assert params.tolist() == BINS[action].tolist()
+    assert actions == [2, 2, 0, 0, 1, 1, 1, 1, 1]
+    assert (cache.stats().hits, cache.stats().misses) == (7, 2)
+
+
+def test_an_adaptive_step_compares_features() -> None:
+    cache = ActionCache(1, 10, "adaptive", threshold=0.8, reference_size=3)
+    steps = [
+        ([1.0, 0, 0], 2),
+        ([5.0, 1, 0], 1),
+        ([0.0, 1, 0], 1),
+        ([0.0, 0, 0], 0),
+        ([0.0, 2, 0], 2),
+    ]
+    actions = [
+        int(action_cache_step(logits_for(a), BINS, cache, features=torch.tensor([f]))[0])
+        for f, a in steps
+    ]
+    # The second resembles the first; nothing resembles zeros, nor do they resemble anything.
+    assert actions == [2, 2, 1, 0, 2]
+
+
+def test_draws_follow_the_softmax_and_repeat() -> None:
+    logits = torch.tensor([[0.3, -0.5, 1.1]]).expand(500, 3).contiguous()
+    counts = torch.zeros(3)
+    for offset in range(40):
+        cache = ActionCache(500, 1)
+        action, _ = action_cache_step(logits, BINS, cache, temperature=0.7, seed=5, offset=offset)
+        again, _ = action_cache_step(logits, BINS, cache, temperature=0.7, seed=5, offset=offset)
+        assert torch.equal(action, again)
+        counts += torch.bincount(action, minlength=3)
+    expected = torch.softmax(logits[0].double() / 0.7, -1) * counts.sum()
+    assert chisquare(counts, expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive", "scheduled"])
+def test_opcheck(mode: str) -> None:
+    horizon = 3 if mode == "scheduled" else 1
+    cache = ActionCache(5, 2, mode, horizon=horizon, reference_size=20)
+    features = torch.randn(5, 20) if mode == "adaptive" else None
+    kept = (cache.state, cache.reference, cache.ring, None, cache.mode)
+    arguments = (torch.randn(5, 3 * horizon), BINS, features, *kept, 0.0, 0, 0, 0)
+    torch.library.opcheck(torch.ops.eaglerl.action_cache_step.default, arguments)
