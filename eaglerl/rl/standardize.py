@@ -76,11 +76,6 @@ class Standardization:
             hidden_biases=(bias.float(), *weights.hidden_biases[1:]),
         )
 
-    def unfold_from(self, weights: PolicyWeights) -> PolicyWeights:
-        """The opposite of `fold_into`."""
-        opposite = Standardization(-self.mean / self.scale, 1.0 / self.scale)
-        return opposite.fold_into(weights)
-
 
 class StandardizedVecEnv(VecEnvWrapper):
     """Environments whose observations are standardised."""

@@ -138,11 +138,7 @@ class PublishedTreePolicy(Persistence):
     def weights(self) -> PolicyWeights:
         """What inference runs through, as of the last update."""
         if self._weights is None:
-            self._weights = self.learner.weights(
-                self.settings.actions.bins,
-                mlp_input="taps" if self.settings.spec.source == "taps" else "features",
-                fallback_action=self.settings.fallback_action,
-            )
+            self._weights = self._export(self.learner.model)
         return self._weights
 
     @property

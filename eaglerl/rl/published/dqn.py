@@ -123,7 +123,6 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
 
     def _make_learner(self) -> Learner:
         from eaglerl.rl.published.learner import DQNLearner, SpacesOnly
-        from eaglerl.rl.standardize import Standardization
 
         settings, own = self.settings, self._model_options
         size = settings.spec.size
@@ -131,7 +130,6 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
         drawn = settings.enable_max_entropy or settings.reference
         return DQNLearner(
             model,
-            Standardization.identity(size),
             epsilon=(own["epsilon_start"], own["epsilon_end"], own["epsilon_decay"]),
             temperature=own["temperature"] if drawn else None,
             published=settings.reference,

@@ -104,17 +104,26 @@ def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:
         ValueError: they cannot be read, or are not those that the card tells of.
     """
     weights = PolicyWeights.from_pretrained(path)
+    check_weights(weights, settings, f"the weights in {str(path)!r}")
+    return weights
+
+
+def check_weights(weights: PolicyWeights, settings: PolicySettings, name: str) -> None:
+    """Make sure that weights are of a policy's observations and actions.
+
+    Raises:
+        ValueError: they are not; the message says both.
+    """
     if weights.mlp_in_features != settings.spec.size:
         raise ValueError(
-            f"the weights in {str(path)!r} read observations of width {weights.mlp_in_features}, "
-            f"the card says {settings.spec.size}"
+            f"{name} must read observations of width {settings.spec.size}, got "
+            f"{weights.mlp_in_features}"
         )
-    if not torch.equal(weights.bins, settings.actions.bins):
+    if not torch.equal(weights.bins.cpu(), settings.actions.bins):
         raise ValueError(
-            f"the weights in {str(path)!r} choose from {weights.num_actions} actions, the card "
-            f"lists others: {settings.actions}"
+            f"{name} must choose from {settings.actions}, got {weights.num_actions} actions "
+            "that differ"
         )
-    return weights
 
 
 def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

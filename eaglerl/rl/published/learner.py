@@ -19,7 +19,6 @@ from torch import nn
 
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.environments import observation_space
-from eaglerl.rl.standardize import Standardization
 from eaglerl.rl.training_state import load_model_state, model_state
 
 
@@ -56,23 +55,39 @@ class ReLUDropout(nn.ReLU):
         return nn.functional.dropout(super().forward(values), self._probability, self.training)
 
 
+def actor_layers(model: PPO | DQN) -> list[nn.Module]:
+    """Layers of a model from the observation to the actions' scores."""
+    if isinstance(model, DQN):
+        return list(model.q_net.q_net)
+    return [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
+
+
+def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> PolicyWeights:
+    """The actor as it is needed for inference.
+
+    Args:
+        model: the model.
+        bins: (A, 3) parameters of the actions.
+        options: see `PolicyWeights.from_modules`.
+    """
+    # What also drops units out while training is a plain ReLU at inference.
+    layers = [nn.ReLU() if isinstance(part, nn.ReLU) else part for part in actor_layers(model)]
+    return PolicyWeights.from_modules(layers, bins, **options)
+
+
 class Learner(ABC):
     """A model that learns from single transitions.
 
     Attributes:
         model: the PPO or DQN.
-        standardization: what the model's observations went through.
         total_windows: transitions until schedules have run off.
         drops_out: whether what is dropped out in training is while deciding, too.
     """
 
     drops_out = False
 
-    def __init__(
-        self, model: PPO | DQN, standardization: Standardization, total_windows: int = 10_000
-    ) -> None:
+    def __init__(self, model: PPO | DQN, total_windows: int = 10_000) -> None:
         self.model = model
-        self.standardization = standardization
         self.total_windows = total_windows
         model.set_logger(Logger(None, []))
         model.policy.set_training_mode(False)
@@ -91,25 +106,9 @@ class Learner(ABC):
             Whether the parameters have changed.
         """
 
-    @abstractmethod
-    def actor(self) -> list[nn.Module]:
-        """Layers from the observation to the actions' scores."""
-
-    def weights(self, bins: torch.Tensor, **options: Any) -> PolicyWeights:
-        """The actor as it is needed for inference.
-
-        Args:
-            bins: (A, 3) parameters of the actions.
-            options: see `PolicyWeights.from_modules`.
-        """
-        # A subclass of an activation that also drops out is that activation at inference.
-        layers = [nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in self.actor()]
-        return self.standardization.fold_into(PolicyWeights.from_modules(layers, bins, **options))
-
     def load_actor(self, weights: PolicyWeights) -> None:
         """Take the actor's parameters over."""
-        weights = self.standardization.unfold_from(weights)
-        linears = [layer for layer in self.actor() if isinstance(layer, nn.Linear)]
+        linears = [layer for layer in actor_layers(self.model) if isinstance(layer, nn.Linear)]
         matrices = (*weights.hidden_weights, weights.output_weight)
         biases = (*weights.hidden_biases, weights.output_bias)
         with torch.no_grad():
@@ -119,10 +118,7 @@ class Learner(ABC):
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that a checkpoint must hold."""
-        tensors, info = model_state(self.model)
-        tensors["mean"] = torch.from_numpy(self.standardization.mean)
-        tensors["scale"] = torch.from_numpy(self.standardization.scale)
-        return tensors, info
+        return model_state(self.model)
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> None:
         """Go on where `state` was asked.
@@ -131,15 +127,11 @@ class Learner(ABC):
             ValueError: the tensors are of another network.
         """
         load_model_state(self.model, tensors, info)
-        self.standardization = Standardization(tensors["mean"].numpy(), tensors["scale"].numpy())
 
     def _count(self) -> None:
         self.model.num_timesteps += 1
         done = min(self.model.num_timesteps, self.total_windows)
         self.model._update_current_progress_remaining(done, self.total_windows)
-
-    def _row(self, observation: np.ndarray) -> np.ndarray:
-        return self.standardization(observation)[None]
 
     def _train(self, **options: int) -> bool:
         self.model.train(**options)
@@ -150,15 +142,15 @@ class Learner(ABC):
 class PPOLearner(Learner):
     """PPO: learns whenever its rollout buffer is full."""
 
-    def __init__(self, model: PPO, standardization: Standardization, **options: Any) -> None:
-        super().__init__(model, standardization, **options)
+    def __init__(self, model: PPO, **options: Any) -> None:
+        super().__init__(model, **options)
         self._starts = np.ones(1, dtype=bool)
         self._values = self._log_probs = torch.zeros(1)
 
     def act(self, observation: np.ndarray) -> int:
         """A draw of the stochastic policy."""
         with torch.no_grad():
-            row = torch.from_numpy(self._row(observation)).to(self.model.device)
+            row = torch.from_numpy(observation[None]).to(self.model.device)
             actions, self._values, self._log_probs = self.model.policy(row)
         return int(actions[0])
 
@@ -168,7 +160,7 @@ class PPOLearner(Learner):
         """See `Learner`."""
         buffer, dones = self.model.rollout_buffer, np.array([done])
         buffer.add(
-            self._row(observation),
+            observation[None],
             np.array([[action]]),
             np.array([reward], dtype=np.float32),
             self._starts,
@@ -180,17 +172,12 @@ class PPOLearner(Learner):
         if not buffer.full:
             return False
         with torch.no_grad():
-            row = torch.from_numpy(self._row(following)).to(self.model.device)
+            row = torch.from_numpy(following[None]).to(self.model.device)
             last = self.model.policy.predict_values(row)
         buffer.compute_returns_and_advantage(last_values=last, dones=dones)
         self._train()
         buffer.reset()
         return True
-
-    def actor(self) -> list[nn.Module]:
-        """See `Learner`."""
-        policy = self.model.policy
-        return [*policy.mlp_extractor.policy_net, policy.action_net]
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """See `Learner`."""
@@ -213,7 +200,6 @@ class DQNLearner(Learner):
     def __init__(
         self,
         model: DQN,
-        standardization: Standardization,
         *,
         epsilon: tuple[float, float, float],
         temperature: float | None = None,
@@ -224,13 +210,12 @@ class DQNLearner(Learner):
 
         Args:
             model: the model.
-            standardization: of its observations.
             epsilon: at the start, at the end, and its factor per update.
             temperature: of the softmax over the values that exploration draws from; evenly without.
             published: draw from a softmax where nothing is explored too, of half the temperature.
             options: see `Learner`.
         """
-        super().__init__(model, standardization, **options)
+        super().__init__(model, **options)
         self.epsilon, self._lowest, self._decay = epsilon
         self._temperature = temperature
         self._published = self.drops_out = published
@@ -242,7 +227,7 @@ class DQNLearner(Learner):
         if explores and self._temperature is None:
             return int(self.model.action_space.sample())
         with torch.no_grad():
-            row = torch.from_numpy(self._row(observation)).to(self.model.device)
+            row = torch.from_numpy(observation[None]).to(self.model.device)
             values = self.model.q_net(row)[0]
         if explores or self._published:
             temperature = self._temperature * (1.0 if explores else 0.5)
@@ -255,8 +240,8 @@ class DQNLearner(Learner):
         """See `Learner`."""
         model = self.model
         model.replay_buffer.add(
-            self._row(observation),
-            self._row(following),
+            observation[None],
+            following[None],
             np.array([[action]]),
             np.array([reward], dtype=np.float32),
             np.array([done]),
@@ -268,10 +253,6 @@ class DQNLearner(Learner):
             return False
         self.epsilon = max(self._lowest, self.epsilon * self._decay)
         return self._train(gradient_steps=1, batch_size=model.batch_size)
-
-    def actor(self) -> list[nn.Module]:
-        """See `Learner`."""
-        return list(self.model.q_net.q_net)
 
     def load_actor(self, weights: PolicyWeights) -> None:
         """See `Learner`; the target network takes them over too."""

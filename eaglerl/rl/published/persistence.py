@@ -11,7 +11,13 @@ from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.checkpoints import CheckpointFolder
-from eaglerl.rl.published.files import check_wanted, read_card, read_weights, write_policy_folder
+from eaglerl.rl.published.files import (
+    check_wanted,
+    check_weights,
+    read_card,
+    read_weights,
+    write_policy_folder,
+)
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.published.statistics import PolicyStatistics
 from eaglerl.rl.published.window import RewardWindow
@@ -30,6 +36,7 @@ class Persistence(ABC):
     formulation: str
     weights: PolicyWeights
     learner: Learner
+    _learner: Learner | None
     _checkpoints: CheckpointFolder | None
     _head_id: str | None
     _model_options: dict[str, Any]
@@ -90,7 +97,7 @@ class Persistence(ABC):
         head_id: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take over what a model from `new_model` has learned.
+        """Take over the actor of a model from `new_model`.
 
         Args:
             model: the model.
@@ -98,13 +105,20 @@ class Persistence(ABC):
             head_id: hash of the draft head whose features they are.
             training: JSON values for the card.
         """
-        learner = self.learner
-        if standardization is not None:
-            learner.standardization = standardization
-        learner.model.policy.load_state_dict(model.policy.state_dict())
-        self._weights = None
+        weights = self._export(model)
+        self._weights = weights if standardization is None else standardization.fold_into(weights)
+        self._learner = None
         self._head_id = head_id or self._head_id
         self._training = dict(training or {})
+
+    def use_weights(self, weights: PolicyWeights) -> None:
+        """Decide with other weights, of the same shape, until something is learned again.
+
+        Raises:
+            ValueError: they are of another width or of other actions.
+        """
+        check_weights(weights, self.settings, "the weights")
+        self._weights = weights
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint now.
@@ -158,6 +172,16 @@ class Persistence(ABC):
             "seconds": self._window.total_seconds,
             "tokens_per_second": self._window.tokens_per_second,
         }
+
+    def _export(self, model: Any) -> PolicyWeights:
+        from eaglerl.rl.published.learner import actor_weights
+
+        return actor_weights(
+            model,
+            self.settings.actions.bins,
+            mlp_input="taps" if self.settings.spec.source == "taps" else "features",
+            fallback_action=self.settings.fallback_action,
+        )
 
     def _checkpoint_folder(self) -> CheckpointFolder:
         if self._checkpoints is None:

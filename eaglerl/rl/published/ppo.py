@@ -122,8 +122,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
 
     def _make_learner(self) -> Learner:
         from eaglerl.rl.published.learner import PPOLearner, SpacesOnly
-        from eaglerl.rl.standardize import Standardization
 
         size = self.settings.spec.size
         model = self.new_model(SpacesOnly(size, len(self.settings.actions)))
-        return PPOLearner(model, Standardization.identity(size))
+        return PPOLearner(model)

@@ -1,0 +1,305 @@
+"""Training of PPO and DQN policies, on traces or live; a killed run goes on as if it had not been.
+
+stable-baselines3's own `learn` does all of it; what is here listens, saves and shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.environments import TraceVecEnv
+from eaglerl.rl.identity import head_id
+from eaglerl.rl.live_env import SpeculativeDecodingEnv
+from eaglerl.rl.observations import ObservationSpec
+from eaglerl.rl.oracle import constant_seconds, trace_tables
+from eaglerl.rl.policy_run import PolicyRun
+from eaglerl.rl.published.base import PublishedTreePolicy
+from eaglerl.rl.published.load import POLICIES
+from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.rl.record import Prompt
+from eaglerl.rl.rewards import RewardName
+from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
+from eaglerl.rl.trace_world import TraceWorld, observation_size
+from eaglerl.rl.traces import Trace
+from eaglerl.rl.training_callback import TrainingCallback
+
+Algorithm = Literal["ppo", "dqn"]
+
+#: Arguments of the models; those of one environment are of little use for many at once.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 64, "batch_size": 128, "n_epochs": 8, "ent_coef": 0.01},
+    "dqn": {
+        "buffer_size": 20_000,
+        "batch_size": 128,
+        "learning_starts": 1000,
+        "train_freq": 1,
+        "gradient_steps": 4,
+        "target_update_interval": 500,
+        "exploration_fraction": 0.5,
+        # One array holds observations and those that follow: half the size of a checkpoint.
+        "optimize_memory_usage": True,
+        "replay_buffer_kwargs": {"handle_timeout_termination": False},
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainPolicyOptions:
+    """How a policy is trained.
+
+    Attributes:
+        algorithm: "ppo" or "dqn".
+        total_steps: cache windows to learn from.
+        cache_steps: cycles of a window.
+        n_envs: traces decoded side by side.
+        extras: see `TraceEnv`.
+        reward: see `WindowReward`.
+        learning_rate: of Adam.
+        gamma: discount per window.
+        net_arch: hidden layers.
+        seed: of everything that is drawn.
+        checkpoint_steps: windows between two checkpoints, and between two points of the curve.
+        model: further arguments of stable-baselines3's model, over `DEFAULTS`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    algorithm: Algorithm = "ppo"
+    total_steps: int = 200_000
+    cache_steps: int = 10
+    n_envs: int = 16
+    extras: tuple[str, ...] = ()
+    reward: RewardName = "tokens"
+    learning_rate: float = 1e-3
+    gamma: float = 0.9
+    net_arch: tuple[int, ...] = (64, 64)
+    seed: int = 0
+    checkpoint_steps: int = 10_000
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in POLICIES:
+            raise ValueError(f"algorithm must be one of {sorted(POLICIES)}, got {self.algorithm!r}")
+        for name in ("total_steps", "cache_steps", "n_envs", "checkpoint_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in 0..1, got {self.gamma}")
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What a run gave.
+
+    Attributes:
+        policy: the policy, ready for inference.
+        path: its folder.
+        records: metrics of the run.
+        validation: tokens per second of its best actions on the traces held out; None without.
+        constant: of the best constant tree there, tuned on the others; None without.
+    """
+
+    policy: PublishedTreePolicy
+    path: Path
+    records: list[dict[str, Any]]
+    validation: float | None
+    constant: float | None
+
+
+def train_policy(
+    traces: Sequence[Trace],
+    actions: ActionSpace,
+    cost: CostTable,
+    output: str | Path,
+    options: TrainPolicyOptions,
+    *,
+    held_out: Sequence[Trace] = (),
+    head: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> TrainedPolicy:
+    """Train on traces; a folder with checkpoints goes on.
+
+    With traces held out, the policy that was best on them is kept; else the last one.
+
+    Args:
+        traces: to learn from.
+        actions: trees to choose from.
+        cost: time of the cycles.
+        output: the run's folder.
+        options: see `TrainPolicyOptions`.
+        held_out: to choose by.
+        head: id of the draft head whose traces these are.
+        progress: is told a stage and the share done.
+
+    Raises:
+        ValueError: see `TraceVecEnv`; or the folder is of a run with other options.
+    """
+    width = observation_size(traces[0].features.shape[1] if traces else 0, options.extras)
+    windows = {"cache_steps": options.cache_steps, "extras": options.extras}
+    env = TraceVecEnv(
+        traces, actions, cost, n_envs=options.n_envs, reward=options.reward, seed=options.seed,
+        **windows,
+    )  # fmt: skip
+    validate, constant = None, None
+    if held_out:
+        world = TraceWorld(held_out, actions, cost, **windows)
+        constant = _tuned_constant(traces, held_out, actions, cost)
+        validate = world
+    policy = _new_policy(options, actions, width - observation_size(0, options.extras))
+    standardization = Standardization.of_traces(traces, width)
+    data = {"traces": [trace.prompt_id for trace in traces], "cost": asdict(cost), "head": head}
+    return _train(
+        policy, env, standardization, output, options, data, head=head, validate=validate,
+        constant=constant, progress=progress,
+    )  # fmt: skip
+
+
+def train_policy_live(
+    decoder: SpeculativeDecoder,
+    prompts: Sequence[Prompt],
+    actions: ActionSpace,
+    output: str | Path,
+    options: TrainPolicyOptions,
+    *,
+    max_new_tokens: int = 128,
+    cost: CostTable | None = None,
+    standardization: Standardization | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> TrainedPolicy:
+    """Train while decoding; a folder with checkpoints goes on, with a new sequence.
+
+    Args:
+        decoder: what decodes, one sequence at a time: `options.n_envs` does not count.
+        prompts: to decode.
+        actions: trees to choose from.
+        output: the run's folder.
+        options: see `TrainPolicyOptions`.
+        max_new_tokens: longest continuation.
+        cost: takes the clock's place, see `SpeculativeDecodingEnv`.
+        standardization: of the observations, from traces; none without.
+        progress: is told a stage and the share done.
+
+    Raises:
+        ValueError: see `SpeculativeDecodingEnv`; or the folder is of a run with other options.
+    """
+    env = SpeculativeDecodingEnv(
+        decoder,
+        prompts,
+        actions,
+        cache_steps=options.cache_steps,
+        max_new_tokens=max_new_tokens,
+        extras=options.extras,
+        reward=options.reward,
+        cost=cost,
+    )
+    policy = _new_policy(options, actions, env.observation_spec.width)
+    head = head_id(decoder.head)
+    data = {"prompts": len(prompts), "max_new_tokens": max_new_tokens, "head": head}
+    return _train(
+        policy, DummyVecEnv([lambda: Monitor(env)]),
+        standardization or Standardization.identity(env.observation_spec.size),
+        output, options, data, head=head, progress=progress,
+    )  # fmt: skip
+
+
+def _new_policy(
+    options: TrainPolicyOptions, actions: ActionSpace, width: int
+) -> PublishedTreePolicy:
+    settings = PolicySettings(
+        hidden_size=width,
+        observation=ObservationSpec("features", width, options.extras),
+        actions=actions,
+        action_cache_steps=options.cache_steps,
+        enable_max_entropy=False,
+        # It is trained to be right, not to be varied.
+        max_entropy_inference=False,
+        reward=options.reward,
+        seed=options.seed,
+    )
+    return POLICIES[options.algorithm](
+        settings=settings,
+        learning_rate=options.learning_rate,
+        gamma=options.gamma,
+        net_arch=options.net_arch,
+    )
+
+
+def _train(
+    policy: PublishedTreePolicy,
+    env: VecEnv,
+    standardization: Standardization,
+    output: str | Path,
+    options: TrainPolicyOptions,
+    data: Mapping[str, Any],
+    *,
+    head: str | None,
+    validate: TraceWorld | None = None,
+    constant: float | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> TrainedPolicy:
+    run = PolicyRun(output, {**policy.configuration, **asdict(options), "data": dict(data)})
+    arguments = {**DEFAULTS[options.algorithm], **options.model}
+    model = policy.new_model(StandardizedVecEnv(env, standardization), **arguments)
+    board = run.path / "tensorboard"
+    model.set_logger(Logger(str(board), [TensorBoardOutputFormat(str(board))]))
+
+    def weights() -> PolicyWeights:
+        policy.adopt(model, standardization, head_id=head)
+        return policy.weights
+
+    callback = TrainingCallback(
+        run, env, weights, options.total_steps, options.checkpoint_steps, validate, progress
+    )
+    callback.resume(model)
+    left = options.total_steps - model.num_timesteps
+    if left > 0:
+        model.learn(left, callback=callback, reset_num_timesteps=False)
+    final = weights()
+    callback.finish(final)
+    best = callback.best_weights or final
+    validation = callback.best if validate is not None else None
+    training = {
+        "steps": model.num_timesteps,
+        "options": asdict(options),
+        "data": {name: value for name, value in data.items() if name != "traces"},
+        "validation_tokens_per_second": validation,
+        "constant_tokens_per_second": constant,
+    }
+    policy.adopt(model, standardization, head_id=head, training=training)
+    policy.use_weights(best)
+    policy.save(run.policy_path)
+    run.plot(constant=constant)
+    model.logger.close()
+    return TrainedPolicy(policy, run.policy_path, run.records, validation, constant)
+
+
+def _tuned_constant(
+    traces: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
+) -> float:
+    """Tokens per second on some traces of the tree that is the best on others."""
+    tuned = sum(constant_seconds(table) for table in trace_tables(traces, actions, cost))
+    tables = trace_tables(held_out, actions, cost)
+    seconds = sum(constant_seconds(table) for table in tables)
+    return sum(len(table) for table in tables) / float(seconds[int(tuned.argmin())])
+
+
+def same_weights(first: PolicyWeights, second: PolicyWeights) -> bool:
+    """Whether two policies are equal, bit by bit."""
+    one, other = first.tensors(), second.tensors()
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )

@@ -1,0 +1,152 @@
+"""What happens beside the learning: metrics, validation, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from eaglerl.ops import PolicyWeights
+from eaglerl.ops._policy_files import gather_fields
+from eaglerl.rl.greedy_outcome import greedy_outcome
+from eaglerl.rl.policy_run import PolicyRun
+from eaglerl.rl.trace_world import TraceWorld
+from eaglerl.rl.training_state import load_model_state, model_state
+
+_BEST = "best."
+
+
+class TrainingCallback(BaseCallback):
+    """Logs and saves between rollouts, where the model's state is whole.
+
+    Attributes:
+        best: tokens per second of the best policy so far on the traces held out.
+        best_weights: that policy; None where nothing is held out.
+    """
+
+    def __init__(
+        self,
+        run: PolicyRun,
+        env: VecEnv,
+        weights: Callable[[], PolicyWeights],
+        total_steps: int,
+        interval: int,
+        validate: TraceWorld | None,
+        progress: Callable[[str, float], None] | None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            run: where to save.
+            env: the environments; those that have a `state_dict` are saved too.
+            weights: gives the policy as it is now.
+            total_steps: windows of the whole run.
+            interval: windows between two records and checkpoints.
+            validate: traces held out.
+            progress: is told a stage and the share done.
+        """
+        super().__init__()
+        self._run, self._env, self._weights = run, env, weights
+        self._total, self._interval = total_steps, interval
+        self._validate, self._progress = validate, progress
+        self._next = interval
+        self._sums = {"tokens": 0, "seconds": 0.0, "reward": 0.0, "windows": 0}
+        self.best = -np.inf
+        self.best_weights: PolicyWeights | None = None
+
+    def resume(self, model: Any) -> None:
+        """Take the newest checkpoint over, if there is one.
+
+        Raises:
+            ValueError: it is of another run.
+        """
+        checkpoint = self._run.checkpoints.newest()
+        if checkpoint is None:
+            self._run.restore([])
+            return
+        info, tensors = checkpoint.info, checkpoint.tensors
+        # So that load_model_state finds the lists that learn() would have made.
+        model._setup_learn(self._total, reset_num_timesteps=True)
+        load_model_state(model, tensors, info["model"])
+        if info["env"] is None:
+            # A sequence that was being decoded is lost; learn() begins another.
+            model._last_obs = None
+        else:
+            self._env.load_state_dict(info["env"])
+        own = info["callback"]
+        self._next, self._sums = own["next"], own["sums"]
+        self._run.restore(own["records"])
+        best = {
+            name.removeprefix(_BEST): value
+            for name, value in tensors.items()
+            if name.startswith(_BEST)
+        }
+        if best:
+            self.best = own["best"]
+            self.best_weights = PolicyWeights(**gather_fields(best), **own["best_settings"])
+
+    def finish(self, weights: PolicyWeights) -> None:
+        """Record the end of the run."""
+        if self._sums["windows"]:
+            self._record(weights)
+
+    def _on_step(self) -> bool:
+        sums = self._sums
+        for info in self.locals["infos"]:
+            sums["tokens"] += info["tokens"]
+            sums["seconds"] += info["seconds"]
+        sums["reward"] += float(np.sum(self.locals["rewards"]))
+        sums["windows"] += len(self.locals["infos"])
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self._progress is not None:
+            speed = self._run.records[-1]["tokens_per_second"] if self._run.records else 0.0
+            self._progress(
+                f"{self.num_timesteps:,} windows, {speed:.1f} tokens/s",
+                min(self.num_timesteps / self._total, 1.0),
+            )
+        if self.num_timesteps < self._next:
+            return
+        self._next = self.num_timesteps + self._interval
+        self._record(self._weights())
+        self._save()
+
+    def _record(self, weights: PolicyWeights) -> None:
+        sums = self._sums
+        record: dict[str, Any] = {
+            "step": int(self.model.num_timesteps),
+            "reward": sums["reward"] / sums["windows"],
+            "tokens_per_second": sums["tokens"] / sums["seconds"],
+        }
+        if self._validate is not None:
+            tokens, seconds = greedy_outcome(weights, self._validate)
+            record["validation"] = tokens / seconds
+            if record["validation"] > self.best:
+                self.best, self.best_weights = record["validation"], weights
+        self._run.log(record)
+        logger = self.model.logger
+        for name, value in record.items():
+            logger.record(f"run/{name}", value)
+        logger.dump(record["step"])
+        for name in sums:
+            sums[name] = type(sums[name])(0)
+
+    def _save(self) -> None:
+        tensors, model = model_state(self.model)
+        own: dict[str, Any] = {
+            "next": self._next,
+            "sums": self._sums,
+            "records": self._run.records,
+        }
+        if self.best_weights is not None:
+            names = ("activation", "mlp_input", "norm_chunks", "eps", "horizon", "fallback_action")
+            own["best"] = self.best
+            own["best_settings"] = {name: getattr(self.best_weights, name) for name in names}
+            tensors |= {_BEST + name: value for name, value in self.best_weights.tensors().items()}
+        saved = getattr(self._env, "state_dict", None)
+        info = {"model": model, "env": None if saved is None else saved(), "callback": own}
+        self._run.checkpoints.save(self.num_timesteps, tensors, info)
