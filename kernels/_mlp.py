@@ -82,6 +82,7 @@ def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
     Where the taps are normalised and there is no FC before the layer, its partial sums are of the
     taps as they came, and the chunks' scales come in here.
     """
+    ACTIVATION: tl.constexpr = PLAN.policy.activation
     CHUNKS: tl.constexpr = 0 if PLAN.policy.features else PLAN.policy.norm_chunks
     parts: tl.constexpr = CHUNKS if CHUNKS else 1
     count: tl.constexpr = PLAN.programs // parts
@@ -100,7 +101,7 @@ def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
             total += sums
         tl.store(
             (row_ptr + PLAN.activations_at)[:, None] + output[None, :],
-            activate(total, PLAN.policy.activation),
+            activate(total, ACTIVATION),
             mask=mask[:, None] & inside[None, :],
         )
 
@@ -112,6 +113,7 @@ def run_layer(
 ):  # fmt: skip
     """Any other layer of rows (S,), given pointers to their inputs and outputs."""
     GROUP: tl.constexpr = PLAN.group
+    ACTIVATION: tl.constexpr = PLAN.policy.activation
     BLOCK_OUT: tl.constexpr = PLAN.block_out
     IN: tl.constexpr = PLAN.policy.widths[LAYER - 1]
     OUT: tl.constexpr = PLAN.policy.widths[LAYER]
@@ -134,7 +136,7 @@ def run_layer(
             total += tl.sum(value[:, None, :] * weight.to(tl.float32)[None, :, :], axis=2)
         total += bias[None, :]
         if len(PLAN.policy.widths) - 1 > LAYER:
-            total = activate(total, PLAN.policy.activation)
+            total = activate(total, ACTIVATION)
         tl.store(
             output_ptr[:, None] + output[None, :],
             total,

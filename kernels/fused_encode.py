@@ -117,8 +117,8 @@ def _multiply_first_layer(
     features: tl.constexpr = PLAN.policy.features
     width: tl.constexpr = PLAN.policy.widths[0]
     for sequence in range(first, end):
-        sequence = tl.cast(sequence, tl.int64)
-        position = sequence
+        number = tl.cast(sequence, tl.int64)
+        position = number
         exists = True
         if last_ptr is not None:
             # As in `find_input_row`: what does not exist is NaN.
@@ -129,7 +129,7 @@ def _multiply_first_layer(
             chosen = tl.arange(0, ROWS) == position - first_row
             row = tl.sum(tl.where(chosen[:, None], g, 0.0), axis=0)
             row = tl.where(exists, row, float("nan"))
-            row_ptr = scratch_ptr + sequence * PLAN.scratch
+            row_ptr = scratch_ptr + number * PLAN.scratch
             if PLAN.compare == COMPARE_FEATURES:
                 tl.store(row_ptr + PLAN.compared_at + column, row, mask=column < features)
             for start in range(0, width, PLAN.block_first):
