@@ -61,6 +61,7 @@ def plan_of(
     cache: Any,
     samples: bool,
     encodes: bool,
+    tiles: Tiles | None = None,
 ) -> Plan:
     """The plan of a launch.
 
@@ -72,6 +73,7 @@ def plan_of(
         cache: ``ActionCache``, or None.
         samples: Whether actions are drawn.
         encodes: Whether g of all rows is wanted.
+        tiles: To be used instead of the stored ones.
     """
     device = inputs.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -85,6 +87,7 @@ def plan_of(
         0 if cache is None or cache.reference is None else cache.reference.shape[1],
         samples,
         encodes,
+        tiles,
     )
 
 
@@ -99,11 +102,14 @@ def _make_plan(
     compared: int,
     samples: bool,
     encodes: bool,
+    tiles: Tiles | None,
 ) -> Plan:
     folded = policy.features == 0
-    tiles = stored_tiles(device_name, policy.k, weight_dtype, folded, rows if not folded else group)
+    multiplied = group if folded else rows
     if tiles is None:
-        tiles = default_tiles(policy, weight_dtype.itemsize, group if folded else rows)
+        tiles = stored_tiles(device_name, form_of(policy), policy.k, weight_dtype, multiplied)
+    if tiles is None:
+        tiles = default_tiles(policy, weight_dtype.itemsize, multiplied)
     columns = -(-policy.features // tiles.columns)
     blocks = policy.chunks * -(-policy.k // tiles.elements)
     return Plan(
@@ -150,6 +156,16 @@ def _make_step_plan(
         programs=1,
         interpreted=triton.knobs.runtime.interpret,
     )
+
+
+def forget_plans() -> None:
+    """Lets the next launches look their tiles up anew."""
+    _make_plan.cache_clear()
+
+
+def form_of(policy: Policy) -> str:
+    """What kind of launch it is, where choices are stored."""
+    return "fused" if policy.features else "features" if policy.chunks == 1 else "folded"
 
 
 def _comparison(policy: Policy, mode: int | None, encodes: bool) -> Any:

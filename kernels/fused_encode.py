@@ -19,6 +19,7 @@ from eaglerl.kernels._action_cache import COMPARE_FEATURES
 from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._fc import encode_tile
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
+from eaglerl.kernels._plan import Tiles
 from eaglerl.kernels._settings import plan_of
 from eaglerl.kernels._taps import find_input_row
 
@@ -153,6 +154,7 @@ def prepare_fused_encode(
     draw: tuple[float, int, int],
     *,
     return_features: bool,
+    tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
     """Allocates outputs and puts a launch together; arguments are trusted.
 
@@ -165,11 +167,14 @@ def prepare_fused_encode(
         slots: (S,) int64 slots, or None.
         draw: Temperature, seed, offset.
         return_features: Whether g of all N rows is wanted.
+        tiles: To be used instead of the stored ones.
     """
     count = taps[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
     multiplied = count if return_features else sequences
-    plan = plan_of(weights, taps[0], multiplied, sequences, cache, draw[0] > 0, return_features)
+    plan = plan_of(
+        weights, taps[0], multiplied, sequences, cache, draw[0] > 0, return_features, tiles
+    )
     decisions = Decisions.empty(weights, sequences, taps[0].device)
     if return_features:
         decisions.features = taps[0].new_empty((count, plan.policy.features))

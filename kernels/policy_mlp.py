@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
+from eaglerl.kernels._plan import Tiles
 from eaglerl.kernels._settings import plan_of
 from eaglerl.kernels._taps import find_input_row
 
@@ -112,6 +113,8 @@ def prepare_policy_mlp(
     cache: Any,
     slots: Tensor | None,
     draw: tuple[float, int, int],
+    *,
+    tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
     """Allocates outputs and puts a launch together; arguments are trusted.
 
@@ -123,10 +126,11 @@ def prepare_policy_mlp(
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
         draw: Temperature, seed, offset.
+        tiles: To be used instead of the stored ones.
     """
     count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
-    plan = plan_of(weights, inputs[0], sequences, sequences, cache, draw[0] > 0, False)
+    plan = plan_of(weights, inputs[0], sequences, sequences, cache, draw[0] > 0, False, tiles)
     decisions = Decisions.empty(weights, sequences, inputs[0].device)
     scratch, tickets = workspace(inputs[0].device, sequences * plan.scratch)
     arguments = {

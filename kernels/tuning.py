@@ -20,47 +20,54 @@ def tuning_path() -> Path:
     return cache_root() / "triton_tiles.json"
 
 
-def _key(device_name: str, k: int, dtype: torch.dtype, folded: bool, rows: int) -> str:
-    form = "folded" if folded else "fused"
-    return f"{device_name}, k={k}, {str(dtype).removeprefix('torch.')}, {form}, rows={rows}"
-
-
-@functools.cache
-def _read(path: Path) -> dict[str, dict[str, int]]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, or tune anew") from error
-    return content["tiles"] if content.get("format") == _FORMAT else {}
-
-
 def stored_tiles(
-    device_name: str, k: int, dtype: torch.dtype, folded: bool, rows: int
+    device_name: str, form: str, k: int, dtype: torch.dtype, rows: int
 ) -> Tiles | None:
     """The choice for a device, or None where none was measured.
 
     Args:
         device_name: As torch names it.
+        form: "fused", "folded" or "features".
         k: Width of a tapped layer, or of the features.
         dtype: Of the weights.
-        folded: Whether the launch computes no g.
         rows: Rows that a launch multiplies, rounded up to a power of two.
+
+    Raises:
+        ValueError: The file is damaged.
     """
-    found = _read(tuning_path()).get(_key(device_name, k, dtype, folded, rows))
-    return None if found is None else Tiles(**found)
+    return _read(tuning_path()).get(_key(device_name, form, k, dtype, rows))
 
 
 def store_tiles(
-    device_name: str, k: int, dtype: torch.dtype, folded: bool, rows: int, tiles: Tiles
+    device_name: str, form: str, k: int, dtype: torch.dtype, rows: int, tiles: Tiles
 ) -> None:
-    """Adds a choice to the file, which is replaced as a whole."""
+    """Adds a choice to the file, which is replaced as a whole; arguments as in `stored_tiles`."""
     path = tuning_path()
+    # Another process may have added to it.
     _read.cache_clear()
-    entries = dict(_read(path)) | {_key(device_name, k, dtype, folded, rows): asdict(tiles)}
+    entries = _read(path) | {_key(device_name, form, k, dtype, rows): tiles}
+    content = {"format": _FORMAT, "tiles": {key: asdict(kept) for key, kept in entries.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        text = json.dumps({"format": _FORMAT, "tiles": entries}, indent=1, sort_keys=True)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
     _read.cache_clear()
+
+
+def _key(device_name: str, form: str, k: int, dtype: torch.dtype, rows: int) -> str:
+    return f"{device_name}, {form}, k={k}, {str(dtype).removeprefix('torch.')}, rows={rows}"
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Tiles]:
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']}, not {_FORMAT}")
+        return {key: Tiles(**fields) for key, fields in content["tiles"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): remove it, or make it anew with "
+            "'python -m eaglerl.kernels.tune'"
+        ) from error
