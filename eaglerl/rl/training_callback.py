@@ -63,6 +63,7 @@ class TrainingCallback(BaseCallback):
         Raises:
             ValueError: it is of another run.
         """
+        self.model = model
         checkpoint = self._run.checkpoints.newest()
         if checkpoint is None:
             self._run.restore([])
@@ -89,9 +90,10 @@ class TrainingCallback(BaseCallback):
             self.best_weights = PolicyWeights(**gather_fields(best), **own["best_settings"])
 
     def finish(self, weights: PolicyWeights) -> None:
-        """Record the end of the run."""
+        """Record the end of the run, and save it."""
         if self._sums["windows"]:
             self._record(weights)
+            self._save()
 
     def _on_step(self) -> bool:
         sums = self._sums
@@ -149,4 +151,4 @@ class TrainingCallback(BaseCallback):
             tensors |= {_BEST + name: value for name, value in self.best_weights.tensors().items()}
         saved = getattr(self._env, "state_dict", None)
         info = {"model": model, "env": None if saved is None else saved(), "callback": own}
-        self._run.checkpoints.save(self.num_timesteps, tensors, info)
+        self._run.checkpoints.save(int(self.model.num_timesteps), tensors, info)

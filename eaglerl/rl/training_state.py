@@ -44,16 +44,21 @@ def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if value is not None:
             tensors[name] = torch.from_numpy(np.array(value))
     buffer, names = _buffer(model)
-    filled = buffer.buffer_size if buffer.full else buffer.pos
+    pos, full = buffer.pos, buffer.full
+    if full and names is _ROLLOUT_ARRAYS:
+        # Its update is done: PPO learns from a full buffer at once, and begins it anew.
+        pos, full = 0, False
+    filled = buffer.buffer_size if full else pos
     if _shares_observations(buffer):
         # Such a buffer keeps the observation that follows in the next row.
         filled = min(filled + 1, buffer.buffer_size)
     for name in names:
-        tensors[f"buffer.{name}"] = torch.from_numpy(np.array(getattr(buffer, name)[:filled]))
+        if filled:
+            tensors[f"buffer.{name}"] = torch.from_numpy(np.array(getattr(buffer, name)[:filled]))
     info: dict[str, Any] = {
         name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)
     }
-    info["buffer"] = {"pos": buffer.pos, "full": buffer.full}
+    info["buffer"] = {"pos": pos, "full": full}
     info["episodes"] = [dict(episode) for episode in model.ep_info_buffer or ()]
     tensors["torch_draws"] = torch.get_rng_state()
     name, keys, *rest = np.random.get_state()
@@ -86,8 +91,9 @@ def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[st
             setattr(model, name, tensors[name].numpy().copy())
     buffer, names = _buffer(model)
     for name in names:
-        values = tensors[f"buffer.{name}"].numpy()
-        getattr(buffer, name)[: len(values)] = values
+        if f"buffer.{name}" in tensors:
+            values = tensors[f"buffer.{name}"].numpy()
+            getattr(buffer, name)[: len(values)] = values
     buffer.pos, buffer.full = info["buffer"]["pos"], info["buffer"]["full"]
     for name in _COUNTERS:
         if name in info:

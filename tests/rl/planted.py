@@ -30,6 +30,8 @@ COST = CostTable(
 )
 #: Drafted tokens that come true in each of three kinds of position.
 ACCEPTED = (0, 1, 4)
+#: Positions of one kind in a row.
+RUN = 12
 
 
 def planted_traces(count: int, *, seed: int = 0, positions: int = 120) -> list[Trace]:
@@ -39,7 +41,8 @@ def planted_traces(count: int, *, seed: int = 0, positions: int = 120) -> list[T
 
 
 def _planted_trace(draw: np.random.Generator, name: str, positions: int) -> Trace:
-    kinds = draw.integers(len(ACCEPTED), size=positions)
+    # In runs, so that it is worth little to know what comes next: the rule is all there is.
+    kinds = np.repeat(draw.integers(len(ACCEPTED), size=positions), RUN)[:positions]
     features = 0.5 * draw.standard_normal((positions, WIDTH))
     features[np.arange(positions), kinds] += 3.0
     levels = 4
