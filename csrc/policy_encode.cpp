@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 256;          // rows whose inputs are kept as floats at a time
 constexpr int64_t kTaskRows = 64;            // rows of x that stay in a core's cache beside weights
-constexpr int64_t kTaskColumns = 12;         // a multiple of every tile's columns
+constexpr int64_t kTaskColumns = 24;         // a multiple of every tile's columns
+constexpr int64_t kSingleTaskColumns = 8;    // likewise, for a single row
 constexpr int64_t kSerialBytes = 512 << 10;  // a layer that reads less runs on one thread
 constexpr int64_t kSerialElements = 65'536;
 constexpr int64_t kSerialSequences = 64;
@@ -128,29 +129,23 @@ class Decision {
                             layer.in,        layer.out,       policy_.type, activation};
     const int64_t passes = (rows + 3) / 4;
     const int64_t bytes = layer.in * layer.out * element_size(policy_.type) * passes;
-    if (threads_ <= 1 || bytes < kSerialBytes) {
-      kernels_.layer(call, 0, rows, 0, layer.out);
-    } else {
-      run_tasks(call, rows);
-    }
-    std::copy(space_.y.begin(), space_.y.begin() + rows, space_.x.begin());
-  }
-
-  void run_tasks(const LayerCall& call, int64_t rows) const {
+    const int threads = bytes < kSerialBytes ? 1 : threads_;
     const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
     // Four tasks a thread even out threads that start late or are held up.
-    const int64_t wanted = std::max<int64_t>(1, 4 * threads_ / row_tasks);
-    const int64_t tiles = (call.out + kTaskColumns - 1) / kTaskColumns;
-    const int64_t columns = (tiles + wanted - 1) / wanted * kTaskColumns;
-    const int64_t column_tasks = (call.out + columns - 1) / columns;
-    parallel_for(row_tasks * column_tasks, 1, threads_, [&](int64_t begin, int64_t end) {
+    const int64_t wanted = threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / row_tasks);
+    const int64_t tile = rows == 1 ? kSingleTaskColumns : kTaskColumns;
+    const int64_t tiles = (layer.out + tile - 1) / tile;
+    const int64_t columns = (tiles + wanted - 1) / wanted * tile;
+    const int64_t column_tasks = (layer.out + columns - 1) / columns;
+    parallel_for(row_tasks * column_tasks, 1, threads, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t row = task / column_tasks * kTaskRows;
         const int64_t column = task % column_tasks * columns;
         kernels_.layer(call, row, std::min(row + kTaskRows, rows), column,
-                       std::min(column + columns, call.out));
+                       std::min(column + columns, layer.out));
       }
     });
+    std::copy(space_.y.begin(), space_.y.begin() + rows, space_.x.begin());
   }
 
   void point_outputs(float* out, int64_t width, int64_t rows) {

@@ -12,8 +12,9 @@ namespace eaglerl::EAGLERL_ISA {
 // sums, which hide the latency of the additions and leave registers for the operands.
 constexpr int kTileColumns = 3;
 constexpr int kTileRows = 4;
-// A single row waits for memory: more columns are more streams, which fetch further ahead.
-constexpr int kSingleRowColumns = 4;
+// A single row waits for memory, and more columns are more streams that are fetched ahead. More than
+// eight, where rows lie a multiple of 4 KB apart, push each other out of an 8-way cache.
+constexpr int kSingleRowColumns = 8;
 // Above kTileRows rows, a layer is computed in pieces of so many inputs, whose rows of x and weights
 // then stay in the innermost cache.
 constexpr int64_t kInputBlock = 1024;
@@ -124,7 +125,7 @@ static void run_layer(const LayerCall& call, int64_t row_begin, int64_t row_end,
     int64_t column = column_begin;
     if (rows == 1) {
       for (; column + kSingleRowColumns <= column_end; column += kSingleRowColumns) {
-        add_tile<1, kSingleRowColumns, 2>(layer, row_begin, column, begin, end);
+        add_tile<1, kSingleRowColumns, 1>(layer, row_begin, column, begin, end);
       }
     }
     for (; column + kTileColumns <= column_end; column += kTileColumns) {

@@ -12,22 +12,37 @@ namespace eaglerl::EAGLERL_ISA {
 
 static_assert(kSketchSize % kLanes == 0, "the sketch is made of whole vectors");
 
+static inline float inverse_rms(float squares, int64_t count, float eps) {
+  return 1.0f / sqrtf(squares / float(count) + eps);
+}
+
 static void prepare_taps(const TapsRow& row, const TapsNorm& norm, float* out) {
-  const int64_t width = row.width, total = kTapChunks * width;
+  const int64_t width = row.width;
+  const float* source[kTapChunks];
+  float scale[kTapChunks] = {1.0f, 1.0f, 1.0f}, total = 0.0f;
   for (int chunk = 0; chunk < kTapChunks; ++chunk) {
-    to_float(row.chunk[chunk], row.type, width, out + chunk * width);
-  }
-  const int64_t size = norm.chunks ? total / norm.chunks : total;
-  for (int chunk = 0; chunk < norm.chunks; ++chunk) {
-    float* x = out + chunk * size;
-    const float* weight = norm.weight ? norm.weight + chunk * size : nullptr;
-    const float scale = 1.0f / sqrtf(sum_of_squares(x, size) / float(size) + norm.eps);
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) {
-      const VecF scaled = load(x + i) * scale;
-      store(x + i, weight ? scaled * load(weight + i) : scaled);
+    source[chunk] = (const float*)row.chunk[chunk];
+    if (row.type != kFloat32) {
+      source[chunk] = out + chunk * width;
+      to_float(row.chunk[chunk], row.type, width, out + chunk * width);
     }
-    for (; i < size; ++i) x[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+    if (!norm.chunks) continue;
+    const float squares = sum_of_squares(source[chunk], width);
+    scale[chunk] = inverse_rms(squares, width, norm.eps);
+    total += squares;
+  }
+  for (int chunk = 0; chunk < kTapChunks; ++chunk) {
+    if (norm.chunks == 1) scale[chunk] = inverse_rms(total, kTapChunks * width, norm.eps);
+    const float* weight = norm.weight ? norm.weight + chunk * width : nullptr;
+    const float factor = scale[chunk];
+    const float* x = source[chunk];
+    float* y = out + chunk * width;
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) {
+      const VecF scaled = load(x + i) * factor;
+      store(y + i, weight ? scaled * load(weight + i) : scaled);
+    }
+    for (; i < width; ++i) y[i] = weight ? x[i] * factor * weight[i] : x[i] * factor;
   }
 }
 
@@ -68,7 +83,7 @@ static void sketch(const TapsRow& row, float eps, float* out) {
         : row.type == kBfloat16
             ? sketch_chunk((const Bfloat16*)x, row.width, first, buckets)
             : sketch_chunk((const Float16*)x, row.width, first, buckets);
-    const float scale = 1.0f / sqrtf(squares / float(row.width) + eps);
+    const float scale = inverse_rms(squares, row.width, eps);
     for (uint32_t place = 0; place < kSketchSize; ++place) {
       out[(first + place) % kSketchSize] += scale * buckets[place];
     }

@@ -338,7 +338,7 @@ def test_instruction_sets_are_different_code() -> None:
         assert not torch.equal(first[1], second[1])
 
 
-@pytest.mark.parametrize("rows", [1, 5, 100])
+@pytest.mark.parametrize("rows", [1, 5, 65, 100])
 def test_results_do_not_depend_on_the_number_of_threads(rows: int) -> None:
     weights, x = make_weights(576, 576, (128,), 177, norm_chunks=3), torch.randn(rows, 3 * 576)
     threads = torch.get_num_threads()
