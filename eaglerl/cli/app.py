@@ -12,6 +12,7 @@ from rich.markup import escape
 from eaglerl.cli.calibrate import calibrate
 from eaglerl.cli.demo import demo
 from eaglerl.cli.generate import generate
+from eaglerl.cli.policy import train_policy
 from eaglerl.cli.prepare import prepare
 from eaglerl.cli.record import record
 from eaglerl.cli.training import distill, train_draft
@@ -80,3 +81,9 @@ _add(
     "eaglerl record traces questions/*.jsonl --per-file 20 -n 128",
 )
 _add(calibrate, "eaglerl calibrate cost.json", "eaglerl calibrate cost.json --passes 16")
+_add(
+    train_policy,
+    "eaglerl train-policy --traces traces --cost cost.json -o runs/ppo",
+    "eaglerl train-policy -a dqn --traces traces --cost cost.json --select 8 -o runs/dqn",
+    "eaglerl train-policy --prompts questions.jsonl --actions cpu --steps 2000 -o runs/live",
+)
