@@ -27,6 +27,7 @@ from eaglerl.rl.train_policy import (
 )
 
 from .planted import ACTIONS, COST, WIDTH, planted_traces
+from .test_oracle import ACTIONS as TREES
 from .worlds import tiny_decoder, tiny_prompts
 
 SMALL = {
@@ -166,8 +167,6 @@ def test_a_broken_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch:UserWarning")
 def test_live(tmp_path: Path) -> None:
     decoder = tiny_decoder()
-    from .test_oracle import ACTIONS as TREES
-
     result = train_policy_live(
         decoder, tiny_prompts(3), TREES, tmp_path, small_options("ppo", 96), max_new_tokens=20
     )
