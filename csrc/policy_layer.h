@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "norm_kernels.h"
 #include "policy_convert.h"
+#include "vector_math.h"
 
 namespace eaglerl::EAGLERL_ISA {
 

@@ -5,8 +5,8 @@
 #include <math.h>
 
 #include "action_cache.h"
-#include "norm_kernels.h"
 #include "policy_convert.h"
+#include "vector_math.h"
 
 namespace eaglerl::EAGLERL_ISA {
 
