@@ -213,12 +213,37 @@ class DraftProgress:
         scores: (K + depth K^2,) float32 cumulative log-probabilities of the candidates so far, in
             the order of the rounds.
         context_length: tokens before the tree, the root included.
+        lookup: the chain that the plan looked up in the text.
+        lookup_nodes: (depth + 1,) int64 index in `scores` of the chain's token at each level; -1
+            from the level on where the draft did not propose it. None without a chain.
     """
 
     top_k: int
     depth: int
     scores: np.ndarray
     context_length: int
+    lookup: Lookup = NO_LOOKUP
+    lookup_nodes: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is verified of a draft and of a looked-up chain.
+
+    Attributes:
+        nodes: indices of the draft's candidates, ancestors included.
+        chain_tokens: leading tokens of the chain; those that the draft has proposed, too, are among
+            `nodes`.
+    """
+
+    nodes: np.ndarray
+    chain_tokens: int = 0
+
+    def rows(self, progress: DraftProgress) -> int:
+        """Rows to verify, the root included."""
+        nodes = progress.lookup_nodes
+        shared = 0 if nodes is None else int((nodes >= 0).sum())
+        return 1 + len(self.nodes) + max(0, self.chain_tokens - shared)
 
 
 @runtime_checkable
@@ -235,6 +260,18 @@ class StagedPolicy(Protocol):
 
     def rows(self, progress: DraftProgress) -> int:
         """total_tokens of the tree, the root included: 1 to 1 + len(progress.scores)."""
+
+
+@runtime_checkable
+class SelectingPolicy(StagedPolicy, Protocol):
+    """A `StagedPolicy` that names the nodes itself, those of the looked-up chain included.
+
+    `select` is asked in place of `rows`, and the chain that the plan looked up is verified as far
+    as it says.
+    """
+
+    def select(self, progress: DraftProgress) -> Selection:
+        """The nodes to verify."""
 
 
 @dataclass(frozen=True, slots=True)

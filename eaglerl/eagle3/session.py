@@ -10,11 +10,12 @@ from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, Ho
 from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup
+from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
 from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
 from eaglerl.eagle3.params import (
     CycleState,
     DraftPlan,
+    SelectingPolicy,
     StagedPolicy,
     StepResult,
     TreeParams,
@@ -171,12 +172,13 @@ class DecodingSession:
         self.cache.check_room(plan.most_rows, self.slot)
         watch = Stopwatch(self._device)
         watch.mark()
-        tree, params = self._draft_tree(params, staged)
         lookup = NO_LOOKUP
         if plan.lookup_tokens:
             lookup = self._indexed_text().propose(plan.lookup_tokens)
-            if lookup.token_ids:
-                tree = self._merge(tree, lookup.token_ids)
+        selects = isinstance(staged, SelectingPolicy) and params.total_tokens > 1
+        tree, params = self._draft_tree(params, staged, lookup)
+        if lookup.token_ids and not selects:
+            tree = self._merge(tree, lookup.token_ids)
         watch.mark()
         output = self._verify_tree(tree)
         accepted = self._accept(output, tree, self.cache, self.slot, self._policy)
@@ -212,7 +214,10 @@ class DecodingSession:
             self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
 
     def _draft_tree(
-        self, params: TreeParams, staged: StagedPolicy | None = None
+        self,
+        params: TreeParams,
+        staged: StagedPolicy | None = None,
+        lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree | DeviceTree, TreeParams]:
         root = self.token_ids[-1]
         if params.total_tokens == 1:
@@ -221,7 +226,7 @@ class DecodingSession:
         hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
         if staged is not None:
             return self._drafter.grow_in_stages(
-                root, hidden, logits, params, staged, len(self.token_ids), self.slot
+                root, hidden, logits, params, staged, len(self.token_ids), self.slot, lookup
             )
         return self._drafter.grow(root, hidden, logits, params, self.slot), params
 

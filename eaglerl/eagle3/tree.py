@@ -6,7 +6,9 @@ from typing import Protocol
 
 import torch
 
-from eaglerl.eagle3.params import DraftProgress, StagedPolicy, TreeParams
+from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.merge import chain_nodes, merge_chain, select_nodes
+from eaglerl.eagle3.params import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
@@ -104,8 +106,9 @@ class TreeDrafter:
         policy: StagedPolicy,
         context_length: int,
         slot: int = 0,
+        lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree, TreeParams]:
-        """Draft for as long as a policy goes on, and verify as many nodes as it says.
+        """Draft for as long as a policy goes on, and verify what it says.
 
         Args:
             root: see `grow`.
@@ -115,24 +118,42 @@ class TreeDrafter:
             policy: asked after every pass.
             context_length: tokens before the tree, the root included.
             slot: the sequence.
+            lookup: the chain that was looked up in the text.
 
         Returns:
-            The tree, and its parameters.
+            The tree, and its parameters. That of a `SelectingPolicy` holds as much of the chain as
+            it wants; the tree of others does not hold it.
 
         Raises:
-            ValueError: the policy asked for a number of rows that the pool cannot give.
+            ValueError: the policy asked for rows or nodes that the pool cannot give.
         """
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
         while True:
-            scores = self._builder.scores().numpy()
-            progress = DraftProgress(limit.top_k, depth, scores, context_length)
+            progress = self._progress(limit.top_k, depth, context_length, lookup)
             if depth == limit.depth or not policy.goes_on(progress):
                 break
             hidden = self._expand(hidden, depth, slot)
             depth += 1
-        params = TreeParams(policy.rows(progress), depth, limit.top_k)
-        return self._builder.finish(params.total_tokens), params
+        if not isinstance(policy, SelectingPolicy):
+            params = TreeParams(policy.rows(progress), depth, limit.top_k)
+            return self._builder.finish(params.total_tokens), params
+        selection = policy.select(progress)
+        tree = select_nodes(self._whole_pool(), selection.nodes)
+        params = TreeParams(len(tree.token_ids), depth, limit.top_k)
+        return merge_chain(tree, lookup.token_ids[: selection.chain_tokens]), params
+
+    def _progress(
+        self, top_k: int, depth: int, context_length: int, lookup: Lookup
+    ) -> DraftProgress:
+        nodes = None
+        if lookup.token_ids:
+            nodes = chain_nodes(self._whole_pool(), lookup.token_ids, depth + 1)
+        scores = self._builder.scores().numpy()
+        return DraftProgress(top_k, depth, scores, context_length, lookup, nodes)
+
+    def _whole_pool(self) -> DraftTree:
+        return self._builder.finish(self._builder.pool_size + 1)
 
     def _begin(
         self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int

@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
 from eaglerl.eagle3.params import StagedPolicy, TreeParams
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.session import DecodingSession
@@ -110,7 +111,7 @@ class MemoSession(DecodingSession):
         )
 
     def _draft_tree(
-        self, params: TreeParams, staged: StagedPolicy | None = None
+        self, params: TreeParams, staged: StagedPolicy | None = None, lookup: Lookup = NO_LOOKUP
     ) -> tuple[DraftTree, TreeParams]:
         prefix = tuple(self.token_ids)
         if prefix not in self._passes:

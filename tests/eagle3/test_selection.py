@@ -1,0 +1,168 @@
+"""Policies that name the nodes to verify: what is verified, and that the text stays the same."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3.merge import chain_nodes, select_nodes
+from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.params import (
+    NO_DRAFT,
+    CycleState,
+    DraftPlan,
+    DraftProgress,
+    SelectingPolicy,
+    Selection,
+    StepResult,
+    TreeParams,
+)
+from eaglerl.ops import DraftTree, DraftTreeBuilder
+
+from .tiny import tiny_head, tiny_model
+
+VOCAB = 12
+WIDTH, DEPTH = 2, 2
+
+
+def pool_of(seed: int, root: int = 3) -> DraftTree:
+    torch.manual_seed(seed)
+    builder = DraftTreeBuilder()
+    builder.begin(root, WIDTH)
+    builder.first(torch.randn(VOCAB))
+    for _ in range(DEPTH):
+        builder.expand(torch.randn(WIDTH, VOCAB))
+    return builder.finish(builder.pool_size + 1)
+
+
+def random_nodes(pool: DraftTree, draw: random.Random) -> list[int]:
+    """Some candidates and their ancestors."""
+    nodes: set[int] = set()
+    for _ in range(draw.randrange(5)):
+        row = draw.randrange(1, len(pool.token_ids))
+        while row > 0:
+            nodes.add(row - 1)
+            row = int(pool.parents[row])
+    return draw.sample(sorted(nodes), len(nodes))
+
+
+def test_selected_nodes_make_a_tree() -> None:
+    draw = random.Random(0)
+    for seed in range(20):
+        pool = pool_of(seed)
+        nodes = random_nodes(pool, draw)
+        tree = select_nodes(pool, nodes)
+        rows = [0, *sorted(node + 1 for node in nodes)]
+        assert tree.token_ids.tolist() == pool.token_ids[rows].tolist()
+        assert tree.levels.tolist() == pool.levels[rows].tolist()
+        assert tree.scores.tolist() == pool.scores[rows].tolist()
+        whole, part = list(paths_in_order(pool)), list(paths_in_order(tree))
+        assert part == [whole[row] for row in rows]
+        for row in range(len(rows)):
+            seen = {j for j in range(len(rows)) if int(tree.mask[row, 0]) >> j & 1}
+            expected, at = set(), row
+            while at >= 0:
+                expected.add(at)
+                at = int(tree.parents[at])
+            assert seen == expected
+
+
+def paths_in_order(tree: DraftTree) -> list[tuple[int, ...]]:
+    found: list[tuple[int, ...]] = []
+    pairs = zip(tree.parents.tolist(), tree.token_ids.tolist(), strict=True)
+    for row, (parent, token) in enumerate(pairs):
+        found.append(() if row == 0 else (*found[parent], token))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [([0, 0], "distinct"), ([99], "0..9"), ([2], "the parent of each; that of 2 is missing")],
+)
+def test_impossible_selections_are_refused(nodes: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_nodes(pool_of(0), nodes)
+
+
+def test_a_chain_is_found_as_far_as_the_pool_has_it() -> None:
+    draw = random.Random(1)
+    for seed in range(20):
+        pool = pool_of(seed)
+        known = paths_in_order(pool)
+        path = draw.choice(known[1:])
+        for chain in (path, (*path, VOCAB), (VOCAB, *path), ()):
+            nodes = chain_nodes(pool, chain, DEPTH + 1)
+            expected = []
+            for level in range(DEPTH + 1):
+                start = tuple(chain[: level + 1])
+                inside = len(start) == level + 1 and start in known
+                expected.append(known.index(start) - 1 if inside else -1)
+            assert nodes.tolist() == expected
+
+
+class RandomSelection:
+    """Goes on and selects by chance, and keeps what it was shown."""
+
+    def __init__(self, seed: int) -> None:
+        self._draw = random.Random(seed)
+        self.rows_wanted: list[int] = []
+        self.rows_verified: list[int] = []
+        self.lookups = 0
+
+    def reset(self) -> None:
+        pass
+
+    def choose(self, state: CycleState) -> DraftPlan:
+        return DraftPlan(TreeParams(9, DEPTH, WIDTH), self._draw.choice((0, 5)))
+
+    def observe(self, result: StepResult) -> None:
+        self.rows_verified.append(result.rows)
+        self.lookups += result.lookup_accepted > 0
+
+    def goes_on(self, progress: DraftProgress) -> bool:
+        return self._draw.random() < 0.7
+
+    def rows(self, progress: DraftProgress) -> int:
+        raise AssertionError("select is asked in its place")
+
+    def select(self, progress: DraftProgress) -> Selection:
+        width = progress.top_k
+        parents = [-1] * width
+        for level in range(1, progress.depth + 1):
+            begin = 0 if level == 1 else width + (level - 2) * width**2
+            block = progress.scores[begin : width + (level - 1) * width**2]
+            best = np.argsort(-block, kind="stable")[:width] + begin
+            parents += np.repeat(best, width).tolist()
+        nodes: set[int] = set()
+        for node in self._draw.sample(range(len(parents)), self._draw.randrange(3)):
+            while node >= 0:
+                nodes.add(node)
+                node = parents[node]
+        chain = self._draw.randrange(len(progress.lookup.token_ids) + 1)
+        if progress.lookup_nodes is not None:
+            inside = progress.lookup_nodes[:chain]
+            nodes |= set(inside[inside >= 0].tolist())
+        selection = Selection(np.array(sorted(nodes), dtype=np.int64), chain)
+        self.rows_wanted.append(selection.rows(progress) if chain else 1 + len(nodes))
+        return selection
+
+
+def test_what_is_selected_is_verified_and_the_text_stays() -> None:
+    target = PackedTarget(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
+    decoder = SpeculativeDecoder(
+        target, tiny_head(target, draft_vocab_size=VOCAB), draft_dtype="float32"
+    )
+    policy = RandomSelection(0)
+    assert isinstance(policy, SelectingPolicy)
+    for prompt in ([1, 2, 3], [4, 4, 5, 6]):
+        arguments = {"max_new_tokens": 120, "eos_token_id": []}
+        expected = decoder.generate(prompt, NO_DRAFT, **arguments).sequences
+        policy.rows_wanted.clear()
+        policy.rows_verified.clear()
+        output = decoder.generate(prompt, policy, **arguments)
+        assert torch.equal(output.sequences, expected)
+        # The last cycles may have had no draft, or a shorter chain than was wanted.
+        assert policy.rows_verified[: len(policy.rows_wanted)][:-3] == policy.rows_wanted[:-3]
+    assert policy.lookups > 3
