@@ -8,15 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
 from eaglerl.eagle3.params import (
     CycleState,
+    DraftPlan,
     DraftProgress,
+    SelectingPolicy,
+    Selection,
     StagedPolicy,
+    StepResult,
     TreeParams,
     TreePolicy,
+    as_plan,
     as_policy,
 )
-from eaglerl.eagle3.session import StepResult
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace
 
@@ -30,11 +35,9 @@ class TraceState(CycleState):
     Attributes:
         first_log_probs: (8,) the best log-probabilities of the first draft pass, known to a policy
             that decides after it.
-        lookup_match: length of the longest earlier match of the text's end.
     """
 
     first_log_probs: np.ndarray | None = None
-    lookup_match: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class Outcome:
         tokens: tokens emitted.
         seconds: time by the cost table.
         cycles: number of cycles.
-        trees: how often each tree was verified.
+        trees: how often each kind of tree was verified: rows, depth and width.
     """
 
     tokens: int
     seconds: float
     cycles: int
-    trees: dict[TreeParams, int]
+    trees: dict[tuple[int, int, int], int]
 
     @property
     def tokens_per_second(self) -> float:
@@ -65,7 +68,7 @@ class Outcome:
 
 
 def simulate(
-    policy: TreeParams | TreePolicy, traces: Iterable[Trace], cost: CostTable
+    policy: TreeParams | DraftPlan | TreePolicy, traces: Iterable[Trace], cost: CostTable
 ) -> list[Outcome]:
     """Decode traces with a policy, one after another.
 
@@ -102,72 +105,143 @@ def total(outcomes: Iterable[Outcome]) -> Outcome:
 def _simulate_one(policy: TreePolicy, trace: Trace, cost: CostTable) -> Outcome:
     policy.reset()
     features = torch.from_numpy(np.asarray(trace.features, dtype=np.float32))
+    text = _Text(trace)
     result: StepResult | None = None
     position, seconds, cycles, trees = 0, 0.0, 0, {}
     while position < len(trace):
-        context = int(trace.context_lengths[position])
+        text.go_to(position)
         state = TraceState(
             features[position],
-            context,
+            int(trace.context_lengths[position]),
             result,
+            text=text.index,
             first_log_probs=trace.first_log_probs[position],
-            lookup_match=int(trace.lookup_match[position]),
         )
-        tree = policy.choose(state)
-        drafted = tree.total_tokens > 1
-        if isinstance(policy, StagedPolicy):
-            tree = staged_tree(policy, trace, position, tree)
-        result = _step(trace, position, tree, cost, features, drafted=drafted)
+        plan = as_plan(policy.choose(state))
+        result = _step(policy, trace, position, plan, text, cost)
         policy.observe(result)
-        emitted = min(len(result.token_ids), int(trace.remaining[position]))
-        position += emitted
+        position += min(len(result.token_ids), int(trace.remaining[position]))
         seconds += result.seconds
         cycles += 1
-        trees[tree] = trees.get(tree, 0) + 1
+        kind = (result.rows, result.params.depth, result.params.top_k)
+        trees[kind] = trees.get(kind, 0) + 1
     return Outcome(len(trace), seconds, cycles, trees)
 
 
-def staged_tree(policy: StagedPolicy, trace: Trace, position: int, limit: TreeParams) -> TreeParams:
-    """The tree that a policy ends with when it is asked after every draft pass.
+class _Text:
+    """A trace's text, indexed as far as it has been decoded; the index is made when asked for."""
 
-    Raises:
-        ValueError: a number of rows that is none of the tree's.
-    """
-    if limit.total_tokens == 1:
-        return limit
-    top_k, depth = limit.top_k, 0
-    pool = trace.scores[top_k][position].astype(np.float32)
-    context = int(trace.context_lengths[position])
-    while True:
-        size = top_k + depth * top_k**2
-        progress = DraftProgress(top_k, depth, pool[:size], context)
-        if depth == limit.depth or not policy.goes_on(progress):
-            break
-        depth += 1
-    return TreeParams(policy.rows(progress), depth, top_k)
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._position = 0
+        self._index: ContextLookup | None = None
+
+    def go_to(self, position: int) -> None:
+        """The root of a position is the last token that is known."""
+        self._position = position
+
+    def index(self) -> ContextLookup:
+        """The index of the known text."""
+        prompt = len(self._trace.prompt_ids)
+        if self._index is None:
+            self._index = ContextLookup(self._trace.prompt_ids)
+        known = len(self._index) - prompt
+        self._index.extend(self._trace.continuation_ids[known : self._position + 1])
+        return self._index
 
 
 def _step(
-    trace: Trace,
-    position: int,
-    tree: TreeParams,
-    cost: CostTable,
-    features: torch.Tensor,
-    *,
-    drafted: bool,
+    policy: TreePolicy, trace: Trace, position: int, plan: DraftPlan, text: _Text, cost: CostTable
 ) -> StepResult:
-    """What a cycle of live decoding would report; a tree of one row may have been `drafted`."""
-    length = int(trace.accepted_lengths_at(position, tree))
-    context = int(trace.context_lengths[position])
-    verify = float(cost.verify_seconds(tree.total_tokens, context))
-    draft = float(cost.draft_seconds(tree.depth, tree.top_k, context)) if drafted else 0.0
+    """What a cycle of live decoding would report.
+
+    Raises:
+        ValueError: a tree that the trace or the cost table does not know.
+    """
+    params, context = plan.params, int(trace.context_lengths[position])
+    lookup = text.index().propose(plan.lookup_tokens) if plan.lookup_tokens else NO_LOOKUP
+    drafts = params.total_tokens > 1
+    if drafts and isinstance(policy, StagedPolicy):
+        progress, selection = staged_selection(policy, trace, position, params, lookup)
+        rows, length = (
+            selection.rows(progress),
+            _selected_length(trace, position, params, selection),
+        )
+        params = TreeParams(min(rows, 1 + len(progress.scores)), progress.depth, params.top_k)
+    else:
+        rows, length = _merged(trace, position, params, lookup)
+    draft = float(cost.draft_seconds(params.depth, params.top_k, context)) if drafts else 0.0
     after = min(position + length, len(trace) - 1)
+    emitted = trace.continuation_ids[position + 1 : position + 1 + length]
     return StepResult(
-        token_ids=tuple(trace.continuation_ids[position + 1 : position + 1 + length].tolist()),
-        params=tree,
+        token_ids=tuple(emitted.tolist()),
+        params=params,
         accepted=length - 1,
         draft_seconds=draft,
-        verify_seconds=verify,
-        features=features[after],
+        verify_seconds=float(cost.verify_seconds(rows, context)),
+        features=torch.from_numpy(trace.features[after].astype(np.float32)),
         context_length=context + length,
+        lookup=lookup,
+        lookup_accepted=min(
+            len(lookup.token_ids), int(trace.lookup_accepted[position]), length - 1
+        ),
+        rows=rows,
     )
+
+
+def staged_selection(
+    policy: StagedPolicy, trace: Trace, position: int, limit: TreeParams, lookup: Lookup
+) -> tuple[DraftProgress, Selection]:
+    """What a policy verifies when it is asked after every draft pass, and the draft's last state.
+
+    Raises:
+        ValueError: a width or depth that the trace does not have.
+    """
+    trace.check_tree(limit)
+    top_k, depth = limit.top_k, 0
+    pool = trace.scores[top_k][position].astype(np.float32)
+    nodes = trace.lookup_path[position, trace.top_ks.index(top_k)].astype(np.int64)
+    nodes[len(lookup.token_ids) :] = -1
+    while True:
+        progress = DraftProgress(
+            top_k=top_k,
+            depth=depth,
+            scores=pool[: top_k + depth * top_k**2],
+            context_length=int(trace.context_lengths[position]),
+            lookup=lookup,
+            lookup_nodes=nodes[: depth + 1],
+        )
+        if depth == limit.depth or not policy.goes_on(progress):
+            break
+        depth += 1
+    if isinstance(policy, SelectingPolicy):
+        return progress, policy.select(progress)
+    best = np.argsort(-progress.scores, kind="stable")[: policy.rows(progress) - 1]
+    return progress, Selection(best, len(lookup.token_ids))
+
+
+def _selected_length(trace: Trace, position: int, params: TreeParams, selection: Selection) -> int:
+    """Acceptance length of what was selected, the bonus token included."""
+    path = trace.path[position, trace.top_ks.index(params.top_k)]
+    in_tree = np.isin(path, selection.nodes) & (path >= 0)
+    by_tree = int(np.logical_and.accumulate(in_tree).sum())
+    by_chain = min(selection.chain_tokens, int(trace.lookup_accepted[position]))
+    return 1 + max(by_tree, by_chain)
+
+
+def _merged(trace: Trace, position: int, params: TreeParams, lookup: Lookup) -> tuple[int, int]:
+    """Rows and acceptance length of a tree and a chain that are verified together."""
+    length = trace.accepted_lengths_at(position, params)
+    chain = len(lookup.token_ids)
+    if not chain:
+        return params.total_tokens, length
+    shared = 0
+    if params.total_tokens > 1:
+        size = params.top_k + params.depth * params.top_k**2
+        scores = trace.scores[params.top_k][position, :size].astype(np.float32)
+        best = np.argsort(-scores, kind="stable")[: params.total_tokens - 1]
+        nodes = trace.lookup_path[position, trace.top_ks.index(params.top_k), :chain]
+        inside = np.isin(nodes, best) & (nodes >= 0)
+        shared = int(np.logical_and.accumulate(inside).sum())
+    accepted = min(chain, int(trace.lookup_accepted[position]))
+    return params.total_tokens + chain - shared, max(length, 1 + accepted)

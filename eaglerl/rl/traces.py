@@ -109,15 +109,23 @@ class Trace:
             lengths[:, column] = self._lengths(self.ranks, tree)
         return lengths
 
-    def _lengths(self, ranks: np.ndarray, tree: TreeParams) -> np.ndarray:
-        """(n,) lengths of a tree at the positions of `ranks` (n, ...)."""
-        if tree.total_tokens == 1:
-            return np.ones(len(ranks), dtype=np.int64)
+    def check_tree(self, tree: TreeParams) -> None:
+        """Make sure that a tree's width and depth were recorded.
+
+        Raises:
+            ValueError: they were not.
+        """
         if tree.top_k not in self.top_ks or tree.depth > self.max_depth:
             raise ValueError(
                 f"{tree} is not in the trace, which has top_k in {list(self.top_ks)} and depth "
                 f"up to {self.max_depth}"
             )
+
+    def _lengths(self, ranks: np.ndarray, tree: TreeParams) -> np.ndarray:
+        """(n,) lengths of a tree at the positions of `ranks` (n, ...)."""
+        if tree.total_tokens == 1:
+            return np.ones(len(ranks), dtype=np.int64)
+        self.check_tree(tree)
         path = ranks[:, self.top_ks.index(tree.top_k), tree.depth, : tree.depth + 1]
         kept = np.logical_and.accumulate(path < tree.total_tokens - 1, axis=1)
         return 1 + kept.sum(axis=1)

@@ -1,0 +1,131 @@
+"""A small net that says how probable something is: fitted with torch, run with NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class SmallNet:
+    """Two hidden layers with SiLU, and one logit.
+
+    Attributes:
+        weights: three matrices (in, out) float32; the inputs' scaling is folded into the first.
+        biases: three vectors (out,) float32.
+    """
+
+    weights: tuple[np.ndarray, np.ndarray, np.ndarray]
+    biases: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    def __post_init__(self) -> None:
+        width = self.weights[0].shape[0]
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            if weight.ndim != 2 or weight.shape[0] != width or bias.shape != weight.shape[1:]:
+                raise ValueError(
+                    f"layers must fit each other, got weights {weight.shape} and bias {bias.shape} "
+                    f"after {width} values"
+                )
+            width = weight.shape[1]
+        if width != 1:
+            raise ValueError(f"the last layer must give one logit, got {width}")
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.weights[0].shape[0]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities (...,) float32 for inputs (..., inputs) float32."""
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight + bias
+            if index < 2:
+                x = x / (1.0 + np.exp(-np.clip(x, -60.0, None)))
+        return 1.0 / (1.0 + np.exp(-np.clip(x[..., 0], -60.0, 60.0)))
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The arrays by name, for a file."""
+        return {
+            f"{prefix}.{kind}.{index}": torch.from_numpy(np.ascontiguousarray(array))
+            for kind, arrays in (("weight", self.weights), ("bias", self.biases))
+            for index, array in enumerate(arrays)
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> SmallNet:
+        """The net whose arrays `tensors` named.
+
+        Raises:
+            ValueError: one is missing, is not float32, or does not fit the others.
+        """
+        arrays = []
+        for name in (f"{prefix}.{kind}.{i}" for kind in ("weight", "bias") for i in range(3)):
+            tensor = tensors.get(name)
+            if tensor is None or tensor.dtype != torch.float32:
+                found = "nothing" if tensor is None else str(tensor.dtype)
+                raise ValueError(f"{name!r} must be a float32 tensor, got {found}")
+            arrays.append(tensor.numpy())
+        return cls(tuple(arrays[:3]), tuple(arrays[3:]))
+
+
+def fit_net(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    hidden: int = 24,
+    steps: int = 1200,
+    batch: int = 2048,
+    seed: int = 0,
+) -> SmallNet:
+    """Fit a net to labelled examples by the cross-entropy.
+
+    Args:
+        x: (n, inputs) float32.
+        y: (n,) labels, 0 or 1.
+        hidden: width of the hidden layers.
+        steps: steps of AdamW, whose rate rises to 0.01 and falls again.
+        batch: examples of a step.
+        seed: of initial weights and draws.
+
+    Returns:
+        The net.
+
+    Raises:
+        ValueError: no examples, or a value that is not finite.
+    """
+    if not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"x must hold finite examples, got {len(x)} rows")
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.from_numpy(((x - mean) / scale).astype(np.float32))
+    labels = torch.from_numpy(y.astype(np.float32))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Linear(x.shape[1], hidden), nn.SiLU(),
+            nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, 1),
+        )  # fmt: skip
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(labels), (batch,), generator=generator)
+        logits = net(inputs[chosen])[:, 0]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    layers = [net[0], net[2], net[4]]
+    weights = [layer.weight.detach().numpy().T.astype(np.float64) for layer in layers]
+    biases = [layer.bias.detach().numpy().astype(np.float64) for layer in layers]
+    biases[0] = biases[0] - (mean / scale) @ weights[0]
+    weights[0] = weights[0] / scale[:, None]
+    return SmallNet(
+        tuple(weight.astype(np.float32) for weight in weights),
+        tuple(bias.astype(np.float32) for bias in biases),
+    )

@@ -1,0 +1,410 @@
+"""The acceptance policy: its parts against naive loops, a planted rule, its file, live decoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eaglerl.eagle3.lookup import Lookup
+from eaglerl.eagle3.params import NO_DRAFT, DraftProgress, SelectingPolicy
+from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.rl.acceptance_model import (
+    CHAIN_INPUTS,
+    POOL_INPUTS,
+    STOP_INPUTS,
+    AcceptanceModel,
+    accepted_lengths,
+    stop_features,
+)
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import best_constant
+from eaglerl.rl.candidates import Candidates, chain_features, pool_features, trace_candidates
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
+from eaglerl.rl.record import RecordOptions, pool_ranks, record
+from eaglerl.rl.simulate import simulate, total
+from eaglerl.rl.small_net import SmallNet, fit_net
+from eaglerl.rl.traces import Trace
+
+from .test_oracle import COST
+from .worlds import made_up_trace, tiny_decoder, tiny_prompts
+
+K, D = 2, 2
+POOL = K + D * K**2
+
+
+def random_net(inputs: int, seed: int) -> SmallNet:
+    draw = np.random.default_rng(seed)
+    shapes = ((inputs, 5), (5, 5), (5, 1))
+    return SmallNet(
+        tuple(draw.standard_normal(shape).astype(np.float32) for shape in shapes),
+        tuple(draw.standard_normal(shape[1]).astype(np.float32) for shape in shapes),
+    )
+
+
+def random_model(seed: int = 0) -> AcceptanceModel:
+    return AcceptanceModel(
+        top_k=K,
+        max_depth=D,
+        max_rows=8,
+        chain_length=4,
+        pool_net=random_net(POOL_INPUTS, seed),
+        chain_net=random_net(CHAIN_INPUTS, seed + 1),
+        stop_weights=np.random.default_rng(seed).standard_normal((D, STOP_INPUTS)).astype("f4"),
+        rate=0.9,
+    )
+
+
+def random_candidates(count: int, seed: int = 0) -> Candidates:
+    """Scores as a draft gives them, and chains that follow the pool for a while."""
+    draw = np.random.default_rng(seed)
+    scores = np.empty((count, POOL), dtype=np.float32)
+    chains = np.full((count, D + 1), -1)
+    for row in range(count):
+        scores[row, :K] = -np.sort(draw.random(K))
+        begin, end = 0, K
+        for _ in range(D):
+            frontier = sorted(range(begin, end), key=lambda i: (-scores[row, i], i))[:K]
+            for rank, node in enumerate(frontier):
+                children = scores[row, node] - np.sort(draw.random(K))
+                place = end + rank * K
+                scores[row, place : place + K] = children
+            begin, end = end, end + K * K
+        node_parent = naive_parents(scores[row])
+        node = int(draw.integers(-1, POOL))
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = node_parent[node]
+        chains[row, : len(path)] = path[::-1]
+    match = np.where(chains[:, 0] >= 0, draw.integers(2, 20, count), draw.integers(0, 3, count))
+    return Candidates(
+        top_k=K,
+        depth=D,
+        scores=scores,
+        context_length=draw.integers(5, 300, count),
+        match_length=match,
+        chain_nodes=chains,
+        success=draw.random(count),
+        lookups=draw.integers(0, 20, count),
+    )
+
+
+def naive_parents(scores: np.ndarray) -> list[int]:
+    parents = [-1] * K
+    begin, end = 0, K
+    for _ in range(D):
+        frontier = sorted(range(begin, end), key=lambda i: (-scores[i], i))[:K]
+        for node in frontier:
+            parents += [node] * K
+        begin, end = end, end + K * K
+    return parents
+
+
+def test_parents_levels_and_chains() -> None:
+    candidates = random_candidates(30)
+    assert candidates.levels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    parents = candidates.parents()
+    on_chain = candidates.on_chain()
+    for row in range(30):
+        assert parents[row].tolist() == naive_parents(candidates.scores[row])
+        chain = [node for node in candidates.chain_nodes[row] if node >= 0]
+        assert np.flatnonzero(on_chain[row]).tolist() == sorted(chain)
+        assert candidates.chain_levels()[row] == len(chain)
+
+
+def test_what_is_known_early_does_not_depend_on_what_comes_later() -> None:
+    whole, other = random_candidates(20), random_candidates(20, seed=1)
+    early = whole.at_depth(1)
+    scores = np.concatenate((early.scores, other.scores[:, early.scores.shape[1] :]), axis=1)
+    changed = Candidates(
+        **{name: getattr(whole, name) for name in whole.__dataclass_fields__} | {"scores": scores}
+    ).at_depth(1)
+    model = random_model()
+    for one, two in ((early, changed),):
+        first, second = model.survival(one), model.survival(two)
+        np.testing.assert_array_equal(first.pool, second.pool)
+        np.testing.assert_array_equal(first.chain, second.chain)
+
+
+def test_feature_widths() -> None:
+    candidates = random_candidates(5)
+    model = random_model()
+    survival = model.survival(candidates)
+    plan = model.plan(candidates, survival, COST, 1.0)
+    assert pool_features(candidates, candidates.parents()).shape == (5, POOL, POOL_INPUTS)
+    assert chain_features(candidates, 4).shape == (5, 4, CHAIN_INPUTS)
+    assert stop_features(candidates, survival, plan).shape == (5, STOP_INPUTS)
+
+
+def test_a_node_never_survives_without_its_parent() -> None:
+    candidates = random_candidates(40)
+    survival = random_model().survival(candidates)
+    for row in range(40):
+        parents = naive_parents(candidates.scores[row])
+        for node, parent in enumerate(parents):
+            assert parent < 0 or survival.pool[row, node] <= survival.pool[row, parent]
+        inside = (candidates.chain_nodes[row] >= 0).sum()
+        chain = survival.chain[row]
+        assert (chain[:inside] == 0).all()
+        assert (np.diff(chain[inside:]) <= 0).all()
+        if inside and inside < 4:
+            assert chain[inside] <= survival.pool[row, candidates.chain_nodes[row, inside - 1]]
+        if not candidates.match_length[row]:
+            assert (chain == 0).all()
+
+
+def test_plans_by_trying_every_number_of_rows() -> None:
+    candidates = random_candidates(25)
+    model = random_model()
+    survival = model.survival(candidates)
+    plan = model.plan(candidates, survival, COST, 0.9)
+    for row in range(25):
+        best = sorted([*survival.pool[row], *survival.chain[row]], reverse=True)
+        context = int(candidates.context_length[row])
+        values = [
+            1 + sum(best[: rows - 1]) - 0.9 * float(COST.verify_seconds(rows, context))
+            for rows in range(1, model.max_rows + 1)
+        ]
+        assert plan.value[row] == pytest.approx(max(values), rel=1e-5)
+        assert plan.rows[row] == 1 + int(np.argmax(values))
+
+
+def test_accepted_lengths_by_walking_the_tree() -> None:
+    candidates = random_candidates(60, seed=3)
+    model = random_model()
+    survival = model.survival(candidates)
+    plan = model.plan(candidates, survival, COST, 0.4)
+    draw = np.random.default_rng(0)
+    paths = random_candidates(60, seed=4).chain_nodes
+    accepted = draw.integers(0, 5, 60)
+    for row in range(60):
+        # What of the chain comes true stands where the true path stands.
+        true = min(int(accepted[row]), D + 1)
+        if draw.random() < 0.7:
+            paths[row, :true] = candidates.chain_nodes[row, :true]
+    lengths = accepted_lengths(plan, POOL, paths, candidates.chain_nodes, accepted, 4)
+    for row in range(60):
+        chosen = set(plan.order[row, : plan.rows[row] - 1].tolist())
+        inside = (candidates.chain_nodes[row] >= 0).sum()
+        length = 1
+        for level in range(4):
+            by_tree = level <= D and paths[row, level] >= 0 and paths[row, level] in chosen
+            by_chain = level >= inside and accepted[row] > level and POOL + level in chosen
+            if not (by_tree or by_chain):
+                break
+            length += 1
+        assert lengths[row] == length
+    assert len(set(lengths.tolist())) > 2
+
+
+def test_one_cycle_is_judged_as_many_are() -> None:
+    candidates = random_candidates(15, seed=6)
+    model = random_model()
+    policy = AcceptancePolicy(model, COST)
+    assert isinstance(policy, SelectingPolicy)
+    survival = model.survival(candidates)
+    plan = model.plan(candidates, survival, COST, policy.rate)
+    for row in range(15):
+        policy._success, policy._lookups = candidates.success[row], candidates.lookups[row]
+        match = int(candidates.match_length[row])
+        progress = DraftProgress(
+            top_k=K,
+            depth=D,
+            scores=candidates.scores[row],
+            context_length=int(candidates.context_length[row]),
+            lookup=Lookup(match, (1, 2, 3, 4) if match else ()),
+            lookup_nodes=candidates.chain_nodes[row] if match else None,
+        )
+        selection = policy.select(progress)
+        chosen = plan.order[row, : plan.rows[row] - 1]
+        assert sorted(selection.nodes) == sorted(chosen[chosen < POOL])
+        outside = chosen[chosen >= POOL]
+        assert selection.chain_tokens == (outside.max() - POOL + 1 if len(outside) else 0)
+        assert selection.rows(progress) == plan.rows[row]
+        assert not policy.goes_on(progress)
+
+
+def test_the_net_learns_a_probability() -> None:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((20_000, 3)).astype(np.float32) * [1.0, 5.0, 0.1] + [0.0, 2.0, 1.0]
+    truth = 1 / (1 + np.exp(-(x[:, 0] + 0.3 * (x[:, 1] - 2))))
+    net = fit_net(x.astype(np.float32), draw.random(20_000) < truth, steps=600)
+    # 20,000 draws determine a logit of four numbers to some hundredths.
+    assert np.abs(net(x[:2000].astype(np.float32)) - truth[:2000]).mean() < 0.03
+    again = fit_net(x.astype(np.float32), draw.random(20_000) < truth, steps=3)
+    assert again.inputs == 3
+
+
+def planted_trace(seed: int, positions: int = 120) -> Trace:
+    """The draft is right as far as its scores are above -1, and says so: sure or hopeless."""
+    draw = np.random.default_rng(seed)
+    base = made_up_trace(positions, seed=seed, top_ks=(K,), max_depth=D)
+    scores = np.empty((positions, POOL), dtype=np.float32)
+    path = np.full((positions, 1, D + 1), -1, dtype=np.int16)
+    for position in range(positions):
+        right = int(draw.integers(0, D + 2))
+        scores[position] = -8 - draw.random(POOL) - np.r_[0, 0, [1] * 4, [2] * 4]
+        node = 0
+        for level in range(right):
+            scores[position, node] = -0.01 * (level + 1)
+            path[position, 0, level] = node
+            node = K + level * K**2
+    ranks = pool_ranks(scores, path[:, 0], K, D)[:, None]
+    changes = {"scores": {K: scores.astype(np.float16)}, "path": path, "ranks": ranks}
+    changes |= {"lookup_match": np.zeros(positions, dtype=np.uint8)}
+    return Trace(**{name: getattr(base, name) for name in Trace.__dataclass_fields__} | changes)
+
+
+# Rows that cost enough to make a wrong one worse than a right one is good.
+DEAR = CostTable("made up", "float32", (1, 8), (1.0, 4.5), (0.0, 0.0), (2,), (0.02,), (0.05,))
+
+
+def test_it_finds_a_planted_rule() -> None:
+    grid = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
+    training = [planted_trace(seed) for seed in range(20)]
+    test = [planted_trace(seed) for seed in range(100, 106)]
+    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=0, steps=400)
+    policy = AcceptancePolicy(fit_acceptance(training, DEAR, options), DEAR)
+    reached = total(simulate(policy, test, DEAR)).tokens_per_second
+    constant = total(simulate(best_constant(training, grid, DEAR), test, DEAR)).tokens_per_second
+    # Who knew beforehand how far the draft is right would verify just that; all passes are needed
+    # to see it, one more than the draft is right for.
+    seconds = tokens = 0.0
+    for trace in test:
+        position = 0
+        while position < len(trace):
+            right = int((trace.path[position, 0] >= 0).sum())
+            passes = min(right, D)
+            seconds += DEAR.verify_seconds(1 + right, 0) + DEAR.draft_seconds(passes, K, 0)
+            step = min(1 + right, len(trace) - position)
+            tokens, position = tokens + step, position + step
+    assert reached >= 0.95 * tokens / seconds
+    assert reached > 1.05 * constant
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory):
+    decoder = tiny_decoder()
+    options = RecordOptions(top_ks=(2,), max_depth=2, max_new_tokens=40, slots=4)
+    traces = record(decoder, tiny_prompts(8), tmp_path_factory.mktemp("traces"), options=options)
+    chosen = AcceptanceOptions(top_k=2, max_depth=2, max_rows=12, chain_length=6, steps=200)
+    return decoder, traces, fit_acceptance(traces, COST, chosen)
+
+
+def test_live_decoding_stays_the_targets_own(fitted) -> None:
+    decoder, _, model = fitted
+    policy = AcceptancePolicy(model, COST)
+    arguments = {"max_new_tokens": 80, "eos_token_id": []}
+    rows = set()
+    for prompt in tiny_prompts(3, seed=9):
+        expected = decoder.generate(list(prompt.token_ids), NO_DRAFT, **arguments).sequences
+        output = decoder.generate(list(prompt.token_ids), policy, **arguments)
+        assert torch.equal(output.sequences, expected)
+        rows |= {cycle.rows for cycle in output.per_sequence[0].cycles}
+    assert len(rows) > 1
+
+
+def test_live_cycles_are_those_on_the_trace(fitted) -> None:
+    decoder, traces, model = fitted
+    # The same lambda in both: nothing is learned from the clock.
+    prior = {"_seconds": 1e9, "_tokens": 1e9 * model.rate}
+    for trace in traces[:4]:
+        policies = [AcceptancePolicy(model, COST) for _ in range(2)]
+        for policy in policies:
+            vars(policy).update(prior)
+        expected = simulate(policies[0], [trace], COST)[0]
+        output = decoder.generate(
+            trace.prompt_ids.tolist(), policies[1],
+            max_new_tokens=len(trace) + 1 + 12, eos_token_id=[],
+        )  # fmt: skip
+        found: dict[tuple[int, int, int], int] = {}
+        emitted = 0
+        for cycle in output.per_sequence[0].cycles:
+            if emitted >= len(trace):
+                break
+            kind = (cycle.rows, cycle.params.depth, cycle.params.top_k)
+            found[kind] = found.get(kind, 0) + 1
+            emitted += len(cycle.token_ids)
+        assert found == expected.trees
+
+
+def test_candidates_of_traces_know_only_the_past(fitted) -> None:
+    _, traces, _ = fitted
+    candidates = trace_candidates(traces, 2, 2)
+    start = 0
+    for trace in traces:
+        success, count = 0.5, 0
+        for position in range(len(trace)):
+            assert candidates.success[start + position] == pytest.approx(success)
+            assert candidates.lookups[start + position] == count
+            if trace.lookup_match[position]:
+                success = 0.8 * success + 0.2 * (trace.lookup_accepted[position] > 0)
+                count += 1
+        start += len(trace)
+    with pytest.raises(ValueError, match="top_k=3 and depth=2 are not in the trace"):
+        trace_candidates(traces, 3, 2)
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    model = random_model()
+    path = tmp_path / "policy.safetensors"
+    save_acceptance(model, path, target_id="a", head_id="b")
+    loaded = load_acceptance(path, target_id="a", head_id="b")
+    candidates = random_candidates(6)
+    one, two = model.survival(candidates), loaded.survival(candidates)
+    np.testing.assert_array_equal(one.pool, two.pool)
+    np.testing.assert_array_equal(one.chain, two.chain)
+    np.testing.assert_array_equal(model.stop_weights, loaded.stop_weights)
+    assert loaded.rate == model.rate
+    with pytest.raises(ValueError, match=r"head_id of the policy .* is b, this one is c"):
+        load_acceptance(path, head_id="c")
+    with pytest.raises(ValueError, match=r"target_id of the policy .* is a, this one is c"):
+        load_acceptance(path, target_id="c")
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_acceptance(path)
+    torch.save({"a": 1}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_acceptance(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="is no acceptance policy"):
+        load_acceptance(path)
+    save_acceptance(random_model(), path, target_id="a", head_id="b")
+    tensors = load_file(path)
+    metadata = {"format": "eaglerl-acceptance", "version": "1", "settings": "{"}
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match="no JSON"):
+        load_acceptance(path)
+    settings = '{"top_k": 2, "max_depth": %s, "max_rows": 8, "chain_length": 4, "rate": 0.9}'
+    for text, change, message in (
+        (settings % '"2"', {}, "max_depth in .* must be at least 0"),
+        (settings % "3", {}, "stop_weights in .* must be float32"),
+        (settings % "2", {"pool.bias.1": torch.zeros(3)}, "layers must fit each other"),
+        (settings % "2", {"pool.weight.0": torch.zeros(9, 5)}, "takes 9 inputs, must take 14"),
+        (settings % "2", {"chain.bias.2": torch.zeros(1).half()}, "must be a float32 tensor"),
+    ):
+        save_file(tensors | change, path, metadata=metadata | {"settings": text})
+        with pytest.raises(ValueError, match=message):
+            load_acceptance(path)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="top_k must be one of"):
+        AcceptancePolicy(
+            random_model(), CostTable("", "", (1, 9), (1, 2), (0, 0), (7,), (1,), (1,))
+        )
+    with pytest.raises(ValueError, match="rows must lie in"):
+        AcceptancePolicy(
+            random_model(), CostTable("", "", (1, 4), (1, 2), (0, 0), (2,), (1,), (1,))
+        )
+    with pytest.raises(ValueError, match="max_rows must be at least 2, got 1"):
+        AcceptanceOptions(max_rows=1)
+    with pytest.raises(ValueError, match="at least one trace"):
+        fit_acceptance([], COST)
