@@ -120,6 +120,15 @@ def train_policy(
     checkpoint_steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Windows between two checkpoints.")
     ] = 10_000,
+    wandb_project: Annotated[
+        str | None,
+        typer.Option(
+            "--wandb",
+            metavar="PROJECT",
+            help="Log to Weights & Biases too; WANDB_MODE=offline keeps it on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     prompts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -185,6 +194,7 @@ def train_policy(
             net_arch=widths,
             seed=seed,
             checkpoint_steps=checkpoint_steps,
+            wandb_project=wandb_project,
         )
         space = read_actions(actions)
         table = None if cost is None else CostTable.from_json(cost)

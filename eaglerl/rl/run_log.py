@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-
-
-class WandbOutput:
-    """A writer of stable-baselines3's logger that sends to Weights & Biases."""
-
-    def __init__(
-        self, project: str, run_name: str | None, configuration: Mapping[str, Any] | None
-    ) -> None:
-        """Begin a run; environment variables such as WANDB_MODE and WANDB_DIR say how.
-
-        Raises:
-            ImportError: Weights & Biases is not installed.
-        """
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            if error.name != "wandb":
-                raise
-            raise ImportError(
-                "use_wandb needs wandb: install the extra with pip install 'eaglerl[wandb]'"
-            ) from error
-        self._wandb = wandb
-        self._run = wandb.init(project=project, name=run_name, config=dict(configuration or {}))
-
-    def write(
-        self,
-        key_values: dict[str, Any],
-        key_excluded: dict[str, tuple[str, ...]],
-        step: int = 0,
-    ) -> None:
-        """Send what was recorded since the last time."""
-        values = {
-            name: self._wandb.Histogram(value.numpy()) if isinstance(value, torch.Tensor) else value
-            for name, value in key_values.items()
-        }
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        """End the run."""
-        self._run.finish()
 
 
 class RunLog:
@@ -71,10 +32,13 @@ class RunLog:
         Raises:
             ImportError: Weights & Biases was asked for and is not installed.
         """
+        if wandb_project is not None and importlib.util.find_spec("wandb") is None:
+            raise ImportError(
+                "Weights & Biases is not installed: install the extra with "
+                "pip install 'eaglerl[wandb]'"
+            )
         self._folder = None if tensorboard_dir is None else str(tensorboard_dir)
-        self._wandb = None
-        if wandb_project is not None:
-            self._wandb = WandbOutput(wandb_project, wandb_run_name, configuration)
+        self._wandb = (wandb_project, wandb_run_name, configuration)
         self._logger: Any = None
 
     @property
@@ -86,8 +50,10 @@ class RunLog:
             outputs: list[Any] = []
             if self._folder is not None:
                 outputs.append(TensorBoardOutputFormat(self._folder))
-            if self._wandb is not None:
-                outputs.append(self._wandb)
+            if self._wandb[0] is not None:
+                from eaglerl.rl.wandb_output import WandbOutput
+
+                outputs.append(WandbOutput(*self._wandb))
             self._logger = Logger(self._folder, outputs)
         return self._logger
 
@@ -117,6 +83,4 @@ class RunLog:
         """Close what was opened."""
         if self._logger is not None:
             self._logger.close()
-        elif self._wandb is not None:
-            self._wandb.close()
-        self._logger = self._wandb = None
+            self._logger = None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -30,6 +29,7 @@ from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.record import Prompt
 from eaglerl.rl.rewards import RewardName
+from eaglerl.rl.run_log import RunLog
 from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
 from eaglerl.rl.trace_world import TraceWorld, observation_size
 from eaglerl.rl.traces import Trace
@@ -71,6 +71,7 @@ class TrainPolicyOptions:
         net_arch: hidden layers.
         seed: of everything that is drawn.
         checkpoint_steps: windows between two checkpoints, and between two points of the curve.
+        wandb_project: log to this project of Weights & Biases too; None for not.
         model: further arguments of stable-baselines3's model, over `DEFAULTS`.
 
     Raises:
@@ -88,6 +89,7 @@ class TrainPolicyOptions:
     net_arch: tuple[int, ...] = (64, 64)
     seed: int = 0
     checkpoint_steps: int = 10_000
+    wandb_project: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -251,11 +253,19 @@ def _train(
     constant: float | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> TrainedPolicy:
-    run = PolicyRun(output, {**policy.configuration, **asdict(options), "data": dict(data)})
+    settings = {**policy.configuration, **asdict(options), "data": dict(data)}
+    # Where a run logs does not change what it learns.
+    settings.pop("wandb_project")
+    run = PolicyRun(output, settings)
     arguments = {**DEFAULTS[options.algorithm], **options.model}
     model = policy.new_model(StandardizedVecEnv(env, standardization), **arguments)
-    board = run.path / "tensorboard"
-    model.set_logger(Logger(str(board), [TensorBoardOutputFormat(str(board))]))
+    log = RunLog(
+        run.path / "tensorboard",
+        wandb_project=options.wandb_project,
+        wandb_run_name=run.path.name,
+        configuration=policy.configuration,
+    )
+    model.set_logger(log.logger)
 
     def weights() -> PolicyWeights:
         policy.adopt(model, standardization, head_id=head)
@@ -283,7 +293,7 @@ def _train(
     policy.use_weights(best)
     policy.save(run.policy_path)
     run.plot(constant=constant)
-    model.logger.close()
+    log.close()
     return TrainedPolicy(policy, run.policy_path, run.records, validation, constant)
 
 
