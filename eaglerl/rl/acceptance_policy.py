@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from eaglerl.eagle3.params import (
     CycleState,
     DraftPlan,
@@ -12,8 +10,9 @@ from eaglerl.eagle3.params import (
     StepResult,
     TreeParams,
 )
-from eaglerl.rl.acceptance_model import AcceptanceModel, Plan, Survival
-from eaglerl.rl.candidates import INITIAL_SUCCESS, Candidates, next_success
+from eaglerl.rl.acceptance_cycle import CycleJudge
+from eaglerl.rl.acceptance_model import AcceptanceModel
+from eaglerl.rl.candidates import INITIAL_SUCCESS, next_success
 from eaglerl.rl.cost import CostTable
 
 # Tokens that the rate of the training counts for beside those that are decoded.
@@ -43,9 +42,9 @@ class AcceptancePolicy:
             ValueError: the cost table lacks the model's width, or its rows.
         """
         cost.draft_seconds(0, model.top_k, 0)
-        cost.verify_seconds(model.max_rows, 0)
         self.model = model
         self.cost = cost
+        self._judge = CycleJudge(model, cost)
         pool = model.top_k + model.max_depth * model.top_k**2
         limit = TreeParams(min(model.max_rows, pool + 1), model.max_depth, model.top_k)
         self._plan = DraftPlan(limit, model.chain_length)
@@ -62,11 +61,11 @@ class AcceptancePolicy:
         """Forget the sequence's lookups; lambda goes on."""
         self._success = INITIAL_SUCCESS
         self._lookups = 0
-        self._judged: tuple[DraftProgress, Candidates, Survival, Plan] | None = None
+        self._seen: DraftProgress | None = None
 
     def choose(self, state: CycleState) -> DraftPlan:
         """The largest tree and the longest chain that the policy may end with."""
-        self._judged = None
+        self._seen = None
         return self._plan
 
     def observe(self, result: StepResult) -> None:
@@ -81,40 +80,22 @@ class AcceptancePolicy:
 
     def goes_on(self, progress: DraftProgress) -> bool:
         """Whether another round promises more than it costs."""
-        _, candidates, survival, plan = self._judge(progress)
-        return bool(self.model.goes_on(candidates, survival, plan)[0])
+        self._look_at(progress)
+        return self._judge.goes_on(progress)
 
     def select(self, progress: DraftProgress) -> Selection:
         """The most probable candidates, as many as pay."""
-        _, _, survival, plan = self._judge(progress)
-        chosen = plan.order[0, : plan.rows[0] - 1]
-        size = survival.pool.shape[1]
-        outside = chosen[chosen >= size]
-        chain = int(outside.max()) - size + 1 if len(outside) else 0
-        return Selection(chosen[chosen < size], chain)
+        self._look_at(progress)
+        return self._judge.select(progress)
 
     def rows(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
         return self.select(progress).rows(progress)
 
-    def _judge(self, progress: DraftProgress) -> tuple[DraftProgress, Candidates, Survival, Plan]:
-        if self._judged is None or self._judged[0] is not progress:
-            nodes = progress.lookup_nodes
-            if nodes is None:
-                nodes = np.full(progress.depth + 1, -1)
-            candidates = Candidates(
-                top_k=progress.top_k,
-                depth=progress.depth,
-                scores=progress.scores[None],
-                context_length=np.array([progress.context_length]),
-                match_length=np.array([progress.lookup.match_length]),
-                chain_nodes=nodes[None],
-                success=np.array([self._success]),
-                lookups=np.array([self._lookups]),
-            )
-            survival = self.model.survival(candidates)
-            # Near the end of a text the chain is shorter than the model's.
-            survival.chain[:, len(progress.lookup.token_ids) :] = 0.0
-            plan = self.model.plan(candidates, survival, self.cost, self.rate)
-            self._judged = (progress, candidates, survival, plan)
-        return self._judged
+    def _look_at(self, progress: DraftProgress) -> None:
+        if self._seen is progress:
+            return
+        if self._seen is None or progress.depth <= self._seen.depth:
+            self._judge.begin(self._success, self._lookups)
+        self._judge.judge(progress, self.rate)
+        self._seen = progress

@@ -17,8 +17,10 @@ SUCCESS_ALPHA = 0.2
 #: Success of lookups before the first one.
 INITIAL_SUCCESS = 0.5
 
-_LONGEST_MATCH = 16
-_MANY_LOOKUPS = 10
+#: Matches that are longer count as this long.
+LONGEST_MATCH = 16
+#: Lookups after which a sequence's running success is as sure as it gets.
+MANY_LOOKUPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def pool_features(candidates: Candidates, parents: np.ndarray) -> np.ndarray:
     scores = candidates.scores
     above = np.where(parents >= 0, np.take_along_axis(scores, np.maximum(parents, 0), axis=1), 0.0)
     level = np.broadcast_to(candidates.levels, scores.shape)
-    match = np.log1p(np.minimum(candidates.match_length, _LONGEST_MATCH))[:, None]
+    match = np.log1p(np.minimum(candidates.match_length, LONGEST_MATCH))[:, None]
     on_chain = candidates.on_chain()
     # A lookup that proposes something else speaks against a candidate.
     against = (match > 0) & ~on_chain
@@ -125,7 +127,7 @@ def chain_features(candidates: Candidates, length: int) -> np.ndarray:
     """(N, length, 13) float32 inputs of the net that judges the levels of the looked-up chain."""
     count = len(candidates)
     level = np.arange(length)[None]
-    match = np.minimum(candidates.match_length, _LONGEST_MATCH)[:, None]
+    match = np.minimum(candidates.match_length, LONGEST_MATCH)[:, None]
     inside = candidates.chain_levels()[:, None]
     last = np.take_along_axis(candidates.chain_nodes, np.maximum(inside - 1, 0), axis=1)
     score = np.take_along_axis(candidates.scores, np.maximum(last, 0), axis=1)
@@ -133,9 +135,9 @@ def chain_features(candidates: Candidates, length: int) -> np.ndarray:
         level / 4,
         np.log1p(match),
         match >= 3,
-        match >= _LONGEST_MATCH,
+        match >= LONGEST_MATCH,
         candidates.success[:, None],
-        np.minimum(candidates.lookups, _MANY_LOOKUPS)[:, None] / _MANY_LOOKUPS,
+        np.minimum(candidates.lookups, MANY_LOOKUPS)[:, None] / MANY_LOOKUPS,
         level == 0,
         np.log1p(level),
         np.log1p(match) * np.log1p(level),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from eaglerl.eagle3.lookup import Lookup
 from eaglerl.eagle3.params import NO_DRAFT, DraftProgress, SelectingPolicy
+from eaglerl.rl.acceptance_cycle import CycleJudge
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import (
     CHAIN_INPUTS,
@@ -219,6 +220,7 @@ def test_one_cycle_is_judged_as_many_are() -> None:
             lookup=Lookup(match, (1, 2, 3, 4) if match else ()),
             lookup_nodes=candidates.chain_nodes[row] if match else None,
         )
+        policy.choose(None)
         selection = policy.select(progress)
         chosen = plan.order[row, : plan.rows[row] - 1]
         assert sorted(selection.nodes) == sorted(chosen[chosen < POOL])
@@ -226,6 +228,38 @@ def test_one_cycle_is_judged_as_many_are() -> None:
         assert selection.chain_tokens == (outside.max() - POOL + 1 if len(outside) else 0)
         assert selection.rows(progress) == plan.rows[row]
         assert not policy.goes_on(progress)
+
+
+def test_passes_one_by_one_are_judged_as_all_at_once() -> None:
+    whole = random_candidates(40, seed=8)
+    model = random_model(3)
+    judge = CycleJudge(model, COST)
+    decisions = []
+    for row in range(len(whole)):
+        match = int(whole.match_length[row])
+        judge.begin(float(whole.success[row]), int(whole.lookups[row]))
+        for depth in range(D + 1):
+            candidates = whole.at_depth(depth)
+            survival = model.survival(candidates)
+            plan = model.plan(candidates, survival, COST, 0.8)
+            progress = DraftProgress(
+                top_k=K,
+                depth=depth,
+                scores=candidates.scores[row],
+                context_length=int(candidates.context_length[row]),
+                lookup=Lookup(match, (1, 2, 3, 4) if match else ()),
+                lookup_nodes=candidates.chain_nodes[row] if match else None,
+            )
+            judge.judge(progress, 0.8)
+            # The same formulas in float32, summed in another order.
+            size = candidates.scores.shape[1]
+            np.testing.assert_allclose(judge._pool[:size], survival.pool[row], rtol=1e-4)
+            np.testing.assert_allclose(judge._chain, survival.chain[row], rtol=1e-4, atol=1e-7)
+            assert judge.select(progress).rows(progress) == plan.rows[row]
+            expected = bool(model.goes_on(candidates, survival, plan)[row])
+            assert judge.goes_on(progress) == expected
+            decisions.append(expected)
+    assert 5 < sum(decisions) < len(decisions) - 5
 
 
 def test_the_net_learns_a_probability() -> None:
