@@ -1,0 +1,196 @@
+"""One table: what a decision costs on this device, beside the ways that one would write it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+
+from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
+from eaglerl.ops._encode_cuda import encode_cuda
+from eaglerl.ops._encode_reference import join_taps, mlp_layers, normalise
+from eaglerl.ops.policy_mlp import without_fc
+
+from ..ops.encode_model import make_weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton"),
+]
+HIDDEN, ACTIONS, REPEATS = (128, 128), 203, 50
+FLUSHED = 256 * 2**20  # bytes, more than any device's L2
+# Not cudaDeviceSynchronize, which leaving the profiler calls itself.
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+Call = Callable[[], object]
+
+
+@dataclass
+class Row:
+    """A line of the table: times in microseconds."""
+
+    name: str
+    hot: float
+    cold: float
+    weight_bytes: int
+    launches: int
+    waits: int
+
+    def text(self, bandwidth: float) -> str:
+        share = self.weight_bytes / (self.cold * 1e-6) / bandwidth
+        read = f"{share:9.0%}" if self.weight_bytes else "        -"
+        return (
+            f"{self.name:34} {self.hot:9.1f} {self.cold:9.1f} {read} {self.launches:8} "
+            f"{self.waits:6}"
+        )
+
+
+def eager(weights: PolicyWeights, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+    """Stock operations in the weights' dtype, as one writes it with torch."""
+    x = normalise(join_taps(low, mid, high).float(), weights).to(weights.dtype)
+    g = torch.nn.functional.linear(x, weights.fc_weight)
+    value = g[-1:]
+    for weight, bias in zip(weights.hidden_weights, weights.hidden_biases, strict=True):
+        value = torch.tanh(torch.nn.functional.linear(value, weight, bias.to(weight.dtype)))
+    logits = torch.nn.functional.linear(value, weights.output_weight)
+    action = logits.argmax(-1)
+    return g, action, weights.bins[action]
+
+
+def eager_mlp(weights: PolicyWeights, features: Tensor) -> tuple[Tensor, ...]:
+    value = features
+    for weight, bias in zip(weights.hidden_weights, weights.hidden_biases, strict=True):
+        value = torch.tanh(torch.nn.functional.linear(value, weight, bias.to(weight.dtype)))
+    action = torch.nn.functional.linear(value, weights.output_weight).argmax(-1)
+    return action, weights.bins[action]
+
+
+def contenders(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[Call, int]]:
+    """Calls by name, and the bytes of weights that each has to read."""
+    k = weights.taps_size // 3
+    taps = [torch.randn(rows, k, device=device).to(weights.dtype) for _ in range(3)]
+    folded, alone = weights.fold(), without_fc(weights)
+    last = torch.tensor([rows - 1], device=device)
+    keeping = ActionCache(1, 2**30, device=device)
+    sketching = ActionCache(1, 2**30, device=device)
+    features = torch.randn(1, k, device=device).to(weights.dtype)
+    mlp = [*weights.hidden_weights, weights.output_weight]
+    mlp_bytes = sum(matrix.nbytes for matrix in mlp)
+    fused_bytes = weights.fc_weight.nbytes + mlp_bytes
+    folded_bytes = sum(m.nbytes for m in (*folded.hidden_weights, folded.output_weight))
+
+    def ours(
+        policy: PolicyWeights, inputs: tuple, index: Tensor | None, cache: ActionCache | None,
+        return_features: bool = True,
+    ) -> Call:  # fmt: skip
+        return lambda: encode_cuda(
+            policy, *inputs, None, index, cache, None, 0.0, 0, 0, return_features
+        )
+
+    single = (features, None, None)
+    calls: dict[str, tuple[Call, int]] = {
+        "ours, miss, with features": (ours(weights, taps, last, None), fused_bytes),
+        "ours, hit, with features": (ours(weights, taps, last, keeping), weights.fc_weight.nbytes),
+        "ours, miss, no features": (ours(weights, taps, last, None, False), fused_bytes),
+        "ours, hit, no features": (ours(weights, taps, last, sketching, False), 0),
+        "ours, folded": (ours(folded, taps, last, None), folded_bytes),
+        "ours, from features": (ours(alone, single, None, None), mlp_bytes),
+        "ours, miss, torch.library": (
+            lambda: fused_encode(*taps, weights, last=last),
+            fused_bytes,
+        ),
+        "eager": (lambda: eager(weights, *taps), fused_bytes),
+        "eager, from features": (lambda: eager_mlp(weights, features), mlp_bytes),
+    }
+    compiled, compiled_mlp = torch.compile(eager), torch.compile(eager_mlp)
+    calls["torch.compile"] = (lambda: compiled(weights, *taps), fused_bytes)
+    calls["torch.compile, from features"] = (lambda: compiled_mlp(weights, features), mlp_bytes)
+    return calls
+
+
+def time_on_device(call: Call, flush: Tensor | None) -> float:
+    """Median microseconds between two events around a call."""
+    for _ in range(5):
+        call()
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+    for start, end in pairs:
+        if flush is not None:
+            flush.zero_()
+        # The host is let ahead, so that its own time is not in the device's.
+        torch.cuda._sleep(200_000)
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in pairs) * 1e3
+
+
+def count_launches(call: Call) -> tuple[int, int]:
+    """Kernels that a call starts, and waits of the host for the device."""
+    call()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    names = [event.name for event in profile.events()]
+    on_device = [
+        event
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and "memcpy" not in event.name.lower()
+    ]
+    return len(on_device), sum(names.count(name) for name in WAITS)
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that a reduction reads from the device's memory."""
+    data = torch.ones(2**28, device="cuda")
+    return data.nbytes / (time_on_device(data.sum, None) * 1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("k", [576, 2048, 4096])
+def test_table(k: int, dtype: torch.dtype, rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = make_weights(
+        k, k, HIDDEN, ACTIONS, dtype=dtype, norm_chunks=3, norm_weight=True, fc_bias=False
+    ).to("cuda")
+    flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
+    bandwidth = read_bandwidth()
+    table = []
+    for name, (call, weight_bytes) in contenders(weights, rows, "cuda").items():
+        hot, cold = time_on_device(call, None), time_on_device(call, flush)
+        table.append(Row(name, hot, cold, weight_bytes, *count_launches(call)))
+    device = torch.cuda.get_device_name()
+    lines = [
+        f"\n{device}, k={k}, {dtype}, {rows} rows, 1 sequence, reads {bandwidth / 1e9:.0f} GB/s",
+        f"{'':34} {'hot, us':>9} {'cold, us':>9} {'bandwidth':>9} launches  waits",
+        *(row.text(bandwidth) for row in table),
+    ]
+    with capsys.disabled():
+        print("\n".join(lines))  # noqa: T201
+    for row in table:
+        if row.name.startswith("ours"):
+            assert row.launches == 1, row.name
+            assert row.waits == 0, row.name
+
+
+def test_the_contenders_decide_alike() -> None:
+    """What is compared computes the same; actions may differ where two logits almost agree."""
+    weights = make_weights(
+        576, 576, HIDDEN, ACTIONS, norm_chunks=3, norm_weight=True, fc_bias=False
+    ).to("cuda")
+    weights.output_bias.zero_()
+    calls = contenders(weights, 8, "cuda")
+    features, _, action, _ = calls["ours, miss, with features"][0]()
+    g, other, _ = calls["eager"][0]()
+    # Stock matrix products of float32 may be of 10 bits on the matrix units.
+    torch.testing.assert_close(features, g, rtol=1e-2, atol=1e-2)
+    logits = mlp_layers(features[-1:], weights)[-1][0]
+    assert logits.max() - logits[other.item()] < 0.05
+    assert logits.max() == logits[action.item()]
