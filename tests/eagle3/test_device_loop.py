@@ -91,7 +91,8 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
     with EmulatedDevice() as mode:
         decoder = emulated_decoder(mode)
         if isinstance(policy, FusedPolicy):
-            policy.bind(decoder.head, decoder.draft.reduce)  # looks at the weights once, on the device
+            # Looks at the weights once, on the device.
+            policy.bind(decoder.head, decoder.draft.reduce)
         mode.waits.clear()
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
         waits = mode.waits.copy()
