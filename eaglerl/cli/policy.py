@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from eaglerl.rl.actions import ActionSpace
     from eaglerl.rl.cost import CostTable
     from eaglerl.rl.traces import Trace
-    from eaglerl.rl.train_policy import TrainedPolicy, TrainPolicyOptions
+    from eaglerl.rl.train_policy import TrainPolicyOptions
 
 _LIVE_PANEL = "Live, instead of on traces"
 #: Named action spaces, by the methods that make them.
@@ -116,6 +117,14 @@ def train_policy(
     net_arch: Annotated[
         str, typer.Option(metavar="N,...", help="Widths of the hidden layers.")
     ] = "64,64",
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="On traces: as published, faults included, for comparison; with the published "
+            "settings in place of reward, learning rate, gamma and widths.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of all draws.")] = 0,
     checkpoint_steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Windows between two checkpoints.")
@@ -169,21 +178,14 @@ def train_policy(
             "traces tell no time: give the table that `eaglerl calibrate` wrote",
             param_hint="--cost",
         )
-    widths = parse_numbers(net_arch, "--net-arch")
+    for option, given in (("--select", select is not None), ("--reference", reference)):
+        if prompts and given:
+            raise typer.BadParameter("it needs --traces", param_hint=option)
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.rl.cost import CostTable
 
-        try:
-            from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy_live
-        except ModuleNotFoundError as error:
-            if error.name not in ("gymnasium", "stable_baselines3"):
-                raise
-            raise ImportError(
-                f"training needs {error.name}: install the extra with pip install 'eaglerl[rl]'"
-            ) from error
-
-        options = TrainPolicyOptions(
+        options = _trainer().TrainPolicyOptions(
             algorithm=algorithm,
             total_steps=steps,
             cache_steps=cache_steps,
@@ -191,7 +193,7 @@ def train_policy(
             reward=reward,
             learning_rate=learning_rate,
             gamma=gamma,
-            net_arch=widths,
+            net_arch=parse_numbers(net_arch, "--net-arch"),
             seed=seed,
             checkpoint_steps=checkpoint_steps,
             wandb_project=wandb_project,
@@ -199,32 +201,91 @@ def train_policy(
         space = read_actions(actions)
         table = None if cost is None else CostTable.from_json(cost)
         if traces:
-            result = _on_traces(traces, space, table, output, options, select, held_out, show)
-        else:
+            learned, checked, head = read_traces(traces, held_out)
             if select is not None:
-                raise typer.BadParameter("--select needs traces", param_hint="--select")
+                show("choosing actions", 0.0)
+                space = space.select(learned, table, select)
+            learn = _learn_as_published if reference else _learn_from_traces
+            message = learn(learned, checked, space, table, output, options, head, show)
+        else:
             show("loading the model", 0.0)
             decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
             wanted = list(read_prompt_files(decoder, prompts))
-            result = train_policy_live(
+            result = _trainer().train_policy_live(
                 decoder, wanted, space, output, options,
                 max_new_tokens=max_new_tokens, cost=table, progress=show,
             )  # fmt: skip
-    notes().print(_summary(result), markup=False, soft_wrap=True)
+            message = f"the policy is in {result.path}"
+    notes().print(message, markup=False, soft_wrap=True)
 
 
-def _on_traces(
-    folders: Sequence[Path],
+def _trainer() -> ModuleType:
+    try:
+        from eaglerl.rl import train_policy as trainer
+    except ModuleNotFoundError as error:
+        if error.name not in ("gymnasium", "stable_baselines3"):
+            raise
+        raise ImportError(
+            f"training needs {error.name}: install the extra with pip install 'eaglerl[rl]'"
+        ) from error
+    return trainer
+
+
+def _learn_from_traces(
+    learned: Sequence[Trace],
+    checked: Sequence[Trace],
     actions: ActionSpace,
     cost: CostTable,
     output: Path,
     options: TrainPolicyOptions,
-    select: int | None,
-    held_out: float,
-    show,
-) -> TrainedPolicy:
+    head: str,
+    show: Callable[[str, float], None],
+) -> str:
+    result = _trainer().train_policy(
+        learned, actions, cost, output, options, held_out=checked, head=head, progress=show
+    )
+    message = f"the policy is in {result.path}"
+    if result.validation is None:
+        return message
+    gain = 100 * (result.validation / result.constant - 1)
+    return (
+        f"{message}; held out: {result.validation:.2f} tokens/s, {gain:+.1f} % against the best "
+        "constant tree"
+    )
+
+
+def _learn_as_published(
+    learned: Sequence[Trace],
+    checked: Sequence[Trace],
+    actions: ActionSpace,
+    cost: CostTable,
+    output: Path,
+    options: TrainPolicyOptions,
+    head: str,
+    show: Callable[[str, float], None],
+) -> str:
+    from eaglerl.rl.simulate import simulate, total
+    from eaglerl.rl.train_reference import train_reference
+
+    policy = train_reference(
+        options.algorithm, learned, actions, cost, output, total_steps=options.total_steps,
+        seed=options.seed, head=head, progress=show, action_cache_steps=options.cache_steps,
+    )  # fmt: skip
+    message = f"the policy is in {output / 'policy'}"
+    if not checked:
+        return message
+    speed = total(simulate(policy, checked, cost)).tokens_per_second
+    return f"{message}; held out: {speed:.2f} tokens/s"
+
+
+def read_traces(folders: Sequence[Path], held_out: float) -> tuple[list[Trace], list[Trace], str]:
+    """Traces to learn from, traces held out, and the id of their head.
+
+    Raises:
+        ValueError: a folder holds none, they are of different targets or heads, or none is left to
+            learn from.
+    """
     from eaglerl.rl.traces import TraceSet
-    from eaglerl.rl.train_policy import train_policy as run
 
     sets = [TraceSet(folder) for folder in folders]
     for other in sets[1:]:
@@ -232,13 +293,7 @@ def _on_traces(
     learned, checked = split_traces([trace for traces in sets for trace in traces], held_out)
     if not learned:
         raise ValueError("--traces must leave a trace to learn from, got none that is not held out")
-    if select is not None:
-        show("choosing actions", 0.0)
-        actions = actions.select(learned, cost, select)
-    return run(
-        learned, actions, cost, output, options,
-        held_out=checked, head=sets[0].head_id, progress=show,
-    )  # fmt: skip
+    return learned, checked, sets[0].head_id
 
 
 def split_traces(traces: Sequence[Trace], share: float) -> tuple[list[Trace], list[Trace]]:
@@ -284,14 +339,3 @@ def parse_numbers(text: str, option: str) -> tuple[int, ...]:
             f"{text!r} is not of the form N,..., whole numbers such as 64,64", param_hint=option
         )
     return numbers
-
-
-def _summary(result: TrainedPolicy) -> str:
-    text = f"the policy is in {result.path}"
-    if result.validation is not None and result.constant is not None:
-        gain = 100 * (result.validation / result.constant - 1)
-        text += (
-            f"; held out: {result.validation:.2f} tokens/s, {gain:+.1f} % against the best "
-            "constant tree"
-        )
-    return text

@@ -227,9 +227,16 @@ class PublishedTreePolicy(Persistence):
             self._close_window(None, done=True)
 
     def reset(self) -> None:
-        """End the sequence: its last window is learned from, the cached decision forgotten."""
-        self._close_window(None, done=True)
+        """Begin a sequence; see `TreePolicy`."""
+        self.end_sequence()
         self.statistics.counts["sequences"] += 1
+
+    def end_sequence(self) -> None:
+        """Learn from the last window, and forget the sequence with the cached decision.
+
+        `reset` does it too, when the next sequence begins.
+        """
+        self._close_window(None, done=True)
         self._forget_sequence()
 
     def choose(self, state: CycleState) -> TreeParams:
@@ -283,8 +290,8 @@ class PublishedTreePolicy(Persistence):
         self.learner.total_windows = windows
 
     def close(self) -> None:
-        """Learn from the last window and close the logs."""
-        self._close_window(None, done=True)
+        """End the sequence and close the logs."""
+        self.end_sequence()
         self._log.close()
 
     def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:

@@ -108,6 +108,17 @@ class Persistence(ABC):
         weights = self._export(model)
         self._weights = weights if standardization is None else standardization.fold_into(weights)
         self._learner = None
+        self.describe(head_id=head_id, training=training)
+
+    def describe(
+        self, *, head_id: str | None = None, training: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say for the card where the policy comes from.
+
+        Args:
+            head_id: hash of the draft head whose features it learned from.
+            training: JSON values.
+        """
         self._head_id = head_id or self._head_id
         self._training = dict(training or {})
 
