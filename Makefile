@@ -49,10 +49,11 @@ test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_
 	@$(BIN)/eaglerl prepare
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
-bench: $(STAMPS)/package  ## time the target's forward pass and the draft's pass
+bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pass, the decision
 	@$(BIN)/eaglerl prepare
 	@$(BIN)/python benchmarks/bench_target_forward.py
 	@$(BIN)/python benchmarks/bench_draft_pass.py
+	@$(BIN)/python benchmarks/bench_fused_encode.py
 
 lint: $(STAMPS)/development  ## check style and formatting
 	@$(BIN)/ruff check $(wildcard $(CHECKED))

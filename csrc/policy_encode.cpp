@@ -131,8 +131,8 @@ class Decision {
     const int64_t bytes = layer.in * layer.out * element_size(policy_.type) * passes;
     const int threads = bytes < kSerialBytes ? 1 : threads_;
     const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
-    // Four tasks a thread even out threads that start late or are held up.
-    const int64_t wanted = threads == 1 ? 1 : std::max<int64_t>(1, 4 * threads / row_tasks);
+    // Eight tasks a thread even out threads that start late or are held up.
+    const int64_t wanted = threads == 1 ? 1 : std::max<int64_t>(1, 8 * threads / row_tasks);
     const int64_t tile = rows == 1 ? kSingleTaskColumns : kTaskColumns;
     const int64_t tiles = (layer.out + tile - 1) / tile;
     const int64_t columns = (tiles + wanted - 1) / wanted * tile;
