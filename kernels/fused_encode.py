@@ -42,7 +42,6 @@ def _fused_encode_kernel(
     Where every row is a sequence's, a row tile decides its own sequences, by a ticket of its own;
     with more rows than sequences, all tiles share one ticket.
     """
-    GROUP: tl.constexpr = PLAN.group
     ROWS: tl.constexpr = PLAN.tiles.rows
     shares_ticket: tl.constexpr = PLAN.encodes_all and last_ptr is not None
     column_tile, row_tile = tl.program_id(0), tl.program_id(1)
@@ -55,22 +54,12 @@ def _fused_encode_kernel(
         leads = column_tile == 0
         first, end = row_tile * ROWS, tl.minimum(row_tile * ROWS + ROWS, n_sequences)
         ticket_ptr += row_tile
-
     misses = 1
     if PLAN.has_cache and PLAN.compare != COMPARE_FEATURES:
-        misses = 0
-        for start in range(first, end, GROUP):
-            sequence = start + tl.arange(0, GROUP)
-            active = sequence < end
-            input_row, readable = find_input_row(
-                rows_ptr, last_ptr, sequence, active, n_inputs, n_rows
-            )
-            hit = hold_in_advance(
-                taps, strides, input_row, readable, sequence, active, leads, cache, n_slots,
-                scratch_ptr, PLAN,
-            )  # fmt: skip
-            misses += tl.sum((active & ~hit).to(tl.int32), axis=0)
-
+        misses = _count_misses(
+            taps, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
+            scratch_ptr, PLAN,
+        )  # fmt: skip
     if PLAN.encodes_all or misses > 0:
         position = row_tile * ROWS + tl.arange(0, ROWS)
         wanted = position < (n_rows if PLAN.encodes_all else n_sequences)
@@ -83,29 +72,51 @@ def _fused_encode_kernel(
             PLAN,
         )  # fmt: skip
         if PLAN.encodes_all:
-            feature_ptr = features_ptr + position.to(tl.int64)[:, None] * PLAN.policy.features
-            inside = wanted[:, None] & (column < PLAN.policy.features)[None, :]
-            tl.store(
-                feature_ptr + column[None, :], g.to(features_ptr.dtype.element_ty), mask=inside
-            )
+            _store_features(g, features_ptr, position, wanted, column, PLAN)
         if misses > 0:
             _multiply_first_layer(
                 g, row_tile * ROWS, column_tile, column, first, end,
                 last_ptr if shares_ticket else None, n_rows, weights[0], scratch_ptr, PLAN,
             )  # fmt: skip
-
     # All warps' stores come before the ticket: the barrier orders them before the one thread that
     # takes it, its release before whoever takes the last one.
     tl.debug_barrier()
     if tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1:
         # The next launch finds the counter as this one did.
         tl.store(ticket_ptr, 0)
-        for start in range(first, end, GROUP):
-            sequence = start + tl.arange(0, GROUP)
+        for start in range(first, end, PLAN.group):
+            sequence = start + tl.arange(0, PLAN.group)
             decide(
                 None, sequence, sequence < end, weights, biases, bins_ptr, cache, n_slots, outputs,
                 (temperature, seed_low, seed_high, offset_low, offset_high), scratch_ptr, PLAN,
             )  # fmt: skip
+
+
+@triton.jit
+def _count_misses(
+    taps, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
+    scratch_ptr, PLAN: tl.constexpr,
+):  # fmt: skip
+    """Sequences first..end - 1 whose action is not kept, where that can be said in advance."""
+    misses = 0
+    for start in range(first, end, PLAN.group):
+        sequence = start + tl.arange(0, PLAN.group)
+        active = sequence < end
+        input_row, readable = find_input_row(rows_ptr, last_ptr, sequence, active, n_inputs, n_rows)
+        hit = hold_in_advance(
+            taps, strides, input_row, readable, sequence, active, leads, cache, n_slots,
+            scratch_ptr, PLAN,
+        )  # fmt: skip
+        misses += tl.sum((active & ~hit).to(tl.int32), axis=0)
+    return misses
+
+
+@triton.jit
+def _store_features(g, features_ptr, position, wanted, column, PLAN: tl.constexpr):
+    """Writes g (R, C) to the rows that are wanted, in the features' dtype."""
+    row_ptr = features_ptr + position.to(tl.int64)[:, None] * PLAN.policy.features
+    inside = wanted[:, None] & (column < PLAN.policy.features)[None, :]
+    tl.store(row_ptr + column[None, :], g.to(features_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

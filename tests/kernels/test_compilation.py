@@ -171,6 +171,20 @@ def test_every_launch_on_gfx942(case: Case) -> None:
     check_amd(case)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [("bar.sync", "nop"), (".acq_rel.", ".relaxed."), (".cg.", "."), (".v4.b32", ".v2.b32")],
+)
+def test_the_checks_can_fail(pattern: str, replacement: str) -> None:
+    launch = Case("features", 576, torch.bfloat16).launch()
+    ptx = compile_launch(launch, TARGETS["sm_90"]).asm["ptx"]
+    assert pattern in ptx
+    changed = ptx.replace(pattern, replacement)
+    with pytest.raises(AssertionError):  # noqa: PT012
+        check_weights(launch, changed)
+        check_ticket(changed)
+
+
 def check_nvidia(case: Case, target: str, folder: Path) -> None:
     launch = case.launch()
     compiled = compile_launch(launch, TARGETS[target])
