@@ -7,6 +7,9 @@ are asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.rl.acceptance_model import AcceptanceModel
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
     DraftConfidencePolicy,
@@ -18,6 +21,7 @@ from eaglerl.rl.baselines import (
     best_constant,
 )
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.oracle import Bounds, bounds
 from eaglerl.rl.published import (
@@ -40,11 +44,14 @@ _ENVIRONMENTS = {
 }
 
 __all__ = [
+    "AcceptanceModel",
+    "AcceptancePolicy",
     "ActionSpace",
     "Bounds",
     "CostTable",
     "DraftConfidencePolicy",
     "Exp3Policy",
+    "LookupRule",
     "ObservationSpec",
     "OptimizedOnlineTreePolicy",
     "OptimizedSB3DiscretePPOOnlineTreePolicy",
@@ -62,8 +69,12 @@ __all__ = [
     "TraceVecEnv",
     "UCB1Policy",
     "best_constant",
+    "best_lookup_rule",
     "bounds",
+    "load_acceptance",
     "load_policy",
+    "lookup_alone",
+    "save_acceptance",
     "simulate",
 ]
 
