@@ -76,7 +76,8 @@ class Decisions:
 @dataclass
 class _Workspace:
     tickets: Tensor
-    scratch: Tensor
+    # The last one is in use; a captured graph may still write to an earlier, smaller one.
+    scratch: list[Tensor]
 
 
 _workspaces: dict[tuple[torch.device, int], _Workspace] = {}
@@ -92,11 +93,12 @@ def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
     kept = _workspaces.get((device, stream))
     if kept is None:
         tickets = torch.zeros(_TICKETS, dtype=torch.int32, device=device)
-        kept = _Workspace(tickets, torch.empty(size, device=device))
+        kept = _Workspace(tickets, [torch.empty(size, device=device)])
         _workspaces[device, stream] = kept
-    elif kept.scratch.numel() < size:
-        kept.scratch = torch.empty(size, device=device)
-    return kept.scratch, kept.tickets
+    elif kept.scratch[-1].numel() < size:
+        # At least doubled, so that all of them together stay within twice the largest.
+        kept.scratch.append(torch.empty(max(size, 2 * kept.scratch[-1].numel()), device=device))
+    return kept.scratch[-1], kept.tickets
 
 
 def split_words(number: int) -> tuple[int, int]:
