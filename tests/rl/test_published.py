@@ -380,6 +380,12 @@ def test_wrong_arguments_are_named() -> None:
         DQN(inference_temperature=0)
     with pytest.raises(ValueError, match="temperature must be positive, got -1"):
         DQN(temperature=-1)
+    with pytest.raises(ValueError, match="n_steps must be an int of at least 1, got 0"):
+        PPO(n_steps=0)
+    with pytest.raises(ValueError, match=r"net_arch must be widths of at least 1, got \[0\]"):
+        DQN(net_arch=[0])
+    with pytest.raises(ValueError, match="ent_coef must not be negative, got -1"):
+        PPO(ent_coef=-1)
     with pytest.raises(TypeError, match="flavour"):
         PPO(flavour="sweet")
     with pytest.raises(TypeError, match=r"settings or \['seed'\], not both"):

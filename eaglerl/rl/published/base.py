@@ -19,7 +19,7 @@ from eaglerl.rl.checkpoints import CheckpointFolder
 from eaglerl.rl.identity import head_id
 from eaglerl.rl.observations import Observer, TextEncoder
 from eaglerl.rl.published.persistence import Persistence
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.rl.published.settings import PolicySettings, check_model_options
 from eaglerl.rl.published.statistics import PolicyStatistics
 from eaglerl.rl.published.window import RewardWindow
 from eaglerl.rl.run_log import RunLog
@@ -82,6 +82,7 @@ class PublishedTreePolicy(Persistence):
         """
         if not isinstance(checkpoint_freq, int) or checkpoint_freq < 1:
             raise ValueError(f"checkpoint_freq must be an int of at least 1, got {checkpoint_freq}")
+        check_model_options(model_options)
         self.settings = settings
         self.training_mode = False
         self._model_options = dict(model_options)

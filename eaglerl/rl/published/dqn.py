@@ -81,8 +81,6 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             TypeError: an unknown option, or fields beside `settings`.
         """
         settings, options = split_options(settings, options)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
         model = {
             "learning_rate": learning_rate,
             "epsilon_start": epsilon_start,

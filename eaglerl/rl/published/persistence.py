@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,9 @@ class Persistence(ABC):
         """
         card = read_card(path, algorithm=cls.algorithm)
         check_wanted(card, {"hidden_size": hidden_size, "actions": actions})
+        known = inspect.signature(cls).parameters.keys() - {"settings", "options"}
+        if unknown := card["model"].keys() - known:
+            raise ValueError(f"'model' of the card in {str(path)!r} has unknown {sorted(unknown)}")
         # A head of another width is told by its width: that says more than a hash.
         policy = cls(settings=card["settings"], head=head, **card["model"], **options)
         check_wanted(card, {"head_id": policy._head_id})

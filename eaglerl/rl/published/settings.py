@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.rl.actions import ActionSpace
@@ -64,6 +65,8 @@ class PolicySettings:
                 f"inference_temperature must be positive, got {self.inference_temperature}; "
                 "max_entropy_inference=False takes the best action"
             )
+        if self.reward not in get_args(RewardName):
+            raise ValueError(f"reward must be one of {get_args(RewardName)}, got {self.reward!r}")
         if not isinstance(self.actions, ActionSpace):
             raise ValueError(f"actions must be an ActionSpace, got {self.actions!r}")
 
@@ -137,3 +140,32 @@ def split_options(
     if given:
         raise TypeError(f"give settings or {sorted(given)}, not both")
     return settings, rest
+
+
+_COUNTS = {"n_steps", "batch_size", "n_epochs", "memory_size", "target_update_freq"}
+_SHARES = {"gamma", "gae_lambda", "epsilon_start", "epsilon_end", "epsilon_decay"}
+_POSITIVE = {"learning_rate", "clip_range", "max_grad_norm", "temperature"}
+
+
+def check_model_options(options: Mapping[str, Any]) -> None:
+    """Make sure that an algorithm's options are in their ranges.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name, value in options.items():
+        if name == "net_arch":
+            parts = value.values() if isinstance(value, Mapping) else [value]
+            layers = [width for part in parts for width in part]
+            if not layers or not all(isinstance(width, int) and width > 0 for width in layers):
+                raise ValueError(f"net_arch must be widths of at least 1, got {value!r}")
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _COUNTS and not (isinstance(value, int) and number and value >= 1):
+            raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if name in _SHARES and not (number and 0 <= value <= 1):
+            raise ValueError(f"{name} must lie in 0..1, got {value!r}")
+        if name in _POSITIVE and not (number and 0 < value < math.inf):
+            raise ValueError(f"{name} must be positive, got {value!r}")
+        if not (number and 0 <= value < math.inf):
+            raise ValueError(f"{name} must not be negative, got {value!r}")
