@@ -110,9 +110,26 @@ def calibrate(
     draw = random.Random(seed)
     plan = [tree for _ in range(passes) for tree in draw.sample(trees, len(trees))]
     warm_up = [draw.choice(trees) for _ in range(_WARM_UP)]
+    samples = _measure(decoder, prompt_ids, [*warm_up, *plan], longest_context, progress)
+    draft = decoder.draft
+    return fit_cost_table(
+        samples[_WARM_UP:],
+        machine=machine,
+        draft_dtype=draft.dtype if isinstance(draft, PackedDraft) else "float32",
+    )
+
+
+def _measure(
+    decoder: SpeculativeDecoder,
+    prompt_ids: Sequence[int],
+    trees: Sequence[TreeParams],
+    longest_context: int,
+    progress: Callable[[float], None] | None,
+) -> list[CycleSample]:
+    """One cycle with each of the trees, in their order."""
     samples: list[CycleSample] = []
     session = None
-    for index, tree in enumerate((*warm_up, *plan)):
+    for tree in trees:
         if session is None or len(session.token_ids) >= longest_context:
             session = decoder.new_session(GreedyVerifier(), longest_context + 128)
             session.prefill(list(prompt_ids))
@@ -122,13 +139,8 @@ def calibrate(
         result = session.step(tree)
         samples.append(CycleSample(tree, context, result.draft_seconds, result.verify_seconds))
         if progress is not None:
-            progress((index + 1) / (len(plan) + _WARM_UP))
-    draft = decoder.draft
-    return fit_cost_table(
-        samples[_WARM_UP:],
-        machine=machine,
-        draft_dtype=draft.dtype if isinstance(draft, PackedDraft) else "float32",
-    )
+            progress(len(samples) / len(trees))
+    return samples
 
 
 def fit_cost_table(samples: Sequence[CycleSample], *, machine: str, draft_dtype: str) -> CostTable:

@@ -283,18 +283,7 @@ def record(
     folder = Path(folder)
     draft = decoder.draft
     dtype = draft.dtype if isinstance(draft, PackedDraft) else "float32"
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "target_id": target_id(decoder.target),
-        "head_id": head_id(decoder.head),
-        "draft_dtype": dtype,
-        "hidden_size": decoder.head.config.hidden_size,
-        "top_ks": list(options.top_ks),
-        "max_depth": options.max_depth,
-        "max_new_tokens": options.max_new_tokens,
-        "lookup_tokens": options.lookup_tokens,
-    }
+    header = _header(decoder, dtype, options)
     shards = _open_folder(folder, header)
     builder = TraceBuilder(decoder.head, dtype, options)
     known = {shard["prompt_id"] for shard in shards}
@@ -325,6 +314,24 @@ def record(
         if max_positions is not None and held >= max_positions:
             break
     return TraceSet(folder)
+
+
+def _header(
+    decoder: SpeculativeDecoder, dtype: ReplayDtype, options: RecordOptions
+) -> dict[str, object]:
+    """What an index says besides its shards."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "target_id": target_id(decoder.target),
+        "head_id": head_id(decoder.head),
+        "draft_dtype": dtype,
+        "hidden_size": decoder.head.config.hidden_size,
+        "top_ks": list(options.top_ks),
+        "max_depth": options.max_depth,
+        "max_new_tokens": options.max_new_tokens,
+        "lookup_tokens": options.lookup_tokens,
+    }
 
 
 def _record_one(
