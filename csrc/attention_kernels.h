@@ -73,25 +73,28 @@ template <int Vectors, int Keys>
 static inline void score_keys(const float* queries, const float* keys, const float* next_keys,
                               const float* values, int head_dim, float* scores) {
   constexpr int kColumns = Vectors * kLanes;
-  // Elements of a step, which together fetch one cache line; head_dim is a multiple of 8.
+  // Elements of a step, which together fetch one cache line.
   constexpr int kStep = kLineFloats / Keys < 8 ? kLineFloats / Keys : 8;
   VecF sums[Keys][Vectors] = {};
-  for (int begin = 0; begin < head_dim; begin += kStep) {
+  const auto add_element = [&](int d) {
+    VecF query[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) query[v] = load(queries + d * kColumns + v * kLanes);
+#pragma GCC unroll 8
+    for (int key = 0; key < Keys; ++key) {
+      const VecF element = splat(keys[int64_t(key) * head_dim + d]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[key][v] += query[v] * element;
+    }
+  };
+  int begin = 0;
+  for (; begin + kStep <= head_dim; begin += kStep) {
     __builtin_prefetch(next_keys + begin * Keys);
     __builtin_prefetch(values + begin * Keys);
 #pragma GCC unroll 8
-    for (int d = begin; d < begin + kStep; ++d) {
-      VecF query[Vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) query[v] = load(queries + d * kColumns + v * kLanes);
-#pragma GCC unroll 8
-      for (int key = 0; key < Keys; ++key) {
-        const VecF element = splat(keys[int64_t(key) * head_dim + d]);
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sums[key][v] += query[v] * element;
-      }
-    }
+    for (int i = 0; i < kStep; ++i) add_element(begin + i);
   }
+  for (; begin < head_dim; ++begin) add_element(begin);
 #pragma GCC unroll 8
   for (int key = 0; key < Keys; ++key) {
 #pragma GCC unroll 4
@@ -169,41 +172,51 @@ static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
   }
 }
 
+// Adds the weighted values of columns [d, d + Columns) of head_dim.
+template <int Vectors, int Columns>
+static inline void add_columns(QueryBlock<Vectors>& block, const float* values, int d, int head_dim,
+                               int count, const VecF* rescale) {
+  constexpr int kColumns = Vectors * kLanes;
+  VecF sums[Columns][Vectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < Columns; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      sums[i][v] = load(block.output + (d + i) * kColumns + v * kLanes) * rescale[v];
+    }
+  }
+  for (int key = 0; key < count; ++key) {
+    const float* value = values + int64_t(key) * head_dim + d;
+    VecF weight[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      weight[v] = load(block.scores + key * kColumns + v * kLanes);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Columns; ++i) {
+      const VecF element = splat(value[i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sums[i][v] += weight[v] * element;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Columns; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      store(block.output + (d + i) * kColumns + v * kLanes, sums[i][v]);
+    }
+  }
+}
+
 template <int Vectors>
 static void add_values(QueryBlock<Vectors>& block, const float* values, int head_dim, int count,
                        const VecF* rescale) {
-  constexpr int kColumns = Vectors * kLanes, kGroup = group_of(Vectors);
-  for (int d = 0; d < head_dim; d += kGroup) {
-    VecF sums[kGroup][Vectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < kGroup; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        sums[i][v] = load(block.output + (d + i) * kColumns + v * kLanes) * rescale[v];
-      }
-    }
-    for (int key = 0; key < count; ++key) {
-      const float* value = values + int64_t(key) * head_dim + d;
-      VecF weight[Vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        weight[v] = load(block.scores + key * kColumns + v * kLanes);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < kGroup; ++i) {
-        const VecF element = splat(value[i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sums[i][v] += weight[v] * element;
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < kGroup; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        store(block.output + (d + i) * kColumns + v * kLanes, sums[i][v]);
-      }
-    }
+  constexpr int kGroup = group_of(Vectors);
+  int d = 0;
+  for (; d + kGroup <= head_dim; d += kGroup) {
+    add_columns<Vectors, kGroup>(block, values, d, head_dim, count, rescale);
   }
+  for (; d < head_dim; ++d) add_columns<Vectors, 1>(block, values, d, head_dim, count, rescale);
 }
 
 template <int Vectors>

@@ -77,7 +77,7 @@ def test_first_token_of_a_cycle_over_a_larger_vocabulary():
     session = decoder.new_session(verifier, 40)
     session.prefill(PROMPT)
     session.token_ids[-1] = root = 7
-    tree = session._draft_tree(TreeParams(40, 2, 8))
+    tree, _ = session._draft_tree(TreeParams(40, 2, 8))
     logits = session._verify_tree(tree).logits.clone()
     counts, kept = Counter(), 0
     for _ in range(draws):

@@ -89,6 +89,19 @@ def test_logits_and_features_equal_transformers(variant: str, backend: str) -> N
         assert_near(head(output.last_hidden_state), logits, TINY_TOLERANCE)
 
 
+def test_nothing_behind_the_cache_is_read() -> None:
+    """Heads whose width is no multiple of a vector's end in the middle of one."""
+    model = tiny_model("llama", head_dim=12)
+    prompt = make_prompt(45)
+    logits, _ = reference(model, prompt, (2, 3, 4))
+    target = TargetModel.from_model(model, backend="packed")
+    cache = target.new_cache(45)
+    poisoned = torch.full((cache.data.numel() + 64,), torch.nan)
+    cache.data = poisoned[:-64].view(cache.data.shape)
+    assert_near(target.forward(RowBatch.causal(prompt, 0), cache).logits, logits, TINY_TOLERANCE)
+    assert poisoned[-64:].isnan().all()
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_families_differ_where_they_should(family: str) -> None:
     """The weights that set a family apart are random here, so that a lost one shows."""
