@@ -67,16 +67,17 @@ class HostAcceptance:
     ) -> Accepted:
         """See `Acceptance`."""
         rows, bonus = self._verifier.accept(output.logits, tree)
-        kept = output.features[rows]
-        features, decision = kept, None
-        if policy is not None:
+        last_features, decision = output.features[rows[-1]].clone(), None
+        if policy is None:
+            features = output.features[rows]
+        else:
             index, last = torch.tensor(rows), torch.tensor([len(rows) - 1])
             features, params = policy.encode(output.features, index, last)
             decision = TreeParams(*params[0].tolist())
         cache.commit(rows, slot)
         emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
         return Accepted(
-            emitted, torch.tensor(emitted), features, policy is not None, kept[-1], decision
+            emitted, torch.tensor(emitted), features, policy is not None, last_features, decision
         )
 
 
