@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,6 +46,11 @@ def prompt_id(token_ids: Sequence[int]) -> str:
     """16 hexadecimal digits of SHA-256 over a prompt's ids as little-endian int64."""
     data = np.asarray(token_ids, dtype="<i8").tobytes()
     return hashlib.sha256(data).hexdigest()[:_DIGITS]
+
+
+def split_of(prompt_id: str) -> Literal["train", "test"]:
+    """The half that a prompt belongs to: "test" where the last bit of its `prompt_id` is set."""
+    return "test" if int(prompt_id, 16) % 2 else "train"
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -1,0 +1,381 @@
+"""What a comparison leaves on disk: a manifest, and a line of JSON for everything decoded.
+
+A comparison is a folder:
+
+- ``manifest.json``: what was compared, with what, on what machine (`Manifest`).
+- ``records.jsonl``: one `Record` per question, repeat and mode, appended as they come.
+- ``selection.jsonl``: records of the passes that chose the constant trees of the modes ``tuned``
+  and ``hindsight``; their repeat is 0 and their mode the tree, as in ``tree:6/2/4``.
+- ``answers/MODE.jsonl``: the answers in EAGLE's layout.
+
+`load_comparison` reads the first two. Seconds are wall-clock seconds, token counts exclude the
+prompt, and lists over cycles are parallel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eaglerl.evaluation.json_lines import read_lines
+from eaglerl.files import atomic_path
+
+FORMAT = "eaglerl-comparison"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+RECORDS_NAME = "records.jsonl"
+SELECTION_NAME = "selection.jsonl"
+ANSWERS_NAME = "answers"
+
+#: The mode whose output all others must give; every comparison has it.
+PLAIN = "plain"
+#: The mode that all others are paired with where it was measured.
+TUNED = "tuned"
+
+#: Digits after the point of seconds in a file: tenths of a microsecond.
+_DIGITS = 7
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """The cycles of one answer after its prefill, as parallel lists.
+
+    transformers' ``generate`` has a cycle per token, with T = 1.
+
+    Attributes:
+        tokens: emitted tokens, the bonus included: the acceptance length. The last cycle may have
+            emitted some past the end of the answer.
+        total_tokens: T of the head's tree as it was drafted; 1 where it had none.
+        depth: D of it.
+        top_k: K of it.
+        rows: rows that the target verified, the root and a looked-up chain included.
+        lookup_tokens: length of the chain that was looked up in the text; 0 for none.
+        lookup_accepted: its leading tokens that were accepted.
+        draft_seconds: the head's passes, without the policy's share.
+        verify_seconds: the target's pass, the acceptance, and the cache's compaction.
+        policy_seconds: all calls of the policy; None where they cannot be told from the rest, as
+            when the policy decides within the loop's own calls.
+    """
+
+    tokens: tuple[int, ...] = ()
+    total_tokens: tuple[int, ...] = ()
+    depth: tuple[int, ...] = ()
+    top_k: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+    lookup_tokens: tuple[int, ...] = ()
+    lookup_accepted: tuple[int, ...] = ()
+    draft_seconds: tuple[float, ...] = ()
+    verify_seconds: tuple[float, ...] = ()
+    policy_seconds: tuple[float, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            name: values if values is None else [_rounded(value) for value in values]
+            for name, values in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Cycles:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a list is missing or of another length.
+        """
+        names = [column.name for column in fields(cls)]
+        if not isinstance(content, Mapping) or content.keys() != set(names):
+            raise ValueError(f"cycles must have {names}")
+        columns = {n: None if v is None else tuple(v) for n, v in content.items()}
+        if len({len(column) for column in columns.values() if column is not None}) > 1:
+            raise ValueError("the lists of cycles must be equally long")
+        return cls(**columns)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer of a conversation.
+
+    Attributes:
+        prompt_tokens: tokens of the conversation up to the answer.
+        output_ids: tokens of the answer, a stop token included.
+        finish_reason: "stop", "length" or "context".
+        prefill_seconds: reading the prompt, the answer's first token included.
+        decode_seconds: everything after it, the policy included.
+        cycles: the cycles in which the answer's other tokens came.
+    """
+
+    prompt_tokens: int
+    output_ids: tuple[int, ...]
+    finish_reason: str
+    prefill_seconds: float
+    decode_seconds: float
+    cycles: Cycles
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        own = {name: _rounded(value) for name, value in vars(self).items()}
+        return own | {"output_ids": list(self.output_ids), "cycles": self.cycles.to_dict()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Turn:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a field is missing.
+        """
+        own = _exactly(cls, content, "a turn")
+        return cls(
+            **own
+            | {
+                "output_ids": tuple(own["output_ids"]),
+                "cycles": Cycles.from_dict(own["cycles"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one mode did with one question in one repeat.
+
+    Attributes:
+        question: ``FILE/QUESTION_ID``, FILE without its ending.
+        domain: FILE.
+        category: the question's own, or FILE where it has none.
+        repeat: from 0.
+        mode: the mode's label.
+        run: which process of this comparison decoded it, an index into `Manifest.runs`. A policy's
+            experience begins anew with every process.
+        place: when in its turn among the modes that decoded this question one after another.
+        started: seconds since 1970.
+        load: the machine's load average over the last minute, at the start.
+        turns: the answers.
+        cache_hits: cycles that a policy's cached decision served; None for modes without a cache.
+        cache_misses: cycles at which it decided.
+        host_syncs: times that the host waited for a device while decoding; 0 where there is no
+            device, None where it is not known.
+    """
+
+    question: str
+    domain: str
+    category: str
+    repeat: int
+    mode: str
+    run: int
+    place: int
+    started: float
+    load: float
+    turns: tuple[Turn, ...]
+    cache_hits: int | None = None
+    cache_misses: int | None = None
+    host_syncs: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What is unique in a comparison: question, repeat and mode."""
+        return self.question, self.repeat, self.mode
+
+    @cached_property
+    def output_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of every answer."""
+        return tuple(turn.output_ids for turn in self.turns)
+
+    @cached_property
+    def new_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(map(len, self.output_ids))
+
+    @cached_property
+    def decode_tokens(self) -> int:
+        """Tokens that came after the prefills: all but the first of each answer."""
+        return self.new_tokens - len(self.turns)
+
+    @cached_property
+    def decode_seconds(self) -> float:
+        """Time in which `decode_tokens` came: drafting, verification, policy and loop."""
+        return sum(turn.decode_seconds for turn in self.turns)
+
+    @cached_property
+    def prefill_seconds(self) -> float:
+        """Time of the prefills."""
+        return sum(turn.prefill_seconds for turn in self.turns)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.prefill_seconds + self.decode_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without the nones."""
+        own = {column.name: getattr(self, column.name) for column in fields(self)}
+        own["turns"] = [turn.to_dict() for turn in self.turns]
+        return {name: _rounded(value) for name, value in own.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Record:
+        """What `to_dict` gave.
+
+        Raises:
+            ValueError: a field is missing.
+        """
+        unknown = {"cache_hits": None, "cache_misses": None, "host_syncs": None}
+        own = _exactly(cls, unknown | dict(content), "a record")
+        return cls(**own | {"turns": tuple(Turn.from_dict(turn) for turn in own["turns"])})
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to decode, as a manifest tells it.
+
+    Attributes:
+        spec: what it was asked for by, such as ``policy:models/policy-ppo``.
+        description: what it is, in words.
+        identity: hash of the policy's files; None where there are none.
+        trees: of ``tuned`` and ``hindsight``, the constant trees [T, D, K] chosen for the questions
+            of each split, "train" and "test".
+    """
+
+    spec: str
+    description: str
+    identity: str | None = None
+    trees: Mapping[str, tuple[int, int, int]] | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Mode:
+        """What `asdict` gave.
+
+        Raises:
+            ValueError: a field is missing.
+        """
+        own = _exactly(cls, content, "a mode")
+        trees = own["trees"]
+        return cls(
+            **own | {"trees": None if trees is None else {s: tuple(t) for s, t in trees.items()}}
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a comparison is of.
+
+    Attributes:
+        configuration: JSON values of all options that a result depends on. Among them
+            ``max_new_tokens``, ``temperature``, ``repeats``, ``split`` and ``threads``.
+        questions: per question its ``id`` (`Record.question`), ``domain``, ``category``,
+            ``split`` ("train" or "test"), ``turns`` (their number) and ``prompt_id``, the hash of
+            the first turn's prompt.
+        target_id: hash of the target.
+        head_id: hash of the draft head.
+        machine: one line.
+        versions: of eaglerl, torch, transformers, numpy and Python.
+        modes: by label, in the order in which they were added.
+        runs: per process that worked on it ``started`` (ISO 8601), ``load`` (averages over 1, 5
+            and 15 minutes) and ``modes`` (labels that it was to decode).
+    """
+
+    configuration: Mapping[str, Any]
+    questions: tuple[Mapping[str, Any], ...]
+    target_id: str
+    head_id: str
+    machine: str
+    versions: Mapping[str, str]
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    runs: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self, folder: str | Path) -> None:
+        """Write it into a comparison's folder."""
+        content = {"format": FORMAT, "version": VERSION} | asdict(self)
+        with atomic_path(Path(folder) / MANIFEST_NAME) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, folder: str | Path) -> Manifest:
+        """Read it from a comparison's folder.
+
+        Raises:
+            ValueError: there is none, or it is malformed.
+        """
+        path = Path(folder) / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the manifest {str(path)!r} cannot be read: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f'{str(path)!r} is no comparison: "format" must be "{FORMAT}"')
+        if content.pop("version", None) != VERSION:
+            raise ValueError(f"version of the comparison {str(path)!r} must be {VERSION}")
+        del content["format"]
+        own = _exactly(cls, content, f"the manifest {str(path)!r}")
+        modes = {label: Mode.from_dict(mode) for label, mode in own["modes"].items()}
+        return cls(
+            **own
+            | {"modes": modes, "questions": tuple(own["questions"]), "runs": tuple(own["runs"])}
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that was read.
+
+    Attributes:
+        manifest: what it is of.
+        records: what was decoded, in the order in which it came.
+    """
+
+    manifest: Manifest
+    records: tuple[Record, ...]
+
+    @property
+    def missing(self) -> int:
+        """Records that are still to come."""
+        wanted = len(self.manifest.questions) * self.manifest.configuration["repeats"]
+        return wanted * len(self.manifest.modes) - len(self.records)
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """Read a comparison, finished or not.
+
+    The last line may have been cut short by a process that was killed while it wrote: it is
+    reported with a warning and skipped.
+
+    Raises:
+        ValueError: no comparison, a malformed line, or a question twice in a mode and repeat.
+    """
+    manifest = Manifest.from_json(folder)
+    return Comparison(manifest, read_records(Path(folder) / RECORDS_NAME))
+
+
+def read_records(path: str | Path) -> tuple[Record, ...]:
+    """The records of one file; none where there is no file.
+
+    Raises:
+        ValueError: a malformed line, or a question twice in a mode and repeat.
+    """
+    records: dict[tuple[str, int, str], Record] = {}
+    for number, content in read_lines(path):
+        try:
+            record = Record.from_dict(content)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"line {number} of {str(path)!r} is no record: {error}") from error
+        if record.key in records:
+            raise ValueError(f"line {number} of {str(path)!r} repeats {record.key}")
+        records[record.key] = record
+    return tuple(records.values())
+
+
+def _exactly(kind: type, content: object, what: str) -> dict[str, Any]:
+    names = [column.name for column in fields(kind)]
+    if not isinstance(content, Mapping) or content.keys() != set(names):
+        found = sorted(content) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{what} must have {names}, got {found}")
+    return dict(content)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, _DIGITS) if isinstance(value, float) else value
