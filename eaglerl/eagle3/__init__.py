@@ -4,6 +4,7 @@ from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.lookup import ContextLookup, Lookup
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
@@ -33,6 +34,7 @@ __all__ = [
     "Eagle3DraftHead",
     "FusedPolicy",
     "GenerateOutput",
+    "Generation",
     "Lookup",
     "SpeculativeDecoder",
     "StagedPolicy",

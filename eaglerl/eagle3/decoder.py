@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,14 +12,13 @@ import torch
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
     ConstantPolicy,
     DraftPlan,
-    StagedPolicy,
-    StepResult,
     TreeParams,
     TreePolicy,
     as_plan,
@@ -168,14 +166,9 @@ class SpeculativeDecoder:
             TypeError: a policy that is none.
         """
         prompts = read_prompts(input_ids, attention_mask)
-        check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
-        chosen = self.default_policy if policy is None else as_policy(policy)
-        if isinstance(chosen, ConstantPolicy):
-            check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
+        chosen = self._check(prompts, policy, max_new_tokens)
         verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
         eos_token_ids = self._eos_token_ids(eos_token_id)
         rules = [
@@ -199,6 +192,48 @@ class SpeculativeDecoder:
             finish_reasons=tuple(rule.finish_reason for rule in rules),
             per_sequence=tuple(statistics for _, statistics in results),
         )
+
+    def start(
+        self,
+        input_ids: Sequence[int],
+        policy: TreeParams | DraftPlan | TreePolicy | None = None,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+    ) -> Generation:
+        """Begin to continue one prompt, to be carried on cycle by cycle.
+
+        Args:
+            input_ids: token ids of the prompt.
+            policy: see `generate`, like all others.
+            max_new_tokens: longest continuation.
+            temperature: 0 decodes greedily.
+            top_p: nucleus mass.
+            top_k: most likely tokens to sample from.
+            seed: seed of the draws.
+            eos_token_id: token or tokens that end the sequence.
+
+        Returns:
+            The sequence; its first `advance` reads the prompt. It has the decoder's caches until
+            the next `start` or `generate`.
+
+        Raises:
+            ValueError: see `generate`.
+            TypeError: a policy that is none.
+        """
+        prompts = [list(input_ids)]
+        chosen = self._check(prompts, policy, max_new_tokens)
+        verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
+        rules = StoppingRules(
+            eos_token_ids=self._eos_token_ids(eos_token_id),
+            max_new_tokens=max_new_tokens,
+            room=self.target.max_positions - len(prompts[0]),
+        )
+        return Generation(self, prompts[0], rules, chosen, verifier)
 
     def eagenerate(
         self,
@@ -276,8 +311,13 @@ class SpeculativeDecoder:
             self.draft.resize(capacity)
             self._cache = self.target.new_cache(capacity)
 
-    def _make_room(self, session: DecodingSession, plan: DraftPlan) -> None:
-        """Let both caches grow, and keep their rows, where a tree is wider than what is free."""
+    def make_room(self, session: DecodingSession, plan: DraftPlan) -> None:
+        """Let both caches grow, and keep their rows, where a plan is wider than what is free.
+
+        Args:
+            session: the session that has the caches.
+            plan: what its next cycle will draft.
+        """
         # Once it has caught up, the draft has as many stable rows as the target has committed ones.
         rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
         capacity = session.cache.lengths[session.slot] + rows
@@ -296,39 +336,31 @@ class SpeculativeDecoder:
         verifier: Verifier,
         streamer,
     ) -> tuple[list[int], DecodingStatistics]:
-        started = time.perf_counter()
-        session = self.new_session(verifier, len(prompt) + rules.limit, policy)
-        policy.reset()
+        generation = Generation(self, prompt, rules, policy, verifier)
         if streamer is not None:
             streamer.put(torch.tensor([prompt]))
-        staged = policy if isinstance(policy, StagedPolicy) else None
-        sequence = list(prompt)
-        cycles: list[StepResult] = []
-        emitted: tuple[int, ...] = (session.prefill(prompt),)
-        prefilled = time.perf_counter()
-        while True:
-            kept = rules.accept(sequence, len(prompt), emitted)
-            sequence.extend(emitted[:kept])
+        while generation.finish_reason is None:
+            kept = generation.advance()
             if streamer is not None:
-                streamer.put(torch.tensor(emitted[:kept]))
-            if rules.finish_reason is not None:
-                break
-            left = rules.limit - (len(sequence) - len(prompt))
-            plan = as_plan(policy.choose(session.state)).limited_to(left - 1)
-            self._make_room(session, plan)
-            result = session.step(plan, staged)
-            policy.observe(result)
-            cycles.append(result)
-            emitted = result.token_ids
+                streamer.put(torch.tensor(kept))
         if streamer is not None:
             streamer.end()
-        statistics = DecodingStatistics(
-            cycles=tuple(cycles),
-            new_tokens=len(sequence) - len(prompt),
-            prefill_seconds=prefilled - started,
-            decode_seconds=time.perf_counter() - prefilled,
-        )
-        return sequence, statistics
+        return generation.token_ids, generation.statistics
+
+    def _check(
+        self,
+        prompts: list[list[int]],
+        policy: TreeParams | DraftPlan | TreePolicy | None,
+        max_new_tokens: int,
+    ) -> TreePolicy:
+        """Check the arguments of a generation; the policy, or the default one."""
+        check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        chosen = self.default_policy if policy is None else as_policy(policy)
+        if isinstance(chosen, ConstantPolicy):
+            check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
+        return chosen
 
     def _eos_token_ids(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
         if eos_token_id is None:

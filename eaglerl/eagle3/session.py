@@ -82,6 +82,7 @@ class DecodingSession:
         self._last_features: torch.Tensor | None = None
         self._decision: TreeParams | None = None
         self._text: ContextLookup | None = None
+        self._tree: DraftTree | DeviceTree | None = None
         self._drafter: TreeDrafter | DeviceTreeDrafter
         self._accept: Acceptance
         if self._device.type != "cpu" if on_device is None else on_device:
@@ -123,7 +124,7 @@ class DecodingSession:
             features.append(output.features.clone())
         first = self.verifier.next_token(output.logits[0])
         self.token_ids = [*prompt_ids, first]
-        self._text = None
+        self._text = self._tree = None
         self._last_features = features[-1][-1]
         self._pending.clear()
         if self.draft is not None:
@@ -141,6 +142,11 @@ class DecodingSession:
         return CycleState(
             self._last_features, len(self.token_ids), self._last, self._decision, self._indexed_text
         )
+
+    @property
+    def tree(self) -> DraftTree | DeviceTree | None:
+        """What the last cycle verified, a looked-up chain included; None before the first."""
+        return self._tree
 
     def step(self, plan: TreeParams | DraftPlan, staged: StagedPolicy | None = None) -> StepResult:
         """Run one cycle.
@@ -179,6 +185,7 @@ class DecodingSession:
         tree, params = self._draft_tree(params, staged, lookup)
         if lookup.token_ids and not selects:
             tree = self._merge(tree, lookup.token_ids)
+        self._tree = tree
         watch.mark()
         output = self._verify_tree(tree)
         accepted = self._accept(output, tree, self.cache, self.slot, self._policy)

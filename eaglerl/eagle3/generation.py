@@ -1,0 +1,124 @@
+"""One sequence being generated, a cycle at a time: what `generate` runs to the end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from eaglerl.eagle3.output import DecodingStatistics
+from eaglerl.eagle3.params import StagedPolicy, StepResult, TreePolicy, as_plan
+from eaglerl.eagle3.stopping import FinishReason, StoppingRules
+from eaglerl.eagle3.verify import Verifier
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.decoder import SpeculativeDecoder
+
+
+class Generation:
+    """A prompt and its continuation so far; `advance` adds to it.
+
+    It holds the decoder's caches until another one begins there, so whoever wants to stop early
+    just stops calling.
+
+    Attributes:
+        session: the sequence; its `tree` is the one that the last cycle verified.
+        token_ids: prompt and output so far.
+        cycles: results of the cycles so far.
+        prefill_seconds: time of reading the prompt, the first token included.
+        decode_seconds: time of the cycles so far, the policy included.
+        policy_seconds: the part of it in which the policy chose and observed. What a staged policy
+            decides between two passes of the draft counts as drafting.
+    """
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        prompt_ids: list[int],
+        rules: StoppingRules,
+        policy: TreePolicy,
+        verifier: Verifier,
+    ) -> None:
+        """Take over the decoder's caches and reset the policy; nothing is decoded yet.
+
+        Args:
+            decoder: whose target and draft head decode.
+            prompt_ids: at least one token id.
+            rules: say when the sequence ends.
+            policy: chooses the tree of every cycle.
+            verifier: greedy or sampling.
+        """
+        started = time.perf_counter()
+        self._decoder = decoder
+        self._rules = rules
+        self._policy = policy
+        self._staged = policy if isinstance(policy, StagedPolicy) else None
+        self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
+        policy.reset()
+        self.token_ids = list(prompt_ids)
+        self.cycles: list[StepResult] = []
+        self.prefill_seconds = time.perf_counter() - started
+        self.decode_seconds = 0.0
+        self.policy_seconds = 0.0
+        self._prompt_length = len(prompt_ids)
+        self._began = False
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ended; None while it goes on."""
+        return self._rules.finish_reason
+
+    @property
+    def new_ids(self) -> list[int]:
+        """Tokens of the output so far."""
+        return self.token_ids[self._prompt_length :]
+
+    @property
+    def statistics(self) -> DecodingStatistics:
+        """Cycles and times so far."""
+        return DecodingStatistics(
+            cycles=tuple(self.cycles),
+            new_tokens=len(self.token_ids) - self._prompt_length,
+            prefill_seconds=self.prefill_seconds,
+            decode_seconds=self.decode_seconds,
+        )
+
+    def advance(self) -> tuple[int, ...]:
+        """Read the prompt, or run one cycle.
+
+        Returns:
+            The tokens that it added to the output: one after the prompt, at least one after a
+            cycle.
+
+        Raises:
+            ValueError: the sequence has ended, or the policy's tree does not fit.
+        """
+        if self.finish_reason is not None:
+            raise ValueError(f"the sequence has ended: {self.finish_reason}")
+        started = time.perf_counter()
+        if not self._began:
+            emitted: tuple[int, ...] = (self.session.prefill(self.token_ids),)
+            self._began = True
+            kept = self._keep(emitted)
+            self.prefill_seconds += time.perf_counter() - started
+            return kept
+        kept = self._keep(self._cycle())
+        self.decode_seconds += time.perf_counter() - started
+        return kept
+
+    def _cycle(self) -> tuple[int, ...]:
+        left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
+        started = time.perf_counter()
+        plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
+        self.policy_seconds += time.perf_counter() - started
+        self._decoder.make_room(self.session, plan)
+        result = self.session.step(plan, self._staged)
+        started = time.perf_counter()
+        self._policy.observe(result)
+        self.policy_seconds += time.perf_counter() - started
+        self.cycles.append(result)
+        return result.token_ids
+
+    def _keep(self, emitted: tuple[int, ...]) -> tuple[int, ...]:
+        kept = emitted[: self._rules.accept(self.token_ids, self._prompt_length, emitted)]
+        self.token_ids.extend(kept)
+        return kept

@@ -1,0 +1,93 @@
+"""A sequence carried on cycle by cycle: it is `generate`'s own, however it is interleaved."""
+
+import pytest
+import torch
+
+from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.packed_target import PackedTarget
+
+from .tiny import tiny_head, tiny_model
+
+VOCAB = 12
+PROMPT = [1, 2, 3, 1, 2]
+PLANS = [TreeParams(1), TreeParams(6, 2, 4), DraftPlan(TreeParams(4, 1, 3), 5)]
+
+
+@pytest.fixture(scope="module")
+def target() -> PackedTarget:
+    """So few tokens that a random head is right now and then."""
+    return PackedTarget(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
+
+
+def new_decoder(target: PackedTarget) -> SpeculativeDecoder:
+    head = tiny_head(target, draft_vocab_size=VOCAB)
+    return SpeculativeDecoder(target, head, draft_dtype="float32")
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 3}], ids=["greedy", "drawn"])
+def test_cycle_by_cycle_gives_what_generate_gives(target, plan, sampling) -> None:
+    expected = new_decoder(target).generate([PROMPT], plan, max_new_tokens=40, **sampling)
+    generation = new_decoder(target).start(PROMPT, plan, max_new_tokens=40, **sampling)
+    emitted = [generation.advance()]
+    assert len(emitted[0]) == 1
+    while generation.finish_reason is None:
+        emitted.append(generation.advance())
+    assert [*PROMPT, *(token for kept in emitted for token in kept)] == generation.token_ids
+    assert generation.token_ids == expected.sequences[0].tolist()
+    assert generation.finish_reason == expected.finish_reasons[0] == "length"
+    assert len(generation.cycles) == len(emitted) - 1 == expected.statistics.num_cycles
+    assert 0 < generation.policy_seconds < generation.decode_seconds
+    with pytest.raises(ValueError, match="has ended: length"):
+        generation.advance()
+
+
+def test_sequences_of_two_decoders_of_one_target_do_not_meet(target) -> None:
+    prompts = [PROMPT, [7, 7, 0, 4]]
+    expected = [
+        new_decoder(target).generate([prompt], PLANS[1], max_new_tokens=30).sequences[0].tolist()
+        for prompt in prompts
+    ]
+    going = [new_decoder(target).start(p, PLANS[1], max_new_tokens=30) for p in prompts]
+    while any(generation.finish_reason is None for generation in going):
+        for generation in going:
+            if generation.finish_reason is None:
+                generation.advance()
+    assert [generation.token_ids for generation in going] == expected
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_the_tree_of_every_cycle_holds_what_was_accepted(target, plan) -> None:
+    generation = new_decoder(target).start(PROMPT, plan, max_new_tokens=60)
+    assert generation.session.tree is None
+    generation.advance()
+    accepted = 0
+    while generation.finish_reason is None:
+        root = generation.token_ids[-1]
+        generation.advance()
+        tree, result = generation.session.tree, generation.cycles[-1]
+        tokens, parents = tree.token_ids.tolist(), tree.parents.tolist()
+        assert tokens[0] == root
+        assert len(tokens) == result.rows
+        row = 0
+        for token in result.token_ids[:-1]:
+            row = next(i for i in range(1, len(tokens)) if (parents[i], tokens[i]) == (row, token))
+        assert (row, result.token_ids[-1]) not in list(zip(parents, tokens, strict=True))[1:]
+        accepted += result.accepted
+    assert accepted > 0 or plan == TreeParams(1)
+
+
+def test_bad_arguments_are_named_before_anything_is_decoded(target) -> None:
+    decoder = new_decoder(target)
+    with pytest.raises(ValueError, match="input_ids is empty"):
+        decoder.start([])
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        decoder.start(PROMPT, max_new_tokens=0)
+    with pytest.raises(ValueError, match="top_k=40"):
+        decoder.start(PROMPT, TreeParams(2, 0, 40))
+    with pytest.raises(TypeError, match="policy must be"):
+        decoder.start(PROMPT, "fast")
+    assert torch.equal(
+        decoder.generate([PROMPT], max_new_tokens=3).sequences,
+        new_decoder(target).generate([PROMPT], max_new_tokens=3).sequences,
+    )
