@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "acceptance_bindings.h"
 #include "cached_attention.h"
 #include "cpu_kernels.h"
 #include "move_rows.h"
@@ -141,6 +142,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("move_rows", &bind_move_rows);
   bind_tree(module);
   bind_policy(module);
+  bind_acceptance(module);
 #if EAGLERL_HAS_CUDA
   bind_cuda_policy(module);
 #endif

@@ -5,6 +5,7 @@
 #include "policy_choose.h"
 #include "policy_layer.h"
 #include "policy_taps.h"
+#include "small_net_kernel.h"
 
 namespace eaglerl::EAGLERL_ISA {
 
@@ -21,6 +22,7 @@ static float read(const void* memory, int64_t bytes) {
 }
 
 const PolicyKernels policy = {prepare_taps, sketch, layer,  to_float, from_float,
-                              dot,          all_finite, argmax, draw, read};
+                              dot,          all_finite, argmax, draw,     small_net,
+                              read};
 
 }  // namespace eaglerl::EAGLERL_ISA

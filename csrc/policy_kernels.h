@@ -35,6 +35,25 @@ struct LayerCall {
   Activation activation;
 };
 
+// A layer of a small net. The rows of its matrix (in, out) lie `stride` floats apart, a multiple of
+// kSmallNetPadding, and hold zeros behind `out`, as the bias does.
+constexpr int64_t kSmallNetPadding = 16;
+constexpr int kSmallNetRows = 8;  // that are computed at once
+struct SmallNetLayer {
+  const float* weight;
+  const float* bias;
+  int64_t in;
+  int64_t out;
+  int64_t stride;
+};
+
+struct SmallNetCall {
+  SmallNetLayer hidden[2];
+  const float* last_weight;  // padded as a row of hidden[1]
+  float last_bias;
+  float* scratch;  // kSmallNetRows times both strides
+};
+
 struct PolicyKernels {
   // Writes a row of 3 * width floats.
   void (*prepare_taps)(const TapsRow&, const TapsNorm&, float* out);
@@ -50,6 +69,8 @@ struct PolicyKernels {
   // The first index at which the cumulative softmax(logits / temperature) exceeds `uniform`.
   int32_t (*draw)(const float* logits, int64_t count, float temperature, float uniform,
                   float* scratch);
+  // Probabilities for rows of inputs that follow each other.
+  void (*small_net)(const SmallNetCall&, const float* x, int64_t rows, float* out);
   // Reads memory as fast as plain vector code can; the result only keeps the loop from vanishing.
   float (*read)(const void* memory, int64_t bytes);
 };

@@ -1,4 +1,4 @@
-"""`AcceptanceModel` for one cycle at a time, in as few NumPy calls as it takes.
+"""`AcceptanceModel` for one cycle at a time, in native code.
 
 A cycle asks two or three times, and every microsecond counts as decoding time: what was judged in
 the round before is kept, and nothing is computed for several cycles at once.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from eaglerl._ext import C
 from eaglerl.eagle3.params import DraftProgress, Selection
-from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, AcceptanceModel
-from eaglerl.rl.candidates import LONGEST_MATCH, MANY_LOOKUPS
+from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
@@ -18,30 +18,39 @@ from eaglerl.rl.small_net import SmallNet
 class CycleJudge:
     """Judges the draft of one cycle, pass by pass, with a model's nets and rules.
 
-    The results are those of `AcceptanceModel.survival`, `plan` and `goes_on`, up to rounding.
+    The results are those of `AcceptanceModel.survival`, `plan` and `goes_on`, up to rounding: nets
+    and survivals are float32, lengths, times and the stopping rule float64. Equal survivals keep
+    their order, the draft's candidates before the chain's.
     """
 
     def __init__(self, model: AcceptanceModel, cost: CostTable) -> None:
         """Prepare what does not change from cycle to cycle.
 
         Args:
-            model: the model.
+            model: the model; its weights are copied.
             cost: time of the verification.
 
         Raises:
-            ValueError: the cost table lacks the model's rows.
+            ValueError: the cost table lacks the model's rows; a size of the model is below its
+                minimum; its weights have another shape than the sizes and inputs ask for, or are
+                not finite.
+            TypeError: a size that is no int, or weights that are not float32.
         """
-        self._model = model
+        _check_sizes(model)
         rows = np.arange(1, model.max_rows + 1)
-        self._base = cost.verify_seconds(rows, 0)
-        self._slope = cost.verify_seconds(rows, 1) - self._base
-        width = model.top_k
-        self._pool = np.empty(width + model.max_depth * width**2, dtype=np.float32)
-        self._inputs = np.empty((max(width, width**2), POOL_INPUTS), dtype=np.float32)
-        self._chain_inputs = self._fixed_chain_inputs()
-        self._chain = np.zeros(model.chain_length, dtype=np.float32)
-        self._stops = [_quadratic(weights) for weights in model.stop_weights]
-        self._known = -1
+        base = cost.verify_seconds(rows, 0)
+        chain_net = model.chain_net
+        self._native = C.AcceptanceJudge(
+            model.top_k,
+            model.max_depth,
+            model.max_rows,
+            model.chain_length,
+            _checked_net("pool_net", model.pool_net, POOL_INPUTS),
+            None if chain_net is None else _checked_net("chain_net", chain_net, CHAIN_INPUTS),
+            _checked("stop_weights", model.stop_weights, (model.max_depth, STOP_INPUTS)),
+            base,
+            cost.verify_seconds(rows, 1) - base,
+        )
 
     def begin(self, success: float, lookups: int) -> None:
         """Begin a cycle.
@@ -50,9 +59,7 @@ class CycleJudge:
             success: running success of lookups.
             lookups: lookups so far in this sequence.
         """
-        self._success, self._lookups = success, lookups
-        self._known = -1
-        self._parents: np.ndarray | None = None
+        self._native.begin(success, lookups)
 
     def judge(self, progress: DraftProgress, rate: float) -> None:
         """Take in what the draft has found.
@@ -60,140 +67,86 @@ class CycleJudge:
         Args:
             progress: after any of the cycle's passes.
             rate: lambda, tokens per second.
+
+        Raises:
+            ValueError: a draft that is deeper than the model's, or arrays whose shapes are not
+                those of the model's width and the draft's depth; a node of the chain that is none
+                of its level.
+            TypeError: arrays of another type.
         """
-        match = min(progress.lookup.match_length, LONGEST_MATCH)
-        with np.errstate(over="ignore"):
-            for level in range(self._known + 1, progress.depth + 1):
-                self._take_level(progress, level, match)
-            self._known = progress.depth
-            self._judge_chain(progress, match)
-        self._plan(progress, rate)
-
-    def goes_on(self, progress: DraftProgress) -> bool:
-        """Whether another round promises more than it costs, after `judge`."""
-        depth, width = progress.depth, progress.top_k
-        if depth >= self._model.max_depth:
-            return False
-        size = len(progress.scores)
-        begin = 0 if depth == 0 else size - width**2
-        last = np.sort(self._pool[begin:size])[::-1][:width]
-        before = 1.0
-        if depth:
-            start = 0 if depth == 1 else begin - width**2
-            before = float(np.sort(self._pool[start:begin])[::-1][:width].sum())
-        total = float(last.sum())
-        matched = progress.lookup.match_length > 0
-        following = 0.0
-        if matched and len(self._chain):
-            following = float(self._chain[min(self._inside, len(self._chain) - 1)])
-        x = np.array(
-            (
-                total,
-                last[0],
-                last[min(1, width - 1)],
-                before,
-                total / (before + 0.05),
-                self._expected,
-                (len(self._chosen) + 1) / 10,
-                matched,
-                matched and self._inside == depth + 1,
-                following,
-            )
+        lookup = progress.lookup
+        self._native.judge(
+            progress.scores,
+            progress.depth,
+            progress.context_length,
+            lookup.match_length,
+            len(lookup.token_ids),
+            progress.lookup_nodes,
+            rate,
         )
-        constant, linear, square = self._stops[depth]
-        return constant + float(x @ linear) + float(x @ square @ x) > 0
 
-    def select(self, progress: DraftProgress) -> Selection:
-        """The candidates that pay, after `judge`."""
-        size = len(progress.scores)
-        outside = self._chosen[self._chosen >= size]
-        chain = int(outside.max()) - size + 1 if len(outside) else 0
-        return Selection(self._chosen[self._chosen < size], chain)
+    def goes_on(self) -> bool:
+        """Whether another round promises more than it costs.
 
-    def _take_level(self, progress: DraftProgress, level: int, match: int) -> None:
-        width = progress.top_k
-        begin = 0 if level == 0 else width + (level - 1) * width**2
-        scores = progress.scores[begin : begin + (width if level == 0 else width**2)]
-        x = self._inputs[: len(scores)]
-        parents = None
-        above: np.ndarray | float = 0.0
-        if level:
-            start = 0 if level == 1 else begin - width**2
-            best = np.argsort(-progress.scores[start:begin], kind="stable")[:width] + start
-            parents = np.repeat(best, width)
-            above = progress.scores[parents]
-        log_match = np.log1p(match)
-        x[:, 0] = scores
-        x[:, 1] = above
-        x[:, 2] = np.sqrt(np.maximum(-scores, 0.0))
-        x[:, 3] = scores - above
-        x[:, 4] = level
-        x[:, 5] = scores * (level / 4)
-        x[:, 6:] = (
-            level == 0, 0, 0, match > 0, log_match, 0, self._success if match else 0.0, 0,
-        )  # fmt: skip
-        if progress.lookup_nodes is not None and progress.lookup_nodes[level] >= 0:
-            row = progress.lookup_nodes[level] - begin
-            x[row, 7:] = (1, log_match, 0, 0, self._success, 0, scores[row])
-        survival = _run(self._model.pool_net, x)
-        if parents is not None:
-            survival = np.minimum(survival, self._pool[parents])
-        self._pool[begin : begin + len(scores)] = survival
+        Raises:
+            ValueError: nothing was judged in this cycle.
+        """
+        return self._native.goes_on()
 
-    def _judge_chain(self, progress: DraftProgress, match: int) -> None:
-        self._chain[:] = 0.0
-        nodes = progress.lookup_nodes
-        self._inside = inside = 0 if nodes is None else int((nodes >= 0).sum())
-        length = min(len(progress.lookup.token_ids), len(self._chain))
-        if not match or length <= inside or self._model.chain_net is None:
-            return
-        last = nodes[inside - 1] if inside else 0
-        x = self._chain_inputs[inside:length]
-        x[:, 1:6] = (
-            np.log1p(match), match >= 3, match >= LONGEST_MATCH, self._success,
-            min(self._lookups, MANY_LOOKUPS) / MANY_LOOKUPS,
-        )  # fmt: skip
-        x[:, 8] = np.log1p(match) * x[:, 7]
-        x[:, 9:] = (
-            inside == 0, inside, progress.scores[last] if inside else 0.0, progress.scores[0],
-        )  # fmt: skip
-        reached = self._pool[last] if inside else 1.0
-        self._chain[inside:length] = np.cumprod(_run(self._model.chain_net, x)) * reached
+    def select(self) -> Selection:
+        """The candidates that pay, the most probable first.
 
-    def _fixed_chain_inputs(self) -> np.ndarray:
-        """(C, 13) float32 with the columns that depend on the level alone."""
-        level = np.arange(self._model.chain_length)
-        x = np.zeros((len(level), CHAIN_INPUTS), dtype=np.float32)
-        x[:, 0] = level / 4
-        x[:, 6] = level == 0
-        x[:, 7] = np.log1p(level)
-        return x
+        Raises:
+            ValueError: nothing was judged in this cycle.
+        """
+        return Selection(*self._native.select())
 
-    def _plan(self, progress: DraftProgress, rate: float) -> None:
-        joined = np.concatenate((self._pool[: len(progress.scores)], self._chain))
-        order = np.argsort(-joined, kind="stable")[: self._model.max_rows - 1]
-        length = np.empty(len(order) + 1)
-        length[0] = 1.0
-        np.cumsum(joined[order], out=length[1:])
-        length[1:] += 1.0
-        seconds = self._base[: len(length)] + progress.context_length * self._slope[: len(length)]
-        count = int((length - rate * seconds).argmax())
-        self._expected = float(length[count])
-        self._chosen = order[:count]
+    def survival(self) -> tuple[np.ndarray, np.ndarray]:
+        """Survivals of what was judged last.
+
+        Returns:
+            (K + depth K^2,) float32 of the draft's candidates, and (C,) float32 of the looked-up
+            tokens that the draft has not proposed, 0 for the others.
+
+        Raises:
+            ValueError: nothing was judged in this cycle.
+        """
+        return self._native.survival()
 
 
-def _run(net: SmallNet, x: np.ndarray) -> np.ndarray:
-    (first, second, third), (a, b, c) = net.weights, net.biases
-    x = x @ first + a
-    x = x / (1.0 + np.exp(-x))
-    x = x @ second + b
-    x = x / (1.0 + np.exp(-x))
-    return 1.0 / (1.0 + np.exp(-(x @ third + c)[:, 0]))
+def _check_sizes(model: AcceptanceModel) -> None:
+    minima = {"top_k": 1, "max_depth": 0, "max_rows": 1, "chain_length": 0}
+    for name, minimum in minima.items():
+        value = getattr(model, name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} of the model must be an int, got {value!r}")
+        if value < minimum:
+            raise ValueError(f"{name} of the model must be at least {minimum}, got {value}")
 
 
-def _quadratic(weights: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """A constant, a vector and a matrix: the weights of one, of ten figures and their products."""
-    count = int((np.sqrt(8 * len(weights) + 1) - 3) / 2)
-    square = np.zeros((count, count))
-    square[np.triu_indices(count)] = weights[1 + count :]
-    return float(weights[0]), weights[1 : 1 + count].astype(np.float64), square
+def _checked_net(name: str, net: SmallNet, inputs: int) -> tuple[np.ndarray, ...]:
+    """Weights and biases, layer by layer."""
+    arrays, width = [], inputs
+    for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+        out = weight.shape[-1] if layer < 2 else 1
+        arrays.append(_checked(f"{name}.weights[{layer}]", weight, (width, out)))
+        arrays.append(_checked(f"{name}.biases[{layer}]", bias, (out,)))
+        width = out
+    return tuple(arrays)
+
+
+def _checked(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The array in C order.
+
+    Raises:
+        ValueError: another shape, or values that are not finite.
+        TypeError: not float32.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} of the model must be a float32 array, got {found}")
+    if array.shape != shape:
+        raise ValueError(f"{name} of the model must have shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} of the model must be finite, got a value that is not")
+    return np.ascontiguousarray(array)

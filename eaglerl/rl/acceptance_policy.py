@@ -15,8 +15,8 @@ from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.candidates import INITIAL_SUCCESS, next_success
 from eaglerl.rl.cost import CostTable
 
-# Tokens that the rate of the training counts for beside those that are decoded.
-_PRIOR_TOKENS = 200.0
+#: Tokens that the rate of the training counts for beside those that are decoded.
+PRIOR_TOKENS = 200.0
 
 
 class AcceptancePolicy:
@@ -39,7 +39,9 @@ class AcceptancePolicy:
             cost: time of the cycles on this machine.
 
         Raises:
-            ValueError: the cost table lacks the model's width, or its rows.
+            ValueError: the cost table lacks the model's width, or its rows; see `CycleJudge` for
+                what the model must be.
+            TypeError: see `CycleJudge`.
         """
         cost.draft_seconds(0, model.top_k, 0)
         self.model = model
@@ -48,8 +50,8 @@ class AcceptancePolicy:
         pool = model.top_k + model.max_depth * model.top_k**2
         limit = TreeParams(min(model.max_rows, pool + 1), model.max_depth, model.top_k)
         self._plan = DraftPlan(limit, model.chain_length)
-        self._tokens = _PRIOR_TOKENS
-        self._seconds = _PRIOR_TOKENS / model.rate
+        self._tokens = PRIOR_TOKENS
+        self._seconds = PRIOR_TOKENS / model.rate
         self.reset()
 
     @property
@@ -80,22 +82,22 @@ class AcceptancePolicy:
 
     def goes_on(self, progress: DraftProgress) -> bool:
         """Whether another round promises more than it costs."""
-        self._look_at(progress)
-        return self._judge.goes_on(progress)
+        if self._seen is not progress:
+            self._look_at(progress)
+        return self._judge.goes_on()
 
     def select(self, progress: DraftProgress) -> Selection:
         """The most probable candidates, as many as pay."""
-        self._look_at(progress)
-        return self._judge.select(progress)
+        if self._seen is not progress:
+            self._look_at(progress)
+        return self._judge.select()
 
     def rows(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
         return self.select(progress).rows(progress)
 
     def _look_at(self, progress: DraftProgress) -> None:
-        if self._seen is progress:
-            return
         if self._seen is None or progress.depth <= self._seen.depth:
             self._judge.begin(self._success, self._lookups)
-        self._judge.judge(progress, self.rate)
+        self._judge.judge(progress, self._tokens / self._seconds)
         self._seen = progress

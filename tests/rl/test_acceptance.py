@@ -1,16 +1,11 @@
 """The acceptance policy: its parts against naive loops, a planted rule, its file, live decoding."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from eaglerl.eagle3.lookup import Lookup
 from eaglerl.eagle3.params import NO_DRAFT, DraftProgress, SelectingPolicy
-from eaglerl.rl.acceptance_cycle import CycleJudge
-from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,
@@ -230,38 +225,6 @@ def test_one_cycle_is_judged_as_many_are() -> None:
         assert not policy.goes_on(progress)
 
 
-def test_passes_one_by_one_are_judged_as_all_at_once() -> None:
-    whole = random_candidates(40, seed=8)
-    model = random_model(3)
-    judge = CycleJudge(model, COST)
-    decisions = []
-    for row in range(len(whole)):
-        match = int(whole.match_length[row])
-        judge.begin(float(whole.success[row]), int(whole.lookups[row]))
-        for depth in range(D + 1):
-            candidates = whole.at_depth(depth)
-            survival = model.survival(candidates)
-            plan = model.plan(candidates, survival, COST, 0.8)
-            progress = DraftProgress(
-                top_k=K,
-                depth=depth,
-                scores=candidates.scores[row],
-                context_length=int(candidates.context_length[row]),
-                lookup=Lookup(match, (1, 2, 3, 4) if match else ()),
-                lookup_nodes=candidates.chain_nodes[row] if match else None,
-            )
-            judge.judge(progress, 0.8)
-            # The same formulas in float32, summed in another order.
-            size = candidates.scores.shape[1]
-            np.testing.assert_allclose(judge._pool[:size], survival.pool[row], rtol=1e-4)
-            np.testing.assert_allclose(judge._chain, survival.chain[row], rtol=1e-4, atol=1e-7)
-            assert judge.select(progress).rows(progress) == plan.rows[row]
-            expected = bool(model.goes_on(candidates, survival, plan)[row])
-            assert judge.goes_on(progress) == expected
-            decisions.append(expected)
-    assert 5 < sum(decisions) < len(decisions) - 5
-
-
 def test_the_net_learns_a_probability() -> None:
     draw = np.random.default_rng(0)
     x = draw.standard_normal((20_000, 3)).astype(np.float32) * [1.0, 5.0, 0.1] + [0.0, 2.0, 1.0]
@@ -383,52 +346,6 @@ def test_candidates_of_traces_know_only_the_past(fitted) -> None:
         trace_candidates(traces, 3, 2)
 
 
-def test_file_round_trip(tmp_path: Path) -> None:
-    model = random_model()
-    path = tmp_path / "policy.safetensors"
-    save_acceptance(model, path, target_id="a", head_id="b")
-    loaded = load_acceptance(path, target_id="a", head_id="b")
-    candidates = random_candidates(6)
-    one, two = model.survival(candidates), loaded.survival(candidates)
-    np.testing.assert_array_equal(one.pool, two.pool)
-    np.testing.assert_array_equal(one.chain, two.chain)
-    np.testing.assert_array_equal(model.stop_weights, loaded.stop_weights)
-    assert loaded.rate == model.rate
-    with pytest.raises(ValueError, match=r"head_id of the policy .* is b, this one is c"):
-        load_acceptance(path, head_id="c")
-    with pytest.raises(ValueError, match=r"target_id of the policy .* is a, this one is c"):
-        load_acceptance(path, target_id="c")
-
-
-def test_broken_files_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "policy.safetensors"
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_acceptance(path)
-    torch.save({"a": 1}, path)
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_acceptance(path)
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no acceptance policy"):
-        load_acceptance(path)
-    save_acceptance(random_model(), path, target_id="a", head_id="b")
-    tensors = load_file(path)
-    metadata = {"format": "eaglerl-acceptance", "version": "1", "settings": "{"}
-    save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ValueError, match="no JSON"):
-        load_acceptance(path)
-    settings = '{"top_k": 2, "max_depth": %s, "max_rows": 8, "chain_length": 4, "rate": 0.9}'
-    for text, change, message in (
-        (settings % '"2"', {}, "max_depth in .* must be at least 0"),
-        (settings % "3", {}, "stop_weights in .* must be float32"),
-        (settings % "2", {"pool.bias.1": torch.zeros(3)}, "layers must fit each other"),
-        (settings % "2", {"pool.weight.0": torch.zeros(9, 5)}, "takes 9 inputs, must take 14"),
-        (settings % "2", {"chain.bias.2": torch.zeros(1).half()}, "must be a float32 tensor"),
-    ):
-        save_file(tensors | change, path, metadata=metadata | {"settings": text})
-        with pytest.raises(ValueError, match=message):
-            load_acceptance(path)
-
-
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k must be one of"):
         AcceptancePolicy(
@@ -442,3 +359,7 @@ def test_what_does_not_fit_is_refused() -> None:
         AcceptanceOptions(max_rows=1)
     with pytest.raises(ValueError, match="at least one trace"):
         fit_acceptance([], COST)
+    with pytest.raises(ValueError, match="at most the 12 looked-up tokens of the trace, got 13"):
+        fit_acceptance([planted_trace(0)], DEAR, AcceptanceOptions(2, 2, 8, 13))
+    with pytest.raises(ValueError, match="ridge must be positive, got 0"):
+        AcceptanceOptions(ridge=0)
