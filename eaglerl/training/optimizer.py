@@ -9,6 +9,8 @@ norms' vectors are no such matrices.
 import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.training.muon import Muon
+from eaglerl.training.precision import resolve_dtype
 
 ADAMW_LR_RATIO = 0.5
 ADAMW_BETAS = (0.9, 0.95)
@@ -39,11 +41,8 @@ class DraftOptimizer:
             (matrices if is_matrix else others).append(parameter)
         self._parameters = matrices + others
         self._max_grad_norm = max_grad_norm
-        muon = torch.optim.Muon(
-            matrices,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
+        muon = Muon(
+            matrices, lr=learning_rate, weight_decay=weight_decay, dtype=resolve_dtype("auto")
         )
         adamw = torch.optim.AdamW(
             others,
