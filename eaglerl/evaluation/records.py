@@ -6,7 +6,7 @@ A comparison is a folder:
 - ``records.jsonl``: one `Record` per question, repeat and mode, appended as they come.
 - ``selection.jsonl``: records of the passes that chose the constant trees of the modes ``tuned``
   and ``hindsight``; their repeat is 0 and their mode the tree, as in ``tree:6/2/4``.
-- ``answers/MODE.jsonl``: the answers in EAGLE's layout.
+- ``answers/MODE/FILE.jsonl``: the answers to a file's questions in EAGLE's layout.
 
 `load_comparison` reads the first two. Seconds are wall-clock seconds, token counts exclude the
 prompt, and lists over cycles are parallel.

@@ -1,0 +1,256 @@
+"""`eaglerl compare`: the same questions decoded in several ways, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eaglerl.cli.comparison_table import comparison_tables
+from eaglerl.cli.options import (
+    DraftDtypeOption,
+    DraftOption,
+    ModelOption,
+    ThreadsOption,
+    load_decoder,
+    resolve_draft,
+    resolve_model,
+)
+from eaglerl.cli.policy import read_actions
+from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
+from eaglerl.prepare import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3 import TreeParams
+    from eaglerl.evaluation.modes import ModeSpec
+    from eaglerl.evaluation.records import Comparison
+
+_SAMPLING_PANEL = "Sampling"
+_CONSTANT_PANEL = "Constant trees that are chosen"
+_NEEDS_PANEL = "What some modes need"
+#: Without --mode.
+_DEFAULT_MODES = ("generate", "plain", "tuned")
+
+
+@command
+def compare(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="Folder of the comparison; one that is there goes on."
+        ),
+    ],
+    questions: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="QUESTIONS",
+            help="JSONL files of questions (question_id, category, turns), or folders of them; "
+            "without any, the comparison that FOLDER holds is shown.",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mode",
+            "-M",
+            metavar="[LABEL=]MODE",
+            help="A way to decode; may be repeated. generate, plain, tree:T/D/K, tuned, hindsight, "
+            "policy:FOLDER, trees-only:FOLDER, shuffled:FOLDER, baseline:NAME, baseline:all. "
+            f"Default: {', '.join(_DEFAULT_MODES)}; plain is always there.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Half of the questions to decode, by the hash of the prompt: test, train or all.",
+        ),
+    ] = "test",
+    per_file: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Questions of each file, of this half.", show_default=False
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How often everything is decoded.")
+    ] = 3,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest answer."),
+    ] = 128,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            help="Mode that the others' speed is divided by; may be repeated. "
+            "Default: tuned and plain.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")
+    ] = False,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.0, metavar="X", help="0 is greedy.", rich_help_panel=_SAMPLING_PANEL),
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(metavar="P", help="Nucleus size, 1 for all.", rich_help_panel=_SAMPLING_PANEL),
+    ] = 1.0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of all draws.", rich_help_panel=_SAMPLING_PANEL)
+    ] = 0,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T/D/K,...",
+            help="Trees that tuned and hindsight choose from; default: small ones for a CPU.",
+            show_default=False,
+            rich_help_panel=_CONSTANT_PANEL,
+        ),
+    ] = None,
+    validation: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Questions of each file, of the other half, that tuned is chosen on.",
+            rich_help_panel=_CONSTANT_PANEL,
+        ),
+    ] = 8,
+    cost: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Table of `calibrate`, for acceptance policies and some baselines.",
+            show_default=False,
+            rich_help_panel=_NEEDS_PANEL,
+        ),
+    ] = None,
+    traces: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Traces of `record`, for the baselines that are tuned on some; those of questions "
+            "that are decoded are left out. May be repeated.",
+            show_default=False,
+            rich_help_panel=_NEEDS_PANEL,
+        ),
+    ] = None,
+    actions: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Trees that the bandits and tiers choose from, as in `train-policy`.",
+            rich_help_panel=_NEEDS_PANEL,
+        ),
+    ] = "cpu",
+    model: ModelOption = DEFAULT_MODEL,
+    draft: DraftOption = None,
+    draft_dtype: DraftDtypeOption = "auto",
+    threads: ThreadsOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Decode the same questions in several ways, side by side, and compare their speed.
+
+    All modes decode a question in turn before the next one comes, in an order that rotates and
+    reverses; outputs are compared with plain decoding's. Every measurement is kept in FOLDER: an
+    interrupted comparison goes on with the same command, and with one more --mode a finished one
+    is extended without repeating the rest.
+    """
+    if not questions:
+        _show(folder, against, as_json=as_json)
+        return
+    with progress_bar() as show:
+        show("loading libraries", 0.0)
+        from eaglerl.evaluation.compare import compare as run
+        from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
+        from eaglerl.evaluation.questions import question_files, read_questions
+        from eaglerl.rl.cost import CostTable
+        from eaglerl.rl.traces import TraceSet
+
+        # All that can be checked without a model is, before one is loaded.
+        modes = _parse_modes(mode or _DEFAULT_MODES)
+        options = CompareOptions(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, repeats=repeats,
+            split=split, per_file=per_file, validation_per_file=validation,
+            grid=DEFAULT_GRID if grid is None else _parse_grid(grid),
+            draft_dtype=draft_dtype, seed=seed,
+        )  # fmt: skip
+        files = question_files(questions)
+        read_questions(files)
+        extras = Extras(
+            cost=None if cost is None else CostTable.from_json(cost),
+            actions=read_actions(actions),
+            traces=[TraceSet(one) for one in traces or ()],
+        )
+        _check_needs(modes, cost=extras.cost, traces=extras.traces)
+        resolve_draft(draft, model)
+    _check_references(against, folder, modes)
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    try:
+        with progress_bar() as show:
+            run(decoder, resolve_model(model), files, modes, folder, options, extras, progress=show)
+    except KeyboardInterrupt:
+        notes().print(
+            f"what was decoded is in {folder}; the same command goes on", markup=False,
+            soft_wrap=True,
+        )  # fmt: skip
+        raise
+    _show(folder, against, as_json=as_json)
+
+
+def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
+    from eaglerl.evaluation.records import load_comparison
+    from eaglerl.evaluation.statistics import summarise
+
+    comparison: Comparison = load_comparison(folder)
+    summary = summarise(comparison, against or ())
+    if as_json:
+        output().print_json(json.dumps(summary.to_dict()))
+    else:
+        output().print(comparison_tables(comparison.manifest, summary))
+
+
+def _parse_modes(texts: list[str] | tuple[str, ...]) -> tuple[ModeSpec, ...]:
+    from eaglerl.evaluation.modes import parse_modes
+
+    try:
+        return parse_modes(texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--mode") from error
+
+
+def _parse_grid(text: str) -> tuple[TreeParams, ...]:
+    from eaglerl.evaluation.modes import parse_tree_text
+
+    try:
+        return tuple(parse_tree_text(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--grid") from error
+
+
+def _check_needs(modes: tuple[ModeSpec, ...], **given: object) -> None:
+    for one in modes:
+        for need in one.needs:
+            if not given[need]:
+                raise typer.BadParameter(f"the mode {one.label!r} needs it", param_hint=f"--{need}")
+
+
+def _check_references(against: list[str] | None, folder: Path, modes: tuple[ModeSpec, ...]) -> None:
+    from eaglerl.evaluation.records import MANIFEST_NAME, Manifest
+
+    labels = {one.label for one in modes}
+    if (folder / MANIFEST_NAME).exists():
+        labels |= Manifest.from_json(folder).modes.keys()
+    for label in against or ():
+        if label not in labels:
+            raise typer.BadParameter(
+                f"{label!r} is none of the modes {sorted(labels)}", param_hint="--against"
+            )

@@ -1,0 +1,124 @@
+"""The baselines of `eaglerl.rl` by name, set up from what a comparison was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from eaglerl.eagle3.params import TreeParams, TreePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import (
+    DraftConfidencePolicy,
+    Exp3Policy,
+    RandomPolicy,
+    TierPolicy,
+    UCB1Policy,
+    best_constant,
+)
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.lookup_rule import best_lookup_rule, lookup_alone
+from eaglerl.rl.traces import Trace
+
+#: Looked-up tokens of the baseline without a tree, transformers' default for prompt lookup.
+LOOKUP_TOKENS = 10
+
+# The largest tree of the draft's bare confidence: K = 4 was best in docs/results/policy-log.md.
+_CONFIDENCE_WIDTH, _CONFIDENCE_DEPTH = 4, 7
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """What baselines are set up from.
+
+    Attributes:
+        actions: trees to choose from at every cycle.
+        grid: constant trees, alone or under a rule with lookups.
+        cost: of this machine.
+        traces: of prompts that are not compared on.
+        seed: of all draws.
+    """
+
+    actions: ActionSpace
+    grid: Sequence[TreeParams]
+    cost: CostTable | None = None
+    traces: Sequence[Trace] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline by name.
+
+    Attributes:
+        help: what it is, in words.
+        make: sets it up.
+        needs: "cost", "traces": what it cannot be set up without.
+    """
+
+    help: str
+    make: Callable[[BaselineInputs], TreePolicy]
+    needs: tuple[str, ...] = ()
+
+
+def make_baseline(name: str, inputs: BaselineInputs) -> TreePolicy:
+    """Set up a baseline.
+
+    Raises:
+        ValueError: something that it needs is missing.
+    """
+    baseline = BASELINES[name]
+    for need in baseline.needs:
+        if not getattr(inputs, need):
+            raise ValueError(f"the baseline {name!r} needs {need}, got none")
+    return baseline.make(inputs)
+
+
+def tiers_of(actions: Sequence[TreeParams]) -> list[TreeParams]:
+    """The first tree of every depth that drafts something, by ascending depth."""
+    by_depth: dict[int, TreeParams] = {}
+    for tree in actions:
+        if tree.total_tokens > 1:
+            by_depth.setdefault(tree.depth, tree)
+    return [by_depth[depth] for depth in sorted(by_depth)]
+
+
+def _confidence(inputs: BaselineInputs) -> TreePolicy:
+    width, depth = _CONFIDENCE_WIDTH, _CONFIDENCE_DEPTH
+    pool = width + depth * width**2
+    rows = min(inputs.cost.total_tokens[-1], pool + 1)
+    return DraftConfidencePolicy(inputs.cost, limit=TreeParams(rows, depth, width))
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "best-constant": Baseline(
+        "the constant tree that is fastest on traces of other prompts, by the cost table",
+        lambda given: best_constant(given.traces, ActionSpace(given.grid), given.cost),
+        ("traces", "cost"),
+    ),
+    "random": Baseline(
+        "a tree drawn evenly at every cycle",
+        lambda given: RandomPolicy(given.actions, given.seed),
+    ),
+    "ucb1": Baseline("UCB1 over the trees", lambda given: UCB1Policy(given.actions)),
+    "exp3": Baseline(
+        "Exp3 over the trees", lambda given: Exp3Policy(given.actions, seed=given.seed)
+    ),
+    "tiers": Baseline(
+        "tiers by the acceptance length of late",
+        lambda given: TierPolicy(tiers_of(given.actions)),
+    ),
+    "confidence": Baseline(
+        "grows the tree while the draft's own confidence pays, without training",
+        _confidence,
+        ("cost",),
+    ),
+    "lookup-alone": Baseline(
+        f"chains of {LOOKUP_TOKENS} tokens looked up in the text, without a tree",
+        lambda given: lookup_alone(LOOKUP_TOKENS),
+    ),
+    "lookup-rule": Baseline(
+        "the best fixed rule with lookups, tuned on traces of other prompts",
+        lambda given: best_lookup_rule(given.traces, given.cost, given.grid),
+        ("traces", "cost"),
+    ),
+}

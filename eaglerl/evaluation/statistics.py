@@ -1,0 +1,395 @@
+"""What the records of a comparison say: speeds, paired ratios with intervals, what policies did.
+
+All functions are pure: they read records and change nothing.
+
+Two speeds are told. The headline counts decoding only: all tokens but the first of each answer,
+over all seconds after the prefills (drafting, verification, policy and loop). The other is all-in:
+all tokens over all seconds, prefills included. Both are ratios of sums, never means of ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from eaglerl.evaluation.records import PLAIN, TUNED, Comparison, Record, Turn
+
+RESAMPLES = 10_000
+
+#: An answer loops if its last tokens repeat with a period of at most so many.
+LOOP_TOKENS, LOOP_PERIOD = 48, 24
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio and its 95 % interval.
+
+    Attributes:
+        ratio: over all questions.
+        low: 2.5 % quantile of the resampled ratios.
+        high: 97.5 % quantile.
+        questions: how many it is of.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    questions: int
+
+
+@dataclass(frozen=True)
+class ModeSummary:
+    """What one mode did with some questions.
+
+    Attributes:
+        mode: its label.
+        questions: how many.
+        records: questions times repeats.
+        tokens_per_second: decoding only, the headline.
+        all_in_tokens_per_second: prefills included.
+        acceptance_length: tokens per cycle, the bonus included.
+        token_milliseconds_p50: median time per token; a token's is its cycle's, shared equally.
+        token_milliseconds_p99: 99 % quantile.
+        policy_share: share of the decoding seconds spent in the policy; None where they cannot be
+            told apart.
+        hit_rate: share of the cycles that a cached decision served; None without a cache.
+        distinct_actions: different trees and chain lengths, without what the end of an answer cut.
+        switches: per 100 cycles, how often one differs from the one before.
+        wasted_drafts: share of the drafted rows that were verified and not accepted; None where
+            nothing was drafted.
+        host_syncs: per cycle; None where they are not known.
+        identical: records whose output is that of plain decoding.
+        compared: records that could be compared with it; 0 when sampling.
+        ratios: of tokens per second to other modes, by their labels.
+        runs: processes that decoded it.
+    """
+
+    mode: str
+    questions: int
+    records: int
+    tokens_per_second: float
+    all_in_tokens_per_second: float
+    acceptance_length: float
+    token_milliseconds_p50: float
+    token_milliseconds_p99: float
+    policy_share: float | None
+    hit_rate: float | None
+    distinct_actions: int
+    switches: float
+    wasted_drafts: float | None
+    host_syncs: float | None
+    identical: int
+    compared: int
+    ratios: Mapping[str, Interval]
+    runs: tuple[int, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether its output differed from that of plain decoding: it is not to be ranked."""
+        return self.identical < self.compared
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a comparison says.
+
+    Attributes:
+        modes: of all questions, in the manifest's order.
+        without_looping: the same, without the questions that loop.
+        looping: the questions of which plain decoding's answer loops.
+        by_domain: per file, ratios of each mode to the first reference.
+        by_category: per category, the same.
+        references: labels that the ratios are to.
+        load: median and largest load average at the starts of the records, per repeat.
+        missing: records that are still to come.
+    """
+
+    modes: tuple[ModeSummary, ...]
+    without_looping: tuple[ModeSummary, ...]
+    looping: tuple[str, ...]
+    by_domain: Mapping[str, Mapping[str, Interval]]
+    by_category: Mapping[str, Mapping[str, Interval]]
+    references: tuple[str, ...]
+    load: tuple[tuple[float, float], ...]
+    missing: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; figures that do not exist are None."""
+        return _without_nan(asdict(self)) | {
+            "failed": [mode.mode for mode in self.modes if mode.failed]
+        }
+
+
+def summarise(
+    comparison: Comparison,
+    references: Sequence[str] = (),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Summary:
+    """All figures of a comparison, finished or not.
+
+    Args:
+        comparison: what was recorded.
+        references: labels of the modes that the others are compared with; by default those of the
+            tuned constant and of plain decoding that there are.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: a reference that was not compared.
+    """
+    labels = list(comparison.manifest.modes)
+    for reference in references:
+        if reference not in labels:
+            raise ValueError(f"references must be among {labels}, got {reference!r}")
+    references = tuple(references) or tuple(name for name in (TUNED, PLAIN) if name in labels)
+    records = comparison.records
+    by_mode = {label: [r for r in records if r.mode == label] for label in labels}
+    looped = looping_questions(by_mode.get(PLAIN, ()))
+    kept = {label: [r for r in rs if r.question not in looped] for label, rs in by_mode.items()}
+    limit = comparison.manifest.configuration["max_new_tokens"]
+    greedy = not comparison.manifest.configuration["temperature"]
+
+    def summaries(of: Mapping[str, Sequence[Record]]) -> tuple[ModeSummary, ...]:
+        return tuple(
+            _summary(label, of, references, limit, greedy, resamples, seed)
+            for label in labels
+            if of[label]
+        )
+
+    def grouped(group: Callable[[Record], str]) -> dict[str, dict[str, Interval]]:
+        return _grouped(by_mode, references[0], group, resamples, seed) if references else {}
+
+    return Summary(
+        modes=summaries(by_mode),
+        without_looping=summaries(kept),
+        looping=tuple(sorted(looped)),
+        by_domain=grouped(lambda record: record.domain),
+        by_category=grouped(lambda record: record.category),
+        references=references,
+        load=_loads(records),
+        missing=comparison.missing,
+    )
+
+
+def paired_ratio(
+    records: Iterable[Record],
+    reference: Iterable[Record],
+    *,
+    all_in: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Tokens per second of one mode over another's, with an interval from a bootstrap of questions.
+
+    Repeats are summed: a question's tokens and seconds are those of all repeats that both modes
+    decoded. So a question is one unit, however often it was decoded.
+
+    Args:
+        records: of the mode.
+        reference: of the other.
+        all_in: count the prefills, too.
+        resamples: how often the questions are drawn anew.
+        seed: of the draws.
+
+    Returns:
+        None where the two have no question in common.
+    """
+    mine = {(record.question, record.repeat): record for record in records}
+    others = {(record.question, record.repeat): record for record in reference}
+    sums: dict[str, np.ndarray] = {}
+    for key in mine.keys() & others.keys():
+        row = np.array([*_amounts(mine[key], all_in), *_amounts(others[key], all_in)])
+        sums[key[0]] = sums.get(key[0], 0.0) + row
+    if not sums:
+        return None
+    # The draws must not depend on the order in which the questions were decoded.
+    return bootstrap_ratio(np.stack([sums[name] for name in sorted(sums)]), resamples, seed)
+
+
+def bootstrap_ratio(sums: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """A ratio of two ratios of sums, and its interval by the percentile bootstrap over the rows.
+
+    Args:
+        sums: (n, 4) per question the tokens and seconds of a mode, and those of its reference.
+        resamples: how often n rows are drawn with replacement.
+        seed: of the draws.
+    """
+    count = len(sums)
+    draw = np.random.default_rng(seed)
+    weights = draw.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    ratios = _ratio(weights @ sums)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(float(_ratio(sums.sum(axis=0))), float(low), float(high), count)
+
+
+def loops(output_ids: Sequence[int]) -> bool:
+    """Whether the last 48 tokens of an answer repeat with a period of at most 24."""
+    tail = np.asarray(output_ids[-LOOP_TOKENS:])
+    if len(tail) < LOOP_TOKENS:
+        return False
+    periods = range(1, LOOP_PERIOD + 1)
+    return any((tail[period:] == tail[:-period]).all() for period in periods)
+
+
+def looping_questions(records: Iterable[Record]) -> set[str]:
+    """The questions of which an answer loops."""
+    return {record.question for record in records if any(map(loops, record.output_ids))}
+
+
+def _amounts(record: Record, all_in: bool) -> tuple[float, float]:
+    if all_in:
+        return record.new_tokens, record.seconds
+    return record.decode_tokens, record.decode_seconds
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """(..., 4) tokens, seconds, tokens, seconds to (...) the ratio of their ratios."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3])
+
+
+def _summary(
+    label: str,
+    by_mode: Mapping[str, Sequence[Record]],
+    references: Sequence[str],
+    limit: int,
+    greedy: bool,
+    resamples: int,
+    seed: int,
+) -> ModeSummary:
+    records = by_mode[label]
+    identical, compared = _identity(records, by_mode.get(PLAIN, ())) if greedy else (0, 0)
+    ratios = {
+        reference: paired_ratio(records, by_mode[reference], resamples=resamples, seed=seed)
+        for reference in references
+    }
+    cycles = [turn.cycles for record in records for turn in record.turns]
+    count = sum(map(len, cycles))
+    drafted = sum(sum(one.rows) for one in cycles) - count
+    accepted = sum(sum(one.tokens) for one in cycles) - count
+    times = 1e3 * _token_seconds(records)
+    p50, p99 = np.quantile(times, [0.5, 0.99]) if len(times) else (math.nan, math.nan)
+    actions = [uncut_actions(turn, limit) for record in records for turn in record.turns]
+    pairs = [pair for one in actions for pair in pairwise(one)]
+    switched = sum(before != after for before, after in pairs)
+    seconds = sum(record.decode_seconds for record in records)
+    syncs = [record.host_syncs for record in records]
+    return ModeSummary(
+        mode=label,
+        questions=len({record.question for record in records}),
+        records=len(records),
+        tokens_per_second=_over(sum(r.decode_tokens for r in records), seconds),
+        all_in_tokens_per_second=_over(
+            sum(r.new_tokens for r in records), sum(r.seconds for r in records)
+        ),
+        acceptance_length=_over(accepted + count, count),
+        token_milliseconds_p50=float(p50),
+        token_milliseconds_p99=float(p99),
+        policy_share=_policy_share(records, seconds),
+        hit_rate=_hit_rate(records),
+        distinct_actions=len(Counter(action for one in actions for action in one)),
+        switches=100 * _over(switched, len(pairs)) if pairs else 0.0,
+        wasted_drafts=_over(drafted - accepted, drafted) if drafted else None,
+        host_syncs=None if None in syncs else _over(sum(syncs), count),
+        identical=identical,
+        compared=compared,
+        ratios={name: ratio for name, ratio in ratios.items() if ratio is not None},
+        runs=tuple(sorted({record.run for record in records})),
+    )
+
+
+def uncut_actions(turn: Turn, max_new_tokens: int) -> list[tuple[int, int, int, int]]:
+    """(T, D, K, length of the chain) of every cycle whose plan the answer's end cannot have cut.
+
+    Near the end no draft is deeper than the tokens that are left, so a constant tree changes, too.
+    """
+    found = []
+    left = max_new_tokens - 1
+    cycles = turn.cycles
+    columns = (cycles.total_tokens, cycles.depth, cycles.top_k, cycles.lookup_tokens, cycles.tokens)
+    for total, depth, top_k, chain, emitted in zip(*columns, strict=True):
+        levels = depth + 1 if total > 1 else 0
+        if max(levels, chain) < left - 1:
+            found.append((total, depth, top_k, chain))
+        left -= emitted
+    return found
+
+
+def _identity(records: Sequence[Record], plain: Sequence[Record]) -> tuple[int, int]:
+    """How many records have the output of plain decoding, and how many could be compared."""
+    # Greedy decoding gives the same in every repeat: any of them will do.
+    outputs = {record.question: record.output_ids for record in plain}
+    known = [record for record in records if record.question in outputs]
+    same = sum(record.output_ids == outputs[record.question] for record in known)
+    return same, len(known)
+
+
+def _token_seconds(records: Sequence[Record]) -> np.ndarray:
+    parts = [np.empty(0)]
+    for record in records:
+        for turn in record.turns:
+            cycles = turn.cycles
+            tokens = np.asarray(cycles.tokens, dtype=np.int64)
+            seconds = np.asarray(cycles.draft_seconds) + np.asarray(cycles.verify_seconds)
+            if cycles.policy_seconds is not None:
+                seconds = seconds + np.asarray(cycles.policy_seconds)
+            if len(tokens):
+                parts.append(np.repeat(seconds / tokens, tokens))
+    return np.concatenate(parts)
+
+
+def _policy_share(records: Sequence[Record], seconds: float) -> float | None:
+    spent = [turn.cycles.policy_seconds for record in records for turn in record.turns]
+    return None if None in spent else _over(sum(map(sum, spent)), seconds)
+
+
+def _hit_rate(records: Sequence[Record]) -> float | None:
+    hits = [record.cache_hits for record in records]
+    if None in hits:
+        return None
+    return _over(sum(hits), sum(hits) + sum(record.cache_misses for record in records))
+
+
+def _grouped(
+    by_mode: Mapping[str, Sequence[Record]],
+    reference: str,
+    group: Callable[[Record], str],
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Interval]]:
+    names = sorted({group(record) for records in by_mode.values() for record in records})
+    found: dict[str, dict[str, Interval]] = {}
+    for name in names:
+        parts = {m: [r for r in rs if group(r) == name] for m, rs in by_mode.items()}
+        ratios = {
+            mode: paired_ratio(part, parts[reference], resamples=resamples, seed=seed)
+            for mode, part in parts.items()
+        }
+        found[name] = {mode: ratio for mode, ratio in ratios.items() if ratio is not None}
+    return found
+
+
+def _loads(records: Sequence[Record]) -> tuple[tuple[float, float], ...]:
+    repeats = sorted({record.repeat for record in records})
+    loads = [[r.load for r in records if r.repeat == repeat] for repeat in repeats]
+    return tuple((float(np.median(load)), max(load)) for load in loads)
+
+
+def _over(amount: float, per: float) -> float:
+    return amount / per if per else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
