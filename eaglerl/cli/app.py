@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from eaglerl.cli.calibrate import calibrate
+from eaglerl.cli.compare import compare
 from eaglerl.cli.demo import demo
 from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
@@ -79,6 +80,12 @@ _add(
     record,
     "eaglerl record traces data.jsonl --held-out --max-positions 100000",
     "eaglerl record traces questions/*.jsonl --per-file 20 -n 128",
+)
+_add(
+    compare,
+    "eaglerl compare runs/first questions/ --mode generate --mode tuned --mode tree:60/7/10",
+    "eaglerl compare runs/first questions/ --mode policy:models/policy --against tuned",
+    "eaglerl compare runs/first --json",
 )
 _add(calibrate, "eaglerl calibrate cost.json", "eaglerl calibrate cost.json --passes 16")
 _add(
