@@ -3,6 +3,7 @@
 // Triton kernels.
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -63,10 +64,12 @@ EAGLERL_HOST_DEVICE inline bool cache_in_time(const int32_t* record, CacheMode m
 }
 
 // Whether the features, by their dot product with the reference and their norm, still resemble
-// those of the decision. False where a norm is zero or anything is not a number.
+// those of the decision. False where a norm is zero, or anything is infinite or not a number:
+// infinity is at least infinity, and so would pass for similar.
 EAGLERL_HOST_DEVICE inline bool cache_resembles(const int32_t* record, float dot, float norm) {
   const float scale = norm * word_as_float(record[kReferenceNorm]);
-  return dot >= word_as_float(record[kThreshold]) * scale && scale > 0.0f;
+  const bool comparable = scale > 0.0f && scale <= FLT_MAX;
+  return comparable && dot >= word_as_float(record[kThreshold]) * scale;
 }
 
 // A step that the decision in force serves. `ring` is the slot's, null unless scheduled.

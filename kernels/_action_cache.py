@@ -54,12 +54,15 @@ def is_in_time(record_ptr, exists, SCHEDULED: tl.constexpr):
 
 @triton.jit
 def resembles(record_ptr, exists, dot, norm):
-    """Whether features, by dot product with the reference and norm, resemble the decisions'."""
+    """Whether features, by dot product with the reference and norm, resemble the decisions'.
+
+    What is not finite resembles nothing: infinity, which is at least infinity, would.
+    """
     threshold = tl.load(record_ptr + THRESHOLD, mask=exists, other=0)
     reference_norm = tl.load(record_ptr + REFERENCE_NORM, mask=exists, other=0)
     scale = norm * reference_norm.to(tl.float32, bitcast=True)
     similar = dot >= threshold.to(tl.float32, bitcast=True) * scale
-    return exists & similar & (scale > 0.0)
+    return exists & similar & (scale > 0.0) & (scale < float("inf"))
 
 
 @triton.jit

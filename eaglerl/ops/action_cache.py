@@ -60,7 +60,8 @@ class ActionCache:
     Modes:
         fixed: A decision serves ``interval`` steps, the deciding one included; 1 keeps nothing.
         adaptive: A decision serves as long as the cosine similarity of the features to those of the
-            decision is at least ``threshold``, and ``interval`` steps at most.
+            decision is at least ``threshold``, and ``interval`` steps at most. Features that are
+            zero or not finite resemble nothing.
         scheduled: The policy decides for ``horizon`` intervals at once.
 
     A decision that had to fall back, because a logit was not finite, is not kept.

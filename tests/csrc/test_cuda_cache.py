@@ -35,15 +35,16 @@ def decisions_of(weights: PolicyWeights, logits: Tensor) -> tuple[list[tuple[int
 
 
 def next_inputs(taps: list[Tensor], generator: torch.Generator) -> None:
-    """Other features for a third of the sequences, nearly the same for the rest, NaN for a few."""
+    """Other features for a third of the sequences, nearly the same for the rest, a few broken."""
     count = len(taps[0])
     renewed = torch.rand(count, 1, generator=generator) < 0.35
     broken = torch.rand(count, 1, generator=generator) < 0.05
     for part in taps:
         fresh = torch.randn(part.shape, generator=generator)
-        near = part.nan_to_num() + 0.01 * fresh
+        near = part.nan_to_num(0.0, 0.0, 0.0) + 0.01 * fresh
         part.copy_(torch.where(renewed, fresh, near))
-        part[:, :1] = torch.where(broken, torch.nan, part[:, :1])
+        value = torch.where(torch.rand(count, 1, generator=generator) < 0.5, torch.nan, torch.inf)
+        part[:, :1] = torch.where(broken, value, part[:, :1])
 
 
 def check_record(cache: ActionCache, number: int, slot: Slot) -> None:

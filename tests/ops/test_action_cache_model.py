@@ -48,9 +48,9 @@ class CacheModel:
     @staticmethod
     def resembles(a: np.ndarray, b: np.ndarray) -> bool:
         dot, scale = a @ b, np.sqrt(a @ a) * np.sqrt(b @ b)
-        if np.isfinite(scale):
-            assert abs(dot / scale - THRESHOLD) > 1e-3, "too close to tell in float32"
-        # Nothing is at least NaN; infinity is at least infinity.
+        if not np.isfinite(scale):
+            return False
+        assert abs(dot / scale - THRESHOLD) > 1e-3, "too close to tell in float32"
         return bool(dot >= THRESHOLD * scale)
 
 

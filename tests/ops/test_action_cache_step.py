@@ -59,6 +59,17 @@ def test_an_adaptive_step_compares_features() -> None:
     assert actions == [2, 2, 1, 0, 2]
 
 
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.8])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3e38])
+def test_what_is_not_finite_resembles_nothing(threshold: float, value: float) -> None:
+    """Nor does what is so large that its norm is not finite; 3e38 squared is not."""
+    cache = ActionCache(1, 10, "adaptive", threshold=threshold, reference_size=2)
+    rows = [[1.0, 0.0], [value, 0.0], [value, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    for row in rows:
+        action_cache_step(logits_for(1), BINS, cache, features=torch.tensor([row]))
+    assert (cache.stats().hits, cache.stats().misses) == (1, 4)
+
+
 def test_draws_follow_the_softmax_and_repeat() -> None:
     logits = torch.tensor([[0.3, -0.5, 1.1]]).expand(500, 3).contiguous()
     counts = torch.zeros(3)

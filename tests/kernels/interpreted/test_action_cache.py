@@ -64,6 +64,8 @@ def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> N
         logits = torch.randn(len(slots), horizon * ACTIONS)
         axes = [chooser.randrange(3) for _ in slots]
         features = along(axes, size) if mode == "adaptive" else None
+        if features is not None and chooser.random() < 0.3:
+            features[0, chooser.randrange(size)] = float("inf")
         if chooser.random() < 0.3:
             bad = chooser.choice([float("nan"), float("inf")])
             logits[0, chooser.randrange(horizon * ACTIONS)] = bad
