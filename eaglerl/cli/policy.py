@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.acceptance import (
+    ChainLengthOption,
+    FoldsOption,
+    HiddenOption,
+    MaxDepthOption,
+    MaxRowsOption,
+    TopKOption,
+    learn_acceptance,
+)
 from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
@@ -18,6 +27,7 @@ from eaglerl.cli.options import (
 )
 from eaglerl.cli.record import read_prompt_files
 from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.traces import read_traces
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from eaglerl.rl.traces import Trace
     from eaglerl.rl.train_policy import TrainPolicyOptions
 
+_STEPS = 200_000
 _LIVE_PANEL = "Live, instead of on traces"
 #: Named action spaces, by the methods that make them.
 _ACTION_SPACES = {
@@ -62,7 +73,7 @@ def train_policy(
         ),
     ] = None,
     algorithm: Annotated[
-        str, typer.Option("--algorithm", "-a", metavar="NAME", help="ppo or dqn.")
+        str, typer.Option("--algorithm", "-a", metavar="NAME", help="ppo, dqn or acceptance.")
     ] = "ppo",
     actions: Annotated[
         str,
@@ -86,12 +97,20 @@ def train_policy(
             min=0.0,
             max=0.9,
             metavar="X",
-            help="Share of the prompts, by their hash, that the policy is chosen by.",
+            help="Share of the prompts, by their hash, that the policy is chosen by; acceptance "
+            "has --folds in its place.",
         ),
     ] = 0.2,
     steps: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Cache windows to learn from.")
-    ] = 200_000,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Cache windows to learn from, 200,000 if not given; with acceptance the steps of "
+            "a net's fit, 1,200.",
+            show_default=False,
+        ),
+    ] = None,
     cache_steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cycles that a decision serves.")
     ] = 10,
@@ -99,10 +118,37 @@ def train_policy(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Shown besides the features: acceptance, position; on traces also confidence.",
+            help="Shown besides the features: acceptance, position, confidence (the last draft's).",
             show_default=False,
         ),
     ] = "",
+    similarity_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            metavar="X",
+            help="Decide anew before --cache-steps are over where the cosine similarity of the "
+            "features to those of the decision falls below X.",
+            show_default=False,
+        ),
+    ] = None,
+    horizon: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Windows that PPO decides for at once, each with its tree."
+        ),
+    ] = 1,
+    compressed_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Learn N linear combinations of the features, such as 32, 64 or 128, with the "
+            "policy, which reads no others.",
+            show_default=False,
+        ),
+    ] = None,
     reward: Annotated[
         str,
         typer.Option(
@@ -158,16 +204,23 @@ def train_policy(
             rich_help_panel=_LIVE_PANEL,
         ),
     ] = 128,
+    top_k: TopKOption = 4,
+    max_depth: MaxDepthOption = 5,
+    max_rows: MaxRowsOption = 32,
+    chain_length: ChainLengthOption = 12,
+    hidden: HiddenOption = 24,
+    folds: FoldsOption = 4,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Train a policy that chooses the draft tree, by trial: PPO or DQN.
+    """Train a policy that chooses the draft tree.
 
-    On traces, thousands of windows a second; or live, while a model decodes. An interrupted run
-    goes on with the same command; on traces it ends with the very policy of an unbroken one.
+    PPO and DQN learn by trial: on traces, thousands of windows a second; or live, while a model
+    decodes. Acceptance learns from traces what is accepted, and weighs it by the cost table. An
+    interrupted run goes on with the same command; on traces with the policy of an unbroken one.
     """
     if bool(traces) == bool(prompts):
         raise typer.BadParameter(
@@ -178,18 +231,38 @@ def train_policy(
             "traces tell no time: give the table that `eaglerl calibrate` wrote",
             param_hint="--cost",
         )
-    for option, given in (("--select", select is not None), ("--reference", reference)):
+    supervised = algorithm == "acceptance"
+    by_trial = {"--select": select is not None, "--reference": reference}
+    for option, given in (by_trial | {"--algorithm": supervised}).items():
         if prompts and given:
             raise typer.BadParameter("it needs --traces", param_hint=option)
+        if supervised and by_trial.get(option):
+            raise typer.BadParameter("it is for ppo and dqn", param_hint=option)
+    if reference and (similarity_threshold is not None or horizon > 1 or compressed_size):
+        raise typer.BadParameter(
+            "the publication has no --similarity-threshold, --horizon or --compressed-size",
+            param_hint="--reference",
+        )
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.rl.cost import CostTable
 
+        if supervised:
+            message = learn_acceptance(
+                traces, read_actions(actions), CostTable.from_json(cost), output, show,
+                steps=steps, seed=seed, top_k=top_k, max_depth=max_depth, max_rows=max_rows,
+                chain_length=chain_length, hidden=hidden, folds=folds,
+            )  # fmt: skip
+            notes().print(message, markup=False, soft_wrap=True)
+            return
         options = _trainer().TrainPolicyOptions(
             algorithm=algorithm,
-            total_steps=steps,
+            total_steps=steps or _STEPS,
             cache_steps=cache_steps,
             extras=tuple(name for name in extras.split(",") if name),
+            similarity_threshold=similarity_threshold,
+            horizon=horizon,
+            compressed_size=compressed_size,
             reward=reward,
             learning_rate=learning_rate,
             gamma=gamma,
@@ -276,34 +349,6 @@ def _learn_as_published(
         return message
     speed = total(simulate(policy, checked, cost)).tokens_per_second
     return f"{message}; held out: {speed:.2f} tokens/s"
-
-
-def read_traces(folders: Sequence[Path], held_out: float) -> tuple[list[Trace], list[Trace], str]:
-    """Traces to learn from, traces held out, and the id of their head.
-
-    Raises:
-        ValueError: a folder holds none, they are of different targets or heads, or none is left to
-            learn from.
-    """
-    from eaglerl.rl.traces import TraceSet
-
-    sets = [TraceSet(folder) for folder in folders]
-    for other in sets[1:]:
-        other.check_ids(target_id=sets[0].target_id, head_id=sets[0].head_id)
-    learned, checked = split_traces([trace for traces in sets for trace in traces], held_out)
-    if not learned:
-        raise ValueError("--traces must leave a trace to learn from, got none that is not held out")
-    return learned, checked, sets[0].head_id
-
-
-def split_traces(traces: Sequence[Trace], share: float) -> tuple[list[Trace], list[Trace]]:
-    """Traces to learn from and traces held out: about `share`, by the hash of the prompt."""
-    learned, held_out = [], []
-    for trace in traces:
-        # The hash's lower digits: its upper ones may have split the prompts before.
-        out = int(trace.prompt_id[-8:], 16) < share * 16**8
-        (held_out if out else learned).append(trace)
-    return learned, held_out
 
 
 def read_actions(name: str) -> ActionSpace:

@@ -104,7 +104,11 @@ class DraftPlan:
 
     def limited_to(self, levels: int) -> DraftPlan:
         """The same with no node deeper than `levels`."""
-        return DraftPlan(self.params.limited_to(levels), min(self.lookup_tokens, max(levels, 0)))
+        tree, tokens = self.params.limited_to(levels), min(self.lookup_tokens, max(levels, 0))
+        # Most cycles are far from the end, and a new plan is checked anew.
+        if tree is self.tree and tokens == self.lookup_tokens:
+            return self
+        return DraftPlan(tree, tokens)
 
 
 def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
@@ -137,6 +141,10 @@ class StepResult:
         lookup_accepted: leading tokens of that chain that were accepted; they may be the tree's
             own as well.
         rows: rows that the target verified.
+        policy_seconds: the policy's time: to observe the cycle before, to choose, and to decide
+            between the draft's passes, with what it is shown. What falls between the passes is
+            part of `draft_seconds`. For a `FusedPolicy`, whose one call also reduces the draft's
+            features, the host's time of that call, which is part of `verify_seconds`.
     """
 
     token_ids: tuple[int, ...]
@@ -149,6 +157,7 @@ class StepResult:
     lookup: Lookup = NO_LOOKUP
     lookup_accepted: int = 0
     rows: int = 1
+    policy_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -168,6 +177,8 @@ class CycleState:
         decision: the tree that a `FusedPolicy` chose when the last token was accepted; None in a
             session without one.
         text: gives the index of the sequence so far; `lookup` asks it.
+        confidence: gives the (1 to 8,) float32 best log-probabilities, falling, of the first draft
+            pass in the last cycle that drafted; or None before the first one that does.
     """
 
     features: torch.Tensor
@@ -175,6 +186,7 @@ class CycleState:
     last_result: StepResult | None
     decision: TreeParams | None = None
     text: Callable[[], ContextLookup] | None = None
+    confidence: Callable[[], np.ndarray | None] | None = None
 
     def lookup(self, max_tokens: int) -> Lookup:
         """The chain of up to `max_tokens` tokens that the text itself proposes, and its match.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, HostAcceptance
@@ -15,7 +16,6 @@ from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
 from eaglerl.eagle3.params import (
     CycleState,
     DraftPlan,
-    SelectingPolicy,
     StagedPolicy,
     StepResult,
     TreeParams,
@@ -23,11 +23,14 @@ from eaglerl.eagle3.params import (
 )
 from eaglerl.eagle3.pending import PendingRows
 from eaglerl.eagle3.rows import RowBatch
-from eaglerl.eagle3.stopwatch import Stopwatch
+from eaglerl.eagle3.stopwatch import Stopwatch, TotalTime
 from eaglerl.eagle3.target import TargetModel, TargetOutput
-from eaglerl.eagle3.tree import DraftRunner, TreeDrafter, check_top_k
+from eaglerl.eagle3.tree import DraftMoment, DraftRunner, TreeDrafter, check_top_k
 from eaglerl.eagle3.verify import Verifier
 from eaglerl.ops import DraftTree
+
+#: Log-probabilities of a draft pass that a policy may look at.
+_CONFIDENCES = 8
 
 
 class DecodingSession:
@@ -39,6 +42,10 @@ class DecodingSession:
 
     For a target on the CPU the tree is kept on the host. On a device it never leaves it: one copy a
     cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
+
+    Attributes:
+        policy_time: of the policy since the last cycle; the next one's result takes it. Whoever
+            asks the policy adds to it.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class DecodingSession:
         self.cache = cache
         self.slot = slot
         self.token_ids: list[int] = []
+        self.policy_time = TotalTime()
         self._device = target.embed_tokens.device
         self._policy = policy
         self._pending = PendingRows()
@@ -82,16 +90,17 @@ class DecodingSession:
         self._last_features: torch.Tensor | None = None
         self._decision: TreeParams | None = None
         self._text: ContextLookup | None = None
+        self._first_logits: torch.Tensor | None = None
         self._tree: DraftTree | DeviceTree | None = None
         self._drafter: TreeDrafter | DeviceTreeDrafter
         self._accept: Acceptance
         if self._device.type != "cpu" if on_device is None else on_device:
             self._drafter = DeviceTreeDrafter(draft, self._device)
-            self._accept = DeviceAcceptance(verifier)
+            self._accept = DeviceAcceptance(verifier, self.policy_time)
             self._merge = merge_chain_on_device
         else:
             self._drafter = TreeDrafter(draft)
-            self._accept = HostAcceptance(verifier)
+            self._accept = HostAcceptance(verifier, self.policy_time)
             self._merge = merge_chain
         cache.truncate(0, slot)
         if draft is not None:
@@ -124,7 +133,7 @@ class DecodingSession:
             features.append(output.features.clone())
         first = self.verifier.next_token(output.logits[0])
         self.token_ids = [*prompt_ids, first]
-        self._text = self._tree = None
+        self._text = self._tree = self._first_logits = None
         self._last_features = features[-1][-1]
         self._pending.clear()
         if self.draft is not None:
@@ -140,7 +149,12 @@ class DecodingSession:
     def state(self) -> CycleState:
         """What a policy may look at before the next cycle."""
         return CycleState(
-            self._last_features, len(self.token_ids), self._last, self._decision, self._indexed_text
+            self._last_features,
+            len(self.token_ids),
+            self._last,
+            self._decision,
+            self._indexed_text,
+            self._confidence,
         )
 
     @property
@@ -181,14 +195,10 @@ class DecodingSession:
         lookup = NO_LOOKUP
         if plan.lookup_tokens:
             lookup = self._indexed_text().propose(plan.lookup_tokens)
-        selects = isinstance(staged, SelectingPolicy) and params.total_tokens > 1
-        tree, params = self._draft_tree(params, staged, lookup)
-        if lookup.token_ids and not selects:
-            tree = self._merge(tree, lookup.token_ids)
-        self._tree = tree
+        self._tree, params = self._draft_tree(params, staged, lookup)
         watch.mark()
-        output = self._verify_tree(tree)
-        accepted = self._accept(output, tree, self.cache, self.slot, self._policy)
+        output = self._verify_tree(self._tree)
+        accepted = self._accept(output, self._tree, self.cache, self.slot, self._policy)
         self._keep(accepted)
         watch.mark()
         draft_seconds, verify_seconds = watch.laps()
@@ -202,9 +212,17 @@ class DecodingSession:
             context_length=len(self.token_ids),
             lookup=lookup,
             lookup_accepted=_common_length(lookup.token_ids, accepted.emitted[:-1]),
-            rows=len(tree.token_ids),
+            rows=len(self._tree.token_ids),
+            policy_seconds=self.policy_time.take(),
         )
         return self._last
+
+    def _confidence(self) -> np.ndarray | None:
+        """See `CycleState`."""
+        if self._first_logits is None:
+            return None
+        log_probs = torch.log_softmax(self._first_logits.float(), dim=-1)
+        return log_probs.topk(min(_CONFIDENCES, len(log_probs))).values.cpu().numpy()
 
     def _indexed_text(self) -> ContextLookup:
         """The index of the sequence, root included, brought up to date."""
@@ -223,19 +241,26 @@ class DecodingSession:
     def _draft_tree(
         self,
         params: TreeParams,
-        staged: StagedPolicy | None = None,
-        lookup: Lookup = NO_LOOKUP,
+        staged: StagedPolicy | None,
+        lookup: Lookup,
     ) -> tuple[DraftTree | DeviceTree, TreeParams]:
+        """The tree with the lookup merged into it, and the parameters of the head's part."""
         root = self.token_ids[-1]
         if params.total_tokens == 1:
-            return self._drafter.root_only(root), params
-        token_ids, hidden = self._pending.take(self.draft.reduce)
-        hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
-        if staged is not None:
-            return self._drafter.grow_in_stages(
-                root, hidden, logits, params, staged, len(self.token_ids), self.slot, lookup
-            )
-        return self._drafter.grow(root, hidden, logits, params, self.slot), params
+            tree = self._drafter.root_only(root)
+        else:
+            token_ids, hidden = self._pending.take(self.draft.reduce)
+            hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
+            self._first_logits = logits
+            if staged is not None:
+                moment = DraftMoment(len(self.token_ids), lookup, self.policy_time)
+                return self._drafter.grow_in_stages(
+                    root, hidden, logits, params, staged, moment, self.slot
+                )
+            tree = self._drafter.grow(root, hidden, logits, params, self.slot)
+        if lookup.token_ids:
+            tree = self._merge(tree, lookup.token_ids)
+        return tree, params
 
     def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
         start = self.cache.lengths[self.slot]

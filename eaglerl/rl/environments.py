@@ -1,8 +1,9 @@
 """Environments over recorded traces: deterministic, and thousands of times faster than decoding.
 
-One step is one cache window: the cycles in which an action is kept. An episode is one prompt's
-continuation. The observation is what the draft head's fc makes of the last token's features, and
-the extras that were asked for; the action is an index into an `ActionSpace`.
+One step is one cache window: the cycles in which an action is kept; or several windows, decided at
+once. An episode is one prompt's continuation. The observation is what the draft head's fc makes of
+the last token's features, and the extras that were asked for; the action is an index into an
+`ActionSpace`, or one for each window.
 """
 
 from __future__ import annotations
@@ -17,14 +18,38 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.decisions import check_keeping
 from eaglerl.rl.rewards import RewardName, WindowReward
-from eaglerl.rl.trace_world import TraceWorld, running_acceptance
+from eaglerl.rl.trace_world import TraceWalk, TraceWorld
 from eaglerl.rl.traces import Trace
 
 
 def observation_space(size: int) -> gym.spaces.Box:
     """The space of observations, live and on traces."""
     return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def action_space(count: int, horizon: int = 1) -> gym.spaces.Space:
+    """The space of decisions, live and on traces: an action, or one for each window of several."""
+    if horizon == 1:
+        return gym.spaces.Discrete(count)
+    return gym.spaces.MultiDiscrete([count] * horizon)
+
+
+def check_action(space: gym.spaces.Space, action: object) -> np.ndarray:
+    """A decision as (horizon,) int64.
+
+    Raises:
+        ValueError: it is not in the space.
+    """
+    given = np.asarray(action, dtype=np.int64)
+    if not space.contains(given):
+        if isinstance(space, gym.spaces.Discrete):
+            raise ValueError(f"action must lie in 0..{space.n - 1}, got {action}")
+        raise ValueError(
+            f"action must be {len(space.nvec)} numbers in 0..{space.nvec[0] - 1}, got {action}"
+        )
+    return np.atleast_1d(given)
 
 
 class TraceEnv(gym.Env):
@@ -48,6 +73,8 @@ class TraceEnv(gym.Env):
         *,
         cache_steps: int = 10,
         extras: Sequence[str] = (),
+        similarity_threshold: float | None = None,
+        horizon: int = 1,
         reward: RewardName = "tokens",
     ) -> None:
         """Set up.
@@ -58,19 +85,25 @@ class TraceEnv(gym.Env):
             cost: time of the cycles.
             cache_steps: cycles of a window.
             extras: of "acceptance" (running acceptance length), "position" (tokens of context, in
-                thousands) and "confidence" (log-probabilities of the first draft pass).
+                thousands) and "confidence" (log-probabilities of the newest first draft pass of an
+                earlier cycle).
+            similarity_threshold: ends a window early, see `KeptDecision`.
+            horizon: windows that an action is for; it is a vector then.
             reward: see `WindowReward`.
 
         Raises:
-            ValueError: see `TraceWorld` and `WindowReward`.
+            ValueError: see `TraceWorld`, `check_keeping` and `WindowReward`.
         """
-        self._world = TraceWorld(traces, actions, cost, cache_steps=cache_steps, extras=extras)
+        check_keeping(similarity_threshold, horizon)
+        self._world = TraceWorld(
+            traces, actions, cost, cache_steps=cache_steps, extras=extras,
+            similarity_threshold=similarity_threshold,
+        )  # fmt: skip
         self.actions = actions
         self.reward = WindowReward(reward, initial_rate=1.0 / float(cost.verify_seconds(1, 0)))
         self.observation_space = observation_space(self._world.observation_size)
-        self.action_space = gym.spaces.Discrete(len(actions))
-        self._node = np.array([self._world.starts[0]])
-        self._acceptance = np.zeros(1)
+        self.action_space = action_space(len(actions), horizon)
+        self._walk = TraceWalk(self._world, np.zeros(1, dtype=np.int64))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -89,28 +122,23 @@ class TraceEnv(gym.Env):
             index = int(self.np_random.integers(count))
         if not 0 <= index < count:
             raise ValueError(f'options["trace"] must lie in 0..{count - 1}, got {index}')
-        self._node = self._world.starts[index : index + 1].copy()
-        self._acceptance = np.zeros(1)
-        return self._world.observe(self._node, self._acceptance)[0], {"trace": index}
+        self._walk = TraceWalk(self._world, np.array([index]))
+        return self._walk.observe()[0], {"trace": index}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One cache window with one action.
+    def step(
+        self, action: int | np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One cache window with one action, or several with as many.
 
         Raises:
             ValueError: an index that is no action.
         """
-        if not self.action_space.contains(np.int64(action)):
-            raise ValueError(f"action must lie in 0..{len(self.actions) - 1}, got {action}")
-        world, node = self._world, self._node
-        following = world.next_node[node, action].astype(np.int64)
-        tokens, seconds = following - node, world.seconds[node, action]
-        cycles = world.cycles[node, action]
+        tokens, seconds, cycles, ended = self._walk.advance(
+            check_action(self.action_space, action)[None]
+        )
         reward = float(self.reward(tokens, seconds)[0])
-        self._acceptance = running_acceptance(self._acceptance, tokens, cycles)
-        self._node = following
         info = {"tokens": int(tokens[0]), "seconds": float(seconds[0]), "cycles": int(cycles[0])}
-        done = bool(following[0] == world.ends[node[0]])
-        return world.observe(following, self._acceptance)[0], reward, done, False, info
+        return self._walk.observe()[0], reward, bool(ended[0]), False, info
 
 
 class TraceVecEnv(VecEnv):
@@ -124,7 +152,8 @@ class TraceVecEnv(VecEnv):
         reward: the reward; all sequences share its lambda.
     """
 
-    _SAVED = ("nodes", "acceptance", "returns", "steps")
+    _SAVED = ("returns", "steps")
+    _SAVED_OF_WALK = ("nodes", "acceptance", "drafted")
 
     def __init__(
         self,
@@ -135,6 +164,8 @@ class TraceVecEnv(VecEnv):
         n_envs: int = 64,
         cache_steps: int = 10,
         extras: Sequence[str] = (),
+        similarity_threshold: float | None = None,
+        horizon: int = 1,
         reward: RewardName = "tokens",
         seed: int = 0,
     ) -> None:
@@ -147,6 +178,8 @@ class TraceVecEnv(VecEnv):
             n_envs: sequences side by side.
             cache_steps: cycles of a window.
             extras: see `TraceEnv`.
+            similarity_threshold: see `TraceEnv`.
+            horizon: see `TraceEnv`.
             reward: see `WindowReward`.
             seed: of the order of the traces.
 
@@ -155,19 +188,22 @@ class TraceVecEnv(VecEnv):
         """
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
-        self._world = TraceWorld(traces, actions, cost, cache_steps=cache_steps, extras=extras)
+        check_keeping(similarity_threshold, horizon)
+        self._world = TraceWorld(
+            traces, actions, cost, cache_steps=cache_steps, extras=extras,
+            similarity_threshold=similarity_threshold,
+        )  # fmt: skip
         self.actions = actions
         self.reward = WindowReward(reward, initial_rate=1.0 / float(cost.verify_seconds(1, 0)))
         self.render_mode = None
         super().__init__(
             n_envs,
             observation_space(self._world.observation_size),
-            gym.spaces.Discrete(len(actions)),
+            action_space(len(actions), horizon),
         )
         self._generator = np.random.default_rng(seed)
-        self._nodes = np.zeros(n_envs, dtype=np.int64)
-        self._chosen = np.zeros(n_envs, dtype=np.int64)
-        self._acceptance = np.zeros(n_envs)
+        self._walk = TraceWalk(self._world, np.zeros(n_envs, dtype=np.int64))
+        self._chosen = np.zeros((n_envs, horizon), dtype=np.int64)
         self._returns = np.zeros(n_envs)
         self._steps = np.zeros(n_envs, dtype=np.int64)
         self._started = time.monotonic()
@@ -183,21 +219,16 @@ class TraceVecEnv(VecEnv):
         """Begin a trace in every environment; (n_envs, size) float32 observations."""
         self._restart(np.arange(self.num_envs))
         self.reset_infos = [{} for _ in range(self.num_envs)]
-        return self._world.observe(self._nodes, self._acceptance)
+        return self._walk.observe()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Take (n_envs,) actions."""
-        self._chosen = np.asarray(actions, dtype=np.int64)
+        """Take (n_envs,) actions, or (n_envs, horizon)."""
+        self._chosen = np.asarray(actions, dtype=np.int64).reshape(self.num_envs, -1)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations (n_envs, size), rewards, ends, and infos of the windows."""
-        world, nodes, chosen = self._world, self._nodes, self._chosen
-        following = world.next_node[nodes, chosen].astype(np.int64)
-        tokens, seconds = following - nodes, world.seconds[nodes, chosen]
-        cycles = world.cycles[nodes, chosen]
+        tokens, seconds, cycles, done = self._walk.advance(self._chosen)
         rewards = self.reward(tokens, seconds).astype(np.float32)
-        self._acceptance = running_acceptance(self._acceptance, tokens, cycles)
-        self._nodes = following
         self._returns += rewards
         self._steps += 1
         infos = [
@@ -206,14 +237,13 @@ class TraceVecEnv(VecEnv):
                 tokens.tolist(), seconds.tolist(), cycles.tolist(), strict=True
             )
         ]
-        done = following == world.ends[nodes]
         ended = np.flatnonzero(done)
         if len(ended):
-            last = world.observe(following[ended], self._acceptance[ended])
+            last = self._walk.observe(ended)
             for index, observation in zip(ended.tolist(), last, strict=True):
                 infos[index] |= self._episode_info(index, observation)
             self._restart(ended)
-        return world.observe(self._nodes, self._acceptance), rewards, done, infos
+        return self._walk.observe(), rewards, done, infos
 
     def _episode_info(self, index: int, observation: np.ndarray) -> dict[str, Any]:
         episode = {
@@ -229,14 +259,13 @@ class TraceVecEnv(VecEnv):
 
     def _restart(self, indices: np.ndarray) -> None:
         drawn = self._generator.integers(len(self._world.starts), size=len(indices))
-        self._nodes[indices] = self._world.starts[drawn]
-        self._acceptance[indices] = 0.0
+        self._walk.restart(indices, drawn)
         self._returns[indices] = 0.0
         self._steps[indices] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where every sequence stands, lambda and the draws: JSON values."""
-        arrays = {name: getattr(self, f"_{name}").tolist() for name in self._SAVED}
+        arrays = {name: array.tolist() for name, array in self._saved_arrays().items()}
         draws = self._generator.bit_generator.state
         return {**arrays, "reward": list(self.reward.state()), "draws": draws}
 
@@ -250,11 +279,15 @@ class TraceVecEnv(VecEnv):
             raise ValueError(
                 f"the state must be of {self.num_envs} sequences, got {len(state['nodes'])}"
             )
-        for name in self._SAVED:
-            own = getattr(self, f"_{name}")
+        for name, own in self._saved_arrays().items():
             own[:] = state[name]
         self.reward.load_state(state["reward"])
         self._generator.bit_generator.state = state["draws"]
+
+    def _saved_arrays(self) -> dict[str, np.ndarray]:
+        """What is written over when a state is loaded."""
+        of_walk = {name: getattr(self._walk, name) for name in self._SAVED_OF_WALK}
+        return {**of_walk, **{name: getattr(self, f"_{name}") for name in self._SAVED}}
 
     def close(self) -> None:
         """Nothing to release."""

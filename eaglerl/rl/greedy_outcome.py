@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from eaglerl.ops import PolicyWeights, fused_encode
-from eaglerl.rl.trace_world import TraceWorld, running_acceptance
+from eaglerl.ops import PolicyWeights
+from eaglerl.rl.decisions import decide
+from eaglerl.rl.trace_world import TraceWalk, TraceWorld
 
 #: Decisions that one call makes at most.
 _ROWS = 1024
 
 
-def greedy_outcome(weights: PolicyWeights, world: TraceWorld) -> tuple[int, float]:
+@dataclass(frozen=True, eq=False)
+class GreedyOutcomes:
+    """What a policy did with each of n traces.
+
+    Attributes:
+        tokens: (n,) int64.
+        seconds: (n,) float64, by the cost table.
+        cycles: (n,) int64.
+        decisions: (n,) int64 calls of the policy.
+    """
+
+    tokens: np.ndarray
+    seconds: np.ndarray
+    cycles: np.ndarray
+    decisions: np.ndarray
+
+
+def greedy_outcomes(weights: PolicyWeights, world: TraceWorld) -> GreedyOutcomes:
     """Decode every trace of a world with the policy's best actions.
 
     Args:
         weights: of observations of that world, one action per action of the world.
         world: the traces, windows included.
-
-    Returns:
-        Tokens and seconds of all traces.
 
     Raises:
         ValueError: the policy has other actions, or reads observations of another width.
@@ -35,22 +52,24 @@ def greedy_outcome(weights: PolicyWeights, world: TraceWorld) -> tuple[int, floa
             f"weights must read observations of width {world.observation_size}, got "
             f"{weights.mlp_in_features}"
         )
-    nodes = world.starts.astype(np.int64)
-    acceptance = np.zeros(len(nodes))
-    tokens, seconds = 0, 0.0
-    while len(nodes):
-        rows = torch.from_numpy(world.observe(nodes, acceptance))
-        chosen = torch.cat(
-            [
-                fused_encode(part, None, None, weights, return_features=False).action
-                for part in rows.split(_ROWS)
-            ]
-        ).numpy()
-        following = world.next_node[nodes, chosen].astype(np.int64)
-        tokens += int((following - nodes).sum())
-        seconds += float(world.seconds[nodes, chosen].astype(np.float64).sum())
-        cycles = world.cycles[nodes, chosen]
-        acceptance = running_acceptance(acceptance, following - nodes, cycles)
-        goes_on = following != world.ends[nodes]
-        nodes, acceptance = following[goes_on], acceptance[goes_on]
-    return tokens, seconds
+    count = len(world.starts)
+    walk = TraceWalk(world, np.arange(count))
+    tokens, cycles, decisions = (np.zeros(count, dtype=np.int64) for _ in range(3))
+    seconds = np.zeros(count)
+    left = np.arange(count)
+    while len(left):
+        rows = torch.from_numpy(walk.observe(left))
+        chosen = np.concatenate([decide(weights, part) for part in rows.split(_ROWS)])
+        step = walk.advance(chosen, left)
+        tokens[left] += step.tokens
+        seconds[left] += step.seconds
+        cycles[left] += step.cycles
+        decisions[left] += 1
+        left = left[~step.ended]
+    return GreedyOutcomes(tokens, seconds, cycles, decisions)
+
+
+def greedy_outcome(weights: PolicyWeights, world: TraceWorld) -> tuple[int, float]:
+    """Tokens and seconds of all traces together; see `greedy_outcomes`."""
+    outcomes = greedy_outcomes(weights, world)
+    return int(outcomes.tokens.sum()), float(outcomes.seconds.sum())

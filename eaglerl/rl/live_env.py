@@ -17,7 +17,8 @@ from eaglerl.eagle3.tree import check_top_k
 from eaglerl.eagle3.verify import make_verifier
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
-from eaglerl.rl.environments import observation_space
+from eaglerl.rl.decisions import KeptDecision, check_keeping
+from eaglerl.rl.environments import action_space, check_action, observation_space
 from eaglerl.rl.observations import ObservationSpec, Observer, TextEncoder
 from eaglerl.rl.record import Prompt
 from eaglerl.rl.rewards import RewardName, WindowReward
@@ -28,7 +29,7 @@ _RATE_CYCLES = 8
 
 
 class SpeculativeDecodingEnv(gym.Env):
-    """Decodes prompts; an action is the tree of a whole cache window.
+    """Decodes prompts; an action is the tree of a whole cache window, or of each of several.
 
     An episode is one prompt's greedy continuation. Spaces, rewards and ``info`` are those of
     `TraceEnv`. `reset` draws a prompt; ``options={"prompt": index}`` names one.
@@ -51,6 +52,8 @@ class SpeculativeDecodingEnv(gym.Env):
         max_new_tokens: int = 128,
         observation: ObservationSpec | None = None,
         extras: Sequence[str] = (),
+        similarity_threshold: float | None = None,
+        horizon: int = 1,
         reward: RewardName = "tokens",
         cost: CostTable | None = None,
         text_encoder: TextEncoder | None = None,
@@ -65,7 +68,9 @@ class SpeculativeDecodingEnv(gym.Env):
             max_new_tokens: longest continuation.
             observation: what is observed; the features g of the decoder's head, and `extras`, by
                 default.
-            extras: of "acceptance" and "position", see `TraceEnv`.
+            extras: see `TraceEnv`.
+            similarity_threshold: see `TraceEnv`.
+            horizon: see `TraceEnv`.
             reward: see `WindowReward`.
             cost: takes the place of the clock, for rewards that can be repeated.
             text_encoder: see `Observer`.
@@ -86,10 +91,7 @@ class SpeculativeDecodingEnv(gym.Env):
             observation = ObservationSpec("features", width, tuple(extras))
         elif extras:
             raise ValueError(f"give observation or extras, not both; got extras {list(extras)}")
-        if "confidence" in observation.extras:
-            raise ValueError(
-                'extras must not hold "confidence": it is known only once the tree is being drafted'
-            )
+        check_keeping(similarity_threshold, horizon)
         for action in actions:
             check_top_k(action, decoder.head.config.draft_vocab_size)
         self._prompts = [
@@ -106,7 +108,6 @@ class SpeculativeDecodingEnv(gym.Env):
         self.observation_spec = observation
         self._decoder = decoder
         self._device = decoder.target.embed_tokens.device
-        self._cache_steps = cache_steps
         self._max_new_tokens = max_new_tokens
         self._cost = cost
         self._observer = Observer(
@@ -118,7 +119,9 @@ class SpeculativeDecodingEnv(gym.Env):
         self._eos_token_ids = decoder._eos_token_ids(None)
         self._widest = max(action.total_tokens for action in actions)
         self.observation_space = observation_space(observation.size)
-        self.action_space = gym.spaces.Discrete(len(actions))
+        self.action_space = action_space(len(actions), horizon)
+        self._kept = KeptDecision(cache_steps, similarity_threshold)
+        self._observation = np.zeros(observation.size, dtype=np.float32)
         self._session: DecodingSession | None = None
         self._acceptance = np.zeros(1)
         self._sequence: list[int] = []
@@ -147,36 +150,41 @@ class SpeculativeDecodingEnv(gym.Env):
         for index in range(first, first + (count if named is None else 1)):
             self._begin(index % count)
             if self._rules.finish_reason is None:
-                return self._observe(), {"prompt": index % count}
+                return self._show(), {"prompt": index % count}
         raise ValueError(
             "the target ends "
             + ("every prompt" if named is None else f"prompt {named}")
             + " with its first token: there is no cycle to choose a tree for"
         )
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One cache window with one action.
+    def step(
+        self, action: int | np.ndarray
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One cache window with one action, or several with as many.
 
         Raises:
             ValueError: an index that is no action.
             RuntimeError: the episode is over, or has not begun.
         """
-        if not self.action_space.contains(np.int64(action)):
-            raise ValueError(f"action must lie in 0..{len(self.actions) - 1}, got {action}")
+        chosen = check_action(self.action_space, action)
         if self._rules is None or self._rules.finish_reason is not None:
             raise RuntimeError("step() needs an episode: call reset() first")
         tokens, seconds, cycles = 0, 0.0, 0
-        while cycles < self._cache_steps and self._rules.finish_reason is None:
-            emitted, duration = self._cycle(DraftPlan(self.actions[int(action)]))
+        tree = self._kept.take([self.actions[index] for index in chosen], self._features())
+        while tree is not None:
+            emitted, duration = self._cycle(DraftPlan(tree))
             tokens += emitted
             seconds += duration
             cycles += 1
+            if self._rules.finish_reason is not None:
+                break
+            tree = self._kept.serve(lambda: self._features(self._observe()))
         reward = float(self.reward(np.array(tokens), np.array(seconds)))
         self._acceptance = running_acceptance(
             self._acceptance, np.array([tokens]), np.array([cycles])
         )
         info = {"tokens": tokens, "seconds": seconds, "cycles": cycles}
-        return self._observe(), reward, self._rules.finish_reason is not None, False, info
+        return self._show(), reward, self._rules.finish_reason is not None, False, info
 
     @property
     def token_ids(self) -> list[int]:
@@ -215,6 +223,15 @@ class SpeculativeDecodingEnv(gym.Env):
 
     def _observe(self) -> np.ndarray:
         return self._observer.observe_state(self._session.state, float(self._acceptance[0]))
+
+    def _show(self) -> np.ndarray:
+        self._observation = self._observe()
+        return self._observation
+
+    def _features(self, observation: np.ndarray | None = None) -> np.ndarray:
+        """The part of an observation, the one last shown by default, that similarity is of."""
+        shown = self._observation if observation is None else observation
+        return shown[: self.observation_spec.width]
 
     def _initial_rate(self) -> float:
         """Tokens per second without drafting."""

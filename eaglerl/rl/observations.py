@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import CycleState
-from eaglerl.rl.trace_world import POSITION_SCALE, check_extras, observation_size
+from eaglerl.rl.trace_world import (
+    NO_CONFIDENCE,
+    POSITION_SCALE,
+    check_extras,
+    observation_size,
+    padded_confidence,
+)
 
 Source = Literal["features", "taps", "context"]
 
@@ -38,7 +44,8 @@ class ObservationSpec:
             the context's text.
         width: k, 3k or 384.
         extras: what follows: "acceptance" (running acceptance length), "position" (tokens of
-            context, in thousands), "confidence" (log-probabilities of the first draft pass).
+            context, in thousands), "confidence" (log-probabilities of the first draft pass in the
+            last cycle that drafted; those of this cycle's are known once its tree is chosen).
 
     Raises:
         ValueError: an unknown source or extra, or a width that the source cannot have.
@@ -230,13 +237,13 @@ class Observer:
             context: the text so far.
             acceptance: running acceptance length.
             position: tokens of context.
-            confidence: (8,) log-probabilities of the first draft pass.
+            confidence: (1 to 8,) log-probabilities of the newest first draft pass; None before it.
 
         Returns:
             (size,) float32; None where nothing was given that it could be made of.
 
         Raises:
-            ValueError: features of another width, or confidence that is wanted and missing.
+            ValueError: features of another width.
         """
         main = self._main_part(hidden_states, context)
         if main is None:
@@ -244,12 +251,8 @@ class Observer:
         parts = [main]
         for extra in self.spec.extras:
             if extra == "confidence":
-                if confidence is None:
-                    raise ValueError(
-                        "the policy reads the confidence of the first draft pass, which is not "
-                        "known before drafting; it decides on traces only"
-                    )
-                parts.append(np.asarray(confidence, dtype=np.float32))
+                missing = confidence is None
+                parts.append(NO_CONFIDENCE if missing else padded_confidence(confidence[None])[0])
             else:
                 value = acceptance if extra == "acceptance" else position / POSITION_SCALE
                 parts.append(np.array([value], dtype=np.float32))
@@ -266,12 +269,15 @@ class Observer:
             ValueError: see `observe`; or a policy of text without a tokenizer.
         """
         context = self._text_of(state) if self.spec.source == "context" else None
+        confidence = None
+        if "confidence" in self.spec.extras and state.confidence is not None:
+            confidence = state.confidence()
         return self.observe(
             state.features,
             context,
             acceptance=acceptance,
             position=state.context_length,
-            confidence=getattr(state, "first_log_probs", None),
+            confidence=confidence,
         )
 
     def _main_part(

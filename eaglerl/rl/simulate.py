@@ -26,20 +26,6 @@ from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class TraceState(CycleState):
-    """A state with what a trace knows besides.
-
-    ``features`` are those that the draft head's fc gives, (k,).
-
-    Attributes:
-        first_log_probs: (8,) the best log-probabilities of the first draft pass, known to a policy
-            that decides after it.
-    """
-
-    first_log_probs: np.ndarray | None = None
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a policy did with some traces.
@@ -72,7 +58,8 @@ def simulate(
 ) -> list[Outcome]:
     """Decode traces with a policy, one after another.
 
-    The policy's own time is not counted.
+    It is shown what it would be shown live, but for the features, which are those that the draft
+    head's fc gives, (k,). The policy's own time is not counted.
 
     Args:
         policy: a constant tree or a policy; a `StagedPolicy` is asked after every draft pass.
@@ -107,19 +94,23 @@ def _simulate_one(policy: TreePolicy, trace: Trace, cost: CostTable) -> Outcome:
     features = torch.from_numpy(np.asarray(trace.features, dtype=np.float32))
     text = _Text(trace)
     result: StepResult | None = None
+    confidence: np.ndarray | None = None
     position, seconds, cycles, trees = 0, 0.0, 0, {}
     while position < len(trace):
         text.go_to(position)
-        state = TraceState(
+        state = CycleState(
             features[position],
             int(trace.context_lengths[position]),
             result,
             text=text.index,
-            first_log_probs=trace.first_log_probs[position],
+            # By its default: the variable moves on.
+            confidence=lambda shown=confidence: shown,
         )
         plan = as_plan(policy.choose(state))
         result = _step(policy, trace, position, plan, text, cost)
         policy.observe(result)
+        if plan.params.total_tokens > 1:
+            confidence = trace.first_log_probs[position].astype(np.float32)
         position += min(len(result.token_ids), int(trace.remaining[position]))
         seconds += result.seconds
         cycles += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.decisions import check_keeping, resembles
 from eaglerl.rl.oracle import TraceTable
 from eaglerl.rl.traces import Trace
 
@@ -20,6 +21,9 @@ ACCEPTANCE_ALPHA = 0.3
 POSITION_SCALE = 1000.0
 
 _EXTRA_SIZES = {"acceptance": 1, "position": 1, "confidence": 8}
+
+#: Confidence shown before there was a draft pass: even.
+NO_CONFIDENCE = np.full(_EXTRA_SIZES["confidence"], -np.log(8.0), dtype=np.float32)
 
 
 def check_extras(extras: Sequence[str]) -> tuple[str, ...]:
@@ -45,7 +49,8 @@ class TraceWorld:
     """All positions of many traces as nodes of one graph, and where a window leads from each.
 
     A trace of P positions has P + 1 nodes; the last is its end. A window is `cache_steps` cycles
-    with one action, or as many as there are before the end.
+    with one action, or as many as there are before the end, or, with a threshold, before a cycle
+    whose features no longer resemble those of the window's first.
 
     Attributes:
         actions: the actions.
@@ -56,6 +61,8 @@ class TraceWorld:
         next_node: (nodes, A) int32 node after a window.
         seconds: (nodes, A) float32 duration of a window.
         cycles: (nodes, A) int16 cycles of a window.
+        last_drafted: (nodes, A) int32 node of the window's last cycle that drafted, -1 for none;
+            None where no confidence is observed.
     """
 
     def __init__(
@@ -66,15 +73,26 @@ class TraceWorld:
         *,
         cache_steps: int = 10,
         extras: Sequence[str] = (),
+        similarity_threshold: float | None = None,
     ) -> None:
         """Tabulate.
 
+        Args:
+            traces: recorded continuations.
+            actions: trees to choose from.
+            cost: time of the cycles.
+            cache_steps: cycles of a window.
+            extras: what observations hold besides the features.
+            similarity_threshold: see `KeptDecision`.
+
         Raises:
             ValueError: no traces, features of different widths, a cache of no steps, an unknown
-                extra, or an action that a trace or the cost table does not know.
+                extra, a threshold outside -1..1, or an action that a trace or the cost table does
+                not know.
         """
         if cache_steps < 1:
             raise ValueError(f"cache_steps must be at least 1, got {cache_steps}")
+        check_keeping(similarity_threshold, 1)
         self.actions = actions
         self.extras = check_extras(extras)
         self.cache_steps = cache_steps
@@ -87,19 +105,32 @@ class TraceWorld:
         lengths = np.array([len(trace) + 1 for trace in traces])
         self.starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         self.ends = np.repeat(self.starts + lengths - 1, lengths)
+        self._lengths = lengths
         # The node at the end is shown as the last position: nothing is chosen there.
         self._features = _with_last_row([trace.features for trace in traces]).astype(np.float32)
         confidence = _with_last_row([trace.first_log_probs for trace in traces])
-        self._confidence = _padded(confidence.astype(np.float32))
+        # Node -1 stands for none: NumPy takes it for the last row.
+        self._confidence = np.vstack((padded_confidence(confidence), NO_CONFIDENCE))
         self._positions = np.concatenate(
             [trace.context_lengths[0] + np.arange(len(trace) + 1) for trace in traces]
         ).astype(np.float32)
+        self._similar = None
+        if similarity_threshold is not None:
+            self._similar = self._similarity(similarity_threshold)
         self._tabulate([TraceTable.of(trace, actions, cost) for trace in traces])
 
     @property
     def observation_size(self) -> int:
         """Width of an observation."""
         return observation_size(self._features.shape[1], self.extras)
+
+    def _similarity(self, threshold: float) -> np.ndarray:
+        """(nodes, longest trace) bool: whether the features of a node's trace resemble its own."""
+        similar = np.zeros((len(self.ends), int(self._lengths.max())), dtype=bool)
+        for start, length in zip(self.starts, self._lengths, strict=True):
+            rows = self._features[start : start + length]
+            similar[start : start + length, :length] = resembles(rows, rows, threshold)
+        return similar
 
     def _tabulate(self, tables: Sequence[TraceTable]) -> None:
         shape = (len(self.ends), len(self.actions))
@@ -114,21 +145,30 @@ class TraceWorld:
         reached = step.copy()
         total = seconds.copy()
         cycles = (step > node).astype(np.int16)
+        last = np.where(step > node, node, -1)
         for _ in range(self.cache_steps - 1):
             following = step[reached, columns]
-            total += seconds[reached, columns]
-            cycles += following > reached
+            if self._similar is not None:
+                place = reached - np.repeat(self.starts, self._lengths)[:, None]
+                following = np.where(self._similar[node, place], following, reached)
+            goes_on = following > reached
+            total += np.where(goes_on, seconds[reached, columns], 0.0)
+            cycles += goes_on
+            last = np.where(goes_on, reached, last)
             reached = following
         self.next_node = reached.astype(np.int32)
         self.seconds = total.astype(np.float32)
         self.cycles = cycles
+        last[:, [action.total_tokens == 1 for action in self.actions]] = -1
+        self.last_drafted = last.astype(np.int32) if "confidence" in self.extras else None
 
-    def observe(self, nodes: np.ndarray, acceptance: np.ndarray) -> np.ndarray:
+    def observe(self, nodes: np.ndarray, acceptance: np.ndarray, drafted: np.ndarray) -> np.ndarray:
         """Observations at nodes.
 
         Args:
             nodes: (n,) nodes.
             acceptance: (n,) running acceptance lengths.
+            drafted: (n,) nodes of the last cycles that drafted; -1 for none.
 
         Returns:
             (n, size) float32.
@@ -139,16 +179,87 @@ class TraceWorld:
         columns = {
             "acceptance": lambda: acceptance[:, None],
             "position": lambda: self._positions[nodes, None] / POSITION_SCALE,
-            "confidence": lambda: self._confidence[nodes],
+            "confidence": lambda: self._confidence[drafted],
         }
         parts = [columns[extra]() for extra in self.extras]
         return np.concatenate([features, *parts], axis=1, dtype=np.float32)
 
 
-def _padded(confidence: np.ndarray) -> np.ndarray:
-    """A draft of fewer tokens than are observed cannot propose the others."""
-    missing = _EXTRA_SIZES["confidence"] - confidence.shape[1]
-    return np.pad(confidence, ((0, 0), (0, missing)), constant_values=-100.0)
+class Advance(NamedTuple):
+    """What the windows of a decision gave in n sequences.
+
+    Attributes:
+        tokens: (n,) int64 tokens emitted.
+        seconds: (n,) float32 duration.
+        cycles: (n,) int16 cycles.
+        ended: (n,) bool, whether the trace is over.
+    """
+
+    tokens: np.ndarray
+    seconds: np.ndarray
+    cycles: np.ndarray
+    ended: np.ndarray
+
+
+class TraceWalk:
+    """Where some sequences stand in a world.
+
+    Attributes:
+        nodes: (n,) int64 nodes.
+        acceptance: (n,) float64 running acceptance lengths.
+        drafted: (n,) int64 nodes of the last cycles that drafted; -1 for none.
+    """
+
+    def __init__(self, world: TraceWorld, traces: np.ndarray) -> None:
+        """Begin (n,) traces."""
+        self._world = world
+        self.nodes = world.starts[traces].astype(np.int64)
+        self.acceptance = np.zeros(len(self.nodes))
+        self.drafted = np.full(len(self.nodes), -1)
+
+    def restart(self, sequences: np.ndarray, traces: np.ndarray) -> None:
+        """Begin other traces in some sequences."""
+        self.nodes[sequences] = self._world.starts[traces]
+        self.acceptance[sequences] = 0.0
+        self.drafted[sequences] = -1
+
+    def observe(self, sequences: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Observations (n, size) of some sequences, or of all."""
+        return self._world.observe(
+            self.nodes[sequences], self.acceptance[sequences], self.drafted[sequences]
+        )
+
+    def advance(self, actions: np.ndarray, sequences: np.ndarray | slice = slice(None)) -> Advance:
+        """Go on by the windows of a decision.
+
+        Args:
+            actions: (n, horizon) int64.
+            sequences: which; all by default.
+        """
+        world, nodes, drafted = self._world, self.nodes[sequences], self.drafted[sequences]
+        seconds, cycles = np.zeros(len(nodes), np.float32), np.zeros(len(nodes), np.int16)
+        following = nodes
+        # Beyond the end of a trace a window is empty.
+        for chosen in actions.T:
+            seconds += world.seconds[following, chosen]
+            cycles += world.cycles[following, chosen]
+            if world.last_drafted is not None:
+                newest = world.last_drafted[following, chosen]
+                drafted = np.where(newest >= 0, newest, drafted)
+            following = world.next_node[following, chosen].astype(np.int64)
+        tokens, ended = following - nodes, following == world.ends[nodes]
+        self.acceptance[sequences] = running_acceptance(self.acceptance[sequences], tokens, cycles)
+        self.nodes[sequences], self.drafted[sequences] = following, drafted
+        return Advance(tokens, seconds, cycles, ended)
+
+
+def padded_confidence(best: np.ndarray) -> np.ndarray:
+    """(n, 8) float32 of log-probabilities (n, 1 to 8).
+
+    A draft of fewer tokens than are observed cannot propose the others.
+    """
+    missing = _EXTRA_SIZES["confidence"] - best.shape[1]
+    return np.pad(best.astype(np.float32), ((0, 0), (0, missing)), constant_values=-100.0)
 
 
 def running_acceptance(previous: np.ndarray, tokens: np.ndarray, cycles: np.ndarray) -> np.ndarray:

@@ -65,6 +65,9 @@ class TrainPolicyOptions:
         cache_steps: cycles of a window.
         n_envs: traces decoded side by side.
         extras: see `TraceEnv`.
+        similarity_threshold: see `PolicySettings`.
+        horizon: see `PolicySettings`; `total_steps` counts decisions, then.
+        compressed_size: see `PolicySettings`.
         reward: see `WindowReward`.
         learning_rate: of Adam.
         gamma: discount per window.
@@ -83,6 +86,9 @@ class TrainPolicyOptions:
     cache_steps: int = 10
     n_envs: int = 16
     extras: tuple[str, ...] = ()
+    similarity_threshold: float | None = None
+    horizon: int = 1
+    compressed_size: int | None = None
     reward: RewardName = "tokens"
     learning_rate: float = 1e-3
     gamma: float = 0.9
@@ -151,10 +157,14 @@ def train_policy(
         ValueError: see `TraceVecEnv`; or the folder is of a run with other options.
     """
     width = observation_size(traces[0].features.shape[1] if traces else 0, options.extras)
-    windows = {"cache_steps": options.cache_steps, "extras": options.extras}
+    windows = {
+        "cache_steps": options.cache_steps,
+        "extras": options.extras,
+        "similarity_threshold": options.similarity_threshold,
+    }
     env = TraceVecEnv(
         traces, actions, cost, n_envs=options.n_envs, reward=options.reward, seed=options.seed,
-        **windows,
+        horizon=options.horizon, **windows,
     )  # fmt: skip
     validate, constant = None, None
     if held_out:
@@ -205,6 +215,8 @@ def train_policy_live(
         cache_steps=options.cache_steps,
         max_new_tokens=max_new_tokens,
         extras=options.extras,
+        similarity_threshold=options.similarity_threshold,
+        horizon=options.horizon,
         reward=options.reward,
         cost=cost,
     )
@@ -226,6 +238,9 @@ def _new_policy(
         observation=ObservationSpec("features", width, options.extras),
         actions=actions,
         action_cache_steps=options.cache_steps,
+        similarity_threshold=options.similarity_threshold,
+        horizon=options.horizon,
+        compressed_size=options.compressed_size,
         enable_max_entropy=False,
         # It is trained to be right, not to be varied.
         max_entropy_inference=False,

@@ -36,7 +36,9 @@ def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Returns:
         Tensors and JSON values.
     """
-    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    # Actor and critic may share layers, of which a file must hold copies.
+    parameters = model.policy.state_dict()
+    tensors = {f"policy.{name}": value.clone() for name, value in parameters.items()}
     for index, values in model.policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     for name in ("_last_obs", "_last_episode_starts"):

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from numpy.linalg import norm
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
@@ -25,27 +26,42 @@ def traces() -> list[Trace]:
     return [made_up_trace(count, seed=count) for count in (37, 20, 5, 1)]
 
 
-def walk(trace: Trace, position: int, action: int, cycles: int) -> tuple[int, float, int]:
-    """Tokens, seconds and cycles of a window, by single cycles."""
+def walk(
+    trace: Trace, position: int, action: int, cycles: int, threshold: float | None = None
+) -> tuple[int, float, int, int]:
+    """Tokens, seconds and cycles of a window, and where its last cycle began, by single cycles."""
+    first = trace.features[position].astype(np.float64)
+    last = position
     lengths = trace.accepted_lengths([ACTIONS[action]])[:, 0]
     tokens, seconds, count = 0, 0.0, 0
     while count < cycles and position < len(trace):
+        now = trace.features[position].astype(np.float64)
+        if threshold is not None and count and now @ first < threshold * norm(now) * norm(first):
+            break
+        last = position
         seconds += float(COST.seconds(ACTIONS[action], int(trace.context_lengths[position])))
         length = min(int(lengths[position]), len(trace) - position)
         position += length
         tokens += length
         count += 1
-    return tokens, seconds, count
+    return tokens, seconds, count, last
 
 
 @pytest.mark.parametrize("cache_steps", [1, 4])
-def test_steps_are_windows_of_cycles(traces: list[Trace], cache_steps: int) -> None:
-    env = TraceEnv(traces, ACTIONS, COST, cache_steps=cache_steps, extras=EXTRAS)
+@pytest.mark.parametrize("threshold", [None, 0.0])
+def test_steps_are_windows_of_cycles(
+    traces: list[Trace], cache_steps: int, threshold: float | None
+) -> None:
+    env = TraceEnv(
+        traces, ACTIONS, COST, cache_steps=cache_steps, extras=EXTRAS,
+        similarity_threshold=threshold,
+    )  # fmt: skip
     draw = np.random.default_rng(0)
     for index, trace in enumerate(traces):
         observation, info = env.reset(options={"trace": index})
         assert info == {"trace": index}
         position, acceptance, done = 0, 0.0, False
+        confidence = np.full(8, np.log(1 / 8))
         rates = []
         while not done:
             shown = min(position, len(trace) - 1)
@@ -53,13 +69,13 @@ def test_steps_are_windows_of_cycles(traces: list[Trace], cache_steps: int) -> N
                 [
                     trace.features[shown],
                     [acceptance, (len(trace.prompt_ids) + 1 + position) / 1000],
-                    trace.first_log_probs[shown],
+                    confidence,
                 ]
             )
             # The observation is float32.
             np.testing.assert_allclose(observation, expected, rtol=1e-6)
             action = int(draw.integers(len(ACTIONS)))
-            tokens, seconds, cycles = walk(trace, position, action, cache_steps)
+            tokens, seconds, cycles, last = walk(trace, position, action, cache_steps, threshold)
             rate = env.reward.rate
             observation, reward, done, truncated, info = env.step(action)
             rates.append(tokens / cycles)
@@ -68,6 +84,8 @@ def test_steps_are_windows_of_cycles(traces: list[Trace], cache_steps: int) -> N
             # Sums in float32.
             assert info["seconds"] == pytest.approx(seconds, rel=1e-6)
             assert reward == pytest.approx(tokens - rate * seconds, abs=1e-5)
+            if ACTIONS[action].total_tokens > 1:
+                confidence = trace.first_log_probs[last]
             position += tokens
             assert done == (position == len(trace))
 
@@ -116,6 +134,37 @@ def test_both_environments_agree(traces: list[Trace]) -> None:
                 np.testing.assert_array_equal(observations[i], observation)
         for env in single:
             env.reward._tokens, env.reward._seconds = vector.reward.rate, 1.0
+
+
+def test_several_windows_at_once_are_as_many_steps(traces: list[Trace]) -> None:
+    options = {"cache_steps": 2, "extras": ("position", "confidence")}
+    single = TraceEnv(traces, ACTIONS, COST, **options)
+    env = TraceEnv(traces, ACTIONS, COST, horizon=3, **options)
+    vector = TraceVecEnv(traces[:1], ACTIONS, COST, n_envs=1, horizon=3, **options)
+    assert env.action_space == vector.action_space == gym.spaces.MultiDiscrete([5, 5, 5])
+    draw = np.random.default_rng(0)
+    for index in range(len(traces)):
+        single.reset(options={"trace": index})
+        env.reset(options={"trace": index})
+        vector.reset()
+        done = False
+        while not done:
+            actions = draw.integers(len(ACTIONS), size=3)
+            parts = []
+            for action in actions:
+                if not done:
+                    shown, _, done, _, info = single.step(action)
+                    parts.append(info)
+            observation, _, ended, _, info = env.step(actions)
+            np.testing.assert_array_equal(observation, shown)
+            assert ended == done
+            for name in ("tokens", "cycles", "seconds"):
+                assert info[name] == pytest.approx(sum(part[name] for part in parts), rel=1e-6)
+            if index == 0:
+                *_, infos = vector.step(actions[None])
+                assert info.items() <= infos[0].items()
+    with pytest.raises(ValueError, match=r"must be 3 numbers in 0..4, got \[0, 1\]"):
+        env.step([0, 1])
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -180,6 +229,12 @@ def test_wrong_arguments_are_named(traces: list[Trace]) -> None:
         TraceEnv([*traces, made_up_trace(3, width=9)], ACTIONS, COST)
     with pytest.raises(ValueError, match="n_envs must be at least 1, got 0"):
         TraceVecEnv(traces, ACTIONS, COST, n_envs=0)
+    with pytest.raises(ValueError, match=r"similarity_threshold must lie in -1..1 .*got 2"):
+        TraceEnv(traces, ACTIONS, COST, similarity_threshold=2)
+    with pytest.raises(ValueError, match="horizon must be an int of at least 1, got 0"):
+        TraceVecEnv(traces, ACTIONS, COST, horizon=0)
+    with pytest.raises(ValueError, match="horizon must be 1 where similarity_threshold"):
+        TraceVecEnv(traces, ACTIONS, COST, similarity_threshold=0.5, horizon=2)
     env = TraceEnv(traces, ACTIONS, COST)
     with pytest.raises(ValueError, match=r"must lie in 0..3, got 9"):
         env.reset(options={"trace": 9})

@@ -19,7 +19,7 @@ from eaglerl.rl.traces import TraceSet
 from .test_oracle import ACTIONS, COST
 from .worlds import tiny_decoder, tiny_prompts
 
-EXTRAS = ("acceptance", "position")
+EXTRAS = ("acceptance", "position", "confidence")
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +51,23 @@ def test_an_episode_is_the_target_s_own_continuation(decoder: SpeculativeDecoder
             env.step(0)
 
 
-def test_live_and_traces_show_the_same(decoder: SpeculativeDecoder, tmp_path) -> None:
-    """Tokens, seconds, rewards and observations, by the same cost table."""
+@pytest.mark.parametrize(
+    "kept",
+    [{"cache_steps": 2}, {"cache_steps": 4, "similarity_threshold": 0.3},
+     {"cache_steps": 1, "horizon": 2}],
+)  # fmt: skip
+def test_live_and_traces_show_the_same(decoder: SpeculativeDecoder, kept: dict, tmp_path) -> None:
+    """Tokens, seconds, rewards and observations, by the same cost table; windows end alike."""
     prompts = tiny_prompts(3)
     options = RecordOptions(top_ks=(1, 2), max_depth=2, max_new_tokens=25, slots=2)
     record(decoder, prompts, tmp_path, options=options)
     traces = {tuple(trace.prompt_ids.tolist()): trace for trace in TraceSet(tmp_path)}
     live = SpeculativeDecodingEnv(
-        decoder, prompts, ACTIONS, cost=COST, max_new_tokens=25, cache_steps=2, extras=EXTRAS
+        decoder, prompts, ACTIONS, cost=COST, max_new_tokens=25, extras=EXTRAS, **kept
     )
     ordered = [traces[tuple(prompt.token_ids)] for prompt in prompts]
-    replayed = TraceEnv(ordered, ACTIONS, COST, cache_steps=2, extras=EXTRAS)
+    replayed = TraceEnv(ordered, ACTIONS, COST, extras=EXTRAS, **kept)
+    cycles = []
     assert live.observation_space == replayed.observation_space
     assert live.action_space == replayed.action_space
     for index in range(len(prompts)):
@@ -72,16 +78,23 @@ def test_live_and_traces_show_the_same(decoder: SpeculativeDecoder, tmp_path) ->
             # Traces keep features in float16.
             np.testing.assert_allclose(shown, expected, rtol=2e-3, atol=2e-3)
             action = (step + index) % len(ACTIONS)
+            if "horizon" in kept:
+                action = np.array([action, (action + 2) % len(ACTIONS)])
             shown, reward, done, _, info = live.step(action)
             expected, wanted_reward, wanted_done, _, wanted = replayed.step(action)
             assert (done, info["tokens"], info["cycles"]) == (
                 wanted_done, wanted["tokens"], wanted["cycles"],
             )  # fmt: skip
+            if not done:
+                cycles.append(info["cycles"])
             # Towards the end live trees are cut to what is left, and cost less for it.
             if len(live.token_ids) - len(prompts[index].token_ids) < 25 - 3:
                 assert info["seconds"] == pytest.approx(wanted["seconds"], rel=1e-6)
                 assert reward == pytest.approx(wanted_reward, abs=1e-4)
             step += 1
+    # Some windows end early, others in time: else similarity would have no part in it.
+    if "similarity_threshold" in kept:
+        assert min(cycles) < 4 == max(cycles)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -127,8 +140,8 @@ def test_wrong_arguments_are_named(decoder: SpeculativeDecoder) -> None:
         make_env(decoder, cache_steps=0)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 2, got 1"):
         make_env(decoder, max_new_tokens=1)
-    with pytest.raises(ValueError, match="confidence"):
-        make_env(decoder, extras=("confidence",))
+    with pytest.raises(ValueError, match="horizon must be 1 where"):
+        make_env(decoder, similarity_threshold=0.5, horizon=2)
     with pytest.raises(ValueError, match="at least one prompt"):
         SpeculativeDecodingEnv(decoder, [], ACTIONS, cost=COST)
     wide = ActionSpace([TreeParams(4, 0, 16)])

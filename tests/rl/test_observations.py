@@ -16,7 +16,6 @@ from eaglerl.rl.observations import (
     TextProjection,
     sentence_encoder,
 )
-from eaglerl.rl.simulate import TraceState
 
 from .worlds import tiny_decoder
 
@@ -129,12 +128,16 @@ def test_text_alone_and_text_in_place_of_features() -> None:
 
 def test_states_of_traces_and_of_live_sessions() -> None:
     spec = ObservationSpec("features", 4, ("position", "acceptance", "confidence"))
-    confidence = -np.arange(8, dtype=np.float32)
-    state = TraceState(torch.ones(4), 1500, None, first_log_probs=confidence)
-    shown = Observer(spec).observe_state(state, 2.5)
-    np.testing.assert_array_equal(shown, [1, 1, 1, 1, 1.5, 2.5, *confidence])
-    with pytest.raises(ValueError, match="not known before drafting"):
-        Observer(spec).observe_state(CycleState(torch.ones(4), 1500, None))
+    for known in (8, 3):
+        confidence = -np.arange(known, dtype=np.float32)
+        state = CycleState(torch.ones(4), 1500, None, confidence=lambda shown=confidence: shown)
+        shown = Observer(spec).observe_state(state, 2.5)
+        # What a draft of few tokens cannot propose has next to no probability.
+        padding = [-100] * (8 - known)
+        np.testing.assert_array_equal(shown, [1, 1, 1, 1, 1.5, 2.5, *confidence, *padding])
+    # Before the first draft pass: even.
+    shown = Observer(spec).observe_state(CycleState(torch.ones(4), 1500, None))
+    np.testing.assert_allclose(np.exp(shown[-8:]), 1 / 8, rtol=1e-6)
 
 
 def test_a_session_s_text_is_read() -> None:

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
-from eaglerl.cli.policy import read_actions, split_traces
+from eaglerl.cli.policy import read_actions
+from eaglerl.cli.traces import split_traces
 from eaglerl.eagle3.params import NO_DRAFT
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.published import load_policy
@@ -37,13 +38,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_on_traces(files: Path, algorithm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [
+        ("ppo", {"horizon": 2, "compressed_size": 3}),
+        ("dqn", {"similarity_threshold": 0.5}),
+    ],
+)
+def test_on_traces(files: Path, algorithm: str, more: dict, tmp_path: Path) -> None:
+    extra = [part for name, value in more.items() for part in (f"--{name}", value)]
     arguments = [
         "--traces", files / "traces", "--cost", files / "cost.json", "-a", algorithm,
         "--actions", files / "actions.json", "--select", 3, "--steps", 1500, "--held-out", 0.5,
         "--net-arch", "16", "--cache-steps", 2, "--extras", "acceptance,position",
-        "--output", tmp_path,
+        "--output", tmp_path, *(str(part).replace("_", "-") for part in extra),
     ]  # fmt: skip
     result = run(*arguments)
     assert result.exit_code == 0, result.output
@@ -52,6 +60,7 @@ def test_on_traces(files: Path, algorithm: str, tmp_path: Path) -> None:
     assert policy.algorithm == algorithm
     assert len(policy.settings.actions) == 3
     assert policy.settings.spec.extras == ("acceptance", "position")
+    assert {name: getattr(policy.settings, name) for name in more} == more
     # A run that is done is not done again.
     before = (tmp_path / "metrics.jsonl").read_text()
     assert run(*arguments).exit_code == 0
@@ -101,6 +110,7 @@ def test_a_reference_run_goes_on(tmp_path: Path) -> None:
         (["--traces", "x", "--prompts", "y"], "give either --traces"),
         (["--prompts", "y", "--select", 3], "needs --traces"),
         (["--prompts", "y", "--reference"], "needs --traces"),
+        (["--traces", "x", "--cost", "y", "--reference", "--horizon", 2], "publication has no"),
         (["--traces", "x", "--cost", "y", "--net-arch", "a"], "is not of the form N,..."),
         (["--traces", "x", "--cost", "y", "-a", "a2c"], "algorithm must be one of"),
         (["--traces", "x", "--cost", "y", "--actions", "gpu"], "neither a file nor one of cpu"),

@@ -107,7 +107,7 @@ def test_one_transition_a_window_with_the_reward_of_its_sums(
     assert len(recorded) == 2
     policy.reset()
     assert len(recorded) == 3
-    for index, (observation, action, reward, following, done) in enumerate(recorded):
+    for index, (observation, (action,), reward, following, done) in enumerate(recorded):
         state, tokens, seconds = windows[index]
         np.testing.assert_array_equal(observation, state)
         assert reward == pytest.approx(tokens / seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,8 +15,9 @@ from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.params import CycleState, TreeParams
 from eaglerl.eagle3.session import StepResult
-from eaglerl.ops import PolicyWeights, fused_encode
+from eaglerl.ops import PolicyWeights
 from eaglerl.rl.checkpoints import CheckpointFolder
+from eaglerl.rl.decisions import KeptDecision, decide
 from eaglerl.rl.identity import head_id
 from eaglerl.rl.observations import Observer, TextEncoder
 from eaglerl.rl.published.persistence import Persistence
@@ -113,6 +115,7 @@ class PublishedTreePolicy(Persistence):
         self.statistics = PolicyStatistics()
         self._training: dict[str, Any] = {}
         self._draws = 0
+        self._kept = KeptDecision(settings.interval, settings.similarity_threshold)
         self._forget_sequence()
 
     @property
@@ -282,6 +285,8 @@ class PublishedTreePolicy(Persistence):
         return FusedPolicy(
             self.weights,
             action_cache_steps=self.settings.interval,
+            cache_mode=self.settings.cache_mode,
+            threshold=self.settings.similarity_threshold or 0.0,
             temperature=self._temperature(),
             seed=self.settings.seed,
         )
@@ -296,11 +301,17 @@ class PublishedTreePolicy(Persistence):
         self._log.close()
 
     def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:
-        counts = self.statistics.counts
-        if self._cached is not None and self._served < self.settings.interval:
-            self._served += 1
+        counts, width = self.statistics.counts, self.settings.spec.width
+        observe = cache(observe)
+
+        def features() -> np.ndarray | None:
+            observation = observe()
+            return None if observation is None else observation[:width]
+
+        tree = self._kept.serve(features)
+        if tree is not None:
             counts["hits"] += 1
-            return self._cached
+            return tree
         observation = observe()
         if observation is None:
             counts["defaults"] += 1
@@ -309,28 +320,24 @@ class PublishedTreePolicy(Persistence):
         self.statistics.sources[self._observer.last_source] += 1
         self._close_window(observation, done=False)
         if training:
-            action = self.learner.act(observation)
-            self._pending = (observation, action)
+            actions = self.learner.act(observation)
+            self._pending = (observation, actions)
         else:
-            action = self._infer(observation)
-        self.statistics.actions[action] += 1
-        self._cached, self._served = self.settings.actions[action], 1
-        return self._cached
+            actions = self._infer(observation)
+        self.statistics.actions.update(actions)
+        return self._kept.take([self.settings.actions[i] for i in actions], observation[:width])
 
-    def _infer(self, observation: np.ndarray) -> int:
-        """The action at an observation, without exploring."""
+    def _infer(self, observation: np.ndarray) -> tuple[int, ...]:
+        """The actions of the next windows at an observation, without exploring."""
         self._draws += 1
-        output = fused_encode(
-            torch.from_numpy(observation)[None],
-            None,
-            None,
+        chosen = decide(
             self.weights,
+            torch.from_numpy(observation)[None],
             temperature=self._temperature(),
             seed=self.settings.seed,
             offset=self._draws,
-            return_features=False,
         )
-        return int(output.action)
+        return tuple(chosen[0].tolist())
 
     def _temperature(self) -> float:
         settings = self.settings
@@ -355,16 +362,16 @@ class PublishedTreePolicy(Persistence):
         reward = window.close()
         if self._pending is None or reward is None:
             return
-        (observation, action), self._pending = self._pending, None
+        (observation, actions), self._pending = self._pending, None
         following = observation if following is None else following
         if self.learner.add(
-            observation, action, reward, following, done or self.settings.reference
+            observation, actions, reward, following, done or self.settings.reference
         ):
             self._weights = None
             self.statistics.counts["updates"] += 1
         self.statistics.counts["windows"] += 1
         self.statistics.rewards.append(reward)
-        self._log_window(reward, seconds, spread, action)
+        self._log_window(reward, seconds, spread, actions[0])
         windows = self.statistics.counts["windows"]
         if self._checkpoints is not None and windows % self._checkpoint_freq == 0:
             self.save_checkpoint()
@@ -386,9 +393,8 @@ class PublishedTreePolicy(Persistence):
         self._log.write(windows, values, histogram)
 
     def _forget_sequence(self) -> None:
-        self._cached: TreeParams | None = None
-        self._served = 0
-        self._pending: tuple[np.ndarray, int] | None = None
+        self._kept.forget()
+        self._pending: tuple[np.ndarray, tuple[int, ...]] | None = None
         self._acceptance = np.zeros(1)
         self._late: float | None = None
         self._window.clear()

@@ -77,10 +77,17 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             options: those, and what `PublishedTreePolicy` takes.
 
         Raises:
-            ValueError: a value out of its range.
+            ValueError: a value out of its range, or a horizon over 1: values of single actions
+                cannot tell those of combinations.
             TypeError: an unknown option, or fields beside `settings`.
         """
         settings, options = split_options(settings, options)
+        if settings.horizon > 1:
+            raise ValueError(
+                f"horizon must be 1, got {settings.horizon}: DQN values single actions, so that "
+                f"{settings.horizon} windows at once would need {len(settings.actions)}^"
+                f"{settings.horizon} values; PPO has a head for each window"
+            )
         model = {
             "learning_rate": learning_rate,
             "epsilon_start": epsilon_start,
@@ -100,6 +107,8 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
         """See `PublishedTreePolicy`."""
         from stable_baselines3 import DQN
 
+        from eaglerl.rl.published.compression import extractor_options
+
         own = self._model_options
         options = {
             "learning_rate": own["learning_rate"],
@@ -113,7 +122,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             "max_grad_norm": own["max_grad_norm"],
             "seed": self.settings.seed,
         }
-        policy = {"net_arch": own["net_arch"]}
+        policy = {"net_arch": own["net_arch"], **extractor_options(self.settings)}
         model = DQN("MlpPolicy", env, policy_kwargs=policy, device="cpu", **{**options, **changes})
         if self.settings.reference:
             _publish(model)
@@ -138,7 +147,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             return _PUBLISHED_STANDARD_TEMPERATURE
         return super()._temperature()
 
-    def _infer(self, observation: np.ndarray) -> int:
+    def _infer(self, observation: np.ndarray) -> tuple[int, ...]:
         if not self.settings.reference:
             return super()._infer(observation)
         weights, row = self.weights, torch.from_numpy(observation)
@@ -148,7 +157,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             if index < 2:
                 row = torch.nn.functional.dropout(row, _DROPOUT)
         values = weights.output_weight @ row + weights.output_bias
-        return int(torch.multinomial(torch.softmax(values / self._temperature(), -1), 1))
+        return (int(torch.multinomial(torch.softmax(values / self._temperature(), -1), 1)),)
 
 
 def _publish(model: Any) -> None:

@@ -18,16 +18,17 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.environments import observation_space
+from eaglerl.rl.environments import action_space, observation_space
+from eaglerl.rl.published.compression import compression_of
 from eaglerl.rl.training_state import load_model_state, model_state
 
 
 class SpacesOnly(gym.Env):
     """What a model must know of an environment that the decoding loop stands for."""
 
-    def __init__(self, size: int, num_actions: int) -> None:
+    def __init__(self, size: int, num_actions: int, horizon: int = 1) -> None:
         self.observation_space = observation_space(size)
-        self.action_space = gym.spaces.Discrete(num_actions)
+        self.action_space = action_space(num_actions, horizon)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """An observation of zeros."""
@@ -72,7 +73,11 @@ def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> Polic
     """
     # What also drops units out while training is a plain ReLU at inference.
     layers = [nn.ReLU() if isinstance(part, nn.ReLU) else part for part in actor_layers(model)]
-    return PolicyWeights.from_modules(layers, bins, **options)
+    compression = compression_of(model)
+    if compression is not None:
+        layers[0] = compression.fold_into(layers[0])
+    horizon = len(getattr(model.action_space, "nvec", (0,)))
+    return PolicyWeights.from_modules(layers, bins, horizon=horizon, **options)
 
 
 class Learner(ABC):
@@ -93,14 +98,19 @@ class Learner(ABC):
         model.policy.set_training_mode(False)
 
     @abstractmethod
-    def act(self, observation: np.ndarray) -> int:
-        """An action of the exploring policy at an observation (size,)."""
+    def act(self, observation: np.ndarray) -> tuple[int, ...]:
+        """Actions of the exploring policy at an observation (size,), one for each window."""
 
     @abstractmethod
     def add(
-        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+        self,
+        observation: np.ndarray,
+        actions: tuple[int, ...],
+        reward: float,
+        following: np.ndarray,
+        done: bool,
     ) -> bool:
-        """Take in a transition; the action is the last that `act` gave at the observation.
+        """Take in a transition; the actions are the last that `act` gave, at the observation.
 
         Returns:
             Whether the parameters have changed.
@@ -111,8 +121,12 @@ class Learner(ABC):
         linears = [layer for layer in actor_layers(self.model) if isinstance(layer, nn.Linear)]
         matrices = (*weights.hidden_weights, weights.output_weight)
         biases = (*weights.hidden_biases, weights.output_bias)
+        layers = list(zip(linears, matrices, biases, strict=True))
+        if (compression := compression_of(self.model)) is not None:
+            first, matrix, bias = layers.pop(0)
+            compression.unfold(matrix, bias, first)
         with torch.no_grad():
-            for linear, matrix, bias in zip(linears, matrices, biases, strict=True):
+            for linear, matrix, bias in layers:
                 linear.weight.copy_(matrix)
                 linear.bias.copy_(bias)
 
@@ -147,21 +161,26 @@ class PPOLearner(Learner):
         self._starts = np.ones(1, dtype=bool)
         self._values = self._log_probs = torch.zeros(1)
 
-    def act(self, observation: np.ndarray) -> int:
+    def act(self, observation: np.ndarray) -> tuple[int, ...]:
         """A draw of the stochastic policy."""
         with torch.no_grad():
             row = torch.from_numpy(observation[None]).to(self.model.device)
             actions, self._values, self._log_probs = self.model.policy(row)
-        return int(actions[0])
+        return tuple(actions.flatten().tolist())
 
     def add(
-        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+        self,
+        observation: np.ndarray,
+        actions: tuple[int, ...],
+        reward: float,
+        following: np.ndarray,
+        done: bool,
     ) -> bool:
         """See `Learner`."""
         buffer, dones = self.model.rollout_buffer, np.array([done])
         buffer.add(
             observation[None],
-            np.array([[action]]),
+            np.array([actions]),
             np.array([reward], dtype=np.float32),
             self._starts,
             self._values,
@@ -221,28 +240,33 @@ class DQNLearner(Learner):
         self._published = self.drops_out = published
         model.policy.set_training_mode(published)
 
-    def act(self, observation: np.ndarray) -> int:
+    def act(self, observation: np.ndarray) -> tuple[int, ...]:
         """The best action, or with probability epsilon another."""
         explores = np.random.random() < self.epsilon
         if explores and self._temperature is None:
-            return int(self.model.action_space.sample())
+            return (int(self.model.action_space.sample()),)
         with torch.no_grad():
             row = torch.from_numpy(observation[None]).to(self.model.device)
             values = self.model.q_net(row)[0]
         if explores or self._published:
             temperature = self._temperature * (1.0 if explores else 0.5)
-            return int(torch.multinomial(torch.softmax(values / temperature, -1), 1))
-        return int(values.argmax())
+            return (int(torch.multinomial(torch.softmax(values / temperature, -1), 1)),)
+        return (int(values.argmax()),)
 
     def add(
-        self, observation: np.ndarray, action: int, reward: float, following: np.ndarray, done: bool
+        self,
+        observation: np.ndarray,
+        actions: tuple[int, ...],
+        reward: float,
+        following: np.ndarray,
+        done: bool,
     ) -> bool:
         """See `Learner`."""
         model = self.model
         model.replay_buffer.add(
             observation[None],
             following[None],
-            np.array([[action]]),
+            np.array([actions]),
             np.array([reward], dtype=np.float32),
             np.array([done]),
             [{}],

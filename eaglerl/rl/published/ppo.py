@@ -36,6 +36,10 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
     - ``ent_coef`` is honoured. Reference: it is 0.01 in standard mode.
     - Without the cache, a decision is one cycle's; both can be turned off.
 
+    What the publication leaves to future work is in the settings: ``similarity_threshold`` (a
+    window ends where the context changes), ``compressed_size`` (learned compression of the
+    features) and ``horizon`` (the trees of the next windows at once: a head of the actor for each).
+
     Nothing is dropped out at inference, which needs no stable-baselines3: see `fused` for the one
     without any overhead in the decoding loop.
     """
@@ -114,15 +118,18 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         """See `PublishedTreePolicy`."""
         from stable_baselines3 import PPO
 
+        from eaglerl.rl.published.compression import extractor_options
+
         options = dict(self._model_options)
         net_arch = options.pop("net_arch")
         options.pop("max_entropy_ent_coef")
         options |= {"ent_coef": self.entropy_coefficient, "seed": self.settings.seed, **changes}
-        return PPO("MlpPolicy", env, policy_kwargs={"net_arch": net_arch}, device="cpu", **options)
+        policy = {"net_arch": net_arch, **extractor_options(self.settings)}
+        return PPO("MlpPolicy", env, policy_kwargs=policy, device="cpu", **options)
 
     def _make_learner(self) -> Learner:
         from eaglerl.rl.published.learner import PPOLearner, SpacesOnly
 
-        size = self.settings.spec.size
-        model = self.new_model(SpacesOnly(size, len(self.settings.actions)))
-        return PPOLearner(model)
+        settings = self.settings
+        spaces = SpacesOnly(settings.spec.size, len(settings.actions), settings.horizon)
+        return PPOLearner(self.new_model(spaces))

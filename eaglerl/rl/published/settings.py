@@ -8,9 +8,21 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.decisions import check_keeping
 from eaglerl.rl.observations import TEXT_WIDTH, ObservationSpec
 from eaglerl.rl.rewards import RewardName
+
+#: What JSON gives for a field's type.
+_JSON_KINDS: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "int | None": int | None,
+    "float": int | float,
+    "float | None": int | float | None,
+    "RewardName": str,
+}
 
 #: The tree of Re-SpS where there is no state.
 PUBLISHED_TREE = TreeParams(96, 8, 20)
@@ -29,6 +41,11 @@ class PolicySettings:
         actions: the trees; the 177 of the publication by default.
         action_cache_steps: cycles that a decision serves.
         action_cache_enabled: False decides at every cycle.
+        similarity_threshold: decide anew before, where the cosine similarity of the features to
+            those of the decision falls below this; None keeps it whatever comes.
+        horizon: windows of `action_cache_steps` that a decision is for, with a tree for each.
+        compressed_size: k', linear combinations of the features that are learned with the policy,
+            which reads no others; None reads the features as they are.
         enable_max_entropy: explore for entropy: PPO with the larger entropy bonus, DQN with draws
             from a softmax.
         max_entropy_inference: draw actions at inference too.
@@ -48,6 +65,9 @@ class PolicySettings:
     actions: ActionSpace = field(default_factory=ActionSpace.published)
     action_cache_steps: int = 10
     action_cache_enabled: bool = True
+    similarity_threshold: float | None = None
+    horizon: int = 1
+    compressed_size: int | None = None
     enable_max_entropy: bool = True
     max_entropy_inference: bool = True
     inference_temperature: float = 1.5
@@ -69,6 +89,29 @@ class PolicySettings:
             raise ValueError(f"reward must be one of {get_args(RewardName)}, got {self.reward!r}")
         if not isinstance(self.actions, ActionSpace):
             raise ValueError(f"actions must be an ActionSpace, got {self.actions!r}")
+        self._check_future_work()
+
+    def _check_future_work(self) -> None:
+        """Check what the publication leaves to future work."""
+        check_keeping(self.similarity_threshold, self.horizon)
+        size, width = self.compressed_size, self.spec.width
+        integer = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and not (integer and 1 <= size < width):
+            raise ValueError(
+                f"compressed_size must be an int in 1..{width - 1}, below the width of the "
+                f"features, or None, got {size!r}"
+            )
+        keeps = self.similarity_threshold is not None or self.horizon > 1
+        if keeps and not self.action_cache_enabled:
+            raise ValueError(
+                "similarity_threshold and horizon say how long a decision is kept: "
+                f"action_cache_enabled must be True, got {self.action_cache_enabled}"
+            )
+        if self.reference and (keeps or size is not None):
+            raise ValueError(
+                "reference must be False with similarity_threshold, horizon or compressed_size, "
+                "which the publication does not have"
+            )
 
     @property
     def spec(self) -> ObservationSpec:
@@ -83,6 +126,13 @@ class PolicySettings:
     def interval(self) -> int:
         """Cycles that a decision serves."""
         return self.action_cache_steps if self.action_cache_enabled else 1
+
+    @property
+    def cache_mode(self) -> CacheModeName:
+        """How an `ActionCache` keeps decisions as these settings do."""
+        if self.horizon > 1:
+            return "scheduled"
+        return "fixed" if self.similarity_threshold is None else "adaptive"
 
     @property
     def fallback_action(self) -> int:
@@ -108,9 +158,7 @@ class PolicySettings:
             given = sorted(content) if isinstance(content, dict) else content
             raise ValueError(f"settings must have {sorted(names)}, got {given}")
         for item in fields(cls):
-            kind = {"bool": bool, "int": int, "float": (int, float), "RewardName": str}.get(
-                str(item.type)
-            )
+            kind = _JSON_KINDS.get(str(item.type))
             value = content[item.name]
             wrong_bool = isinstance(value, bool) and kind is not bool
             if kind is not None and (not isinstance(value, kind) or wrong_bool):

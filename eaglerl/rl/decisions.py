@@ -1,0 +1,146 @@
+"""Decisions that serve more than one cycle: how long they are kept, and several made at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
+
+
+def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
+    """Make sure that how long decisions are kept is said in one way.
+
+    Args:
+        similarity_threshold: see `KeptDecision`.
+        horizon: decisions made at once.
+
+    Raises:
+        ValueError: a value out of its range, or both at once.
+    """
+    number = isinstance(similarity_threshold, int | float)
+    if similarity_threshold is not None and not (number and -1 <= similarity_threshold <= 1):
+        raise ValueError(
+            f"similarity_threshold must lie in -1..1 or be None, got {similarity_threshold!r}"
+        )
+    if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+        raise ValueError(f"horizon must be an int of at least 1, got {horizon!r}")
+    if horizon > 1 and similarity_threshold is not None:
+        raise ValueError(
+            f"horizon must be 1 where similarity_threshold ends windows early, got {horizon}: "
+            "what was decided for later windows would be thrown away"
+        )
+
+
+def resembles(features: np.ndarray, references: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether features still resemble those of decisions, as in an adaptive `ActionCache`.
+
+    Their cosine similarity is at least the threshold. Nothing resembles zeros, nor what is not
+    finite. Sums are float64; those of the cache are float32, so that the two may differ where a
+    similarity equals the threshold but for a rounding.
+
+    Args:
+        features: (P, k).
+        references: (Q, k).
+        threshold: smallest cosine similarity, in -1..1.
+
+    Returns:
+        (P, Q) bool.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    references = np.asarray(references, dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        dot = features @ references.T
+        norms = [np.linalg.norm(rows, axis=1) for rows in (features, references)]
+        scale = np.multiply.outer(*norms)
+        return (dot >= threshold * scale) & (scale > 0) & np.isfinite(scale)
+
+
+class KeptDecision:
+    """The decision in force in one sequence, and how far it has served.
+
+    It serves `interval` cycles, with a threshold only as long as the features resemble those that
+    it was made from, as an adaptive `ActionCache` does; or, made for several windows at once,
+    `interval` cycles of each, as a scheduled one does.
+    """
+
+    def __init__(self, interval: int, similarity_threshold: float | None = None) -> None:
+        """Begin without a decision.
+
+        Args:
+            interval: cycles that a tree serves.
+            similarity_threshold: smallest cosine similarity that keeps the decision; None keeps it
+                whatever comes.
+        """
+        self._interval = interval
+        self._threshold = similarity_threshold
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the next cycle decide anew."""
+        self._trees: tuple[TreeParams, ...] = ()
+        self._served = 0
+        self._reference: np.ndarray | None = None
+
+    def take(self, trees: Sequence[TreeParams], features: np.ndarray) -> TreeParams:
+        """Put a decision in force.
+
+        Args:
+            trees: of the next window, or of several.
+            features: (k,) what it was made from.
+
+        Returns:
+            The tree of the cycle that it was made for.
+        """
+        self._trees, self._served, self._reference = tuple(trees), 1, features
+        return trees[0]
+
+    def serve(self, features: Callable[[], np.ndarray | None]) -> TreeParams | None:
+        """The tree of the next cycle; None where a decision is due.
+
+        Args:
+            features: gives those of the next cycle, (k,), or None where there are none; asked only
+                where they matter.
+        """
+        if self._served >= self._interval * len(self._trees):
+            return None
+        if self._threshold is not None:
+            now = features()
+            if now is None or not resembles(now[None], self._reference[None], self._threshold):
+                return None
+        tree = self._trees[self._served // self._interval]
+        self._served += 1
+        return tree
+
+
+def decide(
+    weights: PolicyWeights,
+    observations: torch.Tensor,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    offset: int = 0,
+) -> np.ndarray:
+    """A policy's actions for all windows of its horizon.
+
+    Args:
+        weights: the policy.
+        observations: (n, size) float32.
+        temperature: see `fused_encode`.
+        seed: see `fused_encode`.
+        offset: see `fused_encode`.
+
+    Returns:
+        (n, horizon) int64.
+    """
+    draw = {"temperature": temperature, "seed": seed, "offset": offset}
+    if weights.horizon == 1:
+        out = fused_encode(observations, None, None, weights, return_features=False, **draw)
+        return out.action[:, None].numpy().astype(np.int64)
+    # The cache is where the decisions for later windows are left.
+    cache = ActionCache(len(observations), 1, "scheduled", horizon=weights.horizon)
+    fused_encode(observations, None, None, weights, cache=cache, return_features=False, **draw)
+    return cache.ring[..., 0].numpy().astype(np.int64)
