@@ -1,0 +1,252 @@
+"""What the publication leaves to future work, each beside its absence: PPO trained on traces.
+
+    python benchmarks/compare_future_work.py --traces FOLDER --cost FILE [--output FILE.md]
+
+Adaptive caching (a decision is kept while the context is similar), learned compression of the
+features, and the trees of several windows at once. Every contender learns from the same half of the
+prompts with the same seeds and the same number of decisions, a fifth of that half choosing the
+checkpoint, and then decodes the other half with its best actions, by the cost table. The time of
+the policy itself is not in it; how often it is called is.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Every process works on its own: two threads each on two cores would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from eaglerl.cli.traces import read_traces, split_traces
+from eaglerl.evaluation.machine import describe_machine
+from eaglerl.files import atomic_path
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.greedy_outcome import GreedyOutcomes, greedy_outcomes
+from eaglerl.rl.oracle import constant_seconds, trace_tables
+from eaglerl.rl.trace_world import TraceWorld
+from eaglerl.rl.traces import Trace
+
+TEST_SHARE, CHOICE_SHARE = 0.5, 0.2
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to set PPO up.
+
+    Attributes:
+        name: row of the table.
+        changes: options that differ from the first contender's.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: The first one has none of the three.
+CONTENDERS = (
+    Contender("none: a tree is kept for 10 cycles"),
+    Contender("none, kept for 3 cycles", {"cache_steps": 3}),
+    Contender("kept while similarity >= 0.5, 10 cycles at most", {"similarity_threshold": 0.5}),
+    Contender(
+        "kept while similarity >= 0.3, 30 cycles at most",
+        {"similarity_threshold": 0.3, "cache_steps": 30},
+    ),
+    Contender("features compressed to 32", {"compressed_size": 32}),
+    Contender("features compressed to 64", {"compressed_size": 64}),
+    Contender("features compressed to 128", {"compressed_size": 128}),
+    Contender("2 windows of 5 cycles at once", {"horizon": 2, "cache_steps": 5}),
+    Contender("4 windows of 10 cycles at once", {"horizon": 4}),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every run needs."""
+
+    learned: list[Trace]
+    choice: list[Trace]
+    test: list[Trace]
+    actions: ActionSpace
+    cost: CostTable
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A contender's outcomes on the test half: seconds of each prompt, (seeds, prompts)."""
+
+    contender: Contender
+    seconds: np.ndarray
+    cycles_per_decision: float
+
+
+_DATA: list[Data] = []
+
+
+def recorded_actions(traces: Sequence[Trace]) -> ActionSpace:
+    """The trees of the fine grid that the traces answer for."""
+    widths = set.intersection(*(set(trace.top_ks) for trace in traces))
+    depth = min(trace.max_depth for trace in traces)
+    return ActionSpace(
+        tree for tree in ActionSpace.cpu_grid() if tree.depth <= depth and tree.top_k in widths
+    )
+
+
+def start_worker(folders: list[Path], cost: Path, rows: list[list[int]]) -> None:
+    """Read what every run of a process needs."""
+    from eaglerl.eagle3.params import TreeParams
+
+    torch.set_num_threads(1)
+    half, test, _ = read_traces(folders, TEST_SHARE)
+    learned, choice = split(half)
+    actions = ActionSpace(TreeParams(*row) for row in rows)
+    _DATA[:] = [Data(learned, choice, test, actions, CostTable.from_json(cost))]
+
+
+def split(half: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    """Traces to learn from, and those by which the checkpoint is chosen."""
+    # By the same digits of the hash, of which the test half has taken the lower part.
+    return split_traces(half, TEST_SHARE + CHOICE_SHARE * (1 - TEST_SHARE))
+
+
+def run(contender: Contender, seed: int, steps: int) -> GreedyOutcomes:
+    """Train once, and decode the test half."""
+    from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy
+
+    data = _DATA[0]
+    options = TrainPolicyOptions(
+        "ppo", steps, seed=seed, checkpoint_steps=max(steps // 4, 1), **contender.changes
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train_policy(
+            data.learned, data.actions, data.cost, folder, options, held_out=data.choice
+        )
+    world = TraceWorld(
+        data.test, data.actions, data.cost, cache_steps=options.cache_steps,
+        similarity_threshold=options.similarity_threshold,
+    )  # fmt: skip
+    return greedy_outcomes(trained.policy.weights, world)
+
+
+def gain(seconds: np.ndarray, reference: np.ndarray) -> str:
+    """Gain in tokens per second on the same tokens, and its interval by a bootstrap over prompts.
+
+    Args:
+        seconds: (prompts,) time of every prompt.
+        reference: (prompts,) time that it is compared with.
+    """
+    draw = np.random.default_rng(0).integers(len(seconds), size=(RESAMPLES, len(seconds)))
+    ratios = reference[draw].sum(axis=1) / seconds[draw].sum(axis=1) - 1
+    low, high = 100 * np.percentile(ratios, (2.5, 97.5))
+    return f"{100 * (reference.sum() / seconds.sum() - 1):+.1f} % [{low:+.1f}, {high:+.1f}]"
+
+
+def table(rows: Sequence[Row], constant: np.ndarray) -> str:
+    """A Markdown table; times are means over the seeds."""
+    lines = [
+        "| PPO | cycles per call of the policy | over the tuned constant tree | seeds, one by one "
+        "| over the first row |",
+        "|---|---|---|---|---|",
+    ]
+    first = rows[0].seconds.mean(axis=0)
+    for row in rows:
+        mean = row.seconds.mean(axis=0)
+        seeds = 100 * (constant.sum() / row.seconds.sum(axis=1) - 1)
+        cells = (
+            row.contender.name,
+            f"{row.cycles_per_decision:.1f}",
+            gain(mean, constant),
+            ", ".join(f"{value:+.1f}" for value in seeds),
+            "" if row is rows[0] else gain(mean, first),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(rows: Sequence[Row], data: Data, constant: np.ndarray, tuned: object, steps: int) -> str:
+    """The page."""
+    tokens = sum(len(trace) for trace in data.test)
+    seeds = len(rows[0].seconds)
+    command = shlex.join(["python", "benchmarks/compare_future_work.py", *sys.argv[1:]])
+    trees = ", ".join(str(tuple(tree)) for tree in data.actions.bins.tolist())
+    return f"""# What the publication leaves to future work, each beside its absence
+
+    {command}
+
+PPO on traces: {len(data.learned)} prompts to learn from ({sum(map(len, data.learned))} positions),
+{len(data.choice)} to choose the checkpoint by, {len(data.test)} to test on ({tokens} tokens);
+{steps} decisions, {seeds} seeds. Times are those of a cost table of {data.cost.machine}, the draft
+in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
+The constant tree {tuned}, tuned on the same half, has {tokens / constant.sum():.2f} tokens/s.
+Gains are in tokens per second, times averaged over the seeds; in brackets: 95 %, by a bootstrap
+over the prompts. Trained on {describe_machine()}.
+
+{table(rows, constant)}
+"""
+
+
+def main(
+    traces: Annotated[
+        list[Path], typer.Option(help="Folder of `eaglerl record`; may be repeated.")
+    ],
+    cost: Annotated[Path, typer.Option(help="Table of `eaglerl calibrate`.")],
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write as well.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Decisions to learn from.")] = 40_000,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every contender.")] = 3,
+    select: Annotated[int, typer.Option(min=2, help="Actions, chosen on the learning half.")] = 8,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
+) -> None:
+    """Train all contenders with all seeds, and compare them on the half that none has seen."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    half, test, _ = read_traces(traces, TEST_SHARE)
+    times = CostTable.from_json(cost)
+    grid = recorded_actions([*half, *test])
+    totals = sum(constant_seconds(item) for item in trace_tables(half, grid, times))
+    tuned = grid[int(totals.argmin())]
+    constant = np.array([constant_seconds(item)[0] for item in trace_tables(test, [tuned], times)])
+    actions = grid.select(half, times, select)
+    data = Data(*split(half), test, actions, times)
+    shared = (traces, cost, actions.bins.tolist())
+    results: dict[tuple[int, int], GreedyOutcomes] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, shared) as pool:
+        jobs = {
+            pool.submit(run, contender, seed, steps): (index, seed)
+            for seed in range(seeds)
+            for index, contender in enumerate(CONTENDERS)
+        }
+        for job in as_completed(jobs):
+            index, seed = jobs[job]
+            results[index, seed] = job.result()
+            passed = time.monotonic() - started
+            typer.echo(f"{passed:.0f} s: {CONTENDERS[index].name}, seed {seed}", err=True)
+    rows = []
+    for index, contender in enumerate(CONTENDERS):
+        runs = [results[index, seed] for seed in range(seeds)]
+        decisions = sum(one.decisions.sum() for one in runs)
+        kept = sum(one.cycles.sum() for one in runs) / decisions
+        rows.append(Row(contender, np.stack([one.seconds for one in runs]), float(kept)))
+    text = report(rows, data, constant, tuned, steps)
+    typer.echo(text)
+    if output is not None:
+        with atomic_path(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
