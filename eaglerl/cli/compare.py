@@ -194,9 +194,10 @@ def compare(
         resolve_draft(draft, model)
     _check_references(against, folder, modes)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    target = resolve_model(model)
     try:
         with progress_bar() as show:
-            run(decoder, resolve_model(model), files, modes, folder, options, extras, progress=show)
+            run(decoder, target, files, modes, folder, options, extras, progress=show)
     except KeyboardInterrupt:
         notes().print(
             f"what was decoded is in {folder}; the same command goes on", markup=False,

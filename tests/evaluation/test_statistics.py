@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from eaglerl.evaluation.bootstrap import bootstrap_ratio, paired_ratio
 from eaglerl.evaluation.records import Comparison, Cycles, Manifest, Mode, Record, Turn
-from eaglerl.evaluation.statistics import (
-    bootstrap_ratio,
-    loops,
-    paired_ratio,
-    summarise,
-    uncut_actions,
-)
+from eaglerl.evaluation.statistics import loops, summarise, uncut_actions
 
 
 def made_cycles(tokens, rows, seconds: float, policy: float | None = 0.0) -> Cycles:
