@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.rl.record import Prompt, RecordProgress
 
+_SPLITS = ("all", "train", "test")
+
 
 @command
 def record(
@@ -42,6 +44,14 @@ def record(
             help="Of `distill`'s rows, take only those that no draft head is trained on.",
         ),
     ] = False,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of questions, take one half by the hash of the prompt, as `compare` splits them: "
+            "train, test, or all.",
+        ),
+    ] = "all",
     per_file: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Prompts to take of each file.", show_default=False),
@@ -80,6 +90,10 @@ def record(
     any tree of the recorded widths and depths: policies are trained and compared on them.
     """
     widths = parse_widths(top_ks)
+    if split not in _SPLITS:
+        raise typer.BadParameter(
+            f"must be one of {', '.join(_SPLITS)}, got {split!r}", param_hint="--split"
+        )
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
     from eaglerl.rl.record import RecordOptions
     from eaglerl.rl.record import record as run
@@ -87,7 +101,9 @@ def record(
     options = RecordOptions(
         top_ks=widths, max_depth=max_depth, max_new_tokens=max_new_tokens, slots=slots
     )
-    wanted = list(read_prompt_files(decoder, prompts, held_out=held_out, per_file=per_file))
+    wanted = list(
+        read_prompt_files(decoder, prompts, held_out=held_out, split=split, per_file=per_file)
+    )
     started = time.monotonic()
     first: list[int] = []
     with progress_bar() as show:
@@ -136,6 +152,7 @@ def read_prompt_files(
     paths: Iterable[Path],
     *,
     held_out: bool = False,
+    split: str = "all",
     per_file: int | None = None,
 ) -> Iterator[Prompt]:
     """The prompts of JSONL files, in their order.
@@ -148,11 +165,13 @@ def read_prompt_files(
         decoder: whose tokenizer encodes the questions.
         paths: the files.
         held_out: of the lines with ``p``, only those whose prompt is held out of training.
+        split: of the lines with ``turns``, those of "train", of "test", or "all".
         per_file: prompts to take of each file.
 
     Raises:
         ValueError: a file is missing, or a line is neither.
     """
+    from eaglerl.rl.identity import prompt_id, split_of
     from eaglerl.rl.record import Prompt
     from eaglerl.training.data import is_held_out
 
@@ -170,6 +189,8 @@ def read_prompt_files(
                 yield Prompt(tuple(row["p"]), "self-written")
             else:
                 ids = encode(decoder, row["turns"][0], chat=True)[0].tolist()
+                if split not in ("all", split_of(prompt_id(ids))):
+                    continue
                 yield Prompt(tuple(ids), path.stem)
             taken += 1
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.identity import split_of
 from eaglerl.rl.traces import TraceSet
 from eaglerl.training.data import is_held_out
 
@@ -73,6 +74,22 @@ def test_record_and_go_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
     )
     assert question in [trace.prompt_ids.tolist() for trace in traces]
     assert traces[0].top_ks == (1, 2)
+
+
+def test_questions_are_split_by_their_prompts(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    questions = tmp_path / "many.jsonl"
+    questions.write_text("".join(json.dumps({"turns": [f"Say {i}."]}) + "\n" for i in range(12)))
+    options = ["--top-k", "1", "--max-depth", "0", "-n", "2", *tiny.arguments]
+    halves = {}
+    for half in ("train", "test"):
+        result = run("record", tmp_path / half, questions, "--split", half, *options)
+        assert result.exit_code == 0, result.output
+        halves[half] = {trace.prompt_id for trace in TraceSet(tmp_path / half)}
+        assert {split_of(name) for name in halves[half]} == {half}
+    assert len(halves["train"] | halves["test"]) == 12
+    result = run("record", tmp_path / "none", questions, "--split", "half", *options)
+    assert result.exit_code == 2
+    assert "must be one of all, train, test, got 'half'" in result.stderr
 
 
 @pytest.mark.parametrize(
