@@ -16,6 +16,7 @@ from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
 from eaglerl.cli.prepare import prepare
 from eaglerl.cli.record import record
+from eaglerl.cli.serve import serve
 from eaglerl.cli.training import distill, train_draft
 
 app = typer.Typer(
@@ -93,4 +94,10 @@ _add(
     "eaglerl train-policy --traces traces --cost cost.json -o runs/ppo",
     "eaglerl train-policy -a dqn --traces traces --cost cost.json --select 8 -o runs/dqn",
     "eaglerl train-policy --prompts questions.jsonl --actions cpu --steps 2000 -o runs/live",
+)
+_add(
+    serve,
+    "eaglerl serve",
+    "eaglerl serve --port 8080 --mode tree-lookup",
+    "EAGLERL_API_KEY=secret eaglerl serve --host 0.0.0.0",
 )

@@ -1,0 +1,28 @@
+"""The web server: an OpenAI-compatible API, and a page that shows how the text is drafted.
+
+It needs the extra ``server`` (FastAPI and uvicorn).
+"""
+
+try:
+    import fastapi  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"the server needs {error.name}: install the extra with pip install 'eaglerl[server]'"
+    ) from error
+
+from eaglerl.server.app import create_app
+from eaglerl.server.learned import find_policies
+from eaglerl.server.modes import Mode, Modes, standard_modes
+from eaglerl.server.run import run_server
+from eaglerl.server.service import Limits, Service
+
+__all__ = [
+    "Limits",
+    "Mode",
+    "Modes",
+    "Service",
+    "create_app",
+    "find_policies",
+    "run_server",
+    "standard_modes",
+]

@@ -1,0 +1,135 @@
+"""A cycle as the page draws it: what was drafted, what of it was accepted, and what it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from eaglerl.eagle3 import Generation, StepResult
+from eaglerl.eagle3.device_tree import DeviceTree
+from eaglerl.ops import DraftTree
+from eaglerl.server.text import IncrementalText
+
+_TEXTS_KEPT = 65_536
+
+
+class CycleDescriber:
+    """Describes the cycles of one sequence after another."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Set up.
+
+        Args:
+            tokenizer: of transformers.
+        """
+
+        @lru_cache(_TEXTS_KEPT)
+        def token_text(token_id: int) -> str:
+            return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+
+        self._token_text = token_text
+
+    def cycle(
+        self, generation: Generation, kept: Sequence[int], text: IncrementalText, policy: float
+    ) -> dict[str, Any]:
+        """The last cycle.
+
+        Args:
+            generation: the sequence.
+            kept: tokens that the cycle added to the output.
+            text: of the output; the tokens are added to it.
+            policy: seconds that the policy took for it.
+        """
+        result = generation.cycles[-1]
+        nodes = tree_nodes(generation.session.tree, result)
+        for node in nodes:
+            node["text"] = self._token_text(node["id"])
+        path = [node["source"] for node in nodes if node["accepted"]][1:]
+        sources = [*path, "target"][: len(kept)]
+        statistics = generation.statistics
+        decoded = statistics.new_tokens - 1
+        return {
+            "cycle": len(generation.cycles),
+            "tokens": [
+                {"id": token, "text": text.push(token), "source": source}
+                for token, source in zip(kept, sources, strict=True)
+            ],
+            "bonus": {"id": result.token_ids[-1], "text": self._token_text(result.token_ids[-1])},
+            "nodes": nodes,
+            "total_tokens": result.params.total_tokens,
+            "depth": result.params.depth,
+            "top_k": result.params.top_k,
+            "rows": result.rows,
+            "lookup": {
+                "match_length": result.lookup.match_length,
+                "tokens": len(result.lookup.token_ids),
+                "accepted": result.lookup_accepted,
+            },
+            "acceptance_length": result.accepted + 1,
+            "seconds": {
+                "draft": result.draft_seconds,
+                "verify": result.verify_seconds,
+                "policy": policy,
+            },
+            "totals": {
+                "tokens": statistics.new_tokens,
+                "mean_acceptance_length": statistics.mean_acceptance_length,
+                "decode_seconds": statistics.decode_seconds,
+                "tokens_per_second": decoded / statistics.decode_seconds,
+            },
+        }
+
+
+def tree_nodes(tree: DraftTree | DeviceTree, result: StepResult) -> list[dict[str, Any]]:
+    """The rows that a cycle verified, parents first.
+
+    Args:
+        tree: of the cycle.
+        result: of the cycle.
+
+    Returns:
+        Of every row its parent's place in the list (-1 for the root), token "id", "score" (the
+        draft's cumulative log-probability, None where the draft has not scored it), whether it was
+        "accepted", and its "source": "root", "head", "lookup", or "both" where the head's tree
+        and the looked-up chain share it.
+    """
+    parents, tokens = tree.parents.tolist(), tree.token_ids.tolist()
+    scores = tree.scores.tolist()
+    rows = list(range(len(tokens)))
+    if isinstance(tree, DeviceTree):
+        # Its rows that the head's tree holds already are computed, but lead nowhere.
+        rows = [row for row, enabled in enumerate(tree.enabled.tolist()) if enabled]
+    place = {row: index for index, row in enumerate(rows)}
+    above = [-1 if row == 0 else place[parents[row]] for row in rows]
+    ids = [tokens[row] for row in rows]
+    children = {(above[index], ids[index]): index for index in range(1, len(rows))}
+    accepted = {0, *_walk(children, result.token_ids[:-1])}
+    chain = set(_walk(children, result.lookup.token_ids))
+    nodes = []
+    for index, row in enumerate(rows):
+        scored = not math.isnan(scores[row])
+        source = "both" if scored and index in chain else "head" if scored else "lookup"
+        nodes.append(
+            {
+                "parent": above[index],
+                "id": ids[index],
+                "score": scores[row] if scored else None,
+                "accepted": index in accepted,
+                "source": source if index else "root",
+            }
+        )
+    return nodes
+
+
+def _walk(children: dict[tuple[int, int], int], tokens: Sequence[int]) -> list[int]:
+    """The nodes on the path of some tokens from the root, as far as it goes."""
+    node, path = 0, []
+    for token in tokens:
+        child = children.get((node, token))
+        if child is None:
+            break
+        path.append(child)
+        node = child
+    return path

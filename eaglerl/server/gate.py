@@ -1,0 +1,124 @@
+"""What every request must pass: the host that it names, the key, the size of its body."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eaglerl.server.errors import ApiError
+
+_PROTECTED = ("/v1/", "/live/")
+
+
+class Gate:
+    """Refuses requests before their body is parsed.
+
+    The host is compared so that a page of another site cannot reach a server on the visitor's own
+    machine under a name that its owner lets point there.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        api_key: str | None = None,
+        hosts: Collection[str] | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            app: what comes behind.
+            max_body_bytes: of a request.
+            api_key: what ``Authorization: Bearer`` must carry; None lets everybody in. The page
+                itself is open, but not what it asks for.
+            hosts: names that the header ``Host`` may have; None for any.
+        """
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._key = None if api_key is None else api_key.encode()
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_host(headers)
+            self._check_key(headers, scope["path"])
+            body = await self._read(headers, receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if body is None:
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _check_host(self, headers: Headers) -> None:
+        if self._hosts is None:
+            return
+        host = headers.get("host", "")
+        name = host[1:].split("]")[0] if host.startswith("[") else host.split(":")[0]
+        if name.lower() not in self._hosts:
+            allowed = ", ".join(sorted(self._hosts))
+            raise ApiError(403, f"the header Host must name one of: {allowed}", code="wrong_host")
+
+    def _check_key(self, headers: Headers, path: str) -> None:
+        if self._key is None or not path.startswith(_PROTECTED):
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Headers are decoded as Latin-1, so this gives back the bytes that were sent.
+        right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
+        if scheme.lower() != "bearer" or not right:
+            raise ApiError(
+                401,
+                "the header Authorization must carry the server's key: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None if the client has gone."""
+        told = headers.get("content-length", "0")
+        if told.isdecimal() and int(told) > self._max_body_bytes:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413,
+            f"the body may have {self._max_body_bytes} bytes",
+            code="body_too_large",
+            # The rest of it is not read.
+            headers={"Connection": "close"},
+        )
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read, then what comes after it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,60 @@
+"""Trained policies as modes: those found in a folder that belong to the target and its head."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.policy_files import PolicyFiles, find_policy, open_policy
+from eaglerl.server.modes import Mode
+
+_DESCRIPTIONS = {
+    True: "Trained: predicts what is accepted, and weighs it against what it costs.",
+    False: "Trained by reinforcement learning: chooses the tree from the target's features.",
+}
+
+
+def find_policies(
+    folder: str | Path, decoder: SpeculativeDecoder, *, cost: CostTable | None = None
+) -> list[Mode]:
+    """The policies that a folder and the folders in it hold.
+
+    Args:
+        folder: where to look.
+        decoder: whose target and head the policies must be of.
+        cost: what drafting and verifying cost on this machine, for policies that weigh it; without
+            it they take the table that lies beside them.
+
+    Returns:
+        A mode for each, named like its folder. One that cannot be used with this decoder is left
+        out, and a warning says why.
+    """
+    root = Path(folder)
+    found: list[Mode] = []
+    for path in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
+        try:
+            files = find_policy(path)
+        except ValueError:
+            # A folder of something else.
+            continue
+        try:
+            found.append(_mode(path.name, files, decoder, cost))
+        except (ValueError, ImportError) as error:
+            warnings.warn(f"the policy in {path} is left out: {error}", stacklevel=2)
+    return found
+
+
+def _mode(
+    name: str, files: PolicyFiles, decoder: SpeculativeDecoder, cost: CostTable | None
+) -> Mode:
+    mode = Mode(
+        name,
+        _DESCRIPTIONS[files.is_acceptance],
+        lambda: open_policy(files, decoder, cost=cost),
+        learned=True,
+    )
+    # It is found out now whether it can be opened.
+    mode.give_back(mode.make())
+    return mode

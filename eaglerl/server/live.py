@@ -1,0 +1,157 @@
+"""A live session: one prompt in one or two modes, cycle by cycle under a page's control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eaglerl.eagle3 import Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.server.cycle_events import CycleDescriber
+from eaglerl.server.engine import Task
+from eaglerl.server.modes import Mode
+from eaglerl.server.service import Service
+from eaglerl.server.text import IncrementalText
+
+
+@dataclass(frozen=True, slots=True)
+class LiveEvent:
+    """What a page is told.
+
+    Attributes:
+        name: "begin", "cycle", "finished" of one lane, "state", or "end" of all.
+        content: JSON values.
+    """
+
+    name: str
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFailed:
+    """The session ends before its time."""
+
+    error: Exception
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One of the texts.
+
+    Attributes:
+        mode: of drafting.
+        credits: cycles that were asked for one by one.
+        over: whether the text has ended.
+        decoder: has the caches of it.
+        policy: chooses its trees.
+        generation: the text at work; None before the prompt was read.
+    """
+
+    mode: Mode
+    text: IncrementalText
+    credits: int = 0
+    over: bool = False
+    decoder: SpeculativeDecoder | None = None
+    policy: TreePolicy | None = None
+    generation: Generation | None = None
+
+    @property
+    def spent(self) -> float:
+        """Seconds of decoding; below zero before it has begun."""
+        return -1.0 if self.generation is None else self.generation.decode_seconds
+
+
+@dataclass
+class LiveSession(Task):
+    """Decodes the same prompt in every lane; of lanes that run, always the one that is behind.
+
+    So both have had the same time at any moment, and the faster one is ahead in its text.
+
+    Attributes:
+        service: whose weights and modes are used.
+        prompt_ids: the prompt.
+        emit: told of every event.
+        sampling: options of `SpeculativeDecoder.start`.
+        running: whether cycles follow one another by themselves.
+    """
+
+    service: Service
+    modes: Sequence[Mode]
+    prompt_ids: Sequence[int]
+    emit: Callable[[LiveEvent | LiveFailed], None]
+    sampling: dict[str, Any]
+    running: bool = True
+    _lanes: list[_Lane] = field(init=False)
+
+    # A task is itself alone.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __post_init__(self) -> None:
+        tokenizer = self.service.decoder.tokenizer
+        self._describer = CycleDescriber(tokenizer)
+        self._lanes = [_Lane(mode, IncrementalText(tokenizer)) for mode in self.modes]
+
+    def control(self, action: str) -> None:
+        """Run, pause, or let every lane that has not ended do one cycle; through `Engine.tell`."""
+        self.running = action == "run"
+        for lane in self._lanes:
+            lane.credits = lane.credits + 1 if action == "step" and not lane.over else 0
+        self.emit(LiveEvent("state", {"running": self.running}))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a lane may go on."""
+        return any(self._may_go_on(lane) for lane in self._lanes)
+
+    def advance(self) -> bool:
+        """Read the prompt in a lane, or run one cycle of it."""
+        place, lane = min(
+            ((i, lane) for i, lane in enumerate(self._lanes) if self._may_go_on(lane)),
+            key=lambda item: item[1].spent,
+        )
+        if lane.generation is None:
+            self._begin(place, lane)
+        else:
+            lane.credits = max(0, lane.credits - 1)
+            self._cycle(place, lane)
+        reason = lane.generation.finish_reason
+        if reason is not None:
+            lane.over, lane.credits = True, 0
+            rest = {"lane": place, "reason": reason, "text": lane.text.finish()}
+            self.emit(LiveEvent("finished", rest))
+        if not all(lane.over for lane in self._lanes):
+            return False
+        self.emit(LiveEvent("end", {}))
+        return True
+
+    def close(self, error: Exception | None) -> None:
+        """Give policies and caches back."""
+        for lane in self._lanes:
+            if lane.policy is not None:
+                lane.mode.give_back(lane.policy)
+            if lane.decoder is not None:
+                self.service.give_back_live_decoder(lane.decoder)
+            lane.policy = lane.decoder = lane.generation = None
+        if error is not None:
+            self.emit(LiveFailed(error))
+
+    def _may_go_on(self, lane: _Lane) -> bool:
+        return not lane.over and (self.running or lane.credits > 0 or lane.generation is None)
+
+    def _begin(self, place: int, lane: _Lane) -> None:
+        lane.decoder = self.service.take_live_decoder()
+        lane.policy = lane.mode.take()
+        lane.generation = lane.decoder.start(self.prompt_ids, lane.policy, **self.sampling)
+        (first,) = lane.generation.advance()
+        tokens = [{"id": first, "text": lane.text.push(first), "source": "target"}]
+        seconds = lane.generation.prefill_seconds
+        content = {"lane": place, "tokens": tokens, "prefill_seconds": seconds}
+        self.emit(LiveEvent("begin", content))
+
+    def _cycle(self, place: int, lane: _Lane) -> None:
+        before = lane.generation.policy_seconds
+        kept = lane.generation.advance()
+        policy = lane.generation.policy_seconds - before
+        content = self._describer.cycle(lane.generation, kept, lane.text, policy)
+        self.emit(LiveEvent("cycle", {"lane": place, **content}))

@@ -1,0 +1,184 @@
+"""What all routes share: the decoder, its modes and engine, limits, and reading prompts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3.draft_runner import DraftDtype
+from eaglerl.server.engine import Engine
+from eaglerl.server.errors import ApiError
+from eaglerl.server.modes import Mode, Modes
+
+_MODE_SEPARATOR = ":"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a client may ask for.
+
+    Attributes:
+        max_body_bytes: bytes of a request's body.
+        max_prompt_tokens: tokens of a prompt; None for what the target's context holds.
+        default_max_tokens: longest answer where the request does not say.
+        queue_size: requests that may wait for the decoder.
+        live_sessions: live sessions at a time; each has caches of its own.
+        live_max_tokens: longest text of a live session, prompt included.
+        live_idle_seconds: after which a paused live session is closed.
+    """
+
+    max_body_bytes: int = 1 << 20
+    max_prompt_tokens: int | None = None
+    default_max_tokens: int = 512
+    queue_size: int = 32
+    live_sessions: int = 2
+    live_max_tokens: int = 2048
+    live_idle_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "default_max_tokens", "live_max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}")
+        if not self.live_idle_seconds > 0:
+            raise ValueError(f"live_idle_seconds must be positive, got {self.live_idle_seconds}")
+
+
+class Service:
+    """A decoder that is served.
+
+    Attributes:
+        decoder: decodes the completions.
+        model_name: what clients call the model.
+        modes: ways of drafting.
+        limits: of requests.
+        engine: decodes.
+    """
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        modes: Modes,
+        *,
+        model_name: str,
+        limits: Limits | None = None,
+        draft_dtype: DraftDtype = "auto",
+    ) -> None:
+        """Set up; nothing runs yet.
+
+        Args:
+            decoder: with a tokenizer.
+            modes: ways of drafting.
+            model_name: what clients call the model; without a colon.
+            limits: of requests.
+            draft_dtype: of the drafts of live sessions.
+
+        Raises:
+            ValueError: no tokenizer, or a name that is empty or has a colon.
+        """
+        if decoder.tokenizer is None:
+            raise ValueError("decoder must have a tokenizer")
+        if not model_name or _MODE_SEPARATOR in model_name:
+            raise ValueError(f"model_name must be a name without a colon, got {model_name!r}")
+        self.decoder = decoder
+        self.modes = modes
+        self.model_name = model_name
+        self.limits = limits or Limits()
+        self.engine = Engine(
+            queue_size=self.limits.queue_size, live_sessions=self.limits.live_sessions
+        )
+        self._draft_dtype = draft_dtype
+        self._live_decoders: list[SpeculativeDecoder] = []
+        # The tokenizer's settings are changed and restored by every call.
+        self._encoding = threading.Lock()
+
+    def find_mode(self, model: str | None, mode: str | None, parameter: str = "mode") -> Mode:
+        """The mode that a request asks for.
+
+        Args:
+            model: the model's name, or NAME:MODE.
+            mode: the mode, if it is told apart.
+            parameter: what the mode's field is called.
+
+        Raises:
+            ApiError: 404 for another model, 400 for an unknown mode, or for two modes.
+        """
+        name, _, suffix = (model or self.model_name).partition(_MODE_SEPARATOR)
+        if name != self.model_name:
+            message = f"model must be {self.model_name} or {self.model_name}:MODE"
+            raise ApiError(404, message, code="model_not_found", parameter="model")
+        if suffix and mode and suffix != mode:
+            message = f"{parameter} and the suffix of model name two different modes"
+            raise ApiError(400, message, code="invalid_value", parameter=parameter)
+        try:
+            return self.modes.get(mode or suffix or self.modes.default)
+        except ValueError as error:
+            parameter = parameter if mode else "model"
+            raise ApiError(400, str(error), code="mode_not_found", parameter=parameter) from error
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The token ids of a conversation in the target's template, the answer's start included.
+
+        Raises:
+            ApiError: there is no template, or it refuses the conversation.
+        """
+        tokenizer = self.decoder.tokenizer
+        if tokenizer.chat_template is None:
+            message = "the model has no chat template; /v1/completions takes bare text"
+            raise ApiError(400, message, code="no_chat_template", parameter="messages")
+        from jinja2 import TemplateError
+
+        try:
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            message = f"the model's chat template refuses the messages: {error}"
+            raise ApiError(400, message, code="invalid_value", parameter="messages") from error
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The token ids of bare text."""
+        return self._encode(text, add_special_tokens=True)
+
+    def check_prompt(self, prompt_ids: Sequence[int], parameter: str) -> None:
+        """Make sure that a prompt can be read.
+
+        Raises:
+            ApiError: 400 if it is empty or has unknown ids, 413 if it is too long.
+        """
+        room = self.decoder.target.max_positions - 1
+        most = min(room, self.limits.max_prompt_tokens or room)
+        if not prompt_ids:
+            message = f"{parameter} must hold at least one token"
+            raise ApiError(400, message, code="invalid_value", parameter=parameter)
+        if len(prompt_ids) > most:
+            message = f"{parameter} has {len(prompt_ids)} tokens, at most {most} are allowed"
+            raise ApiError(413, message, code="context_length_exceeded", parameter=parameter)
+        vocabulary = self.decoder.target.vocab_size
+        if not all(0 <= token < vocabulary for token in prompt_ids):
+            message = f"{parameter} must hold token ids of 0 to {vocabulary - 1}"
+            raise ApiError(400, message, code="invalid_value", parameter=parameter)
+
+    def take_live_decoder(self) -> SpeculativeDecoder:
+        """A decoder of the same weights with caches of its own; on the engine's thread."""
+        if self._live_decoders:
+            return self._live_decoders.pop()
+        return SpeculativeDecoder(
+            self.decoder.target,
+            self.decoder.head,
+            draft_dtype=self._draft_dtype,
+            tokenizer=self.decoder.tokenizer,
+        )
+
+    def give_back_live_decoder(self, decoder: SpeculativeDecoder) -> None:
+        """End the use of a decoder."""
+        self._live_decoders.append(decoder)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with self._encoding:
+            return self.decoder.tokenizer(text, add_special_tokens=add_special_tokens).input_ids

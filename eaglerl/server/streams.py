@@ -1,0 +1,88 @@
+"""From the engine's thread to a client, for as long as the client is there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+_E = TypeVar("_E")
+_R = TypeVar("_R")
+
+
+class Channel(Generic[_E]):
+    """Events that one thread puts and the event loop takes."""
+
+    def __init__(self) -> None:
+        """Belong to the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[_E] = asyncio.Queue()
+
+    def put(self, event: _E) -> None:
+        """Add an event, from any thread."""
+        # Where the loop has ended, so has everybody who could listen.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def get(self) -> _E:
+        """The next event."""
+        return await self._events.get()
+
+
+def server_sent_event(content: Any, name: str | None = None) -> str:
+    """One event of ``text/event-stream``."""
+    data = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
+    return (f"event: {name}\n" if name else "") + f"data: {data}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events until they end or the client goes; then `on_close`, whatever happened."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], on_close: Callable[[], None]) -> None:
+        """Set up.
+
+        Args:
+            events: of `server_sent_event`.
+            on_close: called once at the end.
+        """
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await while_connected(self.stream_response(send), receive)
+        finally:
+            self._on_close()
+
+
+async def while_connected(work: Awaitable[_R], receive: Receive) -> _R | None:
+    """Do something for as long as the client is there.
+
+    Args:
+        work: what to do; it is cancelled when the client goes.
+        receive: the request's; its body has been read.
+
+    Returns:
+        Its result; None if the client has gone.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
