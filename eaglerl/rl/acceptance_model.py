@@ -13,12 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eaglerl.eagle3.params import TreeParams
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 #: Inputs of the net that judges the draft's candidates, of the chain's, and of the stopping rule.
 POOL_INPUTS, CHAIN_INPUTS, STOP_INPUTS = 14, 13, 66
+
+#: More rows than any tree has.
+NEVER = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,9 @@ class AcceptanceModel:
         chain_net: judges the looked-up tokens, each given the one before; None for no lookups.
         stop_weights: (max_depth, F) float32; another round is worth ``features @ weights`` tokens.
         rate: lambda of the training, in tokens per second, with its cost table.
+        constant: the best constant tree of the training; None if it is not known.
+        gain: of the policy over it, in tokens per second on prompts it was not fitted to; 0.03
+            for 3 %.
     """
 
     top_k: int
@@ -76,9 +83,26 @@ class AcceptanceModel:
     chain_net: SmallNet | None
     stop_weights: np.ndarray
     rate: float
+    constant: TreeParams | None = None
+    gain: float = 0.0
 
     def survival(self, candidates: Candidates) -> Survival:
         """Judge candidates of any depth up to `max_depth`."""
+        pool = self._pool_survival(candidates)
+        return Survival(pool, self._chain_survival(candidates, pool))
+
+    def survivals(self, candidates: Candidates) -> list[Survival]:
+        """Judge candidates as they were after each number of rounds up to all of them."""
+        # What comes later does not change what is thought of the pool so far.
+        whole = self._pool_survival(candidates)
+        found = []
+        for depth in range(candidates.depth + 1):
+            early = candidates.at_depth(depth)
+            pool = whole[:, : early.scores.shape[1]]
+            found.append(Survival(pool, self._chain_survival(early, pool)))
+        return found
+
+    def _pool_survival(self, candidates: Candidates) -> np.ndarray:
         parents = candidates.parents()
         pool = self.pool_net(pool_features(candidates, parents))
         # No node can survive without its parent.
@@ -88,7 +112,7 @@ class AcceptanceModel:
             above = np.take_along_axis(pool, parents[:, block], axis=1)
             pool[:, block] = np.minimum(pool[:, block], above)
             begin += candidates.top_k**2
-        return Survival(pool, self._chain_survival(candidates, pool))
+        return pool
 
     def _chain_survival(self, candidates: Candidates, pool: np.ndarray) -> np.ndarray:
         count = len(candidates)
@@ -109,7 +133,11 @@ class AcceptanceModel:
         return np.where(outside & (candidates.match_length > 0)[:, None], chain, 0.0)
 
     def plan(
-        self, candidates: Candidates, survival: Survival, cost: CostTable, rate: float
+        self,
+        candidates: Candidates,
+        survival: Survival,
+        cost: CostTable,
+        rate: float | np.ndarray,
     ) -> Plan:
         """The rows to verify: as many of the most probable candidates as pay.
 
@@ -117,22 +145,10 @@ class AcceptanceModel:
             candidates: the candidates so far.
             survival: their survivals.
             cost: time of a verification.
-            rate: lambda, tokens per second.
+            rate: lambda, tokens per second; one, or (N,).
         """
-        joined = np.concatenate((survival.pool, survival.chain), axis=1)
-        # Equal survivals keep their order: parents come first.
-        order = np.argsort(-joined, axis=1, kind="stable")[:, : self.max_rows - 1]
-        best = np.take_along_axis(joined, order, axis=1)
-        nothing = np.zeros((len(best), 1))
-        length = 1.0 + np.concatenate((nothing, np.cumsum(best, axis=1)), axis=1)
-        rows = np.arange(1, length.shape[1] + 1)
-        seconds = cost.verify_seconds(rows[None], candidates.context_length[:, None])
-        value = length - rate * seconds
-        chosen = value.argmax(axis=1)[:, None]
-        expected, highest, duration = (
-            np.take_along_axis(array, chosen, axis=1)[:, 0] for array in (length, value, seconds)
-        )
-        return Plan(chosen[:, 0] + 1, expected, highest, duration, order)
+        order, length = rank_candidates(survival, self.max_rows)
+        return plan_of_ranked(order, length, candidates.context_length, cost, rate)
 
     def goes_on(self, candidates: Candidates, survival: Survival, plan: Plan) -> np.ndarray:
         """(N,) bool: whether another round promises more than it costs."""
@@ -140,6 +156,38 @@ class AcceptanceModel:
             return np.zeros(len(candidates), dtype=bool)
         features = stop_features(candidates, survival, plan)
         return features @ self.stop_weights[candidates.depth] > 0
+
+
+def rank_candidates(survival: Survival, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The candidates by their survival, and what trees of the best of them are expected to give.
+
+    Returns:
+        order, (N, n) as in `Plan`, and expected lengths of 1 to n + 1 rows, (N, n + 1).
+    """
+    joined = np.concatenate((survival.pool, survival.chain), axis=1)
+    # Equal survivals keep their order: parents come first.
+    order = np.argsort(-joined, axis=1, kind="stable")[:, : max_rows - 1]
+    best = np.take_along_axis(joined, order, axis=1)
+    nothing = np.zeros((len(best), 1))
+    return order, 1.0 + np.concatenate((nothing, np.cumsum(best, axis=1)), axis=1)
+
+
+def plan_of_ranked(
+    order: np.ndarray,
+    length: np.ndarray,
+    context_length: np.ndarray,
+    cost: CostTable,
+    rate: float | np.ndarray,
+) -> Plan:
+    """The best number of rows of what `rank_candidates` gave, for a lambda."""
+    rows = np.arange(1, length.shape[1] + 1)
+    seconds = cost.verify_seconds(rows[None], context_length[:, None])
+    value = length - np.reshape(rate, (-1, 1)) * seconds
+    chosen = value.argmax(axis=1)[:, None]
+    expected, highest, duration = (
+        np.take_along_axis(array, chosen, axis=1)[:, 0] for array in (length, value, seconds)
+    )
+    return Plan(chosen[:, 0] + 1, expected, highest, duration, order)
 
 
 def stop_features(candidates: Candidates, survival: Survival, plan: Plan) -> np.ndarray:
@@ -194,10 +242,27 @@ def accepted_lengths(
     chain_accepted: np.ndarray,
     chain_length: int,
 ) -> np.ndarray:
-    """Acceptance lengths of plans, from what came true.
+    """Acceptance lengths of plans, from what came true; see `needed_rows`.
+
+    Returns:
+        (N,) int64, the bonus token included.
+    """
+    needed = needed_rows(plan.order, pool_size, path, chain_nodes, chain_accepted, chain_length)
+    return 1 + (needed <= plan.rows[:, None]).sum(axis=1)
+
+
+def needed_rows(
+    order: np.ndarray,
+    pool_size: int,
+    path: np.ndarray,
+    chain_nodes: np.ndarray,
+    chain_accepted: np.ndarray,
+    chain_length: int,
+) -> np.ndarray:
+    """Rows that must be verified for the leading levels of the truth to be accepted.
 
     Args:
-        plan: the trees.
+        order: (N, n) candidates, the best first, as in `Plan`.
         pool_size: candidates of the draft, behind which the chain's tokens are numbered.
         path: (N, levels) index in the pool of the true node of each level; -1 for none.
         chain_nodes: (N, levels) index in the pool of the chain's token of each level; -1 for none.
@@ -205,23 +270,24 @@ def accepted_lengths(
         chain_length: C.
 
     Returns:
-        (N,) int64, the bonus token included.
+        (N, most levels) int16 rows, the root included, for the first 1, 2, ... levels; `NEVER`
+        where no number of rows is enough.
     """
     count = len(path)
-    rank = np.full((count, pool_size + chain_length), np.iinfo(np.int64).max)
-    places = np.broadcast_to(np.arange(plan.order.shape[1]), plan.order.shape)
-    np.put_along_axis(rank, plan.order, places, axis=1)
-    verified = rank < (plan.rows - 1)[:, None]
+    rank = np.full((count, pool_size + chain_length), NEVER, dtype=np.int16)
+    places = np.arange(2, order.shape[1] + 2, dtype=np.int16)
+    np.put_along_axis(rank, order, np.broadcast_to(places, order.shape), axis=1)
     levels = max(path.shape[1], chain_length)
     inside = (chain_nodes >= 0).sum(axis=1)
-    kept = np.zeros((count, levels), dtype=bool)
+    needed = np.full((count, levels), NEVER, dtype=np.int16)
     for level in range(levels):
         if level < path.shape[1]:
             node = path[:, level]
             known = (node >= 0) & (node < pool_size)
-            here = np.take_along_axis(verified, np.clip(node, 0, pool_size - 1)[:, None], axis=1)
-            kept[:, level] |= known & here[:, 0]
+            here = np.take_along_axis(rank, np.clip(node, 0, pool_size - 1)[:, None], axis=1)
+            needed[:, level] = np.where(known, here[:, 0], NEVER)
         if level < chain_length:
             true = (chain_accepted > level) & (inside <= level)
-            kept[:, level] |= true & verified[:, pool_size + level]
-    return 1 + np.logical_and.accumulate(kept, axis=1).sum(axis=1)
+            by_chain = np.where(true, rank[:, pool_size + level], NEVER)
+            needed[:, level] = np.minimum(needed[:, level], by_chain)
+    return np.maximum.accumulate(needed, axis=1)

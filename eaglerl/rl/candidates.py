@@ -61,6 +61,11 @@ class Candidates:
             chain_nodes=self.chain_nodes[:, : depth + 1],
         )
 
+    def take(self, rows: np.ndarray | slice) -> Candidates:
+        """Some of the cycles: indices, a mask or a slice."""
+        names = ("scores", "context_length", "match_length", "chain_nodes", "success", "lookups")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
     @property
     def levels(self) -> np.ndarray:
         """(K + depth K^2,) level of each candidate, 0 for the root's children."""
@@ -150,30 +155,48 @@ def chain_features(candidates: Candidates, length: int) -> np.ndarray:
     return np.stack([np.broadcast_to(c, shape) for c in columns], axis=-1).astype(np.float32)
 
 
-def trace_candidates(traces: Iterable[Trace], top_k: int, depth: int) -> Candidates:
+def trace_candidates(
+    traces: Iterable[Trace], top_k: int, depth: int, chain_length: int | None = None
+) -> Candidates:
     """The candidates of every position of some traces, all rounds done.
 
+    Args:
+        traces: recorded continuations.
+        top_k: K.
+        depth: rounds after the first.
+        chain_length: looked-up tokens that a policy asks for, so that it knows no more than in
+            decoding: 0 hides the lookups; None for all that were recorded.
+
     Raises:
-        ValueError: a width that was not recorded, or a depth beyond what was.
+        ValueError: a width that was not recorded, or a depth or a chain beyond what was.
     """
-    parts = [_of_trace(trace, top_k, depth) for trace in traces]
+    parts = [_of_trace(trace, top_k, depth, chain_length) for trace in traces]
     names = ("scores", "context_length", "match_length", "chain_nodes", "success", "lookups")
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return Candidates(top_k=top_k, depth=depth, **joined)
 
 
-def _of_trace(trace: Trace, top_k: int, depth: int) -> Candidates:
+def _of_trace(trace: Trace, top_k: int, depth: int, chain_length: int | None) -> Candidates:
     if top_k not in trace.top_ks or depth > trace.max_depth:
         raise ValueError(
             f"top_k={top_k} and depth={depth} are not in the trace, which has top_k in "
             f"{list(trace.top_ks)} and depth up to {trace.max_depth}"
         )
+    longest = trace.lookup_tokens if chain_length is None else chain_length
+    if longest > trace.lookup_tokens:
+        raise ValueError(
+            f"chain_length must be at most the {trace.lookup_tokens} looked-up tokens of the "
+            f"trace, got {chain_length}"
+        )
     column = trace.top_ks.index(top_k)
+    match = trace.lookup_match.astype(np.int64) * (longest > 0)
+    chain_nodes = trace.lookup_path[:, column, : depth + 1].astype(np.int64)
+    chain_nodes[:, longest:] = -1
     success, lookups = np.empty(len(trace)), np.empty(len(trace))
     running, count = INITIAL_SUCCESS, 0
     for position in range(len(trace)):
         success[position], lookups[position] = running, count
-        if trace.lookup_match[position]:
+        if match[position]:
             running = next_success(running, came_true=trace.lookup_accepted[position] > 0)
             count += 1
     return Candidates(
@@ -181,13 +204,15 @@ def _of_trace(trace: Trace, top_k: int, depth: int) -> Candidates:
         depth=depth,
         scores=trace.scores[top_k][:, : top_k + depth * top_k**2].astype(np.float32),
         context_length=trace.context_lengths,
-        match_length=trace.lookup_match.astype(np.int64),
-        chain_nodes=trace.lookup_path[:, column, : depth + 1].astype(np.int64),
+        match_length=match,
+        chain_nodes=chain_nodes,
         success=success,
         lookups=lookups,
     )
 
 
-def next_success(success: float, *, came_true: bool) -> float:
-    """The running success after one more lookup."""
-    return (1 - SUCCESS_ALPHA) * success + SUCCESS_ALPHA * float(came_true)
+def next_success(
+    success: float | np.ndarray, *, came_true: bool | np.ndarray
+) -> float | np.ndarray:
+    """The running success after one more lookup, of one sequence or of several."""
+    return (1 - SUCCESS_ALPHA) * success + SUCCESS_ALPHA * came_true

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eaglerl.rl.acceptance_model import (
-    STOP_INPUTS,
-    AcceptanceModel,
-    Plan,
-    Survival,
-    accepted_lengths,
-    stop_features,
-)
-from eaglerl.rl.candidates import Candidates, chain_features, pool_features, trace_candidates
+from eaglerl.rl.acceptance_model import STOP_INPUTS, AcceptanceModel, plan_of_ranked, stop_features
+from eaglerl.rl.candidates import chain_features, pool_features
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.judged import Judged, TracePositions, judge_positions
 from eaglerl.rl.small_net import SmallNet, fit_net
 from eaglerl.rl.traces import Trace
 
-_RIDGE = 100.0
+_NO_ORDER = np.empty((0, 0), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,7 @@ class AcceptanceOptions:
         hidden: width of the nets' hidden layers.
         steps: steps of a net's fit.
         rounds: how often lambda and the stopping rule are fitted to each other.
+        ridge: penalty of the stopping rule's weights.
         seed: of the nets.
 
     Raises:
@@ -48,51 +43,17 @@ class AcceptanceOptions:
     hidden: int = 24
     steps: int = 1200
     rounds: int = 4
+    ridge: float = 100.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         minima = {"top_k": 1, "max_rows": 2, "hidden": 1, "steps": 1, "rounds": 1}
-        for name, minimum in (minima | {"max_depth": 0, "chain_length": 0}).items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Truth:
-    """What came true at every position of the traces.
-
-    Attributes:
-        path: (N, D + 1) index in the pool of the true node of each level; -1 for none.
-        chain_accepted: (N,) leading tokens of the looked-up chain.
-        remaining: (N,) tokens to the end of the trace.
-        lengths: positions of each trace.
-    """
-
-    path: np.ndarray
-    chain_accepted: np.ndarray
-    remaining: np.ndarray
-    lengths: list[int]
-
-    @classmethod
-    def of(cls, traces: Sequence[Trace], top_k: int, depth: int) -> _Truth:
-        column = traces[0].top_ks.index(top_k)
-        return cls(
-            np.concatenate([t.path[:, column, : depth + 1] for t in traces]).astype(np.int64),
-            np.concatenate([t.lookup_accepted for t in traces]).astype(np.int64),
-            np.concatenate([t.remaining for t in traces]),
-            [len(trace) for trace in traces],
-        )
-
-    def seconds(self, tokens: np.ndarray, seconds: np.ndarray) -> float:
-        """Time to decode all traces with a choice per position."""
-        total, start = 0.0, 0
-        for length in self.lengths:
-            position = start
-            while position < start + length:
-                total += float(seconds[position])
-                position += int(tokens[position])
-            start += length
-        return total
+        for name, minimum in (minima | {"max_depth": 0, "chain_length": 0, "seed": 0}).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
+        if not 0 < self.ridge < float("inf"):
+            raise ValueError(f"ridge must be positive, got {self.ridge!r}")
 
 
 def fit_acceptance(
@@ -113,118 +74,170 @@ def fit_acceptance(
         The model.
 
     Raises:
-        ValueError: no traces, or a width or depth that they or the cost table do not know.
+        ValueError: no traces, or a width, depth or chain that they or the cost table do not know.
     """
     options = options or AcceptanceOptions()
-    traces = list(traces)
-    if not traces:
-        raise ValueError("traces must hold at least one trace")
-    whole = trace_candidates(traces, options.top_k, options.max_depth)
+    positions = read_positions(list(traces), options)
     cost.draft_seconds(0, options.top_k, 0)
-    truth = _Truth.of(traces, options.top_k, options.max_depth)
-    model = AcceptanceModel(
+    model = new_model(
+        options, cost, fit_pool_net(positions, options), fit_chain_net(positions, options)
+    )
+    return fit_stopping(model, judge_positions(model, positions), positions, cost, options)
+
+
+def read_positions(traces: Sequence[Trace], options: AcceptanceOptions) -> TracePositions:
+    """The positions that a model is fitted to; see `TracePositions.of`."""
+    return TracePositions.of(traces, options.top_k, options.max_depth, options.chain_length)
+
+
+def new_model(
+    options: AcceptanceOptions, cost: CostTable, pool_net: SmallNet, chain_net: SmallNet | None
+) -> AcceptanceModel:
+    """A model with nets, but without a stopping rule, and with the lambda of plain decoding."""
+    return AcceptanceModel(
         top_k=options.top_k,
         max_depth=options.max_depth,
         max_rows=options.max_rows,
         chain_length=options.chain_length,
-        pool_net=_fit_pool_net(whole, truth, options),
-        chain_net=_fit_chain_net(whole, truth, options) if options.chain_length else None,
+        pool_net=pool_net,
+        chain_net=chain_net,
         stop_weights=np.zeros((options.max_depth, STOP_INPUTS), dtype=np.float32),
         rate=1.0 / float(cost.verify_seconds(1, 0)),
     )
-    judged = [whole.at_depth(depth) for depth in range(options.max_depth + 1)]
-    survivals = [model.survival(candidates) for candidates in judged]
-    for _ in range(options.rounds):
-        model = _fit_stopping(model, judged, survivals, truth, cost)
-    return model
 
 
-def _fit_pool_net(whole: Candidates, truth: _Truth, options: AcceptanceOptions) -> SmallNet:
-    labels = np.zeros(whole.scores.shape, dtype=np.float32)
-    rows, levels = np.nonzero(truth.path >= 0)
-    labels[rows, truth.path[rows, levels]] = 1.0
-    features = pool_features(whole, whole.parents())
+def fit_pool_net(
+    positions: TracePositions,
+    options: AcceptanceOptions,
+    report: Callable[[int, float], None] | None = None,
+) -> SmallNet:
+    """The net that judges the draft's candidates; `report` as in `fit_net`."""
+    labels = pool_labels(positions)
+    whole = positions.candidates
+    examples: np.ndarray | None = None
+    for chunk in positions.chunks():
+        part = whole.take(chunk)
+        features = pool_features(part, part.parents())
+        if examples is None:
+            examples = np.empty((*labels.shape, features.shape[-1]), dtype=np.float32)
+        examples[chunk] = features
     return fit_net(
-        features.reshape(-1, features.shape[-1]),
+        examples.reshape(labels.size, -1),
         labels.reshape(-1),
         hidden=options.hidden,
         steps=options.steps,
         seed=options.seed,
+        report=report,
     )
 
 
-def _fit_chain_net(whole: Candidates, truth: _Truth, options: AcceptanceOptions) -> SmallNet | None:
+def pool_labels(positions: TracePositions) -> np.ndarray:
+    """(N, K + D K^2) float32: 1 for the draft's candidates that came true."""
+    labels = np.zeros(positions.candidates.scores.shape, dtype=np.float32)
+    rows, levels = np.nonzero(positions.path >= 0)
+    labels[rows, positions.path[rows, levels]] = 1.0
+    return labels
+
+
+def fit_chain_net(
+    positions: TracePositions,
+    options: AcceptanceOptions,
+    report: Callable[[int, float], None] | None = None,
+) -> SmallNet | None:
     """Each level given the one before, after every number of rounds; None without any lookup."""
+    whole = positions.candidates
     matched = whole.match_length > 0
     if not matched.any():
         return None
     levels = np.arange(options.chain_length)
-    came_true = truth.chain_accepted[:, None] > levels
-    reached = matched[:, None] & (truth.chain_accepted[:, None] >= levels)
+    came_true = positions.chain_accepted[:, None] > levels
+    reached = matched[:, None] & (positions.chain_accepted[:, None] >= levels)
     examples, labels = [], []
-    for depth in range(options.max_depth + 1):
-        candidates = whole.at_depth(depth)
-        # Levels in the pool are judged there.
-        asked = reached & (levels >= candidates.chain_levels()[:, None])
-        examples.append(chain_features(candidates, options.chain_length)[asked])
-        labels.append(came_true[asked])
+    for chunk in positions.chunks():
+        part = whole.take(chunk)
+        for depth in range(options.max_depth + 1):
+            candidates = part.at_depth(depth)
+            # Levels in the pool are judged there.
+            asked = reached[chunk] & (levels >= candidates.chain_levels()[:, None])
+            examples.append(chain_features(candidates, options.chain_length)[asked])
+            labels.append(came_true[chunk][asked])
     return fit_net(
         np.concatenate(examples),
         np.concatenate(labels),
         hidden=options.hidden,
         steps=options.steps,
         seed=options.seed + 1,
+        report=report,
     )
 
 
-def _fit_stopping(
+def fit_stopping(
     model: AcceptanceModel,
-    judged: Sequence[Candidates],
-    survivals: Sequence[Survival],
-    truth: _Truth,
+    judged: Sequence[Judged],
+    positions: TracePositions,
     cost: CostTable,
+    options: AcceptanceOptions,
+    report: Callable[[int, float], None] | None = None,
 ) -> AcceptanceModel:
-    """One round: the rule for the present lambda, and the lambda that it reaches."""
-    plans: list[Plan] = []
-    tokens, drafted = [], []
-    for depth, (candidates, survival) in enumerate(zip(judged, survivals, strict=True)):
-        plan = model.plan(candidates, survival, cost, model.rate)
-        length = accepted_lengths(
-            plan,
-            survival.pool.shape[1],
-            truth.path,
-            candidates.chain_nodes,
-            truth.chain_accepted,
-            model.chain_length,
-        )
-        plans.append(plan)
-        tokens.append(np.minimum(length, truth.remaining))
-        drafted.append(cost.draft_seconds(depth, model.top_k, candidates.context_length))
-    rewards = [
-        count - model.rate * (plan.seconds + draft)
-        for count, plan, draft in zip(tokens, plans, drafted, strict=True)
+    """The stopping rule and lambda, fitted to each other in turn.
+
+    Args:
+        model: its nets count, and its lambda to begin with.
+        judged: the positions as the nets judge them.
+        positions: the same with what came true.
+        cost: time of the cycles.
+        options: `rounds` and `ridge` count.
+        report: is told rounds done and the tokens per second that were reached.
+    """
+    drafted = [
+        cost.draft_seconds(depth, model.top_k, positions.candidates.context_length)
+        for depth in range(model.max_depth + 1)
     ]
+    for number in range(1, options.rounds + 1):
+        model = _fit_round(model, judged, positions, cost, drafted, options.ridge)
+        if report is not None:
+            report(number, model.rate)
+    return model
+
+
+def _fit_round(
+    model: AcceptanceModel,
+    judged: Sequence[Judged],
+    positions: TracePositions,
+    cost: CostTable,
+    drafted: Sequence[np.ndarray],
+    ridge: float,
+) -> AcceptanceModel:
+    """The rule for the present lambda, and the lambda that it reaches."""
     weights = model.stop_weights.copy()
-    gained = rewards[-1]
-    stop = np.full(len(gained), model.max_depth)
-    for depth in range(model.max_depth - 1, -1, -1):
-        features = stop_features(judged[depth], survivals[depth], plans[depth])
-        weights[depth] = _ridge(features, gained - rewards[depth])
+    gained = tokens = seconds = np.empty(0)
+    for depth in range(model.max_depth, -1, -1):
+        found = judged[depth]
+        context = found.candidates.context_length
+        plan = plan_of_ranked(_NO_ORDER, found.length, context, cost, model.rate)
+        length = 1 + (found.needed <= plan.rows[:, None]).sum(axis=1)
+        stop_tokens = np.minimum(length, positions.remaining)
+        stop_seconds = plan.seconds + drafted[depth]
+        reward = stop_tokens - model.rate * stop_seconds
+        if depth == model.max_depth:
+            gained, tokens, seconds = reward, stop_tokens, stop_seconds
+            continue
+        features = stop_features(found.candidates, found.survival, plan)
+        weights[depth] = _ridge(features, gained - reward, ridge)
         on = features @ weights[depth] > 0
-        gained = np.where(on, gained, rewards[depth])
-        stop = np.where(on, stop, depth)
-    chosen = np.choose(stop, tokens)
-    seconds = np.choose(stop, [p.seconds + d for p, d in zip(plans, drafted, strict=True)])
-    rate = sum(truth.lengths) / truth.seconds(chosen, seconds)
+        gained = np.where(on, gained, reward)
+        tokens = np.where(on, tokens, stop_tokens)
+        seconds = np.where(on, seconds, stop_seconds)
+    rate = len(positions) / positions.seconds(tokens, seconds)
     return replace(model, stop_weights=weights, rate=rate)
 
 
-def _ridge(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> np.ndarray:
     """Weights of the least squares with a penalty on all of the scaled columns but the first."""
     scale = np.maximum(features.std(axis=0), 1e-3)
     scale[0] = 1.0
     scaled = features / scale
-    penalty = np.full(features.shape[1], _RIDGE)
-    penalty[0] = 1e-3
-    solved = np.linalg.solve(scaled.T @ scaled + np.diag(penalty), scaled.T @ target)
+    penalties = np.full(features.shape[1], penalty)
+    penalties[0] = 1e-3
+    solved = np.linalg.solve(scaled.T @ scaled + np.diag(penalties), scaled.T @ target)
     return (solved / scale).astype(np.float32)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+
+# Points of a fit's curve, and examples that are looked at together.
+_REPORTS = 40
+_CHUNK = 65_536
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,7 @@ def fit_net(
     steps: int = 1200,
     batch: int = 2048,
     seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
 ) -> SmallNet:
     """Fit a net to labelled examples by the cross-entropy.
 
@@ -90,6 +95,7 @@ def fit_net(
         steps: steps of AdamW, whose rate rises to 0.01 and falls again.
         batch: examples of a step.
         seed: of initial weights and draws.
+        report: is told steps done and their mean loss, now and then.
 
     Returns:
         The net.
@@ -99,10 +105,15 @@ def fit_net(
     """
     if not len(x) or not np.isfinite(x).all():
         raise ValueError(f"x must hold finite examples, got {len(x)} rows")
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-3
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    mean, scale = _moments(x)
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.from_numpy(((x - mean) / scale).astype(np.float32))
+    # Scaled batch by batch: a scaled copy of millions of examples would double their memory.
+    inputs = torch.from_numpy(x)
+    shift, factor = torch.from_numpy(mean), torch.from_numpy(scale)
     labels = torch.from_numpy(y.astype(np.float32))
+    interval = max(1, steps // _REPORTS)
+    total = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -112,14 +123,18 @@ def fit_net(
         )  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         chosen = torch.randint(len(labels), (batch,), generator=generator)
-        logits = net(inputs[chosen])[:, 0]
+        logits = net((inputs[chosen] - shift) / factor)[:, 0]
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        total += float(loss.detach())
+        if report is not None and (step % interval == 0 or step == steps):
+            report(step, total / ((step - 1) % interval + 1))
+            total = 0.0
     layers = [net[0], net[2], net[4]]
     weights = [layer.weight.detach().numpy().T.astype(np.float64) for layer in layers]
     biases = [layer.bias.detach().numpy().astype(np.float64) for layer in layers]
@@ -129,3 +144,12 @@ def fit_net(
         tuple(weight.astype(np.float32) for weight in weights),
         tuple(bias.astype(np.float32) for bias in biases),
     )
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of the columns, float32."""
+    # In float64, by chunks: float32 sums over millions of rows lose what they add.
+    chunks = [x[begin : begin + _CHUNK] for begin in range(0, len(x), _CHUNK)]
+    mean = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks) / len(x)
+    square = sum(((chunk - mean) ** 2).sum(axis=0) for chunk in chunks) / len(x)
+    return mean.astype(np.float32), (np.sqrt(square) + 1e-3).astype(np.float32)

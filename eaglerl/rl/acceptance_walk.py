@@ -1,0 +1,137 @@
+"""Decoding many traces side by side with an acceptance model: what its policy does, in fewer calls.
+
+Every trace is decoded by a policy of its own, new at its beginning. `simulate` with such policies
+gives the same cycles, up to the rounding of the nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from eaglerl.rl.acceptance_model import (
+    AcceptanceModel,
+    Survival,
+    needed_rows,
+    plan_of_ranked,
+    rank_candidates,
+)
+from eaglerl.rl.acceptance_policy import PRIOR_TOKENS
+from eaglerl.rl.candidates import INITIAL_SUCCESS, Candidates, next_success
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.judged import TracePositions
+from eaglerl.rl.traces import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What the policies did with n traces.
+
+    Attributes:
+        tokens: (n,) tokens emitted.
+        seconds: (n,) time by the cost table.
+        cycles: (n,) number of cycles.
+    """
+
+    tokens: np.ndarray
+    seconds: np.ndarray
+    cycles: np.ndarray
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Ratio of the sums."""
+        return float(self.tokens.sum() / self.seconds.sum())
+
+
+@dataclass(eq=False)
+class _Sequences:
+    """The state of every trace's policy, (n,) each."""
+
+    position: np.ndarray
+    success: np.ndarray
+    lookups: np.ndarray
+    tokens: np.ndarray
+    seconds: np.ndarray
+
+
+def walk_traces(model: AcceptanceModel, traces: Sequence[Trace], cost: CostTable) -> Walk:
+    """Decode traces with the policy of a model.
+
+    The policy's own time is not counted.
+
+    Args:
+        model: a fitted model.
+        traces: what is decoded.
+        cost: time of the cycles.
+
+    Raises:
+        ValueError: no traces, or a width, depth or chain that they or the cost table do not know.
+    """
+    positions = TracePositions.of(traces, model.top_k, model.max_depth, model.chain_length)
+    count = len(positions.lengths)
+    starts, lengths = positions.starts, np.array(positions.lengths)
+    state = _Sequences(
+        np.zeros(count, dtype=np.int64),
+        np.full(count, INITIAL_SUCCESS),
+        np.zeros(count),
+        np.full(count, PRIOR_TOKENS),
+        np.full(count, PRIOR_TOKENS / model.rate),
+    )
+    total, cycles = np.zeros(count), np.zeros(count, dtype=np.int64)
+    while len(active := np.flatnonzero(state.position < lengths)):
+        rows = starts[active] + state.position[active]
+        candidates = replace(
+            positions.candidates.take(rows),
+            success=state.success[active],
+            lookups=state.lookups[active],
+        )
+        rate = state.tokens[active] / state.seconds[active]
+        length, seconds = _cycles(model, candidates, positions, rows, cost, rate)
+        total[active] += seconds
+        cycles[active] += 1
+        # lambda counts what a cycle emits, past the end of the trace too.
+        state.tokens[active] += length
+        state.seconds[active] += seconds
+        state.position[active] += np.minimum(length, positions.remaining[rows])
+        looked = candidates.match_length > 0
+        came_true = positions.chain_accepted[rows] > 0
+        later = next_success(candidates.success, came_true=came_true)
+        state.success[active] = np.where(looked, later, candidates.success)
+        state.lookups[active] += looked
+    return Walk(lengths, total, cycles)
+
+
+def _cycles(
+    model: AcceptanceModel,
+    candidates: Candidates,
+    positions: TracePositions,
+    rows: np.ndarray,
+    cost: CostTable,
+    rate: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Acceptance lengths and seconds of one cycle of each of some sequences."""
+    length, seconds = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
+    survivals = model.survivals(candidates)
+    going = np.arange(len(rows))
+    for depth, everyone in enumerate(survivals):
+        early = candidates.at_depth(depth).take(going)
+        survival = Survival(everyone.pool[going], everyone.chain[going])
+        order, expected = rank_candidates(survival, model.max_rows)
+        plan = plan_of_ranked(order, expected, early.context_length, cost, rate[going])
+        stops = ~model.goes_on(early, survival, plan)
+        needed = needed_rows(
+            order[stops],
+            survival.pool.shape[1],
+            positions.path[rows[going[stops]]],
+            early.chain_nodes[stops],
+            positions.chain_accepted[rows[going[stops]]],
+            model.chain_length,
+        )
+        done = going[stops]
+        length[done] = 1 + (needed <= plan.rows[stops, None]).sum(axis=1)
+        draft = cost.draft_seconds(depth, model.top_k, early.context_length[stops])
+        seconds[done] = plan.seconds[stops] + draft
+        going = going[~stops]
+    return length, seconds
