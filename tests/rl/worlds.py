@@ -1,9 +1,12 @@
 """Tiny decoders, made-up traces and cost tables that the tests of this package share."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3.lookup import ContextLookup
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.rl.record import Prompt
 from eaglerl.rl.traces import ABSENT, Trace
@@ -76,3 +79,17 @@ def made_up_trace(
         lookup_path=np.full((positions, len(top_ks), levels), -1, dtype=np.int16),
         lookup_tokens=12,
     )
+
+
+def with_repetitive_text(trace: Trace, *, seed: int = 0) -> Trace:
+    """The same trace of a text of three tokens, whose lookups the draft never proposes."""
+    ids = np.random.default_rng(seed).integers(0, 3, len(trace.continuation_ids)).astype(np.int32)
+    index = ContextLookup(trace.prompt_ids)
+    match, accepted = (np.zeros(len(trace), dtype=np.uint8) for _ in range(2))
+    for position in range(len(trace)):
+        index.extend(ids[position : position + 1])
+        found = index.propose(trace.lookup_tokens)
+        match[position] = found.match_length
+        following = ids[position + 1 : position + 1 + len(found.token_ids)]
+        accepted[position] = np.logical_and.accumulate(following == found.token_ids).sum()
+    return replace(trace, continuation_ids=ids, lookup_match=match, lookup_accepted=accepted)

@@ -1,0 +1,163 @@
+"""What an acceptance policy is worth on prompts that it was not fitted to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eaglerl.rl.acceptance_model import AcceptanceModel, plan_of_ranked
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import best_constant
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.fit_acceptance import pool_labels
+from eaglerl.rl.judged import Judged, TracePositions
+from eaglerl.rl.oracle import constant_seconds, trace_tables
+from eaglerl.rl.traces import Trace
+
+#: Bins of equal width that probabilities are sorted into.
+BINS = 10
+
+
+def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
+    """(n,) fold of every trace: those of a prompt together, dealt in the order of their hashes.
+
+    Raises:
+        ValueError: fewer than 2 folds, or fewer prompts than folds.
+    """
+    ids = {trace.prompt_id for trace in traces}
+    if not 2 <= folds <= len(ids):
+        raise ValueError(f"folds must lie in 2..{len(ids)}, the number of prompts, got {folds}")
+    # Hashed anew: the digits of the ids may have split the prompts before.
+    order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
+    place = {name: index % folds for index, name in enumerate(order)}
+    return np.array([place[trace.prompt_id] for trace in traces])
+
+
+def known_actions(actions: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
+    """The actions that all traces and the cost table have an answer for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
+    depth = min(trace.max_depth for trace in traces)
+    known = [
+        tree
+        for tree in actions
+        if tree.total_tokens <= cost.total_tokens[-1]
+        and (tree.total_tokens == 1 or (tree.top_k in widths and tree.depth <= depth))
+    ]
+    if not known:
+        raise ValueError(
+            f"actions must hold a tree of the traces and the cost table, which have top_k in "
+            f"{sorted(widths)}, depth up to {depth} and {cost.total_tokens[-1]} rows, got "
+            f"{actions!r}"
+        )
+    return ActionSpace(known)
+
+
+def constant_seconds_held_out(
+    training: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
+) -> np.ndarray:
+    """(n,) seconds of the traces held out with the constant tree tuned on the others."""
+    tables = trace_tables(held_out, [best_constant(training, actions, cost).params], cost)
+    return np.array([constant_seconds(table)[0] for table in tables])
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain in tokens per second: 0.03 for 3 %.
+
+    Attributes:
+        gain: ratio of the sums, less 1.
+        low: lower end of the 95 % interval.
+        high: upper end.
+    """
+
+    gain: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.gain:+.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def gain_over(seconds: np.ndarray, reference: np.ndarray, *, resamples: int = 4000) -> Gain:
+    """Gain of the same tokens in other times, with an interval by a bootstrap over prompts.
+
+    Args:
+        seconds: (n,) time of every prompt.
+        reference: (n,) time of the same prompts with what it is compared with.
+        resamples: of the bootstrap (percentiles; its draws are always the same).
+    """
+    draw = np.random.default_rng(0).integers(len(seconds), size=(resamples, len(seconds)))
+    ratios = reference[draw].sum(axis=1) / seconds[draw].sum(axis=1) - 1.0
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return Gain(float(reference.sum() / seconds.sum() - 1.0), float(low), float(high))
+
+
+def reliability(
+    model: AcceptanceModel, judged: Sequence[Judged], positions: TracePositions
+) -> np.ndarray:
+    """How often came true what was called how probable.
+
+    Args:
+        model: a model that was not fitted to the positions.
+        judged: the positions as its nets judge them.
+        positions: the same with what came true.
+
+    Returns:
+        (2, BINS, 3) float64 for the draft's candidates and the looked-up chain's: number of
+        candidates, sum of their probabilities, number that came true.
+    """
+    table = np.zeros((2, BINS, 3))
+    labels = pool_labels(positions)
+    for chunk in positions.chunks():
+        _count(table[0], judged[-1].survival.pool[chunk].ravel(), labels[chunk].ravel())
+    if not model.chain_length:
+        return table
+    levels = np.arange(model.chain_length)
+    came_true = positions.chain_accepted[:, None] > levels
+    for found in judged:
+        outside = levels >= found.candidates.chain_levels()[:, None]
+        asked = outside & (found.candidates.match_length > 0)[:, None]
+        _count(table[1], found.survival.chain[asked], came_true[asked])
+    return table
+
+
+def expected_lengths(
+    model: AcceptanceModel, judged: Sequence[Judged], positions: TracePositions, cost: CostTable
+) -> np.ndarray:
+    """(D + 1, 3) after every number of rounds: positions, summed lengths expected and found."""
+    rows = []
+    for found in judged:
+        context = found.candidates.context_length
+        plan = plan_of_ranked(np.empty((0, 0)), found.length, context, cost, model.rate)
+        length = 1 + (found.needed <= plan.rows[:, None]).sum(axis=1)
+        rows.append((len(positions), plan.expected.sum(), length.sum()))
+    return np.array(rows, dtype=np.float64)
+
+
+def _count(table: np.ndarray, predicted: np.ndarray, came_true: np.ndarray) -> None:
+    place = np.minimum((predicted * BINS).astype(np.int64), BINS - 1)
+    for column, weights in enumerate((None, predicted, came_true)):
+        table[:, column] += np.bincount(place, weights=weights, minlength=BINS)
+
+
+def reliability_rows(table: np.ndarray) -> list[dict[str, float | int | None]]:
+    """A table of one source, (BINS, 3), as JSON values; None where a bin is empty."""
+    rows = []
+    for index, (count, predicted, found) in enumerate(table.tolist()):
+        rows.append(
+            {
+                "from": index / BINS,
+                "to": (index + 1) / BINS,
+                "candidates": int(count),
+                "predicted": predicted / count if count else None,
+                "found": found / count if count else None,
+            }
+        )
+    return rows

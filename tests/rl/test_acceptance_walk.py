@@ -1,0 +1,42 @@
+"""Decoding traces side by side, and what a policy without lookups may know."""
+
+import numpy as np
+import pytest
+
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.acceptance_walk import walk_traces
+from eaglerl.rl.candidates import trace_candidates
+from eaglerl.rl.simulate import simulate
+from eaglerl.rl.traces import Trace
+
+from .test_acceptance import D, K, random_model
+from .test_oracle import COST
+from .worlds import made_up_trace
+
+
+def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:
+    base = made_up_trace(12, seed=1, top_ks=(K,), max_depth=D)
+    nodes = np.tile(np.array([1, 4, 8], dtype=np.int16), (12, 1, 1))
+    changes = {"lookup_path": nodes, "lookup_match": np.full(12, 3, dtype=np.uint8)}
+    trace = Trace(**{name: getattr(base, name) for name in Trace.__dataclass_fields__} | changes)
+    hidden = trace_candidates([trace], K, D, 0)
+    assert not hidden.match_length.any()
+    assert (hidden.chain_nodes == -1).all()
+    assert (hidden.success == 0.5).all()
+    shown = trace_candidates([trace], K, D, 2)
+    assert (shown.match_length == 3).all()
+    assert (shown.chain_nodes == [1, 4, -1]).all()
+
+
+def test_traces_side_by_side_are_decoded_as_one_by_one() -> None:
+    model = random_model(2)
+    traces = [
+        made_up_trace(20 + 9 * seed, seed=seed, top_ks=(K,), max_depth=D) for seed in range(4)
+    ]
+    walk = walk_traces(model, traces, COST)
+    for index, trace in enumerate(traces):
+        outcome = simulate(AcceptancePolicy(model, COST), [trace], COST)[0]
+        assert outcome.tokens == walk.tokens[index] == len(trace)
+        assert outcome.cycles == walk.cycles[index]
+        assert outcome.seconds == pytest.approx(walk.seconds[index], rel=1e-12)
+    assert len(set(walk.cycles / walk.tokens)) == 4
