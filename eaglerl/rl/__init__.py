@@ -21,6 +21,7 @@ from eaglerl.rl.baselines import (
     best_constant,
 )
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.oracle import Bounds, bounds
@@ -51,6 +52,7 @@ __all__ = [
     "CostTable",
     "DraftConfidencePolicy",
     "Exp3Policy",
+    "GuardedPolicy",
     "LookupRule",
     "ObservationSpec",
     "OptimizedOnlineTreePolicy",

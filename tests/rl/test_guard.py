@@ -1,0 +1,134 @@
+"""The guard: a bad policy gives way to the constant tree, a good one hardly notices."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eaglerl.eagle3.params import (
+    ConstantPolicy,
+    CycleState,
+    DraftPlan,
+    DraftProgress,
+    SelectingPolicy,
+    Selection,
+    StepResult,
+    TreeParams,
+)
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import best_constant
+from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
+from eaglerl.rl.guard import GuardedPolicy
+from eaglerl.rl.simulate import simulate, total
+
+from .test_acceptance import DEAR, D, K, planted_trace
+
+GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
+
+
+class Always:
+    """Drafts to one depth and verifies so many rows, whatever the candidates are."""
+
+    def __init__(self, rows: int, depth: int) -> None:
+        self.plan = DraftPlan(TreeParams(rows, depth, K))
+        self.observed = 0
+
+    def reset(self) -> None:
+        pass
+
+    def choose(self, state: CycleState) -> DraftPlan:
+        return self.plan
+
+    def observe(self, result: StepResult) -> None:
+        self.observed += 1
+
+    def goes_on(self, progress: DraftProgress) -> bool:
+        return True
+
+    def select(self, progress: DraftProgress) -> Selection:
+        best = np.argsort(-progress.scores, kind="stable")
+        return Selection(best[: self.plan.params.total_tokens - 1])
+
+    def rows(self, progress: DraftProgress) -> int:
+        return self.select(progress).rows(progress)
+
+
+@pytest.fixture(scope="module")
+def traces():
+    return [planted_trace(seed) for seed in range(200, 230)]
+
+
+def test_a_constant_cycle_is_that_of_the_constant_tree(traces) -> None:
+    tree = TreeParams(4, 1, K)
+    guarded = GuardedPolicy(Always(8, 2), tree, gain=-0.9)
+    assert isinstance(guarded, SelectingPolicy)
+    expected, found = simulate(tree, traces[:1], DEAR), simulate(guarded, traces[:1], DEAR)
+    # Trials of the policy apart: the first is due after a dozen cycles.
+    assert found[0].trees[(4, 1, K)] > 0.9 * sum(found[0].trees.values())
+    assert expected[0].trees.keys() == {(4, 1, K)}
+    assert guarded.policy.observed == found[0].cycles
+
+
+@pytest.mark.parametrize("gain", [0.03, 0.2])
+def test_a_bad_policy_is_put_aside(traces, gain: float) -> None:
+    constant = best_constant(traces, GRID, DEAR).params
+    best = total(simulate(constant, traces, DEAR)).tokens_per_second
+    bad = total(simulate(Always(8, D), traces, DEAR)).tokens_per_second
+    assert bad < 0.75 * best
+    guarded = GuardedPolicy(Always(8, D), constant, gain)
+    outcomes = simulate(guarded, traces, DEAR)
+    cycles = np.cumsum([outcome.cycles for outcome in outcomes])
+    # The learning time that the class states: 500 cycles, twice that where a gain of 20 % was
+    # promised.
+    begin = int(np.searchsorted(cycles, 500 if gain < 0.1 else 1000)) + 1
+    assert len(outcomes) - begin > 5
+    later = total(outcomes[begin:]).tokens_per_second
+    reference = total(simulate(constant, traces[begin:], DEAR)).tokens_per_second
+    assert later >= 0.99 * reference
+    assert guarded.advantage < 0
+
+
+def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
+    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=0, steps=200)
+    model = fit_acceptance([planted_trace(seed) for seed in range(10)], DEAR, options)
+    constant = best_constant(traces, GRID, DEAR).params
+    reference = simulate(constant, traces, DEAR)
+
+    def later(policy) -> tuple[float, float]:
+        outcomes = simulate(policy, traces, DEAR)
+        begin = int(np.searchsorted(np.cumsum([o.cycles for o in outcomes]), 500)) + 1
+        return (
+            total(outcomes).tokens_per_second / total(reference).tokens_per_second,
+            total(outcomes[begin:]).tokens_per_second / total(reference[begin:]).tokens_per_second,
+        )
+
+    # Every probability turned into its complement: what is hopeless is verified.
+    last = len(model.pool_net.weights) - 1
+    net = replace(
+        model.pool_net,
+        weights=(*model.pool_net.weights[:last], -model.pool_net.weights[last]),
+        biases=(*model.pool_net.biases[:last], -model.pool_net.biases[last]),
+    )
+    wrong = replace(model, pool_net=net)
+    assert later(AcceptancePolicy(wrong, DEAR))[0] < 0.8
+    assert later(GuardedPolicy(AcceptancePolicy(wrong, DEAR), constant, 0.03))[1] >= 0.99
+    # The good one keeps nearly all of its gain.
+    free, guarded = (
+        later(policy)[0]
+        for policy in (
+            AcceptancePolicy(model, DEAR),
+            GuardedPolicy(AcceptancePolicy(model, DEAR), constant, 0.05),
+        )
+    )
+    assert free > 1.05
+    assert guarded > 1 + 0.8 * (free - 1)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(TypeError, match="policy must be a SelectingPolicy, got ConstantPolicy"):
+        GuardedPolicy(ConstantPolicy(TreeParams(1)), TreeParams(1))
+    with pytest.raises(TypeError, match="constant must be TreeParams"):
+        GuardedPolicy(Always(4, 1), None)
+    with pytest.raises(ValueError, match="gain must be finite and above -1, got -1"):
+        GuardedPolicy(Always(4, 1), TreeParams(1), -1)
