@@ -1,0 +1,184 @@
+"""One comparison as a report reads it: records, their summary, and the texts beside them."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
+from eaglerl.evaluation.json_lines import read_lines
+from eaglerl.evaluation.questions import question_files, read_questions
+from eaglerl.evaluation.records import (
+    ANSWERS_NAME,
+    PLAIN,
+    TUNED,
+    Comparison,
+    Record,
+    load_comparison,
+)
+from eaglerl.evaluation.statistics import ModeSummary, Summary, summarise
+
+#: Kinds of mode that a comparison is made for: learned policies.
+POLICY_KINDS = ("policy", "trees-only")
+#: Kinds whose tree never changes.
+CONSTANT_KINDS = ("generate", "plain", "tree", "tuned", "hindsight")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One comparison.
+
+    Attributes:
+        name: what the report calls it.
+        comparison: manifest and records.
+        summary: of the records.
+        answers: text of the answers by mode and question, of the first repeat; empty where the
+            comparison has written none.
+        prompts: the user's turns by question; empty where the questions were not given.
+    """
+
+    name: str
+    comparison: Comparison
+    summary: Summary
+    answers: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(
+        cls,
+        folder: str | Path,
+        *,
+        questions: Iterable[str | Path] = (),
+        name: str = "",
+        resamples: int = RESAMPLES,
+    ) -> Evidence:
+        """Read a comparison's folder.
+
+        Args:
+            folder: what `compare` wrote.
+            questions: the question files, or folders of them, for the prompts' texts.
+            name: what the report calls it; the folder's by default.
+            resamples: of the bootstrap.
+
+        Raises:
+            ValueError: no comparison, one without records, or questions that are none.
+        """
+        folder = Path(folder)
+        comparison = load_comparison(folder)
+        if not comparison.records:
+            raise ValueError(
+                f"comparisons must hold at least one record, {str(folder)!r} holds none"
+            )
+        prompts = {}
+        if paths := list(questions):
+            prompts = {q.id: q.turns for q in read_questions(question_files(paths))}
+        summary = _summarise(comparison, resamples)
+        name = name or folder.resolve().name
+        return cls(name, comparison, summary, read_answers(folder / ANSWERS_NAME), prompts)
+
+    @property
+    def reference(self) -> str:
+        """The mode that gains are over: the tuned constant, else plain decoding, if valid."""
+        return self.summary.references[0]
+
+    @property
+    def reference_words(self) -> str:
+        """What the reference is."""
+        if self.reference != TUNED:
+            return "plain decoding" if self.reference == PLAIN else self.reference
+        chosen = self.comparison.manifest.modes[TUNED].trees or {}
+        trees = sorted({"/".join(map(str, tree)) for tree in chosen.values()})
+        return f"the tuned constant tree {' and '.join(trees)}" if trees else "the tuned constant"
+
+    @property
+    def greedy(self) -> bool:
+        """Whether outputs can be compared."""
+        return not self.comparison.manifest.configuration["temperature"]
+
+    @cached_property
+    def by_mode(self) -> dict[str, list[Record]]:
+        """Records of every mode, in the manifest's order."""
+        found: dict[str, list[Record]] = {label: [] for label in self.comparison.manifest.modes}
+        for record in self.comparison.records:
+            found[record.mode].append(record)
+        return found
+
+    @cached_property
+    def summaries(self) -> dict[str, ModeSummary]:
+        """Summaries by label."""
+        return {mode.mode: mode for mode in self.summary.modes}
+
+    @cached_property
+    def without_looping(self) -> dict[str, ModeSummary]:
+        """The same without the questions that loop."""
+        return {mode.mode: mode for mode in self.summary.without_looping}
+
+    @property
+    def ranked(self) -> list[ModeSummary]:
+        """The modes that did not fail, the fastest first."""
+        valid = [mode for mode in self.summary.modes if not mode.failed]
+        return sorted(valid, key=lambda mode: -mode.tokens_per_second)
+
+    @property
+    def failed(self) -> list[ModeSummary]:
+        """The modes whose output is not that of plain decoding."""
+        return [mode for mode in self.summary.modes if mode.failed]
+
+    @property
+    def policies(self) -> list[str]:
+        """Labels of the learned policies that did not fail, the fastest first."""
+        return [mode.mode for mode in self.ranked if self.kind(mode.mode) in POLICY_KINDS]
+
+    def kind(self, label: str) -> str:
+        """The kind of a mode."""
+        return self.comparison.manifest.modes[label].spec.partition(":")[0]
+
+    def gain(self, label: str) -> Interval | None:
+        """Ratio of a mode's tokens per second to the reference's."""
+        return self.summaries[label].ratios.get(self.reference)
+
+    def gain_without_looping(self, label: str) -> Interval | None:
+        """The same without the questions that loop; None where none is left."""
+        mode = self.without_looping.get(label)
+        return None if mode is None else mode.ratios.get(self.reference)
+
+    def by_domain(self, label: str) -> dict[str, Interval]:
+        """The same per set of questions."""
+        found = self.summary.by_domain
+        return {domain: modes[label] for domain, modes in found.items() if label in modes}
+
+
+def read_answers(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Texts of the first repeat by mode and question, from files in EAGLE's answer layout.
+
+    A line that is none of it is left out with a warning: the report does without its text.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for path in sorted(folder.glob("*/*.jsonl")):
+        for number, line in read_lines(path):
+            try:
+                turns = tuple(str(turn) for turn in line["choices"][0]["turns"])
+                found[str(line["model_id"]), f"{path.stem}/{line['question_id']}"] = turns
+            except (KeyError, IndexError, TypeError) as error:
+                warnings.warn(
+                    f"line {number} of {str(path)!r} is no answer and is left out: "
+                    f"{json.dumps(str(error))}",
+                    stacklevel=2,
+                )
+    return found
+
+
+def _summarise(comparison: Comparison, resamples: int) -> Summary:
+    """A summary whose reference has records, and the right output."""
+    begun = list(dict.fromkeys(record.mode for record in comparison.records))
+    references = [label for label in (TUNED, PLAIN) if label in begun] or begun[:1]
+    summary = summarise(comparison, references, resamples=resamples)
+    failed = {mode.mode for mode in summary.modes if mode.failed}
+    valid = [label for label in references if label not in failed]
+    if not valid or valid == references:
+        return summary
+    return summarise(comparison, valid, resamples=resamples)

@@ -1,0 +1,53 @@
+"""Chapters as one HTML file: everything within it, and everything escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+
+from eaglerl.evaluation.report.blocks import (
+    Cell,
+    Chapter,
+    Paragraph,
+    Passage,
+    Picture,
+    Table,
+    Tone,
+)
+
+_KINDS = {Paragraph: "paragraph", Table: "table", Picture: "picture", Passage: "passage"}
+_SIGNS: dict[Tone, str] = {"won": "▲", "lost": "▼", "even": "≈", "failed": "✕"}
+
+
+def render(title: str, chapters: Sequence[Chapter], made: str) -> str:
+    """The page.
+
+    Args:
+        title: of the page.
+        chapters: in order.
+        made: how and when it was made.
+    """
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["kind"] = lambda block: _KINDS[type(block)]
+    environment.filters["tone"] = lambda cell: cell.tone if isinstance(cell, Cell) else ""
+    environment.filters["sign"] = lambda tone: _SIGNS.get(tone, "")
+    template = environment.from_string(_resource("page.html"))
+    return template.render(
+        title=title,
+        chapters=chapters,
+        several=sum(bool(chapter.headlines) for chapter in chapters) > 1,
+        made=made,
+        style=_resource("page.css").strip(),
+    )
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,204 @@
+"""The chapter of what the clock cannot tell: bounds, cached decisions, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eaglerl.evaluation.report.blocks import Block, Chapter, Paragraph, Section, Table, not_measured
+from eaglerl.evaluation.report.calibration import FILE_NAME, Calibration, calibration_error
+from eaglerl.evaluation.report.policy_plots import expected_and_found
+from eaglerl.evaluation.report.trace_plots import interval_sweep, reliability, speeds
+from eaglerl.evaluation.report.trace_study import (
+    ADAPTIVE_LIMIT,
+    ADAPTIVE_THRESHOLD,
+    PolicyStudy,
+    TraceStudy,
+)
+from eaglerl.evaluation.report.words import NOTHING, number, percent, share
+
+_HOW = "Give traces and a cost table with --traces and --cost."
+
+
+def bounds_chapter(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> Chapter:
+    """Everything that traces and reliability tables say; what is missing is named.
+
+    Args:
+        study: of the traces; None without traces.
+        calibrations: by policy.
+    """
+    return Chapter(
+        "bounds",
+        "Bounds, cache and calibration",
+        sections=(
+            Section("bounds-headroom", "Headroom and captured share", _headroom(study)),
+            Section("bounds-cache", "How long a decision may serve", _cache(study)),
+            Section(
+                "bounds-expected", "Acceptance expected and found", _expected(study, calibrations)
+            ),
+            Section("bounds-calibration", "Calibration", _calibration(calibrations)),
+        ),
+    )
+
+
+def _headroom(study: TraceStudy | None) -> list[Block]:
+    if study is None:
+        return [not_measured("Headroom H and captured share C", _HOW)]
+    bounds = study.bounds
+    tokens = bounds.tokens
+    tree = f"{study.tree.total_tokens}/{study.tree.depth}/{study.tree.top_k}"
+    rows: list[tuple[str, float, str]] = [("plain decoding", bounds.plain, "constant")]
+    if study.tuned is not None:
+        rows.append(("tuned constant (on the other half)", study.tuned, "constant"))
+    rows.append((f"best constant in hindsight, {tree}", bounds.constant, "constant"))
+    rows += [
+        (policy.label, policy.seconds, "policy")
+        for policy in study.policies
+        if policy.seconds is not None
+    ]
+    rows += [
+        ("best constant of every set", bounds.per_domain, "bound"),
+        ("best constant of every prompt", bounds.per_prompt, "bound"),
+        ("oracle that looks one cycle ahead", bounds.myopic, "bound"),
+        ("oracle of trees", bounds.oracle, "bound"),
+        ("oracle of trees and looked-up chains", study.wider, "bound"),
+    ]
+    blocks: list[Block] = [
+        Paragraph(
+            f"Headroom H: an oracle that knows what will be accepted gives "
+            f"{percent(1 + bounds.headroom)} tokens per second over the best constant tree in "
+            f"hindsight, on {study.prompts} traces with {tokens:,} tokens; "
+            f"{percent(bounds.constant / study.wider)} where it may also verify chains looked up "
+            f"in the text. {_judgement(bounds.headroom)}"
+        ),
+        speeds("bounds-speeds", [(label, tokens / seconds, kind) for label, seconds, kind in rows]),
+        _bounds_table(study, rows),
+        *_problems(study.policies),
+    ]
+    if study.tuned is None:
+        blocks.append(
+            not_measured(
+                "The captured share C",
+                "It needs a constant tuned on other prompts, and these are all of one half.",
+            )
+        )
+    return blocks
+
+
+def _judgement(headroom: float) -> str:
+    if headroom < 0.03:
+        return "With less than 3 % there is nothing that a policy over trees could matter for."
+    return "No policy that chooses among the same can be faster."
+
+
+def _bounds_table(study: TraceStudy, rows: Sequence[tuple[str, float, str]]) -> Table:
+    tokens, oracle, wider = study.bounds.tokens, study.bounds.oracle, study.wider
+
+    def captured(seconds: float, bound: float, kind: str) -> str:
+        value = study.captured(seconds, bound) if kind == "policy" else None
+        return NOTHING if value is None else share(value)
+
+    return Table(
+        "On the traces, by the cost table",
+        (
+            "what decides", "tokens/s", "over the best constant", "C of trees",
+            "C of trees and chains", "regret, µs per token",
+        ),
+        [
+            [
+                label,
+                number(tokens / seconds),
+                percent(study.bounds.constant / seconds),
+                captured(seconds, oracle, kind),
+                captured(seconds, wider, kind),
+                number(1e6 * (seconds - wider) / tokens, 0),
+            ]
+            for label, seconds, kind in rows
+        ],
+        "C is the share of an oracle's gain over the tuned constant that a policy captures; one "
+        "that looks chains up may pass the oracle of trees. Regret is against the oracle of trees "
+        "and chains. All by the same cost table, without the policies' own time"
+        + (f" (measured on: {study.machine})." if study.machine else ".")
+        + " The traces should be of prompts that the policies were not trained on.",
+    )  # fmt: skip
+
+
+def _problems(policies: Sequence[PolicyStudy]) -> list[Block]:
+    return [
+        not_measured(f"{policy.label} on the traces", f"{policy.problem}.")
+        for policy in policies
+        if policy.problem
+    ]
+
+
+def _cache(study: TraceStudy | None) -> list[Block]:
+    if study is None:
+        return [not_measured("The sweep of cache intervals", _HOW)]
+    sweeps = {policy.label: policy.sweep for policy in study.policies if policy.sweep}
+    if not sweeps:
+        return [
+            not_measured(
+                "The sweep of cache intervals", "None of the policies keeps a decision in a cache."
+            )
+        ]
+    names = [run.name for run in next(iter(sweeps.values()))]
+    table = Table(
+        "Tokens per second by the cycles that a decision serves",
+        ("policy", *names),
+        [
+            [label, *(number(run.tokens_per_second, 2) for run in runs)]
+            for label, runs in sweeps.items()
+        ],
+        f"adaptive: a decision serves up to {ADAPTIVE_LIMIT} cycles, as long as the features "
+        f"resemble those of the decision (cosine similarity at least {ADAPTIVE_THRESHOLD}).",
+    )
+    return [interval_sweep("bounds-intervals", sweeps), table]
+
+
+def _expected(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> list[Block]:
+    blocks: list[Block] = []
+    known = [policy for policy in study.policies if policy.expected is not None] if study else []
+    for index, policy in enumerate(known):
+        name = f"bounds-expected-{index + 1}"
+        blocks.append(expected_and_found(name, policy.expected, policy.found, policy.label))
+    for label, found in calibrations.items():
+        if found.lengths:
+            blocks.append(_lengths_table(label, found.lengths))
+    if study is not None and not known:
+        why = "None of the policies that were loaded predicts what will be accepted."
+        blocks.append(not_measured("Acceptance expected and found on the traces", why))
+    if study is None:
+        blocks.append(not_measured("Acceptance expected and found on traces", _HOW))
+    return blocks
+
+
+def _lengths_table(label: str, lengths: Sequence[tuple[float, float]]) -> Table:
+    return Table(
+        f"Mean acceptance lengths of {label} by depth, on prompts that it was not fitted to",
+        ("rounds after the first", "expected", "found"),
+        [
+            [str(depth), number(expected, 3), number(found, 3)]
+            for depth, (expected, found) in enumerate(lengths)
+        ],
+    )
+
+
+def _calibration(calibrations: Mapping[str, Calibration]) -> list[Block]:
+    known = {label: found.tables for label, found in calibrations.items() if found.tables}
+    if not known:
+        return [
+            not_measured(
+                "Calibration",
+                f"A policy whose training left {FILE_NAME} beside it has one; or name such a file "
+                "with --calibration.",
+            )
+        ]
+    blocks: list[Block] = []
+    for index, (label, tables) in enumerate(known.items()):
+        blocks.append(reliability(f"bounds-calibration-{index + 1}", tables, label))
+        rows = [
+            [name, f"{sum(one.count for one in bins):,}", number(calibration_error(bins), 4)]
+            for name, bins in tables.items()
+        ]
+        columns = ("predictions", "candidates", "expected calibration error")
+        blocks.append(Table(f"Calibration of {label}", columns, rows))
+    return blocks

@@ -1,0 +1,353 @@
+"""What traces and a cost table tell beyond the clock: bounds, cached decisions, expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eaglerl.eagle3.params import (
+    CycleState,
+    DraftPlan,
+    DraftProgress,
+    Selection,
+    StepResult,
+    TreeParams,
+    TreePolicy,
+)
+from eaglerl.evaluation.policy_files import find_policy
+from eaglerl.rl.acceptance_file import load_acceptance
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.identity import split_of
+from eaglerl.rl.oracle import (
+    Bounds,
+    TraceTable,
+    bounds,
+    constant_seconds,
+    oracle_actions,
+    trace_tables,
+)
+from eaglerl.rl.published.files import read_card
+from eaglerl.rl.published.load import load_policy
+from eaglerl.rl.simulate import simulate, total
+from eaglerl.rl.traces import Trace
+
+Progress = Callable[[str, float], None]
+
+#: Cycles that a decision serves in the sweep.
+INTERVALS = (1, 5, 10, 20, 50)
+#: The adaptive mode's, by default: see `eaglerl.ops.ActionCache`.
+ADAPTIVE_LIMIT, ADAPTIVE_THRESHOLD = 50, 0.9
+
+# Lengths of looked-up chains that the wider oracle chooses from, besides none.
+_CHAINS = (3, 6, 12)
+
+
+@dataclass(frozen=True)
+class CachedRun:
+    """A policy whose decisions serve for a while.
+
+    Attributes:
+        name: the interval, or "adaptive".
+        tokens_per_second: by the cost table, the policy's own time not counted.
+        decisions: share of the cycles at which it was asked.
+    """
+
+    name: str
+    tokens_per_second: float
+    decisions: float
+
+
+@dataclass(frozen=True)
+class PolicyStudy:
+    """What one policy did with the traces; without seconds where it could not be loaded.
+
+    Attributes:
+        label: its name.
+        problem: why there is nothing; empty where there is.
+        seconds: time of all traces by the cost table.
+        sweep: its decisions cached for different times; empty for policies without a cache.
+        expected: (cycles,) acceptance lengths that it expected; None for policies that do not.
+        found: (cycles,) acceptance lengths that came true.
+    """
+
+    label: str
+    problem: str = ""
+    seconds: float | None = None
+    sweep: Sequence[CachedRun] = ()
+    expected: np.ndarray | None = None
+    found: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TraceStudy:
+    """Bounds on some traces, and what policies make of them.
+
+    Attributes:
+        prompts: how many traces.
+        bounds: of trees alone.
+        tree: the best constant tree in hindsight.
+        tuned: seconds with the constant tree of each half tuned on the other half; None where all
+            prompts are of one half.
+        wider: seconds of an oracle that may also verify looked-up chains.
+        policies: in order.
+        machine: of the cost table.
+    """
+
+    prompts: int
+    bounds: Bounds
+    tree: TreeParams
+    tuned: float | None
+    wider: float
+    policies: Sequence[PolicyStudy] = field(default_factory=tuple)
+    machine: str = ""
+
+    def captured(self, seconds: float, oracle: float) -> float | None:
+        """C: the share of an oracle's gain over the tuned constant that a time amounts to."""
+        if self.tuned is None or oracle >= self.tuned:
+            return None
+        return (1 / seconds - 1 / self.tuned) / (1 / oracle - 1 / self.tuned)
+
+
+def study_traces(
+    traces: Sequence[Trace],
+    cost: CostTable,
+    policies: Mapping[str, str],
+    *,
+    target_id: str,
+    head_id: str,
+    progress: Progress = lambda stage, fraction: None,
+) -> TraceStudy:
+    """Bounds on traces, and what policies make of them.
+
+    Args:
+        traces: of prompts that no policy was trained on.
+        cost: of the machine.
+        policies: specs such as ``policy:FOLDER`` by label.
+        target_id: hash of the traces' target.
+        head_id: hash of their head.
+        progress: told what is being done and the fraction done.
+
+    Raises:
+        ValueError: no traces, or none of the usual trees is in both traces and cost table.
+    """
+    if not traces:
+        raise ValueError("traces must hold at least one trace")
+    actions = known_actions(traces[0], cost)
+    progress("bounds on the traces", 0.0)
+    found = bounds(traces, actions, cost)
+    wider = sum(wider_oracle(trace, actions, cost) for trace in traces)
+    studies = []
+    for index, (label, spec) in enumerate(policies.items()):
+        progress(f"{label} on the traces", (1 + index) / (1 + len(policies)))
+        try:
+            studies.append(_study(label, spec, traces, cost, target_id, head_id))
+        except ValueError as error:
+            studies.append(PolicyStudy(label, problem=str(error)))
+    return TraceStudy(
+        len(traces),
+        found,
+        actions[found.constant_action],
+        tuned_seconds(traces, actions, cost),
+        float(wider),
+        studies,
+        cost.machine,
+    )
+
+
+def known_actions(trace: Trace, cost: CostTable) -> ActionSpace:
+    """The trees that a CPU can afford, as far as traces and cost table know them.
+
+    Raises:
+        ValueError: none but T = 1.
+    """
+    known = [
+        tree
+        for tree in ActionSpace.cpu_grid()
+        if tree.total_tokens == 1
+        or (
+            tree.top_k in trace.top_ks
+            and tree.top_k in cost.top_ks
+            and tree.depth <= trace.max_depth
+            and tree.total_tokens <= cost.total_tokens[-1]
+        )
+    ]
+    if len(known) < 2:
+        raise ValueError(
+            f"cost must be of widths that the traces have, {list(trace.top_ks)}, got "
+            f"{list(cost.top_ks)}"
+        )
+    return ActionSpace(known)
+
+
+def tuned_seconds(traces: Sequence[Trace], actions: ActionSpace, cost: CostTable) -> float | None:
+    """Seconds of all traces, each half with the constant tree that is fastest on the other half."""
+    halves = {
+        split: [trace for trace in traces if split_of(trace.prompt_id) == split]
+        for split in ("train", "test")
+    }
+    if not all(halves.values()):
+        return None
+    sums = {
+        split: sum(constant_seconds(table) for table in trace_tables(half, actions, cost))
+        for split, half in halves.items()
+    }
+    return float(sums["train"][sums["test"].argmin()] + sums["test"][sums["train"].argmin()])
+
+
+def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -> float:
+    """Seconds of the fastest sequence of trees with and without looked-up chains.
+
+    What chain and tree share is counted twice among the rows, so the true bound may be lower.
+    """
+    tree = TraceTable.of(trace, actions, cost)
+    tokens, seconds = [tree.tokens], [tree.seconds]
+    contexts = trace.context_lengths
+    matched = trace.lookup_match > 0
+    accepted = trace.lookup_accepted.astype(np.int64)
+    lengths = trace.accepted_lengths(actions).astype(np.int64)
+    for chain in _CHAINS:
+        if chain > trace.lookup_tokens:
+            break
+        longer = np.maximum(lengths, 1 + np.minimum(accepted, chain)[:, None])
+        for column, action in enumerate(actions):
+            rows = action.total_tokens + chain
+            if rows > cost.total_tokens[-1]:
+                continue
+            extra = cost.verify_seconds(rows, contexts)
+            extra = extra - cost.verify_seconds(action.total_tokens, contexts)
+            tokens.append(np.minimum(longer[:, column], trace.remaining)[:, None])
+            # Without a match there is no chain, and this is none to choose.
+            duration = np.where(matched, tree.seconds[:, column] + extra, np.inf)
+            seconds.append(duration[:, None])
+    table = TraceTable(trace.domain, np.hstack(tokens), np.hstack(seconds))
+    return float(oracle_actions(table)[0][0])
+
+
+class CachedDecisions:
+    """A policy whose decision serves for some cycles, as `eaglerl.ops.ActionCache` has it.
+
+    Attributes:
+        decisions: times that the policy was asked.
+    """
+
+    def __init__(self, policy: TreePolicy, interval: int, threshold: float | None = None) -> None:
+        """Set up.
+
+        Args:
+            policy: asked where no decision is in force.
+            interval: cycles that a decision serves, the deciding one included.
+            threshold: smallest cosine similarity to the features of the decision that keeps it;
+                None keeps it whatever they are.
+        """
+        self._policy = policy
+        self._interval = interval
+        self._threshold = threshold
+        self.decisions = 0
+        self._served = interval
+
+    def reset(self) -> None:
+        """Forget the sequence with its decision."""
+        self._policy.reset()
+        self._served = self._interval
+
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+        """The decision in force, or a new one."""
+        if self._served >= self._interval or not self._resembles(state.features):
+            self.decisions += 1
+            self._served = 0
+            self._choice = self._policy.choose(state)
+            self._features = state.features.clone()
+        self._served += 1
+        return self._choice
+
+    def observe(self, result: StepResult) -> None:
+        """Pass the result on."""
+        self._policy.observe(result)
+
+    def _resembles(self, features: torch.Tensor) -> bool:
+        if self._threshold is None:
+            return True
+        similarity = torch.nn.functional.cosine_similarity(features, self._features, dim=0)
+        return float(similarity) >= self._threshold
+
+
+class ExpectingPolicy(AcceptancePolicy):
+    """An acceptance policy that writes down what it expects and what comes of it.
+
+    Attributes:
+        expected: acceptance length of each cycle by the survivals of what it selected.
+        found: acceptance length of each cycle.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        """See `AcceptancePolicy`."""
+        self.expected: list[float] = []
+        self.found: list[int] = []
+        self._expectation = 1.0
+        super().__init__(*arguments)
+
+    def select(self, progress: DraftProgress) -> Selection:
+        """What the policy selects."""
+        selection = super().select(progress)
+        pool, chain = self._judge.survival()
+        self._expectation = 1.0 + float(pool[selection.nodes].sum())
+        self._expectation += float(chain[: selection.chain_tokens].sum())
+        return selection
+
+    def observe(self, result: StepResult) -> None:
+        """Note the cycle."""
+        self.expected.append(self._expectation)
+        self.found.append(result.accepted + 1)
+        super().observe(result)
+
+
+def _study(
+    label: str, spec: str, traces: Sequence[Trace], cost: CostTable, target_id: str, head_id: str
+) -> PolicyStudy:
+    kind, _, path = spec.partition(":")
+    files = find_policy(Path(path))
+    if files.is_acceptance:
+        model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
+        if kind == "trees-only":
+            model = replace(model, chain_length=0, chain_net=None)
+        policy = ExpectingPolicy(model, cost)
+        seconds = total(simulate(policy, traces, cost)).seconds
+        expected, found = np.array(policy.expected), np.array(policy.found)
+        return PolicyStudy(label, seconds=seconds, expected=expected, found=found)
+    own = read_card(files.path)["head_id"]
+    if own not in (None, head_id):
+        raise ValueError(f"head_id of the policy is {own}, that of the traces {head_id}")
+    policy = load_policy(files.path)
+    seconds = total(simulate(policy, traces, cost)).seconds
+    return PolicyStudy(label, seconds=seconds, sweep=sweep_intervals(policy, traces, cost))
+
+
+def sweep_intervals(policy: Any, traces: Sequence[Trace], cost: CostTable) -> list[CachedRun]:
+    """A published policy with its decisions cached for different times.
+
+    Args:
+        policy: from `load_policy`; its own cache is out of use meanwhile.
+        traces: what is decoded.
+        cost: time of the cycles.
+    """
+    before = policy.settings
+    policy.settings = replace(before, action_cache_enabled=False)
+    kinds: list[tuple[str, int, float | None]] = [(str(n), n, None) for n in INTERVALS]
+    kinds.append(("adaptive", ADAPTIVE_LIMIT, ADAPTIVE_THRESHOLD))
+    runs = []
+    try:
+        for name, interval, threshold in kinds:
+            cached = CachedDecisions(policy, interval, threshold)
+            outcome = total(simulate(cached, traces, cost))
+            share = cached.decisions / outcome.cycles
+            runs.append(CachedRun(name, outcome.tokens_per_second, share))
+    finally:
+        policy.settings = before
+    return runs
