@@ -98,12 +98,14 @@ class Row:
 _DATA: list[Data] = []
 
 
-def recorded_actions(traces: Sequence[Trace]) -> ActionSpace:
-    """The trees of the fine grid that the traces answer for."""
-    widths = set.intersection(*(set(trace.top_ks) for trace in traces))
-    depth = min(trace.max_depth for trace in traces)
+def known_actions(traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
+    """The trees of the fine grid that the traces and the cost table answer for."""
+    widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
+    depth, rows = min(trace.max_depth for trace in traces), cost.total_tokens[-1]
     return ActionSpace(
-        tree for tree in ActionSpace.cpu_grid() if tree.depth <= depth and tree.top_k in widths
+        tree
+        for tree in ActionSpace.cpu_grid()
+        if tree.depth <= depth and tree.top_k in widths and tree.total_tokens <= rows
     )
 
 
@@ -216,7 +218,7 @@ def main(
     started = time.monotonic()
     half, test, _ = read_traces(traces, TEST_SHARE)
     times = CostTable.from_json(cost)
-    grid = recorded_actions([*half, *test])
+    grid = known_actions([*half, *test], times)
     totals = sum(constant_seconds(item) for item in trace_tables(half, grid, times))
     tuned = grid[int(totals.argmin())]
     constant = np.array([constant_seconds(item)[0] for item in trace_tables(test, [tuned], times)])
