@@ -110,10 +110,14 @@ def _of_validation(error: RequestValidationError) -> ApiError:
         return ApiError(400, f"the body is no JSON: {reason}", code="invalid_json")
     # The first part says that it is the body.
     place = ".".join(str(part) for part in first["loc"][1:])
+    # Ours are whole sentences; pydantic says before them what raised them.
+    message = first["msg"].removeprefix("Value error, ")
+    if not place and first["type"] == "value_error":
+        return ApiError(400, message, code="invalid_value")
     if not place:
         return ApiError(
             400,
             "the body must be a JSON object, with the header Content-Type: application/json",
             code="invalid_json",
         )
-    return ApiError(400, f"{place}: {first['msg']}", code="invalid_value", parameter=place)
+    return ApiError(400, f"{place}: {message}", code="invalid_value", parameter=place)

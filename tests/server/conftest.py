@@ -1,6 +1,7 @@
 """A served tiny model, on a real port or in the same process."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,7 @@ def served() -> Iterator[tuple[str, Service]]:
     thread.start()
     while not server.started:
         assert thread.is_alive()
+        time.sleep(0.02)
     port = server.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}", service
     server.should_exit = True

@@ -1,16 +1,22 @@
 """A tiny service whose tokens are single bytes: any text can be said, and characters fall apart."""
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
 from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.server import Limits, Modes, Service, standard_modes
+from eaglerl.server import Limits, Mode, Modes, Service, standard_modes
 
 from ..eagle3.tiny import tiny_head, tiny_model
 
 NAME = "tiny"
+#: Seconds after which a test gives up waiting; nothing is expected to take as long.
+PATIENCE = 120.0
 END = "<|end|>"
 _TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' and loop.first %}"
@@ -30,27 +36,61 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_decoder(*, seed: int = 0, logit_scale: float = 6.0) -> SpeculativeDecoder:
-    """A random target of 257 tokens that repeats itself, so that lookups are right at times."""
+def tiny_parts(*, seed: int = 0):
+    """A random model of 257 tokens that repeats itself, so that lookups are right at times; and
+    the tokens that a head for it may draft."""
     tokenizer = byte_tokenizer()
-    model = tiny_model(vocab_size=len(tokenizer), seed=seed, logit_scale=logit_scale)
+    model = tiny_model(vocab_size=len(tokenizer), seed=seed, logit_scale=6.0)
     # So few tokens are likely that what is drafted of them is right now and then.
     likely = torch.zeros(len(tokenizer), dtype=torch.bool)
     likely[tokenizer("aeinrst ").input_ids] = True
     with torch.no_grad():
         model.get_output_embeddings().weight[~likely] *= 0.05
-    target = PackedTarget(model)
-    target.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     drafted = likely.nonzero().flatten()
     drafted = torch.cat((drafted, torch.arange(24 - len(drafted)))).sort().values
+    return model, tokenizer, drafted
+
+
+def tiny_decoder(*, seed: int = 0) -> SpeculativeDecoder:
+    """A decoder of `tiny_parts`."""
+    model, tokenizer, drafted = tiny_parts(seed=seed)
+    target = PackedTarget(model)
+    target.generation_config.eos_token_id = tokenizer.eos_token_id
     head = tiny_head(target, draft_vocab_size=len(drafted), seed=seed)
     head.set_draft_vocabulary(drafted)
     return SpeculativeDecoder(target, head, draft_dtype="float32", tokenizer=tokenizer)
 
 
-def tiny_service(**limits: object) -> Service:
+def tiny_folders(root: Path) -> tuple[Path, Path]:
+    """The same on disk: folders of the target and of the head."""
+    model, tokenizer, _ = tiny_parts()
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(root / NAME)
+    tokenizer.save_pretrained(root / NAME)
+    tiny_decoder().head.save_pretrained(root / "head")
+    return root / NAME, root / "head"
+
+
+def tiny_service(*more_modes: Mode, **limits: object) -> Service:
     """A service of `tiny_decoder`."""
-    modes = Modes(standard_modes(), "best-constant")
+    modes = Modes([*standard_modes(), *more_modes], "best-constant")
     return Service(
         tiny_decoder(), modes, model_name=NAME, limits=Limits(**limits), draft_dtype="float32"
     )
+
+
+def greedy_text(prompt: str, new_tokens: int, decoder: SpeculativeDecoder | None = None) -> str:
+    """What plain greedy decoding writes after a prompt."""
+    decoder = decoder or tiny_decoder()
+    ids = decoder.tokenizer(prompt).input_ids
+    output = decoder.generate([ids], NO_DRAFT, max_new_tokens=new_tokens)
+    return decoder.tokenizer.decode(output.sequences[0, len(ids) :])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is bound to happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

@@ -1,0 +1,82 @@
+"""`eaglerl serve` as a process: it says where it is, answers, and ends at Ctrl-C."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from eaglerl.cli.app import app
+from eaglerl.server.run import is_local
+
+from .tiny import PATIENCE, tiny_folders
+
+EAGLERL = [sys.executable, "-c", "from eaglerl.cli import main; main()"]
+
+
+def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    target, head = tiny_folders(tmp_path)
+    arguments = ["--model", str(target), "--draft", str(head), "--port", "0", "--mode", "lookup"]
+    process = subprocess.Popen(
+        [*EAGLERL, "serve", *arguments, "--draft-dtype", "float32"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told = ""
+        while "live view:" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        address = re.search(r"live view: (http://127\.0\.0\.1:\d+)/", told)[1]
+        assert httpx.get(f"{address}/", timeout=PATIENCE).status_code == 200
+        request = {"model": "tiny", "prompt": "on and on", "max_tokens": 900, "stream": True}
+        url = f"{address}/v1/completions"
+        with httpx.stream("POST", url, json=request, timeout=PATIENCE) as response:
+            lines = (line for line in response.iter_lines() if line)
+            assert json.loads(next(lines).removeprefix("data: "))["model"] == "tiny"
+            process.send_signal(signal.SIGINT)
+            # It ended within the cycle that was at work, or was done already.
+            last = list(lines)[-1]
+        assert "server_stopping" in last or last == "data: [DONE]"
+        assert process.wait(PATIENCE) == 0
+        assert process.stderr.read().splitlines()[-1] == "stopped"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--mode", "plain", "--tree", "4,1,4"], 2, "--mode"),
+        (["--port", "70000"], 2, "--port"),
+        (["--model", "/nowhere"], 1, "--model must be one of"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], code: int, sentence: str) -> None:
+    result = CliRunner().invoke(app, ["serve", *arguments], env={"TERM": "dumb"})
+    assert result.exit_code == code
+    assert sentence in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.4", False),
+        ("example.org", False),
+    ],
+)
+def test_which_addresses_are_this_machine_alone(host: str, local: bool) -> None:
+    assert is_local(host) is local
