@@ -11,6 +11,7 @@ from eaglerl.eagle3.device_tree import DeviceTree
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target import TargetOutput
 from eaglerl.eagle3.verify import Verifier
 from eaglerl.ops import DraftTree
@@ -54,8 +55,9 @@ class Acceptance(Protocol):
 class HostAcceptance:
     """For a target on the CPU: walks the tree in native code."""
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, policy_time: TotalTime) -> None:
         self._verifier = verifier
+        self._policy_time = policy_time
 
     def __call__(
         self,
@@ -72,7 +74,8 @@ class HostAcceptance:
             features = output.features[rows]
         else:
             index, last = torch.tensor(rows), torch.tensor([len(rows) - 1])
-            features, params = policy.encode(output.features, index, last)
+            with self._policy_time:
+                features, params = policy.encode(output.features, index, last)
             decision = TreeParams(*params[0].tolist())
         cache.commit(rows, slot)
         emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
@@ -84,8 +87,9 @@ class HostAcceptance:
 class DeviceAcceptance:
     """For any device: one copy to the host a cycle, which also brings the policy's choice."""
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, policy_time: TotalTime) -> None:
         self._verifier = verifier
+        self._policy_time = policy_time
 
     def __call__(
         self,
@@ -104,7 +108,8 @@ class DeviceAcceptance:
         report = [count, emitted]
         features = None
         if policy is not None:
-            features, params = policy.encode(output.features, rows, last)
+            with self._policy_time:
+                features, params = policy.encode(output.features, rows, last)
             report.append(params.flatten().long())
         cache.move_scratch(rows, slot)
         numbers = torch.cat(report).cpu().tolist()

@@ -26,8 +26,6 @@ class Generation:
         cycles: results of the cycles so far.
         prefill_seconds: time of reading the prompt, the first token included.
         decode_seconds: time of the cycles so far, the policy included.
-        policy_seconds: the part of it in which the policy chose and observed. What a staged policy
-            decides between two passes of the draft counts as drafting.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Generation:
         self.cycles: list[StepResult] = []
         self.prefill_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
-        self.policy_seconds = 0.0
+        self._policy_seconds = 0.0
         self._prompt_length = len(prompt_ids)
         self._began = False
 
@@ -71,6 +69,11 @@ class Generation:
     def new_ids(self) -> list[int]:
         """Tokens of the output so far."""
         return self.token_ids[self._prompt_length :]
+
+    @property
+    def policy_seconds(self) -> float:
+        """The policy's part of `decode_seconds`; see `StepResult`."""
+        return self._policy_seconds + self.session.policy_time.seconds
 
     @property
     def statistics(self) -> DecodingStatistics:
@@ -107,14 +110,13 @@ class Generation:
 
     def _cycle(self) -> tuple[int, ...]:
         left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
-        started = time.perf_counter()
-        plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
-        self.policy_seconds += time.perf_counter() - started
+        with self.session.policy_time:
+            plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
         self._decoder.make_room(self.session, plan)
         result = self.session.step(plan, self._staged)
-        started = time.perf_counter()
-        self._policy.observe(result)
-        self.policy_seconds += time.perf_counter() - started
+        self._policy_seconds += result.policy_seconds
+        with self.session.policy_time:
+            self._policy.observe(result)
         self.cycles.append(result)
         return result.token_ids
 

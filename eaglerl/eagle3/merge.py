@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from eaglerl.ops import DraftTree, accept_path, tree_structure
+from eaglerl.ops import DraftTree, tree_structure
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.device_tree import DeviceTree
@@ -26,6 +26,8 @@ def merge_chain(tree: DraftTree, chain: Sequence[int]) -> DraftTree:
         The tree with the chain's other nodes behind its own; their score is NaN, for the draft did
         not score them. The tree itself if nothing is added.
     """
+    if not chain:
+        return tree
     parents, tokens = tree.parents.tolist(), tree.token_ids.tolist()
     children = {(parents[row], tokens[row]): row for row in range(1, len(tokens))}
     total, node = len(tokens), 0
@@ -84,12 +86,20 @@ def chain_nodes(pool: DraftTree, chain: Sequence[int], levels: int) -> np.ndarra
     Returns:
         (levels,) int64 index of the candidate of each level; -1 from where there is none.
     """
-    tokens = torch.full((levels + 2,), -1)
-    count = min(levels, len(chain))
-    tokens[:count] = torch.tensor(chain[:count], dtype=torch.int64)
-    rows = accept_path(pool.parents, pool.token_ids, tokens[pool.levels.long()])
+    # A policy waits for this between two passes of the draft: lists are faster than small tensors.
+    tokens, parents = pool.token_ids.tolist(), pool.parents.tolist()
     nodes = np.full(levels, -1, dtype=np.int64)
-    nodes[: len(rows) - 1] = rows[1:].numpy() - 1
+    row = 0
+    for level, token in enumerate(chain[:levels]):
+        # Children follow their parents.
+        child = row + 1
+        try:
+            while parents[child := tokens.index(token, child)] != row:
+                child += 1
+        except ValueError:
+            break
+        nodes[level] = child - 1
+        row = child
     return nodes
 
 

@@ -49,6 +49,11 @@ class DecodingStatistics:
             return 0.0
         return sum(cycle.accepted + 1 for cycle in self.cycles) / len(self.cycles)
 
+    @property
+    def policy_seconds(self) -> float:
+        """Time of the policy in all cycles; see `StepResult`."""
+        return sum(cycle.policy_seconds for cycle in self.cycles)
+
     @classmethod
     def total(cls, parts: Iterable[DecodingStatistics]) -> DecodingStatistics:
         """Add up the statistics of several sequences."""

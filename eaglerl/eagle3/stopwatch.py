@@ -7,6 +7,30 @@ import time
 import torch
 
 
+class TotalTime:
+    """Adds up the time of `with` blocks, on the host's clock.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    __slots__ = ("_started", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+    def take(self) -> float:
+        """The seconds so far; they begin at 0 again."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
 class Stopwatch:
     """Marks moments on the host's clock, or in the stream of a CUDA device."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.lookup import Lookup
 from eaglerl.eagle3.merge import chain_nodes, merge_chain, select_nodes
 from eaglerl.eagle3.params import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
+from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
@@ -49,6 +50,20 @@ class DraftRunner(Protocol):
         """Forget the rows from `length` on."""
 
 
+class DraftMoment(NamedTuple):
+    """The moment at which a policy is asked between the passes of a draft.
+
+    Attributes:
+        context_length: tokens before the tree, the root included.
+        lookup: the chain that was looked up in the text.
+        policy_time: adds up what the policy takes, with what it is shown.
+    """
+
+    context_length: int
+    lookup: Lookup
+    policy_time: TotalTime
+
+
 class TreeDrafter:
     """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) with a draft head."""
 
@@ -59,6 +74,8 @@ class TreeDrafter:
         # The bookkeeping runs on the host, wherever the draft does.
         table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.cpu()
+        self._asked: StagedPolicy | None = None
+        self._asked_selects = False
 
     def root_only(self, root: int) -> DraftTree:
         """The tree that drafts nothing: row 0 alone."""
@@ -104,9 +121,8 @@ class TreeDrafter:
         logits: torch.Tensor,
         limit: TreeParams,
         policy: StagedPolicy,
-        context_length: int,
+        moment: DraftMoment,
         slot: int = 0,
-        lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree, TreeParams]:
         """Draft for as long as a policy goes on, and verify what it says.
 
@@ -116,13 +132,12 @@ class TreeDrafter:
             logits: see `grow`.
             limit: the largest tree.
             policy: asked after every pass.
-            context_length: tokens before the tree, the root included.
+            moment: what it is told besides.
             slot: the sequence.
-            lookup: the chain that was looked up in the text.
 
         Returns:
-            The tree, and its parameters. That of a `SelectingPolicy` holds as much of the chain as
-            it wants; the tree of others does not hold it.
+            The tree, with as much of the looked-up chain as a `SelectingPolicy` wants, or all of
+            it; and the parameters of the head's part.
 
         Raises:
             ValueError: the policy asked for rows or nodes that the pool cannot give.
@@ -130,27 +145,39 @@ class TreeDrafter:
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
         while True:
-            progress = self._progress(limit.top_k, depth, context_length, lookup)
-            if depth == limit.depth or not policy.goes_on(progress):
+            with moment.policy_time:
+                progress = self._progress(limit.top_k, depth, moment)
+                goes_on = depth < limit.depth and policy.goes_on(progress)
+            if not goes_on:
                 break
             hidden = self._expand(hidden, depth, slot)
             depth += 1
-        if not isinstance(policy, SelectingPolicy):
+        chain = moment.lookup.token_ids
+        if self._selects(policy):
+            with moment.policy_time:
+                selection = policy.select(progress)
+            tree = select_nodes(self._whole_pool(), selection.nodes)
+            params = TreeParams(len(tree.token_ids), depth, limit.top_k)
+            return merge_chain(tree, chain[: selection.chain_tokens]), params
+        with moment.policy_time:
             params = TreeParams(policy.rows(progress), depth, limit.top_k)
-            return self._builder.finish(params.total_tokens), params
-        selection = policy.select(progress)
-        tree = select_nodes(self._whole_pool(), selection.nodes)
-        params = TreeParams(len(tree.token_ids), depth, limit.top_k)
-        return merge_chain(tree, lookup.token_ids[: selection.chain_tokens]), params
+        return merge_chain(self._builder.finish(params.total_tokens), chain), params
 
-    def _progress(
-        self, top_k: int, depth: int, context_length: int, lookup: Lookup
-    ) -> DraftProgress:
-        nodes = None
+    def _selects(self, policy: StagedPolicy) -> bool:
+        # Asking the protocol takes longer than a policy's decision.
+        if policy is not self._asked:
+            self._asked, self._asked_selects = policy, isinstance(policy, SelectingPolicy)
+        return self._asked_selects
+
+    def _progress(self, top_k: int, depth: int, moment: DraftMoment) -> DraftProgress:
+        lookup, nodes = moment.lookup, None
         if lookup.token_ids:
-            nodes = chain_nodes(self._whole_pool(), lookup.token_ids, depth + 1)
-        scores = self._builder.scores().numpy()
-        return DraftProgress(top_k, depth, scores, context_length, lookup, nodes)
+            pool = self._whole_pool()
+            scores = pool.scores.numpy()[1:]
+            nodes = chain_nodes(pool, lookup.token_ids, depth + 1)
+        else:
+            scores = self._builder.scores().numpy()
+        return DraftProgress(top_k, depth, scores, moment.context_length, lookup, nodes)
 
     def _whole_pool(self) -> DraftTree:
         return self._builder.finish(self._builder.pool_size + 1)
