@@ -17,6 +17,8 @@ def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
+    # The last validation, on all held-out rows, is no point of the curve of some of them.
+    validation = [record for record in validation if record["rows"] == validation[0]["rows"]]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, accuracy_axes = figure.subplots(1, 2)

@@ -95,6 +95,9 @@ class TrainingLoop:
                 if interrupted.is_set():
                     raise KeyboardInterrupt
             self._save()
+        # The curve's last point is of the same rows as the others.
+        if self._step % self._options.validate_every:
+            self._validate(self._options.validation_rows)
         metrics = self._validate(len(self._held_out))
         self._head.save_pretrained(self._folder.head_path, dtype=self._options.head_torch_dtype)
         return metrics

