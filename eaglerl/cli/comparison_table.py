@@ -26,7 +26,8 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
     sampling = configuration["temperature"]
     title = (
         f"{len(manifest.questions)} questions ({configuration['split']}), "
-        f"{configuration['repeats']} repeats, {configuration['max_new_tokens']} new tokens, "
+        f"each decoded {configuration['repeats']} x, "
+        f"{configuration['max_new_tokens']} new tokens, "
         + (f"temperature {sampling}" if sampling else "greedy")
     )
     parts: list[RenderableType] = [_speeds(title, summary.modes, summary.references)]

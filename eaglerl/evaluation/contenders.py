@@ -11,12 +11,10 @@ import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.fused_policy import FusedPolicy
-from eaglerl.eagle3.output import GenerateOutput
-from eaglerl.eagle3.params import ConstantPolicy, StepResult, TreeParams, TreePolicy
+from eaglerl.eagle3.params import StagedPolicy, StepResult, TreeParams, TreePolicy
 from eaglerl.evaluation.policy_files import cache_counts
 from eaglerl.evaluation.questions import Question, chat_ids
 from eaglerl.evaluation.records import Cycles, Turn
-from eaglerl.evaluation.timed_policy import TimedPolicy, timed
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,7 @@ class DecoderContender:
         """
         self._decoder = decoder
         self._counter = counter
-        self._timed: TimedPolicy | None = None
-        if isinstance(policy_of, ConstantPolicy) and isinstance(policy_of.params, TreeParams):
-            # It decides nothing, so there is nothing to time.
-            policy_of = policy_of.params
         self._policy_of = policy_of
-        if not isinstance(policy_of, TreeParams | FusedPolicy | Mapping):
-            self._policy_of = self._timed = timed(policy_of)
 
     def decode(
         self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
@@ -109,29 +101,19 @@ class DecoderContender:
             top_p=decoding.top_p,
             seed=seed,
         )
-        return self._turn(output, len(prompt_ids), decides=not isinstance(policy, TreeParams))
+        statistics = output.statistics
+        return Turn(
+            prompt_tokens=len(prompt_ids),
+            output_ids=tuple(output.sequences[0, len(prompt_ids) :].tolist()),
+            finish_reason=str(output.finish_reasons[0]),
+            prefill_seconds=statistics.prefill_seconds,
+            decode_seconds=statistics.decode_seconds,
+            cycles=_cycles(statistics.cycles, policy),
+        )
 
     def cache_counts(self) -> tuple[int, int] | None:
         """See `Contender`."""
         return cache_counts(self._counter)
-
-    def _turn(self, output: GenerateOutput, prompt_tokens: int, *, decides: bool) -> Turn:
-        statistics = output.statistics
-        within: Sequence[float] = [0.0] * len(statistics.cycles)
-        policy_seconds: Sequence[float] | None = within
-        if self._timed is not None:
-            within = self._timed.within
-            policy_seconds = [a + b for a, b in zip(self._timed.around, within, strict=True)]
-        elif decides:
-            policy_seconds = None
-        return Turn(
-            prompt_tokens=prompt_tokens,
-            output_ids=tuple(output.sequences[0, prompt_tokens:].tolist()),
-            finish_reason=str(output.finish_reasons[0]),
-            prefill_seconds=statistics.prefill_seconds,
-            decode_seconds=statistics.decode_seconds,
-            cycles=_cycles(statistics.cycles, within, policy_seconds),
-        )
 
 
 class TransformersContender:
@@ -206,14 +188,14 @@ class _TokenClock:
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
-def _cycles(
-    results: Sequence[StepResult],
-    within: Sequence[float],
-    policy_seconds: Sequence[float] | None,
-) -> Cycles:
+def _cycles(results: Sequence[StepResult], policy: TreeParams | TreePolicy) -> Cycles:
     def column(value: Callable[[StepResult], Any]) -> tuple[Any, ...]:
         return tuple(map(value, results))
 
+    # A result's drafting and verification hold what the policy decided meanwhile. Beside that, what
+    # a policy does before and after a cycle takes some microseconds: it is not told apart.
+    in_draft = isinstance(policy, StagedPolicy)
+    in_verify = isinstance(policy, FusedPolicy)
     return Cycles(
         tokens=column(lambda result: result.accepted + 1),
         total_tokens=column(lambda result: result.params.total_tokens),
@@ -222,10 +204,9 @@ def _cycles(
         rows=column(lambda result: result.rows),
         lookup_tokens=column(lambda result: len(result.lookup.token_ids)),
         lookup_accepted=column(lambda result: result.lookup_accepted),
-        # The loop's watch counts what a policy does between the passes as drafting.
-        draft_seconds=tuple(r.draft_seconds - w for r, w in zip(results, within, strict=True)),
-        verify_seconds=column(lambda result: result.verify_seconds),
-        policy_seconds=None if policy_seconds is None else tuple(policy_seconds),
+        draft_seconds=column(lambda r: max(0.0, r.draft_seconds - in_draft * r.policy_seconds)),
+        verify_seconds=column(lambda r: max(0.0, r.verify_seconds - in_verify * r.policy_seconds)),
+        policy_seconds=column(lambda result: result.policy_seconds),
     )
 
 

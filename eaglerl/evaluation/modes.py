@@ -9,11 +9,13 @@ from pathlib import Path
 
 from eaglerl.eagle3.params import NO_DRAFT, TreeParams
 from eaglerl.evaluation.baselines import BASELINES
-from eaglerl.evaluation.policy_files import find_policy
+from eaglerl.evaluation.policy_files import COST_NAME, find_policy
 from eaglerl.evaluation.records import PLAIN
 
 #: Given by name to stand for every baseline.
 ALL_BASELINES = "baseline:all"
+#: Kinds whose argument is a trained policy.
+POLICY_KINDS = ("policy", "unguarded", "trees-only", "shuffled")
 
 # A label names a file of answers, too.
 _LABEL = re.compile(r"[^=/\s][^=\s]*")
@@ -146,13 +148,16 @@ def _tree(argument: str) -> tuple[str, ...]:
 
 
 def _policy(argument: str) -> tuple[str, ...]:
-    return ("cost",) if find_policy(Path(argument)).is_acceptance else ()
+    files = find_policy(Path(argument))
+    # Without a table of this machine, that of the machine it was fitted on has to do.
+    has_cost = not files.is_acceptance or files.path.with_name(COST_NAME).is_file()
+    return () if has_cost else ("cost",)
 
 
 def _acceptance(argument: str) -> tuple[str, ...]:
     if not find_policy(Path(argument)).is_acceptance:
-        raise ValueError(f"{argument!r} must be an acceptance policy, which alone has lookups")
-    return ("cost",)
+        raise ValueError(f"{argument!r} must be an acceptance policy: it has no guard or lookups")
+    return _policy(argument)
 
 
 def _baseline(argument: str) -> tuple[str, ...]:
@@ -168,7 +173,8 @@ KINDS: Mapping[str, Kind] = {
     "tuned": Kind("", "the constant tree that was fastest on the other half's questions", _nothing),
     "hindsight": Kind("", "the constant tree that was fastest on these very questions", _nothing),
     "policy": Kind("FOLDER", "a trained policy", _policy),
-    "trees-only": Kind("FOLDER", "an acceptance policy without its lookups", _acceptance),
+    "unguarded": Kind("FOLDER", "an acceptance policy without its guard", _acceptance),
+    "trees-only": Kind("FOLDER", "an acceptance policy without guard and lookups", _acceptance),
     "shuffled": Kind("FOLDER", "a trained policy that is shown the states of others", _policy),
     "baseline": Kind("NAME", "a baseline", _baseline),
 }

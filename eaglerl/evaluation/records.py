@@ -57,8 +57,9 @@ class Cycles:
         lookup_accepted: its leading tokens that were accepted.
         draft_seconds: the head's passes, without the policy's share.
         verify_seconds: the target's pass, the acceptance, and the cache's compaction.
-        policy_seconds: all calls of the policy; None where they cannot be told from the rest, as
-            when the policy decides within the loop's own calls.
+        policy_seconds: all calls of the policy, with what it is shown. One that decides within the
+            loop's own calls has the whole call, which reduces the draft's features, too. None where
+            it is not known.
     """
 
     tokens: tuple[int, ...] = ()

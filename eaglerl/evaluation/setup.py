@@ -19,7 +19,7 @@ from eaglerl.evaluation.contenders import (
     Decoding,
     TransformersContender,
 )
-from eaglerl.evaluation.modes import ModeSpec, constant_tree
+from eaglerl.evaluation.modes import POLICY_KINDS, ModeSpec, constant_tree
 from eaglerl.evaluation.policy_files import find_policy, load_live_policy
 
 #: Kinds of mode whose tree is chosen by a pass before the comparison.
@@ -84,11 +84,10 @@ def make_contender(
     policy, counter = load_live_policy(
         find_policy(Path(mode.argument)),
         decoder,
+        kind=mode.kind,
         cost=resources.inputs.cost,
         target_id=resources.target_id,
         head_id=resources.head_id,
-        lookups=mode.kind != "trees-only",
-        shuffled=mode.kind == "shuffled",
         seed=resources.inputs.seed,
     )
     return DecoderContender(decoder, policy, counter)
@@ -101,15 +100,18 @@ def mode_identity(mode: ModeSpec, resources: Resources) -> str | None:
     """
     inputs = resources.inputs
     parts: list[Any] = []
-    if mode.kind in ("policy", "trees-only", "shuffled"):
-        parts.append(find_policy(Path(mode.argument)).identity)
     needs: Sequence[str] = mode.needs
+    if mode.kind in POLICY_KINDS:
+        files = find_policy(Path(mode.argument))
+        parts.append(files.identity)
+        if files.is_acceptance:
+            parts.append(asdict(files.read_cost(inputs.cost)))
     if mode.kind in SELECTED_KINDS:
         parts += [_trees(inputs.grid), list(resources.selection_ids[mode.kind])]
     if mode.kind == "baseline":
         needs = BASELINES[mode.argument].needs
         parts += [_trees(inputs.actions), _trees(inputs.grid), inputs.seed]
-    if "cost" in needs and inputs.cost is not None:
+    if mode.kind == "baseline" and "cost" in needs:
         parts.append(asdict(inputs.cost))
     if "traces" in needs:
         parts.append(sorted(trace.prompt_id for trace in inputs.traces))

@@ -1,6 +1,7 @@
 """Comparisons that are really run, with a tiny model: what is kept, resumed, extended, refused."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from eaglerl.evaluation.records import RECORDS_NAME, Comparison, load_comparison
 from eaglerl.evaluation.statistics import summarise
 from eaglerl.rl.identity import prompt_id
 
+MODES = ("tuned", "tree:4/1/2")
 GRID = (TreeParams(4, 1, 2), TreeParams(6, 2, 4))
 OPTIONS = CompareOptions(
     max_new_tokens=12, repeats=2, per_file=2, validation_per_file=1, grid=GRID, split="all"
@@ -42,10 +44,22 @@ class Setting(SimpleNamespace):
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def setting(tiny: SimpleNamespace, decoder: SpeculativeDecoder) -> Setting:
     torch.set_num_threads(1)
     return Setting(tiny=tiny, decoder=decoder)
+
+
+@pytest.fixture(scope="module")
+def finished(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A comparison of three modes; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("comparison") / "finished"
+    return SimpleNamespace(folder=folder, comparison=setting.run(folder, *MODES))
+
+
+@pytest.fixture
+def copied(finished: SimpleNamespace, tmp_path: Path) -> Path:
+    return shutil.copytree(finished.folder, tmp_path / "copy")
 
 
 def keys(comparison: Comparison) -> set[tuple[str, int, str]]:
@@ -64,7 +78,8 @@ def test_every_mode_decodes_the_same(
     extras = Extras(cost=policies.cost, traces=[policies.traces])
     modes = [
         "generate", "tree:8/2/4", "tuned", "hindsight", f"ppo=policy:{policies.ppo}",
-        f"policy:{policies.acceptance}", f"t=trees-only:{policies.acceptance}",
+        f"policy:{policies.acceptance}", f"u=unguarded:{policies.acceptance}",
+        f"t=trees-only:{policies.acceptance}",
         f"s=shuffled:{policies.acceptance}", f"sp=shuffled:{policies.ppo}", "baseline:all",
     ]  # fmt: skip
     options = CompareOptions(
@@ -73,7 +88,7 @@ def test_every_mode_decodes_the_same(
     found = setting.run(tmp_path, *modes, options=options, extras=extras)
     summary = summarise(found, resamples=100)
     by_label = {mode.mode: mode for mode in summary.modes}
-    assert len(by_label) == 10 + len(BASELINES)
+    assert len(by_label) == 11 + len(BASELINES)
     assert found.missing == 0
     for mode in summary.modes:
         assert (mode.mode, mode.identical) == (mode.mode, 2)
@@ -89,9 +104,8 @@ def test_every_mode_decodes_the_same(
         assert record.prefill_seconds > 0
     assert by_label["plain"].acceptance_length == 1.0
     assert by_label["generate"].acceptance_length == 1.0
-    assert by_label["plain"].policy_share == 0.0
+    assert by_label["plain"].policy_share < 0.1
     assert by_label["tree:8/2/4"].distinct_actions == 1
-    assert by_label["ppo"].policy_share is None
     assert by_label["ppo"].hit_rate == pytest.approx(0.75, abs=0.1)
     assert by_label["sp"].hit_rate == pytest.approx(0.75, abs=0.1)
     assert 0 < by_label[f"policy:{policies.acceptance}"].policy_share < 1
@@ -115,11 +129,11 @@ def test_every_mode_decodes_the_same(
         assert used == {tree[0] for tree in trees.values()}
 
 
-def test_answers_are_in_the_layout_of_eagle(setting: Setting, tmp_path: Path) -> None:
-    found = setting.run(tmp_path, "tree:4/1/2")
-    files = sorted(path.relative_to(tmp_path / "answers") for path in tmp_path.rglob("chat.jsonl"))
-    assert [str(file) for file in files] == ["plain/chat.jsonl", "tree_4_1_2/chat.jsonl"]
-    lines = (tmp_path / "answers" / files[1]).read_text().splitlines()
+def test_answers_are_in_the_layout_of_eagle(setting: Setting, finished: SimpleNamespace) -> None:
+    found, answers = finished.comparison, finished.folder / "answers"
+    files = sorted(str(path.relative_to(answers)) for path in answers.rglob("chat.jsonl"))
+    assert files == ["plain/chat.jsonl", "tree_4_1_2/chat.jsonl", "tuned/chat.jsonl"]
+    lines = (answers / files[1]).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 2
     for row in rows:
@@ -132,24 +146,24 @@ def test_answers_are_in_the_layout_of_eagle(setting: Setting, tmp_path: Path) ->
             assert choice["new_tokens"] == [12, 12]
             assert choice["idxs"] == [len(turn.cycles) - 1 for turn in record.turns]
             assert sum(choice["wall_time"]) == pytest.approx(record.seconds)
-            texts = [setting.decoder.tokenizer.decode(ids) for ids in record.output_ids]
-            assert choice["turns"] == texts
+            decoded = [setting.decoder.tokenizer.decode(ids) for ids in record.output_ids]
+            assert choice["turns"] == decoded
 
 
-def test_order_alternates(setting: Setting, tmp_path: Path) -> None:
-    found = setting.run(tmp_path, "tree:4/1/2", "tree:6/2/4")
+def test_order_alternates(finished: SimpleNamespace) -> None:
+    found = finished.comparison
     orders = {}
     for record in found.records:
         orders.setdefault((record.question, record.repeat), []).append(record.mode)
     first = {order[0] for (_, repeat), order in orders.items() if repeat == 0}
-    assert first == {"plain", "tree:4/1/2", "tree:6/2/4"}
+    assert first == {"plain", *MODES}
     question = found.records[0].question
     assert orders[question, 1] != orders[question, 0]
     assert [record.place for record in found.records[:4]] == [0, 1, 2, 0]
 
 
 def test_a_mode_with_itself_gives_one(setting: Setting, tmp_path: Path) -> None:
-    options = CompareOptions(max_new_tokens=24, repeats=3, split="all", grid=GRID)
+    options = CompareOptions(max_new_tokens=16, repeats=2, split="all", grid=GRID)
     # A 95 % interval misses once in twenty: three misses on end would be one in 8,000.
     for attempt in range(3):
         found = setting.run(
@@ -186,21 +200,20 @@ def test_interrupted_comparison_goes_on(setting: Setting, tmp_path: Path) -> Non
     assert summarise(whole, resamples=10).modes[1].identical == 8
 
 
-def test_finished_comparison_is_extended_by_a_mode(setting: Setting, tmp_path: Path) -> None:
-    first = setting.run(tmp_path, "tuned")
-    stages = []
-    second = setting.run(
-        tmp_path, "tuned", "tree:4/1/2", progress=lambda stage, _: stages.append(stage)
-    )
+def test_finished_comparison_is_extended_by_a_mode(
+    setting: Setting, finished: SimpleNamespace, copied: Path
+) -> None:
+    first, stages = finished.comparison, []
+    # Naming the new mode alone does not take the others away.
+    second = setting.run(copied, "tree:6/2/4", progress=lambda stage, _: stages.append(stage))
     assert second.records[: len(first.records)] == first.records
-    assert {s.split(", ")[-1] for s in stages if s.startswith("repeat")} == {"tree:4/1/2"}
-    # Nothing is chosen again, either.
-    assert not any(stage.startswith("choosing") for stage in stages)
-    assert keys(second) == wanted(second, "plain", "tuned", "tree:4/1/2")
-    # Neither does naming the new mode alone take the others away.
-    third = setting.run(tmp_path, "tree:6/2/4")
-    assert keys(third) == wanted(third, "plain", "tuned", "tree:4/1/2", "tree:6/2/4")
-    assert third.manifest.modes["tuned"] == second.manifest.modes["tuned"]
+    assert {s.split(", ")[-1] for s in stages if s.startswith("repeat")} == {"tree:6/2/4"}
+    assert keys(second) == wanted(second, "plain", *MODES, "tree:6/2/4")
+    assert second.manifest.modes["tuned"] == first.manifest.modes["tuned"]
+    assert {record.run for record in second.records} == {0, 1}
+    stages.clear()
+    third = setting.run(copied, *MODES, progress=lambda stage, _: stages.append(stage))
+    assert (third.records, stages) == (second.records, [])
 
 
 @pytest.mark.parametrize(
@@ -214,38 +227,34 @@ def test_finished_comparison_is_extended_by_a_mode(setting: Setting, tmp_path: P
     ],
 )
 def test_another_comparison_is_refused(
-    setting: Setting, tmp_path: Path, changes: dict, message: str
+    setting: Setting, finished: SimpleNamespace, changes: dict, message: str
 ) -> None:
-    options = vars(OPTIONS) | {"repeats": 2}
-    setting.run(tmp_path, "tuned")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    folder = finished.folder
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     with pytest.raises(ValueError, match=message):
-        setting.run(tmp_path, "tuned", options=CompareOptions(**options | changes))
-    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+        setting.run(folder, *MODES, options=CompareOptions(**vars(OPTIONS) | changes))
+    with pytest.raises(ValueError, match="the mode 'tuned' is tuned there, tree:6/2/4 now"):
+        setting.run(folder, "tuned=tree:6/2/4")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.json*")}
 
 
-def test_a_label_stays_with_its_mode(setting: Setting, tmp_path: Path) -> None:
-    setting.run(tmp_path, "x=tree:4/1/2")
-    with pytest.raises(ValueError, match="the mode 'x' is tree:4/1/2 there, tree:6/2/4 now"):
-        setting.run(tmp_path, "x=tree:6/2/4")
-
-
-def test_broken_line_is_dropped_and_told(setting: Setting, tmp_path: Path) -> None:
-    whole = setting.run(tmp_path, "tree:4/1/2")
-    path = tmp_path / RECORDS_NAME
+def test_broken_line_is_dropped_and_told(
+    setting: Setting, finished: SimpleNamespace, copied: Path
+) -> None:
+    whole, path = finished.comparison, copied / RECORDS_NAME
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.warns(UserWarning, match="the last line of .* was cut short after"):
-        assert len(load_comparison(tmp_path).records) == len(whole.records) - 1
+        assert len(load_comparison(copied).records) == len(whole.records) - 1
     with pytest.warns(UserWarning, match="was cut short after"):
-        again = setting.run(tmp_path, "tree:4/1/2")
+        again = setting.run(copied, *MODES)
     assert again.records[:-1] == whole.records[:-1]
     assert keys(again) == keys(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_comparison(tmp_path)
+        load_comparison(copied)
     path.write_bytes(b"{\n" + path.read_bytes())
     with pytest.raises(ValueError, match=r"line 1 of .* is not JSON"):
-        load_comparison(tmp_path)
+        load_comparison(copied)
 
 
 def test_sampled_outputs_are_not_compared(setting: Setting, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def test_tables_and_json(tiny: SimpleNamespace, tmp_path: Path) -> None:
     options = [*FAST, "--draft-dtype", "float32", "--threads", "1", *tiny.arguments]
     result = run("compare", folder, tiny.questions, "-M", "tuned", "-M", "t=tree:4/1/2", *options)
     assert result.exit_code == 0, result.output
-    for text in ("2 questions (all), 1 repeats, 8 new tokens, greedy", "/ tuned", "2 of 2", "sums"):
+    title = "2 questions (all), each decoded 1 x, 8 new tokens, greedy"
+    for text in (title, "/ tuned", "2 of 2", "sums"):
         assert text in result.stdout
     shown = run("compare", folder)
     assert shown.stdout == result.stdout
