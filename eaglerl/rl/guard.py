@@ -29,7 +29,7 @@ _MOST_TRIALS = 1 / 12
 _CLEAR = 2.5
 _FEWEST_CYCLES = 16
 # What trials of a policy that is put aside may cost, as a share of all time.
-_TRIAL_COST = 0.0025
+_TRIAL_COST = 0.001
 
 
 @dataclass
@@ -153,4 +153,8 @@ class GuardedPolicy:
         known = min(self._own.cycles, self._other.cycles) >= _FEWEST_CYCLES
         if not known or abs(advantage) < _CLEAR * deviation:
             return min(_MOST_TRIALS, (self._observed + 1) ** -0.5)
-        return 0.0 if advantage > 0 else min(_MOST_TRIALS, _TRIAL_COST / -advantage)
+        if advantage > 0:
+            return 0.0
+        # A cycle at 1 + a of the speed takes -a / (1 + a) longer than one of the constant tree.
+        speed = max(1.0 + advantage, 0.05)
+        return min(_MOST_TRIALS, _TRIAL_COST * speed / -advantage)

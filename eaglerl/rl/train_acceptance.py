@@ -207,6 +207,8 @@ class _Run:
             model, folder / "model.safetensors", target_id=target_id, head_id=head_id,
             training=report,
         )  # fmt: skip
+        # The guard's gain and lambda are those of this table.
+        self.cost.to_json(folder / "cost.json")
         plot_fit(self.run.records, folder / "learning_curve.png")
         write_card(folder / "README.md", report, self._sum("reliability"))
         return TrainedAcceptance(model, folder, gain, ridge)

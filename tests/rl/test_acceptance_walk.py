@@ -11,7 +11,7 @@ from eaglerl.rl.traces import Trace
 
 from .test_acceptance import D, K, random_model
 from .test_oracle import COST
-from .worlds import made_up_trace
+from .worlds import made_up_trace, with_repetitive_text
 
 
 def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:
@@ -31,8 +31,10 @@ def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:
 def test_traces_side_by_side_are_decoded_as_one_by_one() -> None:
     model = random_model(2)
     traces = [
-        made_up_trace(20 + 9 * seed, seed=seed, top_ks=(K,), max_depth=D) for seed in range(4)
+        with_repetitive_text(made_up_trace(20 + 9 * n, seed=n, top_ks=(K,), max_depth=D), seed=n)
+        for n in range(4)
     ]
+    assert min((trace.lookup_match > 0).sum() for trace in traces) > 5
     walk = walk_traces(model, traces, COST)
     for index, trace in enumerate(traces):
         outcome = simulate(AcceptancePolicy(model, COST), [trace], COST)[0]

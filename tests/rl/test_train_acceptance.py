@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
+from eaglerl.eagle3.params import TreeParams
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
-from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.cross_validation import assign_folds, gain_over, known_actions, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions
 from eaglerl.rl.simulate import simulate
@@ -48,6 +51,18 @@ def train(folder: Path, options: TrainAcceptanceOptions = OPTIONS, **extra) -> T
     return train_acceptance(
         small_traces(), GRID, DEAR, folder, options, target_id="t", head_id="h", **extra
     )
+
+
+def assert_same_runs(first: Path, second: Path) -> None:
+    """Same curves, card, weights and metadata; a file's metadata is in no order."""
+    for name in ("metrics.jsonl", "policy/README.md", "calibration.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    one, other = (safe_open(f / "policy" / "model.safetensors", "np") for f in (first, second))
+    with one, other:
+        assert one.metadata() == other.metadata()
+        assert one.keys() == other.keys()
+        for name in one.keys():  # noqa: SIM118
+            np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name))
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +103,7 @@ def test_what_a_run_leaves(whole) -> None:
     assert model.constant == best_constant(small_traces(), GRID, DEAR).params
     for picture in (folder / "learning_curve.png", trained.path / "learning_curve.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
+    assert CostTable.from_json(trained.path / "cost.json") == DEAR
     card = (trained.path / "README.md").read_text()
     for text in (
         "180 positions of 6 prompts", "| made up, draft in float32 |", "| kind 1 | 3 | ",
@@ -117,8 +133,7 @@ def test_a_run_that_was_cut_short_ends_as_an_unbroken_one(whole, tmp_path: Path)
     shown: list[float] = []
     train(tmp_path, progress=lambda stage, share: shown.append(share))
     assert 0.5 < shown[0] <= 0.6
-    for name in ("policy/model.safetensors", "policy/README.md", "metrics.jsonl"):
-        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert_same_runs(tmp_path, whole[0])
     with pytest.raises(ValueError, match=r"folds must be 2, as in the run .* got 3"):
         train(tmp_path, replace(OPTIONS, folds=3))
 
@@ -150,8 +165,7 @@ def test_killed_with_signal_9(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "b" / "policy").exists()
     assert start("b").wait() == 0
-    for name in ("policy/model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert_same_runs(tmp_path / "b", tmp_path / "a")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -236,6 +250,14 @@ def test_folds_and_gains() -> None:
     spread = gain_over(np.ones(100), draw)
     # 3.92 standard errors of 0.01; those of 100 draws are known to a fourteenth, 2 sigma of that.
     assert spread.high - spread.low == pytest.approx(0.0392, rel=0.15)
+
+
+def test_actions_that_nothing_is_known_of_are_left_out() -> None:
+    traces = small_traces(2)
+    wider = ActionSpace([*GRID, TreeParams(9, 1, 4), TreeParams(9, 3, K), TreeParams(10, 2, K)])
+    assert known_actions(wider, traces, DEAR) == GRID
+    with pytest.raises(ValueError, match=r"have top_k in \[2\], depth up to 2 and 8 rows"):
+        known_actions(ActionSpace([TreeParams(2, 0, 1)]), traces, DEAR)
 
 
 def test_wrong_options_are_named(tmp_path: Path) -> None:
