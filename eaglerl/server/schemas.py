@@ -20,6 +20,18 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        """JSON can hold half a surrogate pair, which no tokenizer takes."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("must be text of whole characters") from None
+        return value
+
 
 class StreamOptions(_Strict):
     """Of a streamed answer.

@@ -94,7 +94,7 @@ class TestAnswers:
             text = "".join(choice["delta"].get("content", "") for choice in choices)
             assert text == whole["choices"][0]["message"]["content"]
         assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
-        assert choices[-1]["finish_reason"] == "length"
+        assert choices[-1]["finish_reason"] == whole["choices"][0]["finish_reason"]
         assert parts[-1]["speculative"]["cycles"] == whole["speculative"]["cycles"]
         assert all(part["usage"] is None for part in parts)
         assert last["choices"] == []
