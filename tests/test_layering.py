@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> training -> eagle3 -> ops -> kernels and the extension."""
+"""Imports point one way: cli -> server -> training -> eagle3 -> ops -> kernels and the extension."""
 
 import ast
 from collections.abc import Iterator
