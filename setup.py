@@ -97,7 +97,11 @@ folders = {package: folder for package, folder in folders.items() if (ROOT / fol
 setup(
     packages=[*find_packages(include=["eaglerl", "eaglerl.*"]), *folders],
     package_dir=folders,
-    package_data={"eaglerl.models": ["*/*"], "eaglerl.server": ["static/*"]},
+    package_data={
+        "eaglerl.evaluation.report": ["page.css", "page.html"],
+        "eaglerl.models": ["*/*"],
+        "eaglerl.server": ["static/*"],
+    },
     ext_modules=[CMakeExtension("eaglerl._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -88,5 +88,5 @@ def log_ratios(records: Sequence[Record], reference: Sequence[Record]) -> np.nda
             [one.decode_tokens, one.decode_seconds, other.decode_tokens, other.decode_seconds]
         )
         sums[key[0]] = sums.get(key[0], 0.0) + row
-    logs = [np.log(row) for row in sums.values() if (row > 0).all()]
-    return np.array([log[0] - log[1] - log[2] + log[3] for log in logs])
+    # Products first: equal speeds must give 0, for a rounding error would have a sign and a rank.
+    return np.array([np.log(r[0] * r[3] / (r[2] * r[1])) for r in sums.values() if (r > 0).all()])
