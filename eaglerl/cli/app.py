@@ -16,6 +16,7 @@ from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
 from eaglerl.cli.prepare import prepare
 from eaglerl.cli.record import record
+from eaglerl.cli.report import report
 from eaglerl.cli.serve import serve
 from eaglerl.cli.training import distill, train_draft
 
@@ -94,6 +95,12 @@ _add(
     "eaglerl train-policy --traces traces --cost cost.json -o runs/ppo",
     "eaglerl train-policy -a dqn --traces traces --cost cost.json --select 8 -o runs/dqn",
     "eaglerl train-policy --prompts questions.jsonl --actions cpu --steps 2000 -o runs/live",
+)
+_add(
+    report,
+    "eaglerl report runs/first -o report.html",
+    "eaglerl report runs/greedy runs/sampled --questions questions/",
+    "eaglerl report runs/first --traces traces --cost cost.json",
 )
 _add(
     serve,
