@@ -195,6 +195,7 @@ class Observer:
         tokenizer: Any = None,
         text_encoder: TextEncoder | None = None,
         mean_of_blocks: bool = False,
+        reads_features: bool = True,
         seed: int = 0,
     ) -> None:
         """Set up.
@@ -205,6 +206,7 @@ class Observer:
             tokenizer: turns the tokens of a session into text.
             text_encoder: embeds text; SentenceBERT, loaded when it is first needed, by default.
             mean_of_blocks: reduce taps to the mean of low, mid and high instead of by the head.
+            reads_features: False observes the projected text wherever features are known, too.
             seed: of the projection of text.
 
         Raises:
@@ -218,6 +220,7 @@ class Observer:
         self._tokenizer = tokenizer
         self._encode = text_encoder
         self._mean_of_blocks = mean_of_blocks
+        self._reads_text = spec.source == "context" or not reads_features
         self._seed = seed
         self._projection: TextProjection | None = None
 
@@ -245,7 +248,7 @@ class Observer:
         Raises:
             ValueError: features of another width.
         """
-        main = self._main_part(hidden_states, context)
+        main = self._main_part(None if self._reads_text else hidden_states, context)
         if main is None:
             return None
         parts = [main]
@@ -268,7 +271,7 @@ class Observer:
         Raises:
             ValueError: see `observe`; or a policy of text without a tokenizer.
         """
-        context = self._text_of(state) if self.spec.source == "context" else None
+        context = self._text_of(state) if self._reads_text else None
         confidence = None
         if "confidence" in self.spec.extras and state.confidence is not None:
             confidence = state.confidence()

@@ -1,22 +1,17 @@
-"""Training as published: the policy watches traces being decoded, cycle by cycle."""
+"""Training as published, faults included, for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings
-from eaglerl.rl.simulate import simulate
 from eaglerl.rl.traces import Trace
-
-#: Windows between two checkpoints.
-_CHECKPOINT_WINDOWS = 500
+from eaglerl.rl.train_online import learn_from_traces
 
 
 def train_reference(
@@ -78,21 +73,7 @@ def train_reference(
         tensorboard_dir=run / "tensorboard",
         **options,
     )
-    policy.resume()
-    policy.training_mode = True
-    saved = policy.get_resume_info()["windows"]
-    while (done := policy.get_resume_info())["windows"] < total_steps:
-        turn, place = divmod(done["sequences"], len(traces))
-        order = np.random.default_rng((seed, turn)).permutation(len(traces))
-        simulate(policy, [traces[order[place]]], cost)
-        if policy.get_resume_info()["windows"] >= saved + _CHECKPOINT_WINDOWS:
-            policy.end_sequence()
-            policy.save_checkpoint()
-            saved = policy.get_resume_info()["windows"]
-        if progress is not None:
-            progress(f"{done['windows']:,} windows", min(done["windows"] / total_steps, 1.0))
-    policy.end_sequence()
-    policy.training_mode = False
+    learn_from_traces(policy, traces, cost, total_steps=total_steps, progress=progress)
     policy.describe(head_id=head, training={"steps": total_steps, "reference": True})
     policy.save(run / "policy")
     policy.close()

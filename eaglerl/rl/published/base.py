@@ -95,6 +95,7 @@ class PublishedTreePolicy(Persistence):
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             mean_of_blocks=settings.reference,
+            reads_features=settings.use_eagle3_features,
             seed=settings.seed,
         )
         self._learner: Learner | None = None
@@ -201,8 +202,6 @@ class PublishedTreePolicy(Persistence):
         extras = self.settings.spec.extras
         if extras:
             raise ValueError(f"a policy with the extras {list(extras)} must be asked by choose()")
-        if not self.settings.use_eagle3_features:
-            hidden_states = None
         tree = self._decide(lambda: self._observer.observe(hidden_states, context), training_mode)
         return tree.total_tokens, tree.depth, tree.top_k
 
@@ -277,9 +276,10 @@ class PublishedTreePolicy(Persistence):
             ValueError: the policy reads something that the loop's calls do not.
         """
         spec = self.settings.spec
-        if spec.source == "context" or spec.extras:
+        if self.settings.reads_text or spec.extras:
+            source = "text" if self.settings.reads_text else spec.source
             raise ValueError(
-                f"a policy of {spec.source} with the extras {list(spec.extras)} cannot decide "
+                f"a policy of {source} with the extras {list(spec.extras)} cannot decide "
                 "within the decoding loop's calls; use it as it is"
             )
         return FusedPolicy(

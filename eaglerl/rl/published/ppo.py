@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Entropy coefficient of the published standard mode, whatever is asked for.
 _PUBLISHED_STANDARD_ENTROPY = 0.01
+_DEFAULT_ACTIVATION = "tanh"
 
 
 class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
@@ -61,6 +62,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         *,
         max_entropy_ent_coef: float = 0.1,
         net_arch: Sequence[int] | Mapping[str, Sequence[int]] = (64, 64),
+        activation: str = "tanh",
         settings: PolicySettings | None = None,
         **options: Any,
     ) -> None:
@@ -79,6 +81,8 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             max_grad_norm: gradients are clipped to it.
             max_entropy_ent_coef: entropy bonus in max-entropy mode.
             net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
+            activation: between layers, "tanh" as in the published OFL version or "relu" as in the
+                standard one.
             settings: see `PolicySettings`; or its fields by their names.
             options: those, and what `PublishedTreePolicy` takes.
 
@@ -103,6 +107,9 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             "max_entropy_ent_coef": max_entropy_ent_coef,
             "net_arch": {name: list(layers) for name, layers in net_arch.items()},
         }
+        if activation != _DEFAULT_ACTIVATION:
+            # Left out otherwise: a checkpoint from before this option existed can still go on.
+            model["activation"] = activation
         super().__init__(settings, model, **options)
 
     @property
@@ -117,6 +124,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
     def new_model(self, env: Any, **changes: Any) -> Any:
         """See `PublishedTreePolicy`."""
         from stable_baselines3 import PPO
+        from torch import nn
 
         from eaglerl.rl.published.compression import extractor_options
 
@@ -124,7 +132,12 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         net_arch = options.pop("net_arch")
         options.pop("max_entropy_ent_coef")
         options |= {"ent_coef": self.entropy_coefficient, "seed": self.settings.seed, **changes}
-        policy = {"net_arch": net_arch, **extractor_options(self.settings)}
+        activation = options.pop("activation", _DEFAULT_ACTIVATION)
+        policy = {
+            "net_arch": net_arch,
+            "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU}[activation],
+            **extractor_options(self.settings),
+        }
         return PPO("MlpPolicy", env, policy_kwargs=policy, device="cpu", **options)
 
     def _make_learner(self) -> Learner:

@@ -123,6 +123,11 @@ class PolicySettings:
         return ObservationSpec("features", self.hidden_size)
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the context's text is observed, as it is embedded or projected."""
+        return self.spec.source == "context" or not self.use_eagle3_features
+
+    @property
     def interval(self) -> int:
         """Cycles that a decision serves."""
         return self.action_cache_steps if self.action_cache_enabled else 1
@@ -207,6 +212,10 @@ def check_model_options(options: Mapping[str, Any]) -> None:
             layers = [width for part in parts for width in part]
             if not layers or not all(isinstance(width, int) and width > 0 for width in layers):
                 raise ValueError(f"net_arch must be widths of at least 1, got {value!r}")
+            continue
+        if name == "activation":
+            if value not in ("tanh", "relu"):
+                raise ValueError(f"activation must be 'tanh' or 'relu', got {value!r}")
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in _COUNTS and not (isinstance(value, int) and number and value >= 1):
