@@ -58,7 +58,7 @@ class Modes:
 
         Args:
             modes: the modes.
-            default: one of their names, or that of a constant tree.
+            default: one of their names, or that of a constant tree, which joins them.
 
         Raises:
             ValueError: a name that is malformed or occurs twice, or a default that is none of them.
@@ -71,7 +71,8 @@ class Modes:
                 raise ValueError(f"the mode {mode.name} is there already")
             self._modes[mode.name] = mode
         self.default = default
-        self.get(default)
+        if default not in self._modes:
+            self._modes = {default: self.get(default), **self._modes}
 
     def __iter__(self):
         return iter(self._modes.values())

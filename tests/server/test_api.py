@@ -264,13 +264,15 @@ class TestRefusals:
             assert post(client, "completions", TEXT | {"max_tokens": 1}).status_code == 200
 
 
-class TestKeyAndHost:
-    @pytest.fixture(scope="class")
-    def guarded(self):
-        app = create_app(tiny_service(), api_key="sécret", hosts=["localhost", "::1"])
-        with TestClient(app, base_url="http://localhost") as client:
-            yield client
+@pytest.fixture(scope="module")
+def guarded():
+    """A client of a server with a key, which answers under local names."""
+    app = create_app(tiny_service(), api_key="sécret", hosts=["localhost", "::1"])
+    with TestClient(app, base_url="http://localhost") as client:
+        yield client
 
+
+class TestKeyAndHost:
     @pytest.mark.parametrize(
         "header", [None, "", "Bearer", "Bearer wrong", "Bearer sécret2", "Basic sécret", "sécret"]
     )

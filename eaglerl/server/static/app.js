@@ -36,7 +36,6 @@ async function loadInfo() {
 function fillModes(info) {
   const [first, second] = [byId("mode"), byId("mode-second")];
   const names = info.modes.map((mode) => mode.name);
-  if (!names.includes(info.default_mode)) names.unshift(info.default_mode);
   first.replaceChildren(...names.map((name) => new Option(name, name)));
   second.replaceChildren(new Option("nothing", ""), ...names.map((name) => new Option(name, name)));
   first.value = info.default_mode;

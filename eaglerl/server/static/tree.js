@@ -75,7 +75,7 @@ function explain(node) {
 // Draws a cycle into `container`; `summaryId` names the element that says the same in words.
 export function drawTree(container, cycle, summaryId, animated) {
   const { nodes, leaves, width } = layOut(cycle);
-  const rowHeight = leaves > 16 ? 23 : 30;
+  const rowHeight = leaves > 9 ? 24 : 30;
   const boxHeight = rowHeight - 6;
   const height = leaves * rowHeight + 2 * MARGIN;
   const y = (node) => MARGIN + node.row * rowHeight + rowHeight / 2;
@@ -109,12 +109,17 @@ export function drawTree(container, cycle, summaryId, animated) {
   container.scrollLeft = end.x + end.width + MARGIN - container.clientWidth;
 }
 
+// As it is read aloud: without marks for spaces.
+function quote(nodes) {
+  const text = nodes.map((node) => node.text).join("");
+  return `“${text.trim() || visible(text)}”`;
+}
+
 // The same in a sentence or two.
 export function describe(cycle) {
   const drafted = cycle.nodes.length - 1;
   const accepted = cycle.nodes.filter((node) => node.accepted && node.source !== "root");
-  const quote = (nodes) => nodes.map((node) => `“${visible(node.text)}”`).join(" ");
-  const own = `The target's own next token is “${visible(cycle.bonus.text)}”.`;
+  const own = `The target's own next token is ${quote([cycle.bonus])}.`;
   if (!drafted) return `Cycle ${cycle.cycle}: nothing drafted. ${own}`;
   const looked = cycle.nodes.filter((node) => ["lookup", "both"].includes(node.source)).length;
   const from = looked ? `, ${looked} of them looked up in the text` : "";
