@@ -1,0 +1,75 @@
+"""Modes by name, and policies that are found in a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from eaglerl.eagle3 import DraftPlan, TreeParams
+from eaglerl.eagle3.lookup import NO_LOOKUP
+from eaglerl.server import Modes, find_policies, standard_modes
+
+from ..rl.test_published import PPO, make_policy
+from .tiny import greedy_text, tiny_decoder
+
+
+def test_a_constant_tree_has_its_numbers_for_a_name() -> None:
+    modes = Modes(standard_modes(TreeParams(4, 1, 4)), "plain")
+    assert modes.get("tree-9-2-3").make().params == TreeParams(9, 2, 3)
+    assert modes.get("best-constant").make().params == TreeParams(4, 1, 4)
+    assert isinstance(modes.get("lookup").make().choose(_NoMatch()), DraftPlan)
+
+
+class _NoMatch:
+    def lookup(self, max_tokens: int):
+        return NO_LOOKUP
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fastest", "mode must be tree-T-D-K or one of"),
+        ("tree-129-7-10", "total_tokens of a constant tree must be at most 128"),
+        ("tree-9-99-3", "depth of a constant tree must be at most 16"),
+        ("tree-9-2-999", "top_k of a constant tree must be at most 16"),
+        ("tree-9-0-2", "asks for 8 drafted nodes"),
+    ],
+)
+def test_a_name_of_nothing(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Modes(standard_modes(), "plain").get(name)
+    with pytest.raises(ValueError, match=reason):
+        Modes(standard_modes(), name)
+
+
+def test_a_default_tree_is_listed_first() -> None:
+    names = [mode.name for mode in Modes(standard_modes(), "tree-9-2-3")]
+    assert names[0] == "tree-9-2-3"
+    assert len(names) == len(standard_modes()) + 1
+
+
+def test_two_modes_of_one_name() -> None:
+    with pytest.raises(ValueError, match="plain is there already"):
+        Modes([*standard_modes(), *standard_modes()], "plain")
+
+
+def test_a_policy_is_not_shared_while_it_is_in_use() -> None:
+    mode = Modes(standard_modes(), "plain").get("lookup")
+    first, second = mode.take(), mode.take()
+    assert first is not second
+    mode.give_back(first)
+    assert mode.take() is first
+
+
+def test_policies_of_the_head_are_found(tmp_path: Path) -> None:
+    decoder, other = tiny_decoder(), tiny_decoder(seed=1)
+    (tmp_path / "something-else").mkdir()
+    for name, owner in (("mine", decoder), ("theirs", other)):
+        policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=owner.head)
+        policy.save(tmp_path / name)
+    with pytest.warns(UserWarning, match="theirs is left out"):
+        (mode,) = find_policies(tmp_path, decoder)
+    assert mode.name == "mine"
+    assert mode.learned
+    ids = decoder.tokenizer("hello").input_ids
+    output = decoder.generate([ids], mode.take(), max_new_tokens=30)
+    assert decoder.tokenizer.decode(output.sequences[0, len(ids) :]) == greedy_text("hello", 30)
