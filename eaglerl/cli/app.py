@@ -12,6 +12,7 @@ from rich.markup import escape
 from eaglerl.cli.calibrate import calibrate
 from eaglerl.cli.compare import compare
 from eaglerl.cli.demo import demo
+from eaglerl.cli.evaluate import evaluate
 from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
 from eaglerl.cli.prepare import prepare
@@ -88,6 +89,12 @@ _add(
     "eaglerl compare runs/first questions/ --mode generate --mode tuned --mode tree:60/7/10",
     "eaglerl compare runs/first questions/ --mode policy:models/policy --against tuned",
     "eaglerl compare runs/first --json",
+)
+_add(
+    evaluate,
+    "eaglerl evaluate --bench-name mt_bench --answer-file answers.jsonl --total-token 8 --depth 2",
+    "eaglerl evaluate --bench-name questions.jsonl --answer-file ppo.jsonl "
+    "--use-optimized-sb3-discrete-ppo --optimized-policy-version ofl --actions cpu",
 )
 _add(calibrate, "eaglerl calibrate cost.json", "eaglerl calibrate cost.json --passes 16")
 _add(

@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eaglerl.evaluation.records import ANSWERS_NAME, Comparison, Record
+from eaglerl.evaluation.records import ANSWERS_NAME, Comparison, Record, Turn
 from eaglerl.files import atomic_path
 
 
@@ -54,16 +55,23 @@ def _line(records: list[Record], tokenizer: Any) -> dict[str, Any]:
         "answer_id": hashlib.sha256(key).hexdigest()[:22],
         "model_id": first.mode,
         "choices": [
-            _choice(record, tokenizer) for record in sorted(records, key=lambda one: one.repeat)
+            answer_choice(record.repeat, record.turns, tokenizer)
+            for record in sorted(records, key=lambda one: one.repeat)
         ],
         "tstamp": max(record.started for record in records),
     }
 
 
-def _choice(record: Record, tokenizer: Any) -> dict[str, Any]:
-    turns = record.turns
+def answer_choice(index: int, turns: Sequence[Turn], tokenizer: Any) -> dict[str, Any]:
+    """One entry of an answer's ``choices``.
+
+    Args:
+        index: of the entry.
+        turns: of the conversation.
+        tokenizer: the target's.
+    """
     return {
-        "index": record.repeat,
+        "index": index,
         "turns": [tokenizer.decode(turn.output_ids, skip_special_tokens=True) for turn in turns],
         "idxs": [max(len(turn.cycles) - 1, 0) for turn in turns],
         "new_tokens": [len(turn.output_ids) for turn in turns],

@@ -1,6 +1,7 @@
 """The published policies: cache, transitions, inference, faults put right and restored."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -365,6 +366,17 @@ def test_text_in_place_of_features() -> None:
     policy = make_policy(PPO, text_encoder=embed, use_eagle3_features=False)
     policy.predict_parameters("some text", features())
     assert policy.get_performance_stats()["feature_sources"] == {"projected_context": 1}
+    with pytest.raises(ValueError, match="a policy of text with"):
+        policy.fused()
+    # In the loop, where the features are at hand as well.
+    decoder = tiny_decoder()
+    live = PPO(
+        hidden_size=decoder.head.config.hidden_size, actions=TREES, use_eagle3_features=False,
+        text_encoder=embed, head=decoder.head,
+        tokenizer=SimpleNamespace(decode=lambda ids, **_: "x" * len(ids)),
+    )  # fmt: skip
+    decoder.generate(tiny_prompts(1)[0].token_ids, live, max_new_tokens=4)
+    assert live.get_performance_stats()["feature_sources"] == {"projected_context": 1}
     alone = make_policy(PPO, text_encoder=embed, use_context_only_state=True)
     alone.predict_parameters("some text", features())
     assert alone.get_performance_stats()["feature_sources"] == {"context": 1}

@@ -1,0 +1,317 @@
+"""One bench answered by a constant tree, a policy that learns meanwhile, or a saved one.
+
+What was answered is in the answer file, line by line, and what a policy has learned in its
+checkpoints, question by question: a run that was stopped goes on with the same call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.evaluation.answers import answer_choice
+from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer
+from eaglerl.evaluation.json_lines import LineWriter, read_lines
+from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
+from eaglerl.files import atomic_path
+from eaglerl.rl.identity import head_id, target_id
+from eaglerl.rl.published.base import PublishedTreePolicy
+
+#: Where a bench's name is looked for, below the current folder.
+BENCH_FOLDERS = ("data", "eagle/data")
+_QUESTION_FILE = "question.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is decoded, and where the answers go.
+
+    Attributes:
+        bench: file of questions.
+        answer_file: JSON lines, one per question, in the layout of EAGLE's.
+        decoding: how.
+        question_begin: first question, from 0; None for the first one.
+        question_end: the one after the last; None for all.
+        resume: go on with what the answer file and the checkpoints hold; otherwise both must be
+            new, for nothing is overwritten.
+    """
+
+    bench: Path
+    answer_file: Path
+    decoding: Decoding
+    question_begin: int | None = None
+    question_end: int | None = None
+    resume: bool = True
+
+    def questions(self) -> list[Question]:
+        """The chosen questions of the bench; no model is needed.
+
+        Raises:
+            ValueError: a line that is no question, or a range that holds none.
+        """
+        every = read_questions([self.bench])
+        begin, end = self.question_begin or 0, self.question_end
+        if begin < 0 or (end is not None and end < 0) or not every[begin:end]:
+            raise ValueError(
+                f"question_begin and question_end must choose some of the {len(every)} questions "
+                f"of {str(self.bench)!r}, got {self.question_begin} and {self.question_end}"
+            )
+        return every[begin:end]
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """What an answer file says, and what a policy did in this process.
+
+    Attributes:
+        questions: answered ones.
+        new_tokens: of all answers.
+        seconds: prefills included.
+        tokens_per_second: ratio of the sums.
+        acceptance_length: tokens per cycle, without the prefills' tokens.
+        policy: statistics of the policy; empty without one.
+    """
+
+    questions: int
+    new_tokens: int
+    seconds: float
+    tokens_per_second: float
+    acceptance_length: float
+    policy: Mapping[str, Any]
+
+
+def find_bench(name: str) -> Path:
+    """The question file of a bench.
+
+    Args:
+        name: a file; a folder that holds ``question.jsonl``; or the name of such a folder below
+            ``data`` or ``eagle/data``.
+
+    Raises:
+        ValueError: there is none; the message says where it was looked for.
+    """
+    folders = [Path(name), *(Path(folder) / name for folder in BENCH_FOLDERS)]
+    places = [Path(name), *(folder / _QUESTION_FILE for folder in folders)]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise ValueError(f"bench_name must name a file of questions, got {name!r}; none of {looked} is")
+
+
+def evaluate(
+    decoder: SpeculativeDecoder,
+    chosen: TreeParams | PublishedTreePolicy,
+    options: EvaluationOptions,
+    *,
+    model_id: str,
+    progress: Callable[[str, float], None] | None = None,
+) -> EvaluationSummary:
+    """Answer the questions of a bench; what is answered already is not decoded again.
+
+    A policy in training mode learns from every cycle; its questions come in an order that its seed
+    decides. After each of them it is saved, before the answer is: where a run is killed in between,
+    it learns from one question twice.
+
+    Args:
+        decoder: decodes.
+        chosen: a constant tree or a policy.
+        options: see `EvaluationOptions`.
+        model_id: what the answers are said to be of.
+        progress: is told a stage and the share done.
+
+    Raises:
+        ValueError: the answer file or the checkpoints are of another run; nothing was decoded then.
+        RuntimeError: another process is writing the answer file.
+    """
+    policy = None if isinstance(chosen, TreeParams) else chosen
+    questions = prepare_questions(
+        options.questions(),
+        decoder.tokenizer,
+        max_new_tokens=options.decoding.max_new_tokens,
+        max_positions=decoder.target.max_positions,
+    )
+    run = _identity(decoder, chosen, options, model_id)
+    path = options.answer_file
+    done = _answered(options, run)
+    left = [question for question in questions if question.id not in done]
+    learner = policy if policy is not None and policy.training_mode else None
+    if learner is not None:
+        _resume(learner, len(done), resume=options.resume)
+        order = np.random.default_rng(learner.settings.seed).permutation(len(left))
+        left = [left[index] for index in order]
+    contender = _contender(decoder, chosen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with LineWriter(path) as writer:
+        for count, question in enumerate(left):
+            if progress is not None:
+                progress(question.id, count / len(left))
+            turns = answer(contender, question, decoder.tokenizer, options.decoding, seed=0)
+            if learner is not None:
+                learner.end_sequence()
+                learner.save_checkpoint()
+            writer.append(
+                {
+                    "question_id": _question_id(question),
+                    "answer_id": _answer_id(run, question.id),
+                    "model_id": model_id,
+                    "choices": [answer_choice(0, turns, decoder.tokenizer)],
+                    "tstamp": time.time(),
+                }
+            )
+    _put_in_order(path, options.bench)
+    return summarise_answers(path, _policy_statistics(policy, contender))
+
+
+def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> EvaluationSummary:
+    """What an answer file says.
+
+    Args:
+        path: the file.
+        policy: statistics of the policy.
+    """
+    tokens = cycles = of_cycles = questions = 0
+    seconds = 0.0
+    for _, line in read_lines(path):
+        questions += 1
+        for choice in line["choices"]:
+            for new, last, took in zip(
+                choice["new_tokens"], choice["idxs"], choice["wall_time"], strict=True
+            ):
+                tokens += new
+                seconds += took
+                # The first token is the prefill's.
+                of_cycles += new - 1
+                cycles += last + 1 if new > 1 else 0
+    return EvaluationSummary(
+        questions, tokens, seconds, tokens / seconds if seconds else 0.0,
+        of_cycles / cycles if cycles else 0.0, dict(policy or {}),
+    )  # fmt: skip
+
+
+def _identity(
+    decoder: SpeculativeDecoder,
+    chosen: TreeParams | PublishedTreePolicy,
+    options: EvaluationOptions,
+    model_id: str,
+) -> str:
+    """A digest of all that an answer depends on, but for the range of the questions."""
+    mode: dict[str, Any]
+    if isinstance(chosen, TreeParams):
+        mode = {"tree": [chosen.total_tokens, chosen.depth, chosen.top_k]}
+    else:
+        mode = {"policy": chosen.configuration, "learns": chosen.training_mode}
+        if not chosen.training_mode:
+            weights = chosen.weights.tensors()
+            parts = (weights[name].numpy().tobytes() for name in sorted(weights))
+            mode["weights"] = hashlib.sha256(b"".join(parts)).hexdigest()
+    content = {
+        **mode,
+        "model_id": model_id,
+        "decoding": asdict(options.decoding),
+        "bench": files_digest([options.bench]),
+        "target_id": target_id(decoder.target),
+        "head_id": head_id(decoder.head),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _answered(options: EvaluationOptions, run: str) -> set[str]:
+    """Ids of the questions that the answer file holds.
+
+    Raises:
+        ValueError: it is of another run, or it must be new.
+    """
+    path = options.answer_file
+    known = {
+        _answer_id(run, question.id): question.id for question in read_questions([options.bench])
+    }
+    found: set[str] = set()
+    for number, line in read_lines(path):
+        if not options.resume:
+            raise ValueError(
+                f"answer_file must be new without resuming, got {str(path)!r}: remove it, or name "
+                "another"
+            )
+        identity = line.get("answer_id") if isinstance(line, dict) else None
+        if identity not in known:
+            raise ValueError(
+                f"line {number} of {str(path)!r} is of another run: another model, other questions "
+                "or other flags. Ask for the same, or name another answer_file"
+            )
+        found.add(known[identity])
+    return found
+
+
+def _resume(policy: PublishedTreePolicy, answered: int, *, resume: bool) -> None:
+    """Go on with what a policy had learned.
+
+    Raises:
+        ValueError: there is none although questions were answered, or there must be none.
+    """
+    newest = policy.get_resume_info()["checkpoint"]
+    if not resume:
+        if newest is not None:
+            raise ValueError(
+                f"checkpoint_dir must hold no checkpoint without resuming, got {newest!r}: remove "
+                "it, or name another folder"
+            )
+    elif not policy.resume() and answered:
+        raise ValueError(
+            f"checkpoint_dir must hold what was learned from the {answered} questions that are "
+            "answered, got none: name its folder, or another answer_file"
+        )
+
+
+def _contender(
+    decoder: SpeculativeDecoder, chosen: TreeParams | PublishedTreePolicy
+) -> DecoderContender:
+    if isinstance(chosen, TreeParams):
+        return DecoderContender(decoder, chosen)
+    settings = chosen.settings
+    alone = settings.reference or settings.reads_text or settings.spec.extras
+    live = chosen if chosen.training_mode or alone else chosen.fused()
+    return DecoderContender(decoder, live, live)
+
+
+def _policy_statistics(
+    policy: PublishedTreePolicy | None, contender: DecoderContender
+) -> dict[str, Any]:
+    if policy is None:
+        return {}
+    found = policy.get_performance_stats()
+    hits, misses = contender.cache_counts() or (0, 0)
+    if not policy.training_mode and not found["decisions"]:
+        # The loop's own calls decided, and know no more than this.
+        total = hits + misses
+        return {"decisions": misses, "cache_hits": hits, "hit_rate": hits / total if total else 0.0}
+    return found
+
+
+def _put_in_order(path: Path, bench: Path) -> None:
+    """Answers in the order of their questions; a learning policy has them in another."""
+    places = {_question_id(question): i for i, question in enumerate(read_questions([bench]))}
+    lines = [line for _, line in read_lines(path)]
+    ordered = sorted(lines, key=lambda line: places[line["question_id"]])
+    if ordered != lines:
+        with atomic_path(path) as temporary:
+            text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in ordered)
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _question_id(question: Question) -> int | str:
+    identity = question.id.removeprefix(f"{question.domain}/")
+    return int(identity) if identity.isdecimal() else identity
+
+
+def _answer_id(run: str, question: str) -> str:
+    return hashlib.sha256(f"{run} {question}".encode()).hexdigest()[:22]

@@ -1,0 +1,164 @@
+"""Policies as the published command and its scripts set them up, new ones and saved ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.evaluation.published_flags import FlagError, PublishedFlags, flag_name
+from eaglerl.rl import observations
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.identity import head_id
+from eaglerl.rl.published.base import PublishedTreePolicy
+from eaglerl.rl.published.files import check_wanted, read_card, read_weights
+from eaglerl.rl.published.load import POLICIES
+
+Version = Literal["standard", "ofl"]
+
+#: A checkpoint is written where a sequence has ended, not in the middle of one.
+NO_CHECKPOINTS_WITHIN = 2**31
+#: The two published PPOs differ in their code and their nets; of these, what inference can hold.
+VERSIONS: Mapping[str, Mapping[str, Any]] = {
+    "standard": {"net_arch": (512, 256, 128), "activation": "relu"},
+    "ofl": {"net_arch": (64, 64), "activation": "tanh"},
+}
+#: Entropy bonus without max-entropy, as the published command has it.
+_ENTROPY = 0.01
+
+
+def version_options(version: str, net_arch: str = "") -> dict[str, Any]:
+    """PPO's arguments for a published version.
+
+    Args:
+        version: "standard" or "ofl".
+        net_arch: widths ``N,...`` of actor and critic, or with "ofl" ``N,...;N,...`` for one each;
+            empty for the version's own.
+
+    Raises:
+        ValueError: an unknown version, or widths of another form.
+    """
+    if version not in get_args(Version):
+        raise ValueError(
+            f"optimized_policy_version must be one of {get_args(Version)}, got {version!r}"
+        )
+    options = {**VERSIONS[version], "ent_coef": _ENTROPY}
+    if net_arch:
+        parts = [_widths(part, net_arch) for part in net_arch.split(";")]
+        if len(parts) > (2 if version == "ofl" else 1):
+            raise ValueError(
+                f"ppo_net_arch must be N,... or, with the version ofl, N,...;N,..., got "
+                f"{net_arch!r} with {version}"
+            )
+        options["net_arch"] = parts[0] if len(parts) == 1 else {"pi": parts[0], "vf": parts[1]}
+    return options
+
+
+def new_policy(
+    flags: PublishedFlags,
+    decoder: SpeculativeDecoder,
+    actions: ActionSpace,
+    checkpoint_dir: Path,
+) -> PublishedTreePolicy:
+    """A policy that has learned nothing yet.
+
+    Args:
+        flags: of a command with a new policy.
+        decoder: what it decides for.
+        actions: trees to choose from.
+        checkpoint_dir: where its checkpoints are written.
+
+    Raises:
+        ValueError: a value out of its range, or a width that is not that of the head.
+        ImportError: the state is text and sentence-transformers is not installed.
+    """
+    options: dict[str, Any] = {}
+    if flags.algorithm == "ppo":
+        options = version_options(flags.optimized_policy_version, flags.ppo_net_arch)
+    if flags.use_context_only_state or not flags.use_eagle3_features:
+        options["text_encoder"] = observations.sentence_encoder()
+    return POLICIES[str(flags.algorithm)](
+        hidden_size=flags.hidden_size or decoder.head.config.hidden_size,
+        use_eagle3_features=flags.use_eagle3_features,
+        use_context_only_state=flags.use_context_only_state,
+        actions=actions,
+        action_cache_steps=flags.action_cache_steps,
+        action_cache_enabled=flags.action_cache_enabled,
+        enable_max_entropy=flags.enable_max_entropy,
+        max_entropy_inference=flags.draws_at_inference,
+        inference_temperature=flags.inference_temperature,
+        seed=flags.training_seed,
+        **options,
+        **_running(flags, decoder, checkpoint_dir),
+    )
+
+
+def saved_policy(
+    flags: PublishedFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
+) -> PublishedTreePolicy:
+    """A policy from its folder, with what the flags change of it.
+
+    Args:
+        flags: of a command with ``online_policy_path``.
+        decoder: what it decides for.
+        checkpoint_dir: where its checkpoints are written if it learns on.
+
+    Raises:
+        ValueError: the folder holds no such policy, it is of another head or width, or a flag has
+            no effect on it.
+        ImportError: the state is text and sentence-transformers is not installed.
+    """
+    path = Path(str(flags.online_policy_path))
+    card = read_card(path, algorithm=flags.algorithm)
+    wanted = {"hidden_size": flags.hidden_size, "head_id": head_id(decoder.head)}
+    check_wanted(card, wanted)
+    if flags.hidden_size is not None and card["settings"].spec.source == "context":
+        name = flag_name("hidden_size", flags.hidden_size)
+        raise FlagError(name, "it has no effect: the saved policy reads a text's embedding")
+    changes = {
+        name: getattr(flags, name)
+        for name in (
+            "action_cache_steps", "action_cache_enabled", "inference_temperature",
+            "max_entropy_inference", "enable_max_entropy",
+        )
+        if name in flags.given
+    }  # fmt: skip
+    if flags.learns and "training_seed" in flags.given:
+        changes["seed"] = flags.training_seed
+    if changes.get("enable_max_entropy") is False:
+        changes.setdefault("max_entropy_inference", False)
+    settings = replace(card["settings"], **changes)
+    if "inference_temperature" in changes and not settings.max_entropy_inference:
+        name = flag_name("inference_temperature", flags.inference_temperature)
+        raise FlagError(name, "it has no effect: the saved policy takes the best action")
+    running = _running(flags, decoder, checkpoint_dir)
+    if settings.reads_text:
+        running["text_encoder"] = observations.sentence_encoder()
+    policy = POLICIES[card["algorithm"]](settings=settings, **card["model"], **running)
+    policy.use_weights(read_weights(path, settings))
+    policy.describe(head_id=card["head_id"], training=card["training"])
+    return policy
+
+
+def _running(
+    flags: PublishedFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
+) -> dict[str, Any]:
+    """What does not belong to a policy, but to the run that it is used in."""
+    running: dict[str, Any] = {"head": decoder.head, "tokenizer": decoder.tokenizer}
+    if flags.learns:
+        running |= {"checkpoint_dir": checkpoint_dir, "checkpoint_freq": NO_CHECKPOINTS_WITHIN}
+    if flags.wandb or (flags.wandb_project is not None):
+        running |= {"use_wandb": True, "wandb_project": flags.wandb_project or "eaglerl"}
+    return running
+
+
+def _widths(text: str, whole: str) -> Sequence[int]:
+    try:
+        widths = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        widths = ()
+    if not widths or min(widths) < 1:
+        raise ValueError(f"ppo_net_arch must be whole numbers such as 64,64, got {whole!r}")
+    return widths
