@@ -1,12 +1,13 @@
 """What the publication leaves to future work, each beside its absence: PPO trained on traces.
 
-    python benchmarks/compare_future_work.py --traces FOLDER --cost FILE [--output FILE.md]
+    python benchmarks/compare_future_work.py --traces FOLDER [--test FOLDER] --cost FILE \
+        [--output FILE.md]
 
 Adaptive caching (a decision is kept while the context is similar), learned compression of the
-features, and the trees of several windows at once. Every contender learns from the same half of the
-prompts with the same seeds and the same number of decisions, a fifth of that half choosing the
-checkpoint, and then decodes the other half with its best actions, by the cost table. The time of
-the policy itself is not in it; how often it is called is.
+features, and the trees of several windows at once. Every contender learns from the same prompts,
+half of them without --test, with the same seeds and the same number of decisions, a fifth of them
+choosing the checkpoint, and then decodes the others with its best actions, by the cost table. The
+time of the policy itself is not in it; how often it is called is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 import typer
 
-from eaglerl.cli.traces import read_traces, split_traces
+from eaglerl.cli.traces import read_traces
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.rl.actions import ActionSpace
@@ -88,7 +89,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A contender's outcomes on the test half: seconds of each prompt, (seeds, prompts)."""
+    """A contender's outcomes in the test: seconds of each prompt, (seeds, prompts)."""
 
     contender: Contender
     seconds: np.ndarray
@@ -109,25 +110,41 @@ def known_actions(traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
     )
 
 
-def start_worker(folders: list[Path], cost: Path, rows: list[list[int]]) -> None:
+def read_halves(folders: list[Path], test: list[Path]) -> tuple[list[Trace], list[Trace]]:
+    """Traces to learn and choose from, and those to test on.
+
+    Raises:
+        ValueError: they are of different heads.
+    """
+    if not test:
+        half, others, _ = read_traces(folders, TEST_SHARE)
+        return half, others
+    half, _, head = read_traces(folders, 0.0)
+    others, _, other_head = read_traces(test, 0.0)
+    if head != other_head:
+        raise ValueError(f"--test must have traces of the head {head}, got {other_head}")
+    return half, others
+
+
+def split(half: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
+    """Traces to learn from, and a fifth by which the checkpoint is chosen: the highest hashes."""
+    ordered = sorted(half, key=lambda trace: trace.prompt_id[-8:])
+    count = len(ordered) - max(1, round(CHOICE_SHARE * len(ordered)))
+    return ordered[:count], ordered[count:]
+
+
+def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[list[int]]) -> None:
     """Read what every run of a process needs."""
     from eaglerl.eagle3.params import TreeParams
 
     torch.set_num_threads(1)
-    half, test, _ = read_traces(folders, TEST_SHARE)
-    learned, choice = split(half)
+    half, others = read_halves(folders, test)
     actions = ActionSpace(TreeParams(*row) for row in rows)
-    _DATA[:] = [Data(learned, choice, test, actions, CostTable.from_json(cost))]
-
-
-def split(half: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
-    """Traces to learn from, and those by which the checkpoint is chosen."""
-    # By the same digits of the hash, of which the test half has taken the lower part.
-    return split_traces(half, TEST_SHARE + CHOICE_SHARE * (1 - TEST_SHARE))
+    _DATA[:] = [Data(*split(half), others, actions, CostTable.from_json(cost))]
 
 
 def run(contender: Contender, seed: int, steps: int) -> GreedyOutcomes:
-    """Train once, and decode the test half."""
+    """Train once, and decode the test's prompts."""
     from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy
 
     data = _DATA[0]
@@ -194,7 +211,7 @@ PPO on traces: {len(data.learned)} prompts to learn from ({sum(map(len, data.lea
 {len(data.choice)} to choose the checkpoint by, {len(data.test)} to test on ({tokens} tokens);
 {steps} decisions, {seeds} seeds. Times are those of a cost table of {data.cost.machine}, the draft
 in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
-The constant tree {tuned}, tuned on the same half, has {tokens / constant.sum():.2f} tokens/s.
+The constant tree {tuned}, tuned on all but those, has {tokens / constant.sum():.2f} tokens/s.
 Gains are in tokens per second, times averaged over the seeds; in brackets: 95 %, by a bootstrap
 over the prompts. Trained on {describe_machine()}.
 
@@ -207,24 +224,31 @@ def main(
         list[Path], typer.Option(help="Folder of `eaglerl record`; may be repeated.")
     ],
     cost: Annotated[Path, typer.Option(help="Table of `eaglerl calibrate`.")],
+    test: Annotated[
+        list[Path] | None, typer.Option(help="Traces to test on; without, half of the others.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write as well.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Decisions to learn from.")] = 40_000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every contender.")] = 3,
-    select: Annotated[int, typer.Option(min=2, help="Actions, chosen on the learning half.")] = 8,
+    select: Annotated[
+        int, typer.Option(min=2, help="Actions, chosen by all traces but the test's.")
+    ] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
 ) -> None:
-    """Train all contenders with all seeds, and compare them on the half that none has seen."""
+    """Train all contenders with all seeds, and compare them on prompts that none has seen."""
     torch.set_num_threads(1)
     started = time.monotonic()
-    half, test, _ = read_traces(traces, TEST_SHARE)
+    half, others = read_halves(traces, test or [])
     times = CostTable.from_json(cost)
-    grid = known_actions([*half, *test], times)
+    grid = known_actions([*half, *others], times)
     totals = sum(constant_seconds(item) for item in trace_tables(half, grid, times))
     tuned = grid[int(totals.argmin())]
-    constant = np.array([constant_seconds(item)[0] for item in trace_tables(test, [tuned], times)])
+    constant = np.array(
+        [constant_seconds(item)[0] for item in trace_tables(others, [tuned], times)]
+    )
     actions = grid.select(half, times, select)
-    data = Data(*split(half), test, actions, times)
-    shared = (traces, cost, actions.bins.tolist())
+    data = Data(*split(half), others, actions, times)
+    shared = (traces, test or [], cost, actions.bins.tolist())
     results: dict[tuple[int, int], GreedyOutcomes] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, shared) as pool:
         jobs = {
