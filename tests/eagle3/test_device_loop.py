@@ -97,6 +97,7 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
         waits = mode.waits.copy()
     assert output.sequences[0].tolist() == expected_sequence()
+    assert all(cycle.policy_seconds > 0 for cycle in output.statistics.cycles)
     assert name == "plain" or sum(cycle.accepted for cycle in output.statistics.cycles) >= 3
     # The first token is read after the prompt, with the policy's first decision.
     before = 2 if isinstance(policy, FusedPolicy) else 1
