@@ -1,0 +1,136 @@
+"""Trained policies on disk, of whatever kind: finding out which, and opening one to decode with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from eaglerl.eagle3.params import TreePolicy
+from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.guard import GuardedPolicy
+from eaglerl.rl.identity import head_id, target_id
+from eaglerl.rl.published.files import CARD_NAME
+from eaglerl.rl.published.load import load_policy
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.decoder import SpeculativeDecoder
+
+#: The cost table that an acceptance policy's folder may hold: of the machine that it was fitted on.
+COST_NAME = "cost.json"
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """A policy on disk.
+
+    Attributes:
+        path: the folder of a published policy, or the file of an acceptance policy.
+        is_acceptance: which of the two.
+    """
+
+    path: Path
+    is_acceptance: bool
+
+    @property
+    def identity(self) -> str:
+        """16 hexadecimal digits of SHA-256 over the files that inference reads."""
+        files = [self.path]
+        if not self.is_acceptance:
+            files = [
+                p for p in sorted(self.path.iterdir()) if p.suffix in (".safetensors", ".json")
+            ]
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def read_cost(self, cost: CostTable | str | Path | None) -> CostTable:
+        """The table given, or the file of one, else the one beside an acceptance policy.
+
+        Raises:
+            ValueError: none is given and there is none, or the file is none.
+        """
+        if isinstance(cost, CostTable):
+            return cost
+        file = self.path.with_name(COST_NAME) if cost is None else Path(cost)
+        if cost is None and not file.is_file():
+            raise ValueError(
+                f"the policy {str(self.path)!r} needs the cost table of this machine: make one "
+                f"with `eaglerl calibrate`, and name it or put it beside the policy as {COST_NAME}"
+            )
+        return CostTable.from_json(file)
+
+
+def find_policy(path: str | Path) -> PolicyFiles:
+    """Find out what a path holds, without loading it.
+
+    Args:
+        path: the folder of a policy, or the file of an acceptance policy.
+
+    Raises:
+        ValueError: it holds neither, or several acceptance policies.
+    """
+    path = Path(path)
+    if (path / CARD_NAME).is_file():
+        return PolicyFiles(path, is_acceptance=False)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    found = [file for file in files if _is_acceptance(file)]
+    if len(found) != 1:
+        raise ValueError(
+            f"a policy must be a folder with {CARD_NAME} or one acceptance policy, or the file of "
+            f"one, got {str(path)!r}, which holds {len(found)} acceptance policies"
+        )
+    return PolicyFiles(found[0], is_acceptance=True)
+
+
+def open_policy(
+    path: str | Path | PolicyFiles,
+    decoder: SpeculativeDecoder,
+    *,
+    cost: CostTable | str | Path | None = None,
+) -> TreePolicy:
+    """Open a policy as it decodes fastest: within the loop's own calls where it can.
+
+    An acceptance policy comes with its guard, if its file tells the constant tree that it must not
+    fall behind.
+
+    Args:
+        path: where it lies.
+        decoder: what it decides for.
+        cost: time of the cycles on this machine, which an acceptance policy needs; else it takes
+            the table that lies beside it, of the machine that it was fitted on.
+
+    Raises:
+        ValueError: there is no policy, it belongs to another target or head, or lacks its table.
+    """
+    files = path if isinstance(path, PolicyFiles) else find_policy(path)
+    if files.is_acceptance:
+        table = files.read_cost(cost)
+        model = load_acceptance(
+            files.path, target_id=target_id(decoder.target), head_id=head_id(decoder.head)
+        )
+        policy = AcceptancePolicy(model, table)
+        if model.constant is None:
+            return policy
+        return GuardedPolicy(policy, model.constant, model.gain)
+    published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    settings = published.settings
+    # As published, the first tree comes before the first decision: only the policy itself does so.
+    if settings.reference or settings.reads_text or settings.spec.extras:
+        return published
+    return published.fused()
+
+
+def _is_acceptance(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        # Weights of something else, or none at all.
+        return False
