@@ -35,6 +35,7 @@ class PackagedModel:
         file_name: GGUF file inside the package.
         file_size: its size in bytes, which tells a damaged or different file.
         draft_head: name of the folder of the draft head trained for it.
+        policy: name of the folder of the policy trained for both.
     """
 
     module: str
@@ -42,6 +43,7 @@ class PackagedModel:
     file_name: str
     file_size: int
     draft_head: str
+    policy: str
 
 
 MODELS = {
@@ -51,6 +53,7 @@ MODELS = {
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         file_size=98_362_432,
         draft_head="eagle3-smollm2-135m-instruct",
+        policy="policy-acceptance-smollm2-135m-instruct",
     )
 }
 
@@ -101,14 +104,28 @@ def default_draft_path(name: str = DEFAULT_MODEL) -> Path:
         ValueError: `name` is unknown.
         FileNotFoundError: the head is neither in the installed package nor in the source tree.
     """
-    head = _packaged_model(name).draft_head
+    return _shipped(_packaged_model(name).draft_head, "config.json")
+
+
+def default_policy_path(name: str = DEFAULT_MODEL) -> Path:
+    """Return the folder of the policy that is shipped for a model and its draft head.
+
+    Raises:
+        ValueError: `name` is unknown.
+        FileNotFoundError: the policy is neither in the installed package nor in the source tree.
+    """
+    return _shipped(_packaged_model(name).policy, "cost.json")
+
+
+def _shipped(folder: str, file: str) -> Path:
+    """The folder of what is shipped under a name and holds a file."""
     package = Path(__file__).resolve().parent
-    candidates = [package / "models" / head, package.parent / "models" / head]
+    candidates = [package / "models" / folder, package.parent / "models" / folder]
     for candidate in candidates:
-        if (candidate / "config.json").is_file():
+        if (candidate / file).is_file():
             return candidate
     looked = " or ".join(str(candidate) for candidate in candidates)
-    raise FileNotFoundError(f"the draft head {head!r} is not in {looked}")
+    raise FileNotFoundError(f"{folder!r} is not in {looked}")
 
 
 def is_prepared(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`eaglerl demo`: the same prompt by plain decoding and by speculative decoding, side by side."""
+"""`eaglerl demo`: one prompt decoded plainly, with a constant tree, and with the learned policy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 
+from eaglerl.cli.cycle_chart import cycle_chart
 from eaglerl.cli.options import (
+    CostOption,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
+    PolicyOption,
     ThreadsOption,
     TreeOption,
     encode,
     load_decoder,
+    load_policy_option,
     parse_tree,
 )
 from eaglerl.cli.streaming import statistics_table, text_streamer
@@ -25,10 +29,11 @@ from eaglerl.prepare import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams
+    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams, TreePolicy
 
 DEMO_PROMPT = "Explain in a few sentences why the sky is blue, then list three primary colors."
 WARM_UP_TOKENS = 8
+_STYLES = ("yellow", "blue", "green")
 
 
 @command
@@ -41,34 +46,54 @@ def demo(
         ),
     ] = 200,
     tree: TreeOption = None,
+    policy: PolicyOption = None,
+    cost: CostOption = None,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Generate one answer twice, plainly and speculatively, and compare.
+    """Generate one answer plainly, with a constant tree, and with the learned policy.
 
-    Ends with exit code 1 if the two differ.
+    Ends with a bar for every cycle that the policy decided, and a table. The exit code is 1 if the
+    three answers differ.
     """
     console = output()
-    # None stands for the decoder's default tree.
-    trees = {"plain": parse_tree(None, plain=True), "speculative": parse_tree(tree)}
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    # None stands for the decoder's default tree.
+    modes: dict[str, TreeParams | TreePolicy | None] = {
+        "plain decoding": parse_tree(None, plain=True),
+        "constant tree": parse_tree(tree),
+    }
+    learned = load_policy_option(policy, cost, decoder, model, draft)
+    if learned is not None:
+        modes["learned policy"] = learned
     input_ids = encode(decoder, prompt, chat=True)
     with busy("warming up"):
-        _warm_up(decoder, input_ids, max_new_tokens, trees)
+        _warm_up(decoder, input_ids, max_new_tokens, modes)
     console.print(prompt, style="bold", markup=False)
     runs = {
-        name: _stream(console, decoder, input_ids, name, params, max_new_tokens)
-        for name, params in trees.items()
+        name: _stream(console, decoder, input_ids, name, mode, style, max_new_tokens)
+        for (name, mode), style in zip(modes.items(), _STYLES, strict=False)
     }
-    identical = runs["plain"].sequences.tolist() == runs["speculative"].sequences.tolist()
-    table = statistics_table(runs)
-    table.add_row("identical", "", "yes" if identical else "no", style=None if identical else "red")
     console.print()
+    if "learned policy" in runs:
+        console.print(Rule("how the policy moved T and D along the text", align="left"))
+        console.print(cycle_chart(runs["learned policy"].statistics.cycles, console.width))
+        console.print()
+    _compare(console, runs)
+
+
+def _compare(console: Console, runs: dict[str, GenerateOutput]) -> None:
+    """Print the table; exit with 1 if an answer is another than the first."""
+    first, *others = (run.sequences.tolist() for run in runs.values())
+    identical = [other == first for other in others]
+    table = statistics_table(runs)
+    cells = ["yes" if same else "no" for same in identical]
+    table.add_row("identical", "", *cells, style=None if all(identical) else "red")
     console.print(table)
-    if not identical:
+    if not all(identical):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -76,15 +101,15 @@ def _warm_up(
     decoder: SpeculativeDecoder,
     input_ids: torch.Tensor,
     max_new_tokens: int,
-    trees: dict[str, TreeParams | None],
+    modes: dict[str, TreeParams | TreePolicy | None],
 ) -> None:
     from eaglerl.eagle3.verify import make_verifier
 
     # Caches of the full size first: growing them later would count as time of the first run.
     room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
     decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room)
-    for params in trees.values():
-        decoder.generate(input_ids, params, max_new_tokens=WARM_UP_TOKENS)
+    for mode in modes.values():
+        decoder.generate(input_ids, mode, max_new_tokens=WARM_UP_TOKENS)
 
 
 def _stream(
@@ -92,19 +117,19 @@ def _stream(
     decoder: SpeculativeDecoder,
     input_ids: torch.Tensor,
     name: str,
-    params: TreeParams | None,
+    mode: TreeParams | TreePolicy | None,
+    style: str,
     max_new_tokens: int,
 ) -> GenerateOutput:
-    style = "yellow" if name == "plain" else "green"
     console.print()
-    console.print(Rule(f"{name} decoding", style=style, align="left"))
+    console.print(Rule(name, style=style, align="left"))
 
     def write(text: str) -> None:
         console.out(text, style=style, end="", highlight=False)
 
     generated = decoder.generate(
         input_ids,
-        params,
+        mode,
         max_new_tokens=max_new_tokens,
         streamer=text_streamer(decoder.tokenizer, write),
     )

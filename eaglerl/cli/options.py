@@ -12,7 +12,7 @@ from eaglerl.cli.terminal import busy, progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams, TreePolicy
 
 _MODEL_PANEL = "Model"
 _DRAFTING_PANEL = "Drafting"
@@ -73,6 +73,26 @@ PlainOption = Annotated[
     typer.Option(
         "--plain",
         help="Decode one token per cycle, without drafting.",
+        rich_help_panel=_DRAFTING_PANEL,
+    ),
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FOLDER",
+        help="A trained policy that chooses the draft; default: the one shipped for the model.",
+        show_default=False,
+        rich_help_panel=_DRAFTING_PANEL,
+    ),
+]
+CostOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cost",
+        metavar="FILE",
+        help="Table of `calibrate` for this machine; default: the one that lies beside the policy.",
+        show_default=False,
         rich_help_panel=_DRAFTING_PANEL,
     ),
 ]
@@ -172,6 +192,30 @@ def load_decoder(
         if threads is not None:
             torch.set_num_threads(threads)
         return SpeculativeDecoder.from_pretrained(target_path, draft_path, draft_dtype=draft_dtype)
+
+
+def load_policy_option(
+    policy: Path | None,
+    cost: Path | None,
+    decoder: SpeculativeDecoder,
+    model: str,
+    draft: Path | None,
+) -> TreePolicy | None:
+    """Load a policy: the one given, else the one shipped for `model` and its own head; None where
+    there is none.
+
+    Raises:
+        ValueError: it cannot be read, or belongs to another target or head.
+    """
+    from eaglerl.prepare import MODELS, default_policy_path
+
+    if policy is None:
+        if draft is not None or model not in MODELS:
+            return None
+        policy = default_policy_path(model)
+    from eaglerl.rl.policy_files import open_policy
+
+    return open_policy(policy, decoder, cost=cost)
 
 
 def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool) -> torch.Tensor:
