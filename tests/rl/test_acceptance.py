@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_refused() -> None:
         AcceptancePolicy(
             random_model(), CostTable("", "", (1, 4), (1, 2), (0, 0), (2,), (1,), (1,))
         )
-    with pytest.raises(ValueError, match="max_rows must be at least 2, got 1"):
+    with pytest.raises(ValueError, match="max_rows must be an int of at least 2, got 1"):
         AcceptanceOptions(max_rows=1)
     with pytest.raises(ValueError, match="at least one trace"):
         fit_acceptance([], COST)
