@@ -31,6 +31,7 @@ def render(title: str, chapters: Sequence[Chapter], made: str) -> str:
     """
     environment = Environment(
         autoescape=True,
+        finalize=_keep_together,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -47,6 +48,11 @@ def render(title: str, chapters: Sequence[Chapter], made: str) -> str:
         made=made,
         style=_resource("page.css").strip(),
     )
+
+
+def _keep_together(value: object) -> object:
+    """A number and its sign for percent on one line; marked-up text stays as it is."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
 
 
 def _resource(name: str) -> str:

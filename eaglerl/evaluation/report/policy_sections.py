@@ -171,14 +171,15 @@ def _texts(evidence: Evidence, record: Record, turn: int) -> list[Block]:
     blocks: list[Block] = []
     prompt = evidence.prompts.get(record.question)
     if prompt is None:
-        blocks.append(not_measured("The prompt's text", "Give the questions with --questions."))
+        told = "The prompt's text is not given; name the question files with --questions."
+        blocks.append(Paragraph(told, "missing"))
     else:
         blocks.append(
             Passage(f"The prompt of {record.question}", prompt[min(turn, len(prompt) - 1)])
         )
     answer = evidence.answers.get((record.mode, record.question))
     if answer is None or turn >= len(answer):
-        blocks.append(not_measured("The answer's text", "The comparison holds no answers."))
+        blocks.append(Paragraph("The answer's text is not in the comparison's folder.", "missing"))
     else:
         blocks.append(Passage(f"The answer to {record.question}", answer[turn]))
     return blocks
