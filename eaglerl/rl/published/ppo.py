@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 #: Entropy coefficient of the published standard mode, whatever is asked for.
 _PUBLISHED_STANDARD_ENTROPY = 0.01
+#: Not among a policy's options: a checkpoint from before there was a choice can still go on.
 _DEFAULT_ACTIVATION = "tanh"
 
 
@@ -81,8 +82,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             max_grad_norm: gradients are clipped to it.
             max_entropy_ent_coef: entropy bonus in max-entropy mode.
             net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
-            activation: between layers, "tanh" as in the published OFL version or "relu" as in the
-                standard one.
+            activation: "tanh", as in the published OFL version, or "relu", as in the standard one.
             settings: see `PolicySettings`; or its fields by their names.
             options: those, and what `PublishedTreePolicy` takes.
 
@@ -91,8 +91,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             TypeError: an unknown option, or fields beside `settings`.
         """
         settings, options = split_options(settings, options)
-        if not isinstance(net_arch, Mapping):
-            net_arch = {"pi": net_arch, "vf": net_arch}
+        nets = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch, "vf": net_arch}
         model = {
             "learning_rate": learning_rate,
             "n_steps": n_steps,
@@ -105,11 +104,8 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             "vf_coef": vf_coef,
             "max_grad_norm": max_grad_norm,
             "max_entropy_ent_coef": max_entropy_ent_coef,
-            "net_arch": {name: list(layers) for name, layers in net_arch.items()},
-        }
-        if activation != _DEFAULT_ACTIVATION:
-            # Left out otherwise: a checkpoint from before this option existed can still go on.
-            model["activation"] = activation
+            "net_arch": {name: list(layers) for name, layers in nets.items()},
+        } | ({} if activation == _DEFAULT_ACTIVATION else {"activation": activation})
         super().__init__(settings, model, **options)
 
     @property
