@@ -159,15 +159,8 @@ def evaluate(
             if learner is not None:
                 learner.end_sequence()
                 learner.save_checkpoint()
-            writer.append(
-                {
-                    "question_id": _question_id(question),
-                    "answer_id": _answer_id(run, question.id),
-                    "model_id": model_id,
-                    "choices": [answer_choice(0, turns, decoder.tokenizer)],
-                    "tstamp": time.time(),
-                }
-            )
+            choice = answer_choice(0, turns, decoder.tokenizer)
+            writer.append(_line(question, _answer_id(run, question.id), model_id, choice))
     _put_in_order(path, options.bench)
     return summarise_answers(path, _policy_statistics(policy, contender))
 
@@ -295,6 +288,18 @@ def _policy_statistics(
         total = hits + misses
         return {"decisions": misses, "cache_hits": hits, "hit_rate": hits / total if total else 0.0}
     return found
+
+
+def _line(
+    question: Question, answer_id: str, model_id: str, choice: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "question_id": _question_id(question),
+        "answer_id": answer_id,
+        "model_id": model_id,
+        "choices": [choice],
+        "tstamp": time.time(),
+    }
 
 
 def _put_in_order(path: Path, bench: Path) -> None:
