@@ -97,7 +97,7 @@ class CacheModel:
             return False
         if self.mode != "adaptive":
             return True
-        if not np.isfinite(features).all():
+        if not (np.isfinite(features).all() and np.isfinite(slot.features).all()):
             return False
         norms = np.linalg.norm(features) * np.linalg.norm(slot.features)
         cosine = features @ slot.features / norms

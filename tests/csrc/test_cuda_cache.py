@@ -38,7 +38,7 @@ def next_inputs(taps: list[Tensor], generator: torch.Generator) -> None:
     """Other features for a third of the sequences, nearly the same for the rest, a few broken."""
     count = len(taps[0])
     renewed = torch.rand(count, 1, generator=generator) < 0.35
-    broken = torch.rand(count, 1, generator=generator) < 0.05
+    broken = torch.rand(count, 1, generator=generator) < 0.12
     for part in taps:
         fresh = torch.randn(part.shape, generator=generator)
         near = part.nan_to_num(0.0, 0.0, 0.0) + 0.01 * fresh
