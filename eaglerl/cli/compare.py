@@ -19,6 +19,14 @@ from eaglerl.cli.options import (
     resolve_model,
 )
 from eaglerl.cli.policy import read_actions
+from eaglerl.cli.preset import (
+    PRESET_MODES,
+    PresetContextOption,
+    PresetOption,
+    PresetStepsOption,
+    learn_preset,
+    preset_labels,
+)
 from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 
@@ -152,6 +160,9 @@ def compare(
             rich_help_panel=_NEEDS_PANEL,
         ),
     ] = "cpu",
+    preset: PresetOption = None,
+    preset_steps: PresetStepsOption = 2000,
+    preset_context: PresetContextOption = True,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
@@ -177,7 +188,9 @@ def compare(
         from eaglerl.rl.traces import TraceSet
 
         # All that can be checked without a model is, before one is loaded.
-        modes = _parse_modes(mode or _DEFAULT_MODES)
+        modes = _parse_modes(mode or (PRESET_MODES if preset else _DEFAULT_MODES))
+        labels = {one.label for one in modes}
+        labels |= preset_labels(preset, labels, context=preset_context, traces=traces, cost=cost)
         options = CompareOptions(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, repeats=repeats,
             split=split, per_file=per_file, validation_per_file=validation,
@@ -193,11 +206,16 @@ def compare(
         )
         _check_needs(modes, cost=extras.cost, traces=extras.traces)
         resolve_draft(draft, model)
-    _check_references(against, folder, modes)
+    _check_references(against, folder, labels)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
     target = resolve_model(model)
     try:
         with progress_bar() as show:
+            if preset is not None:
+                modes += learn_preset(
+                    preset, decoder, files, folder, options, extras,
+                    context=preset_context, steps=preset_steps, show=show,
+                )  # fmt: skip
             run(decoder, target, files, modes, folder, options, extras, progress=show)
     except KeyboardInterrupt:
         notes().print(
@@ -245,12 +263,11 @@ def _check_needs(modes: tuple[ModeSpec, ...], **given: object) -> None:
                 raise typer.BadParameter(f"the mode {one.label!r} needs it", param_hint=f"--{need}")
 
 
-def _check_references(against: list[str] | None, folder: Path, modes: tuple[ModeSpec, ...]) -> None:
+def _check_references(against: list[str] | None, folder: Path, labels: set[str]) -> None:
     from eaglerl.evaluation.records import MANIFEST_NAME, Manifest
 
-    labels = {one.label for one in modes}
     if (folder / MANIFEST_NAME).exists():
-        labels |= Manifest.from_json(folder).modes.keys()
+        labels = labels | Manifest.from_json(folder).modes.keys()
     for label in against or ():
         if label not in labels:
             raise typer.BadParameter(

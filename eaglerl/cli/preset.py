@@ -1,0 +1,121 @@
+"""`eaglerl compare --preset`: the published grids of policies, trained and then compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.evaluation.modes import ModeSpec
+    from eaglerl.evaluation.options import CompareOptions, Extras
+
+_PANEL = "Published grids"
+#: The published scripts compare with plain decoding and EAGLE's own tree, which is not tuned.
+PRESET_MODES = ("plain", "tuned", "eagle=tree:60/5/10")
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Train a published grid of policies on --traces and --cost first, below FOLDER: "
+        "ppo-modes (8: standard or ofl, features or context only, max-entropy or not) or dqn-modes "
+        "(4: no versions). Their modes join those of --mode.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+PresetStepsOption = Annotated[
+    int,
+    typer.Option(
+        min=1, metavar="N", help="Cache windows that each learns from.", rich_help_panel=_PANEL
+    ),
+]
+PresetContextOption = Annotated[
+    bool,
+    typer.Option(
+        "--preset-context/--no-preset-context",
+        help="With the context-only half, which needs sentence-transformers.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def preset_labels(
+    preset: str | None,
+    others: set[str],
+    *,
+    context: bool,
+    traces: Sequence[Path] | None,
+    cost: Path | None,
+) -> set[str]:
+    """The labels of a grid's modes; none without a grid.
+
+    Raises:
+        typer.BadParameter: an unknown grid, nothing to train it on, or a label that another mode
+            has.
+    """
+    if preset is None:
+        return set()
+    from eaglerl.evaluation.presets import preset_policies
+
+    try:
+        policies = preset_policies(preset, context=context)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--preset") from error
+    for option, value in (("--traces", traces), ("--cost", cost)):
+        if not value:
+            raise typer.BadParameter("--preset trains on it", param_hint=option)
+    labels = {policy.label for policy in policies}
+    if taken := sorted(labels & others):
+        raise typer.BadParameter(f"{taken} are modes of --preset", param_hint="--mode")
+    return labels
+
+
+def learn_preset(
+    preset: str,
+    decoder: SpeculativeDecoder,
+    files: Sequence[Path],
+    folder: Path,
+    options: CompareOptions,
+    extras: Extras,
+    *,
+    context: bool,
+    steps: int,
+    show: Callable[[str, float], None],
+) -> tuple[ModeSpec, ...]:
+    """Train a grid on traces of questions that are not decoded.
+
+    Raises:
+        ValueError: see `train_preset`; or traces of another target or head.
+    """
+    from eaglerl.evaluation.presets import PresetInputs, left_over, preset_policies, train_preset
+    from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
+    from eaglerl.rl.identity import head_id, target_id
+
+    own = head_id(decoder.head)
+    for traces in extras.traces:
+        traces.check_ids(target_id=target_id(decoder.target), head_id=own)
+    every = prepare_questions(
+        read_questions(files),
+        decoder.tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        max_positions=decoder.target.max_positions,
+    )
+    decoded = choose_split(every, options.split, options.per_file)
+    inputs = PresetInputs(
+        traces=left_over(
+            [trace for traces in extras.traces for trace in traces],
+            [question.prompt_id for question in decoded],
+        ),
+        actions=extras.actions,
+        cost=extras.cost,
+        tokenizer=decoder.tokenizer,
+        head_id=own,
+        steps=steps,
+        seed=options.seed,
+    )
+    return train_preset(preset_policies(preset, context=context), inputs, folder, progress=show)

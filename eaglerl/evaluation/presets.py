@@ -1,0 +1,244 @@
+"""The grids of policies that the published scripts train and compare, each as one list of modes.
+
+PPO: {standard, OFL} x {features, context only} x {max-entropy, not}. DQN has no versions, there as
+here: {features, context only} x {max-entropy, not}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from eaglerl.evaluation.modes import ModeSpec, parse_mode
+from eaglerl.evaluation.published_policies import NO_CHECKPOINTS_WITHIN, version_options
+from eaglerl.files import atomic_path
+from eaglerl.rl import observations
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.published.files import CARD_NAME, read_card, write_policy_folder
+from eaglerl.rl.published.load import POLICIES
+from eaglerl.rl.traces import Trace
+from eaglerl.rl.train_online import learn_from_traces
+
+PRESETS = ("ppo-modes", "dqn-modes")
+#: Folder of the policies below that of a comparison.
+POLICIES_NAME = "policies"
+#: Cycles that a decision serves while a policy learns and when it is evaluated, as published.
+LEARNING_CACHE_STEPS, EVALUATION_CACHE_STEPS = 10, 30
+#: Widths of the paper's net, which its default combination has.
+_OFL_WIDTHS = "128,128"
+_SETTINGS_NAME = "preset.json"
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class PresetPolicy:
+    """One policy of a grid.
+
+    Attributes:
+        algorithm: "ppo" or "dqn".
+        version: of PPO: "standard" or "ofl"; None for DQN.
+        context_only: it reads the context's text, not the features.
+        max_entropy: it explores for entropy, and draws trees when it is evaluated.
+    """
+
+    algorithm: str
+    version: str | None
+    context_only: bool
+    max_entropy: bool
+
+    @property
+    def label(self) -> str:
+        """Its name as a mode."""
+        parts = [self.algorithm, self.version, "context" if self.context_only else "features"]
+        return "-".join([part for part in parts if part] + ["max-entropy"] * self.max_entropy)
+
+
+@dataclass(frozen=True)
+class PresetInputs:
+    """What the policies of a grid are trained on.
+
+    Attributes:
+        traces: of questions that are not decoded.
+        actions: trees to choose from.
+        cost: time of the cycles.
+        tokenizer: the target's, for policies of the text.
+        head_id: hash of the head whose traces these are.
+        steps: cache windows that each policy learns from.
+        seed: of nets, draws and orders.
+    """
+
+    traces: Sequence[Trace]
+    actions: ActionSpace
+    cost: CostTable
+    tokenizer: Any
+    head_id: str
+    steps: int = 2000
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a folder of policies must share with these."""
+        names = "".join(sorted(trace.prompt_id for trace in self.traces))
+        return {
+            "traces": hashlib.sha256(names.encode()).hexdigest()[:16],
+            "actions": self.actions.to_dict(),
+            "cost": asdict(self.cost),
+            "head_id": self.head_id,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+
+def preset_policies(name: str, *, context: bool = True) -> tuple[PresetPolicy, ...]:
+    """The policies of a grid.
+
+    Args:
+        name: one of `PRESETS`.
+        context: False leaves out those that read text, which need sentence-transformers.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {list(PRESETS)}, got {name!r}")
+    algorithm = name.removesuffix("-modes")
+    versions: Sequence[str | None] = ("standard", "ofl") if algorithm == "ppo" else (None,)
+    return tuple(
+        PresetPolicy(algorithm, version, reads_text, max_entropy)
+        for version, reads_text, max_entropy in product(
+            versions, (False, True) if context else (False,), (True, False)
+        )
+    )
+
+
+def train_preset(
+    policies: Sequence[PresetPolicy],
+    inputs: PresetInputs,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+) -> tuple[ModeSpec, ...]:
+    """Train the policies of a grid, each in its own folder; what is trained is not trained again.
+
+    Args:
+        policies: from `preset_policies`.
+        inputs: what they learn from.
+        folder: of the comparison; an interrupted training there goes on.
+        progress: told what is being done and the share done.
+
+    Returns:
+        The policies as modes of a comparison.
+
+    Raises:
+        ValueError: no traces, trees that they or the cost table do not know, or a folder of
+            policies that were trained on something else. Nothing was trained then.
+        ImportError: a policy reads text, and sentence-transformers is not installed.
+    """
+    if not inputs.traces:
+        raise ValueError("traces must hold some of questions that are not decoded, got none")
+    root = Path(folder) / POLICIES_NAME
+    options: dict[str, Any] = {}
+    if any(policy.context_only for policy in policies):
+        # Before the others are trained for hours.
+        options = {
+            "tokenizer": inputs.tokenizer,
+            "text_encoder": observations.sentence_encoder(),
+        }
+    root.mkdir(parents=True, exist_ok=True)
+    _check_settings(root, inputs.to_dict())
+    for index, policy in enumerate(policies):
+        run = root / policy.label
+        if (run / "policy" / CARD_NAME).is_file():
+            continue
+
+        def show(stage: str, share: float, *, done: int = index, name: str = policy.label) -> None:
+            if progress is not None:
+                progress(f"training {name}: {stage}", (done + share) / len(policies))
+
+        _train(policy, inputs, run, options if policy.context_only else {}, show)
+    return tuple(
+        parse_mode(f"{policy.label}=policy:{root / policy.label / 'policy'}") for policy in policies
+    )
+
+
+def left_over(traces: Iterable[Trace], decoded: Iterable[str]) -> list[Trace]:
+    """Traces of other prompts than those that are decoded.
+
+    Args:
+        traces: recorded ones.
+        decoded: prompts' ids.
+    """
+    known = set(decoded)
+    return [trace for trace in traces if trace.prompt_id not in known]
+
+
+def _train(
+    wanted: PresetPolicy,
+    inputs: PresetInputs,
+    run: Path,
+    options: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    own: dict[str, Any] = {}
+    if wanted.version is not None:
+        widths = _OFL_WIDTHS if wanted.version == "ofl" else ""
+        own = version_options(wanted.version, widths)
+    policy = POLICIES[wanted.algorithm](
+        hidden_size=inputs.traces[0].features.shape[1],
+        use_context_only_state=wanted.context_only,
+        actions=inputs.actions,
+        action_cache_steps=LEARNING_CACHE_STEPS,
+        enable_max_entropy=wanted.max_entropy,
+        max_entropy_inference=wanted.max_entropy,
+        seed=inputs.seed,
+        checkpoint_dir=run / "checkpoints",
+        checkpoint_freq=NO_CHECKPOINTS_WITHIN,
+        max_checkpoints=2,
+        tensorboard_dir=run / "tensorboard",
+        **own,
+        **options,
+    )
+    learn_from_traces(
+        policy, inputs.traces, inputs.cost, total_steps=inputs.steps, progress=progress
+    )
+    policy.describe(head_id=inputs.head_id, training={"steps": inputs.steps})
+    policy.save(run / "learned")
+    policy.close()
+    card = read_card(run / "learned")
+    write_policy_folder(
+        run / "policy",
+        policy.weights,
+        replace(card["settings"], action_cache_steps=EVALUATION_CACHE_STEPS),
+        algorithm=card["algorithm"],
+        model=card["model"],
+        head_id=card["head_id"],
+        training=card["training"],
+    )
+
+
+def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what policies are trained on beside them.
+
+    Raises:
+        ValueError: those that are there were trained on something else.
+    """
+    file = root / _SETTINGS_NAME
+    # As it will be read back: tuples become lists.
+    now = json.loads(json.dumps(settings))
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differing = sorted(name for name in now if now[name] != before.get(name))
+        if differing:
+            raise ValueError(
+                f"the policies in {str(root)!r} were trained with other {', '.join(differing)}: "
+                "ask for the same, or name another folder"
+            )
+        return
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
