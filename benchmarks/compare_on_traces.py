@@ -1,0 +1,194 @@
+"""Policies and baselines on recorded traces, by a cost table: seconds instead of hours.
+
+    python benchmarks/compare_on_traces.py --traces FOLDER --test FOLDER --cost FILE \
+        [--policy LABEL=FOLDER] [--output FILE.md]
+
+What has something to tune, the constant tree and the rule with lookups above all, is tuned on
+--traces; everything then decodes --test. The time of the policies themselves is not counted. With
+lookups the oracle of trees is no bound any more.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Many small products: threads would wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from eaglerl.cli.traces import read_traces
+from eaglerl.eagle3.params import ConstantPolicy, TreePolicy
+from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
+from eaglerl.evaluation.bootstrap import bootstrap_ratio
+from eaglerl.evaluation.machine import describe_machine
+from eaglerl.evaluation.shuffled import ShuffledProgress
+from eaglerl.evaluation.statistics import loops
+from eaglerl.files import atomic_path
+from eaglerl.rl.acceptance_file import load_acceptance
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import ShuffledStates, best_constant
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.guard import GuardedPolicy
+from eaglerl.rl.oracle import bounds
+from eaglerl.rl.policy_files import find_policy
+from eaglerl.rl.published.load import load_policy
+from eaglerl.rl.simulate import simulate
+from eaglerl.rl.traces import Trace
+
+
+def main(
+    traces: Annotated[list[Path], typer.Option(help="Traces to tune on; may be repeated.")],
+    test: Annotated[Path, typer.Option(help="Traces to decode.")],
+    cost: Annotated[Path, typer.Option(help="Table of `eaglerl calibrate`.")],
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=FOLDER", help="May be repeated.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Markdown file to write, too.")] = None,
+) -> None:
+    """Decode traces with everything, and print one table."""
+    learned, _, head = read_traces(traces, 0.0)
+    tested, _, tested_head = read_traces([test], 0.0)
+    if {t.prompt_id for t in learned} & {t.prompt_id for t in tested}:
+        raise typer.BadParameter("--test must share no prompt with --traces")
+    if tested_head != head:
+        raise typer.BadParameter(f"--test is of the head {tested_head}, --traces of {head}")
+    table = CostTable.from_json(cost)
+    grid = known_trees(tested, table)
+    tuned = best_constant(learned, grid, table)
+    study = Study(tested, table, tuned)
+    lines = list(study.header(grid))
+    inputs = BaselineInputs(grid, list(grid), table, learned)
+    for label, contender in contenders(policy or [], inputs, table):
+        lines.append(study.row(label, contender))
+        typer.echo(lines[-1], err=True)
+    command = shlex.join(["python", *sys.argv])
+    page = "\n".join([*lines, "", f"`{command}`, cost table of {table.machine}; {machine()}."])
+    typer.echo(page)
+    if output is not None:
+        with atomic_path(output) as temporary:
+            temporary.write_text(page + "\n", encoding="utf-8")
+
+
+def machine() -> str:
+    """Where this ran."""
+    return f"computed on {describe_machine()}"
+
+
+def known_trees(traces: Sequence[Trace], table: CostTable) -> ActionSpace:
+    """The trees of the CPU's grid that the traces and the table answer for."""
+    widths = set(traces[0].top_ks) & set(table.top_ks)
+    deepest = traces[0].path.shape[2] - 1
+    return ActionSpace(
+        [
+            tree
+            for tree in ActionSpace.cpu_grid()
+            if tree.total_tokens == 1
+            or (
+                tree.top_k in widths
+                and tree.depth <= deepest
+                and tree.total_tokens <= table.total_tokens[-1]
+            )
+        ]
+    )
+
+
+def contenders(
+    policies: Sequence[str], inputs: BaselineInputs, table: CostTable
+) -> Iterator[tuple[str, TreePolicy]]:
+    """What is compared with the tuned constant tree, by label."""
+    for text in policies:
+        label, sign, path = text.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"--policy must be LABEL=FOLDER, got {text!r}")
+        files = find_policy(path)
+        if files.is_acceptance:
+            model = load_acceptance(files.path)
+            yield label, AcceptancePolicy(model, table)
+            if model.constant is not None:
+                guarded = GuardedPolicy(AcceptancePolicy(model, table), model.constant, model.gain)
+                yield f"{label}, guarded", guarded
+            yield f"{label}, shuffled states", ShuffledProgress(AcceptancePolicy(model, table))
+        else:
+            yield label, load_policy(files.path)
+            yield f"{label}, shuffled states", ShuffledStates(load_policy(files.path))
+    few = inputs.actions.select(inputs.traces[:200], table, 8)
+    for name in BASELINES:
+        if name != "best-constant":
+            wide = name in ("lookup-rule", "confidence", "lookup-alone")
+            chosen = inputs if wide else BaselineInputs(few, inputs.grid, table, inputs.traces)
+            yield f"baseline: {name}", make_baseline(name, shallow(chosen, name))
+
+
+def shallow(inputs: BaselineInputs, name: str) -> BaselineInputs:
+    """The rule with lookups, over a few trees only: it tries all combinations."""
+    if name != "lookup-rule":
+        return inputs
+    trees = inputs.actions.select(inputs.traces[:200], inputs.cost, 4)
+    return BaselineInputs(inputs.actions, list(trees), inputs.cost, inputs.traces)
+
+
+class Study:
+    """The traces that everything decodes, and the tuned constant tree's way with them."""
+
+    def __init__(self, traces: Sequence[Trace], table: CostTable, tuned: ConstantPolicy) -> None:
+        self._traces, self._table, self._tuned = traces, table, tuned
+        self._domains = np.array([trace.domain for trace in traces])
+        self._straight = np.array([not loops(decoded(trace)) for trace in traces])
+        self._reference = self._decode(tuned)
+
+    def header(self, grid: ActionSpace) -> Iterator[str]:
+        """What it is about, and the head of the table."""
+        limits = bounds(self._traces, grid, self._table)
+        tree = self._tuned.params
+        speed = self._reference[:, 0].sum() / self._reference[:, 1].sum()
+        yield (
+            f"{len(self._traces)} prompts, {limits.tokens:,} positions, {(~self._straight).sum()} "
+            "prompts loop. The tuned constant tree, "
+            f"{tree.total_tokens}/{tree.depth}/{tree.top_k}, decodes {speed:.1f} tokens/s, plain "
+            f"decoding {limits.tokens / limits.plain:.1f}. Over the best constant in hindsight the "
+            f"best tree of every cycle gains {100 * limits.headroom:.1f} %, of every prompt "
+            f"{100 * (limits.constant / limits.per_prompt - 1):.1f} %."
+        )
+        yield ""
+        names = ["gain over the tuned constant tree, %", "all", "not looping"]
+        names += sorted(set(self._domains))
+        yield f"| {' | '.join(names)} |"
+        yield "|---" * len(names) + "|"
+
+    def row(self, label: str, policy: TreePolicy) -> str:
+        """A policy's gains."""
+        sums = np.hstack((self._decode(policy), self._reference))
+        cells = [with_interval(sums), with_interval(sums[self._straight])]
+        for name in sorted(set(self._domains)):
+            cells.append(f"{100 * (bootstrap_ratio(sums[self._domains == name]).ratio - 1):+.1f}")
+        return f"| {' | '.join([label, *cells])} |"
+
+    def _decode(self, policy: Any) -> np.ndarray:
+        """(prompts, 2) tokens and seconds."""
+        outcomes = simulate(policy, self._traces, self._table)
+        return np.array([(outcome.tokens, outcome.seconds) for outcome in outcomes])
+
+
+def decoded(trace: Trace) -> list[int]:
+    """The tokens of a trace's answer, without those past its end."""
+    return trace.continuation_ids[: len(trace) + 1].tolist()
+
+
+def with_interval(sums: np.ndarray) -> str:
+    """A gain in percent."""
+    found = bootstrap_ratio(sums)
+    low, middle, high = (100 * (x - 1) for x in (found.low, found.ratio, found.high))
+    return f"{middle:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)
