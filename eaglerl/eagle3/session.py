@@ -241,8 +241,8 @@ class DecodingSession:
     def _draft_tree(
         self,
         params: TreeParams,
-        staged: StagedPolicy | None,
-        lookup: Lookup,
+        staged: StagedPolicy | None = None,
+        lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree | DeviceTree, TreeParams]:
         """The tree with the lookup merged into it, and the parameters of the head's part."""
         root = self.token_ids[-1]
