@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from eaglerl.cli.traces import read_traces
-from eaglerl.eagle3.params import ConstantPolicy, TreePolicy
+from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.bootstrap import bootstrap_ratio
 from eaglerl.evaluation.machine import describe_machine
@@ -35,7 +35,7 @@ from eaglerl.files import atomic_path
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
-from eaglerl.rl.baselines import ShuffledStates, best_constant
+from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.oracle import bounds
@@ -121,9 +121,14 @@ def contenders(
             yield label, load_policy(files.path)
             yield f"{label}, shuffled states", ShuffledStates(load_policy(files.path))
     few = inputs.actions.select(inputs.traces[:200], table, 8)
+    deepest = max(tree.depth for tree in inputs.actions)
+    widest = max(tree.top_k for tree in inputs.actions)
+    most = max(tree.total_tokens for tree in inputs.actions)
+    limit = TreeParams(min(most, 1 + widest + deepest * widest**2), deepest, widest)
+    yield "baseline: confidence", DraftConfidencePolicy(table, limit=limit)
     for name in BASELINES:
-        if name != "best-constant":
-            wide = name in ("lookup-rule", "confidence", "lookup-alone")
+        if name not in ("best-constant", "confidence"):
+            wide = name in ("lookup-rule", "lookup-alone")
             chosen = inputs if wide else BaselineInputs(few, inputs.grid, table, inputs.traces)
             yield f"baseline: {name}", make_baseline(name, shallow(chosen, name))
 

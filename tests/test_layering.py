@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> server -> training -> eagle3 -> ops -> kernels and the extension."""
+"""Imports point one way: cli -> server -> training -> eagle3 -> ops -> kernels, extension."""
 
 import ast
 from collections.abc import Iterator

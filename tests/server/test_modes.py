@@ -48,7 +48,7 @@ def test_a_default_tree_is_listed_first() -> None:
 
 
 def test_two_modes_of_one_name() -> None:
-    with pytest.raises(ValueError, match="the mode .* is there already"):
+    with pytest.raises(ValueError, match=r"the mode .* is there already"):
         Modes([*standard_modes(), *standard_modes()], "plain")
 
 
