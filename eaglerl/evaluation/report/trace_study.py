@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eaglerl.eagle3.params import (
     CycleState,
@@ -24,6 +23,7 @@ from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.decisions import KeptDecision
 from eaglerl.rl.identity import split_of
 from eaglerl.rl.oracle import (
     Bounds,
@@ -247,35 +247,26 @@ class CachedDecisions:
                 None keeps it whatever they are.
         """
         self._policy = policy
-        self._interval = interval
-        self._threshold = threshold
+        self._kept = KeptDecision(interval, threshold)
         self.decisions = 0
-        self._served = interval
 
     def reset(self) -> None:
         """Forget the sequence with its decision."""
         self._policy.reset()
-        self._served = self._interval
+        self._kept.forget()
 
     def choose(self, state: CycleState) -> TreeParams | DraftPlan:
         """The decision in force, or a new one."""
-        if self._served >= self._interval or not self._resembles(state.features):
-            self.decisions += 1
-            self._served = 0
-            self._choice = self._policy.choose(state)
-            self._features = state.features.clone()
-        self._served += 1
-        return self._choice
+        kept = self._kept.serve(state.features.numpy)
+        if kept is not None:
+            return kept
+        self.decisions += 1
+        choice = self._policy.choose(state)
+        return self._kept.take([choice], state.features.numpy().copy())
 
     def observe(self, result: StepResult) -> None:
         """Pass the result on."""
         self._policy.observe(result)
-
-    def _resembles(self, features: torch.Tensor) -> bool:
-        if self._threshold is None:
-            return True
-        similarity = torch.nn.functional.cosine_similarity(features, self._features, dim=0)
-        return float(similarity) >= self._threshold
 
 
 class ExpectingPolicy(AcceptancePolicy):
