@@ -10,10 +10,12 @@ import typer
 
 from eaglerl.cli.comparison_table import comparison_tables
 from eaglerl.cli.options import (
+    SAMPLING_PANEL,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     ThreadsOption,
+    TopPOption,
     load_decoder,
     resolve_draft,
     resolve_model,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from eaglerl.evaluation.modes import ModeSpec
     from eaglerl.evaluation.records import Comparison
 
-_SAMPLING_PANEL = "Sampling"
 _CONSTANT_PANEL = "Constant trees that are chosen"
 _NEEDS_PANEL = "What some modes need"
 #: Without --mode.
@@ -106,14 +107,11 @@ def compare(
     ] = False,
     temperature: Annotated[
         float,
-        typer.Option(min=0.0, metavar="X", help="0 is greedy.", rich_help_panel=_SAMPLING_PANEL),
+        typer.Option(min=0.0, metavar="X", help="0 is greedy.", rich_help_panel=SAMPLING_PANEL),
     ] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option(metavar="P", help="Nucleus size, 1 for all.", rich_help_panel=_SAMPLING_PANEL),
-    ] = 1.0,
+    top_p: TopPOption = 1.0,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of all draws.", rich_help_panel=_SAMPLING_PANEL)
+        int, typer.Option(min=0, metavar="N", help="Of all draws.", rich_help_panel=SAMPLING_PANEL)
     ] = 0,
     grid: Annotated[
         str | None,

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from eaglerl.cli.options import (
+    SAMPLING_PANEL,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     PlainOption,
     ThreadsOption,
+    TopPOption,
     TreeOption,
     encode,
     load_decoder,
@@ -21,8 +23,6 @@ from eaglerl.cli.options import (
 from eaglerl.cli.streaming import statistics_table, text_streamer
 from eaglerl.cli.terminal import DebugOption, command, notes
 from eaglerl.prepare import DEFAULT_MODEL
-
-_SAMPLING_PANEL = "Sampling"
 
 
 @command
@@ -52,25 +52,22 @@ def generate(
             min=0.0,
             metavar="X",
             help="0 is greedy; otherwise sample.",
-            rich_help_panel=_SAMPLING_PANEL,
+            rich_help_panel=SAMPLING_PANEL,
         ),
     ] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option(metavar="P", help="Nucleus size, 1 for all.", rich_help_panel=_SAMPLING_PANEL),
-    ] = 1.0,
+    top_p: TopPOption = 1.0,
     top_k: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="K",
             help="Sample among the k likeliest, 0 for all.",
-            rich_help_panel=_SAMPLING_PANEL,
+            rich_help_panel=SAMPLING_PANEL,
         ),
     ] = 0,
     seed: Annotated[
         int,
-        typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=_SAMPLING_PANEL),
+        typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=SAMPLING_PANEL),
     ] = 0,
     tree: TreeOption = None,
     plain: PlainOption = False,

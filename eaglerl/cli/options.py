@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MODEL_PANEL = "Model"
 _DRAFTING_PANEL = "Drafting"
+SAMPLING_PANEL = "Sampling"
 
 ModelOption = Annotated[
     str,
@@ -75,6 +76,10 @@ PlainOption = Annotated[
         help="Decode one token per cycle, without drafting.",
         rich_help_panel=_DRAFTING_PANEL,
     ),
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(metavar="P", help="Nucleus size, 1 for all.", rich_help_panel=SAMPLING_PANEL),
 ]
 PolicyOption = Annotated[
     Path | None,
