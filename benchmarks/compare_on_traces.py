@@ -28,7 +28,6 @@ from eaglerl.cli.traces import read_traces
 from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.bootstrap import bootstrap_ratio
-from eaglerl.evaluation.machine import describe_machine
 from eaglerl.evaluation.shuffled import ShuffledProgress
 from eaglerl.evaluation.statistics import loops
 from eaglerl.files import atomic_path
@@ -71,16 +70,11 @@ def main(
         lines.append(study.row(label, contender))
         typer.echo(lines[-1], err=True)
     command = shlex.join(["python", *sys.argv])
-    page = "\n".join([*lines, "", f"`{command}`, cost table of {table.machine}; {machine()}."])
+    page = "\n".join([*lines, "", f"`{command}`, cost table of {table.machine}."])
     typer.echo(page)
     if output is not None:
         with atomic_path(output) as temporary:
             temporary.write_text(page + "\n", encoding="utf-8")
-
-
-def machine() -> str:
-    """Where this ran."""
-    return f"computed on {describe_machine()}"
 
 
 def known_trees(traces: Sequence[Trace], table: CostTable) -> ActionSpace:
@@ -120,7 +114,10 @@ def contenders(
         else:
             yield label, load_policy(files.path)
             yield f"{label}, shuffled states", ShuffledStates(load_policy(files.path))
-    few = inputs.actions.select(inputs.traces[:200], table, 8)
+    # The rule with lookups tries all combinations with the trees of its grid.
+    some = inputs.traces[:200]
+    eight, four = (inputs.actions.select(some, table, count) for count in (8, 4))
+    few = BaselineInputs(eight, list(four), table, inputs.traces)
     deepest = max(tree.depth for tree in inputs.actions)
     widest = max(tree.top_k for tree in inputs.actions)
     most = max(tree.total_tokens for tree in inputs.actions)
@@ -128,17 +125,7 @@ def contenders(
     yield "baseline: confidence", DraftConfidencePolicy(table, limit=limit)
     for name in BASELINES:
         if name not in ("best-constant", "confidence"):
-            wide = name in ("lookup-rule", "lookup-alone")
-            chosen = inputs if wide else BaselineInputs(few, inputs.grid, table, inputs.traces)
-            yield f"baseline: {name}", make_baseline(name, shallow(chosen, name))
-
-
-def shallow(inputs: BaselineInputs, name: str) -> BaselineInputs:
-    """The rule with lookups, over a few trees only: it tries all combinations."""
-    if name != "lookup-rule":
-        return inputs
-    trees = inputs.actions.select(inputs.traces[:200], inputs.cost, 4)
-    return BaselineInputs(inputs.actions, list(trees), inputs.cost, inputs.traces)
+            yield f"baseline: {name}", make_baseline(name, few)
 
 
 class Study:
