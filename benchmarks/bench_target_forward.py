@@ -8,6 +8,7 @@ forward pass, applied in the same order to inputs of the same shape and nothing 
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -57,11 +58,14 @@ def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
 def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[], object]:
     """transformers' own forward of `rows` tokens on a `DynamicCache` of `context`."""
     cache = DynamicCache(config=model.config)
-    model(torch.randint(3, model.config.vocab_size, (1, context)), past_key_values=cache)
+    # transformers 5.24 renamed the argument.
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    arguments = {"cache" if renamed else "past_key_values": cache}
+    model(torch.randint(3, model.config.vocab_size, (1, context)), **arguments)
     token_ids = torch.randint(3, model.config.vocab_size, (1, rows))
 
     def run() -> None:
-        model(token_ids, past_key_values=cache)
+        model(token_ids, **arguments)
         cache.crop(-rows)
 
     return run

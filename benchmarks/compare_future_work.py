@@ -143,14 +143,15 @@ def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[l
     _DATA[:] = [Data(*split(half), others, actions, CostTable.from_json(cost))]
 
 
-def run(contender: Contender, seed: int, steps: int) -> GreedyOutcomes:
+def run(contender: Contender, seed: int, steps: int, settings: dict[str, Any]) -> GreedyOutcomes:
     """Train once, and decode the test's prompts."""
     from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy
 
     data = _DATA[0]
     options = TrainPolicyOptions(
-        "ppo", steps, seed=seed, checkpoint_steps=max(steps // 4, 1), **contender.changes
-    )
+        "ppo", steps, seed=seed, checkpoint_steps=max(steps // 4, 1), **settings,
+        **contender.changes,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trained = train_policy(
             data.learned, data.actions, data.cost, folder, options, held_out=data.choice
@@ -197,7 +198,10 @@ def table(rows: Sequence[Row], constant: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def report(rows: Sequence[Row], data: Data, constant: np.ndarray, tuned: object, steps: int) -> str:
+def report(
+    rows: Sequence[Row], data: Data, constant: np.ndarray, tuned: object,
+    steps: int, settings: dict[str, Any],
+) -> str:  # fmt: skip
     """The page."""
     tokens = sum(len(trace) for trace in data.test)
     seeds = len(rows[0].seconds)
@@ -209,7 +213,8 @@ def report(rows: Sequence[Row], data: Data, constant: np.ndarray, tuned: object,
 
 PPO on traces: {len(data.learned)} prompts to learn from ({sum(map(len, data.learned))} positions),
 {len(data.choice)} to choose the checkpoint by, {len(data.test)} to test on ({tokens} tokens);
-{steps} decisions, {seeds} seeds. Times are those of a cost table of {data.cost.machine}, the draft
+{steps} decisions at a learning rate of {settings["learning_rate"]:g} and a discount of
+{settings["gamma"]:g}, {seeds} seeds. Times are those of a cost table of {data.cost.machine}, the draft
 in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
 The constant tree {tuned}, tuned on all but those, has {tokens / constant.sum():.2f} tokens/s.
 Gains are in tokens per second, times averaged over the seeds; in brackets: 95 %, by a bootstrap
@@ -230,6 +235,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file to write as well.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Decisions to learn from.")] = 40_000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every contender.")] = 3,
+    gamma: Annotated[float, typer.Option(help="Discount per window.")] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-4,
     select: Annotated[
         int, typer.Option(min=2, help="Actions, chosen by all traces but the test's.")
     ] = 8,
@@ -249,10 +256,11 @@ def main(
     actions = grid.select(half, times, select)
     data = Data(*split(half), others, actions, times)
     shared = (traces, test or [], cost, actions.bins.tolist())
+    settings = {"gamma": gamma, "learning_rate": learning_rate}
     results: dict[tuple[int, int], GreedyOutcomes] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, shared) as pool:
         jobs = {
-            pool.submit(run, contender, seed, steps): (index, seed)
+            pool.submit(run, contender, seed, steps, settings): (index, seed)
             for seed in range(seeds)
             for index, contender in enumerate(CONTENDERS)
         }
@@ -267,7 +275,7 @@ def main(
         decisions = sum(one.decisions.sum() for one in runs)
         kept = sum(one.cycles.sum() for one in runs) / decisions
         rows.append(Row(contender, np.stack([one.seconds for one in runs]), float(kept)))
-    text = report(rows, data, constant, tuned, steps)
+    text = report(rows, data, constant, tuned, steps, settings)
     typer.echo(text)
     if output is not None:
         with atomic_path(output) as temporary:

@@ -67,8 +67,8 @@ def compare(
             "-M",
             metavar="[LABEL=]MODE",
             help="A way to decode; may be repeated. generate, plain, tree:T/D/K, tuned, hindsight, "
-            "policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, shuffled:FOLDER, baseline:NAME, "
-            "baseline:all. "
+            "policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, uncached:FOLDER, "
+            "shuffled:FOLDER, baseline:NAME, baseline:all. "
             f"Default: {', '.join(_DEFAULT_MODES)}; plain is always there.",
             show_default=False,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -47,6 +48,11 @@ class _CacheView(CacheLayerMixin):
         return self.keys.shape[2]
 
 
+def _cache_argument(module: torch.nn.Module) -> str:
+    """The name under which a model's forward takes its KV cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
 def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
     """Sliding window of every kind of layer that a model has; None where there is none.
 
@@ -73,6 +79,7 @@ class TransformersTarget(TargetModel):
         super().__init__(model, feature_layers)
         self.model = model
         self._windows = _attention_windows(model.config)
+        self._cache_argument = _cache_argument(model)
         decoder = model.get_decoder()
         self._features: list[torch.Tensor | None] = [None, None, None]
         for index, layer in enumerate(self.feature_layers):
@@ -125,7 +132,7 @@ class TransformersTarget(TargetModel):
             "input_ids": rows.token_ids[None].to(device),
             "position_ids": rows.positions[None].long().to(device),
             "attention_mask": self._attention_mask(rows, visible),
-            "past_key_values": views,
+            self._cache_argument: views,
             "use_cache": True,
         }
         wanted = None

@@ -15,7 +15,7 @@ from eaglerl.evaluation.records import PLAIN
 #: Given by name to stand for every baseline.
 ALL_BASELINES = "baseline:all"
 #: Kinds whose argument is a trained policy.
-POLICY_KINDS = ("policy", "unguarded", "trees-only", "shuffled")
+POLICY_KINDS = ("policy", "unguarded", "trees-only", "uncached", "shuffled")
 
 # A label names a file of answers, too.
 _LABEL = re.compile(r"[^=/\s][^=\s]*")
@@ -160,6 +160,12 @@ def _acceptance(argument: str) -> tuple[str, ...]:
     return _policy(argument)
 
 
+def _cached(argument: str) -> tuple[str, ...]:
+    if find_policy(Path(argument)).is_acceptance:
+        raise ValueError(f"{argument!r} must be a PPO or DQN policy: others have no cache")
+    return ()
+
+
 def _baseline(argument: str) -> tuple[str, ...]:
     if argument not in BASELINES:
         raise ValueError(f"a baseline must be one of {[*BASELINES, 'all']}, got {argument!r}")
@@ -175,6 +181,7 @@ KINDS: Mapping[str, Kind] = {
     "policy": Kind("FOLDER", "a trained policy", _policy),
     "unguarded": Kind("FOLDER", "an acceptance policy without its guard", _acceptance),
     "trees-only": Kind("FOLDER", "an acceptance policy without guard and lookups", _acceptance),
+    "uncached": Kind("FOLDER", "a PPO or DQN policy that decides anew at every cycle", _cached),
     "shuffled": Kind("FOLDER", "a trained policy that is shown the states of others", _policy),
     "baseline": Kind("NAME", "a baseline", _baseline),
 }

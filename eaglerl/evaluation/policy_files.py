@@ -1,4 +1,4 @@
-"""Trained policies as modes: as they are, or without guard, lookups, or states of their own."""
+"""Trained policies as modes: as they are, or without guard, lookups, cache, or their own states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import ShuffledStates
 from eaglerl.rl.cost import CostTable
-from eaglerl.rl.policy_files import COST_NAME, PolicyFiles, find_policy, open_policy
+from eaglerl.rl.policy_files import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
 from eaglerl.rl.published.load import load_policy
 
 __all__ = ["COST_NAME", "PolicyFiles", "cache_counts", "find_policy", "load_live_policy"]
@@ -34,8 +34,9 @@ def load_live_policy(
         files: where it lies.
         decoder: what it decides for.
         kind: "policy": as `open_policy` gives it; "unguarded": an acceptance policy without its
-            guard; "trees-only": without its lookups either; "shuffled": shown the states of other
-            cycles, without its guard and outside the loop's own calls.
+            guard; "trees-only": without its lookups either; "uncached": a PPO or DQN policy that
+            decides anew at every cycle; "shuffled": shown the states of other cycles, without its
+            guard and outside the loop's own calls.
         cost: of this machine; without one, an acceptance policy takes the table beside it.
         target_id: hash of the target.
         head_id: hash of the head.
@@ -57,6 +58,10 @@ def load_live_policy(
         bare = AcceptancePolicy(model, files.read_cost(cost))
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
     published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    if kind == "uncached":
+        published.settings = replace(published.settings, action_cache_enabled=False)
+        policy = fastest(published)
+        return policy, policy
     return ShuffledStates(published, seed=seed), published
 
 

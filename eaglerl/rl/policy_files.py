@@ -15,6 +15,7 @@ from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.identity import head_id, target_id
+from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.files import CARD_NAME
 from eaglerl.rl.published.load import load_policy
 
@@ -119,12 +120,20 @@ def open_policy(
         if model.constant is None:
             return policy
         return GuardedPolicy(policy, model.constant, model.gain)
-    published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
-    settings = published.settings
+    return fastest(load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer))
+
+
+def fastest(policy: PublishedTreePolicy) -> TreePolicy:
+    """A PPO or DQN policy within the decoding loop's own calls, or as it is where they cannot.
+
+    Args:
+        policy: decides.
+    """
+    settings = policy.settings
     # As published, the first tree comes before the first decision: only the policy itself does so.
     if settings.reference or settings.reads_text or settings.spec.extras:
-        return published
-    return published.fused()
+        return policy
+    return policy.fused()
 
 
 def _is_acceptance(file: Path) -> bool:

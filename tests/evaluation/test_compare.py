@@ -79,7 +79,7 @@ def test_every_mode_decodes_the_same(
     modes = [
         "generate", "tree:8/2/4", "tuned", "hindsight", f"ppo=policy:{policies.ppo}",
         f"policy:{policies.acceptance}", f"u=unguarded:{policies.acceptance}",
-        f"t=trees-only:{policies.acceptance}",
+        f"t=trees-only:{policies.acceptance}", f"n=uncached:{policies.ppo}",
         f"s=shuffled:{policies.acceptance}", f"sp=shuffled:{policies.ppo}", "baseline:all",
     ]  # fmt: skip
     options = CompareOptions(
@@ -88,7 +88,7 @@ def test_every_mode_decodes_the_same(
     found = setting.run(tmp_path, *modes, options=options, extras=extras)
     summary = summarise(found, resamples=100)
     by_label = {mode.mode: mode for mode in summary.modes}
-    assert len(by_label) == 11 + len(BASELINES)
+    assert len(by_label) == 12 + len(BASELINES)
     assert found.missing == 0
     for mode in summary.modes:
         assert (mode.mode, mode.identical) == (mode.mode, 2)
@@ -107,6 +107,7 @@ def test_every_mode_decodes_the_same(
     assert by_label["plain"].policy_share < 0.1
     assert by_label["tree:8/2/4"].distinct_actions == 1
     assert by_label["ppo"].hit_rate == pytest.approx(0.75, abs=0.1)
+    assert by_label["n"].hit_rate == 0
     assert by_label["sp"].hit_rate == pytest.approx(0.75, abs=0.1)
     assert 0 < by_label[f"policy:{policies.acceptance}"].policy_share < 1
     assert by_label["baseline:random"].distinct_actions > 1
