@@ -214,8 +214,8 @@ def report(
 PPO on traces: {len(data.learned)} prompts to learn from ({sum(map(len, data.learned))} positions),
 {len(data.choice)} to choose the checkpoint by, {len(data.test)} to test on ({tokens} tokens);
 {steps} decisions at a learning rate of {settings["learning_rate"]:g} and a discount of
-{settings["gamma"]:g}, {seeds} seeds. Times are those of a cost table of {data.cost.machine}, the draft
-in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
+{settings["gamma"]:g}, {seeds} seeds. Times are those of a cost table of {data.cost.machine},
+the draft in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
 The constant tree {tuned}, tuned on all but those, has {tokens / constant.sum():.2f} tokens/s.
 Gains are in tokens per second, times averaged over the seeds; in brackets: 95 %, by a bootstrap
 over the prompts. Trained on {describe_machine()}.
