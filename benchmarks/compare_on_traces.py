@@ -43,6 +43,9 @@ from eaglerl.rl.published.load import load_policy
 from eaglerl.rl.simulate import simulate
 from eaglerl.rl.traces import Trace
 
+#: The best fixed rule: thresholds on the match length choose between lookup, tree and both.
+RULE = "lookup-rule"
+
 
 def main(
     traces: Annotated[list[Path], typer.Option(help="Traces to tune on; may be repeated.")],
@@ -63,10 +66,12 @@ def main(
     table = CostTable.from_json(cost)
     grid = known_trees(tested, table)
     tuned = best_constant(learned, grid, table)
-    study = Study(tested, table, tuned)
+    inputs = few_trees(grid, table, learned)
+    rule = make_baseline(RULE, inputs)
+    study = Study(tested, table, tuned, rule)
     lines = list(study.header(grid))
-    inputs = BaselineInputs(grid, list(grid), table, learned)
-    for label, contender in contenders(policy or [], inputs, table):
+    rows = [*policies(policy or [], table), *baselines(grid, inputs), (f"baseline: {RULE}", rule)]
+    for label, contender in rows:
         lines.append(study.row(label, contender))
         typer.echo(lines[-1], err=True)
     command = shlex.join(["python", *sys.argv])
@@ -95,11 +100,15 @@ def known_trees(traces: Sequence[Trace], table: CostTable) -> ActionSpace:
     )
 
 
-def contenders(
-    policies: Sequence[str], inputs: BaselineInputs, table: CostTable
-) -> Iterator[tuple[str, TreePolicy]]:
-    """What is compared with the tuned constant tree, by label."""
-    for text in policies:
+def few_trees(grid: ActionSpace, table: CostTable, learned: Sequence[Trace]) -> BaselineInputs:
+    """What the baselines are tuned with: the rule tries all combinations with its trees."""
+    eight, four = (grid.select(learned[:200], table, count) for count in (8, 4))
+    return BaselineInputs(eight, list(four), table, learned)
+
+
+def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, TreePolicy]]:
+    """Learned policies, and their controls, by label."""
+    for text in folders:
         label, sign, path = text.partition("=")
         if not sign:
             raise typer.BadParameter(f"--policy must be LABEL=FOLDER, got {text!r}")
@@ -114,28 +123,30 @@ def contenders(
         else:
             yield label, load_policy(files.path)
             yield f"{label}, shuffled states", ShuffledStates(load_policy(files.path))
-    # The rule with lookups tries all combinations with the trees of its grid.
-    some = inputs.traces[:200]
-    eight, four = (inputs.actions.select(some, table, count) for count in (8, 4))
-    few = BaselineInputs(eight, list(four), table, inputs.traces)
-    deepest = max(tree.depth for tree in inputs.actions)
-    widest = max(tree.top_k for tree in inputs.actions)
-    most = max(tree.total_tokens for tree in inputs.actions)
+
+
+def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, TreePolicy]]:
+    """Baselines other than the rule with lookups, by label."""
+    deepest = max(tree.depth for tree in grid)
+    widest = max(tree.top_k for tree in grid)
+    most = max(tree.total_tokens for tree in grid)
     limit = TreeParams(min(most, 1 + widest + deepest * widest**2), deepest, widest)
-    yield "baseline: confidence", DraftConfidencePolicy(table, limit=limit)
+    yield "baseline: confidence", DraftConfidencePolicy(inputs.cost, limit=limit)
     for name in BASELINES:
-        if name not in ("best-constant", "confidence"):
-            yield f"baseline: {name}", make_baseline(name, few)
+        if name not in ("best-constant", "confidence", RULE):
+            yield f"baseline: {name}", make_baseline(name, inputs)
 
 
 class Study:
-    """The traces that everything decodes, and the tuned constant tree's way with them."""
+    """The traces that everything decodes, and how the constant tree and the rule do it."""
 
-    def __init__(self, traces: Sequence[Trace], table: CostTable, tuned: ConstantPolicy) -> None:
+    def __init__(
+        self, traces: Sequence[Trace], table: CostTable, tuned: ConstantPolicy, rule: TreePolicy
+    ) -> None:
         self._traces, self._table, self._tuned = traces, table, tuned
         self._domains = np.array([trace.domain for trace in traces])
         self._straight = np.array([not loops(decoded(trace)) for trace in traces])
-        self._reference = self._decode(tuned)
+        self._reference, self._rule = self._decode(tuned), self._decode(rule)
 
     def header(self, grid: ActionSpace) -> Iterator[str]:
         """What it is about, and the head of the table."""
@@ -152,16 +163,18 @@ class Study:
         )
         yield ""
         names = ["gain over the tuned constant tree, %", "all", "not looping"]
-        names += sorted(set(self._domains))
+        names += [*sorted(set(self._domains)), "all, over the lookup rule"]
         yield f"| {' | '.join(names)} |"
         yield "|---" * len(names) + "|"
 
     def row(self, label: str, policy: TreePolicy) -> str:
         """A policy's gains."""
-        sums = np.hstack((self._decode(policy), self._reference))
+        own = self._decode(policy)
+        sums = np.hstack((own, self._reference))
         cells = [with_interval(sums), with_interval(sums[self._straight])]
         for name in sorted(set(self._domains)):
             cells.append(f"{100 * (bootstrap_ratio(sums[self._domains == name]).ratio - 1):+.1f}")
+        cells.append(with_interval(np.hstack((own, self._rule))))
         return f"| {' | '.join([label, *cells])} |"
 
     def _decode(self, policy: Any) -> np.ndarray:

@@ -23,6 +23,7 @@ from eaglerl.rl.identity import head_id
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.oracle import constant_seconds, trace_tables
+from eaglerl.rl.policy_card import write_policy_card
 from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
@@ -300,6 +301,8 @@ def _train(
     training = {
         "steps": model.num_timesteps,
         "options": asdict(options),
+        "prompts": len(data["traces"]) if "traces" in data else data["prompts"],
+        "held_out_prompts": 0 if validate is None else len(validate.starts),
         "data": {name: value for name, value in data.items() if name != "traces"},
         "validation_tokens_per_second": validation,
         "constant_tokens_per_second": constant,
@@ -307,6 +310,7 @@ def _train(
     policy.adopt(model, standardization, head_id=head, training=training)
     policy.use_weights(best)
     policy.save(run.policy_path)
+    write_policy_card(run.policy_path)
     run.plot(constant=constant)
     log.close()
     return TrainedPolicy(policy, run.policy_path, run.records, validation, constant)

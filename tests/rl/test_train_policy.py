@@ -132,6 +132,7 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         traces, ACTIONS, COST, tmp_path, small_options("ppo"), held_out=traces, head="abc"
     )
     assert sorted(file.name for file in (tmp_path / "policy").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "policy.json",
@@ -139,6 +140,10 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "policy" / "policy.json").read_text())
     assert (card["algorithm"], card["head_id"]) == ("ppo", "abc")
     assert card["training"]["validation_tokens_per_second"] == result.validation
+    model_card = (tmp_path / "policy" / "README.md").read_text()
+    assert "| learned from | " in model_card
+    assert "On 4 prompts held out, by which" in model_card
+    assert f"decodes {result.validation:.1f} tokens/s" in model_card
     assert (tmp_path / "reward_curve.png").read_bytes().startswith(b"\x89PNG")
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.records

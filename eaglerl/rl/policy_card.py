@@ -1,0 +1,79 @@
+"""The model card of a policy that learned by trial, for its readers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eaglerl.files import atomic_path
+from eaglerl.rl.published.files import read_card
+
+_CLASSES = {
+    "ppo": "OptimizedSB3DiscretePPOOnlineTreePolicy",
+    "dqn": "OptimizedOnlineTreePolicy",
+}
+
+
+def write_policy_card(folder: str | Path) -> None:
+    """Write ``README.md`` from what ``policy.json`` beside it says.
+
+    Args:
+        folder: of a policy that `train_policy` or `train_policy_live` has saved.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    settings, training = card["settings"], card["training"]
+    options, data = training["options"], training["data"]
+    trees = ", ".join("/".join(map(str, tree)) for tree in settings.actions.bins.tolist())
+    extras = f" and {', '.join(options['extras'])}" if options["extras"] else ""
+    widths = " and ".join(map(str, options["net_arch"]))
+    lines = [
+        "---",
+        "tags: [eagle3, speculative-decoding, stable-baselines3]",
+        "---",
+        "",
+        f"# {card['algorithm'].upper()} policy",
+        "",
+        f"Chooses one of {len(settings.actions)} draft trees for {settings.interval} cycles",
+        f"(`eaglerl.rl.{_CLASSES[card['algorithm']]}`). Trained by",
+        f"`eaglerl train-policy --algorithm {card['algorithm']}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| head | `{card['head_id']}` |",
+        f"| reads | the head's fused features, {settings.hidden_size}{extras} |",
+        f"| trees (T/D/K) | {trees} |",
+        f"| net | hidden layers of {widths} |",
+        f"| learned from | {training['steps']:,} windows of {training['prompts']:,} prompts |",
+        f"| reward | {options['reward']}, discount {options['gamma']:g}, "
+        f"learning rate {options['learning_rate']:g}, seed {options['seed']} |",
+        *_cost(data.get("cost")),
+        *_held_out(training),
+    ]
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cost(cost: Mapping[str, Any] | None) -> list[str]:
+    if cost is None:
+        return ["| cost | the clock |"]
+    return [f"| cost table | {cost['machine']}, draft in {cost['draft_dtype']} |"]
+
+
+def _held_out(training: Mapping[str, Any]) -> list[str]:
+    speed, constant = (
+        training["validation_tokens_per_second"],
+        training["constant_tokens_per_second"],
+    )
+    if speed is None:
+        return []
+    return [
+        "",
+        f"On {training['held_out_prompts']:,} prompts held out, by which the checkpoint was",
+        f"chosen, it decodes {speed:.1f} tokens/s by the cost table, the constant tree that is",
+        f"best on the others {constant:.1f}: {100 * (speed / constant - 1):+.1f} %.",
+    ]
