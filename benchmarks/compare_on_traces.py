@@ -28,6 +28,7 @@ from eaglerl.cli.traces import read_traces
 from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.bootstrap import bootstrap_ratio
+from eaglerl.evaluation.machine import describe_machine
 from eaglerl.evaluation.shuffled import ShuffledProgress
 from eaglerl.evaluation.statistics import loops
 from eaglerl.files import atomic_path
@@ -43,6 +44,7 @@ from eaglerl.rl.published.load import load_policy
 from eaglerl.rl.simulate import simulate
 from eaglerl.rl.traces import Trace
 
+TITLE = "# Policies and baselines on recorded traces"
 #: The best fixed rule: thresholds on the match length choose between lookup, tree and both.
 RULE = "lookup-rule"
 
@@ -74,8 +76,9 @@ def main(
     for label, contender in rows:
         lines.append(study.row(label, contender))
         typer.echo(lines[-1], err=True)
-    command = shlex.join(["python", *sys.argv])
-    page = "\n".join([*lines, "", f"`{command}`, cost table of {table.machine}."])
+    command = shlex.join(["python", "benchmarks/compare_on_traces.py", *sys.argv[1:]])
+    source = f"`{command}`, cost table of {table.machine}; computed on {describe_machine()}."
+    page = "\n".join([TITLE, "", *lines, "", source])
     typer.echo(page)
     if output is not None:
         with atomic_path(output) as temporary:
