@@ -99,17 +99,6 @@ class Row:
 _DATA: list[Data] = []
 
 
-def known_actions(traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
-    """The trees of the fine grid that the traces and the cost table answer for."""
-    widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
-    depth, rows = min(trace.max_depth for trace in traces), cost.total_tokens[-1]
-    return ActionSpace(
-        tree
-        for tree in ActionSpace.cpu_grid()
-        if tree.depth <= depth and tree.top_k in widths and tree.total_tokens <= rows
-    )
-
-
 def read_halves(folders: list[Path], test: list[Path]) -> tuple[list[Trace], list[Trace]]:
     """Traces to learn and choose from, and those to test on.
 
@@ -247,7 +236,7 @@ def main(
     started = time.monotonic()
     half, others = read_halves(traces, test or [])
     times = CostTable.from_json(cost)
-    grid = known_actions([*half, *others], times)
+    grid = ActionSpace.cpu_grid().known_to([*half, *others], times)
     totals = sum(constant_seconds(item) for item in trace_tables(half, grid, times))
     tuned = grid[int(totals.argmin())]
     constant = np.array(

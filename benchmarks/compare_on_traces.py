@@ -38,7 +38,7 @@ from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.oracle import bounds
+from eaglerl.rl.oracle import bounds, oracle_actions, trace_tables
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
 from eaglerl.rl.simulate import simulate
@@ -66,41 +66,23 @@ def main(
     if tested_head != head:
         raise typer.BadParameter(f"--test is of the head {tested_head}, --traces of {head}")
     table = CostTable.from_json(cost)
-    grid = known_trees(tested, table)
+    grid = ActionSpace.cpu_grid().known_to([*learned, *tested], table)
     tuned = best_constant(learned, grid, table)
     inputs = few_trees(grid, table, learned)
     rule = make_baseline(RULE, inputs)
-    study = Study(tested, table, tuned, rule)
-    lines = list(study.header(grid))
+    study = Study(tested, table, tuned, rule, grid)
+    lines = list(study.header())
     rows = [*policies(policy or [], table), *baselines(grid, inputs), (f"baseline: {RULE}", rule)]
     for label, contender in rows:
         lines.append(study.row(label, contender))
         typer.echo(lines[-1], err=True)
     command = shlex.join(["python", "benchmarks/compare_on_traces.py", *sys.argv[1:]])
     source = f"`{command}`, cost table of {table.machine}; computed on {describe_machine()}."
-    page = "\n".join([TITLE, "", *lines, "", source])
+    page = "\n".join([TITLE, "", *lines, "", *study.captured(), "", source])
     typer.echo(page)
     if output is not None:
         with atomic_path(output) as temporary:
             temporary.write_text(page + "\n", encoding="utf-8")
-
-
-def known_trees(traces: Sequence[Trace], table: CostTable) -> ActionSpace:
-    """The trees of the CPU's grid that the traces and the table answer for."""
-    widths = set(traces[0].top_ks) & set(table.top_ks)
-    deepest = traces[0].path.shape[2] - 1
-    return ActionSpace(
-        [
-            tree
-            for tree in ActionSpace.cpu_grid()
-            if tree.total_tokens == 1
-            or (
-                tree.top_k in widths
-                and tree.depth <= deepest
-                and tree.total_tokens <= table.total_tokens[-1]
-            )
-        ]
-    )
 
 
 def few_trees(grid: ActionSpace, table: CostTable, learned: Sequence[Trace]) -> BaselineInputs:
@@ -141,19 +123,27 @@ def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, 
 
 
 class Study:
-    """The traces that everything decodes, and how the constant tree and the rule do it."""
+    """The traces that everything decodes; how the constant tree, the rule and an oracle do it."""
 
     def __init__(
-        self, traces: Sequence[Trace], table: CostTable, tuned: ConstantPolicy, rule: TreePolicy
+        self,
+        traces: Sequence[Trace],
+        table: CostTable,
+        tuned: ConstantPolicy,
+        rule: TreePolicy,
+        grid: ActionSpace,
     ) -> None:
-        self._traces, self._table, self._tuned = traces, table, tuned
+        self._traces, self._table, self._tuned, self._grid = traces, table, tuned, grid
         self._domains = np.array([trace.domain for trace in traces])
         self._straight = np.array([not loops(decoded(trace)) for trace in traces])
         self._reference, self._rule = self._decode(tuned), self._decode(rule)
+        tables = trace_tables(traces, grid, table)
+        self._oracle = np.array([oracle_actions(outcomes)[0][0] for outcomes in tables])
+        self._seconds: dict[str, np.ndarray] = {}
 
-    def header(self, grid: ActionSpace) -> Iterator[str]:
+    def header(self) -> Iterator[str]:
         """What it is about, and the head of the table."""
-        limits = bounds(self._traces, grid, self._table)
+        limits = bounds(self._traces, self._grid, self._table)
         tree = self._tuned.params
         speed = self._reference[:, 0].sum() / self._reference[:, 1].sum()
         yield (
@@ -173,12 +163,39 @@ class Study:
     def row(self, label: str, policy: TreePolicy) -> str:
         """A policy's gains."""
         own = self._decode(policy)
+        self._seconds[label] = own[:, 1]
         sums = np.hstack((own, self._reference))
         cells = [with_interval(sums), with_interval(sums[self._straight])]
         for name in sorted(set(self._domains)):
             cells.append(f"{100 * (bootstrap_ratio(sums[self._domains == name]).ratio - 1):+.1f}")
         cells.append(with_interval(np.hstack((own, self._rule))))
         return f"| {' | '.join([label, *cells])} |"
+
+    def captured(self) -> Iterator[str]:
+        """What the oracle of trees gains, the share of it that each captures, and the regret."""
+        groups = {"all": np.ones(len(self._traces), dtype=bool)}
+        groups |= {name: self._domains == name for name in sorted(set(self._domains))}
+        tuned, tokens = self._reference[:, 1], self._reference[:, 0]
+        gains, rows = [], {label: [] for label in self._seconds}
+        for group in groups.values():
+            constant, oracle = tuned[group].sum(), self._oracle[group].sum()
+            gains.append(f"{100 * (constant / oracle - 1):+.1f}")
+            for label, seconds in self._seconds.items():
+                own = seconds[group].sum()
+                share = (1 / own - 1 / constant) / (1 / oracle - 1 / constant)
+                regret = 1000 * (own - oracle) / tokens[group].sum()
+                rows[label].append(f"{100 * share:.0f} ({regret:.1f})")
+        yield (
+            "Share of the oracle's gain over the tuned constant tree, %, and in brackets the "
+            "regret against the oracle, ms a token. The oracle knows the best tree of every cycle, "
+            "but looks nothing up."
+        )
+        yield ""
+        yield f"| | {' | '.join(groups)} |"
+        yield "|---" * (1 + len(groups)) + "|"
+        yield f"| the oracle's gain, % | {' | '.join(gains)} |"
+        for label, cells in rows.items():
+            yield f"| {label} | {' | '.join(cells)} |"
 
     def _decode(self, policy: Any) -> np.ndarray:
         """(prompts, 2) tokens and seconds."""

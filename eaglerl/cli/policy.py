@@ -275,6 +275,7 @@ def train_policy(
         table = None if cost is None else CostTable.from_json(cost)
         if traces:
             learned, checked, head = read_traces(traces, held_out)
+            space = _known(space, [*learned, *checked], table)
             if select is not None:
                 show("choosing actions", 0.0)
                 space = space.select(learned, table, select)
@@ -290,6 +291,18 @@ def train_policy(
             )  # fmt: skip
             message = f"the policy is in {result.path}"
     notes().print(message, markup=False, soft_wrap=True)
+
+
+def _known(actions: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
+    known = actions.known_to(traces, cost)
+    if len(known) < len(actions):
+        notes().print(
+            f"{len(actions) - len(known)} of the {len(actions)} trees of --actions are left out: "
+            "the traces or the cost table have no answer for them",
+            markup=False,
+            soft_wrap=True,
+        )
+    return known
 
 
 def _trainer() -> ModuleType:

@@ -191,6 +191,32 @@ class ActionSpace(Sequence[TreeParams]):
         chosen = select_actions(self, traces, cost, count)
         return ActionSpace(self[index] for index in sorted(chosen))
 
+    def known_to(self, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
+        """The actions that all traces and the cost table have an answer for.
+
+        Args:
+            traces: recorded continuations.
+            cost: of a machine.
+
+        Raises:
+            ValueError: there is none.
+        """
+        widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
+        depth = min(trace.max_depth for trace in traces)
+        rows = cost.total_tokens[-1]
+        known = [
+            tree
+            for tree in self
+            if tree.total_tokens <= rows
+            and (tree.total_tokens == 1 or (tree.top_k in widths and tree.depth <= depth))
+        ]
+        if not known:
+            raise ValueError(
+                f"actions must hold a tree of the traces and the cost table, which have top_k in "
+                f"{sorted(widths)}, depth up to {depth} and {rows} rows, got {self!r}"
+            )
+        return ActionSpace(known)
+
     def __len__(self) -> int:
         return len(self._actions)
 

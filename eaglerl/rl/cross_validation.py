@@ -36,29 +36,6 @@ def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
     return np.array([place[trace.prompt_id] for trace in traces])
 
 
-def known_actions(actions: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
-    """The actions that all traces and the cost table have an answer for.
-
-    Raises:
-        ValueError: there is none.
-    """
-    widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
-    depth = min(trace.max_depth for trace in traces)
-    known = [
-        tree
-        for tree in actions
-        if tree.total_tokens <= cost.total_tokens[-1]
-        and (tree.total_tokens == 1 or (tree.top_k in widths and tree.depth <= depth))
-    ]
-    if not known:
-        raise ValueError(
-            f"actions must hold a tree of the traces and the cost table, which have top_k in "
-            f"{sorted(widths)}, depth up to {depth} and {cost.total_tokens[-1]} rows, got "
-            f"{actions!r}"
-        )
-    return ActionSpace(known)
-
-
 def constant_seconds_held_out(
     training: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
 ) -> np.ndarray:

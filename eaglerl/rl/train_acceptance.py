@@ -27,7 +27,6 @@ from eaglerl.rl.cross_validation import (
     constant_seconds_held_out,
     expected_lengths,
     gain_over,
-    known_actions,
     reliability,
 )
 from eaglerl.rl.fit_acceptance import (
@@ -142,7 +141,7 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         self.traces, self.cost, self.options = list(traces), cost, options
-        self.actions = known_actions(actions, self.traces, cost)
+        self.actions = actions.known_to(self.traces, cost)
         self._fold_of = assign_folds(self.traces, options.folds)
         cost.draft_seconds(0, options.fit.top_k, 0)
         cost.verify_seconds(options.fit.max_rows, 0)

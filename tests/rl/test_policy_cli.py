@@ -71,6 +71,19 @@ def test_on_traces(files: Path, algorithm: str, more: dict, tmp_path: Path) -> N
     assert "seed must be 0" in result.stderr
 
 
+def test_trees_without_an_answer_are_left_out(files: Path, tmp_path: Path) -> None:
+    result = run(
+        "--traces", files / "traces", "--cost", files / "cost.json", "--steps", 64,
+        "--held-out", 0, "--net-arch", "8", "--output", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    grid, known = read_actions("cpu-grid"), load_policy(tmp_path / "policy").settings.actions
+    assert f"{len(grid) - len(known)} of the {len(grid)} trees" in result.stderr
+    assert len(known) > 1
+    assert {tree.top_k for tree in known} <= {1, 2}
+    assert {tree.depth for tree in known} <= {0, 1, 2}
+
+
 def test_as_published(files: Path, tmp_path: Path) -> None:
     result = run(
         "--traces", files / "traces", "--cost", files / "cost.json", "--reference", "--steps", 60,

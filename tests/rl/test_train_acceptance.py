@@ -21,7 +21,7 @@ from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.cost import CostTable
-from eaglerl.rl.cross_validation import assign_folds, gain_over, known_actions, reliability
+from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions
 from eaglerl.rl.simulate import simulate
@@ -255,9 +255,9 @@ def test_folds_and_gains() -> None:
 def test_actions_that_nothing_is_known_of_are_left_out() -> None:
     traces = small_traces(2)
     wider = ActionSpace([*GRID, TreeParams(9, 1, 4), TreeParams(9, 3, K), TreeParams(10, 2, K)])
-    assert known_actions(wider, traces, DEAR) == GRID
+    assert wider.known_to(traces, DEAR) == GRID
     with pytest.raises(ValueError, match=r"have top_k in \[2\], depth up to 2 and 8 rows"):
-        known_actions(ActionSpace([TreeParams(2, 0, 1)]), traces, DEAR)
+        ActionSpace([TreeParams(2, 0, 1)]).known_to(traces, DEAR)
 
 
 def test_wrong_options_are_named(tmp_path: Path) -> None:

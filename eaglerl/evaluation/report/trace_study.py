@@ -135,11 +135,11 @@ def study_traces(
         progress: told what is being done and the fraction done.
 
     Raises:
-        ValueError: no traces, or none of the usual trees is in both traces and cost table.
+        ValueError: no traces.
     """
     if not traces:
         raise ValueError("traces must hold at least one trace")
-    actions = known_actions(traces[0], cost)
+    actions = ActionSpace.cpu_grid().known_to(traces, cost)
     progress("bounds on the traces", 0.0)
     found = bounds(traces, actions, cost)
     wider = sum(wider_oracle(trace, actions, cost) for trace in traces)
@@ -159,31 +159,6 @@ def study_traces(
         studies,
         cost.machine,
     )
-
-
-def known_actions(trace: Trace, cost: CostTable) -> ActionSpace:
-    """The trees that a CPU can afford, as far as traces and cost table know them.
-
-    Raises:
-        ValueError: none but T = 1.
-    """
-    known = [
-        tree
-        for tree in ActionSpace.cpu_grid()
-        if tree.total_tokens == 1
-        or (
-            tree.top_k in trace.top_ks
-            and tree.top_k in cost.top_ks
-            and tree.depth <= trace.max_depth
-            and tree.total_tokens <= cost.total_tokens[-1]
-        )
-    ]
-    if len(known) < 2:
-        raise ValueError(
-            f"cost must be of widths that the traces have, {list(trace.top_ks)}, got "
-            f"{list(cost.top_ks)}"
-        )
-    return ActionSpace(known)
 
 
 def tuned_seconds(traces: Sequence[Trace], actions: ActionSpace, cost: CostTable) -> float | None:
