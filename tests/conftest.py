@@ -7,10 +7,14 @@ from pathlib import Path
 # Before anything imports huggingface_hub, which reads it once: tests never ask the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
 from eaglerl.prepare import prepare_model
 
 
@@ -26,3 +30,32 @@ def _seeds() -> None:
 def smollm2_path() -> Path:
     """Folder of SmolLM2-135M-Instruct in fp32, converted on first use."""
     return prepare_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Folders of a small random target with SmolLM2's tokenizer, and of a random head for it."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 8192,
+    }
+    # No end-of-sequence token: the length of what is generated is known in advance.
+    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
+    LlamaForCausalLM(config).save_pretrained(root / "target")
+    tokenizer.save_pretrained(root / "target")
+    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
+    head.set_draft_vocabulary(torch.arange(512))
+    head.save_pretrained(root / "head")
+    return SimpleNamespace(
+        target=root / "target",
+        head=root / "head",
+        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
+    )

@@ -15,11 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
-from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
 
 # A test must not depend on the terminal that it is run in.
 PLAIN_TERMINAL = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
@@ -29,33 +28,9 @@ EAGLERL = [sys.executable, "-c", "from eaglerl.cli import main; main()"]
 PROMPT = "one two three"
 
 
-@pytest.fixture(scope="module")
-def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Folders of a small random target with SmolLM2's tokenizer, and of a random head for it."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 8192,
-    }
-    # No end-of-sequence token: the length of what is generated is known in advance.
-    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
-    LlamaForCausalLM(config).save_pretrained(root / "target")
-    tokenizer.save_pretrained(root / "target")
-    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
-    head.set_draft_vocabulary(torch.arange(512))
-    head.save_pretrained(root / "head")
-    return SimpleNamespace(
-        target=root / "target",
-        head=root / "head",
-        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
-    )
+@pytest.fixture
+def tiny(tiny_folders: SimpleNamespace) -> SimpleNamespace:
+    return tiny_folders
 
 
 def run(*arguments: str, stdin: str | None = None) -> Result:

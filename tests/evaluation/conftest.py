@@ -1,14 +1,11 @@
 """A tiny target with a head, questions for it, and what modes need besides."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead, SpeculativeDecoder
+from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
@@ -32,27 +29,11 @@ COST = CostTable(
 
 
 @pytest.fixture(scope="session")
-def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A small random target with SmolLM2's tokenizer, a head, and two files of questions."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 2048,
-    }
-    # No end-of-sequence token: the length of what is generated is known in advance.
-    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
-    LlamaForCausalLM(config).save_pretrained(root / "target")
-    tokenizer.save_pretrained(root / "target")
-    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
-    head.set_draft_vocabulary(torch.arange(512))
-    head.save_pretrained(root / "head")
+def tiny(
+    tiny_folders: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """A small random target with a head, and two files of questions."""
+    root = tmp_path_factory.mktemp("questions")
     (root / "questions").mkdir()
     chat = [
         {"question_id": 80 + i, "category": "talk", "turns": [f"Tell me of {i}.", "And then?"]}
@@ -64,11 +45,11 @@ def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Simple
         (root / "questions" / f"{name}.jsonl").write_text(text)
     return SimpleNamespace(
         root=root,
-        target=root / "target",
-        head=root / "head",
+        target=tiny_folders.target,
+        head=tiny_folders.head,
         questions=root / "questions",
         files=sorted((root / "questions").iterdir()),
-        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
+        arguments=tiny_folders.arguments,
     )
 
 

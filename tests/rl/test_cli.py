@@ -5,12 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
-from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.identity import split_of
 from eaglerl.rl.traces import TraceSet
@@ -20,26 +18,11 @@ TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 @pytest.fixture(scope="module")
-def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A small random target with SmolLM2's tokenizer, a head for it, and two files of prompts."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
-    shape = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 2048,
-    }
-    config = LlamaConfig(**shape, num_hidden_layers=8, eos_token_id=None, bos_token_id=None)
-    LlamaForCausalLM(config).save_pretrained(root / "target")
-    tokenizer.save_pretrained(root / "target")
-    head = Eagle3DraftHead(Eagle3Config(**shape, draft_vocab_size=512))
-    head.set_draft_vocabulary(torch.arange(512))
-    head.save_pretrained(root / "head")
+def tiny(
+    tiny_folders: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """A small random target with a head, and two files of prompts."""
+    root = tmp_path_factory.mktemp("prompts")
     rows = [[index, index + 1, index + 2] for index in range(60)]
     (root / "own.jsonl").write_text("".join(json.dumps({"p": r, "r": [1]}) + "\n" for r in rows))
     questions = [{"question_id": i, "turns": [f"What is {i}?", "And now?"]} for i in range(3)]
@@ -47,7 +30,7 @@ def tiny(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Simple
     return SimpleNamespace(
         root=root,
         held_out=[row for row in rows if is_held_out(row)],
-        arguments=["--model", str(root / "target"), "--draft", str(root / "head")],
+        arguments=tiny_folders.arguments,
     )
 
 
