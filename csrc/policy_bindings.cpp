@@ -129,8 +129,8 @@ struct Encoder {
     inputs.available = available;
   }
 
-  void run(uintptr_t rows, int64_t row_count, uintptr_t last, int64_t sequences, uintptr_t slots,
-           uint64_t offset) {
+  double run(uintptr_t rows, int64_t row_count, uintptr_t last, int64_t sequences, uintptr_t slots,
+             uint64_t offset) {
     inputs.rows = at<const int64_t>(rows);
     inputs.row_count = row_count;
     inputs.last = at<const int64_t>(last);
@@ -138,7 +138,7 @@ struct Encoder {
     inputs.slots = at<const int64_t>(slots);
     draw.offset = offset;
     py::gil_scoped_release release;
-    encode(policy, inputs, cache, draw, outputs, threads);
+    return encode(policy, inputs, cache, draw, outputs, threads);
   }
 };
 

@@ -1,6 +1,7 @@
 #include "policy_encode.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -54,9 +55,9 @@ class Decision {
         space_(space),
         kernels_(policy_kernels()) {}
 
-  void run() {
+  double run() {
     check();
-    if (outputs_.features != nullptr) reduce_all();
+    const double reducing = outputs_.features == nullptr ? 0.0 : reduce_all();
     find_misses();
     const int64_t misses = int64_t(space_.misses.size());
     for (int64_t begin = 0; begin < misses; begin += kBlockRows) {
@@ -64,6 +65,7 @@ class Decision {
     }
     for_sequences([this](int64_t s) { finish_sequence(s); });
     if (outputs_.features != nullptr && inputs_.type != kFloat32) round_features();
+    return reducing;
   }
 
  private:
@@ -165,7 +167,9 @@ class Decision {
     return space_.features.data();
   }
 
-  void reduce_all() {
+  // Returns the seconds that it takes.
+  double reduce_all() {
+    const auto started = std::chrono::steady_clock::now();
     if (inputs_.type != kFloat32) room(space_.features, inputs_.row_count * policy_.fc.out);
     float* features = reduced();
     int64_t* numbers = room(space_.numbers, inputs_.row_count);
@@ -174,6 +178,8 @@ class Decision {
       reduce(numbers + begin, std::min(kBlockRows, inputs_.row_count - begin),
              features + begin * policy_.fc.out);
     }
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - started;
+    return taken.count();
   }
 
   // What an adaptive cache compares: g, or the features that came in, or the sketch of the taps.
@@ -283,10 +289,10 @@ void check_range(const char* name, const int64_t* index, int64_t count, int64_t 
   }
 }
 
-void encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
-            const Draw& draw, const EncodeOutputs& outputs, int threads) {
+double encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
+              const Draw& draw, const EncodeOutputs& outputs, int threads) {
   thread_local Workspace space;
-  Decision(policy, inputs, cache, draw, outputs, threads, space).run();
+  return Decision(policy, inputs, cache, draw, outputs, threads, space).run();
 }
 
 }  // namespace eaglerl

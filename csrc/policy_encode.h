@@ -71,9 +71,9 @@ struct Draw {
 void check_range(const char* name, const int64_t* index, int64_t count, int64_t end);
 
 // One decision. Throws std::invalid_argument before anything changes where an index is out of range
-// or a slot occurs twice.
-void encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
-            const Draw& draw, const EncodeOutputs& outputs, int threads);
+// or a slot occurs twice. Returns the seconds of it that making the features took, if any are wanted.
+double encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
+              const Draw& draw, const EncodeOutputs& outputs, int threads);
 
 // The step alone, from logits that are there. `features` are (sequences, reference_size), used by an
 // adaptive cache only.

@@ -1,8 +1,12 @@
 #include "tree_bindings.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tree_builder.h"
 #include "tree_common.h"
@@ -26,6 +30,21 @@ DraftLogits draft_logits(uintptr_t logits, int64_t row_stride, int64_t vocab, ui
   return {at<const float>(logits), row_stride, vocab, at<const int64_t>(map), threads};
 }
 
+TreeRows tree_rows(uintptr_t tokens, uintptr_t parents, uintptr_t levels, uintptr_t mask,
+                   int32_t words, uintptr_t scores) {
+  return {at<int64_t>(tokens), at<int32_t>(parents), at<int32_t>(levels),
+          at<int64_t>(mask),   words,                at<float>(scores)};
+}
+
+std::vector<int64_t> integers(const char* name, py::handle values) {
+  py::detail::make_caster<std::vector<int64_t>> caster;
+  if (!caster.load(values, true)) {
+    throw py::type_error(std::string(name) + " must be a sequence of integers, got " +
+                         std::string(py::repr(values)));
+  }
+  return py::detail::cast_op<std::vector<int64_t>&&>(std::move(caster));
+}
+
 void bind_builder(py::module_& module) {
   py::class_<DraftTreeBuilder>(module, "DraftTreeBuilder")
       .def(py::init<>())
@@ -47,9 +66,20 @@ void bind_builder(py::module_& module) {
       .def("finish",
            [](DraftTreeBuilder& builder, int total_tokens, uintptr_t tokens, uintptr_t parents,
               uintptr_t levels, uintptr_t mask, int32_t words, uintptr_t scores) {
-             builder.finish(total_tokens,
-                            {at<int64_t>(tokens), at<int32_t>(parents), at<int32_t>(levels),
-                             at<int64_t>(mask), words, at<float>(scores)});
+             builder.finish(total_tokens, tree_rows(tokens, parents, levels, mask, words, scores));
+           })
+      .def("select",
+           [](DraftTreeBuilder& builder, py::handle nodes, py::handle chain) {
+             return builder.select(integers("nodes", nodes), integers("chain", chain));
+           })
+      .def("finish_selected",
+           [](DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t parents, uintptr_t levels,
+              uintptr_t mask, int32_t words, uintptr_t scores) {
+             builder.finish_selected(tree_rows(tokens, parents, levels, mask, words, scores));
+           })
+      .def("chain_nodes",
+           [](const DraftTreeBuilder& builder, py::handle chain, int32_t levels, uintptr_t nodes) {
+             builder.chain_nodes(integers("chain", chain), levels, at<int64_t>(nodes));
            })
       .def("scores",
            [](const DraftTreeBuilder& builder, uintptr_t out) { builder.scores(at<float>(out)); })

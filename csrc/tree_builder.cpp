@@ -24,6 +24,7 @@ void DraftTreeBuilder::begin(int64_t root_token, int top_k) {
   root_token_ = root_token;
   top_k_ = top_k;
   rounds_ = 0;
+  selected_ = -1;
   pool_.clear();
   frontier_.clear();
 }
@@ -143,6 +144,7 @@ bool DraftTreeBuilder::better(int32_t a, int32_t b) const {
 }
 
 void DraftTreeBuilder::select_best(int64_t begin, int64_t end, int64_t count) {
+  selected_ = -1;  // it stood in order_
   order_.resize(end - begin);
   std::iota(order_.begin(), order_.end(), static_cast<int32_t>(begin));
   if (count < end - begin) {
@@ -161,30 +163,113 @@ void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
                                 std::to_string(pool_size()) + " candidates, not " +
                                 std::to_string(total_tokens));
   }
-  if (int64_t(out.words) * 64 < total_tokens) {
-    throw std::invalid_argument("the mask has " + std::to_string(out.words) +
-                                " words a row, too few for " + std::to_string(total_tokens) +
-                                " rows");
-  }
+  check_words(out, total_tokens);
   const int drafted = total_tokens - 1;
   select_best(0, pool_size(), drafted);
   std::sort(order_.begin(), order_.begin() + drafted);
+  write_nodes(drafted, out);
+  for (int32_t word = 0; word < out.words; ++word) {
+    ancestor_mask_word(out.parents, total_tokens, out.words, word, out.mask);
+  }
+}
+
+void DraftTreeBuilder::check_words(const TreeRows& out, int64_t rows) {
+  if (int64_t(out.words) * 64 < rows) {
+    throw std::invalid_argument("the mask has " + std::to_string(out.words) +
+                                " words a row, too few for " + std::to_string(rows) + " rows");
+  }
+}
+
+void DraftTreeBuilder::write_nodes(int64_t drafted, const TreeRows& out) {
   row_of_node_.resize(pool_.size());
   out.tokens[0] = root_token_;
   out.parents[0] = -1;
   out.levels[0] = 0;
   out.scores[0] = 0.0f;
-  for (int i = 0; i < drafted; ++i) {
+  for (int64_t i = 0; i < drafted; ++i) {
     const Node& node = pool_[order_[i]];
-    const int row = i + 1;
-    row_of_node_[order_[i]] = row;
+    const int64_t row = i + 1;
+    row_of_node_[order_[i]] = int32_t(row);
     out.tokens[row] = node.token;
     out.parents[row] = node.parent < 0 ? 0 : row_of_node_[node.parent];
     out.levels[row] = node.level;
     out.scores[row] = node.score;
   }
+}
+
+int64_t DraftTreeBuilder::child_with(int64_t token, int64_t parent, int64_t level) const {
+  const int64_t end = std::min(level_begin(level + 1), pool_size());
+  for (int64_t node = level_begin(level); node < end; ++node) {
+    if (pool_[node].parent == parent && pool_[node].token == token) return node;
+  }
+  return -1;
+}
+
+void DraftTreeBuilder::chain_nodes(const std::vector<int64_t>& chain, int32_t levels,
+                                   int64_t* nodes) const {
+  std::fill_n(nodes, levels, int64_t(-1));
+  int64_t node = -1;
+  for (int32_t level = 0; level < levels && size_t(level) < chain.size(); ++level) {
+    node = child_with(chain[level], node, level);
+    if (node < 0) return;
+    nodes[level] = node;
+  }
+}
+
+void DraftTreeBuilder::check_selected(const std::vector<int64_t>& nodes) {
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (nodes[i] < 0 || nodes[i] >= pool_size() || (i > 0 && nodes[i] == nodes[i - 1])) {
+      throw std::invalid_argument("nodes must be distinct and in 0.." +
+                                  std::to_string(pool_size() - 1) + ", got " +
+                                  std::to_string(nodes[i]) +
+                                  (i > 0 && nodes[i] == nodes[i - 1] ? " twice" : ""));
+    }
+  }
+  row_of_node_.assign(pool_.size(), -1);
+  for (const int64_t node : nodes) {
+    const int32_t parent = pool_[node].parent;
+    if (parent >= 0 && row_of_node_[parent] < 0) {
+      throw std::invalid_argument("nodes must hold the parent of each; that of " +
+                                  std::to_string(node) + " is missing");
+    }
+    row_of_node_[node] = 0;
+  }
+}
+
+int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes,
+                                 const std::vector<int64_t>& chain) {
+  selected_ = -1;
+  std::sort(nodes.begin(), nodes.end());
+  check_selected(nodes);
+  order_.assign(nodes.begin(), nodes.end());
+  for (size_t i = 0; i < order_.size(); ++i) row_of_node_[order_[i]] = int32_t(i) + 1;
+  size_t shared = 0;
+  tail_parent_ = 0;
+  for (int64_t node = -1; shared < chain.size(); ++shared) {
+    node = child_with(chain[shared], node, int64_t(shared));
+    if (node < 0 || row_of_node_[node] < 0) break;
+    tail_parent_ = row_of_node_[node];
+  }
+  tail_.assign(chain.begin() + shared, chain.end());
+  selected_ = int64_t(order_.size());
+  return 1 + selected_ + int64_t(tail_.size());
+}
+
+void DraftTreeBuilder::finish_selected(const TreeRows& out) {
+  if (selected_ < 0) throw std::logic_error("select() must be called before finish_selected()");
+  const int64_t rows = 1 + selected_ + int64_t(tail_.size());
+  check_words(out, rows);
+  write_nodes(selected_, out);
+  int32_t parent = tail_parent_;
+  for (int64_t row = 1 + selected_; row < rows; ++row) {
+    out.tokens[row] = tail_[row - 1 - selected_];
+    out.parents[row] = parent;
+    out.levels[row] = out.levels[parent] + 1;
+    out.scores[row] = NAN;
+    parent = int32_t(row);
+  }
   for (int32_t word = 0; word < out.words; ++word) {
-    ancestor_mask_word(out.parents, total_tokens, out.words, word, out.mask);
+    ancestor_mask_word(out.parents, int32_t(rows), out.words, word, out.mask);
   }
 }
 

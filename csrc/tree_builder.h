@@ -38,6 +38,14 @@ class DraftTreeBuilder {
   void finish(int total_tokens, const TreeRows& out);
   // Writes the candidates' cumulative log-probabilities, in the order of the rounds.
   void scores(float* out) const;
+  // Writes the candidate that holds each of a chain's first `levels` tokens below the root; -1 from
+  // where there is none.
+  void chain_nodes(const std::vector<int64_t>& chain, int32_t levels, int64_t* nodes) const;
+  // Chooses these candidates in place of the best, in any order, ancestors included, and behind them
+  // what they lack of a chain of tokens below the root. Returns the number of rows, root included.
+  int64_t select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain);
+  // Writes what was selected. The score of the chain's rows is not a number: the draft gave none.
+  void finish_selected(const TreeRows& out);
 
   int top_k() const { return top_k_; }
   int rounds() const { return rounds_; }
@@ -58,6 +66,14 @@ class DraftTreeBuilder {
   void check_draft(const DraftLogits& draft) const;
   void score_rows(const DraftLogits& draft, int rows);
   void add_children(const DraftLogits& draft, int row, int32_t parent);
+  int64_t level_begin(int64_t level) const {
+    return level == 0 ? 0 : top_k_ + (level - 1) * top_k_ * top_k_;
+  }
+  int64_t child_with(int64_t token, int64_t parent, int64_t level) const;
+  void check_selected(const std::vector<int64_t>& nodes);
+  // Writes the root and the nodes order_[0, drafted), which ascend.
+  void write_nodes(int64_t drafted, const TreeRows& out);
+  static void check_words(const TreeRows& out, int64_t rows);
   // Leaves in order_ the best `count` of nodes [begin, end), as pool indices in no order.
   void select_best(int64_t begin, int64_t end, int64_t count);
   bool better(int32_t a, int32_t b) const;
@@ -73,6 +89,9 @@ class DraftTreeBuilder {
   int32_t mask_words_ = 0;
   std::vector<int32_t> order_;
   std::vector<int32_t> row_of_node_;
+  int64_t selected_ = -1;  // nodes in order_ that select() chose; -1: none were
+  std::vector<int64_t> tail_;  // tokens of the chain behind them
+  int32_t tail_parent_ = 0;    // row that it hangs below
   std::vector<float> top_values_;
   std::vector<int32_t> top_ids_;
   std::vector<float> log_sums_;

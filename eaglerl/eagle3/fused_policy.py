@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -115,7 +116,12 @@ class FusedPolicy:
 
 
 class BoundPolicy:
-    """A policy joined to the draft head whose features it reads."""
+    """A policy joined to the draft head whose features it reads.
+
+    Attributes:
+        reduce_seconds: what the draft's features took of the last `encode`, on the host's clock; 0
+            where one launch on a device makes them.
+    """
 
     def __init__(
         self,
@@ -133,6 +139,7 @@ class BoundPolicy:
         self._weights = with_head(weights, head) if self._reduces else weights
         self._reduce = reduce
         self._encoder: FusedEncoder | None = None
+        self.reduce_seconds = 0.0
         if device.type == "cpu":
             self._encoder = FusedEncoder(
                 self._weights,
@@ -164,6 +171,7 @@ class BoundPolicy:
             hidden, params = self._encoder.features, self._encoder.params
             # The next call overwrites them, and the draft may not have asked for them by then.
             hidden = None if hidden is None else hidden[: len(rows)].clone()
+            self.reduce_seconds = self._encoder.reduce_seconds
         else:
             hidden, _, _, params = fused_encode(
                 features,
@@ -178,7 +186,11 @@ class BoundPolicy:
                 offset=policy._steps,
                 return_features=self._reduces,
             )
-        return self._reduce(features[rows]) if hidden is None else hidden, params
+        if hidden is None:
+            started = time.perf_counter()
+            hidden = self._reduce(features[rows])
+            self.reduce_seconds = time.perf_counter() - started
+        return hidden, params
 
 
 def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:

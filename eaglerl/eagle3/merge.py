@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from eaglerl.ops import DraftTree, tree_structure
@@ -45,62 +44,6 @@ def merge_chain(tree: DraftTree, chain: Sequence[int]) -> DraftTree:
     levels, mask = tree_structure(rows)
     scores = torch.cat((tree.scores, torch.full((added,), torch.nan)))
     return DraftTree(torch.tensor(tokens), rows, levels, mask, scores)
-
-
-def select_nodes(pool: DraftTree, nodes: Sequence[int]) -> DraftTree:
-    """A tree of some of a pool's candidates.
-
-    Args:
-        pool: the whole pool as a tree: the root, then all candidates in the order of the rounds.
-        nodes: indices of candidates, without the root, ancestors included; in any order.
-
-    Returns:
-        The tree, its nodes in the pool's order.
-
-    Raises:
-        ValueError: an index outside the pool, one that occurs twice, or a node without its parent.
-    """
-    rows = [0, *sorted(int(node) + 1 for node in nodes)]
-    place = {row: index for index, row in enumerate(rows)}
-    if len(place) < len(rows) or rows[-1] >= len(pool.token_ids):
-        raise ValueError(
-            f"nodes must be distinct and in 0..{len(pool.token_ids) - 2}, got {sorted(nodes)}"
-        )
-    above = pool.parents[rows[1:]].tolist()
-    orphans = [row - 1 for row, parent in zip(rows[1:], above, strict=True) if parent not in place]
-    if orphans:
-        raise ValueError(f"nodes must hold the parent of each; that of {orphans[0]} is missing")
-    parents = torch.tensor([-1, *(place[parent] for parent in above)], dtype=torch.int32)
-    levels, mask = tree_structure(parents)
-    return DraftTree(pool.token_ids[rows], parents, levels, mask, pool.scores[rows])
-
-
-def chain_nodes(pool: DraftTree, chain: Sequence[int], levels: int) -> np.ndarray:
-    """Where a chain stands in a pool.
-
-    Args:
-        pool: the whole pool as a tree.
-        chain: tokens after the root.
-        levels: levels to look at.
-
-    Returns:
-        (levels,) int64 index of the candidate of each level; -1 from where there is none.
-    """
-    # A policy waits for this between two passes of the draft: lists are faster than small tensors.
-    tokens, parents = pool.token_ids.tolist(), pool.parents.tolist()
-    nodes = np.full(levels, -1, dtype=np.int64)
-    row = 0
-    for level, token in enumerate(chain[:levels]):
-        # Children follow their parents.
-        child = row + 1
-        try:
-            while parents[child := tokens.index(token, child)] != row:
-                child += 1
-        except ValueError:
-            break
-        nodes[level] = child - 1
-        row = child
-    return nodes
 
 
 def merge_chain_on_device(tree: DeviceTree, chain: Sequence[int]) -> DeviceTree:

@@ -143,8 +143,9 @@ class StepResult:
         rows: rows that the target verified.
         policy_seconds: the policy's time: to observe the cycle before, to choose, and to decide
             between the draft's passes, with what it is shown. What falls between the passes is
-            part of `draft_seconds`. For a `FusedPolicy`, whose one call also reduces the draft's
-            features, the host's time of that call, which is part of `verify_seconds`.
+            part of `draft_seconds`. For a `FusedPolicy` the host's time of the call that decides,
+            which is part of `verify_seconds`; on the CPU without what reducing the draft's
+            features takes of it.
     """
 
     token_ids: tuple[int, ...]

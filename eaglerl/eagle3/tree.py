@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from eaglerl.eagle3.lookup import Lookup
-from eaglerl.eagle3.merge import chain_nodes, merge_chain, select_nodes
+from eaglerl.eagle3.merge import merge_chain
 from eaglerl.eagle3.params import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.ops import DraftTree, DraftTreeBuilder
@@ -156,9 +156,8 @@ class TreeDrafter:
         if self._selects(policy):
             with moment.policy_time:
                 selection = policy.select(progress)
-            tree = select_nodes(self._whole_pool(), selection.nodes)
-            params = TreeParams(len(tree.token_ids), depth, limit.top_k)
-            return merge_chain(tree, chain[: selection.chain_tokens]), params
+            tree = self._builder.finish_selected(selection.nodes, chain[: selection.chain_tokens])
+            return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
         with moment.policy_time:
             params = TreeParams(policy.rows(progress), depth, limit.top_k)
         return merge_chain(self._builder.finish(params.total_tokens), chain), params
@@ -170,17 +169,11 @@ class TreeDrafter:
         return self._asked_selects
 
     def _progress(self, top_k: int, depth: int, moment: DraftMoment) -> DraftProgress:
+        scores = self._builder.scores().numpy()
         lookup, nodes = moment.lookup, None
         if lookup.token_ids:
-            pool = self._whole_pool()
-            scores = pool.scores.numpy()[1:]
-            nodes = chain_nodes(pool, lookup.token_ids, depth + 1)
-        else:
-            scores = self._builder.scores().numpy()
+            nodes = self._builder.chain_nodes(lookup.token_ids, depth + 1).numpy()
         return DraftProgress(top_k, depth, scores, moment.context_length, lookup, nodes)
-
-    def _whole_pool(self) -> DraftTree:
-        return self._builder.finish(self._builder.pool_size + 1)
 
     def _begin(
         self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int

@@ -57,9 +57,8 @@ class Cycles:
         lookup_accepted: its leading tokens that were accepted.
         draft_seconds: the head's passes, without the policy's share.
         verify_seconds: the target's pass, the acceptance, and the cache's compaction.
-        policy_seconds: all calls of the policy, with what it is shown. One that decides within the
-            loop's own calls has the whole call, which reduces the draft's features, too. None where
-            it is not known.
+        policy_seconds: all calls of the policy, with what it is shown; without the reduction of the
+            draft's features where one call does both on the CPU. None where it is not known.
     """
 
     tokens: tuple[int, ...] = ()

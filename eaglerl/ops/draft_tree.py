@@ -1,7 +1,9 @@
 """Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025), in native code."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,18 +152,48 @@ class DraftTreeBuilder:
         Raises:
             ValueError: If T is below 1 or T - 1 exceeds the pool.
         """
-        rows = max(total_tokens, 1)
-        words = mask_words(rows)
-        tree = DraftTree(
-            token_ids=torch.empty(rows, dtype=torch.int64),
-            parents=torch.empty(rows, dtype=torch.int32),
-            levels=torch.empty(rows, dtype=torch.int32),
-            mask=torch.empty(rows, words, dtype=torch.int64),
-            scores=torch.empty(rows),
-        )
-        token_ids, parents, levels, mask, scores = (tensor.data_ptr() for tensor in tree)
-        self._native.finish(total_tokens, token_ids, parents, levels, mask, words, scores)
+        tree = _empty_tree(max(total_tokens, 1))
+        self._native.finish(total_tokens, *_addresses(tree))
         return tree
+
+    def finish_selected(
+        self, nodes: Sequence[int] | np.ndarray, chain: Sequence[int] = ()
+    ) -> DraftTree:
+        """A tree of chosen candidates, with a chain of tokens merged into it.
+
+        Args:
+            nodes: Indices of candidates in the order of the rounds, ancestors included; in any
+                order.
+            chain: Target ids of tokens below the root, one after the other. What the chosen
+                candidates hold of it is shared; the rest stands behind them, with the score NaN,
+                for the draft gave it none.
+
+        Returns:
+            The tree, in new tensors; the candidates in the order of the rounds.
+
+        Raises:
+            ValueError: If a node is outside the pool, occurs twice, or lacks its parent.
+            TypeError: If ``nodes`` or ``chain`` hold something that is no integer.
+        """
+        if isinstance(nodes, np.ndarray):
+            nodes = nodes.tolist()
+        tree = _empty_tree(self._native.select(nodes, chain))
+        self._native.finish_selected(*_addresses(tree))
+        return tree
+
+    def chain_nodes(self, chain: Sequence[int], levels: int) -> Tensor:
+        """Where a chain of tokens below the root stands among the candidates.
+
+        Args:
+            chain: Target ids, one after the other.
+            levels: Levels to look at.
+
+        Returns:
+            int64 (levels,), index of each level's candidate; -1 from where there is none.
+        """
+        nodes = torch.empty(levels, dtype=torch.int64)
+        self._native.chain_nodes(chain, levels, nodes.data_ptr())
+        return nodes
 
 
 def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,6 +218,22 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
     mask = torch.empty(rows, words, dtype=torch.int64)
     C.tree_structure(parents.data_ptr(), rows, levels.data_ptr(), mask.data_ptr(), words)
     return levels, mask
+
+
+def _empty_tree(rows: int) -> DraftTree:
+    return DraftTree(
+        token_ids=torch.empty(rows, dtype=torch.int64),
+        parents=torch.empty(rows, dtype=torch.int32),
+        levels=torch.empty(rows, dtype=torch.int32),
+        mask=torch.empty(rows, mask_words(rows), dtype=torch.int64),
+        scores=torch.empty(rows),
+    )
+
+
+def _addresses(tree: DraftTree) -> tuple[int, int, int, int, int, int]:
+    """What the native code is told of a tree's tensors."""
+    token_ids, parents, levels, mask, scores = (tensor.data_ptr() for tensor in tree)
+    return token_ids, parents, levels, mask, tree.mask.shape[1], scores
 
 
 def _map_address(draft_to_target: Tensor | None, vocab: int) -> int:

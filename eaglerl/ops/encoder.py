@@ -33,6 +33,7 @@ class FusedEncoder:
         logits: (max_sequences, horizon * A) float32; NaN where the action came from the cache.
         action: (max_sequences,) int32.
         params: (max_sequences, 3) int32, total_tokens, depth and top_k.
+        reduce_seconds: of the last call on the CPU: what making ``features`` took; 0 without them.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class FusedEncoder:
         self._draw = (temperature, seed)
         self._max_rows, self._max_sequences = max_rows, max_sequences
         self._inputs: tuple[Tensor | None, ...] = ()
+        self.reduce_seconds = 0.0
         self._available = 0
         options = {"device": weights.device}
         self.features: Tensor | None = None
@@ -138,7 +140,9 @@ class FusedEncoder:
         if self._run is None:
             self._encode_cuda(rows, last, slots, offset)
             return
-        self._run(rows_address, count, last_address, sequences, slots_address, offset)
+        self.reduce_seconds = self._run(
+            rows_address, count, last_address, sequences, slots_address, offset
+        )
 
     def _prepare_native(self) -> object:
         native = C.PolicyEncoder(native_policy(self._weights), thread_count())

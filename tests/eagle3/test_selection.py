@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.merge import chain_nodes, select_nodes
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.eagle3.params import (
     NO_DRAFT,
@@ -19,7 +18,7 @@ from eaglerl.eagle3.params import (
     StepResult,
     TreeParams,
 )
-from eaglerl.ops import DraftTree, DraftTreeBuilder
+from eaglerl.ops import DraftTree, DraftTreeBuilder, tree_structure
 
 from .tiny import tiny_head, tiny_model
 
@@ -27,13 +26,17 @@ VOCAB = 12
 WIDTH, DEPTH = 2, 2
 
 
-def pool_of(seed: int, root: int = 3) -> DraftTree:
+def builder_of(seed: int, root: int = 3) -> DraftTreeBuilder:
     torch.manual_seed(seed)
     builder = DraftTreeBuilder()
     builder.begin(root, WIDTH)
     builder.first(torch.randn(VOCAB))
     for _ in range(DEPTH):
         builder.expand(torch.randn(WIDTH, VOCAB))
+    return builder
+
+
+def pool_of(builder: DraftTreeBuilder) -> DraftTree:
     return builder.finish(builder.pool_size + 1)
 
 
@@ -51,9 +54,10 @@ def random_nodes(pool: DraftTree, draw: random.Random) -> list[int]:
 def test_selected_nodes_make_a_tree() -> None:
     draw = random.Random(0)
     for seed in range(20):
-        pool = pool_of(seed)
+        builder = builder_of(seed)
+        pool = pool_of(builder)
         nodes = random_nodes(pool, draw)
-        tree = select_nodes(pool, nodes)
+        tree = builder.finish_selected(nodes)
         rows = [0, *sorted(node + 1 for node in nodes)]
         assert tree.token_ids.tolist() == pool.token_ids[rows].tolist()
         assert tree.levels.tolist() == pool.levels[rows].tolist()
@@ -77,23 +81,62 @@ def paths_in_order(tree: DraftTree) -> list[tuple[int, ...]]:
     return found
 
 
+def test_a_chain_is_merged_into_what_is_selected() -> None:
+    draw = random.Random(2)
+    shared = 0
+    for seed in range(60):
+        builder = builder_of(seed)
+        pool = pool_of(builder)
+        nodes = random_nodes(pool, draw)
+        chain = draw.choice(paths_in_order(pool)) + draw.choice(((), (VOCAB,), (1, 1, 1)))
+        plain = builder.finish_selected(nodes)
+        tree = builder.finish_selected(nodes, chain)
+        known, paths = paths_in_order(plain), paths_in_order(tree)
+        prefixes = [chain[: end + 1] for end in range(len(chain))]
+        # The chain's own tokens stand behind the candidates, in their order.
+        assert paths == known + [path for path in prefixes if path not in known]
+        levels, mask = tree_structure(tree.parents)
+        assert torch.equal(tree.levels, levels)
+        assert torch.equal(tree.mask, mask)
+        assert tree.scores[: len(known)].tolist() == plain.scores.tolist()
+        assert tree.scores[len(known) :].isnan().all()
+        shared += len(known) > 1 and prefixes[:1] != [] and prefixes[0] in known
+    assert shared > 10
+
+
 @pytest.mark.parametrize(
     ("nodes", "message"),
-    [([0, 0], "distinct"), ([99], "0..9"), ([2], "the parent of each; that of 2 is missing")],
+    [
+        ([0, 0], "distinct and in 0..9, got 0 twice"),
+        ([99], "0..9, got 99"),
+        ([-1], "0..9, got -1"),
+        ([2], "the parent of each; that of 2 is missing"),
+    ],
 )
 def test_impossible_selections_are_refused(nodes: list[int], message: str) -> None:
+    builder = builder_of(0)
     with pytest.raises(ValueError, match=message):
-        select_nodes(pool_of(0), nodes)
+        builder.finish_selected(nodes)
+    assert len(builder.finish_selected([0]).token_ids) == 2
+
+
+def test_nodes_that_are_no_integers_are_refused() -> None:
+    builder = builder_of(0)
+    for nodes, chain, name in (([0.5], (), "nodes"), ([0], ["a"], "chain"), (None, (), "nodes")):
+        with pytest.raises(TypeError, match=f"{name} must be a sequence of integers"):
+            builder.finish_selected(nodes, chain)
+    with pytest.raises(TypeError, match="chain must be a sequence of integers"):
+        builder.chain_nodes(["a"], 1)
 
 
 def test_a_chain_is_found_as_far_as_the_pool_has_it() -> None:
     draw = random.Random(1)
     for seed in range(20):
-        pool = pool_of(seed)
-        known = paths_in_order(pool)
+        builder = builder_of(seed)
+        known = paths_in_order(pool_of(builder))
         path = draw.choice(known[1:])
         for chain in (path, (*path, VOCAB), (VOCAB, *path), ()):
-            nodes = chain_nodes(pool, chain, DEPTH + 1)
+            nodes = builder.chain_nodes(chain, DEPTH + 1)
             expected = []
             for level in range(DEPTH + 1):
                 start = tuple(chain[: level + 1])

@@ -30,6 +30,7 @@ def tiny(
     return SimpleNamespace(
         root=root,
         held_out=[row for row in rows if is_held_out(row)],
+        target=tiny_folders.target,
         arguments=tiny_folders.arguments,
     )
 
@@ -52,7 +53,7 @@ def test_record_and_go_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
     recorded = [trace.prompt_ids.tolist() for trace in traces if trace.domain == "self-written"]
     assert sorted(recorded) == sorted(tiny.held_out)
     assert len(recorded) > 0
-    question = AutoTokenizer.from_pretrained(tiny.root / "target").apply_chat_template(
+    question = AutoTokenizer.from_pretrained(tiny.target).apply_chat_template(
         [{"role": "user", "content": "What is 0?"}], add_generation_prompt=True, return_dict=False
     )
     assert question in [trace.prompt_ids.tolist() for trace in traces]
