@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.actions import read_actions
 from eaglerl.cli.comparison_table import comparison_tables
 from eaglerl.cli.options import (
     SAMPLING_PANEL,
@@ -20,7 +21,6 @@ from eaglerl.cli.options import (
     resolve_draft,
     resolve_model,
 )
-from eaglerl.cli.policy import read_actions
 from eaglerl.cli.preset import (
     PRESET_MODES,
     PresetContextOption,

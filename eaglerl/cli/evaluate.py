@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.actions import read_actions
 from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
@@ -15,7 +16,6 @@ from eaglerl.cli.options import (
     ThreadsOption,
     load_decoder,
 )
-from eaglerl.cli.policy import read_actions
 from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 

@@ -18,6 +18,7 @@ from eaglerl.cli.acceptance import (
     TopKOption,
     learn_acceptance,
 )
+from eaglerl.cli.actions import leave_out_unknown, read_actions
 from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
 
 _STEPS = 200_000
 _LIVE_PANEL = "Live, instead of on traces"
-#: Named action spaces, by the methods that make them.
-_ACTION_SPACES = {
-    "cpu": "cpu",
-    "cpu-grid": "cpu_grid",
-    "published": "published",
-    "published-bins": "published_bins",
-}
 
 
 @command
@@ -222,22 +216,9 @@ def train_policy(
     decodes. Acceptance learns from traces what is accepted, and weighs it by the cost table. An
     interrupted run goes on with the same command; on traces with the policy of an unbroken one.
     """
-    if bool(traces) == bool(prompts):
-        raise typer.BadParameter(
-            "give either --traces, with --cost, or --prompts", param_hint="--traces"
-        )
-    if traces and cost is None:
-        raise typer.BadParameter(
-            "traces tell no time: give the table that `eaglerl calibrate` wrote",
-            param_hint="--cost",
-        )
     supervised = algorithm == "acceptance"
-    by_trial = {"--select": select is not None, "--reference": reference}
-    for option, given in (by_trial | {"--algorithm": supervised}).items():
-        if prompts and given:
-            raise typer.BadParameter("it needs --traces", param_hint=option)
-        if supervised and by_trial.get(option):
-            raise typer.BadParameter("it is for ppo and dqn", param_hint=option)
+    _check_sources(traces, prompts, cost)
+    _check_kind(supervised, {"--select": select is not None, "--reference": reference}, prompts)
     if reference and (similarity_threshold is not None or horizon > 1 or compressed_size):
         raise typer.BadParameter(
             "the publication has no --similarity-threshold, --horizon or --compressed-size",
@@ -275,7 +256,7 @@ def train_policy(
         table = None if cost is None else CostTable.from_json(cost)
         if traces:
             learned, checked, head = read_traces(traces, held_out)
-            space = _known(space, [*learned, *checked], table)
+            space = leave_out_unknown(space, [*learned, *checked], table)
             if select is not None:
                 show("choosing actions", 0.0)
                 space = space.select(learned, table, select)
@@ -293,16 +274,26 @@ def train_policy(
     notes().print(message, markup=False, soft_wrap=True)
 
 
-def _known(actions: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
-    known = actions.known_to(traces, cost)
-    if len(known) < len(actions):
-        notes().print(
-            f"{len(actions) - len(known)} of the {len(actions)} trees of --actions are left out: "
-            "the traces or the cost table have no answer for them",
-            markup=False,
-            soft_wrap=True,
+def _check_sources(
+    traces: list[Path] | None, prompts: list[Path] | None, cost: Path | None
+) -> None:
+    if bool(traces) == bool(prompts):
+        raise typer.BadParameter(
+            "give either --traces, with --cost, or --prompts", param_hint="--traces"
         )
-    return known
+    if traces and cost is None:
+        raise typer.BadParameter(
+            "traces tell no time: give the table that `eaglerl calibrate` wrote",
+            param_hint="--cost",
+        )
+
+
+def _check_kind(supervised: bool, by_trial: dict[str, bool], prompts: list[Path] | None) -> None:
+    for option, given in (by_trial | {"--algorithm": supervised}).items():
+        if prompts and given:
+            raise typer.BadParameter("it needs --traces", param_hint=option)
+        if supervised and by_trial.get(option):
+            raise typer.BadParameter("it is for ppo and dqn", param_hint=option)
 
 
 def _trainer() -> ModuleType:
@@ -362,24 +353,6 @@ def _learn_as_published(
         return message
     speed = total(simulate(policy, checked, cost)).tokens_per_second
     return f"{message}; held out: {speed:.2f} tokens/s"
-
-
-def read_actions(name: str) -> ActionSpace:
-    """A named action space, or that of a file.
-
-    Raises:
-        typer.BadParameter: neither.
-    """
-    from eaglerl.rl.actions import ActionSpace
-
-    if name in _ACTION_SPACES:
-        return getattr(ActionSpace, _ACTION_SPACES[name])()
-    if Path(name).is_file():
-        return ActionSpace.from_json(name)
-    raise typer.BadParameter(
-        f"{name!r} is neither a file nor one of {', '.join(_ACTION_SPACES)}",
-        param_hint="--actions",
-    )
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from eaglerl.cli.actions import read_actions
 from eaglerl.cli.app import app
-from eaglerl.cli.policy import read_actions
 from eaglerl.cli.traces import split_traces
 from eaglerl.eagle3.params import NO_DRAFT
 from eaglerl.rl.actions import ActionSpace

@@ -1,0 +1,61 @@
+"""The option ``--actions``: which trees there are to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from eaglerl.cli.terminal import notes
+
+if TYPE_CHECKING:
+    from eaglerl.rl.actions import ActionSpace
+    from eaglerl.rl.cost import CostTable
+    from eaglerl.rl.traces import Trace
+
+#: Named action spaces, by the methods that make them.
+_ACTION_SPACES = {
+    "cpu": "cpu",
+    "cpu-grid": "cpu_grid",
+    "published": "published",
+    "published-bins": "published_bins",
+}
+
+
+def read_actions(name: str) -> ActionSpace:
+    """A named action space, or that of a file.
+
+    Raises:
+        typer.BadParameter: neither.
+    """
+    from eaglerl.rl.actions import ActionSpace
+
+    if name in _ACTION_SPACES:
+        return getattr(ActionSpace, _ACTION_SPACES[name])()
+    if Path(name).is_file():
+        return ActionSpace.from_json(name)
+    raise typer.BadParameter(
+        f"{name!r} is neither a file nor one of {', '.join(_ACTION_SPACES)}",
+        param_hint="--actions",
+    )
+
+
+def leave_out_unknown(
+    actions: ActionSpace, traces: Sequence[Trace], cost: CostTable
+) -> ActionSpace:
+    """The actions that traces and cost table answer for; how many do not is said.
+
+    Raises:
+        ValueError: none is left.
+    """
+    known = actions.known_to(traces, cost)
+    if len(known) < len(actions):
+        notes().print(
+            f"{len(actions) - len(known)} of the {len(actions)} trees of --actions are left out: "
+            "the traces or the cost table have no answer for them",
+            markup=False,
+            soft_wrap=True,
+        )
+    return known
