@@ -117,6 +117,29 @@ def test_a_fused_policys_call_is_counted(decoder, monkeypatch: pytest.MonkeyPatc
     assert output.statistics.policy_seconds < output.statistics.decode_seconds
 
 
+def test_reducing_the_features_is_not_the_policys_time(
+    decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind, pause = FusedPolicy.bind, 10 * PAUSE
+
+    def bind_slowly(self, head, reduce):
+        def slow(features):
+            time.sleep(pause)
+            return reduce(features)
+
+        return bind(self, head, slow)
+
+    monkeypatch.setattr(FusedPolicy, "bind", bind_slowly)
+    mlp = nn.Sequential(nn.Linear(3 * decoder.head.config.feature_hidden_size, 2))
+    weights = PolicyWeights.from_modules(mlp, [(5, 1, 2), (4, 1, 2)], mlp_input="taps")
+    output = decoder.generate(
+        [1, 2, 3], FusedPolicy(weights), max_new_tokens=NEW_TOKENS, eos_token_id=[]
+    )
+    cycles = output.statistics.cycles
+    assert all(cycle.verify_seconds >= pause for cycle in cycles)
+    assert sum(cycle.policy_seconds for cycle in cycles) < len(cycles) * pause / 2
+
+
 def test_time_adds_up_until_it_is_taken() -> None:
     total = TotalTime()
     for _ in range(2):

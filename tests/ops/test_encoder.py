@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 
 import pytest
 import torch
@@ -49,6 +50,24 @@ def test_equals_the_call_without_preparation(dtype: torch.dtype, reads: str, mod
         assert torch.equal(caches[0].state, caches[1].state)
     assert caches[0].stats().hits > 0
     assert caches[0].stats().misses > 1
+
+
+def test_what_the_features_take_is_told_apart() -> None:
+    # The FC is a thousand times the MLP's work.
+    weights = make_weights(512, 1536, (2,), 3)
+    x = torch.randn(4, 1536)
+    encoder = FusedEncoder(weights, max_sequences=4)
+    seconds, reducing = [], []
+    for _ in range(9):
+        started = time.perf_counter()
+        encoder.encode(x)
+        seconds.append(time.perf_counter() - started)
+        reducing.append(encoder.reduce_seconds)
+    assert all(0 < part < whole for part, whole in zip(reducing, seconds, strict=True))
+    assert sorted(reducing)[4] > 0.5 * sorted(seconds)[4]
+    without = FusedEncoder(weights, max_sequences=4, return_features=False)
+    without.encode(x)
+    assert without.reduce_seconds == 0
 
 
 def test_a_changed_input_is_read_anew() -> None:
