@@ -130,7 +130,8 @@ def test_reducing_the_features_is_not_the_policys_time(
         return bind(self, head, slow)
 
     monkeypatch.setattr(FusedPolicy, "bind", bind_slowly)
-    mlp = nn.Sequential(nn.Linear(3 * decoder.head.config.feature_hidden_size, 2))
+    taps = 3 * decoder.head.config.feature_hidden_size
+    mlp = nn.Sequential(nn.Linear(taps, 4), nn.Tanh(), nn.Linear(4, 2))
     weights = PolicyWeights.from_modules(mlp, [(5, 1, 2), (4, 1, 2)], mlp_input="taps")
     output = decoder.generate(
         [1, 2, 3], FusedPolicy(weights), max_new_tokens=NEW_TOKENS, eos_token_id=[]
