@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from eaglerl.eagle3.params import (
     CycleState,
     DraftPlan,
@@ -24,7 +26,8 @@ class AcceptancePolicy:
 
     What is accepted is predicted by an `AcceptanceModel`, which knows nothing of the machine; what
     it costs is read from the cost table of the machine. lambda, what a second is worth, is the
-    running ratio of all tokens to all seconds.
+    running ratio of all tokens to all seconds, by the same table: on a machine that is busy, and
+    slower than the table by a factor, the decisions stay those that are best.
 
     Attributes:
         model: judges candidates.
@@ -50,13 +53,18 @@ class AcceptancePolicy:
         pool = model.top_k + model.max_depth * model.top_k**2
         limit = TreeParams(min(model.max_rows, pool + 1), model.max_depth, model.top_k)
         self._plan = DraftPlan(limit, model.chain_length)
+        rows = np.arange(1, model.max_rows + 1)
+        base = cost.verify_seconds(rows, 0)
+        self._verify = list(
+            zip(base.tolist(), (cost.verify_seconds(rows, 1) - base).tolist(), strict=True)
+        )
         self._tokens = PRIOR_TOKENS
         self._seconds = PRIOR_TOKENS / model.rate
         self.reset()
 
     @property
     def rate(self) -> float:
-        """lambda, in tokens per second."""
+        """lambda, in tokens per second of the cost table."""
         return self._tokens / self._seconds
 
     def reset(self) -> None:
@@ -73,7 +81,7 @@ class AcceptancePolicy:
     def observe(self, result: StepResult) -> None:
         """Count the cycle for lambda, and its lookup for the success of lookups."""
         self._tokens += len(result.token_ids)
-        self._seconds += result.seconds
+        self._seconds += self._table_seconds(result)
         lookup = result.lookup
         if lookup.match_length:
             came_true = lookup.token_ids[0] == result.token_ids[0]
@@ -95,6 +103,18 @@ class AcceptancePolicy:
     def rows(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
         return self.select(progress).rows(progress)
+
+    def _table_seconds(self, result: StepResult) -> float:
+        """A cycle's seconds by the cost table; the head drafts in every one of them."""
+        context, rows = result.context_length - len(result.token_ids), result.rows
+        if rows <= len(self._verify):
+            base, slope = self._verify[rows - 1]
+            verify = base + slope * context
+        else:
+            verify = float(self.cost.verify_seconds(rows, context))
+        return verify + float(
+            self.cost.draft_seconds(result.params.depth, self.model.top_k, context)
+        )
 
     def _look_at(self, progress: DraftProgress) -> None:
         if self._seen is None or progress.depth <= self._seen.depth:

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from eaglerl.eagle3.lookup import Lookup
-from eaglerl.eagle3.params import NO_DRAFT, DraftProgress, SelectingPolicy
+from eaglerl.eagle3.params import (
+    NO_DRAFT,
+    DraftProgress,
+    SelectingPolicy,
+    StepResult,
+    TreeParams,
+)
 from eaglerl.rl.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,
@@ -14,7 +20,7 @@ from eaglerl.rl.acceptance_model import (
     accepted_lengths,
     stop_features,
 )
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features, trace_candidates
@@ -307,12 +313,9 @@ def test_live_decoding_stays_the_targets_own(fitted) -> None:
 
 def test_live_cycles_are_those_on_the_trace(fitted) -> None:
     decoder, traces, model = fitted
-    # The same lambda in both: nothing is learned from the clock.
-    prior = {"_seconds": 1e9, "_tokens": 1e9 * model.rate}
+    # lambda is the same in both, though the clock runs otherwise than the table says.
     for trace in traces[:4]:
         policies = [AcceptancePolicy(model, COST) for _ in range(2)]
-        for policy in policies:
-            vars(policy).update(prior)
         expected = simulate(policies[0], [trace], COST)[0]
         output = decoder.generate(
             trace.prompt_ids.tolist(), policies[1],
@@ -327,6 +330,33 @@ def test_live_cycles_are_those_on_the_trace(fitted) -> None:
             found[kind] = found.get(kind, 0) + 1
             emitted += len(cycle.token_ids)
         assert found == expected.trees
+
+
+def test_lambda_is_that_of_the_cost_table_whatever_the_clock_says(fitted) -> None:
+    model = fitted[2]
+    quick, slow = (AcceptancePolicy(model, COST) for _ in range(2))
+    before = quick.rate
+    for tree, tokens in (
+        (TreeParams(5, 2, 2), 3),
+        (TreeParams(4, 1, 2), 1),
+        (TreeParams(1, 0, 2), 2),
+    ):
+        for policy, clock in ((quick, 1e-3), (slow, 10.0)):
+            policy.observe(
+                StepResult(
+                    token_ids=(7,) * tokens, params=tree, accepted=tokens - 1,
+                    draft_seconds=clock, verify_seconds=clock, features=torch.zeros(3),
+                    context_length=50 + tokens, rows=tree.total_tokens,
+                )
+            )  # fmt: skip
+    # Even a cycle that verifies the root alone has drafted.
+    seconds = sum(
+        COST.verify_seconds(rows, 50) + COST.draft_seconds(depth, 2, 50)
+        for rows, depth in ((5, 2), (4, 1), (1, 0))
+    )
+    expected = (PRIOR_TOKENS + 6) / (PRIOR_TOKENS / before + seconds)
+    assert quick.rate == pytest.approx(expected, rel=1e-12)
+    assert slow.rate == quick.rate
 
 
 def test_candidates_of_traces_know_only_the_past(fitted) -> None:
