@@ -59,7 +59,7 @@ def load_live_policy(
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
     published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
     if kind == "uncached":
-        published.settings = replace(published.settings, action_cache_enabled=False)
+        published.set_action_cache(enabled=False)
         policy = fastest(published)
         return policy, policy
     return ShuffledStates(published, seed=seed), published

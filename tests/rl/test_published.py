@@ -79,6 +79,24 @@ def test_the_cache_can_be_turned_off(policy_class: type, off: dict) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("published", [False, True])
+def test_the_cache_can_be_turned_off_and_on_again(policy_class: type, published: bool) -> None:
+    policy = make_policy(policy_class, reference=published)
+
+    def fresh() -> int:
+        before = policy.get_performance_stats()["cache_hits"]
+        for seed in range(6):
+            policy.predict_parameters(hidden_states=features(seed))
+        return 6 - (policy.get_performance_stats()["cache_hits"] - before)
+
+    policy.set_action_cache(enabled=False)
+    assert fresh() == 6
+    assert policy.settings.interval == 1
+    policy.set_action_cache(enabled=True)
+    assert fresh() == 2
+
+
+@BOTH
 def test_the_published_defaults(policy_class: type) -> None:
     policy = policy_class()
     assert policy.settings.hidden_size == 4096

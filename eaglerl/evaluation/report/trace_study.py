@@ -303,8 +303,8 @@ def sweep_intervals(policy: Any, traces: Sequence[Trace], cost: CostTable) -> li
         traces: what is decoded.
         cost: time of the cycles.
     """
-    before = policy.settings
-    policy.settings = replace(before, action_cache_enabled=False)
+    before = policy.settings.action_cache_enabled
+    policy.set_action_cache(enabled=False)
     kinds: list[tuple[str, int, float | None]] = [(str(n), n, None) for n in INTERVALS]
     kinds.append(("adaptive", ADAPTIVE_LIMIT, ADAPTIVE_THRESHOLD))
     runs = []
@@ -315,5 +315,5 @@ def sweep_intervals(policy: Any, traces: Sequence[Trace], cost: CostTable) -> li
             share = cached.decisions / outcome.cycles
             runs.append(CachedRun(name, outcome.tokens_per_second, share))
     finally:
-        policy.settings = before
+        policy.set_action_cache(enabled=before)
     return runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -294,6 +295,11 @@ class PublishedTreePolicy(Persistence):
     def set_max_timesteps(self, windows: int) -> None:
         """Say after how many windows schedules have run off; 10,000 by default."""
         self.learner.total_windows = windows
+
+    def set_action_cache(self, *, enabled: bool) -> None:
+        """Turn the action cache on or off; the decision in force is forgotten."""
+        self.settings = replace(self.settings, action_cache_enabled=enabled)
+        self._kept = KeptDecision(self.settings.interval, self.settings.similarity_threshold)
 
     def close(self) -> None:
         """End the sequence and close the logs."""
