@@ -8,7 +8,6 @@ forward pass, applied in the same order to inputs of the same shape and nothing 
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.transformers_target import cache_argument
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.prepare import prepare_model
 
@@ -58,9 +58,7 @@ def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
 def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[], object]:
     """transformers' own forward of `rows` tokens on a `DynamicCache` of `context`."""
     cache = DynamicCache(config=model.config)
-    # transformers 5.24 renamed the argument.
-    renamed = "cache" in inspect.signature(model.forward).parameters
-    arguments = {"cache" if renamed else "past_key_values": cache}
+    arguments = {cache_argument(model): cache}
     model(torch.randint(3, model.config.vocab_size, (1, context)), **arguments)
     token_ids = torch.randint(3, model.config.vocab_size, (1, rows))
 

@@ -48,7 +48,7 @@ class _CacheView(CacheLayerMixin):
         return self.keys.shape[2]
 
 
-def _cache_argument(module: torch.nn.Module) -> str:
+def cache_argument(module: torch.nn.Module) -> str:
     """The name under which a model's forward takes its KV cache: transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
@@ -79,7 +79,7 @@ class TransformersTarget(TargetModel):
         super().__init__(model, feature_layers)
         self.model = model
         self._windows = _attention_windows(model.config)
-        self._cache_argument = _cache_argument(model)
+        self._cache_argument = cache_argument(model)
         decoder = model.get_decoder()
         self._features: list[torch.Tensor | None] = [None, None, None]
         for index, layer in enumerate(self.feature_layers):

@@ -11,7 +11,7 @@ import pytest
 from eaglerl.evaluation.records import load_comparison
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_every_question_is_there_once(tiny: SimpleNamespace, tmp_path: Path, kills: int) -> None:
     program = [sys.executable, str(Path(__file__).with_name("killed.py"))]
     arguments = [tiny.target, tiny.head, tiny.questions, tmp_path, kills, 0]
