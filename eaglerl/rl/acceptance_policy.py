@@ -46,7 +46,10 @@ class AcceptancePolicy:
                 what the model must be.
             TypeError: see `CycleJudge`.
         """
-        cost.draft_seconds(0, model.top_k, 0)
+        first, later, longer = (
+            float(cost.draft_seconds(depth, model.top_k, context))
+            for depth, context in ((0, 0), (1, 0), (0, 1))
+        )
         self.model = model
         self.cost = cost
         self._judge = CycleJudge(model, cost)
@@ -58,6 +61,8 @@ class AcceptancePolicy:
         self._verify = list(
             zip(base.tolist(), (cost.verify_seconds(rows, 1) - base).tolist(), strict=True)
         )
+        self._first_pass, self._later_pass = first, later - first
+        self._draft_slope = longer - first
         self._tokens = PRIOR_TOKENS
         self._seconds = PRIOR_TOKENS / model.rate
         self.reset()
@@ -106,15 +111,17 @@ class AcceptancePolicy:
 
     def _table_seconds(self, result: StepResult) -> float:
         """A cycle's seconds by the cost table; the head drafts in every one of them."""
+        # In plain floats: after a forward pass NumPy's code has left the caches, and asking the
+        # table took a third of the policy's time.
         context, rows = result.context_length - len(result.token_ids), result.rows
+        depth = result.params.depth
         if rows <= len(self._verify):
             base, slope = self._verify[rows - 1]
             verify = base + slope * context
         else:
             verify = float(self.cost.verify_seconds(rows, context))
-        return verify + float(
-            self.cost.draft_seconds(result.params.depth, self.model.top_k, context)
-        )
+        passes = self._first_pass + depth * self._later_pass
+        return verify + passes + self._draft_slope * (1 + depth) * context
 
     def _look_at(self, progress: DraftProgress) -> None:
         if self._seen is None or progress.depth <= self._seen.depth:
