@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from eaglerl.eagle3.params import NO_DRAFT, TreeParams
-from eaglerl.rl.calibrate import (
-    CycleSample,
-    calibrate,
-    calibration_trees,
-    fit_cost_table,
-    isotonic,
-)
+from eaglerl.rl.calibrate import calibrate, calibration_trees
 from eaglerl.rl.cost import CostError, CostTable
+from eaglerl.rl.fit_cost import CycleSample, fit_cost_table, isotonic, smoothed
 
 from .worlds import tiny_decoder
 
@@ -96,11 +91,13 @@ def test_a_broken_file_is_named(tmp_path: Path, change: dict, message: str) -> N
         CostTable.from_json(path)
 
 
-def samples_of(cost: CostTable, trees: list[TreeParams], noise: float) -> list[CycleSample]:
+def samples_of(
+    cost: CostTable, trees: list[TreeParams], noise: float, drift: float = 0.0
+) -> list[CycleSample]:
     draw = np.random.default_rng(0)
     samples = []
     for _ in range(10):
-        for tree in trees:
+        for tree in draw.permutation(np.array(trees, dtype=object)):
             context = int(draw.integers(40, 500))
             verify = cost.verify_seconds(tree.total_tokens, context)
             draft = 0.0
@@ -108,6 +105,8 @@ def samples_of(cost: CostTable, trees: list[TreeParams], noise: float) -> list[C
                 draft = cost.draft_seconds(tree.depth, tree.top_k, context)
             # Now and then something else takes the processor.
             slow = 3.0 if draw.random() < 0.05 else 1.0
+            # The machine as a whole gets slower and faster again, three times.
+            slow *= np.exp(drift * np.sin(6 * np.pi * len(samples) / (10 * len(trees))))
             jitter = slow * np.exp(noise * draw.standard_normal(2))
             samples.append(CycleSample(tree, context, draft * jitter[0], verify * jitter[1]))
     return samples
@@ -126,6 +125,44 @@ def test_the_fit_finds_the_costs() -> None:
     assert fitted.error.median < 0.03
     # The disturbances are in the measured total, not in the table.
     assert fitted.error.total < -0.05
+
+
+def test_a_machine_that_drifts_gives_the_same_table() -> None:
+    cost = table()
+    trees = calibration_trees((1, 2, 4), (1, 4), (0, 1, 3))
+    steady, drifting = (
+        fit_cost_table(samples_of(cost, trees, 0.02, drift), machine="", draft_dtype="int8")
+        for drift in (0.0, 0.3)
+    )
+    rows, contexts = np.array([[1], [2], [4]]), np.array([60, 250, 480])
+    ratio = drifting.verify_seconds(rows, contexts) / steady.verify_seconds(rows, contexts)
+    # As a whole it may be faster or slower, but all kinds of cycle in the same way.
+    assert np.abs(ratio / ratio.mean() - 1).max() < 0.02
+    assert abs(ratio.mean() - 1) < 0.15
+
+
+def test_smoothing_against_the_likelihood() -> None:
+    from scipy.optimize import minimize
+
+    places = np.array([1, 2, 3, 5, 8, 9])
+    values = np.array([30.0, 31.0, 36.0, 35.0, 46.0, 47.0])
+    noise = np.array([0.2, 0.5, 1.0, 2.0, 0.3, 0.01])
+
+    def unlikely(x: np.ndarray) -> float:
+        total = (((x - values) / noise) ** 2).sum()
+        for i in range(1, 5):
+            share = (places[i] - places[i - 1]) / (places[i + 1] - places[i - 1])
+            line = x[i - 1] + share * (x[i + 1] - x[i - 1])
+            total += ((x[i] - line) / (0.02 * values[i])) ** 2
+        return total
+
+    best = smoothed(places, values, noise)
+    result = minimize(unlikely, values, options={"gtol": 1e-9})
+    np.testing.assert_allclose(best, result.x, rtol=1e-5)
+    # What is exact stays; what is uncertain gives way to its neighbours.
+    assert best[5] == pytest.approx(47.0, abs=1e-3)
+    assert best[3] > best[2]
+    np.testing.assert_array_equal(smoothed(places[:2], values[:2], noise[:2]), values[:2])
 
 
 def test_the_fit_is_monotone() -> None:

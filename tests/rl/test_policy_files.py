@@ -22,8 +22,8 @@ from eaglerl.rl.published import load_policy
 from eaglerl.rl.simulate import simulate
 
 from .planted import ACTIONS, COST, WIDTH, planted_traces
+from .published import BOTH, DQN, PPO, features, make_policy
 from .test_oracle import ACTIONS as TREES
-from .test_published import BOTH, DQN, PPO, features, make_policy
 from .worlds import tiny_decoder
 
 

@@ -8,7 +8,7 @@ from eaglerl.eagle3 import DraftPlan, TreeParams
 from eaglerl.eagle3.lookup import NO_LOOKUP
 from eaglerl.server import Modes, find_policies, standard_modes
 
-from ..rl.test_published import PPO, make_policy
+from ..rl.published import PPO, make_policy
 from .tiny import greedy_text, tiny_decoder
 
 

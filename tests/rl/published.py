@@ -1,0 +1,24 @@
+"""The published policies at the size of tests."""
+
+import pytest
+import torch
+
+from eaglerl.rl.published import (
+    OptimizedOnlineTreePolicy,
+    OptimizedSB3DiscretePPOOnlineTreePolicy,
+)
+
+from .planted import ACTIONS, WIDTH
+
+PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
+SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8, 8)}}
+BOTH = pytest.mark.parametrize("policy_class", [PPO, DQN])
+
+
+def make_policy(policy_class: type, **options: object):
+    settings = {"hidden_size": WIDTH, "actions": ACTIONS, "action_cache_steps": 3}
+    return policy_class(**{**settings, **SMALL[policy_class], **options})
+
+
+def features(seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(seed))
