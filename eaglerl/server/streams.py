@@ -51,15 +51,27 @@ class EventStream(StreamingResponse):
             events: of `server_sent_event`.
             on_close: called once at the end.
         """
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._on_close = on_close
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._until_the_last(events), headers=headers)
+        self._on_close: Callable[[], None] | None = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await while_connected(self.stream_response(send), receive)
         finally:
-            self._on_close()
+            self._close()
+
+    async def _until_the_last(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        async for event in events:
+            yield event
+        # Before the response's last chunk: who has read it to its end finds everything closed.
+        self._close()
+
+    def _close(self) -> None:
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
 
 async def while_connected(work: Awaitable[_R], receive: Receive) -> _R | None:
