@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.rl.acceptance_file import save_acceptance
+from eaglerl.rl.identity import split_of
 
 from ..rl.test_acceptance import random_model
 from ..rl.test_oracle import COST
@@ -177,6 +178,24 @@ def test_figures(folder: Path, page: Page) -> None:
 def test_nothing_half_written_is_left(folder: Path) -> None:
     assert not list(folder.glob(".*"))
     assert sorted(path.suffix for path in folder.glob("out*"))[0] == ".html"
+
+
+@pytest.mark.parametrize(("split", "known"), [("test", True), ("train", False)])
+def test_the_comparisons_own_constant_is_what_gains_are_captured_over(
+    folder: Path, tmp_path: Path, split: str, known: bool
+) -> None:
+    traces = [made_up_trace(16, seed=seed) for seed in range(4)]
+    half = [trace for trace in traces if split_of(trace.prompt_id) == split]
+    write_traces(tmp_path / "traces", half)
+    result = run(
+        folder / "first", "-o", tmp_path / "a.html", "--traces", tmp_path / "traces",
+        "--cost", folder / "cost.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = Page((tmp_path / "a.html").read_text(encoding="utf-8")).text
+    # The comparison has tuned a tree for the half `test`.
+    assert ("tuned constant (on the other half)" in text) == known
+    assert ("captured share C: not measured" in text) != known
 
 
 def test_wrong_use(folder: Path, tmp_path: Path) -> None:

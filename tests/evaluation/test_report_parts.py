@@ -28,6 +28,7 @@ from eaglerl.evaluation.report.trace_study import (
 )
 from eaglerl.evaluation.report.words import verdict, with_interval
 from eaglerl.rl.candidates import trace_candidates
+from eaglerl.rl.identity import split_of
 from eaglerl.rl.oracle import TraceTable, bounds, constant_seconds, oracle_actions
 from eaglerl.rl.simulate import simulate, total
 
@@ -145,8 +146,22 @@ def test_constants_are_tuned_on_the_other_half() -> None:
         times = [total(simulate(tree, other, COST)).seconds for tree in ACTIONS]
         best = ACTIONS[int(np.argmin(times))]
         expected += total(simulate(best, half, COST)).seconds
-    assert tuned_seconds(traces, ACTIONS, COST) == pytest.approx(expected)
-    assert tuned_seconds(traces[::2], ACTIONS, COST) is None
+    given = {"train": ACTIONS[1], "test": ACTIONS[2]}
+    for chosen in ({}, given):
+        assert tuned_seconds(traces, ACTIONS, COST, chosen) == pytest.approx(expected)
+    assert tuned_seconds(traces[::2], ACTIONS, COST, {}) is None
+
+
+def test_a_comparisons_constant_takes_the_place_of_the_other_half() -> None:
+    traces = [made_up_trace(20, seed=seed) for seed in range(4)][::2]
+    split = split_of(traces[0].prompt_id)
+    (other,) = {"train", "test"} - {split}
+    for tree in ACTIONS:
+        expected = total(simulate(tree, traces, COST)).seconds
+        assert tuned_seconds(traces, ACTIONS, COST, {split: tree}) == pytest.approx(expected)
+        assert tuned_seconds(traces, ACTIONS, COST, {other: tree}) is None
+    for unknown in (TreeParams(3, 1, 7), TreeParams(4000, 4, 40)):
+        assert tuned_seconds(traces, ACTIONS, COST, {split: unknown}) is None
 
 
 def test_the_wider_oracle_has_more_to_choose_from() -> None:

@@ -78,7 +78,8 @@ def _headroom(study: TraceStudy | None) -> list[Block]:
         blocks.append(
             not_measured(
                 "The captured share C",
-                "It needs a constant tuned on other prompts, and these are all of one half.",
+                "It needs a constant tree tuned on other prompts: these are all of one half, and "
+                "no comparison has chosen one for them that the traces know.",
             )
         )
     return blocks

@@ -93,8 +93,8 @@ class TraceStudy:
         prompts: how many traces.
         bounds: of trees alone.
         tree: the best constant tree in hindsight.
-        tuned: seconds with the constant tree of each half tuned on the other half; None where all
-            prompts are of one half.
+        tuned: seconds with the constant tree of each half tuned on the other half; None where that
+            is not known.
         wider: seconds of an oracle that may also verify looked-up chains.
         policies: in order.
         machine: of the cost table.
@@ -122,6 +122,7 @@ def study_traces(
     *,
     target_id: str,
     head_id: str,
+    chosen: Mapping[str, TreeParams] | None = None,
     progress: Progress = lambda stage, fraction: None,
 ) -> TraceStudy:
     """Bounds on traces, and what policies make of them.
@@ -132,6 +133,7 @@ def study_traces(
         policies: specs such as ``policy:FOLDER`` by label.
         target_id: hash of the traces' target.
         head_id: hash of their head.
+        chosen: see `tuned_seconds`.
         progress: told what is being done and the fraction done.
 
     Raises:
@@ -154,26 +156,57 @@ def study_traces(
         len(traces),
         found,
         actions[found.constant_action],
-        tuned_seconds(traces, actions, cost),
+        tuned_seconds(traces, actions, cost, chosen or {}),
         float(wider),
         studies,
         cost.machine,
     )
 
 
-def tuned_seconds(traces: Sequence[Trace], actions: ActionSpace, cost: CostTable) -> float | None:
-    """Seconds of all traces, each half with the constant tree that is fastest on the other half."""
+def tuned_seconds(
+    traces: Sequence[Trace],
+    actions: ActionSpace,
+    cost: CostTable,
+    chosen: Mapping[str, TreeParams],
+) -> float | None:
+    """Seconds of all traces, each half with a constant tree that was tuned on the other half.
+
+    Args:
+        traces: of one half, ``train`` or ``test``, or of both.
+        actions: the trees to choose from where the other half has traces.
+        cost: of the machine.
+        chosen: trees that were tuned otherwise, by the half that they are for; used where the
+            other half has no traces.
+
+    Returns:
+        None where there is neither, or nobody knows what such a tree would yield or cost.
+    """
     halves = {
         split: [trace for trace in traces if split_of(trace.prompt_id) == split]
         for split in ("train", "test")
     }
-    if not all(halves.values()):
-        return None
-    sums = {
-        split: sum(constant_seconds(table) for table in trace_tables(half, actions, cost))
-        for split, half in halves.items()
-    }
-    return float(sums["train"][sums["test"].argmin()] + sums["test"][sums["train"].argmin()])
+    seconds = 0.0
+    for own, other in (("train", "test"), ("test", "train")):
+        if not halves[own]:
+            continue
+        if halves[other]:
+            sums = sum(constant_seconds(t) for t in trace_tables(halves[other], actions, cost))
+            tree = actions[int(sums.argmin())]
+        elif own in chosen and _known(chosen[own], halves[own], cost):
+            tree = chosen[own]
+        else:
+            return None
+        tables = trace_tables(halves[own], ActionSpace([tree]), cost)
+        seconds += float(sum(constant_seconds(table)[0] for table in tables))
+    return seconds
+
+
+def _known(tree: TreeParams, traces: Sequence[Trace], cost: CostTable) -> bool:
+    try:
+        ActionSpace([tree]).known_to(traces, cost)
+    except ValueError:
+        return False
+    return True
 
 
 def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -> float:
