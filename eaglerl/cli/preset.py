@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.actions import leave_out_unknown
+
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.evaluation.modes import ModeSpec
@@ -106,12 +108,15 @@ def learn_preset(
         max_positions=decoder.target.max_positions,
     )
     decoded = choose_split(every, options.split, options.per_file)
+    traces = left_over(
+        [trace for traces in extras.traces for trace in traces],
+        [question.prompt_id for question in decoded],
+    )
+    # Without traces there is nothing to ask, and `train_preset` says so.
+    known = leave_out_unknown(extras.actions, traces, extras.cost) if traces else extras.actions
     inputs = PresetInputs(
-        traces=left_over(
-            [trace for traces in extras.traces for trace in traces],
-            [question.prompt_id for question in decoded],
-        ),
-        actions=extras.actions,
+        traces=traces,
+        actions=known,
         cost=extras.cost,
         tokenizer=decoder.tokenizer,
         head_id=own,

@@ -125,7 +125,7 @@ def _fit_verification(
         bases[i] = np.median(left)
         # Standard error of a median, from the median deviation, for normal noise.
         deviation = 1.4826 * np.median(np.abs(left - bases[i]))
-        noise[i] = max(1.2533 * deviation / np.sqrt(len(left)), _LEAST_NOISE * bases[i])
+        noise[i] = max(1.2533 * deviation / np.sqrt(len(left)), _LEAST_NOISE * np.median(y))
     return isotonic(smoothed(np.array(totals), bases, noise), noise**-2), slopes
 
 

@@ -125,7 +125,8 @@ def test_one_command_trains_and_compares(
     tiny: SimpleNamespace, policies: SimpleNamespace, tmp_path: Path
 ) -> None:
     actions = tmp_path / "actions.json"
-    ActionSpace([NO_DRAFT, TreeParams(4, 1, 2), TreeParams(6, 2, 2)]).to_json(actions)
+    trees = [NO_DRAFT, TreeParams(4, 1, 2), TreeParams(6, 2, 2), TreeParams(20, 7, 4)]
+    ActionSpace(trees).to_json(actions)
     folder = tmp_path / "grid"
     command = [
         "compare", folder, tiny.questions, "--preset", "dqn-modes", "--no-preset-context",
@@ -136,6 +137,8 @@ def test_one_command_trains_and_compares(
     ]  # fmt: skip
     result = run(*command)
     assert result.exit_code == 0, result.output
+    # The last is deeper than the traces.
+    assert "1 of the 4 trees of --actions are left out" in result.stderr
     for label in ("dqn-features-max-entropy", "dqn-features "):
         assert label in result.stdout
     records = (folder / "records.jsonl").read_bytes()

@@ -9,6 +9,7 @@ from eaglerl.rl.published import (
 )
 
 from .planted import ACTIONS, WIDTH
+from .test_oracle import ACTIONS as TREES
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
 SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8, 8)}}
@@ -18,6 +19,13 @@ BOTH = pytest.mark.parametrize("policy_class", [PPO, DQN])
 def make_policy(policy_class: type, **options: object):
     settings = {"hidden_size": WIDTH, "actions": ACTIONS, "action_cache_steps": 3}
     return policy_class(**{**settings, **SMALL[policy_class], **options})
+
+
+def policy_for(decoder, policy_class: type, **options: object):
+    """One that chooses trees for a decoder, from the features of its head."""
+    head = decoder.head
+    width = head.config.hidden_size
+    return make_policy(policy_class, hidden_size=width, actions=TREES, head=head, **options)
 
 
 def features(seed: int = 0) -> torch.Tensor:

@@ -10,7 +10,7 @@ from eaglerl.rl.published.window import RewardWindow
 from eaglerl.rl.simulate import simulate, total
 
 from .planted import ACTIONS, COST, WIDTH, planted_traces
-from .published import BOTH, DQN, PPO, features, make_policy
+from .published import BOTH, DQN, PPO, features, make_policy, policy_for
 from .test_oracle import ACTIONS as TREES
 from .worlds import tiny_decoder, tiny_prompts
 
@@ -163,13 +163,7 @@ def test_as_published(policy_class: type, recorded: list) -> None:
 def test_put_right_live(policy_class: type, recorded: list) -> None:
     """Rewards with drafting, for the decision that drafted."""
     decoder = tiny_decoder()
-    policy = make_policy(
-        policy_class,
-        hidden_size=decoder.head.config.hidden_size,
-        actions=TREES,
-        head=decoder.head,
-        reward="throughput",
-    )
+    policy = policy_for(decoder, policy_class, reward="throughput")
     policy.training_mode = True
     output = decoder.generate(tiny_prompts(1)[0].token_ids, policy, max_new_tokens=40)
     policy.reset()

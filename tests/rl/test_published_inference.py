@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from .planted import ACTIONS, WIDTH
-from .published import BOTH, DQN, PPO, features, make_policy
+from .published import BOTH, DQN, PPO, features, make_policy, policy_for
 from .test_oracle import ACTIONS as TREES
 from .worlds import tiny_decoder, tiny_prompts
 
@@ -104,13 +104,7 @@ def test_output_stays_identical(policy_class: type, reference: bool) -> None:
 
 def test_fused_decides_the_same() -> None:
     decoder = tiny_decoder()
-    policy = make_policy(
-        PPO,
-        hidden_size=decoder.head.config.hidden_size,
-        actions=TREES,
-        head=decoder.head,
-        max_entropy_inference=False,
-    )
+    policy = policy_for(decoder, PPO, max_entropy_inference=False)
     with torch.no_grad():
         for parameter in policy.learner.model.policy.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape))

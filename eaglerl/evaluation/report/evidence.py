@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from eaglerl.eagle3.params import TreeParams
 from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
 from eaglerl.evaluation.json_lines import read_lines
 from eaglerl.evaluation.questions import question_files, read_questions
@@ -86,12 +87,19 @@ class Evidence:
         return self.summary.references[0]
 
     @property
+    def tuned_trees(self) -> dict[str, TreeParams]:
+        """The constant trees that the comparison tuned, by the half of the questions."""
+        tuned = self.comparison.manifest.modes.get(TUNED)
+        trees = tuned.trees if tuned else None
+        return {split: TreeParams(*tree) for split, tree in (trees or {}).items()}
+
+    @property
     def reference_words(self) -> str:
         """What the reference is."""
         if self.reference != TUNED:
             return "plain decoding" if self.reference == PLAIN else self.reference
-        chosen = self.comparison.manifest.modes[TUNED].trees or {}
-        trees = sorted({"/".join(map(str, tree)) for tree in chosen.values()})
+        chosen = self.tuned_trees.values()
+        trees = sorted({f"{tree.total_tokens}/{tree.depth}/{tree.top_k}" for tree in chosen})
         return f"the tuned constant tree {' and '.join(trees)}" if trees else "the tuned constant"
 
     @property

@@ -22,6 +22,7 @@ from eaglerl.evaluation.policy_files import find_policy
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.decisions import KeptDecision
 from eaglerl.rl.identity import split_of
@@ -190,8 +191,7 @@ def tuned_seconds(
         if not halves[own]:
             continue
         if halves[other]:
-            sums = sum(constant_seconds(t) for t in trace_tables(halves[other], actions, cost))
-            tree = actions[int(sums.argmin())]
+            tree = best_constant(halves[other], actions, cost).params
         elif own in chosen and _known(chosen[own], halves[own], cost):
             tree = chosen[own]
         else:

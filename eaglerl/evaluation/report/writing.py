@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from eaglerl.eagle3.params import TreeParams
-from eaglerl.evaluation.records import TUNED
 from eaglerl.evaluation.report.blocks import Chapter
 from eaglerl.evaluation.report.calibration import (
     Calibration,
@@ -83,7 +81,7 @@ def write_report(
             policies,
             target_id=traces[0].target_id,
             head_id=traces[0].head_id,
-            chosen=_tuned_trees(comparisons),
+            chosen=next((e.tuned_trees for e in comparisons if e.tuned_trees), None),
             progress=progress,
         )
     chapters.append(bounds_chapter(study, calibrations))
@@ -99,15 +97,6 @@ def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:
                 continue
             specs[label if label not in specs else f"{label} of {evidence.name}"] = mode.spec
     return specs
-
-
-def _tuned_trees(comparisons: Sequence[Evidence]) -> dict[str, TreeParams]:
-    """The constant trees of the first comparison that tuned any, by half of the questions."""
-    for evidence in comparisons:
-        tuned = evidence.comparison.manifest.modes.get(TUNED)
-        if tuned is not None and tuned.trees:
-            return {split: TreeParams(*tree) for split, tree in tuned.trees.items()}
-    return {}
 
 
 def _calibrations(
