@@ -334,7 +334,7 @@ def test_broken_documents_are_named(text: str) -> None:
     "words",
     [
         ["generate", "--no-such-option"],
-        ["calibrate"],
+        ["calibrate", "--passes", "few"],
         ["record", "traces", "data.jsonl", "--max-depth", "deep"],
         ["serve", "--queue-size", "-1"],
     ],

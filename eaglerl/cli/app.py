@@ -96,7 +96,7 @@ _add(
     "eaglerl evaluate --bench-name questions.jsonl --answer-file ppo.jsonl "
     "--use-optimized-sb3-discrete-ppo --optimized-policy-version ofl --actions cpu",
 )
-_add(calibrate, "eaglerl calibrate cost.json", "eaglerl calibrate cost.json --passes 16")
+_add(calibrate, "eaglerl calibrate", "eaglerl calibrate cost.json --passes 16")
 _add(
     train_policy,
     "eaglerl train-policy --traces traces --cost cost.json -o runs/ppo",

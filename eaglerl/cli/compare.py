@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from eaglerl.cli.actions import read_actions
 from eaglerl.cli.comparison_table import comparison_tables
+from eaglerl.cli.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.options import (
     SAMPLING_PANEL,
     DraftDtypeOption,
@@ -135,7 +137,8 @@ def compare(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Table of `calibrate`, for acceptance policies and some baselines.",
+            help="Table of `calibrate`, for acceptance policies (default: the one kept for this "
+            "machine, or beside the policy) and some baselines.",
             show_default=False,
             rich_help_panel=_NEEDS_PANEL,
         ),
@@ -180,6 +183,7 @@ def compare(
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.evaluation.compare import compare as run
+        from eaglerl.evaluation.modes import POLICY_KINDS
         from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
         from eaglerl.evaluation.questions import question_files, read_questions
         from eaglerl.rl.cost import CostTable
@@ -206,6 +210,11 @@ def compare(
         resolve_draft(draft, model)
     _check_references(against, folder, labels)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    if cost is None and any(one.kind in POLICY_KINDS for one in modes):
+        table = machine_cost(None, decoder)
+        if table is None:
+            tell_unmeasured()
+        extras = replace(extras, cost=table)
     target = resolve_model(model)
     try:
         with progress_bar() as show:

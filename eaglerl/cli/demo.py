@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from eaglerl.cli.cycle_chart import cycle_chart
+from eaglerl.cli.machine_cost import measured_cost
 from eaglerl.cli.options import (
     CostOption,
     DraftDtypeOption,
@@ -19,7 +20,6 @@ from eaglerl.cli.options import (
     TreeOption,
     encode,
     load_decoder,
-    load_policy_option,
     parse_tree,
 )
 from eaglerl.cli.streaming import statistics_table, text_streamer
@@ -27,6 +27,8 @@ from eaglerl.cli.terminal import EXIT_FAILED, DebugOption, busy, command, output
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams, TreePolicy
@@ -57,7 +59,8 @@ def demo(
     """Generate one answer plainly, with a constant tree, and with the learned policy.
 
     Ends with a bar for every cycle that the policy decided, and a table. The exit code is 1 if the
-    three answers differ.
+    three answers differ. The first run measures what a cycle costs on this machine, for the policy
+    to decide by.
     """
     console = output()
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
@@ -66,7 +69,7 @@ def demo(
         "plain decoding": parse_tree(None, plain=True),
         "constant tree": parse_tree(tree),
     }
-    learned = load_policy_option(policy, cost, decoder, model, draft)
+    learned = _load_policy(policy, cost, decoder, model, draft)
     if learned is not None:
         modes["learned policy"] = learned
     input_ids = encode(decoder, prompt, chat=True)
@@ -83,6 +86,29 @@ def demo(
         console.print(cycle_chart(runs["learned policy"].statistics.cycles, console.width))
         console.print()
     _compare(console, runs)
+
+
+def _load_policy(
+    policy: Path | None,
+    cost: Path | None,
+    decoder: SpeculativeDecoder,
+    model: str,
+    draft: Path | None,
+) -> TreePolicy | None:
+    """The policy given, else the one shipped for `model` and its own head, if there is one.
+
+    Raises:
+        ValueError: it cannot be read, or belongs to another target or head.
+    """
+    from eaglerl.prepare import MODELS, default_policy_path
+    from eaglerl.rl.policy_files import find_policy, open_policy
+
+    if policy is None:
+        if draft is not None or model not in MODELS:
+            return None
+        policy = default_policy_path(model)
+    files = find_policy(policy)
+    return open_policy(files, decoder, cost=measured_cost(cost, decoder, files))
 
 
 def _compare(console: Console, runs: dict[str, GenerateOutput]) -> None:

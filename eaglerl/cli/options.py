@@ -12,7 +12,7 @@ from eaglerl.cli.terminal import busy, progress_bar
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams, TreePolicy
+    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 
 _MODEL_PANEL = "Model"
 _DRAFTING_PANEL = "Drafting"
@@ -96,7 +96,7 @@ CostOption = Annotated[
     typer.Option(
         "--cost",
         metavar="FILE",
-        help="Table of `calibrate` for this machine; default: the one that lies beside the policy.",
+        help="Table of `calibrate`; default: the one kept for this machine, or beside the policy.",
         show_default=False,
         rich_help_panel=_DRAFTING_PANEL,
     ),
@@ -197,30 +197,6 @@ def load_decoder(
         if threads is not None:
             torch.set_num_threads(threads)
         return SpeculativeDecoder.from_pretrained(target_path, draft_path, draft_dtype=draft_dtype)
-
-
-def load_policy_option(
-    policy: Path | None,
-    cost: Path | None,
-    decoder: SpeculativeDecoder,
-    model: str,
-    draft: Path | None,
-) -> TreePolicy | None:
-    """Load a policy: the one given, else the one shipped for `model` and its own head; None where
-    there is none.
-
-    Raises:
-        ValueError: it cannot be read, or belongs to another target or head.
-    """
-    from eaglerl.prepare import MODELS, default_policy_path
-
-    if policy is None:
-        if draft is not None or model not in MODELS:
-            return None
-        policy = default_policy_path(model)
-    from eaglerl.rl.policy_files import open_policy
-
-    return open_policy(policy, decoder, cost=cost)
 
 
 def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
@@ -148,17 +149,18 @@ def _modes(
 ) -> Modes:
     """The modes that need no training, and the policies that were found."""
     from eaglerl.prepare import default_draft_path
-    from eaglerl.rl import CostTable
     from eaglerl.server import Modes, find_policies, standard_modes
 
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"--policies must be a folder, got {str(folder)!r}")
-    table = None if cost is None else CostTable.from_json(cost)
+    table = machine_cost(cost, decoder)
     modes: list[Mode] = standard_modes()
     # A clone may be without what was trained.
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]
     for folder in folders:
         modes += find_policies(folder, decoder, cost=table)
+    if table is None and any(mode.learned for mode in modes):
+        tell_unmeasured()
     return Modes(modes, default or modes[0].name)

@@ -1,0 +1,146 @@
+"""The cost table of this machine, which is measured once and kept in the user's cache.
+
+A table belongs to a machine, a number of threads, a target, a head and its precision: with others
+it is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eaglerl.cli.options import encode
+from eaglerl.cli.terminal import notes, progress_bar
+from eaglerl.files import cache_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.rl import CostTable
+    from eaglerl.rl.policy_files import PolicyFiles
+
+TOP_KS = (1, 2, 4, 8)
+PASSES = 8
+LONGEST_CONTEXT = 512
+_PROMPT = "Write a long story about a lighthouse keeper and the sea."
+
+
+def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
+    """Where the table for this decoder on this machine is kept, whether or not it is there yet."""
+    from eaglerl.eagle3.packed_draft import PackedDraft
+    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.rl.identity import head_id, target_id
+
+    draft = decoder.draft
+    parts = (
+        describe_machine(),
+        target_id(decoder.target),
+        head_id(decoder.head),
+        str(draft.dtype) if isinstance(draft, PackedDraft) else "float32",
+    )
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return cache_root() / "costs" / f"{name}.json"
+
+
+def measure_cost(
+    decoder: SpeculativeDecoder,
+    output: Path,
+    *,
+    top_ks: Sequence[int] = TOP_KS,
+    passes: int = PASSES,
+    longest_context: int = LONGEST_CONTEXT,
+    seed: int = 0,
+) -> CostTable:
+    """Measure the table, with a progress bar, write it and tell how good it is.
+
+    Args:
+        decoder: what is measured.
+        output: JSON file for the table; its folder is made.
+        top_ks: widths of the trees, ascending.
+        passes: how often every kind of cycle is measured.
+        longest_context: longest context to measure at, in tokens.
+        seed: of the order of the cycles.
+
+    Raises:
+        ValueError: see `eaglerl.rl.calibrate.calibrate`.
+    """
+    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.rl.calibrate import calibrate
+
+    chat = decoder.tokenizer.chat_template is not None
+    with progress_bar() as show:
+        table = calibrate(
+            decoder,
+            encode(decoder, _PROMPT, chat=chat)[0].tolist(),
+            machine=describe_machine(),
+            top_ks=top_ks,
+            passes=passes,
+            longest_context=longest_context,
+            seed=seed,
+            progress=lambda done: show("measuring", done),
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    table.to_json(output)
+    error = table.error
+    notes().print(
+        f"{output}: {table.samples} cycles; half of the kinds within {100 * error.median:.1f} %, "
+        f"all within {100 * error.worst:.1f} %; total time {100 * error.total:+.1f} %",
+        markup=False,
+        soft_wrap=True,
+    )
+    return table
+
+
+def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | None:
+    """The table that policies decide by: the file given, else the one kept for this machine.
+
+    Without either it is None, for the table beside each policy; `tell_unmeasured` says so.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    from eaglerl.rl import CostTable
+
+    file = kept_cost_path(decoder) if cost is None else cost
+    return None if cost is None and not file.is_file() else CostTable.from_json(file)
+
+
+def tell_unmeasured() -> None:
+    """Say that policies decide by tables which may be another machine's."""
+    notes().print(
+        "note: this machine was not measured (`eaglerl calibrate` does it); a policy that weighs "
+        "costs decides by the table that lies beside it",
+        soft_wrap=True,
+    )
+
+
+def measured_cost(
+    cost: Path | None, decoder: SpeculativeDecoder, policy: PolicyFiles
+) -> CostTable | None:
+    """The table for one policy; this machine is measured first, if there is none of it.
+
+    Returns:
+        The file given, else the one kept for this machine, else the policy's own if it is of this
+        machine, else a new one. None for a policy that needs none.
+
+    Raises:
+        ValueError: a file is no table.
+    """
+    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.rl import CostTable
+    from eaglerl.rl.policy_files import COST_NAME
+
+    if not policy.is_acceptance:
+        return None
+    kept = kept_cost_path(decoder)
+    if cost is not None or kept.is_file():
+        return CostTable.from_json(kept if cost is None else cost)
+    beside = policy.path.with_name(COST_NAME)
+    if beside.is_file():
+        table = CostTable.from_json(beside)
+        if table.machine == describe_machine():
+            return table
+    notes().print("measuring what a cycle costs on this machine, once ...", soft_wrap=True)
+    return measure_cost(decoder, kept)
