@@ -1,9 +1,10 @@
 """The cache folder, and atomic writing of files."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,12 +17,16 @@ def cache_root() -> Path:
     return Path.home() / ".cache" / "eaglerl"
 
 
+_SUFFIX = ".tmp"
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path`` that becomes ``path`` on success.
 
     The temporary file is synced to the disk and renamed when the block ends, and removed when it
-    raises: a reader finds the old file or the new one, never a part.
+    raises: a reader finds the old file or the new one, never a part. What a process that was killed
+    left of the same file is removed first.
 
     Args:
         path: The file to write.
@@ -30,9 +35,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         The path to write to.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    _remove_leftovers(path)
+    lock, temporary = _locked_temporary(path)
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDWR)
@@ -47,3 +51,42 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new temporary file, and the descriptor that locks it while it is being written."""
+    while True:
+        lock, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+        # On a file system without locks, nothing is ever taken for a leftover.
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Before it was locked, another process may have taken this one for a leftover.
+        if os.path.exists(name):
+            return lock, Path(name)
+        os.close(lock)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove a path's temporary files that nobody has locked: who writes one, does."""
+    with os.scandir(path.parent) as entries:
+        leftovers = [
+            entry.path
+            for entry in entries
+            if entry.name.startswith(f".{path.name}.") and entry.name.endswith(_SUFFIX)
+        ]
+    for leftover in leftovers:
+        try:
+            descriptor = os.open(leftover, os.O_RDWR)
+        except OSError:
+            # Renamed meanwhile, somebody else's, or no file.
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(leftover)
+        except OSError:
+            # Being written, or the file system has no locks.
+            pass
+        finally:
+            os.close(descriptor)
