@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_SUFFIX = ".tmp"
+
 
 def cache_root() -> Path:
     """Return eaglerl's cache folder: $EAGLERL_CACHE, $XDG_CACHE_HOME/eaglerl, ~/.cache/eaglerl."""
@@ -15,9 +17,6 @@ def cache_root() -> Path:
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "eaglerl"
     return Path.home() / ".cache" / "eaglerl"
-
-
-_SUFFIX = ".tmp"
 
 
 @contextmanager
@@ -39,6 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     lock, temporary = _locked_temporary(path)
     try:
         yield temporary
+        # Not the locked one: a writer may have put another file in its place.
         descriptor = os.open(temporary, os.O_RDWR)
         try:
             os.fsync(descriptor)

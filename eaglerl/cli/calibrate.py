@@ -7,13 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eaglerl.cli.machine_cost import (
-    LONGEST_CONTEXT,
-    PASSES,
-    TOP_KS,
-    kept_cost_path,
-    measure_cost,
-)
+from eaglerl.cli.machine_cost import kept_cost_path, measure_cost
 from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
@@ -38,13 +32,13 @@ def calibrate(
     ] = None,
     top_ks: Annotated[
         str, typer.Option("--top-k", metavar="K,...", help="Widths of the trees, ascending.")
-    ] = ",".join(map(str, TOP_KS)),
+    ] = "1,2,4,8",
     passes: Annotated[
         int, typer.Option(min=3, metavar="N", help="How often every kind of cycle is measured.")
-    ] = PASSES,
+    ] = 8,
     longest_context: Annotated[
         int, typer.Option(min=64, metavar="N", help="Longest context to measure at, in tokens.")
-    ] = LONGEST_CONTEXT,
+    ] = 512,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the order of the cycles.")] = 0,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,

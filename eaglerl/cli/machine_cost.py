@@ -8,63 +8,46 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eaglerl.cli.options import encode
 from eaglerl.cli.terminal import notes, progress_bar
 from eaglerl.files import cache_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.rl import CostTable
     from eaglerl.rl.policy_files import PolicyFiles
 
-TOP_KS = (1, 2, 4, 8)
-PASSES = 8
-LONGEST_CONTEXT = 512
 _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
 
 def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
     """Where the table for this decoder on this machine is kept, whether or not it is there yet."""
-    from eaglerl.eagle3.packed_draft import PackedDraft
+    from eaglerl.eagle3.packed_draft import products_dtype
     from eaglerl.evaluation.machine import describe_machine
     from eaglerl.rl.identity import head_id, target_id
 
-    draft = decoder.draft
     parts = (
         describe_machine(),
         target_id(decoder.target),
         head_id(decoder.head),
-        str(draft.dtype) if isinstance(draft, PackedDraft) else "float32",
+        products_dtype(decoder.draft),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_root() / "costs" / f"{name}.json"
 
 
-def measure_cost(
-    decoder: SpeculativeDecoder,
-    output: Path,
-    *,
-    top_ks: Sequence[int] = TOP_KS,
-    passes: int = PASSES,
-    longest_context: int = LONGEST_CONTEXT,
-    seed: int = 0,
-) -> CostTable:
+def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> CostTable:
     """Measure the table, with a progress bar, write it and tell how good it is.
 
     Args:
         decoder: what is measured.
         output: JSON file for the table; its folder is made.
-        top_ks: widths of the trees, ascending.
-        passes: how often every kind of cycle is measured.
-        longest_context: longest context to measure at, in tokens.
-        seed: of the order of the cycles.
+        options: further arguments of `eaglerl.rl.calibrate.calibrate`.
 
     Raises:
-        ValueError: see `eaglerl.rl.calibrate.calibrate`.
+        ValueError: see there.
     """
     from eaglerl.evaluation.machine import describe_machine
     from eaglerl.rl.calibrate import calibrate
@@ -75,11 +58,8 @@ def measure_cost(
             decoder,
             encode(decoder, _PROMPT, chat=chat)[0].tolist(),
             machine=describe_machine(),
-            top_ks=top_ks,
-            passes=passes,
-            longest_context=longest_context,
-            seed=seed,
             progress=lambda done: show("measuring", done),
+            **options,
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     table.to_json(output)
@@ -110,8 +90,8 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
 def tell_unmeasured() -> None:
     """Say that policies decide by tables which may be another machine's."""
     notes().print(
-        "note: this machine was not measured (`eaglerl calibrate` does it); a policy that weighs "
-        "costs decides by the table that lies beside it",
+        "note: no cost table of this machine is kept (`eaglerl calibrate` makes one); a policy "
+        "that weighs costs decides by the table that lies beside it",
         soft_wrap=True,
     )
 
@@ -134,13 +114,13 @@ def measured_cost(
 
     if not policy.is_acceptance:
         return None
-    kept = kept_cost_path(decoder)
-    if cost is not None or kept.is_file():
-        return CostTable.from_json(kept if cost is None else cost)
+    table = machine_cost(cost, decoder)
+    if table is not None:
+        return table
     beside = policy.path.with_name(COST_NAME)
     if beside.is_file():
         table = CostTable.from_json(beside)
         if table.machine == describe_machine():
             return table
     notes().print("measuring what a cycle costs on this machine, once ...", soft_wrap=True)
-    return measure_cost(decoder, kept)
+    return measure_cost(decoder, kept_cost_path(decoder))

@@ -60,6 +60,11 @@ def why_not_packed(head: Eagle3DraftHead) -> str | None:
     return None
 
 
+def products_dtype(draft: CachedDraft) -> LinearDtype:
+    """What a draft's products run in, as traces and cost tables note it: float32 for a module."""
+    return draft.dtype if isinstance(draft, PackedDraft) else "float32"
+
+
 def _fc_dtype(dtype: LinearDtype) -> LinearDtype:
     # Nobody asked for bf16, so its absence is no reason for a warning.
     if dtype == "int8":

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.packed_draft import PackedDraft
+from eaglerl.eagle3.packed_draft import products_dtype
 from eaglerl.eagle3.params import NO_DRAFT, TreeParams
 from eaglerl.eagle3.verify import GreedyVerifier
 from eaglerl.rl.cost import CostTable
@@ -93,11 +93,10 @@ def calibrate(
     plan = [tree for _ in range(passes) for tree in draw.sample(trees, len(trees))]
     warm_up = [draw.choice(trees) for _ in range(_WARM_UP)]
     samples = _measure(decoder, prompt_ids, [*warm_up, *plan], longest_context, progress)
-    draft = decoder.draft
     return fit_cost_table(
         samples[_WARM_UP:],
         machine=machine,
-        draft_dtype=draft.dtype if isinstance(draft, PackedDraft) else "float32",
+        draft_dtype=products_dtype(decoder.draft),
     )
 
 

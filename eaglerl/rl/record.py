@@ -13,7 +13,7 @@ from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.inputs import check_token_ids
 from eaglerl.eagle3.lookup import ContextLookup
-from eaglerl.eagle3.packed_draft import PackedDraft
+from eaglerl.eagle3.packed_draft import products_dtype
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.ops import DraftTree, accept_path
 from eaglerl.rl.greedy import GreedyText, greedy_texts
@@ -281,8 +281,7 @@ def record(
     """
     options = options or RecordOptions()
     folder = Path(folder)
-    draft = decoder.draft
-    dtype = draft.dtype if isinstance(draft, PackedDraft) else "float32"
+    dtype = products_dtype(decoder.draft)
     header = _header(decoder, dtype, options)
     shards = _open_folder(folder, header)
     builder = TraceBuilder(decoder.head, dtype, options)
