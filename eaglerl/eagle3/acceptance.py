@@ -22,6 +22,7 @@ class Accepted:
     """The outcome of a verification; the kept rows are committed in the target's cache.
 
     Attributes:
+        rows: (R,) int64 kept rows of the pass, on the target's device.
         emitted: the accepted drafted tokens, then the bonus.
         token_ids: the same, (R,) int64 on the target's device: the token after each kept row.
         features: (R, 3k) target features of the kept rows, or (R, h) if `reduced`.
@@ -30,6 +31,7 @@ class Accepted:
         decision: the tree that the policy chose from them; None without such a policy.
     """
 
+    rows: torch.Tensor
     emitted: tuple[int, ...]
     token_ids: torch.Tensor
     features: torch.Tensor
@@ -82,7 +84,13 @@ class HostAcceptance:
         cache.commit(rows, slot)
         emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
         return Accepted(
-            emitted, torch.tensor(emitted), features, policy is not None, last_features, decision
+            rows=torch.tensor(rows),
+            emitted=emitted,
+            token_ids=torch.tensor(emitted),
+            features=features,
+            reduced=policy is not None,
+            last_features=last_features,
+            decision=decision,
         )
 
 
@@ -122,6 +130,7 @@ class DeviceAcceptance:
         if features is None:
             features = output.features[rows[:kept]]
         return Accepted(
+            rows=rows[:kept],
             emitted=tuple(numbers[1 : 1 + kept]),
             token_ids=emitted[:kept],
             features=features[:kept],

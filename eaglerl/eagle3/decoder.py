@@ -1,5 +1,4 @@
-"""`SpeculativeDecoder`: a target and its draft head behind an interface like transformers'
-`generate`."""
+"""`SpeculativeDecoder`: a target and its draft head, used like transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -204,6 +203,7 @@ class SpeculativeDecoder:
         top_k: int = 0,
         seed: int | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        top_logprobs: int | None = None,
     ) -> Generation:
         """Begin to continue one prompt, to be carried on cycle by cycle.
 
@@ -216,6 +216,7 @@ class SpeculativeDecoder:
             top_k: most likely tokens to sample from.
             seed: seed of the draws.
             eos_token_id: token or tokens that end the sequence.
+            top_logprobs: see `Generation`.
 
         Returns:
             The sequence; its first `advance` reads the prompt. It has the decoder's caches until
@@ -233,7 +234,7 @@ class SpeculativeDecoder:
             max_new_tokens=max_new_tokens,
             room=self.target.max_positions - len(prompts[0]),
         )
-        return Generation(self, prompts[0], rules, chosen, verifier)
+        return Generation(self, prompts[0], rules, chosen, verifier, top_logprobs=top_logprobs)
 
     def eagenerate(
         self,

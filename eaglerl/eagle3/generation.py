@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
 from eaglerl.eagle3.output import DecodingStatistics
 from eaglerl.eagle3.params import StagedPolicy, StepResult, TreePolicy, as_plan
 from eaglerl.eagle3.stopping import FinishReason, StoppingRules
@@ -35,6 +36,8 @@ class Generation:
         rules: StoppingRules,
         policy: TreePolicy,
         verifier: Verifier,
+        *,
+        top_logprobs: int | None = None,
     ) -> None:
         """Take over the decoder's caches and reset the policy; nothing is decoded yet.
 
@@ -44,14 +47,22 @@ class Generation:
             rules: say when the sequence ends.
             policy: chooses the tree of every cycle.
             verifier: greedy or sampling.
+            top_logprobs: keep the log-probability of every token, and of as many of the likeliest
+                ones in its place; None for none.
+
+        Raises:
+            ValueError: `top_logprobs` is negative.
         """
         started = time.perf_counter()
         self._decoder = decoder
         self._rules = rules
         self._policy = policy
         self._staged = policy if isinstance(policy, StagedPolicy) else None
+        self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
         self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
         policy.reset()
+        self.session.begin_prompt(prompt_ids)
+        self.session.logprobs = self._logprobs
         self.token_ids = list(prompt_ids)
         self.cycles: list[StepResult] = []
         self.prefill_seconds = time.perf_counter() - started
@@ -71,6 +82,14 @@ class Generation:
         return self.token_ids[self._prompt_length :]
 
     @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Those of `new_ids`, in order; empty where they were not asked for."""
+        if self._logprobs is None:
+            return []
+        # A cycle may have gone beyond the end.
+        return self._logprobs.tokens[: len(self.token_ids) - self._prompt_length]
+
+    @property
     def policy_seconds(self) -> float:
         """The policy's part of `decode_seconds`; see `StepResult`."""
         return self._policy_seconds + self.session.policy_time.seconds
@@ -85,8 +104,32 @@ class Generation:
             decode_seconds=self.decode_seconds,
         )
 
+    def read_chunk(self, most_rows: int | None = None) -> bool:
+        """Read a chunk of the prompt, all but the last one.
+
+        Whoever has more to do than this sequence calls it before `advance` until it says no, so
+        that a long prompt keeps nobody waiting longer than a chunk.
+
+        Args:
+            most_rows: tokens of a chunk at most; None for the target's own chunks.
+
+        Returns:
+            Whether there was one; if not, `advance` reads what is left, or runs a cycle.
+
+        Raises:
+            ValueError: `most_rows` is less than 1.
+        """
+        if most_rows is not None and most_rows < 1:
+            raise ValueError(f"most_rows must be at least 1, got {most_rows}")
+        if self._began or self.session.unread <= (most_rows or self._decoder.target.chunk_size):
+            return False
+        started = time.perf_counter()
+        self.session.read_chunk(most_rows)
+        self.prefill_seconds += time.perf_counter() - started
+        return True
+
     def advance(self) -> tuple[int, ...]:
-        """Read the prompt, or run one cycle.
+        """Read what is left of the prompt, or run one cycle.
 
         Returns:
             The tokens that it added to the output: one after the prompt, at least one after a
@@ -99,9 +142,10 @@ class Generation:
             raise ValueError(f"the sequence has ended: {self.finish_reason}")
         started = time.perf_counter()
         if not self._began:
-            emitted: tuple[int, ...] = (self.session.prefill(self.token_ids),)
+            while (first := self.session.read_chunk()) is None:
+                pass
             self._began = True
-            kept = self._keep(emitted)
+            kept = self._keep((first,))
             self.prefill_seconds += time.perf_counter() - started
             return kept
         kept = self._keep(self._cycle())

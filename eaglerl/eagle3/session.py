@@ -11,6 +11,7 @@ from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, Ho
 from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.logprobs import LogprobRecorder
 from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
 from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
 from eaglerl.eagle3.params import (
@@ -46,6 +47,7 @@ class DecodingSession:
     Attributes:
         policy_time: of the policy since the last cycle; the next one's result takes it. Whoever
             asks the policy adds to it.
+        logprobs: told the log-probabilities of every token that comes; None for nobody.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class DecodingSession:
         self.slot = slot
         self.token_ids: list[int] = []
         self.policy_time = TotalTime()
+        self.logprobs: LogprobRecorder | None = None
         self._device = target.embed_tokens.device
         self._policy = policy
         self._pending = PendingRows()
@@ -91,6 +94,8 @@ class DecodingSession:
         self._decision: TreeParams | None = None
         self._text: ContextLookup | None = None
         self._first_logits: torch.Tensor | None = None
+        self._prompt: list[int] = []
+        self._prompt_features: list[torch.Tensor] = []
         self._tree: DraftTree | DeviceTree | None = None
         self._drafter: TreeDrafter | DeviceTreeDrafter
         self._accept: Acceptance
@@ -118,20 +123,57 @@ class DecodingSession:
         Raises:
             ValueError: an empty prompt, or more tokens than the cache can take.
         """
+        self.begin_prompt(prompt_ids)
+        while (first := self.read_chunk()) is None:
+            pass
+        return first
+
+    def begin_prompt(self, prompt_ids: Sequence[int]) -> None:
+        """Set out to read a prompt, chunk by chunk with `read_chunk`.
+
+        Args:
+            prompt_ids: at least one token id.
+
+        Raises:
+            ValueError: an empty prompt, or more tokens than the cache can take.
+        """
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
         self.cache.check_room(len(prompt_ids), self.slot)
-        features: list[torch.Tensor] = []
-        output = None
-        for start in range(0, len(prompt_ids), self.target.chunk_size):
-            chunk = prompt_ids[start : start + self.target.chunk_size]
-            last = start + len(chunk) == len(prompt_ids)
-            rows = RowBatch.causal(chunk, start, self.slot)
-            output = self.target.forward(rows, self.cache, "last" if last else "none")
-            self.cache.commit(range(len(chunk)), self.slot)
-            # The next chunk overwrites them.
-            features.append(output.features.clone())
-        first = self.verifier.next_token(output.logits[0])
+        self._prompt, self._prompt_features = [*prompt_ids], []
+
+    def read_chunk(self, most_rows: int | None = None) -> int | None:
+        """Read the next chunk of the prompt.
+
+        Args:
+            most_rows: tokens of the chunk at most; None for the target's `chunk_size`.
+
+        Returns:
+            The first new token if that was the last chunk, else None.
+        """
+        start = len(self._prompt) - self.unread
+        size = min(self.target.chunk_size, most_rows or self.target.chunk_size)
+        chunk = self._prompt[start : start + size]
+        last = start + len(chunk) == len(self._prompt)
+        rows = RowBatch.causal(chunk, start, self.slot)
+        output = self.target.forward(rows, self.cache, "last" if last else "none")
+        self.cache.commit(range(len(chunk)), self.slot)
+        # The next chunk overwrites them.
+        self._prompt_features.append(output.features.clone())
+        return self._finish_prompt(output.logits) if last else None
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that have yet to be read."""
+        return len(self._prompt) - sum(len(part) for part in self._prompt_features)
+
+    def _finish_prompt(self, logits: torch.Tensor) -> int:
+        """Choose the first token from (1, V) logits; the session can draft then."""
+        prompt_ids, features = self._prompt, self._prompt_features
+        self._prompt, self._prompt_features = [], []
+        first = self.verifier.next_token(logits[0])
+        if self.logprobs is not None:
+            self.logprobs.add(logits, (first,))
         self.token_ids = [*prompt_ids, first]
         self._text = self._tree = self._first_logits = None
         self._last_features = features[-1][-1]
@@ -199,6 +241,8 @@ class DecodingSession:
         watch.mark()
         output = self._verify_tree(self._tree)
         accepted = self._accept(output, self._tree, self.cache, self.slot, self._policy)
+        if self.logprobs is not None:
+            self.logprobs.add(output.logits[accepted.rows], accepted.emitted)
         self._keep(accepted)
         watch.mark()
         draft_seconds, verify_seconds = watch.laps()

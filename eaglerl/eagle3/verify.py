@@ -14,6 +14,9 @@ from transformers import (
 
 from eaglerl.ops import DraftTree, accept_path
 
+#: Below it, logits over the temperature come near the largest float32.
+_COLD = 1e-30
+
 
 class Verifier(Protocol):
     """Turns the target's logits of a tree into the path that is kept."""
@@ -57,6 +60,21 @@ class GreedyVerifier:
         return logits.argmax(-1)
 
 
+class _ColdTemperature:
+    """Divides logits by a temperature so small that the quotients would overflow.
+
+    The best logit is subtracted first, which changes no probability: then the others go to minus
+    infinity, and the draw to the argmax, as is the limit.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        # What is smaller than float32's smallest normal number would divide by zero.
+        self._temperature = max(temperature, torch.finfo(torch.float32).tiny)
+
+    def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+        return (scores - scores.max(dim=-1, keepdim=True).values) / self._temperature
+
+
 class SamplingVerifier:
     """Lossless sampling: the output has the distribution of sampling from the target alone.
 
@@ -82,7 +100,9 @@ class SamplingVerifier:
         if top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or positive, got {top_k}")
         warpers = LogitsProcessorList()
-        if temperature != 1.0:
+        if temperature < _COLD:
+            warpers.append(_ColdTemperature(temperature))
+        elif temperature != 1.0:
             warpers.append(TemperatureLogitsWarper(float(temperature)))
         if top_k:
             warpers.append(TopKLogitsWarper(int(top_k)))

@@ -91,3 +91,53 @@ def test_bad_arguments_are_named_before_anything_is_decoded(target) -> None:
         decoder.generate([PROMPT], max_new_tokens=3).sequences,
         new_decoder(target).generate([PROMPT], max_new_tokens=3).sequences,
     )
+
+
+@pytest.mark.parametrize("rows", [None, 1, 3, 7])
+def test_a_prompt_in_chunks_is_the_same_prompt(target, rows: int | None) -> None:
+    prompt = PROMPT * 4
+    expected = new_decoder(target).generate([prompt], PLANS[1], max_new_tokens=20)
+    generation = new_decoder(target).start(prompt, PLANS[1], max_new_tokens=20)
+    chunks = 0
+    while generation.read_chunk(rows):
+        chunks += 1
+        assert generation.new_ids == []
+    assert chunks == (0 if rows is None else (len(prompt) - 1) // rows)
+    assert len(generation.advance()) == 1
+    assert not generation.read_chunk(rows)
+    while generation.finish_reason is None:
+        generation.advance()
+    assert generation.token_ids == expected.sequences[0].tolist()
+
+
+def test_a_chunk_has_at_least_a_row(target) -> None:
+    with pytest.raises(ValueError, match="most_rows must be at least 1, got 0"):
+        new_decoder(target).start(PROMPT).read_chunk(0)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7, "top_p": 0.8, "seed": 3}], ids=["greedy", "drawn"]
+)
+def test_logprobs_are_those_of_the_target(plan, sampling) -> None:
+    model = tiny_model(vocab_size=VOCAB, logit_scale=3.0)
+    decoder = new_decoder(PackedTarget(model))
+    generation = decoder.start(PROMPT, plan, max_new_tokens=30, top_logprobs=4, **sampling)
+    while generation.finish_reason is None:
+        generation.advance()
+    told = generation.logprobs
+    assert [token.token_id for token in told] == generation.new_ids
+    with torch.no_grad():
+        logits = model.double()(torch.tensor([generation.token_ids])).logits[0]
+    expected = logits.log_softmax(-1)[len(PROMPT) - 1 : -1]
+    for token, row in zip(told, expected, strict=True):
+        # float32 against float64.
+        assert token.logprob == pytest.approx(float(row[token.token_id]), abs=1e-4)
+        best = row.topk(4)
+        assert [logprob for _, logprob in token.top] == pytest.approx(
+            best.values.tolist(), abs=1e-4
+        )
+        assert [token_id for token_id, _ in token.top] == best.indices.tolist()
+    assert new_decoder(PackedTarget(model.float())).start(PROMPT).logprobs == []
+    with pytest.raises(ValueError, match="top_logprobs must be 0 or positive, got -1"):
+        decoder.start(PROMPT, top_logprobs=-1)

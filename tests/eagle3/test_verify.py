@@ -174,3 +174,15 @@ def test_values_out_of_range(temperature: float, changes: dict, message: str) ->
 def test_wrong_temperatures(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         make_verifier(temperature, 1.0, 0, None, "cpu")
+
+
+@pytest.mark.parametrize("temperature", [1e-29, 1e-37, 1e-38, 1e-45, 1e-300, 5e-324])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([[-40.0, 20.0, 19.9999, float("-inf")], [0.0, -1.0, -2.0, 1e-6]])
+    verifier = make_verifier(temperature, 0.9, 3, seed=1, device="cpu")
+    assert verifier.choices(logits).tolist() == [1, 3]
+    assert [verifier.next_token(row) for row in logits] == [1, 3]
+    # The limit of two equal ones is a fair draw.
+    equal = verifier.choices(torch.tensor([[2.0, 2.0, 1.0]]).expand(400, 3))
+    assert 150 < int((equal == 0).sum()) < 250
+    assert int((equal == 2).sum()) == 0
