@@ -5,25 +5,17 @@ offset ``target id - draft id`` of every draft id, t2d says which target ids are
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.weight_files import read_weight_folder
 from eaglerl.files import atomic_path
 
 SAFETENSORS_NAME = "model.safetensors"
-_WEIGHT_FILES = (
-    SAFETENSORS_NAME,
-    f"{SAFETENSORS_NAME}.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
@@ -39,13 +31,10 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         The tensors on the CPU, in the dtypes of the file.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or two keys mean the same tensor.
+        ValueError: There is no such file, it cannot be read, a tensor holds NaN or infinite
+            values, or two keys mean the same tensor.
     """
-    folder = Path(path)
-    for name in _WEIGHT_FILES:
-        if (folder / name).is_file():
-            return _canonical_keys(_read_weights(folder / name))
-    raise ValueError(f"path must hold one of {list(_WEIGHT_FILES)}, got {str(path)!r}")
+    return _canonical_keys(read_weight_folder(path))
 
 
 def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) -> None:
@@ -189,36 +178,6 @@ def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Conf
         raise ValueError(
             f"d2t maps draft id {first} to target id {int(target_ids[first])}, which t2d leaves out"
         )
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    if file.name.endswith(".index.json"):
-        return _read_shards(file)
-    try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise ValueError(f"{file} must hold a mapping of names to tensors")
-    return state
-
-
-def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    content: Any = json.loads(index.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
-        raise ValueError(f"{index} must hold an object with a weight_map")
-    state: dict[str, torch.Tensor] = {}
-    for name in sorted(set(content["weight_map"].values())):
-        shard = index.parent / name
-        if shard.parent != index.parent or not shard.is_file():
-            raise ValueError(f"{index} names {name!r}, which is not a file in its folder")
-        state |= _read_weights(shard)
-    return state
 
 
 def _canonical_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Files of a head: three layouts, two formats, and every broken invariant."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_bin_files_cannot_run_code(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(eagle_json(head.config)))
     torch.save(eagle_tensors(head) | {"norm.weight": _Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin' cannot be read"):
         Eagle3DraftHead.from_pretrained(tmp_path)
     assert not (tmp_path / "evil").exists()
 
@@ -152,7 +153,46 @@ def test_sharded_files(tmp_path: Path, head: Eagle3DraftHead) -> None:
     with pytest.raises(ValueError, match="elsewhere"):
         Eagle3DraftHead.from_pretrained(tmp_path)
     index.write_text("[]")
-    with pytest.raises(ValueError, match="weight_map"):
+    with pytest.raises(ValueError, match=r"index of weights .* must be an object"):
+        Eagle3DraftHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight_map": {"a": "model.safetensors.index.json"}}, "'model.safetensors.index.json'"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "'/etc/passwd'"),
+        ({"weight_map": {"a": ".."}}, "'..'"),
+        ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors.*no such file"),
+        ({"weight_map": {"a": "pipe.safetensors"}}, "must be a regular file, got a pipe"),
+        ({"weight_map": {"a": ["x"]}}, r"'weight_map.a' of the index .* must be a valid string"),
+        ({"weight_map": {}}, "weight_map"),
+    ],
+)
+def test_an_index_names_regular_files_of_its_folder(
+    tmp_path: Path, head: Eagle3DraftHead, content: object, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(eagle_json(head.config)))
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Eagle3DraftHead.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_must_be_finite(tmp_path: Path, head: Eagle3DraftHead, value: float) -> None:
+    tensors = eagle_tensors(head)
+    tensors["midlayer.mlp.up_proj.weight"][3, 1] = value
+    write_files(tmp_path, eagle_json(head.config), tensors)
+    with pytest.raises(ValueError, match=r"midlayer\.mlp\.up_proj\.weight.* must be finite"):
+        Eagle3DraftHead.from_pretrained(tmp_path)
+
+
+def test_a_bin_file_names_no_more_than_it_holds(tmp_path: Path, head: Eagle3DraftHead) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(eagle_json(head.config)))
+    vast = torch.zeros(1).expand(1 << 20, 1 << 20)
+    torch.save({"fc.weight": vast}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="elements are all in the file"):
         Eagle3DraftHead.from_pretrained(tmp_path)
 
 
@@ -292,7 +332,7 @@ def test_unreadable_files(tmp_path: Path, head: Eagle3DraftHead) -> None:
         "model.safetensors": b"no tensors",
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+        with pytest.raises(ValueError, match=f"{name}' cannot be read"):
             Eagle3DraftHead.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save([1, 2], tmp_path / "pytorch_model.bin")

@@ -1,0 +1,154 @@
+"""Reading safetensors files that were written by others: their headers first, then the tensors.
+
+The library makes sure that the header fits the file, so a tensor never takes more memory than the
+file has bytes. What it holds is checked here before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from eaglerl.json_file import Schema, read_json
+from eaglerl.regular_file import check_regular, unreadable
+
+#: Largest index of a checkpoint of several files, in bytes.
+_MAX_INDEX_BYTES = 1 << 25
+
+
+@contextmanager
+def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
+    """Opens a safetensors file.
+
+    The block does no more than read it: its errors of the library are taken for the file's.
+
+    Args:
+        path: the file.
+        what: it in words, such as "trace".
+
+    Yields:
+        What ``safetensors.safe_open`` gives.
+
+    Raises:
+        MissingFileError: there is none; a ValueError and a FileNotFoundError.
+        ValueError: it is no regular file or no safetensors file.
+    """
+    check_regular(path, what)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise unreadable(error, path, what) from None
+
+
+def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file on the CPU, by name, and its metadata.
+
+    Args:
+        path: the file.
+        what: it in words.
+
+    Raises:
+        MissingFileError: see `open_tensors`.
+        ValueError: see `open_tensors`.
+    """
+    with open_tensors(path, what) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Make sure that no tensor holds NaN or an infinite value.
+
+    Args:
+        tensors: by name, of any dtype and device; integers pass.
+        where: what they are and where they lie, such as "the head 'path'".
+
+    Raises:
+        ValueError: one does; the message names it.
+    """
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise ValueError(f"{name!r} of {where} must be finite, it holds infinite values or NaN")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.element_size() == 1:
+        # 8-bit floats lack the operations.
+        tensor = tensor.float()
+    # Both are NaN where one value is, and no copy is made.
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None], where: str
+) -> None:
+    """Make sure of a tensor's dtype and shape.
+
+    Args:
+        name: of the tensor.
+        tensor: the tensor.
+        dtype: that it must have.
+        shape: that it must have; None where any size will do.
+        where: what it belongs to and where that lies.
+
+    Raises:
+        ValueError: another dtype or shape; the message says both.
+    """
+    fits = len(tensor.shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        raise ValueError(
+            f"{name!r} of {where} must be {dtype} of shape {tuple(shape)}, got {tensor.dtype} of "
+            f"{tuple(tensor.shape)}"
+        )
+
+
+class _WeightIndex(Schema):
+    """What Hugging Face's index of a checkpoint of several files holds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    weight_map: Annotated[dict[str, str], Field(min_length=1, max_length=1 << 18)]
+
+
+def read_weight_index(path: str | Path) -> dict[str, list[str]]:
+    """Which file holds which tensors, from a checkpoint's index.
+
+    Args:
+        path: such as ``model.safetensors.index.json``.
+
+    Returns:
+        The tensors' names by the file's, which lies beside the index and is a regular one.
+
+    Raises:
+        MissingFileError: there is no index.
+        ValueError: it is none, or names what is not a file of weights in its folder.
+    """
+    path, what = Path(path), "index of weights"
+    index = read_json(path, _WeightIndex, what, max_bytes=_MAX_INDEX_BYTES)
+    ending = path.name.removesuffix(".index.json").rpartition(".")[2]
+    files: dict[str, list[str]] = {}
+    for tensor, name in index.weight_map.items():
+        files.setdefault(name, []).append(tensor)
+    for name in files:
+        if Path(name).name != name or not name.endswith(f".{ending}"):
+            raise ValueError(
+                f"'weight_map' of the {what} {str(path)!r} must name files .{ending} in its "
+                f"folder, got {name!r}"
+            )
+        check_regular(path.parent / name, "file of weights")
+    return files
