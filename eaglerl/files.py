@@ -1,13 +1,29 @@
-"""The cache folder, and atomic writing of files."""
+"""The cache folder, atomic writing of files, and locks that keep a second writer out."""
 
 import fcntl
 import os
+import socket
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SUFFIX = ".tmp"
+#: Lock of a folder, inside it; that of a file NAME is ``.NAME.lock`` beside it.
+LOCK_NAME = ".lock"
+
+
+class AlreadyLockedError(RuntimeError):
+    """Somebody else is writing what was to be written.
+
+    Attributes:
+        pid: id of the process on this machine that is; None where it is not known.
+    """
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 def cache_root() -> Path:
@@ -90,3 +106,108 @@ def _remove_leftovers(path: Path) -> None:
             pass
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def exclusive_folder(
+    folder: str | Path, *, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Keep other writers out of a folder while the block runs.
+
+    The folder is made if it is not there. Its lock is a file in it, so it is the same one whatever
+    path the folder is reached by; the system releases it when the process ends, however it ends.
+    Readers are not kept out.
+
+    Args:
+        folder: what is written.
+        waiting: is told who is at work in it, and then that writer is waited for; without it, a
+            second writer is refused.
+
+    Raises:
+        AlreadyLockedError: somebody else is writing it; the message names the folder and the
+            process.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.resolve() / LOCK_NAME, f"the folder {str(folder)!r}", waiting):
+        yield
+
+
+@contextmanager
+def exclusive_file(
+    path: str | Path, *, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Keep other writers away from a file, or from a folder that is replaced as a whole.
+
+    As `exclusive_folder`, but the lock lies beside ``path``, whose folder is made. Links are
+    followed first.
+    """
+    own = Path(path).resolve()
+    own.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(own.with_name(f".{own.name}{LOCK_NAME}"), repr(str(path)), waiting):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, what: str, waiting: Callable[[str], None] | None) -> Iterator[None]:
+    descriptor = _lock(path, what, waiting)
+    try:
+        yield
+    finally:
+        # While it is locked: who waits for it finds that it is not the path's file any more.
+        if _is_at(descriptor, path):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path, what: str, waiting: Callable[[str], None] | None) -> int:
+    """The descriptor of a lock file that is locked and tells by whom."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner, pid = _owner(descriptor)
+                if waiting is None:
+                    raise AlreadyLockedError(
+                        f"{what} is being written by {owner}: wait until it has ended, or name "
+                        "another",
+                        pid,
+                    ) from None
+                waiting(f"waiting for {owner}, which is writing {what}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                warnings.warn(
+                    f"{what} lies on a file system without locks ({error}): nothing keeps a second "
+                    "writer out",
+                    stacklevel=2,
+                )
+            if _is_at(descriptor, path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Whoever held it has removed it meanwhile.
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _owner(descriptor: int) -> tuple[str, int | None]:
+    """Who has locked a lock file, as far as it says so: in words, and the process's id."""
+    process, _, host = os.pread(descriptor, 1024, 0).decode(errors="replace").strip().partition(" ")
+    if not process.isdecimal():
+        return "another process", None
+    if host != socket.gethostname():
+        return f"another process (pid {process} on {host})", None
+    if int(process) == os.getpid():
+        return f"another process, or another call in this one (pid {process})", int(process)
+    return f"another process (pid {process})", int(process)

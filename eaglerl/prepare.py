@@ -6,18 +6,15 @@ the files are written to a temporary folder beside the final one, which is renam
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaglerl.files import cache_root
+from eaglerl.files import cache_root, exclusive_file
 from eaglerl.gguf_convert import Progress, convert_llama_gguf
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -84,8 +81,8 @@ def prepare_model(
     if is_prepared(target):
         return target
     source = locate_gguf(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one_process(target, progress):
+    report = progress or (lambda _stage, _fraction: None)
+    with exclusive_file(target, waiting=lambda by: report(by, 0.0)):
         if not is_prepared(target):
             _convert(model, source, target, progress)
     return target
@@ -210,16 +207,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _only_one_process(target: Path, progress: Progress | None) -> Iterator[None]:
-    """Hold a lock beside `target`; the system drops it when the process ends, however it ends."""
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress is not None:
-                progress("waiting for another process that prepares the model", 0.0)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from eaglerl.files import atomic_path
+from eaglerl.files import AlreadyLockedError, atomic_path, exclusive_file, exclusive_folder
+
+from .lock_holder import lock_holder
 
 
 def test_file_appears_whole(tmp_path: Path) -> None:
@@ -61,3 +64,82 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         temporary.write_text("newer")
     assert target.read_text() == "newer"
     assert sorted(tmp_path.iterdir()) == [other, target]
+
+
+def test_a_second_writer_is_told_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    with lock_holder("exclusive_folder", folder) as first:
+        for path in (folder, "run", tmp_path / "link", tmp_path / "run" / ".." / "run"):
+            with pytest.raises(AlreadyLockedError) as refused, exclusive_folder(path):
+                pass
+            assert f"the folder {str(path)!r}" in str(refused.value)
+            assert f"pid {first.pid})" in str(refused.value)
+            assert refused.value.pid == first.pid
+    with exclusive_folder(folder):
+        assert [file.name for file in folder.iterdir()] == [".lock"]
+    assert not list(folder.iterdir())
+
+
+def test_a_link_to_a_file_has_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "link.jsonl").symlink_to(tmp_path / "a" / "rows.jsonl")
+    refused = pytest.raises(AlreadyLockedError, match=r"link\.jsonl")
+    with lock_holder("exclusive_file", tmp_path / "a" / "rows.jsonl"):
+        with refused, exclusive_file(tmp_path / "b" / "link.jsonl"):
+            pass
+        with exclusive_file(tmp_path / "a" / "other.jsonl"):
+            pass
+    assert not list((tmp_path / "a").iterdir())
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    with lock_holder("exclusive_folder", tmp_path) as first:
+        first.kill()
+        first.wait()
+        assert (tmp_path / ".lock").read_text().startswith(f"{first.pid} ")
+        with exclusive_folder(tmp_path):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_waits_gets_it_next(tmp_path: Path) -> None:
+    said: list[str] = []
+    with lock_holder("exclusive_folder", tmp_path) as first:
+
+        def waiting(sentence: str) -> None:
+            said.append(sentence)
+            assert first.stdin is not None
+            first.stdin.close()
+
+        with exclusive_folder(tmp_path, waiting=waiting):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} ")
+        first.stdin = None
+    assert [f"pid {first.pid}" in sentence for sentence in said] == [True]
+
+
+def test_no_two_of_many_hold_it_at_once(tmp_path: Path) -> None:
+    # Each adds 1 by reading and writing: without a lock some are lost.
+    count = (
+        "import sys, pathlib; from eaglerl.files import exclusive_file\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(200):\n"
+        "    with exclusive_file(path, waiting=lambda by: None):\n"
+        "        path.write_text(str(int(path.read_text()) + 1))"
+    )
+    total = tmp_path / "total"
+    total.write_text("0")
+    counters = [subprocess.Popen([sys.executable, "-c", count, str(total)]) for _ in range(4)]
+    assert [counter.wait() for counter in counters] == [0] * 4
+    assert total.read_text() == "800"
+
+
+def test_threads_of_one_process_are_two_writers(tmp_path: Path) -> None:
+    with exclusive_folder(tmp_path), ThreadPoolExecutor(1) as pool:
+        found = pool.submit(exclusive_folder(tmp_path).__enter__).exception()
+    assert isinstance(found, AlreadyLockedError)
+    assert found.pid == os.getpid()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from eaglerl.cli.options import encode
 from eaglerl.cli.terminal import notes, progress_bar
-from eaglerl.files import cache_root
+from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
@@ -48,12 +48,14 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
 
     Raises:
         ValueError: see there.
+        AlreadyLockedError: another process is measuring it.
     """
     from eaglerl.evaluation.machine import describe_machine
     from eaglerl.rl.calibrate import calibrate
 
     chat = decoder.tokenizer.chat_template is not None
-    with progress_bar() as show:
+    # Two that measure at once would also disturb each other.
+    with exclusive_file(output), progress_bar() as show:
         table = calibrate(
             decoder,
             encode(decoder, _PROMPT, chat=chat)[0].tolist(),
@@ -61,8 +63,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
             progress=lambda done: show("measuring", done),
             **options,
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    table.to_json(output)
+        table.to_json(output)
     error = table.error
     notes().print(
         f"{output}: {table.samples} cycles; half of the kinds within {100 * error.median:.1f} %, "
@@ -122,5 +123,16 @@ def measured_cost(
         table = CostTable.from_json(beside)
         if table.machine == describe_machine():
             return table
+    kept = kept_cost_path(decoder)
     notes().print("measuring what a cycle costs on this machine, once ...", soft_wrap=True)
-    return measure_cost(decoder, kept_cost_path(decoder))
+    try:
+        return measure_cost(decoder, kept)
+    except AlreadyLockedError:
+        with exclusive_file(kept, waiting=_tell):
+            pass
+    # What the other process has measured, if it got to the end.
+    return measured_cost(cost, decoder, policy)
+
+
+def _tell(sentence: str) -> None:
+    notes().print(sentence, markup=False, soft_wrap=True)

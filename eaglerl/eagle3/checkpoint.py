@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.weight_files import read_weight_folder
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_folder
 
 SAFETENSORS_NAME = "model.safetensors"
 
@@ -141,15 +141,17 @@ def write_checkpoint(
 
     Raises:
         ValueError: The tensors do not fit the configuration.
+        AlreadyLockedError: Another process is writing into the folder.
     """
     check_state_dict(state, config)
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    with atomic_path(folder / SAFETENSORS_NAME) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    with atomic_path(folder / "config.json") as temporary:
-        Path(temporary).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    with exclusive_folder(folder):
+        with atomic_path(folder / SAFETENSORS_NAME) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        with atomic_path(folder / "config.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Config) -> None:

@@ -37,6 +37,7 @@ from eaglerl.evaluation.records import (
 )
 from eaglerl.evaluation.running import Progress, Run
 from eaglerl.evaluation.setup import Resources, mode_identity
+from eaglerl.files import exclusive_folder
 from eaglerl.rl.identity import head_id, target_id
 
 
@@ -75,13 +76,12 @@ def compare(
     Raises:
         ValueError: the folder holds a comparison of something else, a mode lacks what it needs, or
             a file is malformed. Nothing was decoded then.
-        RuntimeError: another process is at work in the folder.
+        AlreadyLockedError: another process is at work in the folder.
     """
     progress = progress or (lambda stage, fraction: None)
     output = Path(output)
     run = _prepare(decoder, Path(target), files, modes, output, options, extras or Extras())
-    output.mkdir(parents=True, exist_ok=True)
-    with LineWriter(output / RECORDS_NAME) as writer:
+    with exclusive_folder(output), LineWriter(output / RECORDS_NAME) as writer:
         done = {record.key for record in read_records(output / RECORDS_NAME)}
         labels = {mode.label for _, _, mode in run.missing(done)}
         contenders = run.contenders(labels, run.manifest, selected=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import warnings
@@ -33,24 +32,15 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 class LineWriter:
-    """Appends JSON lines to a file that no other process appends to meanwhile.
+    """Appends JSON lines to a file; who writes it holds its lock, or that of its folder.
 
     Each line is written in one call and synced to the disk.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, new or not, and cut off a last line without its end, with a warning.
-
-        Raises:
-            RuntimeError: another process has it open.
-        """
+        """Open the file, new or not, and cut off a last line without its end, with a warning."""
         self._path = Path(path)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise RuntimeError(f"another process is writing {str(self._path)!r}") from None
         content = self._path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

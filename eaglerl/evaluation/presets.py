@@ -16,7 +16,7 @@ from typing import Any
 
 from eaglerl.evaluation.modes import ModeSpec, parse_mode
 from eaglerl.evaluation.published_policies import NO_CHECKPOINTS_WITHIN, version_options
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.rl import observations
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
@@ -139,6 +139,7 @@ def train_preset(
         ValueError: no traces, trees that they or the cost table do not know, or a folder of
             policies that were trained on something else. Nothing was trained then.
         ImportError: a policy reads text, and sentence-transformers is not installed.
+        AlreadyLockedError: another process is training policies there.
     """
     if not inputs.traces:
         raise ValueError("traces must hold some of questions that are not decoded, got none")
@@ -150,18 +151,20 @@ def train_preset(
             "tokenizer": inputs.tokenizer,
             "text_encoder": observations.sentence_encoder(),
         }
-    root.mkdir(parents=True, exist_ok=True)
-    _check_settings(root, inputs.to_dict())
-    for index, policy in enumerate(policies):
-        run = root / policy.label
-        if (run / "policy" / CARD_NAME).is_file():
-            continue
+    with exclusive_folder(root):
+        _check_settings(root, inputs.to_dict())
+        for index, policy in enumerate(policies):
+            run = root / policy.label
+            if (run / "policy" / CARD_NAME).is_file():
+                continue
 
-        def show(stage: str, share: float, *, done: int = index, name: str = policy.label) -> None:
-            if progress is not None:
-                progress(f"training {name}: {stage}", (done + share) / len(policies))
+            def show(
+                stage: str, share: float, *, done: int = index, name: str = policy.label
+            ) -> None:
+                if progress is not None:
+                    progress(f"training {name}: {stage}", (done + share) / len(policies))
 
-        _train(policy, inputs, run, options if policy.context_only else {}, show)
+            _train(policy, inputs, run, options if policy.context_only else {}, show)
     return tuple(
         parse_mode(f"{policy.label}=policy:{root / policy.label / 'policy'}") for policy in policies
     )

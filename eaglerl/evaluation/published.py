@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from eaglerl.evaluation.answers import answer_choice
 from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer
 from eaglerl.evaluation.json_lines import LineWriter, read_lines
 from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 
@@ -131,9 +131,9 @@ def evaluate(
 
     Raises:
         ValueError: the answer file or the checkpoints are of another run; nothing was decoded then.
-        RuntimeError: another process is writing the answer file.
+        AlreadyLockedError: another process is writing the answer file, or learning into the
+            checkpoints.
     """
-    policy = None if isinstance(chosen, TreeParams) else chosen
     questions = prepare_questions(
         options.questions(),
         decoder.tokenizer,
@@ -141,6 +141,20 @@ def evaluate(
         max_positions=decoder.target.max_positions,
     )
     run = _identity(decoder, chosen, options, model_id)
+    with exclusive_file(options.answer_file):
+        return _evaluate(decoder, chosen, options, questions, run, model_id, progress)
+
+
+def _evaluate(
+    decoder: SpeculativeDecoder,
+    chosen: TreeParams | PublishedTreePolicy,
+    options: EvaluationOptions,
+    questions: Sequence[Question],
+    run: str,
+    model_id: str,
+    progress: Callable[[str, float], None] | None,
+) -> EvaluationSummary:
+    policy = None if isinstance(chosen, TreeParams) else chosen
     path = options.answer_file
     done = _answered(options, run)
     left = [question for question in questions if question.id not in done]
@@ -150,7 +164,6 @@ def evaluate(
         order = np.random.default_rng(learner.settings.seed).permutation(len(left))
         left = [left[index] for index in order]
     contender = _contender(decoder, chosen)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with LineWriter(path) as writer:
         for count, question in enumerate(left):
             if progress is not None:
@@ -251,6 +264,7 @@ def _resume(policy: PublishedTreePolicy, answered: int, *, resume: bool) -> None
     Raises:
         ValueError: there is none although questions were answered, or there must be none.
     """
+    policy.hold_checkpoints()
     newest = policy.get_resume_info()["checkpoint"]
     if not resume:
         if newest is not None:

@@ -23,10 +23,14 @@ _OPTIONAL = ("fc_weight", "fc_bias", "norm_weight")
 _LISTS = ("hidden_weights", "hidden_biases")
 
 
-def write_policy(path: str | Path, tensors: Mapping[str, Tensor], settings: object) -> None:
-    """Writes tensors and the attributes that are settings, each file as a whole."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) -> None:
+    """Writes tensors and the attributes that are settings, each file as a whole.
+
+    Args:
+        folder: It is there, and the caller holds its lock.
+        tensors: By their names in the file.
+        settings: What has them.
+    """
     config = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
     config |= {name: getattr(settings, name) for name in _SETTINGS}
     with atomic_path(folder / _WEIGHTS_NAME) as temporary:

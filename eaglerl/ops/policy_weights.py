@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eaglerl.files import exclusive_folder
 from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights
 from eaglerl.ops._policy_files import gather_fields, read_policy, write_policy
 
@@ -282,8 +283,17 @@ class PolicyWeights:
         return replace(self, **gather_fields(tensors))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` into a folder, each as a whole."""
-        write_policy(path, self.tensors(), self)
+        """Writes ``config.json`` and ``model.safetensors`` into a folder, each as a whole.
+
+        Raises:
+            AlreadyLockedError: Another process is writing into the folder.
+        """
+        with exclusive_folder(path):
+            self.write_into(Path(path))
+
+    def write_into(self, folder: Path) -> None:
+        """As `save_pretrained`, into a folder that is there and whose lock the caller holds."""
+        write_policy(folder, self.tensors(), self)
 
     @classmethod
     def from_pretrained(

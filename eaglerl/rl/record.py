@@ -15,6 +15,7 @@ from eaglerl.eagle3.inputs import check_token_ids
 from eaglerl.eagle3.lookup import ContextLookup
 from eaglerl.eagle3.packed_draft import products_dtype
 from eaglerl.eagle3.target import TargetModel
+from eaglerl.files import exclusive_folder
 from eaglerl.ops import DraftTree, accept_path
 from eaglerl.rl.greedy import GreedyText, greedy_texts
 from eaglerl.rl.identity import head_id, prompt_id, target_id
@@ -278,9 +279,22 @@ def record(
     Raises:
         ValueError: an option out of its range, or a folder whose traces are of another target,
             head or of other options.
+        AlreadyLockedError: another process is recording into the folder.
     """
-    options = options or RecordOptions()
-    folder = Path(folder)
+    with exclusive_folder(folder):
+        return _record(
+            decoder, prompts, Path(folder), options or RecordOptions(), max_positions, progress
+        )
+
+
+def _record(
+    decoder: SpeculativeDecoder,
+    prompts: Iterable[Prompt],
+    folder: Path,
+    options: RecordOptions,
+    max_positions: int | None,
+    progress: Callable[[RecordProgress], None] | None,
+) -> TraceSet:
     dtype = products_dtype(decoder.draft)
     header = _header(decoder, dtype, options)
     shards = _open_folder(folder, header)
@@ -350,7 +364,6 @@ def _record_one(
 
 def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, object]]:
     """The shards that a folder holds already; a new folder gets an index without any."""
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / INDEX_NAME).exists():
         write_index(folder, header | {"shards": []})
         return []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eaglerl.files import exclusive_folder
 from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
@@ -121,11 +122,13 @@ def train_acceptance(
     Raises:
         ValueError: fewer prompts than folds, a tree or chain that the traces or the cost table do
             not know, or a folder of a run with other options.
+        AlreadyLockedError: another process is at work in the folder.
     """
     run = _Run(traces, actions, cost, output, options or TrainAcceptanceOptions(), progress)
-    run.configure(target_id, head_id)
-    run.go_through()
-    return run.finish(target_id, head_id)
+    with exclusive_folder(output):
+        run.configure(target_id, head_id)
+        run.go_through()
+        return run.finish(target_id, head_id)
 
 
 class _Run:

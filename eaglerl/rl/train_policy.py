@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.files import exclusive_folder
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
@@ -156,6 +157,7 @@ def train_policy(
 
     Raises:
         ValueError: see `TraceVecEnv`; or the folder is of a run with other options.
+        AlreadyLockedError: another process is at work in the folder.
     """
     width = observation_size(traces[0].features.shape[1] if traces else 0, options.extras)
     windows = {
@@ -208,6 +210,7 @@ def train_policy_live(
 
     Raises:
         ValueError: see `SpeculativeDecodingEnv`; or the folder is of a run with other options.
+        AlreadyLockedError: another process is at work in the folder.
     """
     env = SpeculativeDecodingEnv(
         decoder,
@@ -261,6 +264,19 @@ def _train(
     env: VecEnv,
     standardization: Standardization,
     output: str | Path,
+    options: TrainPolicyOptions,
+    data: Mapping[str, Any],
+    **further: Any,
+) -> TrainedPolicy:
+    with exclusive_folder(output):
+        return _train_in(output, policy, env, standardization, options, data, **further)
+
+
+def _train_in(
+    output: str | Path,
+    policy: PublishedTreePolicy,
+    env: VecEnv,
+    standardization: Standardization,
     options: TrainPolicyOptions,
     data: Mapping[str, Any],
     *,

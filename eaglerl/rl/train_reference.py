@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eaglerl.files import exclusive_folder
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.published.base import PublishedTreePolicy
@@ -51,6 +52,7 @@ def train_reference(
 
     Raises:
         ValueError: no traces, an unknown algorithm, or a folder of another run.
+        AlreadyLockedError: another process is at work in the folder.
     """
     if algorithm not in POLICIES:
         raise ValueError(f"algorithm must be one of {sorted(POLICIES)}, got {algorithm!r}")
@@ -64,17 +66,18 @@ def train_reference(
         reference=True,
         seed=seed,
     )
-    policy = POLICIES[algorithm](
-        settings=settings,
-        checkpoint_dir=run / "checkpoints",
-        # Between two traces, where a run can go on.
-        checkpoint_freq=2**31,
-        max_checkpoints=2,
-        tensorboard_dir=run / "tensorboard",
-        **options,
-    )
-    learn_from_traces(policy, traces, cost, total_steps=total_steps, progress=progress)
-    policy.describe(head_id=head, training={"steps": total_steps, "reference": True})
-    policy.save(run / "policy")
-    policy.close()
-    return policy
+    with exclusive_folder(run):
+        policy = POLICIES[algorithm](
+            settings=settings,
+            checkpoint_dir=run / "checkpoints",
+            # Between two traces, where a run can go on.
+            checkpoint_freq=2**31,
+            max_checkpoints=2,
+            tensorboard_dir=run / "tensorboard",
+            **options,
+        )
+        learn_from_traces(policy, traces, cost, total_steps=total_steps, progress=progress)
+        policy.describe(head_id=head, training={"steps": total_steps, "reference": True})
+        policy.save(run / "policy")
+        policy.close()
+        return policy

@@ -18,6 +18,7 @@ import torch
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.eagle3.rows import RowBatch
+from eaglerl.files import exclusive_file
 
 #: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a
 #: model left to itself seldom asks for. The model goes on from the opening, so every prompt is
@@ -314,6 +315,7 @@ def distill(
     Raises:
         ValueError: an argument out of its range, a tokenizer without a chat template, or a file
             that is not such JSONL.
+        AlreadyLockedError: another process appends to `output`.
     """
     for name, value in (
         ("response_tokens", response_tokens),
@@ -324,20 +326,39 @@ def distill(
             raise ValueError(f"{name} must be at least 1, got {value}")
     from transformers import AutoTokenizer
 
-    output = Path(output)
     tokenizer = AutoTokenizer.from_pretrained(target)
     pieces = ChatTemplatePieces(tokenizer)
+    with exclusive_file(output):
+        return _append_rows(
+            Path(output), pieces, tokenizer, lambda: _load_target(target, dtype, slots),
+            response_tokens=response_tokens, slots=slots, max_new_tokens=max_new_tokens,
+            seed=seed, openings=openings, progress=progress,
+        )  # fmt: skip
+
+
+def _append_rows(
+    output: Path,
+    pieces: ChatTemplatePieces,
+    tokenizer,
+    load: Callable[[], PackedTarget],
+    *,
+    response_tokens: int,
+    slots: int,
+    max_new_tokens: int,
+    seed: int,
+    openings: Sequence[str],
+    progress: Callable[[DistillProgress], None] | None,
+) -> DistillProgress:
+    """Go on with a file until it holds enough; the target is loaded only if it does not yet."""
     written = recover(output)
     if written.response_tokens >= response_tokens:
         return written
-    output.parent.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed + 1_000_003 * written.rows)
     stop_ids = {tokenizer.eos_token_id}
     writer = _Writer(pieces, tokenizer, stop_ids, max_new_tokens, openings, generator)
     longest_prompt = len(pieces.opening) + 192 + len(pieces.turn_change) + 64
     with torch.inference_mode():
-        packed = _load_target(target, dtype, slots)
-        engine = _SlotEngine(packed, pieces.opening[:-1], slots, longest_prompt + max_new_tokens)
+        engine = _SlotEngine(load(), pieces.opening[:-1], slots, longest_prompt + max_new_tokens)
         for prompt, response in _generate_rows(engine, writer, slots):
             append_row(output, prompt, response)
             written.rows += 1

@@ -12,11 +12,9 @@ A shard's name is a hash of its rows. Rows that are added to the data later come
 shards; nothing that is there is computed again.
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.training.batches import FeatureSequence, draft_row_count
 from eaglerl.training.data import Row, is_held_out, split_rows
 from eaglerl.training.feature_model import FeatureModel
@@ -81,14 +79,13 @@ def extract_features(
 
     Raises:
         ValueError: The folder holds features of another target or of other layers.
-        RuntimeError: Another process is computing features in the folder.
+        AlreadyLockedError: Another process is computing features in the folder.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     source = _describe(target, feature_layers)
-    with _exclusive(folder):
+    with exclusive_folder(folder):
         shards = read_index(folder, source)
         known = {digest for shard in shards for digest in shard.rows}
         pending = [part for split in split_rows(rows) for part in _parts(split, known, shard_rows)]
@@ -184,17 +181,6 @@ class FeatureDataset:
             taps=file.get_slice("taps")[start:end],
             final_hidden=file.get_slice("final_hidden")[start:end],
         )
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system releases when the process ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(f"another process is computing features in {folder}") from error
-        yield
 
 
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:

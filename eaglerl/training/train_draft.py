@@ -4,6 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.files import exclusive_folder
 from eaglerl.training.data import Row, read_rows, split_rows
 from eaglerl.training.features import FeatureDataset, extract_features
 from eaglerl.training.initial_head import make_head, read_initial_head
@@ -60,6 +64,7 @@ def train_draft(
 
     Raises:
         ValueError: A file or an option does not fit; the message names it.
+        AlreadyLockedError: Another process is at work in a folder.
         KeyboardInterrupt: The run was interrupted; its state is saved.
     """
     options = options or TrainOptions()
@@ -70,12 +75,25 @@ def train_draft(
         sizes = [len(split) for split in split_rows(rows)]
         raise ValueError(f"data must hold rows to train on and held-out ones, got {sizes}")
     initial = read_initial_head(target, options)
-    folder = RunFolder(output)
+    with exclusive_folder(output):
+        return _train(target, rows, features, RunFolder(output), options, initial, dtype, report)
+
+
+def _train(
+    target: str | Path,
+    rows: Sequence[Row],
+    features: str | Path,
+    folder: RunFolder,
+    options: TrainOptions,
+    initial: Eagle3DraftHead | None,
+    dtype: torch.dtype,
+    report: Progress,
+) -> TrainResult:
     settings = {k: v for k, v in asdict(options).items() if k not in RESUMABLE_CHANGES}
     recorded = folder.settle({**settings, "rows": [row.digest for row in rows]})
     rows = _recorded_rows(rows, recorded["rows"])
     splits = split_rows(rows)
-    shards = extract_features(target, rows, features, dtype=dtype, progress=progress)
+    shards = extract_features(target, rows, features, dtype=dtype, progress=report)
     report("loading the target", 0.0)
     head, lm_head = make_head(target, splits[0], options, initial)
     train, held_out = (FeatureDataset(features, shards, split) for split in splits)

@@ -19,7 +19,7 @@ from eaglerl.evaluation.report.page import render
 from eaglerl.evaluation.report.sections import comparison_chapter
 from eaglerl.evaluation.report.trace_sections import bounds_chapter
 from eaglerl.evaluation.report.trace_study import Progress, study_traces
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import TraceSet
 
@@ -50,6 +50,7 @@ def write_report(
         All files, the HTML file first.
 
     Raises:
+        AlreadyLockedError: another process is writing this report.
         ValueError: no comparison, two of one name, traces without a cost table or of different
             targets and heads, or a file that is malformed. Nothing was written then.
     """
@@ -85,7 +86,8 @@ def write_report(
             progress=progress,
         )
     chapters.append(bounds_chapter(study, calibrations))
-    return _write(output, _title(names), chapters)
+    with exclusive_file(output):
+        return _write(output, _title(names), chapters)
 
 
 def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,7 @@ class PublishedTreePolicy(Persistence):
                 checkpoint_dir, self.configuration, max_checkpoints
             )
         self._checkpoint_freq = checkpoint_freq
+        self._lock: ExitStack | None = None
         self.statistics = PolicyStatistics()
         self._training: dict[str, Any] = {}
         self._draws = 0
@@ -302,9 +304,10 @@ class PublishedTreePolicy(Persistence):
         self._kept = KeptDecision(self.settings.interval, self.settings.similarity_threshold)
 
     def close(self) -> None:
-        """End the sequence and close the logs."""
+        """End the sequence, close the logs, and leave the checkpoints to others."""
         self.end_sequence()
         self._log.close()
+        self._leave_checkpoints()
 
     def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:
         counts, width = self.statistics.counts, self.settings.spec.width

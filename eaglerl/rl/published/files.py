@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eaglerl.files import atomic_path
+from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.published.settings import PolicySettings
 
@@ -43,7 +43,6 @@ def write_policy_folder(
         training: JSON values on where it comes from.
     """
     folder = Path(path)
-    weights.save_pretrained(folder)
     card = {
         "format": FORMAT,
         "version": VERSION,
@@ -53,8 +52,11 @@ def write_policy_folder(
         "model": dict(model),
         "training": dict(training or {}),
     }
-    with atomic_path(folder / CARD_NAME) as temporary:
-        temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(card, indent=1) + "\n"
+    with exclusive_folder(folder):
+        weights.write_into(folder)
+        with atomic_path(folder / CARD_NAME) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def read_card(path: str | Path, *, algorithm: str | None = None) -> dict[str, Any]:

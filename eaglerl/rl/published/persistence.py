@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 from abc import ABC
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.files import AlreadyLockedError, exclusive_file
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.checkpoints import CheckpointFolder
@@ -39,6 +42,7 @@ class Persistence(ABC):
     learner: Learner
     _learner: Learner | None
     _checkpoints: CheckpointFolder | None
+    _lock: ExitStack | None
     _head_id: str | None
     _model_options: dict[str, Any]
     _training: dict[str, Any]
@@ -140,6 +144,7 @@ class Persistence(ABC):
 
         Raises:
             ValueError: the policy has no checkpoint_dir.
+            AlreadyLockedError: another process is learning into it.
         """
         tensors, info = self.learner.state()
         info["policy"] = {
@@ -156,6 +161,7 @@ class Persistence(ABC):
 
         Raises:
             ValueError: it is of another configuration, or there is no checkpoint_dir.
+            AlreadyLockedError: another process is learning into it.
         """
         checkpoint = self._checkpoint_folder().newest()
         if checkpoint is None:
@@ -167,6 +173,26 @@ class Persistence(ABC):
         self._weights = None
         self._forget_sequence()
         return True
+
+    def hold_checkpoints(self) -> None:
+        """Keep other processes from learning into the checkpoints, until `close`.
+
+        Saving and resuming do it, too. Without a checkpoint_dir there is nothing to hold.
+
+        Raises:
+            AlreadyLockedError: another process is learning into them.
+        """
+        if self._checkpoints is None or self._lock is not None:
+            return
+        lock = ExitStack()
+        try:
+            lock.enter_context(exclusive_file(self._checkpoints.path))
+        except AlreadyLockedError as error:
+            if error.pid != os.getpid():
+                raise
+            # An older policy of this process that was not closed: its resuming is up to the caller.
+            return
+        self._lock = lock
 
     def get_resume_info(self) -> dict[str, Any]:
         """What a driver needs to skip what was done, and the newest checkpoint."""
@@ -201,4 +227,10 @@ class Persistence(ABC):
     def _checkpoint_folder(self) -> CheckpointFolder:
         if self._checkpoints is None:
             raise ValueError("the policy has no checkpoint_dir")
+        self.hold_checkpoints()
         return self._checkpoints
+
+    def _leave_checkpoints(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
