@@ -37,6 +37,55 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     return _canonical_keys(read_weight_folder(path))
 
 
+def complete_state_dict(
+    state: Mapping[str, torch.Tensor],
+    config: Eagle3Config,
+    embed_tokens: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Adds the tensors that follow from others, which some exporters leave out.
+
+    Of d2t and t2d either gives the other: NVIDIA ModelOpt writes d2t alone. With
+    ``tie_word_embeddings`` an absent ``lm_head.weight`` is the embedding table.
+
+    Args:
+        state: As `read_state_dict` returns.
+        config: The head's configuration.
+        embed_tokens: (V, h) the target's table, for heads that have none of their own.
+
+    Returns:
+        A new mapping with all of them.
+
+    Raises:
+        ValueError: The map that is there is broken, ``lm_head`` is tied to a table of another size,
+            or there is no table.
+    """
+    result = dict(state)
+    if config.tie_word_embeddings and "lm_head.weight" not in result:
+        result["lm_head.weight"] = _tied_lm_head(result, config, embed_tokens)
+    d2t, t2d = result.get("d2t"), result.get("t2d")
+    if not config.prunes_vocabulary or (d2t is None) == (t2d is None):
+        return result
+    if t2d is None:
+        _check_integer(d2t, (config.draft_vocab_size,))
+        if not bool(d2t.any()):
+            raise ValueError(
+                "d2t is zero and t2d is missing although draft_vocab_size "
+                f"{config.draft_vocab_size} is less than vocab_size {config.vocab_size}: the "
+                "mapping was not loaded when the head was made"
+            )
+        target_ids = _target_ids(d2t.cpu().long(), config)
+        result["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool)
+        result["t2d"][target_ids] = True
+        return result
+    if t2d.dtype != torch.bool or tuple(t2d.shape) != (config.vocab_size,):
+        raise ValueError(
+            f"t2d must be bool of shape {(config.vocab_size,)}, got {tuple(t2d.shape)} {t2d.dtype}"
+        )
+    kept = t2d.nonzero()[:, 0]
+    result["d2t"] = kept - torch.arange(len(kept))
+    return result
+
+
 def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) -> None:
     """Checks a head's tensors against its configuration.
 
@@ -112,8 +161,8 @@ def check_vocabulary_maps(
     Raises:
         ValueError: An invariant does not hold; the message names d2t or t2d.
     """
-    if d2t is not None and (d2t.is_floating_point() or d2t.dtype == torch.bool):
-        raise ValueError(f"d2t must be of an integer dtype, got {d2t.dtype}")
+    if d2t is not None:
+        _check_integer(d2t, (config.draft_vocab_size,))
     if t2d is not None and t2d.dtype != torch.bool:
         raise ValueError(f"t2d must be bool, got {t2d.dtype}")
     if config.prunes_vocabulary:
@@ -166,6 +215,17 @@ def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Conf
         raise ValueError(
             f"t2d must keep draft_vocab_size = {config.draft_vocab_size} target ids, got {kept}"
         )
+    target_ids = _target_ids(d2t, config)
+    left_out = (~t2d[target_ids]).nonzero()
+    if len(left_out):
+        first = int(left_out[0])
+        raise ValueError(
+            f"d2t maps draft id {first} to target id {int(target_ids[first])}, which t2d leaves out"
+        )
+
+
+def _target_ids(d2t: torch.Tensor, config: Eagle3Config) -> torch.Tensor:
+    """(Vd,) target id of every draft id, checked."""
     target_ids = torch.arange(config.draft_vocab_size) + d2t
     if not bool((target_ids.diff() > 0).all()):
         raise ValueError("d2t must give strictly increasing target ids: it holds offsets, not ids")
@@ -174,12 +234,33 @@ def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Conf
         raise ValueError(
             f"d2t must give target ids in 0..{config.vocab_size - 1}, got {lowest}..{highest}"
         )
-    left_out = (~t2d[target_ids]).nonzero()
-    if len(left_out):
-        first = int(left_out[0])
+    return target_ids
+
+
+def _check_integer(d2t: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if d2t.is_floating_point() or d2t.is_complex() or d2t.dtype == torch.bool:
+        raise ValueError(f"d2t must be of an integer dtype, got {d2t.dtype}")
+    if tuple(d2t.shape) != shape:
+        raise ValueError(f"d2t must have shape {shape}, got {tuple(d2t.shape)}")
+
+
+def _tied_lm_head(
+    state: Mapping[str, torch.Tensor], config: Eagle3Config, embed_tokens: torch.Tensor | None
+) -> torch.Tensor:
+    if config.prunes_vocabulary:
         raise ValueError(
-            f"d2t maps draft id {first} to target id {int(target_ids[first])}, which t2d leaves out"
+            "lm_head.weight is missing and cannot be tied to the embedding: tie_word_embeddings is "
+            f"true, but the table has vocab_size = {config.vocab_size} rows and lm_head "
+            f"draft_vocab_size = {config.draft_vocab_size}"
         )
+    table = state.get("embed_tokens.weight", embed_tokens)
+    if table is None:
+        raise ValueError(
+            "lm_head.weight is missing and tied to the embedding (tie_word_embeddings is true), "
+            "which the checkpoint does not hold either: give the target's table as embed_tokens"
+        )
+    # A copy: a head that is trained further must not change the target's table.
+    return table.detach().clone()
 
 
 def _canonical_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Configuration of an EAGLE-3 draft head."""
 
 import dataclasses
-import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from eaglerl.eagle3.config_file import (
     check_feature_layers,
     read_config_fields,
 )
+from eaglerl.json_file import JsonObject, read_json
 
 _SIZE_KEYS = (
     "hidden_size",
@@ -50,6 +52,8 @@ class Eagle3Config:
         norm_feedback: The normed output, not the raw one, is the next step's feature (EAGLE-3.1).
         feature_layers: The three tapped layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
+        tie_word_embeddings: A checkpoint without ``lm_head.weight`` means the embedding table; one
+            with it has its own all the same.
         token_ids: The ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the file, kept so
             that they survive a round trip.
     """
@@ -73,6 +77,7 @@ class Eagle3Config:
     norm_output: bool = True
     norm_feedback: bool = False
     feature_layers: tuple[int, int, int] | None = None
+    tie_word_embeddings: bool = False
     token_ids: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,11 +85,12 @@ class Eagle3Config:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key} must be a positive integer, got {value!r}")
-        if self.target_hidden_size is not None and self.target_hidden_size < 1:
+        width = self.target_hidden_size
+        if width is not None and (type(width) is not int or width < 1):
             raise ValueError(
-                f"target_hidden_size must be positive or null, got {self.target_hidden_size!r}"
+                f"target_hidden_size must be a positive integer or null, got {width!r}"
             )
-        if not isinstance(self.rms_norm_eps, float) or self.rms_norm_eps <= 0:
+        if not isinstance(self.rms_norm_eps, float) or not 0 < self.rms_norm_eps < math.inf:
             raise ValueError(f"rms_norm_eps must be a positive float, got {self.rms_norm_eps!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -165,14 +171,10 @@ class Eagle3Config:
     ) -> "Eagle3Config":
         """Reads ``config.json`` in the folder ``path``; see `from_dict`."""
         file = Path(path) / "config.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise ValueError(f"path must be a folder with a config.json, got {str(path)!r}")
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is not valid JSON: {error}") from error
         return cls.from_dict(
-            data,
+            read_json(file, JsonObject, "draft head's config"),
             aux_layer_convention=aux_layer_convention,
             norm_output_convention=norm_output_convention,
         )

@@ -49,6 +49,7 @@ def read_config_fields(
         "fc_norm": _flag(data, "fc_norm"),
         "norm_before_fc": _flag(data, "norm_before_fc"),
         "norm_before_residual": _norm_before_residual(data),
+        "tie_word_embeddings": _flag(data, "tie_word_embeddings"),
         "feature_layers": _read_feature_layers(data, aux_layer_convention),
         "token_ids": _read_token_ids(data, layer),
         **_read_norm_output(data, norm_output_convention),
@@ -123,8 +124,6 @@ def _reject_unsupported(data: Mapping[str, Any], layer: Mapping[str, Any]) -> No
         raise ValueError(
             f"sliding_window must be null, got {layer['sliding_window']!r}: not supported"
         )
-    if data.get("tie_word_embeddings"):
-        raise ValueError("tie_word_embeddings must be false: an EAGLE-3 head has its own lm_head")
 
 
 def _read_feature_layers(
@@ -138,6 +137,7 @@ def _read_feature_layers(
     ids = data.get(key) if nested is None else nested
     if ids is None:
         return None
+    check_feature_layers(ids, key, lowest=-1)
     if convention is None:
         convention = "input" if nested is None else "output"
         if nested is None:
@@ -157,8 +157,8 @@ def _read_norm_output(
 ) -> dict[str, bool]:
     if "eaglerl_norm_output" in data or "eaglerl_norm_feedback" in data:
         return {
-            "norm_output": _value(data, "eaglerl_norm_output", True),
-            "norm_feedback": _value(data, "eaglerl_norm_feedback", False),
+            "norm_output": _flag(data, "eaglerl_norm_output", True),
+            "norm_feedback": _flag(data, "eaglerl_norm_feedback", False),
         }
     if data.get("norm_output") is None:
         return {}
@@ -187,10 +187,12 @@ def _norm_before_residual(data: Mapping[str, Any]) -> bool:
     return _flag(data, "norm_before_residual")
 
 
-def _flag(data: Mapping[str, Any], key: str) -> bool:
+def _flag(data: Mapping[str, Any], key: str, default: bool = False) -> bool:
     value = data.get(key)
     if value is None:
-        value = _eagle_config(data).get(key, False)
+        value = _eagle_config(data).get(key)
+    if value is None:
+        return default
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false, got {value!r}")
     return value
@@ -199,6 +201,10 @@ def _flag(data: Mapping[str, Any], key: str) -> bool:
 def _read_token_ids(data: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     values = {key: _value(data, key, layer.get(key)) for key in keys}
+    for key, value in values.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(index) is int for index in ids):
+            raise ValueError(f"{key} must be a token id, a list of them or null, got {value!r}")
     return {key: value for key, value in values.items() if value is not None}
 
 

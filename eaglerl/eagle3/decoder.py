@@ -103,16 +103,22 @@ class SpeculativeDecoder:
         Raises:
             ValueError: a checkpoint breaks an invariant, or the two do not fit.
         """
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from eaglerl.eagle3.config import Eagle3Config
 
-        num_layers = AutoConfig.from_pretrained(target).num_hidden_layers
-        feature_layers = Eagle3Config.from_pretrained(draft).resolve_feature_layers(num_layers)
+        config = Eagle3Config.from_pretrained(draft)
         model = TargetModel.from_pretrained(
-            target, feature_layers=feature_layers, backend=backend, dtype=dtype, device=device
+            target,
+            feature_layers=config.resolve_feature_layers,
+            backend=backend,
+            dtype=dtype,
+            device=device,
         )
-        head = Eagle3DraftHead.from_pretrained(draft).to(model.embed_tokens.device)
+        # A table that is given here is checked as a part of the head, not as a fit of the two.
+        table = model.embed_tokens if config.tie_word_embeddings else None
+        head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
+        head = head.to(model.embed_tokens.device)
         return cls(
             model,
             head,

@@ -10,7 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from eaglerl.eagle3.checkpoint import check_state_dict, read_state_dict, write_checkpoint
+from eaglerl.eagle3.checkpoint import (
+    check_state_dict,
+    complete_state_dict,
+    read_state_dict,
+    write_checkpoint,
+)
 from eaglerl.eagle3.config import AuxLayerConvention, Eagle3Config, NormOutputConvention
 from eaglerl.eagle3.rope import apply_rope
 
@@ -156,6 +161,7 @@ class Eagle3DraftHead(nn.Module):
         cls,
         path: str | Path,
         *,
+        config: Eagle3Config | None = None,
         embed_tokens: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         aux_layer_convention: AuxLayerConvention | None = None,
@@ -165,6 +171,7 @@ class Eagle3DraftHead(nn.Module):
 
         Args:
             path: A folder with ``config.json`` and the weights (safetensors or ``.bin``).
+            config: What ``config.json`` was read as already; the two conventions are unused then.
             embed_tokens: (V, h) table of the target, used unless the checkpoint has its own;
                 aliased, not copied.
             dtype: Dtype of the parameters.
@@ -177,13 +184,16 @@ class Eagle3DraftHead(nn.Module):
         Raises:
             ValueError: The configuration or a tensor breaks an invariant, which the message names.
         """
-        config = Eagle3Config.from_pretrained(
-            path,
-            aux_layer_convention=aux_layer_convention,
-            norm_output_convention=norm_output_convention,
-        )
-        state = read_state_dict(path)
+        if config is None:
+            config = Eagle3Config.from_pretrained(
+                path,
+                aux_layer_convention=aux_layer_convention,
+                norm_output_convention=norm_output_convention,
+            )
+        state = complete_state_dict(read_state_dict(path), config, embed_tokens)
         check_state_dict(state, config)
+        # From here on the head has an lm_head of its own.
+        config = config.replace(tie_word_embeddings=False)
         with torch.device("meta"):
             head = cls(config)
         own_table = state.pop("embed_tokens.weight", None)

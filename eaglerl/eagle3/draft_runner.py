@@ -8,7 +8,7 @@ from torch import nn
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.rope import rope_tables
+from eaglerl.eagle3.rope import check_rope_length, head_rope_tables
 
 DraftDtype = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -32,6 +32,12 @@ class CachedDraft:
         self.head_config = head.config
         self.draft_to_target = head.draft_to_target
         self._device = head.fc.weight.device
+        self._rope = head_rope_tables(
+            head.config.head_dim,
+            head.config.rope_parameters,
+            max_position_embeddings=head.config.max_position_embeddings,
+            device=self._device,
+        )
         self._allocate(capacity, slots)
 
     def _allocate(self, capacity: int, slots: int) -> None:
@@ -44,20 +50,13 @@ class CachedDraft:
             slots=slots,
             device=self._device,
         )
-        cos, sin = rope_tables(
-            config.head_dim,
-            config.rope_parameters,
-            capacity,
-            max_position_embeddings=config.max_position_embeddings,
-        )
-        self._cos, self._sin = cos.to(self._device), sin.to(self._device)
+        self._cos, self._sin = self._rope.first(capacity)
 
     def resize(self, capacity: int) -> None:
         """Makes room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.
 
         Raises:
-            ValueError: ``capacity`` is less than the rows of a slot, or RoPE has no table of that
-                many rows.
+            ValueError: ``capacity`` is less than the rows of a slot.
         """
         before = self.cache
         if capacity < max(before.lengths):
@@ -112,6 +111,9 @@ class CachedDraft:
                 raise ValueError(
                     f"token_ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}"
                 )
+        check_rope_length(
+            config.rope_parameters, self.lengths[slot] + rows, config.max_position_embeddings
+        )
         self.cache.check_room(rows, slot)
 
     def _check_expand(
@@ -150,7 +152,7 @@ class ModuleDraft(CachedDraft):
             slots: Number of sequences.
 
         Raises:
-            ValueError: The head has no embedding table, or RoPE has no table of ``capacity`` rows.
+            ValueError: The head has no embedding table.
         """
         super().__init__(head, capacity=capacity, slots=slots)
         self.head = head

@@ -100,8 +100,8 @@ class PackedDraft(CachedDraft):
             rows_hint: Number of rows for which the weights are laid out.
 
         Raises:
-            ValueError: The head has no embedding table or is not on the CPU, or RoPE has no table
-                of ``capacity`` rows, or the native ops do not take its ``head_dim``.
+            ValueError: The head has no embedding table or is not on the CPU, or the native ops do
+                not take its ``head_dim``.
         """
         reason = why_not_packed(head)
         if reason is not None:

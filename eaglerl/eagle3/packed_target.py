@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from eaglerl._ext import C
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.linear import PackedLinear
+from eaglerl.eagle3.rope import RopeTables, module_angles
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.target import LogitsRows, TargetModel, TargetOutput
 
@@ -41,9 +42,12 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
         return "some layers have a sliding window"
     if config.model_type == "mistral" and config.sliding_window is not None:
         return "its attention has a sliding window"
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_type = rope.get("rope_type", "default")
     if rope_type not in _STATIC_ROPE:
         return f"its rotary embedding of type {rope_type!r} changes with the length"
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        return f"its rotary embedding turns {rope['partial_rotary_factor']} of each head"
     return None
 
 
@@ -124,11 +128,7 @@ class PackedTarget(TargetModel):
         self._layers = [_Layer(layer, dtype, rows_hint) for layer in decoder.layers]
         self._norm = _norm_weight(decoder.norm)
         self._head = _join((model.get_output_embeddings(),), dtype, rows_hint)
-        positions = torch.arange(self.max_positions)[None]
-        cos, sin = decoder.rotary_emb(torch.empty(0, dtype=torch.float32), positions)
-        half = self.head_dim // 2
-        self._cos = cos[0, :, :half].float().contiguous()
-        self._sin = sin[0, :, :half].float().contiguous()
+        self._rope = RopeTables(module_angles(decoder.rotary_emb, self.head_dim))
         self._scale = float(decoder.layers[0].self_attn.scaling)
         self._buffers = self._make_buffers(64)
 
@@ -202,12 +202,13 @@ class PackedTarget(TargetModel):
         element = data.element_size()
         layer_bytes, half_bytes = (data.stride(axis) * element for axis in (1, 2))
         first = data.data_ptr()
-        # Kept in the closure: the call takes addresses, which do not keep a tensor alive.
         mask = rows.mask.contiguous() if rows.block_length else None
+        # No row stands further back than the cache has rows.
+        cos, sin = self._rope.first(min(cache.capacity, self.max_positions))
         before = (
-            self._cos.data_ptr(),
-            self._sin.data_ptr(),
-            self._cos.shape[0],
+            cos.data_ptr(),
+            sin.data_ptr(),
+            min(cos.shape[0], self.max_positions),
             rows.positions.data_ptr(),
             rows.cache_rows.data_ptr(),
             0 if rows.slots is None else rows.slots.data_ptr(),
@@ -223,7 +224,12 @@ class PackedTarget(TargetModel):
         )
         shape = (len(rows), self.num_heads, self.num_kv_heads, self.head_dim, threads)
 
-        def attend(index: int, layer: _Layer, qkv: torch.Tensor, out: torch.Tensor) -> None:
+        # The call takes addresses, which do not keep a tensor alive.
+        kept = (cos, sin, mask)
+
+        def attend(
+            index: int, layer: _Layer, qkv: torch.Tensor, out: torch.Tensor, _kept: tuple = kept
+        ) -> None:
             keys = first + index * layer_bytes
             C.cached_attention(
                 qkv.data_ptr(),

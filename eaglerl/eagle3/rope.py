@@ -3,7 +3,9 @@
 RoFormer, https://arxiv.org/abs/2104.09864, in the "rotate half" layout of the LLaMA family.
 """
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,49 +22,159 @@ _REQUIRED_KEYS = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
+_NUMERIC_KEYS = (
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "original_max_position_embeddings",
+)
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# A table is never made for fewer rows: most texts are shorter, and need one.
+_FIRST_ROWS = 2048
 
 
-def read_rope_parameters(data: Mapping[str, Any]) -> dict[str, Any]:
+class ContradictingRopeError(ValueError):
+    """Two places of a config that say the same thing of RoPE contradict each other."""
+
+
+Angles = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""positions (P,) int64 -> cos and sin (P, D / 2) fp32."""
+
+
+def read_rope_parameters(
+    data: Mapping[str, Any], *, layer_type: str = "full_attention"
+) -> dict[str, Any]:
     """Reads RoPE's parameters from the fields of a model's config.
 
     Accepts transformers v5's ``rope_parameters`` and the older ``rope_theta`` with
-    ``rope_scaling``, whose type is called ``rope_type`` or ``type``.
+    ``rope_scaling``, whose type is called ``rope_type`` or ``type``. Either may be given per type
+    of layer.
 
     Args:
         data: The fields; none of them has to be there.
+        layer_type: "full_attention" or "sliding_attention", where parameters are given per type.
 
     Returns:
         ``rope_type``, ``rope_theta`` (10000 if absent) and what the type needs besides.
 
     Raises:
-        ValueError: The type is unknown, a parameter is missing or malformed, or the two
-            notations contradict each other.
+        ValueError: The type is unknown, a parameter is missing or malformed, or two places that
+            say the same thing contradict each other.
     """
-    name = "rope_parameters" if data.get("rope_parameters") is not None else "rope_scaling"
-    given = data.get(name)
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{name} must be an object or null, got {given!r}")
-    parameters = dict(given or {})
-    legacy_type = parameters.pop("type", None)
-    rope_type = parameters.setdefault("rope_type", legacy_type or "default")
-    if rope_type not in _REQUIRED_KEYS:
-        allowed = list(_REQUIRED_KEYS)
-        raise ValueError(f"{name}.rope_type must be one of {allowed}, got {rope_type!r}")
-    for key in _REQUIRED_KEYS[rope_type]:
-        _check_positive(f"{name}.{key}", parameters.get(key))
-    theta = data.get("rope_theta")
-    parameters.setdefault("rope_theta", DEFAULT_ROPE_THETA if theta is None else theta)
-    _check_positive("rope_theta", parameters["rope_theta"])
-    if theta is not None and parameters["rope_theta"] != theta:
+    names = ("rope_parameters", "rope_scaling")
+    names = [name for name in names if data.get(name) not in (None, {})]
+    read = {name: _read_notation(name, data, layer_type) for name in names}
+    partial = data.get("partial_rotary_factor")
+    if partial not in (None, 1.0):
+        raise ValueError(f"partial_rotary_factor must be 1, got {partial!r}")
+    if not read:
+        return _complete("rope_parameters", {}, data)
+    first, *others = names
+    for name in others:
+        _check_same(first, read[first], name, read[name])
+    return read[first]
+
+
+def rope_contradiction(data: Mapping[str, Any]) -> str | None:
+    """Returns in what places RoPE's parameters contradict each other; None if nowhere.
+
+    Args:
+        data: A config's fields, of any type of RoPE. What differs per type of layer is none.
+    """
+    nested = [data.get(name) for name in ("rope_parameters", "rope_scaling")]
+    if any(isinstance(value, Mapping) and set(value) & set(_LAYER_TYPES) for value in nested):
+        return None
+    try:
+        read_rope_parameters(data)
+    except ContradictingRopeError as error:
+        return str(error)
+    except ValueError:
+        # Of a type that heads do not have.
+        return None
+    return None
+
+
+class RopeTables:
+    """cos and sin of the positions from 0 on, made as far as they are asked for.
+
+    A million positions of a head 128 wide take half a gigabyte: tables grow with the sequences, by
+    doubling. Several threads may ask at once; a table that was handed out never changes.
+    """
+
+    def __init__(self, angles: Angles, *, device: torch.device | str = "cpu") -> None:
+        """Makes nothing yet.
+
+        Args:
+            angles: Gives cos and sin of any positions.
+            device: Where the tables are kept.
+        """
+        self._angles = angles
+        self._device = device
+        self._lock = threading.Lock()
+        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def first(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns cos and sin of at least ``rows`` positions from 0, each (P, D / 2) fp32."""
+        tables = self._tables
+        if tables is not None and len(tables[0]) >= rows:
+            return tables
+        with self._lock:
+            before = 0 if self._tables is None else len(self._tables[0])
+            if before < rows:
+                self._tables = self._grown(before, max(rows, 2 * before, _FIRST_ROWS))
+            return self._tables
+
+    def _grown(self, before: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        more = [table.to(self._device) for table in self._angles(torch.arange(before, rows))]
+        if self._tables is None:
+            return more[0].contiguous(), more[1].contiguous()
+        old_cos, old_sin = self._tables
+        return torch.cat((old_cos, more[0])), torch.cat((old_sin, more[1]))
+
+
+def head_rope_tables(
+    head_dim: int,
+    rope_parameters: Mapping[str, Any],
+    *,
+    max_position_embeddings: int,
+    device: torch.device | str = "cpu",
+) -> RopeTables:
+    """Returns a draft head's tables, which grow.
+
+    Beyond ``max_position_embeddings`` the type "dynamic" goes on with the frequencies that it has
+    up to there: only rows drafted past the end of a text may stand there, see
+    `check_rope_length`.
+
+    Args:
+        head_dim: See `rope_tables`.
+        rope_parameters: See `rope_tables`.
+        max_position_embeddings: See `rope_tables`.
+        device: Where the tables are kept.
+
+    Raises:
+        ValueError: See `rope_tables`.
+    """
+    angles = _llama_angles(head_dim, rope_parameters, max_position_embeddings)
+    return RopeTables(angles, device=device)
+
+
+def check_rope_length(
+    rope_parameters: Mapping[str, Any], rows: int, max_position_embeddings: int
+) -> None:
+    """Makes sure that the frequencies of ``rows`` positions do not change with the length.
+
+    Raises:
+        ValueError: The type is "dynamic" and there are more rows than the model was made for.
+    """
+    if rope_parameters.get("rope_type") == "dynamic" and rows > max_position_embeddings:
         raise ValueError(
-            f"rope_theta is {theta} but {name}.rope_theta is {parameters['rope_theta']}"
+            "max_positions must be at most max_position_embeddings with RoPE of type 'dynamic', "
+            f"whose frequencies depend on the length beyond it; got {rows} and "
+            f"{max_position_embeddings}"
         )
-    for source in (parameters, data):
-        if source.get("partial_rotary_factor", 1.0) not in (None, 1.0):
-            raise ValueError(
-                f"partial_rotary_factor must be 1, got {source['partial_rotary_factor']!r}"
-            )
-    return parameters
 
 
 def rope_tables(
@@ -91,29 +203,11 @@ def rope_tables(
         ValueError: An argument is out of range, or the type is "dynamic" and its frequencies
             would change with the current length.
     """
-    parameters = read_rope_parameters({"rope_parameters": rope_parameters})
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"head_dim must be even and positive, got {head_dim}")
+    angles = _llama_angles(head_dim, rope_parameters, max_position_embeddings)
     if max_positions < 1:
         raise ValueError(f"max_positions must be at least 1, got {max_positions}")
-    if parameters["rope_type"] == "dynamic" and max_positions > max_position_embeddings:
-        raise ValueError(
-            "max_positions must be at most max_position_embeddings with RoPE of type 'dynamic', "
-            f"whose frequencies depend on the length beyond it; got {max_positions} and "
-            f"{max_position_embeddings}"
-        )
-    config = LlamaConfig(
-        hidden_size=head_dim,
-        num_attention_heads=1,
-        head_dim=head_dim,
-        max_position_embeddings=max_position_embeddings,
-        rope_parameters=parameters,
-    )
-    # LlamaRotaryEmbedding gives each half of the head the same angles.
-    like = torch.empty(0, dtype=torch.float32)
-    cos, sin = LlamaRotaryEmbedding(config)(like, torch.arange(max_positions)[None])
-    half = head_dim // 2
-    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+    check_rope_length(rope_parameters, max_positions, max_position_embeddings)
+    return angles(torch.arange(max_positions))
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -132,6 +226,129 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def module_angles(embedding: torch.nn.Module, head_dim: int) -> Angles:
+    """The angles of a transformers rotary embedding whose frequencies never change.
+
+    Raises:
+        ValueError: It rotates only a part of a head's ``head_dim`` channels.
+    """
+    half = head_dim // 2
+    # transformers gives each half of the head the same angles.
+    like = torch.empty(0, dtype=torch.float32)
+
+    def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = embedding(like, positions[None])
+        return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+
+    width = embedding(like, torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
+    if width != head_dim:
+        raise ValueError(f"its rotary embedding turns {width} of {head_dim} channels of a head")
+    return angles
+
+
+def _llama_angles(
+    head_dim: int, rope_parameters: Mapping[str, Any], max_position_embeddings: int
+) -> Angles:
+    parameters = read_rope_parameters({"rope_parameters": rope_parameters})
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"head_dim must be even and positive, got {head_dim}")
+    config = LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=max_position_embeddings,
+        rope_parameters=parameters,
+    )
+    embedding = LlamaRotaryEmbedding(config)
+    # Whoever needs other frequencies beyond the model's length is refused before.
+    embedding.rope_type = "default"
+    return module_angles(embedding, head_dim)
+
+
+def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
+    """What ``data[name]`` says, completed from the fields beside it."""
+    given = data[name]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be an object or null, got {given!r}")
+    kinds = [kind for kind in _LAYER_TYPES if isinstance(given.get(kind), Mapping)]
+    if not kinds:
+        return _complete(name, given, data)
+    beside = sorted(set(given) - set(_LAYER_TYPES))
+    if beside:
+        raise ValueError(f"{name} must be given per type of layer or for all, got {beside} beside")
+    read = {kind: _complete(f"{name}.{kind}", given[kind], data) for kind in kinds}
+    # transformers' Llama takes no parameters per type; speculators' trainer takes those of the
+    # sliding layers, whatever the layer.
+    if layer_type == "sliding_attention" and layer_type in read:
+        return read[layer_type]
+    for kind in kinds[1:]:
+        _check_same(f"{name}.{kinds[0]}", read[kinds[0]], f"{name}.{kind}", read[kind])
+    return read[kinds[0]]
+
+
+def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks one object of parameters, and adds what stands beside it in the config."""
+    parameters = {key: value for key, value in given.items() if value is not None}
+    legacy_type = parameters.pop("type", None)
+    rope_type = parameters.setdefault("rope_type", legacy_type or "default")
+    if legacy_type is not None and legacy_type != rope_type:
+        raise ContradictingRopeError(
+            f"{name}.rope_type is {rope_type!r} but {name}.type is {legacy_type!r}"
+        )
+    if not isinstance(rope_type, str) or rope_type not in _REQUIRED_KEYS:
+        allowed = list(_REQUIRED_KEYS)
+        raise ValueError(f"{name}.rope_type must be one of {allowed}, got {rope_type!r}")
+    _inherit(name, parameters, data)
+    _check_values(name, parameters)
+    return parameters
+
+
+def _inherit(name: str, parameters: dict[str, Any], data: Mapping[str, Any]) -> None:
+    """Adds what stands beside ``data[name]``, unless it contradicts what stands inside."""
+    inherited = ["rope_theta"]
+    if parameters["rope_type"] in ("llama3", "yarn"):
+        inherited.append("original_max_position_embeddings")
+    for key in inherited:
+        beside = data.get(key)
+        if beside is None:
+            continue
+        _check_positive(key, beside)
+        if parameters.setdefault(key, beside) != beside:
+            raise ContradictingRopeError(f"{key} is {beside} but {name}.{key} is {parameters[key]}")
+    parameters.setdefault("rope_theta", DEFAULT_ROPE_THETA)
+
+
+def _check_values(name: str, parameters: Mapping[str, Any]) -> None:
+    rope_type = parameters["rope_type"]
+    for key in ("rope_theta", *_REQUIRED_KEYS[rope_type]):
+        _check_positive(f"{name}.{key}", parameters.get(key))
+    for key in _NUMERIC_KEYS:
+        if key in parameters:
+            _check_positive(f"{name}.{key}", parameters[key])
+    if rope_type == "llama3" and parameters["low_freq_factor"] >= parameters["high_freq_factor"]:
+        raise ValueError(
+            f"{name}.low_freq_factor must be less than {name}.high_freq_factor, got "
+            f"{parameters['low_freq_factor']} and {parameters['high_freq_factor']}"
+        )
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"partial_rotary_factor must be 1, got {parameters['partial_rotary_factor']!r}"
+        )
+
+
+def _check_same(
+    first_name: str, first: Mapping[str, Any], second_name: str, second: Mapping[str, Any]
+) -> None:
+    for key in sorted(set(first) | set(second), key=lambda key: (key != "rope_type", key)):
+        if first.get(key) != second.get(key):
+            raise ContradictingRopeError(
+                f"{first_name} and {second_name} contradict each other: {key} is "
+                f"{first.get(key)!r} in the first and {second.get(key)!r} in the second; leave one "
+                "of the two out"
+            )
+
+
 def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}")

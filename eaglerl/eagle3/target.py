@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.target_files import check_target_config, decoder_layers, load_target_model
 
 LogitsRows = Literal["all", "last", "none"]
 
@@ -81,6 +82,8 @@ class TargetModel(ABC):
 
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
         config = model.config
+        check_target_config(config)
+        decoder_layers(model)
         self.config = config
         self.generation_config = model.generation_config
         self.hidden_size: int = config.hidden_size
@@ -121,7 +124,7 @@ class TargetModel(ABC):
         cls,
         path: str | Path,
         *,
-        feature_layers: Sequence[int] | None = None,
+        feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
         backend: Literal["auto", "packed", "transformers"] = "auto",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -130,20 +133,24 @@ class TargetModel(ABC):
 
         Args:
             path: folder or hub name.
-            feature_layers: three layers whose inputs are tapped; EAGLE-3's choice by default.
+            feature_layers: three layers whose inputs are tapped, or what names them for a number
+                of layers; EAGLE-3's choice by default.
             backend: "packed" is the fast CPU path, "transformers" runs the library's own modules,
                 "auto" takes the first where it can.
             dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
             device: where to run; CUDA if there is one.
 
         Raises:
-            ValueError: "packed" was asked for a model that it cannot run, or layers that collide.
+            ValueError: "packed" was asked for a model that it cannot run, layers that collide, or a
+                folder that `load_target_model` refuses.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+        model = load_target_model(path, dtype).to(device)
+        if callable(feature_layers):
+            feature_layers = feature_layers(model.config.num_hidden_layers)
         return cls.from_model(model, feature_layers=feature_layers, backend=backend)
 
     @staticmethod

@@ -10,7 +10,7 @@ from torch import nn
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.linear import is_supported
-from eaglerl.eagle3.rope import apply_rope, rope_tables
+from eaglerl.eagle3.rope import apply_rope, head_rope_tables
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 from eaglerl.rl.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
 
@@ -105,12 +105,11 @@ class ReplayText:
         self._groups = config.num_attention_heads // config.num_key_value_heads
         self._scale = config.head_dim**-0.5
         # A drafted node stands at most as far behind the last row as there are rounds.
-        self._cos, self._sin = rope_tables(
+        self._cos, self._sin = head_rope_tables(
             config.head_dim,
             config.rope_parameters,
-            len(token_ids) + 64,
             max_position_embeddings=config.max_position_embeddings,
-        )
+        ).first(len(token_ids) + 64)
         self._take_in(features)
 
     @property

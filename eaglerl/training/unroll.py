@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.rope import rope_tables
+from eaglerl.eagle3.rope import check_rope_length, head_rope_tables
 from eaglerl.training.batches import PackedBatch
 from eaglerl.training.layers import rms_norm, rotate, take_rows
 from eaglerl.training.ttt_attention import AttentionSpan, make_span, ttt_attention
@@ -69,10 +69,9 @@ class DraftUnroll:
         self._dtype = dtype
         self._master_dtype = head.fc.weight.dtype
         self._kv_width = 2 * config.num_key_value_heads * config.head_dim
-        self._rope = rope_tables(
+        self._rope = head_rope_tables(
             config.head_dim,
             config.rope_parameters,
-            config.max_position_embeddings,
             max_position_embeddings=config.max_position_embeddings,
         )
 
@@ -179,8 +178,11 @@ class DraftUnroll:
 
     def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Rotates (R, heads * D); returns (R, heads, D) in the dtype of the parameters."""
-        cos, sin = (table[positions].to(self._master_dtype) for table in self._rope)
-        return rotate(x.unflatten(1, (-1, self._head.config.head_dim)), cos, sin)
+        config, rows = self._head.config, int(positions.max()) + 1
+        check_rope_length(config.rope_parameters, rows, config.max_position_embeddings)
+        tables = self._rope.first(rows)
+        cos, sin = (table[positions].to(self._master_dtype) for table in tables)
+        return rotate(x.unflatten(1, (-1, config.head_dim)), cos, sin)
 
     def _keys_and_values(
         self, joint: torch.Tensor, positions: torch.Tensor

@@ -205,6 +205,53 @@ def test_prefixes_and_rotary_buffers(tmp_path: Path, head: Eagle3DraftHead) -> N
     assert torch.equal(logits_of(loaded), logits_of(head))
 
 
+@pytest.mark.parametrize("absent", ["t2d", "d2t"])
+def test_one_vocabulary_map_gives_the_other(
+    tmp_path: Path, head: Eagle3DraftHead, absent: str
+) -> None:
+    """NVIDIA ModelOpt writes d2t alone."""
+    tensors = eagle_tensors(head)
+    del tensors[absent]
+    write_files(tmp_path, eagle_json(head.config), tensors)
+    loaded = Eagle3DraftHead.from_pretrained(tmp_path, embed_tokens=head.embed_tokens)
+    assert torch.equal(loaded.t2d, head.t2d)
+    assert torch.equal(loaded.d2t, head.d2t)
+    assert torch.equal(logits_of(loaded), logits_of(head))
+
+
+def test_tied_in_words_with_an_lm_head_of_its_own(tmp_path: Path, head: Eagle3DraftHead) -> None:
+    data = eagle_json(head.config) | {"tie_word_embeddings": True}
+    write_files(tmp_path, data, eagle_tensors(head))
+    loaded = Eagle3DraftHead.from_pretrained(tmp_path, embed_tokens=head.embed_tokens)
+    assert torch.equal(logits_of(loaded), logits_of(head))
+    assert not loaded.config.tie_word_embeddings
+
+
+def test_tied_lm_head_is_the_table(tmp_path: Path) -> None:
+    head = make_head(make_config(draft_vocab_size=VOCAB))
+    with torch.no_grad():
+        head.lm_head.weight.copy_(head.embed_tokens)
+    tensors = eagle_tensors(head)
+    del tensors["lm_head.weight"]
+    data = eagle_json(head.config) | {"tie_word_embeddings": True}
+    write_files(tmp_path, data, tensors)
+    loaded = Eagle3DraftHead.from_pretrained(tmp_path, embed_tokens=head.embed_tokens)
+    assert torch.equal(logits_of(loaded), logits_of(head))
+    assert loaded.lm_head.weight.data_ptr() != head.embed_tokens.data_ptr()
+    with pytest.raises(ValueError, match=r"lm_head.weight is missing and tied.*embed_tokens"):
+        Eagle3DraftHead.from_pretrained(tmp_path)
+    write_files(tmp_path, data, tensors | {"embed_tokens.weight": head.embed_tokens})
+    assert torch.equal(logits_of(Eagle3DraftHead.from_pretrained(tmp_path)), logits_of(head))
+
+
+def test_smaller_lm_head_cannot_be_tied(tmp_path: Path, head: Eagle3DraftHead) -> None:
+    tensors = eagle_tensors(head)
+    del tensors["lm_head.weight"]
+    write_files(tmp_path, eagle_json(head.config) | {"tie_word_embeddings": True}, tensors)
+    with pytest.raises(ValueError, match=r"cannot be tied.*vocab_size = 60.*draft_vocab_size = 24"):
+        Eagle3DraftHead.from_pretrained(tmp_path, embed_tokens=head.embed_tokens)
+
+
 def test_own_embedding_goes_before_the_targets(tmp_path: Path, head: Eagle3DraftHead) -> None:
     tensors = eagle_tensors(head) | {"embed_tokens.weight": head.embed_tokens.half()}
     write_files(tmp_path, eagle_json(head.config), tensors)
@@ -237,9 +284,20 @@ def test_tables_of_the_whole_vocabulary_must_be_the_identity(tmp_path: Path) -> 
         Eagle3DraftHead.from_pretrained(tmp_path)
 
 
-def drop(key: str) -> Callable[[Tensors], None]:
+def drop(*keys: str) -> Callable[[Tensors], None]:
     def damage(tensors: Tensors) -> None:
-        del tensors[key]
+        for key in keys:
+            del tensors[key]
+
+    return damage
+
+
+def both(
+    first: Callable[[Tensors], None], second: Callable[[Tensors], None]
+) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        first(tensors)
+        second(tensors)
 
     return damage
 
@@ -274,8 +332,16 @@ def with_another_id(tensors: Tensors) -> torch.Tensor:
 BROKEN: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "missing weight": (drop("fc.weight"), r"missing \['fc.weight'\], unexpected \[\]"),
     "missing norm": (drop("midlayer.hidden_norm.weight"), "midlayer.hidden_norm.weight"),
-    "missing d2t": (drop("d2t"), r"missing \['d2t'\]"),
-    "missing t2d": (drop("t2d"), r"missing \['t2d'\]"),
+    "missing maps": (drop("d2t", "t2d"), r"missing \['d2t', 't2d'\]"),
+    "missing t2d of ids": (both(drop("t2d"), put("d2t", used_ids)), "d2t must give target ids"),
+    "missing t2d, unset d2t": (
+        both(drop("t2d"), put("d2t", lambda t: t["d2t"] * 0)),
+        "d2t is zero and t2d is missing",
+    ),
+    "missing d2t of integers": (
+        both(drop("d2t"), put("t2d", lambda t: t["t2d"].int())),
+        "t2d must be bool of shape",
+    ),
     "unexpected": (
         put("fc.bias", lambda _: torch.zeros(32)),
         r"missing \[\], unexpected \['fc.bias'\]",

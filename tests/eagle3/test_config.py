@@ -197,7 +197,22 @@ BROKEN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "activation": (lambda: flat(hidden_act="gelu"), "hidden_act.*'silu'.*'gelu'"),
     "bias": (lambda: nested(attention_bias=True), "attention_bias"),
     "window": (lambda: flat(sliding_window=256), "sliding_window.*256"),
-    "tied head": (lambda: flat(tie_word_embeddings=True), "tie_word_embeddings"),
+    "tied by a word": (lambda: flat(tie_word_embeddings="yes"), "tie_word_embeddings.*'yes'"),
+    "eps of NaN": (lambda: flat(rms_norm_eps=float("nan")), "rms_norm_eps.*nan"),
+    "text as a width": (lambda: flat(target_hidden_size="32"), "target_hidden_size.*'32'"),
+    "no key heads": (lambda: flat(num_key_value_heads=0), "num_key_value_heads.*0"),
+    "no head_dim": (lambda: flat(head_dim=0), "head_dim.*0"),
+    "more heads than width": (
+        lambda: flat(num_attention_heads=64, head_dim=None),
+        "head_dim.*0",
+    ),
+    "eos as a word": (lambda: flat(eos_token_id="</s>"), "eos_token_id.*'</s>'"),
+    "one eos as a word": (lambda: flat(eos_token_id=[2, "end"]), "eos_token_id.*'end'"),
+    "own switch": (lambda: flat(eaglerl_norm_output="no"), "eaglerl_norm_output.*'no'"),
+    "a number as layers": (
+        lambda: flat(eagle_aux_hidden_state_layer_ids=3),
+        "eagle_aux_hidden_state_layer_ids.*3",
+    ),
     "no features": (
         lambda: flat(eagle_config={"use_aux_hidden_state": False}),
         "use_aux_hidden_state",
@@ -214,6 +229,14 @@ BROKEN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "own layers": (lambda: flat(eaglerl_feature_layers=[1, 2, -3]), "eaglerl_feature_layers"),
     "rope type": (lambda: flat(rope_scaling={"type": "mrope"}), "rope_type.*'mrope'"),
     "rope factor": (lambda: flat(rope_scaling={"type": "linear"}), "factor.*None"),
+    "rope in two notations": (
+        lambda: flat(
+            rope_theta=5e5,
+            rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+            rope_scaling={"rope_type": "linear", "factor": 2.0},
+        ),
+        "rope_type is 'default' in the first and 'linear' in the second",
+    ),
     "rope theta": (
         lambda: flat(rope_theta=1e6, rope_parameters={"rope_theta": 1e4}),
         "rope_theta",

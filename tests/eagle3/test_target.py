@@ -1,5 +1,6 @@
 """Both targets against transformers: logits, tapped features, caches and trees."""
 
+import json
 import random
 import warnings
 from pathlib import Path
@@ -251,6 +252,73 @@ def test_packed_path_says_why_not(case: str) -> None:
     with pytest.warns(UserWarning, match="transformers' modules, which is slower: .*" + reason):
         target = TargetModel.from_model(model)
     assert isinstance(target, TransformersTarget)
+
+
+def test_rope_tables_are_made_as_the_sequence_grows() -> None:
+    """For all of ten million positions they would cost gigabytes before the first token."""
+    model = tiny_model(max_position_embeddings=10_000_000)
+    prompt = make_prompt(3000)
+    expected = reference(model, prompt, (2, 3, 4))[0][-1]
+    asked: list[int] = []
+    model.get_decoder().rotary_emb.register_forward_hook(
+        lambda module, args, output: asked.append(int(args[1].max()) + 1)
+    )
+    target = PackedTarget(model)
+    cache = target.new_cache(3000)
+    target.forward(RowBatch.causal(prompt[:100], 0), cache, "none")
+    assert max(asked) < 10_000
+    cache.commit(range(100))
+    last = target.forward(RowBatch.causal(prompt[100:], 100), cache, "last").logits[0]
+    assert max(asked) < 10_000
+    assert_near(last, expected, TINY_TOLERANCE)
+
+
+CONTRADICTING_ROPE = {
+    "default beside llama3": {
+        "rope_theta": 5e5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "type against rope_type": {
+        "rope_scaling": {"type": "yarn", "rope_type": "default", "factor": 4.0}
+    },
+    "two bases": {
+        "rope_theta": 1e6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e3},
+    },
+    "dynamic beside default": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTING_ROPE)
+def test_contradicting_rope_is_read_as_transformers_reads_it(tmp_path: Path, case: str) -> None:
+    """What a target means is what `generate` makes of it, and its reading is transformers'."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    data = json.loads(file.read_text())
+    del data["rope_parameters"]
+    file.write_text(json.dumps(data | CONTRADICTING_ROPE[case]))
+    with pytest.warns(UserWarning, match=r"config.json of the target: .* transformers reads"):
+        target = TargetModel.from_pretrained(tmp_path, device="cpu", backend="transformers")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    prompt = make_prompt(200)
+    logits = reference(expected, prompt, (2, 3, 4))[0]
+    assert_near(target.forward(RowBatch.causal(prompt, 0), target.new_cache(200)).logits, logits, 0)
+    if why_not_packed(expected) is None:
+        packed = PackedTarget(expected)
+        output = packed.forward(RowBatch.causal(prompt, 0), packed.new_cache(200))
+        assert_near(output.logits, logits, TINY_TOLERANCE)
+    assert (why_not_packed(expected) is None) == (case != "dynamic beside default")
 
 
 def test_other_dtypes_are_not_packed() -> None:
