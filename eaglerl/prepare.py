@@ -1,25 +1,30 @@
-"""Prepared models: the target that a published package embeds, and the draft head shipped with it.
+"""Prepared models: the target that a published package embeds, the draft head shipped with it, and
+targets from GGUF files.
 
-The target is converted once into the user's cache folder. Nothing half done is ever seen there:
+A target is converted once into the user's cache folder. Nothing half done is ever seen there:
 the files are written to a temporary folder beside the final one, which is renamed when complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
-import tempfile
 from dataclasses import dataclass
+from glob import escape as glob_escape
 from pathlib import Path
 
 from eaglerl.files import cache_root, exclusive_file
-from eaglerl.gguf_convert import Progress, convert_llama_gguf
+from eaglerl.gguf_convert import Progress, convert_gguf
+from eaglerl.regular_file import check_regular
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 MARKER_NAME = "eaglerl.json"
 _MARKER_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,95 @@ def prepare_model(
     report = progress or (lambda _stage, _fraction: None)
     with exclusive_file(target, waiting=lambda by: report(by, 0.0)):
         if not is_prepared(target):
-            _convert(model, source, target, progress)
+            _convert(model.requirement, source, target, progress)
     return target
+
+
+def prepare_gguf(
+    file: Path | str,
+    *,
+    name: str | None = None,
+    output: Path | str | None = None,
+    cache_dir: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Return the folder of the model in a GGUF file, converting it first where that is needed.
+
+    Args:
+        file: the GGUF file, see `eaglerl.gguf_convert`.
+        name: what the model is called in the cache folder; by default the file's name without its
+            ending.
+        output: folder to write instead of one in the cache; new, or an earlier call's.
+        cache_dir: cache folder to use instead of `cache_root()`.
+        progress: told what is being done and which fraction of the whole is done; not called
+            when the model is ready already.
+
+    Returns:
+        A folder that transformers' `from_pretrained` takes: config, fp32 weights, tokenizer.
+
+    Raises:
+        ValueError: the file cannot be converted, which its name and the reason say; the name is
+            malformed or stands for another model; or `output` holds something else.
+    """
+    file = Path(file).expanduser()
+    check_regular(file, "GGUF file")
+    if name is not None and output is not None:
+        raise ValueError(f"give name or output, not both: got {name!r} and {str(output)!r}")
+    if output is None:
+        name = _gguf_name(file, name)
+        target = model_path(name, cache_dir=cache_dir)
+    else:
+        target = Path(output).expanduser().absolute()
+    source = f"{file.name} sha256:{_digest(file)}"
+    if is_prepared(target) and _source_of(target) == source:
+        return target
+    report = progress or (lambda _stage, _fraction: None)
+    with exclusive_file(target, waiting=lambda by: report(by, 0.0)):
+        if is_prepared(target) and _source_of(target) == source:
+            return target
+        _check_replaceable(target, file, named=output is None)
+        _convert(source, file, target, progress)
+    return target
+
+
+def _gguf_name(file: Path, name: str | None) -> str:
+    if name is None:
+        name = file.name.removesuffix(".gguf")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name must match {_NAME.pattern}, got {name!r}")
+    if name in MODELS:
+        raise ValueError(f"name must not be that of a packaged model, got {name!r}")
+    return name
+
+
+def _check_replaceable(target: Path, file: Path, *, named: bool) -> None:
+    """Refuse to replace a folder that holds something else than what is left of the same file."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ValueError(f"{target} is not a folder")
+    before = _source_of(target)
+    if before is None and any(target.iterdir()):
+        raise ValueError(f"{target} holds something that `prepare` did not write; name another one")
+    if before is not None and is_prepared(target):
+        how = "name" if named else "folder"
+        raise ValueError(
+            f"{target} holds a model of another file ({before}); give {file.name} another {how}"
+        )
+
+
+def _source_of(folder: Path) -> str | None:
+    """What a folder's marker says that it was made from; None without one."""
+    try:
+        source = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))["source"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    return source if isinstance(source, str) else None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def model_path(name: str = DEFAULT_MODEL, *, cache_dir: Path | str | None = None) -> Path:
@@ -133,7 +225,7 @@ def is_prepared(folder: Path) -> bool:
         return marker["format"] == _MARKER_FORMAT and all(
             (folder / file).stat().st_size == size for file, size in files.items()
         )
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -177,15 +269,20 @@ def locate_gguf(model: PackagedModel) -> Path:
     return path
 
 
-def _convert(model: PackagedModel, source: Path, target: Path, progress: Progress | None) -> None:
-    """Convert into a temporary sibling of `target`, then put it in `target`'s place."""
-    _remove_stale(target)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+def _convert(source: str, file: Path, target: Path, progress: Progress | None) -> None:
+    """Convert into a temporary sibling of `target`, then put it in `target`'s place.
+
+    What a process that was killed left of the same conversion is gone on with.
+    """
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    work = target.parent / f".{target.name}.{digest}.tmp"
+    _remove_stale(target, but=work)
+    work.mkdir(mode=0o700, exist_ok=True)
     try:
-        convert_llama_gguf(source, work, progress=progress)
-        write_marker(work, model.requirement)
-        for file in work.iterdir():
-            _flush(file)
+        convert_gguf(file, work, progress=progress)
+        write_marker(work, source)
+        for written in work.iterdir():
+            _flush(written)
         work.chmod(0o755)
         if target.exists():
             target.rename(work.with_suffix(".old.tmp"))
@@ -195,10 +292,11 @@ def _convert(model: PackagedModel, source: Path, target: Path, progress: Progres
         _remove_stale(target)
 
 
-def _remove_stale(target: Path) -> None:
+def _remove_stale(target: Path, but: Path | None = None) -> None:
     # The lock is held, so whatever temporary folder is found belongs to no running process.
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(leftover)
+    for leftover in target.parent.glob(f".{glob_escape(target.name)}.*.tmp"):
+        if leftover != but:
+            shutil.rmtree(leftover)
 
 
 def _flush(path: Path) -> None:

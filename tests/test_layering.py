@@ -13,7 +13,7 @@ RANKS = {
     "eaglerl._C": 0,
     "eaglerl.files": 0,
     "eaglerl.regular_file": 0,
-    "eaglerl.gguf_convert": 0,
+    "eaglerl.gguf_convert": 1,
     "eaglerl.json_file": 1,
     "eaglerl.tensor_file": 2,
     "eaglerl._ext": 2,

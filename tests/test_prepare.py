@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglerl import prepare
-from eaglerl.gguf_convert import convert_llama_gguf, weight_name
+from eaglerl.gguf_convert import convert_gguf, weight_name
 from eaglerl.prepare import (
     DEFAULT_MODEL,
     MARKER_NAME,
@@ -21,6 +21,7 @@ from eaglerl.prepare import (
     cache_root,
     is_prepared,
     model_path,
+    prepare_gguf,
     prepare_model,
 )
 
@@ -65,7 +66,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def converter(monkeypatch: pytest.MonkeyPatch) -> FakeConverter:
     fake = FakeConverter()
-    monkeypatch.setattr(prepare, "convert_llama_gguf", fake)
+    monkeypatch.setattr(prepare, "convert_gguf", fake)
     return fake
 
 
@@ -269,16 +270,16 @@ def assert_same_as_transformers_reads(gguf_file: Path, converted: Path) -> None:
     assert tokenizers[0](text).input_ids == tokenizers[1](text).input_ids
 
 
-class TestConvertLlamaGguf:
+class TestConvertGguf:
     def test_equals_transformers(self, tiny_gguf: Path, tmp_path: Path) -> None:
         fractions: list[float] = []
-        convert_llama_gguf(tiny_gguf, tmp_path, progress=lambda _, done: fractions.append(done))
+        convert_gguf(tiny_gguf, tmp_path, progress=lambda _, done: fractions.append(done))
         assert_same_as_transformers_reads(tiny_gguf, tmp_path)
         assert fractions == sorted(fractions)
         assert (fractions[0], fractions[-1]) == (0.0, 1.0)
 
     def test_untied_output_is_kept(self, tiny_gguf: Path, tmp_path: Path) -> None:
-        convert_llama_gguf(tiny_gguf, tmp_path)
+        convert_gguf(tiny_gguf, tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["tie_word_embeddings"] is False
         assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
@@ -286,12 +287,85 @@ class TestConvertLlamaGguf:
     def test_other_architecture(self, tmp_path: Path) -> None:
         path = write_tiny_gguf(tmp_path / "other.gguf", architecture="falcon")
         with pytest.raises(ValueError, match="architecture 'falcon'; supported: 'llama'"):
-            convert_llama_gguf(path, tmp_path)
+            convert_gguf(path, tmp_path)
 
     @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.0.ssm.a"])
     def test_unknown_tensor(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"tensor '{name}' is not part of a Llama model"):
             weight_name(name)
+
+
+class TestPrepareGguf:
+    def test_converts_once(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        stages: list[str] = []
+        folder = prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        assert folder == tmp_path / "models" / "tiny"
+        assert is_prepared(folder)
+        again = prepare_gguf(
+            tiny_gguf, cache_dir=tmp_path, progress=lambda *now: stages.append(now)
+        )
+        assert (again, stages) == (folder, [])
+        assert names_in(tmp_path / "models") == {"tiny"}
+
+    def test_into_a_folder(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        folder = prepare_gguf(tiny_gguf, output=tmp_path / "deep" / "model")
+        assert folder == tmp_path / "deep" / "model"
+        assert_same_as_transformers_reads(tiny_gguf, folder)
+
+    def test_a_name_stands_for_one_file(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        other = tmp_path / "other" / "tiny.gguf"
+        other.parent.mkdir()
+        other.write_bytes(tiny_gguf.read_bytes() + b"\0")
+        with pytest.raises(ValueError, match=r"holds a model of another file .* another name"):
+            prepare_gguf(other, cache_dir=tmp_path)
+        second = prepare_gguf(other, name="second", cache_dir=tmp_path)
+        assert names_in(tmp_path / "models") == {"tiny", "second"}
+        # A damaged one may be replaced.
+        (second / "model.safetensors").unlink()
+        assert is_prepared(prepare_gguf(tiny_gguf, name="second", cache_dir=tmp_path))
+
+    def test_a_folder_of_something_else_is_left_alone(
+        self, tiny_gguf: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "letter.txt").write_text("dear")
+        with pytest.raises(ValueError, match="holds something that `prepare` did not write"):
+            prepare_gguf(tiny_gguf, output=tmp_path / "mine")
+        assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+    @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a/b", DEFAULT_MODEL])
+    def test_names(self, name: str, tiny_gguf: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="name must"):
+            prepare_gguf(tiny_gguf, name=name, cache_dir=tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_killed_conversion_is_gone_on_with(
+        self, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("eaglerl.gguf_convert.convert.SHARD_ELEMENTS", 20_000)
+        # What a process that was killed leaves: the folder, with the files that were whole.
+        monkeypatch.setattr(prepare, "write_marker", lambda *_: 1 / 0)
+        monkeypatch.setattr(prepare, "_remove_stale", lambda *_, **__: None)
+        with pytest.raises(ZeroDivisionError):
+            prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        (work,) = (tmp_path / "models").glob(".tiny.*.tmp")
+        shards = sorted(work.glob("model-*"))
+        shards[-1].unlink()
+        times = {shard.name: shard.stat().st_mtime_ns for shard in shards[:-1]}
+        monkeypatch.undo()
+        monkeypatch.setattr("eaglerl.gguf_convert.convert.SHARD_ELEMENTS", 20_000)
+        folder = prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        assert times.items() <= {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}.items()
+        assert names_in(tmp_path / "models") == {"tiny"}
+        assert_same_as_transformers_reads(tiny_gguf, folder)
+
+    def test_a_damaged_file_leaves_nothing(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        short = tmp_path / "short.gguf"
+        short.write_bytes(tiny_gguf.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"short\.gguf: the tensor .* was it cut short"):
+            prepare_gguf(short, cache_dir=tmp_path / "cache")
+        assert names_in(tmp_path / "cache" / "models") == set()
 
 
 def test_smollm2_speaks(smollm2_path: Path) -> None:

@@ -61,7 +61,7 @@ def _root(
     pass
 
 
-_add(prepare, "eaglerl prepare")
+_add(prepare, "eaglerl prepare", "eaglerl prepare --gguf model.gguf --name mine")
 _add(
     generate,
     'eaglerl generate "Why is the sky blue?" --stats',

@@ -145,17 +145,25 @@ def resolve_model(model: str) -> Path:
     Raises:
         ValueError: `model` is neither a known name nor a folder with a config.
     """
-    from eaglerl.prepare import MODELS, prepare_model
+    from eaglerl.prepare import MODELS, is_prepared, model_path, prepare_model
 
     if model in MODELS:
         with progress_bar() as progress:
             return prepare_model(model, progress=progress)
     folder = Path(model).expanduser()
-    if not (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
+        return folder
+    # What `prepare --gguf` has put there; a name is no path.
+    if Path(model).name == model and is_prepared(model_path(model)):
+        return model_path(model)
+    if folder.suffix == ".gguf" and folder.is_file():
         raise ValueError(
-            f"--model must be one of {sorted(MODELS)} or a folder with a config.json, got {model!r}"
+            f"--model must be a folder, got a GGUF file; first run: eaglerl prepare --gguf {model}"
         )
-    return folder
+    raise ValueError(
+        f"--model must be one of {sorted(MODELS)}, a name that `eaglerl prepare --gguf` gave, or a "
+        f"folder with a config.json, got {model!r}"
+    )
 
 
 def resolve_draft(draft: Path | None, model: str) -> Path:
