@@ -24,7 +24,9 @@ BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f
 CHECKED := eaglerl kernels benchmarks tests setup.py
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-step = printf '\033[1m==> %s\033[0m\n' $(1)
+# Bold on a terminal, unless NO_COLOR asks for text alone.
+step = if [ -t 1 ] && [ -z "$${NO_COLOR:-}" ]; then printf '\033[1m==> %s\033[0m\n' $(1); \
+	else printf '==> %s\n' $(1); fi
 # pip writes RECORD last: a package without one was interrupted, and pip would take it for installed.
 repair = for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 	[ -e "$$info/RECORD" ] || rm -rf "$$info"; done

@@ -108,10 +108,7 @@ def make_contenders(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> 
     return [
         Contender("transformers generate", reference),
         Contender("eaglerl plain (1/0/1)", ours(NO_DRAFT)),
-        *(
-            Contender(f"tree {tree.total_tokens}/{tree.depth}/{tree.top_k}", ours(tree))
-            for tree in trees
-        ),
+        *(Contender(f"tree {tree}", ours(tree)) for tree in trees),
         *(
             Contender(
                 f"tree {'/'.join(map(str, PRECISION_TREE))}, {dtype} head",

@@ -149,7 +149,7 @@ class Study:
         yield (
             f"{len(self._traces)} prompts, {limits.tokens:,} positions, {(~self._straight).sum()} "
             "prompts loop. The tuned constant tree, "
-            f"{tree.total_tokens}/{tree.depth}/{tree.top_k}, decodes {speed:.1f} tokens/s, plain "
+            f"{tree}, decodes {speed:.1f} tokens/s, plain "
             f"decoding {limits.tokens / limits.plain:.1f}. Over the best constant in hindsight the "
             f"best tree of every cycle gains {100 * limits.headroom:.1f} %, of every prompt "
             f"{100 * (limits.constant / limits.per_prompt - 1):.1f} %."

@@ -206,10 +206,22 @@ def default_policy_path(name: str = DEFAULT_MODEL) -> Path:
     return _shipped(_packaged_model(name).policy, "cost.json")
 
 
+def shipped_policies() -> list[Path]:
+    """Return the folders of all policies that are shipped, by their names."""
+    return sorted(
+        folder for root in _shipped_roots() if root.is_dir() for folder in root.glob("policy-*")
+    )
+
+
+def _shipped_roots() -> list[Path]:
+    """Where what is shipped lies: in an installed package, or in the source tree."""
+    package = Path(__file__).resolve().parent
+    return [package / "models", package.parent / "models"]
+
+
 def _shipped(folder: str, file: str) -> Path:
     """The folder of what is shipped under a name and holds a file."""
-    package = Path(__file__).resolve().parent
-    candidates = [package / "models" / folder, package.parent / "models" / folder]
+    candidates = [root / folder for root in _shipped_roots()]
     for candidate in candidates:
         if (candidate / file).is_file():
             return candidate

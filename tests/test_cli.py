@@ -67,9 +67,31 @@ class TestHelp:
 
         assert run("--version").stdout == f"eaglerl {__version__}\n"
 
+    def test_as_a_module(self) -> None:
+        from eaglerl import __version__
+
+        command = [sys.executable, "-m", "eaglerl", "--version"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert shown.stdout == f"eaglerl {__version__}\n"
+
+    def test_completion_of_the_shell(self) -> None:
+        environment = {"_EAGLERL_COMPLETE": "complete_bash", "COMP_WORDS": "eaglerl gen"}
+        shown = CliRunner().invoke(
+            app, [], prog_name="eaglerl", env=environment | {"COMP_CWORD": "1"}
+        )
+        assert shown.stdout.split() == ["generate"]
+
+    def test_no_color(self) -> None:
+        for environment in ({"FORCE_COLOR": "1"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}):
+            command = [sys.executable, "-m", "eaglerl", "prepare", "gpt-5"]
+            shown = subprocess.run(command, capture_output=True, env=os.environ | environment)
+            # The error is bold and red; what is bold stays so.
+            assert (b"\x1b[1;31m" in shown.stderr) == ("NO_COLOR" not in environment)
+            assert shown.returncode == 1
+
 
 class TestErrors:
-    @pytest.mark.parametrize("tree", ["8", "8,2", "8,2,x", "8,2,4,1", "0,1,1", "1,-1,1", "50,0,2"])
+    @pytest.mark.parametrize("tree", ["8", "8,2", "8,2-4", "8,2,4,1", "0,1,1", "1,-1,1", "50,0,2"])
     def test_bad_tree_is_wrong_usage(self, tree: str) -> None:
         result = run("generate", PROMPT, "--tree", tree)
         assert result.exit_code == 2
@@ -113,6 +135,13 @@ class TestErrors:
         result = run("generate", PROMPT, "--model", str(tiny.target))
         assert result.exit_code == 1
         assert "--draft must be given" in result.stderr
+
+    def test_the_systems_errors_are_sentences(self, tmp_path: Path) -> None:
+        nowhere = tmp_path / "nowhere" / "cost.json"
+        result = run("train-policy", "--traces", str(tmp_path), "--cost", str(nowhere), "-o", "x")
+        assert result.exit_code == 1
+        assert str(nowhere) in result.stderr
+        assert "Errno" not in result.stderr
 
     def test_debug_shows_the_traceback(self) -> None:
         result = run("prepare", "gpt-5", "--debug")
@@ -186,6 +215,39 @@ class TestGenerate:
         assert table["new tokens"] == str(self.NEW_TOKENS)
         assert float(table["tokens/s"]) > 0
         assert 1 <= float(table["mean acceptance length"]) <= 4
+
+    @pytest.mark.parametrize("tree", ["6/1/3", "6-1-3", "6,1,3"])
+    def test_json_holds_text_and_figures(self, tiny: SimpleNamespace, tree: str) -> None:
+        options = ["--raw", "-n", str(self.NEW_TOKENS), "--tree", tree, "--json", *tiny.arguments]
+        answer = json.loads(run("generate", PROMPT, *options).stdout)
+        assert answer["text"] + "\n" == self.expected(tiny, PROMPT)
+        assert (answer["new_tokens"], answer["finish_reason"]) == (self.NEW_TOKENS, "length")
+        assert len(answer["token_ids"]) == self.NEW_TOKENS
+        assert answer["tokens_per_second"] > 0
+
+    def test_a_policy_chooses_the_trees(self) -> None:
+        options = ["generate", "Name a planet.", "-n", "8", "--json"]
+        plain, learned = (
+            json.loads(run(*options, *more).stdout)
+            for more in (["--plain"], ["--policy", "policy-ppo-smollm2-135m-instruct"])
+        )
+        assert learned["text"] == plain["text"]
+        assert learned["num_cycles"] < plain["num_cycles"] == 7
+
+    @pytest.mark.parametrize(
+        ("options", "code", "sentence"),
+        [
+            (["--policy", "nowhere"], 1, "--policy must be a folder, or one of the shipped"),
+            (["--policy", "nowhere", "--plain"], 2, "give it, or --tree or --plain"),
+        ],
+    )
+    def test_a_policy_is_looked_for_before_the_model_is_loaded(
+        self, options: list[str], code: int, sentence: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr("eaglerl.cli.generate.load_decoder")
+        result = run("generate", PROMPT, *options)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert sentence in one_line(result.stderr)
 
     def test_sampling_repeats_with_its_seed(self, tiny: SimpleNamespace) -> None:
         options = ["--raw", "-n", "8", "--temperature", "1", *tiny.arguments]

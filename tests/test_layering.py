@@ -26,6 +26,7 @@ RANKS = {
     "eaglerl.evaluation": 6,
     "eaglerl.server": 7,
     "eaglerl.cli": 8,
+    "eaglerl.__main__": 9,
 }
 FORBIDDEN_LIBRARIES = {
     "eaglerl.kernels": {"transformers", "gymnasium", "stable_baselines3"},

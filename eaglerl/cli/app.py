@@ -26,7 +26,6 @@ app = typer.Typer(
     help="EAGLE-3 speculative decoding: the same text as plain decoding, sooner.",
     epilog="Start with: eaglerl demo",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,10 +64,11 @@ _add(prepare, "eaglerl prepare", "eaglerl prepare --gguf model.gguf --name mine"
 _add(
     generate,
     'eaglerl generate "Why is the sky blue?" --stats',
-    'eaglerl generate --raw "def fibonacci(n):" -n 64 --tree 16,3,4',
+    'eaglerl generate --raw "def fibonacci(n):" -n 64 --tree 16/3/4',
     "cat question.txt | eaglerl generate --temperature 0.7 --seed 1",
+    'eaglerl generate "Name a planet." --policy policy-acceptance-smollm2-135m-instruct',
 )
-_add(demo, "eaglerl demo", 'eaglerl demo "Tell me a story." --tree 60,7,10')
+_add(demo, "eaglerl demo", 'eaglerl demo "Tell me a story." --tree 60/7/10')
 _add(
     distill,
     "eaglerl distill data.jsonl --response-tokens 20000",

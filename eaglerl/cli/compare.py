@@ -20,6 +20,7 @@ from eaglerl.cli.options import (
     ThreadsOption,
     TopPOption,
     load_decoder,
+    parse_trees,
     resolve_draft,
     resolve_model,
 )
@@ -35,7 +36,6 @@ from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_b
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from eaglerl.eagle3 import TreeParams
     from eaglerl.evaluation.modes import ModeSpec
     from eaglerl.evaluation.records import Comparison
 
@@ -196,7 +196,7 @@ def compare(
         options = CompareOptions(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, repeats=repeats,
             split=split, per_file=per_file, validation_per_file=validation,
-            grid=DEFAULT_GRID if grid is None else _parse_grid(grid),
+            grid=DEFAULT_GRID if grid is None else parse_trees(grid, "--grid"),
             draft_dtype=draft_dtype, seed=seed,
         )  # fmt: skip
         files = question_files(questions)
@@ -252,15 +252,6 @@ def _parse_modes(texts: list[str] | tuple[str, ...]) -> tuple[ModeSpec, ...]:
         return parse_modes(texts)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--mode") from error
-
-
-def _parse_grid(text: str) -> tuple[TreeParams, ...]:
-    from eaglerl.evaluation.modes import parse_tree_text
-
-    try:
-        return tuple(parse_tree_text(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--grid") from error
 
 
 def _check_needs(modes: tuple[ModeSpec, ...], **given: object) -> None:

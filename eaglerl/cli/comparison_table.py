@@ -1,11 +1,13 @@
-"""A comparison's figures as tables for the terminal."""
+"""A comparison's figures as tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +15,12 @@ from rich.text import Text
 if TYPE_CHECKING:
     from eaglerl.evaluation.records import Manifest
     from eaglerl.evaluation.statistics import Interval, ModeSummary, Summary
+
+# What fits into 80 columns: ratios with their intervals take 20 each, by file 14 in two lines.
+_LABEL_WIDTH = 20
+_REFERENCES, _DOMAINS = 2, 3
+
+_T = TypeVar("_T")
 
 
 def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
@@ -30,51 +38,72 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
         f"{configuration['max_new_tokens']} new tokens, "
         + (f"temperature {sampling}" if sampling else "greedy")
     )
-    parts: list[RenderableType] = [_speeds(title, summary.modes, summary.references)]
+    parts: list[RenderableType] = list(_speeds(title, summary.modes, summary.references))
     if summary.looping and summary.without_looping:
         rest = len(manifest.questions) - len(summary.looping)
-        parts.append(
-            _speeds(
-                f"The {rest} questions without the {len(summary.looping)} whose answer loops",
-                summary.without_looping,
-                summary.references,
-            )
+        parts += _speeds(
+            f"The {rest} questions without the {len(summary.looping)} whose answer loops",
+            summary.without_looping,
+            summary.references,
         )
-    parts.append(_behaviour(summary.modes))
+    parts += [_times(summary.modes), _behaviour(summary.modes)]
     if summary.references and len(summary.by_domain) > 1:
-        parts.append(_domains(summary))
+        parts += _domains(summary)
     parts.extend(Text(note) for note in _notes(manifest, summary))
     return Group(*parts)
 
 
-def _speeds(title: str, modes: Sequence[ModeSummary], references: Sequence[str]) -> Table:
-    table = _table(title)
-    for name in ("tokens/s", "all-in", *(f"/ {name}" for name in references), "length"):
-        table.add_column(name, justify="right")
-    table.add_column("p50 ms", justify="right")
-    table.add_column("p99 ms", justify="right")
-    table.add_column("identical", justify="right")
+def _speeds(
+    title: str, modes: Sequence[ModeSummary], references: Sequence[str]
+) -> Iterator[RenderableType]:
+    """The speeds, with at most so many references a table as fit, and which outputs differ."""
     ranked = sorted(modes, key=lambda mode: (mode.failed, -mode.tokens_per_second))
-    for mode in ranked:
-        cells = [
-            f"{mode.tokens_per_second:.1f}",
-            f"{mode.all_in_tokens_per_second:.1f}",
-            *(_interval(mode.ratios.get(name)) for name in references),
-            f"{mode.acceptance_length:.2f}",
-            f"{mode.token_milliseconds_p50:.1f}",
-            f"{mode.token_milliseconds_p99:.1f}",
-            f"{mode.identical} of {mode.compared}" if mode.compared else "",
-        ]
-        if mode.failed:
+    for some in _batched(references, _REFERENCES) if references else [()]:
+        table = _table(title)
+        for name in ("tokens/s", *(f"/ {name}" for name in some)):
+            table.add_column(name, justify="right")
+        for mode in ranked:
+            cells = [
+                f"{mode.tokens_per_second:.1f}",
+                *(_interval(mode.ratios.get(name)) for name in some),
+            ]
             # A wrong answer has no speed.
-            cells = ["failed", *[""] * (len(cells) - 2), cells[-1]]
-        table.add_row(mode.mode, *cells, style="red" if mode.failed else None)
+            style = "red" if mode.failed else None
+            table.add_row(mode.mode, *(["failed"] if mode.failed else cells), style=style)
+        yield table
+    compared = [mode for mode in ranked if mode.compared]
+    for mode in compared:
+        if mode.failed:
+            yield Text(f"{mode.mode}: {_identical(mode)}")
+    counts = sorted({_identical(mode) for mode in compared if not mode.failed})
+    if counts:
+        yield Text(f"all others: {', '.join(counts)}" if len(counts) == 1 else "; ".join(counts))
+
+
+def _identical(mode: ModeSummary) -> str:
+    return f"{mode.identical} of {mode.compared} outputs identical to plain decoding"
+
+
+def _times(modes: Sequence[ModeSummary]) -> Table:
+    table = _table("Tokens and times")
+    for name in ("all-in", "length", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    for mode in modes:
+        if not mode.failed:
+            table.add_row(
+                mode.mode,
+                f"{mode.all_in_tokens_per_second:.1f}",
+                f"{mode.acceptance_length:.2f}",
+                f"{mode.token_milliseconds_p50:.1f}",
+                f"{mode.token_milliseconds_p99:.1f}",
+            )
+    table.caption = "all-in: tokens/s with the prefills; length: tokens per cycle; ms: per token"
     return table
 
 
 def _behaviour(modes: Sequence[ModeSummary]) -> Table:
     table = _table("What the modes did")
-    for name in ("policy", "hit rate", "actions", "switches", "wasted", "host syncs"):
+    for name in ("policy", "hit rate", "actions", "switches", "wasted", "syncs"):
         table.add_column(name, justify="right")
     for mode in modes:
         table.add_row(
@@ -88,21 +117,22 @@ def _behaviour(modes: Sequence[ModeSummary]) -> Table:
         )
     table.caption = (
         "policy: share of the decoding time; switches: per 100 cycles; wasted: share of the "
-        "drafted rows that were not accepted"
+        "drafted rows that were not accepted; syncs: waits of the host per cycle"
     )
     return table
 
 
-def _domains(summary: Summary) -> Table:
-    table = _table(f"tokens/s / {summary.references[0]}, by file")
-    for domain in summary.by_domain:
-        table.add_column(domain, justify="right")
+def _domains(summary: Summary) -> Iterator[Table]:
     failed = {mode.mode for mode in summary.modes if mode.failed}
-    for mode in summary.modes:
-        if mode.mode not in failed:
-            ratios = (found.get(mode.mode) for found in summary.by_domain.values())
-            table.add_row(mode.mode, *map(_interval, ratios))
-    return table
+    for some in _batched(summary.by_domain.items(), _DOMAINS):
+        table = _table(f"tokens/s / {summary.references[0]}, by file")
+        for domain, _ in some:
+            table.add_column(domain, justify="right", overflow="fold")
+        for mode in summary.modes:
+            if mode.mode not in failed:
+                cells = (_interval(found.get(mode.mode), "\n") for _, found in some)
+                table.add_row(mode.mode, *cells)
+        yield table
 
 
 def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
@@ -128,20 +158,30 @@ def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
         yield f"{summary.missing} records are still missing; the same command goes on"
 
 
+def _batched(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
+    """The items in order, `size` at a time; Python has it from 3.12 on."""
+    rest = iter(items)
+    while batch := tuple(islice(rest, size)):
+        yield batch
+
+
 def _trees(trees: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{'/'.join(map(str, tree))} for {split}" for split, tree in trees.items())
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("mode")
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", header_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("mode", max_width=_LABEL_WIDTH, overflow="fold")
     return table
 
 
-def _interval(interval: Interval | None) -> str:
+def _interval(interval: Interval | None, between: str = " ") -> str:
     if interval is None or not math.isfinite(interval.ratio):
         return ""
-    return f"{interval.ratio:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{interval.ratio:.3f}{between}[{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _percent(share: float | None, digits: int = 0) -> str:

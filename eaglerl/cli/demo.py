@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from eaglerl.cli.cycle_chart import cycle_chart
-from eaglerl.cli.machine_cost import measured_cost
+from eaglerl.cli.open_policy import default_policy, find_chosen_policy, open_chosen_policy
 from eaglerl.cli.options import (
     CostOption,
     DraftDtypeOption,
@@ -22,13 +23,11 @@ from eaglerl.cli.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.streaming import statistics_table, text_streamer
-from eaglerl.cli.terminal import EXIT_FAILED, DebugOption, busy, command, output
+from eaglerl.cli.streaming import statistics_dict, statistics_table, text_streamer
+from eaglerl.cli.terminal import EXIT_FAILED, DebugOption, busy, command, notes, output
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams, TreePolicy
@@ -49,6 +48,9 @@ def demo(
     ] = 200,
     tree: TreeOption = None,
     policy: PolicyOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON; the rest goes to stderr.")
+    ] = False,
     cost: CostOption = None,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
@@ -62,16 +64,19 @@ def demo(
     three answers differ. The first run measures what a cycle costs on this machine, for the policy
     to decide by.
     """
-    console = output()
+    # With --json, stdout is for the figures alone.
+    console = notes() if as_json else output()
+    constant = parse_tree(tree)
+    chosen = policy or default_policy(model, draft)
+    files = None if chosen is None else find_chosen_policy(chosen)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
     # None stands for the decoder's default tree.
     modes: dict[str, TreeParams | TreePolicy | None] = {
         "plain decoding": parse_tree(None, plain=True),
-        "constant tree": parse_tree(tree),
+        "constant tree": constant,
     }
-    learned = _load_policy(policy, cost, decoder, model, draft)
-    if learned is not None:
-        modes["learned policy"] = learned
+    if files is not None:
+        modes["learned policy"] = open_chosen_policy(files, cost, decoder)
     input_ids = encode(decoder, prompt, chat=True)
     with busy("warming up"):
         _warm_up(decoder, input_ids, max_new_tokens, modes)
@@ -85,42 +90,23 @@ def demo(
         console.print(Rule("how the policy moved T and D along the text", align="left"))
         console.print(cycle_chart(runs["learned policy"].statistics.cycles, console.width))
         console.print()
-    _compare(console, runs)
+    identical = _compare(console, runs)
+    if as_json:
+        figures = {name: statistics_dict(run) for name, run in runs.items()}
+        output().print_json(json.dumps({"identical": identical, "modes": figures}))
+    if not identical:
+        raise typer.Exit(EXIT_FAILED)
 
 
-def _load_policy(
-    policy: Path | None,
-    cost: Path | None,
-    decoder: SpeculativeDecoder,
-    model: str,
-    draft: Path | None,
-) -> TreePolicy | None:
-    """The policy given, else the one shipped for `model` and its own head, if there is one.
-
-    Raises:
-        ValueError: it cannot be read, or belongs to another target or head.
-    """
-    from eaglerl.prepare import MODELS, default_policy_path
-    from eaglerl.rl.policy_files import find_policy, open_policy
-
-    if policy is None:
-        if draft is not None or model not in MODELS:
-            return None
-        policy = default_policy_path(model)
-    files = find_policy(policy)
-    return open_policy(files, decoder, cost=measured_cost(cost, decoder, files))
-
-
-def _compare(console: Console, runs: dict[str, GenerateOutput]) -> None:
-    """Print the table; exit with 1 if an answer is another than the first."""
+def _compare(console: Console, runs: dict[str, GenerateOutput]) -> bool:
+    """Print the table; whether all answers are the first one's."""
     first, *others = (run.sequences.tolist() for run in runs.values())
     identical = [other == first for other in others]
     table = statistics_table(runs)
     cells = ["yes" if same else "no" for same in identical]
     table.add_row("identical", "", *cells, style=None if all(identical) else "red")
     console.print(table)
-    if not all(identical):
-        raise typer.Exit(EXIT_FAILED)
+    return all(identical)
 
 
 def _warm_up(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.open_policy import find_chosen_policy, open_chosen_policy
 from eaglerl.cli.options import (
     SAMPLING_PANEL,
+    CostOption,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     PlainOption,
+    PolicyOption,
     ThreadsOption,
     TopPOption,
     TreeOption,
@@ -20,9 +24,12 @@ from eaglerl.cli.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.streaming import statistics_table, text_streamer
+from eaglerl.cli.streaming import statistics_dict, statistics_table, text_streamer
 from eaglerl.cli.terminal import DebugOption, command, notes
 from eaglerl.prepare import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder
 
 
 @command
@@ -46,6 +53,10 @@ def generate(
         typer.Option(metavar="TEXT", help="Stop at this text; repeatable.", show_default=False),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and acceptance.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the text and its statistics as JSON when it is done."),
+    ] = False,
     temperature: Annotated[
         float,
         typer.Option(
@@ -71,6 +82,8 @@ def generate(
     ] = 0,
     tree: TreeOption = None,
     plain: PlainOption = False,
+    policy: PolicyOption = None,
+    cost: CostOption = None,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
@@ -81,23 +94,43 @@ def generate(
 
     The text goes to stdout as it comes, everything else to stderr.
     """
-    policy = parse_tree(tree, plain=plain)
+    constant = parse_tree(tree, plain=plain)
+    if policy is not None and constant is not None:
+        raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
     text = _read_prompt(prompt)
+    files = None if policy is None else find_chosen_policy(policy)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    chosen = constant if files is None else open_chosen_policy(files, cost, decoder)
+    input_ids = encode(decoder, text, chat=chat)
     generated = decoder.generate(
-        encode(decoder, text, chat=chat),
-        policy,
+        input_ids,
+        chosen,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         seed=seed,
         stop_strings=stop,
-        streamer=text_streamer(decoder.tokenizer, _write),
+        streamer=None if as_json else text_streamer(decoder.tokenizer, _write),
     )
+    if as_json:
+        _write(json.dumps(_answer(generated, input_ids.shape[1], decoder)) + "\n")
+        return
     _write("\n")
     if stats:
         notes().print(statistics_table({"generate": generated}))
+
+
+def _answer(
+    generated: GenerateOutput, prompt_length: int, decoder: SpeculativeDecoder
+) -> dict[str, object]:
+    new_ids = generated.sequences[0, prompt_length:].tolist()
+    return {
+        "text": decoder.tokenizer.decode(new_ids, skip_special_tokens=True),
+        "token_ids": new_ids,
+        "finish_reason": generated.finish_reasons[0],
+        **statistics_dict(generated),
+    }
 
 
 def _read_prompt(prompt: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 _MODEL_PANEL = "Model"
 _DRAFTING_PANEL = "Drafting"
 SAMPLING_PANEL = "Sampling"
+
+# A tree that is written with one of these can stand in a list with commas.
+_SIGN = re.compile("[/-]")
 
 ModelOption = Annotated[
     str,
@@ -62,7 +66,7 @@ TreeOption = Annotated[
     str | None,
     typer.Option(
         "--tree",
-        metavar="T,D,K",
+        metavar="T/D/K",
         help="Draft tree: rows verified per cycle, expansion rounds after the first, width; "
         "default: a small one that suits a CPU.",
         show_default=False,
@@ -85,8 +89,8 @@ PolicyOption = Annotated[
     Path | None,
     typer.Option(
         "--policy",
-        metavar="FOLDER",
-        help="A trained policy that chooses the draft; default: the one shipped for the model.",
+        metavar="FOLDER|NAME",
+        help="A trained policy that chooses the draft: its folder, or the name of a shipped one.",
         show_default=False,
         rich_help_panel=_DRAFTING_PANEL,
     ),
@@ -104,7 +108,7 @@ CostOption = Annotated[
 
 
 def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
-    """Read `T,D,K` as tree parameters.
+    """Read `T/D/K` as tree parameters.
 
     Args:
         text: what was given, if anything.
@@ -118,25 +122,39 @@ def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
     """
     if plain and text is not None:
         raise typer.BadParameter("--plain drafts no tree; give one of the two", param_hint="--tree")
+    from eaglerl.eagle3 import NO_DRAFT, TreeParams
+
     if plain:
-        text = "1,0,1"
+        return NO_DRAFT
     if text is None:
         return None
     try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 3:
-        raise typer.BadParameter(
-            f"{text!r} is not of the form T,D,K, three whole numbers such as 8,2,4",
-            param_hint="--tree",
-        )
-    from eaglerl.eagle3 import TreeParams
-
-    try:
-        return TreeParams(*numbers)
+        return TreeParams.from_text(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--tree") from error
+
+
+def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
+    """Read several trees, `T/D/K,...`; between spaces or semicolons a tree may be `T,D,K`, too.
+
+    Args:
+        text: what was given.
+        option: its name, for the error.
+
+    Raises:
+        typer.BadParameter: a tree that is none, or the same one twice.
+    """
+    from eaglerl.eagle3 import TreeParams
+
+    parts = re.split(r"[;\s]+", text.strip())
+    texts = [one for part in parts for one in (part.split(",") if _SIGN.search(part) else [part])]
+    try:
+        trees = tuple(TreeParams.from_text(one) for one in texts)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+    if len(set(trees)) < len(trees):
+        raise typer.BadParameter(f"the trees must be distinct, got {text!r}", param_hint=option)
+    return trees
 
 
 def resolve_model(model: str) -> Path:

@@ -28,9 +28,18 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="HTML file to write; the figures come beside it as FILE-FIGURE.png.",
+            help="HTML file to write.",
         ),
     ] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures",
+            metavar="FOLDER",
+            help="Write the figures there as PNG files, too.",
+            show_default=False,
+        ),
+    ] = None,
     questions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -117,13 +126,11 @@ def report(
             cost=CostTable.from_json(cost) if cost else None,
             calibration=calibration or (),
             question=question,
+            figures=figures,
             progress=show,
         )
-    notes().print(
-        f"the report is in {files[0]}, with {len(files) - 1} figures beside it",
-        markup=False,
-        soft_wrap=True,
-    )
+    beside = f", {len(files) - 1} figures are in {figures}" if figures else ""
+    notes().print(f"the report is in {files[0]}{beside}", markup=False, soft_wrap=True)
 
 
 def _name(folder: Path, folders: list[Path]) -> str:

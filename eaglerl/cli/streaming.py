@@ -30,6 +30,12 @@ def text_streamer(tokenizer: Any, write: Callable[[str], None]) -> TextStreamer:
     return WordStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
+def statistics_dict(run: GenerateOutput) -> dict[str, float]:
+    """Return a run's figures under the names that they have in Python."""
+    names = ("tokens_per_second", "mean_acceptance_length", "num_cycles", "new_tokens", "seconds")
+    return {name: getattr(run.statistics, name) for name in (*names, "prefill_seconds")}
+
+
 def statistics_table(runs: dict[str, GenerateOutput]) -> Table:
     """Return a table with a column for each run.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import time
 import warnings
@@ -34,6 +35,8 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 # Seconds between two progress lines where there is no terminal to draw a bar on.
 PLAIN_LINE_INTERVAL = 5.0
+
+_ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show the traceback when something fails.")
@@ -138,12 +141,24 @@ def _report(error: Exception, *, debug: bool) -> None:
     console = notes()
     if debug:
         console.print_exception()
-    sentence = " ".join(str(error).split())
+    sentence = " ".join(_words(error).split())
     if not isinstance(error, _SELF_EXPLAINING) or not sentence:
         sentence = f"{type(error).__name__}: {sentence}".removesuffix(": ")
         if not debug:
             sentence += " (--debug shows where)"
     console.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
+
+
+def _words(error: Exception) -> str:
+    """The error as a sentence: the system's own ones begin with a number and end with the file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        names = " and ".join(
+            repr(os.fsdecode(name))
+            for name in (error.filename, error.filename2)
+            if isinstance(name, str | bytes)
+        )
+        return f"{names or error.filename}: {error.strerror}"
+    return _ERROR_NUMBER.sub("", str(error))
 
 
 @contextmanager

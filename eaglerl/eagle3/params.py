@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
+
+# Nine digits: no larger number is a tree's, and Python refuses to read very long ones.
+_TREE_TEXT = re.compile(r"(\d{1,9})([/,-])(\d{1,9})\2(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,24 @@ class TreeParams:
                 f"but depth={self.depth} and top_k={self.top_k} give a pool of only "
                 f"{self.pool_size} (top_k + depth * top_k**2)"
             )
+
+    @classmethod
+    def from_text(cls, text: str) -> TreeParams:
+        """Read ``T/D/K``; ``T,D,K`` and ``T-D-K`` are accepted as well.
+
+        Raises:
+            ValueError: not three whole numbers, or numbers that make no tree.
+        """
+        found = _TREE_TEXT.fullmatch(text.strip())
+        if found is None:
+            raise ValueError(
+                f"a tree must be three whole numbers T/D/K such as 8/2/4, got {text[:80]!r}"
+            )
+        return cls(*(int(found.group(place)) for place in (1, 3, 4)))
+
+    def __str__(self) -> str:
+        """``T/D/K``, as everywhere in files, tables and options."""
+        return f"{self.total_tokens}/{self.depth}/{self.top_k}"
 
     @property
     def pool_size(self) -> int:

@@ -11,6 +11,7 @@ from eaglerl.eagle3.params import NO_DRAFT, TreeParams
 from eaglerl.evaluation.baselines import BASELINES
 from eaglerl.evaluation.policy_files import COST_NAME, find_policy
 from eaglerl.evaluation.records import PLAIN
+from eaglerl.prepare import MODELS
 
 #: Given by name to stand for every baseline.
 ALL_BASELINES = "baseline:all"
@@ -26,7 +27,7 @@ class ModeSpec:
     """One way to decode that was asked for.
 
     Attributes:
-        label: what it is called; what was given after the label's sign by default.
+        label: what it is called; `short_label` by default.
         kind: a name in `KINDS`.
         argument: what follows the kind; empty for none.
         needs: "cost", "traces": what must be given for it besides.
@@ -65,26 +66,6 @@ class Kind:
     check: Callable[[str], tuple[str, ...]]
 
 
-def parse_tree_text(text: str) -> TreeParams:
-    """Read ``T/D/K``.
-
-    Raises:
-        ValueError: not three whole numbers, or numbers that make no tree.
-    """
-    try:
-        numbers = [int(part) for part in text.split("/")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 3:
-        raise ValueError(f"a tree must be three whole numbers T/D/K such as 8/2/4, got {text!r}")
-    return TreeParams(*numbers)
-
-
-def tree_text(tree: TreeParams) -> str:
-    """``T/D/K``."""
-    return f"{tree.total_tokens}/{tree.depth}/{tree.top_k}"
-
-
 def parse_mode(text: str) -> ModeSpec:
     """Read one mode; nothing is loaded.
 
@@ -106,7 +87,30 @@ def parse_mode(text: str) -> ModeSpec:
             f"the label of a mode must have no space, '=' or leading '/', got {text!r}"
         )
     needs = KINDS[kind].check(argument)
-    return ModeSpec(label or rest, kind, argument, needs)
+    if kind == "tree":
+        # However it was spelt, it is the same mode.
+        argument = str(TreeParams.from_text(argument))
+    return ModeSpec(label or short_label(kind, argument), kind, argument, needs)
+
+
+def short_label(kind: str, argument: str) -> str:
+    """What a mode is called that was given no label: short enough for a table.
+
+    A trained policy is called by its folder's name, without ``policy-`` before it and a model's
+    name behind it: ``policy:models/policy-ppo-smollm2-135m-instruct`` is ``ppo``. A folder that
+    says no more than ``policy`` lies in a run's, whose name is taken. Any other mode is called what
+    was given.
+    """
+    if kind not in POLICY_KINDS:
+        return f"{kind}:{argument}" if argument else kind
+    path = Path(argument).absolute()
+    name = path.stem if path.suffix == ".safetensors" else path.name
+    if name == "policy":
+        name = path.parent.name
+    for model in MODELS:
+        name = name.removesuffix(f"-{model}")
+    name = re.sub(r"[=\s]+", "-", name.removeprefix("policy-")) or "policy"
+    return name if kind == "policy" else f"{kind}:{name}"
 
 
 def parse_modes(texts: Iterable[str]) -> tuple[ModeSpec, ...]:
@@ -127,7 +131,10 @@ def parse_modes(texts: Iterable[str]) -> tuple[ModeSpec, ...]:
         if (mode.label == PLAIN) != (mode.spec == PLAIN):
             raise ValueError(f"the label {PLAIN!r} belongs to plain decoding, got {mode.spec!r}")
         if by_label.setdefault(mode.label, mode) != mode:
-            raise ValueError(f"labels of modes must be distinct, got {mode.label!r} twice")
+            raise ValueError(
+                f"labels of modes must be distinct, got {mode.label!r} twice; name one of them: "
+                f"LABEL={mode.spec}"
+            )
     return tuple(by_label.values())
 
 
@@ -135,7 +142,7 @@ def constant_tree(mode: ModeSpec) -> TreeParams | None:
     """The tree of a mode that always drafts the same; None for the others."""
     if mode.kind == PLAIN:
         return NO_DRAFT
-    return parse_tree_text(mode.argument) if mode.kind == "tree" else None
+    return TreeParams.from_text(mode.argument) if mode.kind == "tree" else None
 
 
 def _nothing(argument: str) -> tuple[str, ...]:
@@ -143,7 +150,7 @@ def _nothing(argument: str) -> tuple[str, ...]:
 
 
 def _tree(argument: str) -> tuple[str, ...]:
-    parse_tree_text(argument)
+    TreeParams.from_text(argument)
     return ()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.evaluation.contenders import DecoderContender, answer
 from eaglerl.evaluation.json_lines import LineWriter
-from eaglerl.evaluation.modes import tree_text
 from eaglerl.evaluation.questions import Question
 from eaglerl.evaluation.records import SELECTION_NAME, Record, read_records
 from eaglerl.evaluation.setup import Resources
@@ -47,7 +46,7 @@ class Selector:
             progress: told what is being done and the fraction done.
         """
         self._resources = resources
-        self._trees = {f"tree:{tree_text(tree)}": tree for tree in grid}
+        self._trees = {f"tree:{tree}": tree for tree in grid}
         self._seed = seed
         self._path = folder / SELECTION_NAME
         self._run = run

@@ -106,9 +106,8 @@ class TrainingCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._progress is not None:
-            speed = self._run.records[-1]["tokens_per_second"] if self._run.records else 0.0
             self._progress(
-                f"{self.num_timesteps:,} windows, {speed:.1f} tokens/s",
+                f"{self.num_timesteps:,} windows{self._speed()}",
                 min(self.num_timesteps / self._total, 1.0),
             )
         if self.num_timesteps < self._next:
@@ -116,6 +115,16 @@ class TrainingCallback(BaseCallback):
         self._next = self.num_timesteps + self._interval
         self._record(self._weights())
         self._save()
+
+    def _speed(self) -> str:
+        """Tokens per second of the windows since the last record, else of that record."""
+        if self._sums["seconds"]:
+            speed = self._sums["tokens"] / self._sums["seconds"]
+        elif self._run.records:
+            speed = self._run.records[-1]["tokens_per_second"]
+        else:
+            return ""
+        return f", {speed:.1f} tokens/s"
 
     def _record(self, weights: PolicyWeights) -> None:
         sums = self._sums

@@ -1,4 +1,4 @@
-"""Comparisons as one HTML file that explains itself, with its figures as PNG files beside it.
+"""Comparisons as one HTML file that explains itself and holds its figures.
 
 It needs the extra ``report`` (jinja2, matplotlib, scipy and statsmodels); what is here is imported
 when it is asked for.

@@ -99,7 +99,7 @@ class Evidence:
         if self.reference != TUNED:
             return "plain decoding" if self.reference == PLAIN else self.reference
         chosen = self.tuned_trees.values()
-        trees = sorted({f"{tree.total_tokens}/{tree.depth}/{tree.top_k}" for tree in chosen})
+        trees = sorted({str(tree) for tree in chosen})
         return f"the tuned constant tree {' and '.join(trees)}" if trees else "the tuned constant"
 
     @property

@@ -45,11 +45,10 @@ def _headroom(study: TraceStudy | None) -> list[Block]:
         return [not_measured("Headroom H and captured share C", _HOW)]
     bounds = study.bounds
     tokens = bounds.tokens
-    tree = f"{study.tree.total_tokens}/{study.tree.depth}/{study.tree.top_k}"
     rows: list[tuple[str, float, str]] = [("plain decoding", bounds.plain, "constant")]
     if study.tuned is not None:
         rows.append(("tuned constant (on the other half)", study.tuned, "constant"))
-    rows.append((f"best constant in hindsight, {tree}", bounds.constant, "constant"))
+    rows.append((f"best constant in hindsight, {study.tree}", bounds.constant, "constant"))
     rows += [
         (policy.label, policy.seconds, "policy")
         for policy in study.policies

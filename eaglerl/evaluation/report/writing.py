@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,18 +31,20 @@ def write_report(
     cost: CostTable | None = None,
     calibration: Sequence[str | Path] = (),
     question: str | None = None,
+    figures: str | Path | None = None,
     progress: Progress = lambda stage, fraction: None,
 ) -> list[Path]:
-    """Write comparisons as one HTML file, and its figures as PNG files beside it.
+    """Write comparisons as one HTML file that holds its figures.
 
     Args:
         comparisons: at least one, of distinct names.
-        output: the HTML file; the figures are ``STEM-FIGURE.png``.
+        output: the HTML file.
         traces: for headroom, captured share, cache intervals and expectations; of prompts that no
             policy was trained on.
         cost: needed with traces.
         calibration: files besides those that lie in the folders of the policies' runs.
         question: see `comparison_chapter`.
+        figures: folder for the figures as PNG files, too; it is made.
         progress: told what is being done and the fraction done.
 
     Returns:
@@ -87,7 +88,7 @@ def write_report(
         )
     chapters.append(bounds_chapter(study, calibrations))
     with exclusive_file(output):
-        return _write(output, _title(names), chapters)
+        return _write(output, _title(names), chapters, None if figures is None else Path(figures))
 
 
 def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:
@@ -120,19 +121,21 @@ def _title(names: Sequence[str]) -> str:
     return f"Comparison {names[0]}" if len(names) == 1 else f"{len(names)} comparisons"
 
 
-def _write(output: Path, title: str, chapters: Sequence[Chapter]) -> list[Path]:
+def _write(
+    output: Path, title: str, chapters: Sequence[Chapter], figures: Path | None
+) -> list[Path]:
     moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     made = f"Made by eaglerl {version('eaglerl')} on {moment}. This file needs nothing beside it."
     page = render(title, chapters, made)
     written = [output]
-    stem = re.sub(r"[^\w.+-]+", "_", output.stem)
-    for chapter in chapters:
-        for picture in chapter.pictures:
-            path = output.with_name(f"{stem}-{picture.name}.png")
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for picture in (picture for chapter in chapters for picture in chapter.pictures):
+            path = figures / f"{picture.name}.png"
             with atomic_path(path) as temporary:
                 temporary.write_bytes(picture.png)
             written.append(path)
-    # Last: a page that is there has all its figures.
+    # Last: where there is a page, there are the figures that were asked for with it.
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return written
