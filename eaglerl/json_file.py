@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -39,6 +39,23 @@ MAX_LINE_BYTES = 1 << 26
 
 _T = TypeVar("_T")
 _MOST_ERRORS = 5000
+#: pydantic's kinds of error in the words of this package.
+_ALLOWED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "dataclass_type": "an object",
+    "finite_number": "a finite number",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
 
 
 class Schema(BaseModel):
@@ -140,7 +157,7 @@ def parse_json(
     try:
         value = jiter.from_json(data, allow_inf_nan=allow_nan, catch_duplicate_keys=True)
     except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from None
+        raise ValueError(f"{where} cannot be read: it is not valid JSON: {error}") from None
     if form is not None:
         _check_form(value, form, where)
     try:
@@ -239,14 +256,23 @@ def _explained(error: ValidationError, where: str) -> str:
     elif kind == "extra_forbidden":
         sentence = f"{where} has an unknown key {key!r}"
     else:
-        allowed = first["msg"].removeprefix("Value error, ")
-        allowed = re.sub(r"^\w+ should", "must", allowed).replace(" after validation", "")
+        allowed = _allowed(kind, first["msg"], first.get("ctx", {}))
         subject = f"{key!r} of {where}" if key else where
-        sentence = f"{subject} {allowed}"
+        sentence = f"{subject} {allowed}" if allowed.startswith("must") else f"{subject}: {allowed}"
         # Own checks say it themselves.
         if kind != "value_error":
             sentence += f", got {given}"
     return f"{sentence} (and {len(more)} more)" if more else sentence
+
+
+def _allowed(kind: str, message: str, context: Mapping[str, object]) -> str:
+    if (known := _ALLOWED.get(kind)) is not None:
+        return f"must be {known.format_map(context)}"
+    if kind == "literal_error":
+        expected = str(context["expected"])
+        return f"must be one of {expected}" if " or " in expected else f"must be {expected}"
+    message = message.removeprefix("Value error, ").replace(" after validation", "")
+    return re.sub(r"^\w+ should", "must", message)
 
 
 def _key(location: Sequence[int | str]) -> str:

@@ -7,6 +7,7 @@ it is not found.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,12 +81,18 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
     Without either it is None, for the table beside each policy; `tell_unmeasured` says so.
 
     Raises:
-        ValueError: the file is no table.
+        ValueError: the file given is no table.
     """
     from eaglerl.rl import CostTable
 
-    file = kept_cost_path(decoder) if cost is None else cost
-    return None if cost is None and not file.is_file() else CostTable.from_json(file)
+    if cost is not None:
+        return CostTable.from_json(cost)
+    kept = kept_cost_path(decoder)
+    try:
+        return CostTable.from_json(kept) if kept.is_file() else None
+    except ValueError as error:
+        warnings.warn(f"{error}; it counts as not measured", stacklevel=2)
+        return None
 
 
 def tell_unmeasured() -> None:

@@ -160,7 +160,17 @@ def _modes(
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]
     for folder in folders:
-        modes += find_policies(folder, decoder, cost=table)
+        known = {mode.name for mode in modes}
+        for found in find_policies(folder, decoder, cost=table):
+            if found.name in known:
+                notes().print(
+                    f"warning: the policy {found.name} in {folder} is left out: there is a mode of "
+                    "that name already",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            else:
+                modes.append(found)
     if table is None and any(mode.learned for mode in modes):
         tell_unmeasured()
     return Modes(modes, default or modes[0].name)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE, MAX_ACTIONS
+
 if TYPE_CHECKING:
     from eaglerl.ops.policy_weights import PolicyWeights
 
 Activation = Literal["tanh", "relu", "silu"]
 MlpInput = Literal["features", "taps"]
 
-MAX_ACTIONS = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHOICES = {
     "activation": get_args(Activation),
@@ -98,6 +99,7 @@ def _check_bins(weights: PolicyWeights) -> None:
         raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
     if any(low < least for low, least in zip(bins.amin(0).cpu().tolist(), (1, 0, 1), strict=True)):
         raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
+    _check_largest(bins)
     rows = weights.output_weight.shape[0]
     if weights.horizon < 1 or rows != weights.horizon * actions:
         raise ValueError(
@@ -107,6 +109,20 @@ def _check_bins(weights: PolicyWeights) -> None:
     if not 0 <= weights.fallback_action < actions:
         raise ValueError(
             f"fallback_action must be in 0..{actions - 1}, got {weights.fallback_action}"
+        )
+
+
+def _check_largest(bins: Tensor) -> None:
+    highest = bins.amax(0).cpu().tolist()
+    for value, (name, most) in zip(highest, LARGEST_TREE.items(), strict=True):
+        if value > most:
+            raise ValueError(f"bins must hold {name} of at most {most}, got {value}")
+    depth, top_k = bins[:, 1].long(), bins[:, 2].long()
+    pool = int((top_k + depth * top_k**2).max())
+    if pool > LARGEST_POOL:
+        raise ValueError(
+            f"bins must hold trees of at most {LARGEST_POOL:,} candidates, top_k + depth * "
+            f"top_k^2, got {pool:,}"
         )
 
 

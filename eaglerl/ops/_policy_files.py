@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor
 
 from eaglerl.files import atomic_path
+from eaglerl.json_file import Schema, read_json
+from eaglerl.ops._policy_checks import Activation, MlpInput
+from eaglerl.ops.limits import MAX_ACTIONS, MAX_HORIZON
+from eaglerl.tensor_file import read_tensors
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "eaglerl_policy"
@@ -21,6 +24,17 @@ _SETTINGS = ("activation", "mlp_input", "norm_chunks", "eps", "horizon", "fallba
 _REQUIRED = ("output_weight", "output_bias", "bins")
 _OPTIONAL = ("fc_weight", "fc_bias", "norm_weight")
 _LISTS = ("hidden_weights", "hidden_biases")
+
+
+class _Config(Schema):
+    format: Literal[FORMAT_VERSION]
+    model_type: Literal[MODEL_TYPE]
+    activation: Activation
+    mlp_input: MlpInput
+    norm_chunks: Literal[0, 1, 3]
+    eps: Annotated[float, Field(ge=0.0)]
+    horizon: Annotated[int, Field(ge=1, le=MAX_HORIZON)]
+    fallback_action: Annotated[int, Field(ge=0, lt=MAX_ACTIONS)]
 
 
 def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) -> None:
@@ -39,20 +53,21 @@ def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) 
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def read_policy(path: str | Path, device: torch.device | str) -> dict[str, Any]:
-    """Reads the fields of a `PolicyWeights`.
+def read_policy(path: str | Path) -> dict[str, Any]:
+    """Reads the fields of a `PolicyWeights`, on the CPU.
 
     Raises:
         ValueError: A file is missing, malformed or of another format; the message names it.
     """
     folder = Path(path)
-    config = _read_config(folder / _CONFIG_NAME)
+    config = read_json(folder / _CONFIG_NAME, _Config, "policy's settings")
     file = folder / _WEIGHTS_NAME
+    tensors, _ = read_tensors(file, "policy's weights")
     try:
-        fields = gather_fields(load_file(file, device=str(device)))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    return {**fields, **{name: config[name] for name in _SETTINGS}}
+        fields = gather_fields(tensors)
+    except ValueError as error:
+        raise ValueError(f"the policy's weights {str(file)!r} cannot be used: {error}") from None
+    return {**fields, **{name: getattr(config, name) for name in _SETTINGS}}
 
 
 def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -74,18 +89,3 @@ def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if missing or unknown:
         raise ValueError(f"missing tensors: {sorted(missing)}, unknown: {sorted(unknown)}")
     return fields
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        raise ValueError(f'{file} must have "model_type": "{MODEL_TYPE}"')
-    if config.get("format") != FORMAT_VERSION:
-        raise ValueError(f"{file} must have format {FORMAT_VERSION}, got {config.get('format')!r}")
-    missing = [name for name in _SETTINGS if name not in config]
-    if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    return config

@@ -303,9 +303,14 @@ class PolicyWeights:
 
         Raises:
             ValueError: A file is missing, malformed or of another format, or the weights break an
-                invariant; the message names the file or the field.
+                invariant; the message names the file or the folder and the field.
         """
-        return cls(**read_policy(path, device))
+        fields = read_policy(path)
+        try:
+            weights = cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the policy in {str(path)!r} cannot be used: {error}") from error
+        return weights if torch.device(device).type == "cpu" else weights.to(device)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that are there, by the names that they have in a file."""

@@ -37,6 +37,9 @@ class CycleJudge:
             TypeError: a size that is no int, or weights that are not float32.
         """
         _check_sizes(model)
+        # Before anything is made of their size.
+        if model.max_rows > cost.total_tokens[-1]:
+            raise ValueError(f"rows must lie in 1..{cost.total_tokens[-1]}, got {model.max_rows}")
         rows = np.arange(1, model.max_rows + 1)
         base = cost.verify_seconds(rows, 0)
         chain_net = model.chain_net

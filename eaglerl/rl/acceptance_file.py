@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 
-from eaglerl.eagle3.params import TreeParams
 from eaglerl.files import atomic_path
+from eaglerl.json_file import Schema, parse_json
+from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.small_net import SmallNet
+from eaglerl.rl.tree_row import TreeRow
+from eaglerl.tensor_file import check_finite, check_tensor, read_tensors
 
 FORMAT = "eaglerl-acceptance"
 VERSION = 1
 
 _SIZES = ("top_k", "max_depth", "max_rows", "chain_length")
+_LONGEST_CHAIN = 1024
+
+
+class _SettingsSchema(Schema):
+    top_k: Annotated[int, Field(ge=1, le=LARGEST_TREE["top_k"])]
+    max_depth: Annotated[int, Field(ge=0, le=LARGEST_TREE["depth"])]
+    max_rows: Annotated[int, Field(ge=2, le=LARGEST_TREE["total_tokens"])]
+    chain_length: Annotated[int, Field(ge=0, le=_LONGEST_CHAIN)]
+    rate: Annotated[float, Field(gt=0.0)]
+    constant: TreeRow | None
+    gain: Annotated[float, Field(gt=-1.0)]
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        pool = self.top_k + self.max_depth * self.top_k**2
+        if pool > LARGEST_POOL:
+            raise ValueError(
+                f"top_k + max_depth * top_k^2 must be at most {LARGEST_POOL:,}, got {pool:,}"
+            )
+        return self
 
 
 def save_acceptance(
@@ -77,12 +99,7 @@ def load_acceptance(
         ValueError: the file is not one, or belongs to another target or head; the message says
             both.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"the policy {str(path)!r} cannot be read: {error}") from error
+    tensors, metadata = read_tensors(path, "policy")
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise ValueError(
             f"{str(path)!r} is no acceptance policy of version {VERSION}: its format is "
@@ -93,13 +110,28 @@ def load_acceptance(
             raise ValueError(
                 f"{name} of the policy {str(path)!r} is {metadata.get(name)}, this one is {wanted}"
             )
-    settings = _read_settings(path, metadata.get("settings", ""))
-    model = AcceptanceModel(
-        pool_net=SmallNet.from_tensors(tensors, "pool"),
-        chain_net=SmallNet.from_tensors(tensors, "chain") if "chain.weight.0" in tensors else None,
-        stop_weights=_stop_weights(path, tensors, settings["max_depth"]),
-        **settings,
+    settings = parse_json(
+        metadata.get("settings", ""),
+        _SettingsSchema,
+        f"the entry 'settings' of the policy {str(path)!r}",
     )
+    where = f"the policy {str(path)!r}"
+    if "stop_weights" not in tensors:
+        raise ValueError(f"{where} lacks the tensor 'stop_weights'")
+    shape = (settings.max_depth, STOP_INPUTS)
+    check_tensor("stop_weights", tensors["stop_weights"], torch.float32, shape, where)
+    check_finite(tensors, where)
+    try:
+        model = AcceptanceModel(
+            pool_net=SmallNet.from_tensors(tensors, "pool"),
+            chain_net=(
+                SmallNet.from_tensors(tensors, "chain") if "chain.weight.0" in tensors else None
+            ),
+            stop_weights=tensors["stop_weights"].numpy(),
+            **dict(settings),
+        )
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be used: {error}") from error
     for name, net, inputs in (
         ("pool", model.pool_net, POOL_INPUTS),
         ("chain", model.chain_net, CHAIN_INPUTS),
@@ -109,45 +141,3 @@ def load_acceptance(
                 f"the {name} net of {str(path)!r} takes {net.inputs} inputs, must take {inputs}"
             )
     return model
-
-
-def _read_settings(path: str | Path, text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the settings of {str(path)!r} are no JSON: {error}") from error
-    minima = {"top_k": 1, "max_depth": 0, "max_rows": 2, "chain_length": 0}
-    others = {"rate", "constant", "gain"}
-    if not isinstance(settings, dict) or settings.keys() != minima.keys() | others:
-        raise ValueError(f"the settings of {str(path)!r} are not those of a policy: {settings!r}")
-    for name, minimum in minima.items():
-        value = settings[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ValueError(f"{name} in {str(path)!r} must be at least {minimum}, got {value!r}")
-    for name, above in (("rate", 0.0), ("gain", -1.0)):
-        value = settings[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not above < value < math.inf:
-            raise ValueError(f"{name} in {str(path)!r} must be above {above:g}, got {value!r}")
-    settings["constant"] = _read_tree(path, settings["constant"])
-    return settings
-
-
-def _read_tree(path: str | Path, value: object) -> TreeParams | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != 3:
-        raise ValueError(f"constant in {str(path)!r} must be null or a tree, got {value!r}")
-    try:
-        return TreeParams(*value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"constant in {str(path)!r} is no tree: {error}") from error
-
-
-def _stop_weights(path: str | Path, tensors: dict[str, torch.Tensor], max_depth: int):
-    tensor = tensors.get("stop_weights")
-    shape = (max_depth, STOP_INPUTS)
-    if tensor is None or tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
-        found = "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
-        raise ValueError(f"stop_weights in {str(path)!r} must be float32 {shape}, got {found}")
-    return tensor.numpy()

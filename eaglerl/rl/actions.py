@@ -6,12 +6,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from eaglerl.eagle3.params import NO_DRAFT, TreeParams
 from eaglerl.files import atomic_path
+from eaglerl.json_file import Items, VersionedSchema, check_json, read_json
+from eaglerl.ops.limits import MAX_ACTIONS
+from eaglerl.rl.tree_row import TreeRow
 
 if TYPE_CHECKING:
     from eaglerl.rl.cost import CostTable
@@ -24,6 +28,14 @@ VERSION = 1
 PUBLISHED_TOTAL_TOKENS = (32, 48, 64, 80, 96, 128)
 PUBLISHED_DEPTHS = (3, 4, 5, 6, 7, 8)
 PUBLISHED_TOP_KS = (8, 12, 16, 20, 32)
+
+
+class ActionsSchema(VersionedSchema):
+    """What a file, or a policy's settings, say of an action space."""
+
+    format: Literal[FORMAT]
+    version: Literal[VERSION]
+    actions: Annotated[Items[TreeRow], Field(min_length=1, max_length=MAX_ACTIONS)]
 
 
 class ActionSpace(Sequence[TreeParams]):
@@ -117,11 +129,8 @@ class ActionSpace(Sequence[TreeParams]):
         Raises:
             ValueError: the file is not one, or holds a tree that cannot exist.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"path must name a JSON file, got {str(path)!r}: {error}") from error
-        return cls.from_dict(content)
+        content = read_json(path, ActionsSchema, "action space", form=(FORMAT, VERSION))
+        return cls._of_content(content, f"the action space {str(path)!r}")
 
     @classmethod
     def from_dict(cls, content: object) -> ActionSpace:
@@ -130,24 +139,16 @@ class ActionSpace(Sequence[TreeParams]):
         Raises:
             ValueError: it is no such description, or holds a tree that cannot exist.
         """
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f'an action space must have "format": "{FORMAT}"')
-        if content.get("version") != VERSION:
-            raise ValueError(
-                f"version of the action space must be {VERSION}, got {content.get('version')!r}"
-            )
-        rows = content.get("actions")
-        if not isinstance(rows, list):
-            raise ValueError(f'"actions" must be a list of [T, D, K], got {type(rows).__name__}')
-        actions = []
-        for index, row in enumerate(rows):
-            if not isinstance(row, list) or len(row) != 3:
-                raise ValueError(f'"actions" must be a list of [T, D, K], got {row!r} at {index}')
-            try:
-                actions.append(TreeParams(*row))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"action {index} is {row!r}, which is no tree: {error}") from error
-        return cls(actions)
+        return cls._of_content(
+            check_json(content, ActionsSchema, "the action space"), "the action space"
+        )
+
+    @classmethod
+    def _of_content(cls, content: ActionsSchema, where: str) -> ActionSpace:
+        try:
+            return cls(content.actions)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, object]:
         """A description that JSON can hold."""

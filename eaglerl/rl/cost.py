@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.files import atomic_path
+from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema, read_json
+from eaglerl.ops.limits import LARGEST_TREE
 
 FORMAT = "eaglerl-cost"
 VERSION = 1
@@ -147,46 +151,39 @@ class CostTable:
         Raises:
             ValueError: the file is not one.
         """
+        content = read_json(path, _CostSchema, "cost table", form=(FORMAT, VERSION))
+        values = {field.name: getattr(content, field.name) for field in fields(cls)}
+        error = values.pop("error")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"path must name a JSON file, got {str(path)!r}: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f'{str(path)!r} is no cost table: "format" must be "{FORMAT}"')
-        if content.get("version") != VERSION:
-            raise ValueError(
-                f"version of the cost table {str(path)!r} must be {VERSION}, got "
-                f"{content.get('version')!r}"
-            )
-        return cls._from_content(path, content)
-
-    @classmethod
-    def _from_content(cls, path: str | Path, content: Mapping[str, object]) -> CostTable:
-        values: dict[str, object] = {}
-        for field in fields(cls):
-            value = content.get(field.name)
-            kind = {"machine": str, "draft_dtype": str, "samples": int}.get(field.name, list)
-            if field.name == "draft_slope":
-                kind = (int, float)
-            if field.name == "error":
-                values["error"] = _read_error(path, value)
-                continue
-            numbers = kind is not list or (
-                isinstance(value, list)
-                and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-            )
-            if not isinstance(value, kind) or not numbers:
-                raise ValueError(f"{field.name!r} of the cost table {str(path)!r} is {value!r}")
-            values[field.name] = tuple(value) if kind is list else value
-        return cls(**values)
+            return cls(**values, error=None if error is None else CostError(**dict(error)))
+        except ValueError as problem:
+            raise ValueError(f"the cost table {str(path)!r}: {problem}") from None
 
 
-def _read_error(path: str | Path, value: object) -> CostError | None:
-    if value is None:
-        return None
-    names = [field.name for field in fields(CostError)]
-    if not isinstance(value, dict) or any(
-        not isinstance(value.get(name), int | float) for name in names
-    ):
-        raise ValueError(f"'error' of the cost table {str(path)!r} is {value!r}")
-    return CostError(**{name: float(value[name]) for name in names})
+class _ErrorSchema(Schema):
+    median: float
+    worst: float
+    total: float
+
+
+_Column = Annotated[Items[Seconds], Field(max_length=LARGEST_TREE["total_tokens"])]
+
+
+class _CostSchema(VersionedSchema):
+    machine: str
+    draft_dtype: str
+    total_tokens: Annotated[
+        Items[Annotated[int, Field(ge=1, le=LARGEST_TREE["total_tokens"])]],
+        Field(min_length=1, max_length=LARGEST_TREE["total_tokens"]),
+    ]
+    verify_base: _Column
+    verify_slope: _Column
+    top_ks: Annotated[
+        Items[Annotated[int, Field(ge=1, le=LARGEST_TREE["top_k"])]],
+        Field(min_length=1, max_length=LARGEST_TREE["top_k"]),
+    ]
+    first_pass: _Column
+    later_pass: _Column
+    draft_slope: Seconds
+    samples: Count
+    error: _ErrorSchema | None = None

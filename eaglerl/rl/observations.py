@@ -6,19 +6,22 @@ extras. What a policy takes is told by the width of its observation space; it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import CycleState
+from eaglerl.json_file import Items, Schema, check_json
 from eaglerl.rl.trace_world import (
     NO_CONFIDENCE,
     POSITION_SCALE,
+    Extra,
     check_extras,
     observation_size,
     padded_confidence,
@@ -30,8 +33,19 @@ Source = Literal["features", "taps", "context"]
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_WIDTH = 384
 
+#: Largest width of an observation that is read from a file: that of three layers of 43,690.
+MAX_WIDTH = 1 << 17
+
 #: Gives the (384,) embedding of a text.
 TextEncoder = Callable[[str], np.ndarray]
+
+
+class ObservationSchema(Schema):
+    """What a policy's settings say of an observation."""
+
+    source: Source
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    extras: Annotated[Items[str], Field(max_length=len(get_args(Extra)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +136,8 @@ class ObservationSpec:
         Raises:
             ValueError: it is no such description.
         """
-        keys = {"source", "width", "extras"}
-        if not isinstance(content, Mapping) or content.keys() != keys:
-            raise ValueError(f"an observation must be described by {sorted(keys)}, got {content!r}")
-        extras = content["extras"]
-        if not isinstance(extras, list):
-            raise ValueError(f"extras must be a list of names, got {extras!r}")
-        return cls(content["source"], content["width"], tuple(extras))
+        given = check_json(content, ObservationSchema, "the observation")
+        return cls(given.source, given.width, given.extras)
 
 
 def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:

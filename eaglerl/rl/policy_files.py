@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
 from eaglerl.eagle3.params import TreePolicy
+from eaglerl.regular_file import open_regular
 from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.cost import CostTable
@@ -18,12 +18,17 @@ from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.files import CARD_NAME
 from eaglerl.rl.published.load import load_policy
+from eaglerl.tensor_file import open_tensors
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.decoder import SpeculativeDecoder
 
 #: The cost table that an acceptance policy's folder may hold: of the machine that it was fitted on.
 COST_NAME = "cost.json"
+
+
+class NoPolicyError(ValueError):
+    """A path holds no policy, but something else or nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,11 @@ class PolicyFiles:
                 p for p in sorted(self.path.iterdir()) if p.suffix in (".safetensors", ".json")
             ]
         digest = hashlib.sha256()
-        for file in files:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        for path in files:
+            digest.update(path.name.encode() + b"\0")
+            with open_regular(path, "policy's file") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
         return digest.hexdigest()[:16]
 
     def read_cost(self, cost: CostTable | str | Path | None) -> CostTable:
@@ -75,19 +83,28 @@ def find_policy(path: str | Path) -> PolicyFiles:
         path: the folder of a policy, or the file of an acceptance policy.
 
     Raises:
-        ValueError: it holds neither, or several acceptance policies.
+        NoPolicyError: it holds neither; a ValueError.
+        ValueError: it holds several acceptance policies, or files that cannot be read.
     """
     path = Path(path)
-    if (path / CARD_NAME).is_file():
+    # Whatever is there under the card's name: what it is, is told when it is read.
+    if os.path.lexists(path / CARD_NAME):
         return PolicyFiles(path, is_acceptance=False)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    found = [file for file in files if _is_acceptance(file)]
-    if len(found) != 1:
-        raise ValueError(
-            f"a policy must be a folder with {CARD_NAME} or one acceptance policy, or the file of "
-            f"one, got {str(path)!r}, which holds {len(found)} acceptance policies"
-        )
-    return PolicyFiles(found[0], is_acceptance=True)
+    found, broken = [], []
+    for file in files:
+        try:
+            found += [file] if _is_acceptance(file) else []
+        except ValueError as error:
+            broken.append(error)
+    if len(found) == 1:
+        return PolicyFiles(found[0], is_acceptance=True)
+    if not found and broken:
+        raise broken[0]
+    raise (ValueError if found else NoPolicyError)(
+        f"a policy must be a folder with {CARD_NAME} or one acceptance policy, or the file of "
+        f"one, got {str(path)!r}, which holds {len(found)} acceptance policies"
+    )
 
 
 def open_policy(
@@ -137,9 +154,10 @@ def fastest(policy: PublishedTreePolicy) -> TreePolicy:
 
 
 def _is_acceptance(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return (opened.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        # Weights of something else, or none at all.
-        return False
+    """Whether it is one, or weights of something else.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    with open_tensors(file, "policy") as opened:
+        return (opened.metadata() or {}).get("format") == FORMAT

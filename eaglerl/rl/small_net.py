@@ -27,7 +27,7 @@ class SmallNet:
     biases: tuple[np.ndarray, np.ndarray, np.ndarray]
 
     def __post_init__(self) -> None:
-        width = self.weights[0].shape[0]
+        width = self.weights[0].shape[0] if self.weights[0].ndim else 0
         for weight, bias in zip(self.weights, self.biases, strict=True):
             if weight.ndim != 2 or weight.shape[0] != width or bias.shape != weight.shape[1:]:
                 raise ValueError(

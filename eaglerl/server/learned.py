@@ -7,8 +7,8 @@ from pathlib import Path
 
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.rl.cost import CostTable
-from eaglerl.rl.policy_files import PolicyFiles, find_policy, open_policy
-from eaglerl.server.modes import Mode
+from eaglerl.rl.policy_files import NoPolicyError, PolicyFiles, find_policy, open_policy
+from eaglerl.server.modes import NAME, Mode
 
 _DESCRIPTIONS = {
     True: "Trained: predicts what is accepted, and weighs it against what it costs.",
@@ -28,21 +28,23 @@ def find_policies(
             it they take the table that lies beside them.
 
     Returns:
-        A mode for each, named like its folder. One that cannot be used with this decoder is left
-        out, and a warning says why.
+        A mode for each, named like its folder. One that cannot be used with this decoder, whatever
+        its files hold, is left out, and a warning says which and why.
     """
-    root = Path(folder)
+    root = Path(folder).resolve()
     found: list[Mode] = []
     for path in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
         try:
-            files = find_policy(path)
-        except ValueError:
+            found.append(_mode(path.name, find_policy(path), decoder, cost))
+        except NoPolicyError:
             # A folder of something else.
             continue
-        try:
-            found.append(_mode(path.name, files, decoder, cost))
-        except (ValueError, ImportError) as error:
-            warnings.warn(f"the policy in {path} is left out: {error}", stacklevel=2)
+        except Exception as error:
+            # Files of others must not keep a server from starting.
+            kind = (
+                "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
+            )
+            warnings.warn(f"the policy in {path} is left out: {kind}{error}", stacklevel=2)
     return found
 
 
@@ -55,6 +57,10 @@ def _mode(
         lambda: open_policy(files, decoder, cost=cost),
         learned=True,
     )
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"its folder's name is that of a mode, which must match {NAME.pattern}, got {name!r}"
+        )
     # It is found out now whether it can be opened.
     mode.give_back(mode.make())
     return mode

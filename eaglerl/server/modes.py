@@ -13,7 +13,7 @@ from eaglerl.rl import LookupRule, lookup_alone
 #: The largest tree that a client may ask for: its pool of candidates grows with depth * top_k^2.
 LARGEST = {"total_tokens": 128, "depth": 16, "top_k": 16}
 _TREE = re.compile(r"tree-(\d{1,9})-(\d{1,9})-(\d{1,9})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _LOOKUP_ALONE = 10
 _MERGE_FROM, _MERGE_TOKENS = 2, 7
@@ -65,8 +65,8 @@ class Modes:
         """
         self._modes: dict[str, Mode] = {}
         for mode in modes:
-            if not _NAME.fullmatch(mode.name):
-                raise ValueError(f"the name of a mode must match {_NAME.pattern}, got {mode.name}")
+            if not NAME.fullmatch(mode.name):
+                raise ValueError(f"the name of a mode must match {NAME.pattern}, got {mode.name}")
             if mode.name in self._modes or _TREE.fullmatch(mode.name):
                 raise ValueError(f"the mode {mode.name} is there already")
             self._modes[mode.name] = mode

@@ -165,7 +165,7 @@ def test_sharded_files(tmp_path: Path, head: Eagle3DraftHead) -> None:
         ({"weight_map": {"a": ".."}}, "'..'"),
         ({"weight_map": {"a": "missing.safetensors"}}, "missing.safetensors.*no such file"),
         ({"weight_map": {"a": "pipe.safetensors"}}, "must be a regular file, got a pipe"),
-        ({"weight_map": {"a": ["x"]}}, r"'weight_map.a' of the index .* must be a valid string"),
+        ({"weight_map": {"a": ["x"]}}, r"'weight_map.a' of the index .* must be a text"),
         ({"weight_map": {}}, "weight_map"),
     ],
 )

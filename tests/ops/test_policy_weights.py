@@ -99,12 +99,17 @@ def test_save_and_load(tmp_path) -> None:
     ("change", "message"),
     [
         ({"model_type": "llama"}, "model_type"),
-        ({"format": 99}, "format 1, got 99"),
-        ({"activation": "gelu"}, "activation must be one of"),
-        ({"norm_chunks": 2}, "norm_chunks must be one of"),
-        ({"horizon": "3"}, "horizon must be an int"),
+        ({"format": 99}, "'format' of .*config.json' must be 1, got 99"),
+        (
+            {"activation": "gelu"},
+            "'activation' of .* must be one of 'tanh', 'relu' or 'silu', got 'gelu'",
+        ),
+        ({"norm_chunks": 2}, "'norm_chunks' of .* must be one of 0, 1 or 3, got 2"),
+        ({"horizon": "3"}, "'horizon' of .* must be an integer, got '3'"),
         ({"fallback_action": 7}, r"fallback_action must be in 0\.\.6, got 7"),
-        ({"eps": "x"}, "eps must be a finite number"),
+        ({"eps": "x"}, "'eps' of .* must be a number, got 'x'"),
+        ({"horizon": 1 << 40}, "'horizon' of .* must be at most 1024"),
+        ({"epsilon": 1}, "unknown key 'epsilon'"),
     ],
 )
 def test_broken_configs_are_named(tmp_path, change, message) -> None:
@@ -116,22 +121,22 @@ def test_broken_configs_are_named(tmp_path, change, message) -> None:
 
 
 def test_broken_files_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json' cannot be read"):
         PolicyWeights.from_pretrained(tmp_path)
     make_modules().weights().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     save_file({name: t for name, t in tensors.items() if name != "bins"}, file)
-    with pytest.raises(ValueError, match=r"model\.safetensors .*missing tensors: \['bins'\]"):
+    with pytest.raises(ValueError, match=r"model\.safetensors' .*missing tensors: \['bins'\]"):
         PolicyWeights.from_pretrained(tmp_path)
     save_file(tensors | {"extra": torch.ones(1)}, file)
     with pytest.raises(ValueError, match=r"unknown: \['extra'\]"):
         PolicyWeights.from_pretrained(tmp_path)
     file.write_bytes(b"\x80\x04not a safetensors file")
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):
         PolicyWeights.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json' cannot be read"):
         PolicyWeights.from_pretrained(tmp_path)
 
 
@@ -161,6 +166,13 @@ def broken(name: str, tensor: torch.Tensor, error: type[Exception], message: str
         broken("bins", torch.ones(7, 3), TypeError, "bins must be torch.int32"),
         broken("bins", torch.ones(7, 2).int(), ValueError, "bins must be"),
         broken("bins", torch.zeros(7, 3).int(), ValueError, "total_tokens >= 1"),
+        broken("bins", torch.full((7, 3), 999).int(), ValueError, "depth of at most 128, got 999"),
+        broken(
+            "bins",
+            torch.tensor([[1, 100, 200]] * 7).int(),
+            ValueError,
+            "at most 1,048,576 candidates.*got 4,000,200",
+        ),
     ],
 )
 def test_broken_tensors_are_named(name, tensor, error, message) -> None:

@@ -45,18 +45,27 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     tensors = load_file(path)
     metadata = {"format": "eaglerl-acceptance", "version": "1", "settings": "{"}
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ValueError, match="no JSON"):
+    with pytest.raises(
+        ValueError, match=r"the entry 'settings' of the policy .* is not valid JSON"
+    ):
         load_acceptance(path)
     settings = (
         '{"top_k": 2, "max_depth": %s, "max_rows": 8, "chain_length": 4, "rate": 0.9, '
         '"constant": null, "gain": 0.0}'
     )
     for text, change, message in (
-        (settings % '"2"', {}, "max_depth in .* must be at least 0"),
-        (settings % "3", {}, "stop_weights in .* must be float32"),
-        (settings.replace("null", "[2, 1]") % "2", {}, "constant in .* must be null or a tree"),
-        (settings.replace("null", "[9, 0, 1]") % "2", {}, "constant in .* is no tree"),
-        (settings.replace("0.0", "-1") % "2", {}, "gain in .* must be above -1, got -1"),
+        (settings % '"2"', {}, "'max_depth' of the entry .* must be an integer, got '2'"),
+        (settings % "3", {}, "'stop_weights' of .* must be torch.float32"),
+        (settings.replace("null", "[2, 1]") % "2", {}, r"lacks 'constant\[2\]'"),
+        (
+            settings.replace("null", "[9, 0, 1]") % "2",
+            {},
+            "'constant' of .*: total_tokens=9 asks for 8",
+        ),
+        (settings.replace("0.0", "-1") % "2", {}, "'gain' of .* must be above -1.0, got -1"),
+        (settings.replace('"max_rows": 8', '"max_rows": 600000000') % "2", {}, "at most 4096"),
+        (settings.replace('"top_k": 2', '"top_k": 200') % "100", {}, "at most 1,048,576"),
+        (settings % "2", {"pool.bias.1": torch.full((24,), torch.nan)}, "'pool.bias.1' .* finite"),
         (settings % "2", {"pool.bias.1": torch.zeros(3)}, "layers must fit each other"),
         (settings % "2", {"pool.weight.0": torch.zeros(9, 5)}, "takes 9 inputs, must take 14"),
         (settings % "2", {"chain.bias.2": torch.zeros(1).half()}, "must be a float32 tensor"),

@@ -65,14 +65,20 @@ def test_json_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "must name a JSON file"),
-        ("[]", '"format": "eaglerl-actions"'),
-        ({"version": 9}, "version of the action space must be 1, got 9"),
-        ({"actions": 3}, "must be a list"),
-        ({"actions": [[4, 2]]}, r"got \[4, 2\] at 0"),
-        ({"actions": [[1, 0, 1], [99, 0, 2]]}, "action 1 is"),
-        ({"actions": [["4", 1, 2]]}, "action 0 is"),
-        ({"actions": []}, "at least one tree"),
+        ("{", "the action space .* cannot be read: it is not valid JSON"),
+        ("[]", '"format" must be "eaglerl-actions"'),
+        ({"version": 9}, "version of the action space .* must be 1, got 9"),
+        ({"actions": 3}, "'actions' of the action space .* must be a list, got 3"),
+        ({"actions": [[4, 2]]}, r"the action space .* lacks 'actions\[0\]\[2\]'"),
+        (
+            {"actions": [[1, 0, 1], [99, 0, 2]]},
+            r"'actions\[1\]' of the action space .*: total_tokens=99 asks for 98",
+        ),
+        ({"actions": [["4", 1, 2]]}, r"'actions\[0\]\[0\]' of .* must be an integer, got '4'"),
+        ({"actions": []}, "must have at least 1 item"),
+        ({"actions": [[2, 1, 1], [2, 1, 1]]}, "the action space .*: actions must be distinct"),
+        ({"actions": [[2, 1, 1 << 20]]}, r"'actions\[0\]\[2\]' .* must be at most 256"),
+        ({"actions": [[2, 100, 200]]}, r"'actions\[0\]' .* must have at most 1,048,576 candidates"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: object, message: str) -> None:

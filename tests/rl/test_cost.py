@@ -78,9 +78,12 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ({"format": "x"}, '"format" must be'),
         ({"version": 0}, "must be 1, got 0"),
         ({"verify_base": "abc"}, "'verify_base' of the cost table"),
-        ({"verify_base": [1, 2, "3"]}, "'verify_base' of the cost table"),
+        ({"verify_base": [1, 2, "3"]}, r"'verify_base\[2\]' of the cost table"),
+        ({"verify_base": [1e300, 1, 1]}, r"'verify_base\[0\]' .* must be below 1000000000"),
+        ({"verify_base": [1]}, "the cost table .*: verify_base must be 3 finite numbers"),
+        ({"total_tokens": [1, 1 << 40, 1 << 41]}, r"'total_tokens\[1\]' .* must be at most 4096"),
         ({"machine": 3}, "'machine' of the cost table"),
-        ({"error": {"median": 1}}, "'error' of the cost table"),
+        ({"error": {"median": 1}}, "the cost table .* lacks 'error.worst'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, change: dict, message: str) -> None:

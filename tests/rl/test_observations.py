@@ -54,13 +54,22 @@ def test_widths_that_tell_nothing_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "must be described by"),
-        ({"source": "features", "width": 4}, "must be described by"),
-        ({"source": "smell", "width": 4, "extras": []}, "source must be one of"),
-        ({"source": "features", "width": "4", "extras": []}, "width must be an int"),
+        (None, "the observation must be an object"),
+        ({"source": "features", "width": 4}, "the observation lacks 'extras'"),
+        (
+            {"source": "smell", "width": 4, "extras": []},
+            "'source' of the observation must be one of 'features'",
+        ),
+        (
+            {"source": "features", "width": "4", "extras": []},
+            "'width' of the observation must be an integer",
+        ),
         ({"source": "taps", "width": 4, "extras": []}, "multiple of 3"),
         ({"source": "context", "width": 4, "extras": []}, "must be 384, got 4"),
-        ({"source": "features", "width": 4, "extras": "position"}, "list of names"),
+        (
+            {"source": "features", "width": 4, "extras": "position"},
+            "'extras' of the observation must be a list",
+        ),
         ({"source": "features", "width": 4, "extras": ["weather"]}, "distinct names"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_pickles_and_archives_are_refused(tmp_path: Path) -> None:
         file.writestr("data", pickle.dumps(Trap()))
     for content in (pickle.dumps(Trap()), archive.getvalue()):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):
             load_policy(folder)
 
 
@@ -132,19 +133,45 @@ def change_card(folder: Path, change: Callable[[dict], object]) -> None:
     ("change", "message"),
     [
         (lambda card: card.update(format="x"), '"format" must be'),
-        (lambda card: card.update(version=9), "must be 1, got 9"),
+        (lambda card: card.update(version=9), "version of the policy's card .* must be 1, got 9"),
         (lambda card: card.update(algorithm="a2c"), r"one of \['dqn', 'ppo'\], got 'a2c'"),
-        (lambda card: card.update(settings=None), "settings must have"),
-        (lambda card: card.update(model=[]), "'model' of"),
+        (lambda card: card.update(settings=None), r"'settings' of the policy's card .* an object"),
+        (
+            lambda card: card.update(model=[]),
+            r"'model' of the policy's card .* must be an object, got \[\]",
+        ),
         (lambda card: card["model"].update(flavour=1), r"unknown \['flavour'\]"),
-        (lambda card: card["model"].update(net_arch="64"), "net_arch must be widths"),
+        (
+            lambda card: card["model"].update(net_arch="64"),
+            "policy's card .*: net_arch must be widths",
+        ),
         (lambda card: card["model"].update(gamma="1"), r"gamma must lie in 0..1, got '1'"),
-        (lambda card: card["settings"].update(reward="fun"), "reward must be one of"),
-        (lambda card: card["settings"].pop("seed"), "settings must have"),
-        (lambda card: card["settings"].update(hidden_size="k"), "hidden_size must be of type int"),
-        (lambda card: card["settings"].update(reference=1), "reference must be of type bool"),
-        (lambda card: card["settings"].update(action_cache_steps=0), "at least 1, got 0"),
-        (lambda card: card["settings"].update(actions={}), "an action space must have"),
+        (
+            lambda card: card["settings"].update(reward="fun"),
+            "'reward' of the entry 'settings' must be one of",
+        ),
+        (lambda card: card["settings"].pop("seed"), "the entry 'settings' lacks 'seed'"),
+        (
+            lambda card: card["settings"].update(hidden_size="k"),
+            "'hidden_size' of the entry 'settings' must be an integer",
+        ),
+        (
+            lambda card: card["settings"].update(reference=1),
+            "'reference' of the entry 'settings' must be true or false, got 1",
+        ),
+        (
+            lambda card: card["settings"].update(action_cache_steps=0),
+            "'action_cache_steps' of the entry 'settings' must be at least 1, got 0",
+        ),
+        (
+            lambda card: card["settings"].update(actions={}),
+            "the entry 'settings' lacks 'actions.format'",
+        ),
+        (lambda card: card["settings"].update(horizon=1 << 30), "must be at most 1024"),
+        (lambda card: card["settings"].update(hidden_size=1 << 30), "must be at most 131072"),
+        (lambda card: card["model"].update(n_steps=1 << 40), "n_steps must be at most"),
+        (lambda card: card["model"].update(net_arch=[1 << 30]), "of at most 8192 units"),
+        (lambda card: card["model"].update(net_arch=[[1]]), "net_arch must be widths"),
         (lambda card: card["settings"]["observation"].update(width=7), "got 12"),
         (
             lambda card: card["settings"]["actions"]["actions"].pop(),
@@ -159,6 +186,16 @@ def test_malformed_cards_are_named(change, message: str, tmp_path: Path) -> None
         load_policy(tmp_path)
 
 
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("policy.json", "config.json", "model.safetensors"):
+        folder = tmp_path / name
+        make_policy(PPO).save(folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=f"{name}' must be a regular file, got a pipe"):
+            load_policy(folder)
+
+
 def test_malformed_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"policy\.json' cannot be read"):
         load_policy(tmp_path)
@@ -171,7 +208,7 @@ def test_malformed_files_are_named(tmp_path: Path) -> None:
     # Copies: what is loaded may be a map of the file, which is about to be cut short.
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):
         load_policy(tmp_path)
     tensors.pop("output_bias")
     save_file(tensors, file)

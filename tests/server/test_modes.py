@@ -1,5 +1,7 @@
 """Modes by name, and policies that are found in a folder."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,38 @@ def test_policies_of_the_head_are_found(tmp_path: Path) -> None:
     ids = decoder.tokenizer("hello").input_ids
     output = decoder.generate([ids], mode.take(), max_new_tokens=30)
     assert decoder.tokenizer.decode(output.sequences[0, len(ids) :]) == greedy_text("hello", 30)
+
+
+def test_broken_policies_are_left_out_and_named(tmp_path: Path) -> None:
+    decoder = tiny_decoder()
+    policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=decoder.head)
+    damages = {
+        "a-type": lambda folder: change(folder, "settings", 3),
+        "a-range": lambda folder: change(folder, "version", 1 << 80),
+        "deep": lambda folder: (folder / "policy.json").write_text("[" * 100_000),
+        "a-list": lambda folder: (folder / "config.json").write_text("[]"),
+        "no-card": lambda folder: (folder / "policy.json").write_bytes(b"\xff"),
+        "cut": lambda folder: (
+            (folder / "policy.json").unlink() or (folder / "model.safetensors").write_bytes(b"abc")
+        ),
+        "pipe": lambda folder: (
+            (folder / "config.json").unlink() or os.mkfifo(folder / "config.json")
+        ),
+        "a name": lambda folder: None,
+    }
+    for name in ("fine", *damages):
+        policy.save(tmp_path / name)
+    for name, damage in damages.items():
+        damage(tmp_path / name)
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        found = find_policies(tmp_path, decoder)
+    assert [mode.name for mode in found] == ["fine"]
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == len(damages)
+    for name in damages:
+        assert any(str(tmp_path / name) in text for text in told), name
+
+
+def change(folder: Path, key: str, value: object) -> None:
+    card = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(card | {key: value}))

@@ -13,12 +13,21 @@ from typing import Any
 import torch
 
 from eaglerl.files import atomic_path, exclusive_folder
+from eaglerl.json_file import JsonObject, VersionedSchema, read_json
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.rl.published.settings import PolicySettings, check_model_options
 
 FORMAT = "eaglerl-tree-policy"
 VERSION = 1
 CARD_NAME = "policy.json"
+
+
+class _CardSchema(VersionedSchema):
+    algorithm: str
+    head_id: str | None
+    settings: JsonObject
+    model: JsonObject
+    training: JsonObject
 
 
 def write_policy_folder(
@@ -76,27 +85,19 @@ def read_card(path: str | Path, *, algorithm: str | None = None) -> dict[str, An
             "pickles are never opened"
         )
     file = folder / CARD_NAME
-    try:
-        card = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise ValueError(f'{str(file)!r} is no policy: "format" must be "{FORMAT}"')
-    if card.get("version") != VERSION:
-        raise ValueError(f"version of {str(file)!r} must be {VERSION}, got {card.get('version')!r}")
-    if algorithm is not None and card.get("algorithm") != algorithm:
+    where = f"the policy's card {str(file)!r}"
+    card = read_json(file, _CardSchema, "policy's card", form=(FORMAT, VERSION))
+    if algorithm is not None and card.algorithm != algorithm:
         raise ValueError(
-            f"the policy in {str(folder)!r} is of the algorithm {card.get('algorithm')!r}, "
+            f"the policy in {str(folder)!r} is of the algorithm {card.algorithm!r}, "
             f"wanted {algorithm!r}"
         )
-    for name, kind in (("head_id", str | None), ("model", dict), ("training", dict)):
-        if not isinstance(card.get(name), kind):
-            raise ValueError(f"{name!r} of {str(file)!r} is {card.get(name)!r}")
     try:
-        card["settings"] = PolicySettings.from_dict(card.get("settings"))
+        check_model_options(card.model)
+        settings = PolicySettings.from_dict(card.settings)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{str(file)!r}: {error}") from error
-    return card
+        raise ValueError(f"{where}: {error}") from error
+    return {**dict(card), "settings": settings}
 
 
 def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:

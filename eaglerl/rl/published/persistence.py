@@ -89,10 +89,12 @@ class Persistence(ABC):
         known = inspect.signature(cls).parameters.keys() - {"settings", "options"}
         if unknown := card["model"].keys() - known:
             raise ValueError(f"'model' of the card in {str(path)!r} has unknown {sorted(unknown)}")
+        # First of all: what the files contradict is never made.
+        weights = read_weights(path, card["settings"])
         # A head of another width is told by its width: that says more than a hash.
         policy = cls(settings=card["settings"], head=head, **card["model"], **options)
         check_wanted(card, {"head_id": policy._head_id})
-        policy._weights = read_weights(path, card["settings"])
+        policy._weights = weights
         policy._head_id = card["head_id"] or policy._head_id
         policy._training = card["training"]
         return policy

@@ -5,27 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
+
+from pydantic import Field
 
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
-from eaglerl.rl.actions import ActionSpace
+from eaglerl.ops.limits import MAX_HORIZON
+from eaglerl.rl.actions import ActionSpace, ActionsSchema
 from eaglerl.rl.decisions import check_keeping
-from eaglerl.rl.observations import TEXT_WIDTH, ObservationSpec
+from eaglerl.rl.observations import MAX_WIDTH, TEXT_WIDTH, ObservationSchema, ObservationSpec
 from eaglerl.rl.rewards import RewardName
-
-#: What JSON gives for a field's type.
-_JSON_KINDS: dict[str, Any] = {
-    "bool": bool,
-    "int": int,
-    "int | None": int | None,
-    "float": int | float,
-    "float | None": int | float | None,
-    "RewardName": str,
-}
 
 #: The tree of Re-SpS where there is no state.
 PUBLISHED_TREE = TreeParams(96, 8, 20)
+
+
+class SettingsSchema(Schema):
+    """What a policy's card says of its settings; see `PolicySettings`."""
+
+    hidden_size: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
+    use_eagle3_features: bool
+    use_context_only_state: bool
+    observation: ObservationSchema
+    actions: ActionsSchema
+    action_cache_steps: Annotated[int, Field(ge=1, le=1 << 20)]
+    action_cache_enabled: bool
+    similarity_threshold: float | None
+    horizon: Annotated[int, Field(ge=1, le=MAX_HORIZON)]
+    compressed_size: Annotated[int, Field(ge=1, le=MAX_WIDTH)] | None
+    enable_max_entropy: bool
+    max_entropy_inference: bool
+    inference_temperature: Annotated[float, Field(gt=0.0)]
+    reward: RewardName
+    reference: bool
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,21 +173,13 @@ class PolicySettings:
         Raises:
             ValueError: it is no such description; the message says where.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(content, dict) or content.keys() != names:
-            given = sorted(content) if isinstance(content, dict) else content
-            raise ValueError(f"settings must have {sorted(names)}, got {given}")
-        for item in fields(cls):
-            kind = _JSON_KINDS.get(str(item.type))
-            value = content[item.name]
-            wrong_bool = isinstance(value, bool) and kind is not bool
-            if kind is not None and (not isinstance(value, kind) or wrong_bool):
-                raise ValueError(f"{item.name} must be of type {item.type}, got {value!r}")
+        given = check_json(content, SettingsSchema, "the entry 'settings'")
+        values = {item.name: getattr(given, item.name) for item in fields(cls)}
         return cls(
             **{
-                **content,
-                "actions": ActionSpace.from_dict(content["actions"]),
-                "observation": ObservationSpec.from_dict(content["observation"]),
+                **values,
+                "actions": ActionSpace(given.actions.actions),
+                "observation": ObservationSpec(**dict(given.observation)),
             }
         )
 
@@ -195,6 +202,9 @@ def split_options(
     return settings, rest
 
 
+#: Windows that are remembered, or learned from at once; and the layers of a net.
+_MOST = 1 << 20
+_MOST_LAYERS, _WIDEST_LAYER = 16, 1 << 13
 _COUNTS = {"n_steps", "batch_size", "n_epochs", "memory_size", "target_update_freq"}
 _SHARES = {"gamma", "gae_lambda", "epsilon_start", "epsilon_end", "epsilon_decay"}
 _POSITIVE = {"learning_rate", "clip_range", "max_grad_norm", "temperature"}
@@ -208,10 +218,7 @@ def check_model_options(options: Mapping[str, Any]) -> None:
     """
     for name, value in options.items():
         if name == "net_arch":
-            parts = value.values() if isinstance(value, Mapping) else [value]
-            layers = [width for part in parts for width in part]
-            if not layers or not all(isinstance(width, int) and width > 0 for width in layers):
-                raise ValueError(f"net_arch must be widths of at least 1, got {value!r}")
+            _check_layers(value)
             continue
         if name == "activation":
             if value not in ("tanh", "relu"):
@@ -220,9 +227,26 @@ def check_model_options(options: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in _COUNTS and not (isinstance(value, int) and number and value >= 1):
             raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if name in _COUNTS and value > _MOST:
+            raise ValueError(f"{name} must be at most {_MOST}, got {value!r}")
         if name in _SHARES and not (number and 0 <= value <= 1):
             raise ValueError(f"{name} must lie in 0..1, got {value!r}")
         if name in _POSITIVE and not (number and 0 < value < math.inf):
             raise ValueError(f"{name} must be positive, got {value!r}")
         if not (number and 0 <= value < math.inf):
             raise ValueError(f"{name} must not be negative, got {value!r}")
+
+
+def _check_layers(value: object) -> None:
+    parts = list(value.values()) if isinstance(value, Mapping) else [value]
+    named = not isinstance(value, Mapping) or value.keys() <= {"pi", "vf"}
+    if not named or not all(isinstance(part, list | tuple) for part in parts):
+        raise ValueError(f"net_arch must be widths, or those of pi and vf, got {shortly(value)}")
+    layers = [width for part in parts for width in part]
+    if not layers or not all(type(width) is int and width > 0 for width in layers):
+        raise ValueError(f"net_arch must be widths of at least 1, got {shortly(value)}")
+    if max(map(len, parts)) > _MOST_LAYERS or max(layers) > _WIDEST_LAYER:
+        raise ValueError(
+            f"net_arch must be at most {_MOST_LAYERS} layers of at most {_WIDEST_LAYER} units, "
+            f"got {shortly(value)}"
+        )
