@@ -24,6 +24,7 @@ from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.rl.cost import CostTable
     from eaglerl.server import Mode, Modes
 
 _LIMITS_PANEL = "Limits"
@@ -95,10 +96,19 @@ def serve(
         typer.Option(
             min=0,
             metavar="N",
-            help="Requests that may wait for the decoder.",
+            help="Requests that may wait.",
             rich_help_panel=_LIMITS_PANEL,
         ),
     ] = 32,
+    at_once: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Requests that are decoded in turns, each with caches of its own.",
+            rich_help_panel=_LIMITS_PANEL,
+        ),
+    ] = 4,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
@@ -119,16 +129,19 @@ def serve(
     from eaglerl.server.run import is_local
 
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    table = machine_cost(cost, decoder)
     service = Service(
         decoder,
-        _modes(decoder, mode, policies or [], cost),
+        _modes(decoder, mode, policies or [], table),
         model_name=Path(model).name,
         limits=Limits(
             max_prompt_tokens=max_prompt_tokens,
             max_body_bytes=max_body_bytes,
             queue_size=queue_size,
+            at_once=at_once,
         ),
         draft_dtype=draft_dtype,
+        cost=table,
     )
     console = notes()
     if api_key is None and not is_local(host):
@@ -145,7 +158,10 @@ def serve(
 
 
 def _modes(
-    decoder: SpeculativeDecoder, default: str | None, folders: list[Path], cost: Path | None
+    decoder: SpeculativeDecoder,
+    default: str | None,
+    folders: list[Path],
+    table: CostTable | None,
 ) -> Modes:
     """The modes that need no training, and the policies that were found."""
     from eaglerl.prepare import default_draft_path
@@ -154,7 +170,6 @@ def _modes(
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"--policies must be a folder, got {str(folder)!r}")
-    table = machine_cost(cost, decoder)
     modes: list[Mode] = standard_modes()
     # A clone may be without what was trained.
     with suppress(FileNotFoundError):

@@ -1,10 +1,12 @@
 """The web server: an OpenAI-compatible API, and a page that shows how the text is drafted.
 
-It needs the extra ``server`` (FastAPI and uvicorn).
+It needs the extra ``server`` (FastAPI, uvicorn and prometheus-client).
 """
 
 try:
     import fastapi  # noqa: F401
+    import prometheus_client  # noqa: F401
+    import uvicorn  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
         f"the server needs {error.name}: install the extra with pip install 'eaglerl[server]'"

@@ -12,6 +12,7 @@ from eaglerl.server.completions_api import completion_routes
 from eaglerl.server.errors import add_error_handlers
 from eaglerl.server.gate import Gate
 from eaglerl.server.live_api import live_routes, page_routes
+from eaglerl.server.monitoring_api import monitoring_routes
 from eaglerl.server.service import Service
 
 
@@ -52,6 +53,7 @@ def create_app(
     )
     add_error_handlers(app)
     app.include_router(completion_routes(service))
+    app.include_router(monitoring_routes(service))
     app.include_router(live_routes(service))
     app.include_router(page_routes())
     return app

@@ -1,53 +1,91 @@
-"""A completion at work."""
+"""A request's answers at work."""
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eaglerl.eagle3 import Generation, TreePolicy
+from eaglerl.eagle3 import DecodingStatistics, Generation, SpeculativeDecoder, TreePolicy
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
 from eaglerl.server.service import Service
-from eaglerl.server.text import IncrementalText, StopTexts
+from eaglerl.server.text import AnswerText, PlacedToken
+
+#: Rows of the prompt that are read before others have their turn: a fraction of a second of a small
+#: model on one core. Larger chunks would be hardly faster, as a product of matrices is at its best
+#: long before.
+PROMPT_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that has come."""
+    """Text that has come.
 
+    Attributes:
+        index: of the answer.
+        text: may be empty, where tokens have none.
+        logprobs: of the tokens that begin in it, with their places in the answer's text, where they
+            were asked for.
+    """
+
+    index: int
     text: str
+    logprobs: tuple[PlacedToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """The end of an answer.
+
+    Attributes:
+        index: of the answer.
+        reason: "stop" or "length".
+        speculative: what speculation did, with the last answer's end; None with the others'.
+    """
+
+    index: int
+    reason: str
+    speculative: dict[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an answer.
+    """The end of all answers; comes with the last `AnswerEnd`.
 
     Attributes:
-        reason: "stop" or "length".
-        completion_tokens: tokens of the answer, with those of a stop text or an end token.
+        completion_tokens: tokens of the answers, with those of a stop text or an end token.
         statistics: what speculation did.
     """
 
-    reason: str
     completion_tokens: int
     statistics: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer has no end."""
+    """The answers have no end."""
 
     error: Exception
 
 
-Event = Piece | Finished | Failed
+Event = Piece | AnswerEnd | Finished | Failed
+
+
+@dataclass
+class _Answer:
+    """One of the answers, while it is at work."""
+
+    index: int
+    decoder: SpeculativeDecoder
+    policy: TreePolicy
+    generation: Generation
+    text: AnswerText
 
 
 class CompletionTask(Task):
-    """Decodes one answer and tells what comes of it, from the engine's thread."""
+    """Decodes the answers one after another and tells what comes, from the engine's thread."""
 
     def __init__(
         self,
@@ -56,7 +94,9 @@ class CompletionTask(Task):
         prompt_ids: Sequence[int],
         emit: Callable[[Event], None],
         *,
+        answers: int = 1,
         stops: Sequence[str] = (),
+        seed: int | None = None,
         **sampling: Any,
     ) -> None:
         """Set up.
@@ -66,20 +106,24 @@ class CompletionTask(Task):
             mode: of drafting.
             prompt_ids: the prompt.
             emit: told of every event; the last one is `Finished` or `Failed`.
-            stops: texts that end the answer.
+            answers: number of answers.
+            stops: texts that end an answer.
+            seed: of the first answer's draws; the others' are derived from it.
             sampling: options of `SpeculativeDecoder.start`.
         """
         self._service = service
         self._mode = mode
         self._prompt_ids = prompt_ids
         self._emit = emit
+        self._answers = answers
+        self._stops = stops
+        self._seed = seed
         self._sampling = sampling
-        self._text = IncrementalText(service.decoder.tokenizer)
-        self._stops = StopTexts(stops)
-        self._policy: TreePolicy | None = None
-        self._generation: Generation | None = None
+        self._answer: _Answer | None = None
+        self._done: list[DecodingStatistics] = []
+        self._policy_seconds = 0.0
         self._tokens = 0
-        self._queued = time.perf_counter()
+        self._measured = service.metrics.request(mode.name, len(prompt_ids))
 
     @property
     def ready(self) -> bool:
@@ -87,43 +131,59 @@ class CompletionTask(Task):
         return True
 
     def advance(self) -> bool:
-        """Read the prompt, or run a cycle."""
-        if self._generation is None:
-            self._queued = time.perf_counter() - self._queued
-            self._policy = self._mode.take()
-            self._generation = self._service.decoder.start(
-                self._prompt_ids, self._policy, **self._sampling
-            )
-        kept = self._generation.advance()
-        piece = ""
-        for token in kept:
-            self._tokens += 1
-            piece += self._stops.push(self._text.push(token))
-            if self._stops.found:
-                break
-        ended = self._generation.finish_reason
-        if ended is not None and not self._stops.found:
-            piece += self._stops.push(self._text.finish())
-            if not self._stops.found:
-                piece += self._stops.finish()
-        if piece:
-            self._emit(Piece(piece))
-        if ended is None and not self._stops.found:
+        """Read a part of the prompt, or run a cycle."""
+        answer = self._answer or self._begin()
+        if answer.generation.read_chunk(PROMPT_ROWS):
             return False
-        reason = "stop" if self._stops.found or ended == "stop" else "length"
-        self._emit(Finished(reason, self._tokens, self._statistics(self._generation)))
-        return True
+        kept = answer.generation.advance()
+        self._measured.advanced(answer.generation, len(kept))
+        answer.text.push(kept, answer.generation)
+        piece = Piece(answer.index, *answer.text.take())
+        if piece.text or piece.logprobs:
+            self._emit(piece)
+        if answer.text.finish_reason is None:
+            return False
+        return self._end(answer)
 
     def close(self, error: Exception | None) -> None:
-        """Give the policy back."""
-        if self._policy is not None:
-            self._mode.give_back(self._policy)
-        self._generation = self._policy = None
+        """Give policy and caches back."""
+        self._give_back()
         if error is not None:
+            self._measured.failed(error)
             self._emit(Failed(error))
 
-    def _statistics(self, generation: Generation) -> dict[str, Any]:
-        statistics = generation.statistics
+    def _begin(self) -> _Answer:
+        self._measured.begun()
+        index = len(self._done)
+        decoder, policy = self._service.take_decoder(), self._mode.take()
+        seed = derived_seed(self._seed, index)
+        generation = decoder.start(self._prompt_ids, policy, seed=seed, **self._sampling)
+        text = AnswerText(self._service.decoder.tokenizer, self._stops)
+        self._answer = _Answer(index, decoder, policy, generation, text)
+        return self._answer
+
+    def _end(self, answer: _Answer) -> bool:
+        self._tokens += answer.text.tokens
+        self._done.append(answer.generation.statistics)
+        self._policy_seconds += answer.generation.policy_seconds
+        self._measured.answered(answer.text.finish_reason, answer.generation)
+        self._give_back()
+        last = len(self._done) == self._answers
+        statistics = self._statistics() if last else None
+        self._emit(AnswerEnd(answer.index, answer.text.finish_reason, statistics))
+        if last:
+            self._measured.finished()
+            self._emit(Finished(self._tokens, statistics))
+        return last
+
+    def _give_back(self) -> None:
+        if self._answer is not None:
+            self._mode.give_back(self._answer.policy)
+            self._service.give_back_decoder(self._answer.decoder)
+        self._answer = None
+
+    def _statistics(self) -> dict[str, Any]:
+        statistics = DecodingStatistics.total(self._done)
         cycles = statistics.cycles
         return {
             "mode": self._mode.name,
@@ -134,10 +194,23 @@ class CompletionTask(Task):
             "accepted_tokens": sum(cycle.accepted for cycle in cycles),
             "lookup_accepted_tokens": sum(cycle.lookup_accepted for cycle in cycles),
             "tokens_per_second": statistics.tokens_per_second,
-            "queue_seconds": self._queued,
+            "queue_seconds": self._measured.queue_seconds,
             "prefill_seconds": statistics.prefill_seconds,
             "decode_seconds": statistics.decode_seconds,
             "draft_seconds": sum(cycle.draft_seconds for cycle in cycles),
             "verify_seconds": sum(cycle.verify_seconds for cycle in cycles),
-            "policy_seconds": generation.policy_seconds,
+            "policy_seconds": self._policy_seconds,
         }
+
+
+def derived_seed(seed: int | None, index: int) -> int | None:
+    """The seed of one of several answers; the first has the request's own.
+
+    Args:
+        seed: of the request; None leaves all draws to chance.
+        index: of the answer.
+    """
+    if seed is None or index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

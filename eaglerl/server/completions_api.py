@@ -5,62 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from eaglerl.server.completion import CompletionTask, Event, Failed, Finished, Piece
+from eaglerl.server.answers import CHAT, TEXT, Shape
+from eaglerl.server.completion import AnswerEnd, CompletionTask, Event, Failed, Finished, Piece
 from eaglerl.server.engine import BusyError, StoppedError, Task
 from eaglerl.server.errors import ApiError, internal_error, json_response
 from eaglerl.server.schemas import ChatRequest, Sampling, TextRequest
 from eaglerl.server.service import Service
 from eaglerl.server.streams import Channel, EventStream, server_sent_event, while_connected
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """How an endpoint writes an answer.
-
-    Attributes:
-        prefix: of its id.
-        object: kind of the whole answer.
-        chunk: kind of a streamed part.
-        choice: makes a choice of the whole answer of its text.
-        delta: makes a choice of a streamed part of its text.
-        opening: what a stream's first choice holds besides; None for no such choice.
-    """
-
-    prefix: str
-    object: str
-    chunk: str
-    choice: Callable[[str], dict[str, Any]]
-    delta: Callable[[str], dict[str, Any]]
-    opening: dict[str, Any] | None
-
-
-def _message(text: str) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-
-_CHAT = _Shape(
-    "chatcmpl-",
-    "chat.completion",
-    "chat.completion.chunk",
-    _message,
-    lambda text: {"delta": {"content": text} if text else {}},
-    {"delta": {"role": "assistant", "content": ""}},
-)
-_TEXT = _Shape(
-    "cmpl-",
-    "text_completion",
-    "text_completion",
-    lambda text: {"text": text},
-    lambda text: {"text": text},
-    None,
-)
+from eaglerl.server.text import PlacedToken
 
 
 def completion_routes(service: Service) -> APIRouter:
@@ -88,7 +47,7 @@ def completion_routes(service: Service) -> APIRouter:
         """Answer a conversation."""
         messages = [message.for_template() for message in body.messages]
         encode = asyncio.to_thread(service.encode_chat, messages)
-        return await _answer(service, request, body, await encode, "messages", _CHAT)
+        return await _answer(service, request, body, await encode, "messages", CHAT)
 
     @router.post("/completions")
     async def text(request: Request, body: TextRequest) -> Response:
@@ -96,7 +55,7 @@ def completion_routes(service: Service) -> APIRouter:
         prompt = body.prompt
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(service.encode_text, prompt)
-        return await _answer(service, request, body, prompt, "prompt", _TEXT)
+        return await _answer(service, request, body, prompt, "prompt", TEXT)
 
     return router
 
@@ -130,7 +89,7 @@ async def _answer(
     body: Sampling,
     prompt_ids: list[int],
     parameter: str,
-    shape: _Shape,
+    shape: Shape,
 ) -> Response:
     mode = service.find_mode(body.model, body.mode)
     service.check_prompt(prompt_ids, parameter)
@@ -140,12 +99,14 @@ async def _answer(
         mode,
         prompt_ids,
         channel.put,
-        stops=body.stops,
-        # A client that names no temperature expects OpenAI's default.
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=body.top_p or 1.0,
+        answers=body.n,
+        stops=body.stop,
         seed=body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
         max_new_tokens=body.longest or service.limits.default_max_tokens,
+        top_logprobs=body.likeliest,
     )
     admit(service.engine.submit, task)
     head = {
@@ -153,72 +114,113 @@ async def _answer(
         "object": shape.chunk if body.stream else shape.object,
         "created": int(time.time()),
         "model": body.model,
+        "system_fingerprint": service.fingerprint,
     }
+    if body.service_tier is not None:
+        head["service_tier"] = "default"
+    writer = _Writer(service, shape, body, head, len(prompt_ids))
     if body.stream:
-        counted = body.stream_options is not None and bool(body.stream_options.include_usage)
-        events = _stream(channel, head, len(prompt_ids), shape, usage=counted)
+        events = writer.stream(channel)
         return EventStream(events, on_close=lambda: service.engine.withdraw(task))
     try:
-        collected = await while_connected(_collect(channel), request.receive)
+        content = await while_connected(writer.whole(channel), request.receive)
     finally:
         service.engine.withdraw(task)
-    if collected is None:
-        # Nobody reads it.
-        return Response(status_code=499)
-    text, end = collected
-    choice = {"index": 0, **shape.choice(text), "logprobs": None, "finish_reason": end.reason}
-    usage = _usage(len(prompt_ids), end)
-    content = {**head, "choices": [choice], "usage": usage, "speculative": end.statistics}
-    return json_response(content)
+    # Without content nobody reads it.
+    return Response(status_code=499) if content is None else json_response(content)
 
 
-async def _collect(channel: Channel[Event]) -> tuple[str, Finished]:
-    text = ""
-    while True:
-        event = await channel.get()
-        if isinstance(event, Finished):
-            return text, event
-        if isinstance(event, Failed):
-            raise told_error(event.error)
-        text += event.text
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the answers to a request.
 
+    Attributes:
+        service: what is served.
+        shape: of the endpoint.
+        body: the request.
+        head: what the whole answer and every chunk begin with.
+        prompt_tokens: of the prompt.
+    """
 
-async def _stream(
-    channel: Channel[Event],
-    head: dict[str, Any],
-    prompt_tokens: int,
-    shape: _Shape,
-    *,
-    usage: bool,
-) -> AsyncIterator[str]:
-    # With usage asked for, the chunks before the last one carry it empty.
-    empty = {"usage": None} if usage else {}
+    service: Service
+    shape: Shape
+    body: Sampling
+    head: dict[str, Any]
+    prompt_tokens: int
 
-    def chunk(choice: dict[str, Any], reason: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, **choice, "logprobs": None, "finish_reason": reason}
-        return server_sent_event({**head, "choices": [choice], **empty, **more})
+    async def whole(self, channel: Channel[Event]) -> dict[str, Any]:
+        """All answers in one.
 
-    if shape.opening is not None:
-        yield chunk(shape.opening)
-    while True:
-        event = await channel.get()
-        if isinstance(event, Piece):
-            yield chunk(shape.delta(event.text))
-            continue
-        if isinstance(event, Failed):
-            yield server_sent_event(told_error(event.error).content)
-            return
-        yield chunk(shape.delta(""), event.reason, speculative=event.statistics)
-        if usage:
-            last = {**head, "choices": [], "usage": _usage(prompt_tokens, event)}
+        Raises:
+            ApiError: they came to no end.
+        """
+        texts = [""] * self.body.n
+        tokens: list[list[PlacedToken]] = [[] for _ in texts]
+        reasons = [""] * self.body.n
+        while not isinstance(event := await channel.get(), Finished):
+            if isinstance(event, Failed):
+                raise told_error(event.error)
+            if isinstance(event, Piece):
+                texts[event.index] += event.text
+                tokens[event.index].extend(event.logprobs)
+            else:
+                reasons[event.index] = event.reason
+        choices = [
+            self._choice(index, self.shape.choice(text), tokens[index], reasons[index])
+            for index, text in enumerate(texts)
+        ]
+        usage = self._usage(event)
+        return {**self.head, "choices": choices, "usage": usage, "speculative": event.statistics}
+
+    async def stream(self, channel: Channel[Event]) -> AsyncIterator[str]:
+        """The same in chunks, as it comes."""
+        counted = self.body.stream_options.include_usage
+        # With usage asked for, the chunks before the last one carry it empty.
+        empty = {"usage": None} if counted else {}
+
+        def chunk(index: int, delta: dict, event: Piece | None = None, **more: Any) -> str:
+            reason = more.pop("reason", None)
+            tokens = () if event is None else event.logprobs
+            choice = self._choice(index, delta, tokens, reason, always=event is not None)
+            return server_sent_event({**self.head, "choices": [choice], **empty, **more})
+
+        if self.shape.opening is not None:
+            for index in range(self.body.n):
+                yield chunk(index, self.shape.opening)
+        while True:
+            event = await channel.get()
+            if isinstance(event, Piece):
+                yield chunk(event.index, self.shape.delta(event.text), event)
+            elif isinstance(event, Failed):
+                yield server_sent_event(told_error(event.error).content)
+                return
+            elif isinstance(event, AnswerEnd):
+                more = {} if event.speculative is None else {"speculative": event.speculative}
+                yield chunk(event.index, self.shape.delta(""), reason=event.reason, **more)
+            else:
+                break
+        if counted:
+            last = {**self.head, "choices": [], "usage": self._usage(event)}
             yield server_sent_event(last)
         yield server_sent_event("[DONE]")
-        return
 
+    def _choice(
+        self,
+        index: int,
+        content: dict[str, Any],
+        tokens: Sequence[PlacedToken],
+        reason: str | None,
+        *,
+        always: bool = True,
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.body.likeliest is not None and always:
+            logprobs = self.shape.logprobs(tokens, self.service.token_texts)
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
-def _usage(prompt_tokens: int, end: Finished) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": prompt_tokens + end.completion_tokens,
-    }
+    def _usage(self, end: Finished) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": end.completion_tokens,
+            "total_tokens": self.prompt_tokens + end.completion_tokens,
+        }

@@ -1,9 +1,10 @@
-"""One thread that decodes, for all who wait: a cycle of this, a cycle of that."""
+"""One thread that decodes, for all who wait: a step of this, a step of that."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,10 @@ from collections.abc import Callable
 import torch
 
 log = logging.getLogger("eaglerl.server")
+
+# Tasks whose times differ by less take turns; seconds of the thread, so that it does not count who
+# else the machine works for.
+_EVEN = 0.05
 
 
 class BusyError(Exception):
@@ -23,11 +28,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether there is a cycle to run now."""
+        """Whether there is a step to do now."""
 
     @abstractmethod
     def advance(self) -> bool:
-        """Run one cycle; whether that was the last one."""
+        """Read a part of the prompt or run one cycle; whether that was the last step."""
 
     @abstractmethod
     def close(self, error: Exception | None) -> None:
@@ -47,31 +52,44 @@ class WithdrawnError(Exception):
 
 
 class Engine:
-    """Runs completions one after another, and live sessions between their cycles.
+    """Runs a few completions at a time, and live sessions between their steps.
 
-    A task that is withdrawn is not advanced again, so what it holds is free within one cycle.
+    Whoever has had the least time is next, so that a long prompt takes from the others no more than
+    its share. A task that is withdrawn is not advanced again, so what it holds is free within one
+    step.
     """
 
-    def __init__(self, *, queue_size: int, live_sessions: int) -> None:
+    def __init__(self, *, queue_size: int, live_sessions: int, at_once: int = 1) -> None:
         """Set up; `start` starts the thread.
 
         Args:
-            queue_size: completions that may wait beside the one at work.
+            queue_size: completions that may wait beside those at work.
             live_sessions: live sessions at a time.
+            at_once: completions at work at a time.
 
         Raises:
-            ValueError: a negative number.
+            ValueError: a negative number, or no completions at all.
         """
-        for name, value in (("queue_size", queue_size), ("live_sessions", live_sessions)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or positive, got {value}")
+        for name, value, least in (
+            ("queue_size", queue_size, 0),
+            ("live_sessions", live_sessions, 0),
+            ("at_once", at_once, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         self._queue_size = queue_size
         self._live_sessions = live_sessions
+        self._at_once = at_once
         self._condition = threading.Condition()
         self._waiting: deque[Task] = deque()
-        self._active: Task | None = None
+        self._active: list[Task] = []
         self._live: list[Task] = []
         self._withdrawn: set[Task] = set()
+        # Of every task at work: seconds that it has had, from those of the others when it came.
+        self._spent: dict[Task, float] = {}
+        self._least = 0.0
+        self._were_ready: set[Task] = set()
+        self._last_turn: dict[Task, int] = {}
         self._turn = 0
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -82,7 +100,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all tasks after the cycle at work, and wait for it."""
+        """Close all tasks after the step at work, and wait for it."""
         self.stop_soon()
         if self._thread is not None:
             self._thread.join()
@@ -94,11 +112,17 @@ class Engine:
             self._condition.notify_all()
 
     @property
+    def healthy(self) -> bool:
+        """Whether the thread is there to decode."""
+        thread = self._thread
+        return thread is not None and thread.is_alive() and not self._stopping
+
+    @property
     def load(self) -> dict[str, int]:
         """Tasks by what they are at."""
         with self._condition:
             return {
-                "active": int(self._active is not None),
+                "active": len(self._active),
                 "waiting": len(self._waiting),
                 "live": len(self._live),
             }
@@ -112,8 +136,9 @@ class Engine:
         """
         with self._condition:
             self._check_going()
-            free = self._active is None and not self._waiting
-            if len(self._waiting) >= self._queue_size and not free:
+            # Those that the thread has yet to take up are not waiting for one another.
+            places = self._at_once - len(self._active)
+            if len(self._waiting) >= self._queue_size + places:
                 raise BusyError(f"{len(self._waiting)} requests are waiting already")
             self._waiting.append(task)
             self._condition.notify_all()
@@ -135,7 +160,7 @@ class Engine:
     def withdraw(self, task: Task) -> None:
         """Give a task up, whether it waits, is at work, or has ended."""
         with self._condition:
-            if task in self._waiting or task is self._active or task in self._live:
+            if task in self._waiting or task in self._active or task in self._live:
                 self._withdrawn.add(task)
                 self._condition.notify_all()
 
@@ -153,12 +178,14 @@ class Engine:
         # A new thread has OpenMP's default instead of what the main thread was told.
         torch.set_num_threads(torch.get_num_threads())
         while (task := self._next()) is not None:
+            started = time.thread_time()
             try:
                 over, error = task.advance(), None
             except Exception as failure:
                 # One request's failure must not be another's.
                 log.exception("a request failed")
                 over, error = True, failure
+            self._spent[task] += time.thread_time() - started
             if over:
                 with self._condition:
                     self._remove(task)
@@ -174,26 +201,38 @@ class Engine:
                 if self._stopping:
                     self._close_all()
                     return None
-                if self._active is None and self._waiting:
-                    self._active = self._waiting.popleft()
-                held = [*self._live] if self._active is None else [self._active, *self._live]
-                ready = [task for task in held if task.ready]
+                while len(self._active) < self._at_once and self._waiting:
+                    self._active.append(self._waiting.popleft())
+                ready = [task for task in (*self._active, *self._live) if task.ready]
                 if ready:
-                    self._turn += 1
-                    return ready[self._turn % len(ready)]
+                    return self._behind(ready)
                 self._condition.wait()
 
+    def _behind(self, ready: list[Task]) -> Task:
+        """Of the tasks that have had the least time, the one whose turn it is."""
+        for task in ready:
+            # Who comes, or comes back, has no claim on the time before.
+            if task not in self._were_ready:
+                self._spent[task] = max(self._spent.get(task, 0.0), self._least)
+                self._last_turn[task] = self._turn
+        self._were_ready = {*ready}
+        least = self._least = min(self._spent[task] for task in ready)
+        even = [task for task in ready if self._spent[task] < least + _EVEN]
+        self._turn += 1
+        chosen = min(even, key=self._last_turn.__getitem__)
+        self._last_turn[chosen] = self._turn
+        return chosen
+
     def _close_all(self) -> None:
-        active = [] if self._active is None else [self._active]
-        for task in [*active, *self._waiting, *self._live]:
+        for task in [*self._active, *self._waiting, *self._live]:
             self._remove(task)
             task.close(StoppedError("the server is shutting down"))
 
     def _remove(self, task: Task) -> None:
         self._withdrawn.discard(task)
-        if task is self._active:
-            self._active = None
-        elif task in self._live:
-            self._live.remove(task)
-        elif task in self._waiting:
-            self._waiting.remove(task)
+        self._were_ready.discard(task)
+        self._spent.pop(task, None)
+        self._last_turn.pop(task, None)
+        for tasks in (self._active, self._live, self._waiting):
+            if task in tasks:
+                tasks.remove(task)

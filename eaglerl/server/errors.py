@@ -21,6 +21,10 @@ _TYPES = {
 }
 
 
+# What pydantic puts into the place of a field that may be of several types.
+_KINDS = ("str", "list[int]", "list[str]", "list[list[int]]")
+
+
 class ApiError(Exception):
     """What a client did wrong, or cannot have now.
 
@@ -109,7 +113,10 @@ def _of_validation(error: RequestValidationError) -> ApiError:
         reason = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is no JSON: {reason}", code="invalid_json")
     # The first part says that it is the body.
-    place = ".".join(str(part) for part in first["loc"][1:])
+    place = ".".join(str(part) for part in first["loc"][1:] if part not in _KINDS)
+    if first["type"] == "extra_forbidden":
+        message = f"{place} cannot be served here; leave it out"
+        return ApiError(400, message, code="unsupported_parameter", parameter=place)
     # Ours are whole sentences; pydantic says before them what raised them.
     message = first["msg"].removeprefix("Value error, ")
     if not place and first["type"] == "value_error":

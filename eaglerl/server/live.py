@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eaglerl.eagle3 import Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.server.completion import PROMPT_ROWS
 from eaglerl.server.cycle_events import CycleDescriber
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
@@ -44,7 +45,7 @@ class _Lane:
         over: whether the text has ended.
         decoder: has the caches of it.
         policy: chooses its trees.
-        generation: the text at work; None before the prompt was read.
+        generation: the text at work; None before its first turn.
     """
 
     mode: Mode
@@ -56,9 +57,14 @@ class _Lane:
     generation: Generation | None = None
 
     @property
+    def began(self) -> bool:
+        """Whether the prompt was read."""
+        return self.generation is not None and bool(self.generation.new_ids)
+
+    @property
     def spent(self) -> float:
-        """Seconds of decoding; below zero before it has begun."""
-        return -1.0 if self.generation is None else self.generation.decode_seconds
+        """Seconds of decoding; below zero before the prompt was read."""
+        return self.generation.decode_seconds if self.began else -1.0
 
 
 @dataclass
@@ -105,12 +111,16 @@ class LiveSession(Task):
         return any(self._may_go_on(lane) for lane in self._lanes)
 
     def advance(self) -> bool:
-        """Read the prompt in a lane, or run one cycle of it."""
+        """Read a part of the prompt in a lane, or run one cycle of it."""
         place, lane = min(
             ((i, lane) for i, lane in enumerate(self._lanes) if self._may_go_on(lane)),
             key=lambda item: item[1].spent,
         )
         if lane.generation is None:
+            self._open(lane)
+        if lane.generation.read_chunk(PROMPT_ROWS):
+            return False
+        if not lane.began:
             self._begin(place, lane)
         else:
             lane.credits = max(0, lane.credits - 1)
@@ -131,18 +141,20 @@ class LiveSession(Task):
             if lane.policy is not None:
                 lane.mode.give_back(lane.policy)
             if lane.decoder is not None:
-                self.service.give_back_live_decoder(lane.decoder)
+                self.service.give_back_decoder(lane.decoder)
             lane.policy = lane.decoder = lane.generation = None
         if error is not None:
             self.emit(LiveFailed(error))
 
     def _may_go_on(self, lane: _Lane) -> bool:
-        return not lane.over and (self.running or lane.credits > 0 or lane.generation is None)
+        return not lane.over and (self.running or lane.credits > 0 or not lane.began)
 
-    def _begin(self, place: int, lane: _Lane) -> None:
-        lane.decoder = self.service.take_live_decoder()
+    def _open(self, lane: _Lane) -> None:
+        lane.decoder = self.service.take_decoder()
         lane.policy = lane.mode.take()
         lane.generation = lane.decoder.start(self.prompt_ids, lane.policy, **self.sampling)
+
+    def _begin(self, place: int, lane: _Lane) -> None:
         (first,) = lane.generation.advance()
         tokens = [{"id": first, "text": lane.text.push(first), "source": "target"}]
         seconds = lane.generation.prefill_seconds

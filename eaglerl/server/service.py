@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.draft_runner import DraftDtype
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.identity import target_id
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError
+from eaglerl.server.metrics import Metrics
 from eaglerl.server.modes import Mode, Modes
+from eaglerl.server.text import TokenTexts
 
 _MODE_SEPARATOR = ":"
 
@@ -24,7 +32,8 @@ class Limits:
         max_body_bytes: bytes of a request's body.
         max_prompt_tokens: tokens of a prompt; None for what the target's context holds.
         default_max_tokens: longest answer where the request does not say.
-        queue_size: requests that may wait for the decoder.
+        queue_size: requests that may wait.
+        at_once: requests that are decoded in turns, each with caches of its own.
         live_sessions: live sessions at a time; each has caches of its own.
         live_max_tokens: longest text of a live session, prompt included.
         live_idle_seconds: after which a paused live session is closed.
@@ -34,12 +43,13 @@ class Limits:
     max_prompt_tokens: int | None = None
     default_max_tokens: int = 512
     queue_size: int = 32
+    at_once: int = 4
     live_sessions: int = 2
     live_max_tokens: int = 2048
     live_idle_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "default_max_tokens", "live_max_tokens"):
+        for name in ("max_body_bytes", "default_max_tokens", "live_max_tokens", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
@@ -57,6 +67,9 @@ class Service:
         modes: ways of drafting.
         limits: of requests.
         engine: decodes.
+        metrics: counts what it does.
+        token_texts: what single tokens say.
+        fingerprint: changes with whatever may change the answers to the same seed.
     """
 
     def __init__(
@@ -67,6 +80,7 @@ class Service:
         model_name: str,
         limits: Limits | None = None,
         draft_dtype: DraftDtype = "auto",
+        cost: CostTable | None = None,
     ) -> None:
         """Set up; nothing runs yet.
 
@@ -75,7 +89,8 @@ class Service:
             modes: ways of drafting.
             model_name: what clients call the model; without a colon.
             limits: of requests.
-            draft_dtype: of the drafts of live sessions.
+            draft_dtype: of the drafts.
+            cost: what cycles should cost on this machine, for the metrics.
 
         Raises:
             ValueError: no tokenizer, or a name that is empty or has a colon.
@@ -89,10 +104,16 @@ class Service:
         self.model_name = model_name
         self.limits = limits or Limits()
         self.engine = Engine(
-            queue_size=self.limits.queue_size, live_sessions=self.limits.live_sessions
+            queue_size=self.limits.queue_size,
+            live_sessions=self.limits.live_sessions,
+            at_once=self.limits.at_once,
         )
+        self.metrics = Metrics(model_name, {mode.name for mode in modes}, cost)
+        self.metrics.watch(lambda: self.engine.load)
+        self.token_texts = TokenTexts(decoder.tokenizer)
+        self.fingerprint = _fingerprint(decoder)
         self._draft_dtype = draft_dtype
-        self._live_decoders: list[SpeculativeDecoder] = []
+        self._decoders: list[SpeculativeDecoder] = [decoder]
         # The tokenizer's settings are changed and restored by every call.
         self._encoding = threading.Lock()
 
@@ -164,10 +185,10 @@ class Service:
             message = f"{parameter} must hold token ids of 0 to {vocabulary - 1}"
             raise ApiError(400, message, code="invalid_value", parameter=parameter)
 
-    def take_live_decoder(self) -> SpeculativeDecoder:
+    def take_decoder(self) -> SpeculativeDecoder:
         """A decoder of the same weights with caches of its own; on the engine's thread."""
-        if self._live_decoders:
-            return self._live_decoders.pop()
+        if self._decoders:
+            return self._decoders.pop()
         return SpeculativeDecoder(
             self.decoder.target,
             self.decoder.head,
@@ -175,10 +196,16 @@ class Service:
             tokenizer=self.decoder.tokenizer,
         )
 
-    def give_back_live_decoder(self, decoder: SpeculativeDecoder) -> None:
+    def give_back_decoder(self, decoder: SpeculativeDecoder) -> None:
         """End the use of a decoder."""
-        self._live_decoders.append(decoder)
+        self._decoders.append(decoder)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._encoding:
             return self.decoder.tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+
+
+def _fingerprint(decoder: SpeculativeDecoder) -> str:
+    """Of the target and of what computes it: drafts change no answer."""
+    parts = (target_id(decoder.target), torch.__version__, version("eaglerl"))
+    return "fp_" + hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=5).hexdigest()

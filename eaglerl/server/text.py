@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from eaglerl.eagle3 import Generation
+from eaglerl.eagle3.logprobs import TokenLogprobs
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_TOKENS_KEPT = 65_536
+
+#: A token and the place of its first character in the answer's text.
+PlacedToken = tuple[int, TokenLogprobs]
 
 
 class IncrementalText:
@@ -85,6 +97,106 @@ class StopTexts:
         """What was held back, as no stop text came of it."""
         text, self._held = self._held, ""
         return text
+
+
+class AnswerText:
+    """The text of an answer up to its end, and the log-probabilities of the tokens in it.
+
+    Attributes:
+        tokens: of the answer so far, with those of a stop text or an end token.
+        finish_reason: "stop" or "length"; None while it goes on.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        """Start an empty text.
+
+        Args:
+            tokenizer: of transformers.
+            stops: texts that end it and are not part of it.
+        """
+        self._text = IncrementalText(tokenizer)
+        self._stops = StopTexts(stops)
+        self.tokens = 0
+        self.finish_reason: str | None = None
+        self._piece = ""
+        # Characters that were decoded, and that were let through.
+        self._decoded = 0
+        self._passed = 0
+        # Tokens whose first character has not passed yet.
+        self._held: deque[PlacedToken] = deque()
+
+    def push(self, token_ids: Sequence[int], generation: Generation) -> None:
+        """Add what a generation has just kept; it may have ended with it."""
+        logprobs = generation.logprobs[-len(token_ids) :]
+        for place, token in enumerate(token_ids):
+            self.tokens += 1
+            if logprobs:
+                self._held.append((self._decoded, logprobs[place]))
+            self._add(self._text.push(token))
+            if self._stops.found:
+                self.finish_reason = "stop"
+                return
+        if generation.finish_reason is None:
+            return
+        if generation.finish_reason == "stop" and self._held:
+            # The token that ends a text is no part of it.
+            self._held.pop()
+        self._add(self._text.finish())
+        if not self._stops.found:
+            self._pass(self._stops.finish())
+        stopped = self._stops.found or generation.finish_reason == "stop"
+        self.finish_reason = "stop" if stopped else "length"
+
+    def take(self) -> tuple[str, tuple[PlacedToken, ...]]:
+        """What has passed since the last call: text, and the tokens that begin in it."""
+        piece, self._piece = self._piece, ""
+        begun: list[PlacedToken] = []
+        # At its own end nothing is left behind, not even tokens without a character.
+        whole = self.finish_reason is not None and not self._stops.found
+        while self._held and (whole or self._held[0][0] < self._passed):
+            begun.append(self._held.popleft())
+        return piece, tuple(begun)
+
+    def _add(self, text: str) -> None:
+        self._decoded += len(text)
+        self._pass(self._stops.push(text))
+
+    def _pass(self, text: str) -> None:
+        self._piece += text
+        self._passed += len(text)
+
+
+class TokenTexts:
+    """What single tokens say, for those who ask for log-probabilities."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Set up.
+
+        Args:
+            tokenizer: of transformers.
+        """
+        self._tokenizer = tokenizer
+        self._byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+        self.of = lru_cache(_TOKENS_KEPT)(self._of)
+
+    def _of(self, token_id: int) -> tuple[str, list[int] | None]:
+        """The text of a token and its bytes.
+
+        A token may hold a part of a character alone; its text is then its bytes, written as in
+        OpenAI's API, ``\\xf0\\x9f``. Bytes are None where they cannot be told.
+        """
+        text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+        if _REPLACEMENT not in text:
+            return text, list(text.encode())
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        single = re.fullmatch("<0x([0-9A-Fa-f]{2})>", token)
+        if single:
+            held = [int(single[1], 16)]
+        elif all(char in self._byte_of for char in token):
+            held = [self._byte_of[char] for char in token]
+        else:
+            return text, None
+        return "".join(f"\\x{byte:02x}" for byte in held), held
 
 
 def _overlap(text: str, stop: str) -> int:

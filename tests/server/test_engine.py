@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import pytest
 from fastapi.testclient import TestClient
@@ -131,7 +132,7 @@ def test_stopping_closes_all_and_takes_nothing_more() -> None:
 
 
 def test_a_client_is_told_that_there_is_no_place() -> None:
-    service = tiny_service(queue_size=0, live_sessions=0)
+    service = tiny_service(queue_size=0, live_sessions=0, at_once=1)
     with TestClient(create_app(service)) as client:
         blocker = FakeTask(held=True)
         service.engine.submit(blocker)
@@ -149,3 +150,54 @@ def test_a_client_is_told_that_there_is_no_place() -> None:
         assert client.post("/v1/completions", json=body).status_code == 200
         service.engine.stop_soon()
         assert client.post("/v1/completions", json=body).status_code == 503
+
+
+class BusyTask(FakeTask):
+    """Computes for some time in every step."""
+
+    def __init__(self, seconds: float, cycles: int, log: list) -> None:
+        super().__init__(cycles, log=log)
+        self.seconds = seconds
+
+    def advance(self) -> bool:
+        end = time.thread_time() + self.seconds
+        while time.thread_time() < end:
+            pass
+        return super().advance()
+
+
+def test_long_steps_take_no_more_than_their_share_of_the_time() -> None:
+    engine = Engine(queue_size=4, live_sessions=1, at_once=2)
+    engine.start()
+    log: list[FakeTask] = []
+    long, short, later = BusyTask(0.1, 6, log), BusyTask(0.01, 30, log), BusyTask(0.01, 10, log)
+    engine.submit(long)
+    engine.submit(short)
+    engine.submit(later)
+    wait_until(lambda: engine.load == IDLE)
+    engine.stop()
+    # Of two at work each has had half of the time, so one long step is worth ten short ones.
+    between = [len([*group]) for task, group in itertools.groupby(log) if task is short]
+    assert all(5 <= steps <= 15 for steps in between[1:-1])
+    # Who comes late has no claim on the time before, and the others have none on its.
+    assert log.index(later) > max(place for place, task in enumerate(log) if task is short)
+
+
+def test_a_stop_comes_between_two_steps() -> None:
+    engine = Engine(queue_size=4, live_sessions=1)
+    engine.start()
+    task = BusyTask(0.05, 10_000, [])
+    engine.submit(task)
+    wait_until(lambda: task.done > 0)
+    assert engine.healthy
+    started = time.monotonic()
+    engine.stop()
+    assert time.monotonic() - started < 10
+    assert not engine.healthy
+    assert [type(error) for error in task.closed] == [StoppedError]
+
+
+@pytest.mark.parametrize("name", ["queue_size", "live_sessions", "at_once"])
+def test_fewer_than_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        Engine(**({"queue_size": 1, "live_sessions": 1} | {name: -1}))

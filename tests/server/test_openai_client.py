@@ -6,6 +6,7 @@ import pytest
 from .tiny import NAME, PATIENCE, greedy_text
 
 MESSAGES = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 TEMPLATED = "u:hello\na:"
 
 
@@ -60,5 +61,5 @@ def test_errors_are_those_of_the_client(api) -> None:
     with pytest.raises(openai.NotFoundError, match="model must be tiny"):
         api.chat.completions.create(model="gpt-5", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError) as refused:
-        api.chat.completions.create(model=NAME, messages=MESSAGES, n=2)
-    assert refused.value.param == "n"
+        api.chat.completions.create(model=NAME, messages=MESSAGES, tools=[TOOL])
+    assert refused.value.param == "tools"

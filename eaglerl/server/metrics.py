@@ -1,0 +1,301 @@
+"""What the server counts, for Prometheus.
+
+Where vLLM counts the same, the name is vLLM's (``vllm:...``), so that its dashboards work; what is
+about policies is under ``eaglerl:``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from eaglerl.eagle3 import Generation, StepResult
+from eaglerl.rl.cost import CostTable
+from eaglerl.server.engine import WithdrawnError
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+# The cycles that a rate is of.
+_RECENT_CYCLES = 200
+# A client may name any constant tree: they are counted as one mode.
+_TREES = "tree-T-D-K"
+
+
+class Metrics:
+    """Counts of one server, in a registry of its own.
+
+    Attributes:
+        registry: what is exposed.
+    """
+
+    def __init__(
+        self, model_name: str, mode_names: Collection[str], cost: CostTable | None = None
+    ) -> None:
+        """Set up.
+
+        Args:
+            model_name: label of everything.
+            mode_names: modes that have a label of their own.
+            cost: what cycles should cost, to compare with what they do.
+        """
+        self.registry = CollectorRegistry()
+        self._labels = {"model_name": model_name}
+        self._mode_names = frozenset(mode_names)
+        self._cost = cost
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT_CYCLES)
+        self._costs: deque[tuple[float, float]] = deque(maxlen=_RECENT_CYCLES)
+        self._arms: dict[str, tuple[str, ...]] = {}
+        self._make_request_metrics()
+        self._make_cycle_metrics()
+
+    def watch(self, load: Callable[[], Mapping[str, int]]) -> None:
+        """Expose how many requests there are.
+
+        Args:
+            load: see `Engine.load`.
+        """
+        for name, key, help_text in (
+            ("vllm:num_requests_running", "active", "Requests at work."),
+            ("vllm:num_requests_waiting", "waiting", "Requests in the queue."),
+            ("eaglerl:live_sessions", "live", "Sessions of the live view."),
+        ):
+            gauge = Gauge(name, help_text, self._labels, registry=self.registry)
+            gauge.labels(**self._labels).set_function(lambda key=key: load()[key])
+
+    def request(self, mode: str, prompt_tokens: int) -> RequestMetrics:
+        """Begin to count a request.
+
+        Args:
+            mode: of drafting.
+            prompt_tokens: of its prompt.
+        """
+        return RequestMetrics(self, mode, prompt_tokens)
+
+    def expose(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def cycle(self, mode: str, result: StepResult) -> None:
+        """Count a cycle.
+
+        Args:
+            mode: of drafting.
+            result: of the cycle.
+        """
+        mode = mode if mode in self._mode_names else _TREES
+        labels = self._labels | {"mode": mode}
+        drafted = result.rows - 1
+        if drafted:
+            self._drafts.labels(**self._labels).inc()
+        self._drafted.labels(**self._labels).inc(drafted)
+        self._accepted.labels(**self._labels).inc(result.accepted)
+        for position in range(result.accepted):
+            self._accepted_at.labels(**self._labels, position=position).inc()
+        self._acceptance_length.labels(**labels).observe(result.accepted + 1)
+        self._in_vain.labels(**labels).inc(drafted - result.accepted)
+        for part, seconds in (
+            ("draft", result.draft_seconds),
+            ("verify", result.verify_seconds),
+            ("policy", result.policy_seconds),
+        ):
+            self._part_seconds.labels(**labels, part=part).inc(seconds)
+        self._recent.append((len(result.token_ids), result.seconds))
+        self._set_arm(mode, result)
+        self._compare_cost(result)
+
+    def _set_arm(self, mode: str, result: StepResult) -> None:
+        params = result.params
+        arm = tuple(map(str, (params.total_tokens, params.depth, params.top_k)))
+        before = self._arms.get(mode)
+        if before == arm:
+            return
+        name = self._labels["model_name"]
+        if before is not None:
+            self._arm.remove(name, mode, *before)
+        self._arm.labels(name, mode, *arm).set(1)
+        self._arms[mode] = arm
+
+    def _compare_cost(self, result: StepResult) -> None:
+        """Measured seconds beside those of the cost table, as far as it goes."""
+        if self._cost is None or result.rows > self._cost.total_tokens[-1]:
+            return
+        params, context = result.params, result.context_length - len(result.token_ids)
+        expected = float(self._cost.verify_seconds(result.rows, context))
+        if params.total_tokens > 1:
+            if params.top_k not in self._cost.top_ks:
+                return
+            expected += float(self._cost.draft_seconds(params.depth, params.top_k, context))
+        if expected > 0:
+            self._costs.append((result.seconds, expected))
+
+    def _make_request_metrics(self) -> None:
+        labels = tuple(self._labels)
+
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(name, text, (*labels, *more), registry=self.registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
+
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts that were read.")
+        self._generated = counter("vllm:generation_tokens", "Tokens of answers.")
+        self._success = counter(
+            "vllm:request_success", "Requests that ended, by their reason.", "finished_reason"
+        )
+        self._failures = counter("eaglerl:request_failures", "Requests that failed.")
+        self._first_token = seconds(
+            "vllm:time_to_first_token_seconds", "From a request's arrival to its first token."
+        )
+        self._latency = seconds(
+            "vllm:e2e_request_latency_seconds", "From a request's arrival to its end."
+        )
+        self._queue = seconds("vllm:request_queue_time_seconds", "Time in the queue.")
+        self._prefill = seconds("vllm:request_prefill_time_seconds", "Time of reading prompts.")
+        self._decode = seconds("vllm:request_decode_time_seconds", "Time of decoding.")
+        for metric in (self._prompt_tokens, self._generated, self._failures):
+            metric.labels(**self._labels)
+        for metric in (
+            self._first_token,
+            self._latency,
+            self._queue,
+            self._prefill,
+            self._decode,
+        ):
+            metric.labels(**self._labels)
+        for reason in ("stop", "length", "abort"):
+            self._success.labels(**self._labels, finished_reason=reason)
+
+    def _make_cycle_metrics(self) -> None:
+        labels = tuple(self._labels)
+
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(name, text, (*labels, *more), registry=self.registry)
+
+        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+            made = Gauge(name, text, labels, registry=self.registry)
+            made.labels(**self._labels).set_function(value)
+
+        self._drafts = counter("vllm:spec_decode_num_drafts", "Cycles that verified drafts.")
+        self._drafted = counter("vllm:spec_decode_num_draft_tokens", "Drafted tokens.")
+        self._accepted = counter("vllm:spec_decode_num_accepted_tokens", "Accepted tokens.")
+        self._accepted_at = counter(
+            "vllm:spec_decode_num_accepted_tokens_per_pos", "The same, by position.", "position"
+        )
+        for metric in (self._drafts, self._drafted, self._accepted):
+            metric.labels(**self._labels)
+        self._acceptance_length = Histogram(
+            "eaglerl:acceptance_length",
+            "Tokens that a cycle yielded: the accepted ones and the bonus.",
+            (*labels, "mode"),
+            buckets=_LENGTHS,
+            registry=self.registry,
+        )
+        self._in_vain = counter(
+            "eaglerl:drafted_in_vain_tokens", "Verified drafted tokens that were rejected.", "mode"
+        )
+        self._part_seconds = counter(
+            "eaglerl:cycle_seconds",
+            "Time of cycles: draft and verify are all of it, policy is a part of them.",
+            "mode",
+            "part",
+        )
+        self._arm = Gauge(
+            "eaglerl:active_arm",
+            "1 for the tree of a mode's last cycle, as it was drafted.",
+            (*labels, "mode", "total_tokens", "depth", "top_k"),
+            registry=self.registry,
+        )
+        gauge(
+            "eaglerl:tokens_per_second",
+            f"Tokens over seconds of the last {_RECENT_CYCLES} cycles.",
+            lambda: _ratio(self._recent),
+        )
+        if self._cost is not None:
+            gauge(
+                "eaglerl:cost_error",
+                f"Measured over expected seconds of the last {_RECENT_CYCLES} cycles, less 1.",
+                lambda: _ratio(self._costs) - 1 if self._costs else 0.0,
+            )
+
+
+class RequestMetrics:
+    """Counts one request, from its arrival on.
+
+    Attributes:
+        queue_seconds: time before it began.
+    """
+
+    def __init__(self, metrics: Metrics, mode: str, prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._mode = mode
+        self._prompt_tokens = prompt_tokens
+        self._arrived = time.perf_counter()
+        self._waiting = self._silent = True
+        self._prefill = self._decode = 0.0
+        self._reason = ""
+        self.queue_seconds = 0.0
+
+    def begun(self) -> None:
+        """An answer begins."""
+        if self._waiting:
+            self._waiting = False
+            self.queue_seconds = time.perf_counter() - self._arrived
+            self._observe(self._metrics._queue, self.queue_seconds)
+
+    def advanced(self, generation: Generation, tokens: int) -> None:
+        """The prompt was read, or a cycle was run.
+
+        Args:
+            generation: after it.
+            tokens: that it added to the answer.
+        """
+        metrics, labels = self._metrics, self._metrics._labels
+        metrics._generated.labels(**labels).inc(tokens)
+        if not generation.cycles:
+            metrics._prompt_tokens.labels(**labels).inc(self._prompt_tokens)
+        else:
+            metrics.cycle(self._mode, generation.cycles[-1])
+        if self._silent:
+            self._silent = False
+            self._observe(metrics._first_token, time.perf_counter() - self._arrived)
+
+    def answered(self, reason: str, generation: Generation) -> None:
+        """An answer has ended."""
+        self._reason = reason
+        self._prefill += generation.prefill_seconds
+        self._decode += generation.decode_seconds
+
+    def finished(self) -> None:
+        """All answers have ended."""
+        self._end(self._reason)
+        self._observe(self._metrics._latency, time.perf_counter() - self._arrived)
+        self._observe(self._metrics._prefill, self._prefill)
+        self._observe(self._metrics._decode, self._decode)
+
+    def failed(self, error: Exception) -> None:
+        """It ended before its end."""
+        if isinstance(error, WithdrawnError):
+            self._end("abort")
+        else:
+            self._metrics._failures.labels(**self._metrics._labels).inc()
+
+    def _end(self, reason: str) -> None:
+        labels = self._metrics._labels | {"finished_reason": reason}
+        self._metrics._success.labels(**labels).inc()
+
+    def _observe(self, histogram: Histogram, value: float) -> None:
+        histogram.labels(**self._metrics._labels).observe(value)
+
+
+def _ratio(pairs: deque[tuple[float, float]]) -> float:
+    """Sum of the first over the sum of the second."""
+    # A copy: the engine's thread adds to it.
+    kept = list(pairs)
+    below = sum(second for _, second in kept)
+    return sum(first for first, _ in kept) / below if below else 0.0
