@@ -1,5 +1,6 @@
 """Operations in native code, with checked arguments, and their references in plain torch."""
 
+from eaglerl.ops._policy_sb3 import check_reproduced
 from eaglerl.ops.accept_path import accept_path, accept_path_ref
 from eaglerl.ops.action_cache import ActionCache, CacheStats
 from eaglerl.ops.action_cache_step import action_cache_step
@@ -28,6 +29,7 @@ __all__ = [
     "action_cache_step",
     "cached_attention",
     "cached_attention_ref",
+    "check_reproduced",
     "fused_encode",
     "fused_encode_ref",
     "move_rows",

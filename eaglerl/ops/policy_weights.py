@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eaglerl.files import exclusive_folder
 from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights
 from eaglerl.ops._policy_files import gather_fields, read_policy, write_policy
+from eaglerl.ops._policy_modules import read_modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,39 +138,20 @@ class PolicyWeights:
             fallback_action: The action where a logit is not finite.
 
         Raises:
-            ValueError: The modules are not such a chain, or do not fit.
+            ValueError: The modules are not such a chain, do not fit, or compute something besides
+                what their weights say (a hook, a subclass, a norm of another kind), in evaluation
+                mode.
         """
-        linears, activation = _read_chain(list(mlp))
-        dtype = linears[0].weight.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        eps = {float(getattr(norm, "eps", None) or norm.variance_epsilon) for norm in norms}
-        if len(eps) > 1:
-            raise ValueError(f"norms must share one eps, got {sorted(eps)}")
-
-        def matrix(linear: nn.Linear) -> Tensor:
-            return linear.weight.detach().to(dtype).clone()
-
-        def bias(linear: nn.Linear) -> Tensor:
-            if linear.bias is None:
-                return torch.zeros(linear.out_features, dtype=wide, device=linear.weight.device)
-            return linear.bias.detach().to(wide, copy=True)
-
-        return cls(
-            hidden_weights=tuple(matrix(linear) for linear in linears[:-1]),
-            hidden_biases=tuple(bias(linear) for linear in linears[:-1]),
-            output_weight=matrix(linears[-1]),
-            output_bias=bias(linears[-1]),
-            bins=torch.as_tensor(bins, dtype=torch.int32, device=linears[0].weight.device),
-            fc_weight=None if fc is None else matrix(fc),
-            fc_bias=None if fc is None or fc.bias is None else bias(fc),
-            norm_weight=torch.cat([n.weight.detach().to(wide) for n in norms]) if norms else None,
-            norm_chunks=len(norms),
-            eps=eps.pop() if eps else cls.eps,
-            activation=activation,
-            mlp_input="features" if fc is not None else mlp_input,
+        fields = read_modules(
+            mlp,
+            bins,
+            fc=fc,
+            norms=norms,
+            mlp_input=mlp_input,
             horizon=horizon,
             fallback_action=fallback_action,
         )
+        return cls(**fields)
 
     @classmethod
     def from_sb3(
@@ -181,11 +163,14 @@ class PolicyWeights:
         norms: Sequence[nn.Module] = (),
         mlp_input: MlpInput = "features",
         fallback_action: int = 0,
+        vec_normalize: object | None = None,
     ) -> PolicyWeights:
         """Takes the actor of a stable-baselines3 model with ``MlpPolicy``.
 
-        Its greedy action is that of ``model.predict(observation, deterministic=True)``. A
-        ``MultiDiscrete([A] * horizon)`` action space gives a policy with that horizon.
+        Its greedy action is that of ``model.predict(observation, deterministic=True)``, which is
+        made sure of on random observations of several scales: two actions may change places only
+        where their scores are equal up to rounding. A ``MultiDiscrete([A] * horizon)`` action space
+        gives a policy with that horizon. The model is left as it was, and so are the random states.
 
         Args:
             model: ``PPO`` or ``A2C`` (``mlp_extractor.policy_net`` and ``action_net``), or ``DQN``
@@ -195,41 +180,38 @@ class PolicyWeights:
             norms: See `from_modules`.
             mlp_input: What the model's observations are, if there is no ``fc``.
             fallback_action: The action where a logit is not finite.
+            vec_normalize: The ``VecNormalize`` whose observations the model was trained on; its
+                statistics are folded into the first layer. Its clipping cannot be: where
+                observations may lie further than ``clip_obs`` standard deviations from the mean, a
+                warning says so.
 
         Raises:
-            ValueError: The policy is of another kind, or its action space does not fit ``bins``.
+            ValueError: The policy is of another kind, its action space does not fit ``bins``, or it
+                computes something besides its layers: the message says on what share of the
+                observations. Or it was trained with a ``VecNormalize`` that is not given, or one
+                that clips what is usual.
         """
-        policy = model.policy
-        extractor = getattr(policy, "pi_features_extractor", None)
-        q_net = getattr(policy, "q_net", None)
-        if q_net is not None:
-            extractor, chain = q_net.features_extractor, list(q_net.q_net)
-        elif hasattr(policy, "mlp_extractor") and isinstance(policy.action_net, nn.Linear):
-            chain = [*policy.mlp_extractor.policy_net, policy.action_net]
-        else:
-            raise ValueError(
-                f"model must be a PPO, A2C or DQN with MlpPolicy, got {type(policy).__name__}"
-            )
-        if type(extractor).__name__ != "FlattenExtractor":
-            raise ValueError(
-                "model must read its observations as they are (FlattenExtractor), got "
-                f"{type(extractor).__name__}"
-            )
-        counts = getattr(model.action_space, "nvec", None)
-        horizon = 1 if counts is None else len(counts)
-        if counts is not None and len(set(counts.tolist())) != 1:
-            raise ValueError(
-                f"model must have as many actions at every step ahead, got {counts.tolist()}"
-            )
-        return cls.from_modules(
-            chain,
-            bins,
-            fc=fc,
-            norms=norms,
-            mlp_input=mlp_input,
-            horizon=horizon,
-            fallback_action=fallback_action,
+        from eaglerl.ops import _policy_sb3 as sb3
+
+        layers = sb3.read_layers(model)
+        bins = torch.as_tensor(bins, dtype=torch.int32)
+        horizon = sb3.read_horizon(model, len(bins))
+        sb3.check_observations(model, layers[0])
+        sb3.check_normalization(model, vec_normalize)
+        mlp = cls.from_modules(
+            layers, bins, mlp_input=mlp_input, horizon=horizon, fallback_action=fallback_action
         )
+        plain = mlp
+        if vec_normalize is not None:
+            mlp = sb3.fold_normalization(mlp, vec_normalize)
+        sb3.check_reproduced(model, mlp, vec_normalize, plain)
+        if fc is None and not norms:
+            return mlp
+        whole = cls.from_modules(
+            layers, bins, fc=fc, norms=norms, mlp_input=mlp_input, horizon=horizon,
+            fallback_action=fallback_action,
+        )  # fmt: skip
+        return replace(whole, hidden_weights=mlp.hidden_weights, hidden_biases=mlp.hidden_biases)
 
     def fold(self) -> PolicyWeights:
         """Multiplies the FC into the first hidden layer, for use where g itself is not needed.
@@ -322,31 +304,3 @@ class PolicyWeights:
         for field in ("hidden_weights", "hidden_biases"):
             named |= {f"{field}.{i}": tensor for i, tensor in enumerate(getattr(self, field))}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-_ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.Tanh: "tanh",
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-}
-
-
-def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
-    """Splits linear, activation, linear, ... into the linear layers and the activation's name."""
-    linears = modules[::2]
-    between = {type(module) for module in modules[1::2]}
-    if (
-        len(modules) % 2 == 0
-        or len(linears) < 2
-        or not all(isinstance(linear, nn.Linear) for linear in linears)
-    ):
-        kinds = [type(module).__name__ for module in modules]
-        raise ValueError(
-            f"mlp must be Linear, activation, Linear, ... with a hidden layer, got {kinds}"
-        )
-    if len(between) != 1 or between - _ACTIVATIONS.keys():
-        kinds = sorted(kind.__name__ for kind in between)
-        raise ValueError(
-            f"mlp must have one kind of Tanh, ReLU or SiLU between layers, got {kinds}"
-        )
-    return linears, _ACTIVATIONS[between.pop()]

@@ -82,17 +82,17 @@ class StandardizedVecEnv(VecEnvWrapper):
 
     def __init__(self, env: VecEnv, standardization: Standardization) -> None:
         super().__init__(env)
-        self._standardize = standardization
+        self.standardization = standardization
 
     def reset(self) -> np.ndarray:
         """Standardised observations (n_envs, size)."""
-        return self._standardize(self.venv.reset())
+        return self.standardization(self.venv.reset())
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """As of the environments, observations standardised, the last of an episode too."""
         observations, rewards, dones, infos = self.venv.step_wait()
         for index in np.flatnonzero(dones):
-            infos[index]["terminal_observation"] = self._standardize(
+            infos[index]["terminal_observation"] = self.standardization(
                 infos[index]["terminal_observation"]
             )
-        return self._standardize(observations), rewards, dones, infos
+        return self.standardization(observations), rewards, dones, infos

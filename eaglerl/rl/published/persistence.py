@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
-from eaglerl.ops import PolicyWeights
+from eaglerl.ops import PolicyWeights, check_reproduced
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.checkpoints import CheckpointFolder
 from eaglerl.rl.published.files import (
@@ -114,8 +114,12 @@ class Persistence(ABC):
             standardization: of its observations.
             head_id: hash of the draft head whose features they are.
             training: JSON values for the card.
+
+        Raises:
+            ValueError: the model computes something besides its layers.
         """
         weights = self._export(model)
+        check_reproduced(model, weights)
         self._weights = weights if standardization is None else standardization.fold_into(weights)
         self._learner = None
         self.describe(head_id=head_id, training=training)

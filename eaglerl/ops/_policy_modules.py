@@ -1,0 +1,212 @@
+"""Reading a policy from modules: their weights, and whether that is all that they compute.
+
+A subclass, a hook or a monkeypatch may do anything around the weights that it holds, so every
+module is run on a few random rows and compared with what its weights say.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from eaglerl.ops._policy_checks import Activation, MlpInput
+
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+}
+_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "silu": nn.functional.silu,
+}
+_ROWS = 8
+# Rounding of a sum, as a multiple of the dtype's unit times the sum of the terms' magnitudes.
+_ROUNDINGS = 16
+# A GPU may multiply float32 in TF32.
+_DEVICE_UNIT = 2.0**-10
+
+
+@contextmanager
+def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run modules as at inference, and leave them and all random states as they were.
+
+    Args:
+        modules: their submodules included.
+    """
+    every = [part for module in modules for part in module.modules()]
+    training = [part.training for part in every]
+    devices = {p.device for module in every for p in module.parameters(recurse=False)}
+    numbers, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
+            for part in every:
+                part.training = False
+            yield
+    finally:
+        random.setstate(numbers)
+        np.random.set_state(arrays)
+        for part, mode in zip(every, training, strict=True):
+            part.training = mode
+
+
+def read_modules(
+    mlp: Sequence[nn.Module],
+    bins: Tensor | Sequence[Sequence[int]],
+    *,
+    fc: nn.Linear | None,
+    norms: Sequence[nn.Module],
+    mlp_input: MlpInput,
+    horizon: int,
+    fallback_action: int,
+) -> dict[str, Any]:
+    """Fields of a `PolicyWeights`; see `PolicyWeights.from_modules`.
+
+    Raises:
+        ValueError: The modules are not such a chain, or compute something else than their weights
+            say.
+    """
+    linears, activation = _read_chain(list(mlp))
+    eps = {_eps_of(norm, f"norms[{i}]") for i, norm in enumerate(norms)}
+    if len(eps) > 1:
+        raise ValueError(f"norms must share one eps, got {sorted(eps)}")
+    # Before anything is copied: what computes its weights anew does so when it is called.
+    _check_modules(mlp, activation, fc, norms)
+    dtype = linears[0].weight.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def matrix(linear: nn.Linear) -> Tensor:
+        return linear.weight.detach().to(dtype).clone()
+
+    def bias(linear: nn.Linear) -> Tensor:
+        if linear.bias is None:
+            return torch.zeros(linear.out_features, dtype=wide, device=linear.weight.device)
+        return linear.bias.detach().to(wide, copy=True)
+
+    fields: dict[str, Any] = {
+        "hidden_weights": tuple(matrix(linear) for linear in linears[:-1]),
+        "hidden_biases": tuple(bias(linear) for linear in linears[:-1]),
+        "output_weight": matrix(linears[-1]),
+        "output_bias": bias(linears[-1]),
+        "bins": torch.as_tensor(bins, dtype=torch.int32, device=linears[0].weight.device),
+        "fc_weight": None if fc is None else matrix(fc),
+        "fc_bias": None if fc is None or fc.bias is None else bias(fc),
+        "norm_weight": torch.cat([n.weight.detach().to(wide) for n in norms]) if norms else None,
+        "norm_chunks": len(norms),
+        "activation": activation,
+        "mlp_input": "features" if fc is not None else mlp_input,
+        "horizon": horizon,
+        "fallback_action": fallback_action,
+    }
+    return fields | ({"eps": eps.pop()} if eps else {})
+
+
+def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
+    """Splits linear, activation, linear, ... into the linear layers and the activation's name."""
+    linears = modules[::2]
+    between = {type(module) for module in modules[1::2]}
+    if (
+        len(modules) % 2 == 0
+        or len(linears) < 2
+        or not all(isinstance(linear, nn.Linear) for linear in linears)
+    ):
+        kinds = [type(module).__name__ for module in modules]
+        raise ValueError(
+            f"mlp must be Linear, activation, Linear, ... with a hidden layer, got {kinds}"
+        )
+    if len(between) != 1 or between - _ACTIVATIONS.keys():
+        kinds = sorted(kind.__name__ for kind in between)
+        raise ValueError(
+            f"mlp must have one kind of Tanh, ReLU or SiLU between layers, got {kinds}"
+        )
+    return linears, _ACTIVATIONS[between.pop()]
+
+
+def _eps_of(norm: nn.Module, name: str) -> float:
+    weight = getattr(norm, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1:
+        raise ValueError(f"{name} must have a weight for each column, got {norm!r}")
+    for attribute in ("eps", "variance_epsilon"):
+        if isinstance(eps := getattr(norm, attribute, None), int | float):
+            return float(eps)
+    if isinstance(norm, nn.RMSNorm):
+        # What torch takes where none is given.
+        return float(torch.finfo(weight.dtype).eps)
+    raise ValueError(f"{name} must have eps or variance_epsilon, got {norm!r}")
+
+
+def _check_modules(
+    mlp: Sequence[nn.Module],
+    activation: Activation,
+    fc: nn.Linear | None,
+    norms: Sequence[nn.Module],
+) -> None:
+    linears = {f"mlp[{i}]": module for i, module in enumerate(mlp) if i % 2 == 0}
+    if fc is not None:
+        if not isinstance(fc, nn.Linear):
+            raise ValueError(f"fc must be a Linear layer, got {fc!r}")
+        linears["fc"] = fc
+    with undisturbed([*mlp, *norms, *([] if fc is None else [fc])]):
+        for name, linear in linears.items():
+            _check_linear(name, linear)
+        for i, module in enumerate(mlp):
+            if i % 2:
+                device = mlp[i - 1].weight.device
+                x = _rows(mlp[i - 1].out_features, mlp[i - 1].weight.dtype, device)
+                expected = _FUNCTIONS[activation](x.double())
+                _compare(f"mlp[{i}]", activation, module(x.clone()), expected, expected.abs())
+        for i, norm in enumerate(norms):
+            # A holder of weights, which computes nothing itself, may have no forward.
+            if type(norm).forward is not nn.Module.forward:
+                _check_norm(f"norms[{i}]", norm)
+
+
+def _check_linear(name: str, linear: nn.Linear) -> None:
+    if is_lazy(linear.weight):
+        raise ValueError(f"{name} must have its weights by now, got {linear!r}")
+    x = _rows(linear.in_features, linear.weight.dtype, linear.weight.device)
+    given = linear(x)
+    weight, bias = linear.weight.double(), 0.0 if linear.bias is None else linear.bias.double()
+    expected = x.double() @ weight.T + bias
+    size = x.double().abs() @ weight.abs().T + abs(bias)
+    _compare(name, "x W^T + b", given, expected, size)
+
+
+def _check_norm(name: str, norm: nn.Module) -> None:
+    weight = norm.weight.double()
+    # Not of mean 0, which a LayerNorm would subtract.
+    x = 1 + _rows(len(weight), norm.weight.dtype, norm.weight.device)
+    scale = (x.double().square().mean(-1, keepdim=True) + _eps_of(norm, name)).rsqrt()
+    expected = x.double() * scale * weight
+    _compare(name, "x / rms(x) * weight", norm(x), expected, expected.abs())
+
+
+def _compare(name: str, formula: str, given: object, expected: Tensor, size: Tensor) -> None:
+    if isinstance(given, Tensor) and given.shape == expected.shape:
+        unit = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+        if given.device.type != "cpu":
+            unit = max(unit, _DEVICE_UNIT)
+        differs = ~((given.double() - expected).abs() <= _ROUNDINGS * unit * size + 1e-30)
+        if not bool(differs.any()):
+            return
+        found = f"{float(differs.double().mean()):.0%} of its results differ"
+    else:
+        found = f"it gives {getattr(given, 'shape', type(given).__name__)}"
+    raise ValueError(
+        f"{name} must compute {formula} from its weights, for nothing else is taken over; {found} "
+        "(a hook, a subclass, or another kind of layer)"
+    )
+
+
+def _rows(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random rows (8, width) that the global generator knows nothing of."""
+    generator = torch.Generator().manual_seed(0)
+    return (2 * torch.randn(_ROWS, width, generator=generator)).to(device, dtype)
