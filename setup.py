@@ -1,6 +1,7 @@
 """Builds the extension eaglerl._C with CMake and ninja. All metadata is in pyproject.toml."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,29 @@ def require_tool(name: str) -> str:
     return path
 
 
+def torch_is_for_the_cpu() -> bool:
+    """Tells whether the environment that is built for has a torch that cannot use CUDA.
+
+    It is not imported: in build isolation it is out of sight. Where there is none yet, nobody knows.
+    """
+    for name in ("purelib", "platlib"):
+        file = Path(sysconfig.get_path(name)) / "torch" / "version.py"
+        if file.is_file():
+            found = re.search(r"^cuda\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.M)
+            return found is not None and found.group(1) == "None"
+    return False
+
+
+def cuda_choice() -> str:
+    """Returns what is asked for in EAGLERL_WITH_CUDA; else 0 for a torch without CUDA, or auto."""
+    asked = os.environ.get("EAGLERL_WITH_CUDA")
+    if asked is None:
+        return "0" if torch_is_for_the_cpu() else "auto"
+    if asked not in CUDA_CHOICES:
+        raise SystemExit(f"EAGLERL_WITH_CUDA must be 0, 1 or auto, not '{asked}'.")
+    return asked
+
+
 def discard_stale_build(folder: Path, configure: list[str]) -> None:
     """Empties a build folder left by other settings or tools, which CMake would keep using.
 
@@ -66,9 +90,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         require_compiler()
-        with_cuda = os.environ.get("EAGLERL_WITH_CUDA", "auto")
-        if with_cuda not in CUDA_CHOICES:
-            raise SystemExit(f"EAGLERL_WITH_CUDA must be 0, 1 or auto, not '{with_cuda}'.")
+        with_cuda = cuda_choice()
         cmake, ninja = require_tool("cmake"), require_tool("ninja")
         import pybind11
 

@@ -55,6 +55,35 @@ def test_unknown_choice_of_cuda_is_refused(tmp_path: Path) -> None:
     assert "EAGLERL_WITH_CUDA must be 0, 1 or auto, not 'maybe'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("version", "choice"),
+    [
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", "0"),
+        ("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n", "auto"),
+        (None, "auto"),
+    ],
+)
+@pytest.mark.parametrize("asked", [None, "0", "1", "auto"])
+def test_cuda_is_built_for_a_torch_that_can_use_it(
+    tmp_path: Path, version: str | None, choice: str, asked: str | None
+) -> None:
+    if version is not None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "version.py").write_text(version)
+    script = (
+        "import runpy, setuptools, sysconfig\n"
+        "setuptools.setup = lambda **_: None\n"
+        f"sysconfig.get_path = lambda name: {str(tmp_path)!r}\n"
+        "print(runpy.run_path('setup.py')['cuda_choice']())"
+    )
+    cleaned = {name: value for name, value in os.environ.items() if name != "EAGLERL_WITH_CUDA"}
+    given = {} if asked is None else {"EAGLERL_WITH_CUDA": asked}
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=cleaned | given, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == (asked or choice), result.stderr
+
+
 @pytest.mark.slow
 def test_wheel_installs_into_an_empty_environment(tmp_path: Path) -> None:
     clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=NOT_COPIED)
