@@ -44,7 +44,8 @@ def require_tool(name: str) -> str:
 def torch_is_for_the_cpu() -> bool:
     """Tells whether the environment that is built for has a torch that cannot use CUDA.
 
-    It is not imported: in build isolation it is out of sight. Where there is none yet, nobody knows.
+    It is not imported: in build isolation it is out of sight. Where there is none yet, nobody
+    knows.
     """
     for name in ("purelib", "platlib"):
         file = Path(sysconfig.get_path(name)) / "torch" / "version.py"

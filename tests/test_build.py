@@ -78,9 +78,8 @@ def test_cuda_is_built_for_a_torch_that_can_use_it(
     )
     cleaned = {name: value for name, value in os.environ.items() if name != "EAGLERL_WITH_CUDA"}
     given = {} if asked is None else {"EAGLERL_WITH_CUDA": asked}
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=cleaned | given, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, env=cleaned | given, capture_output=True, text=True)
     assert result.stdout.strip() == (asked or choice), result.stderr
 
 

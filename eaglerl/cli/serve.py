@@ -123,7 +123,7 @@ def serve(
     if mode is not None and chosen is not None:
         raise typer.BadParameter("give it, or --tree or --plain", param_hint="--mode")
     if chosen is not None:
-        mode = f"tree-{chosen.total_tokens}-{chosen.depth}-{chosen.top_k}"
+        mode = f"tree:{chosen}"
     # Before the model is loaded: it may be missing.
     from eaglerl.server import Limits, Service, run_server
     from eaglerl.server.run import is_local
@@ -149,7 +149,7 @@ def serve(
 
     def say(address: str) -> None:
         names = ", ".join(mode.name for mode in service.modes)
-        console.print(f"modes: {names}, tree-T-D-K", markup=False, soft_wrap=True)
+        console.print(f"modes: {names}, tree:T/D/K", markup=False, soft_wrap=True)
         console.print(f"API: {address}/v1", markup=False, soft_wrap=True)
         console.print(f"live view: {address}/", markup=False, soft_wrap=True)
 

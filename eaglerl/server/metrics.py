@@ -24,7 +24,7 @@ _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 # The cycles that a rate is of.
 _RECENT_CYCLES = 200
 # A client may name any constant tree: they are counted as one mode.
-_TREES = "tree-T-D-K"
+_TREES = "tree:T/D/K"
 
 
 class Metrics:

@@ -12,7 +12,8 @@ from eaglerl.rl import LookupRule, lookup_alone
 
 #: The largest tree that a client may ask for: its pool of candidates grows with depth * top_k^2.
 LARGEST = {"total_tokens": 128, "depth": 16, "top_k": 16}
-_TREE = re.compile(r"tree-(\d{1,9})-(\d{1,9})-(\d{1,9})")
+# `tree:T/D/K`; other spellings of the tree are read, too, and tree-T-D-K, which was written before.
+_TREE = re.compile(r"tree[:-](\d.*)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _LOOKUP_ALONE = 10
@@ -70,31 +71,32 @@ class Modes:
             if mode.name in self._modes or _TREE.fullmatch(mode.name):
                 raise ValueError(f"the mode {mode.name} is there already")
             self._modes[mode.name] = mode
-        self.default = default
-        if default not in self._modes:
-            self._modes = {default: self.get(default), **self._modes}
+        chosen = self.get(default)
+        self.default = chosen.name
+        if chosen.name not in self._modes:
+            self._modes = {chosen.name: chosen, **self._modes}
 
     def __iter__(self):
         return iter(self._modes.values())
 
     def get(self, name: str) -> Mode:
-        """The mode of a name: one of the list, or ``tree-T-D-K`` for any constant tree.
+        """The mode of a name: one of the list, or ``tree:T/D/K`` for any constant tree.
 
         Raises:
             ValueError: there is none.
         """
         if (mode := self._modes.get(name)) is not None:
             return mode
-        if (numbers := _TREE.fullmatch(name)) is None:
-            raise ValueError(f"mode must be tree-T-D-K or one of {[*self._modes]}, got {name[:80]}")
-        tree = dict(zip(LARGEST, map(int, numbers.groups()), strict=True))
+        if (text := _TREE.fullmatch(name)) is None:
+            raise ValueError(f"mode must be tree:T/D/K or one of {[*self._modes]}, got {name[:80]}")
+        tree = TreeParams.from_text(text.group(1))
         for key, most in LARGEST.items():
-            if tree[key] > most:
+            if getattr(tree, key) > most:
                 raise ValueError(
-                    f"{key} of a constant tree must be at most {most}, got {tree[key]}"
+                    f"{key} of a constant tree must be at most {most}, got {getattr(tree, key)}"
                 )
         # Not kept: there are many.
-        return constant_mode(name, TreeParams(**tree))
+        return constant_mode(f"tree:{tree}", tree)
 
 
 def constant_mode(name: str, tree: TreeParams, description: str | None = None) -> Mode:
@@ -113,9 +115,8 @@ def standard_modes(best: TreeParams = DEFAULT_TREE) -> list[Mode]:
         best: the best constant tree of this machine.
     """
     rule = LookupRule(best, _MERGE_FROM, _MERGE_TOKENS, _ALONE_FROM, _ALONE_TOKENS)
-    size = f"{best.total_tokens}/{best.depth}/{best.top_k}"
     return [
-        constant_mode("best-constant", best, f"The best constant tree, {size}."),
+        constant_mode("best-constant", best, f"The best constant tree, {best}."),
         constant_mode("plain", NO_DRAFT, "No drafts: one token per pass of the target."),
         Mode(
             "lookup",
@@ -124,7 +125,7 @@ def standard_modes(best: TreeParams = DEFAULT_TREE) -> list[Mode]:
         ),
         Mode(
             "tree-lookup",
-            f"The tree {size}; with a match in the text its continuation is merged in, with a long "
+            f"The tree {best}; with a match in the text its continuation is merged in, with a long "
             "one it is verified alone.",
             lambda: rule,
         ),

@@ -29,8 +29,8 @@ class _NoMatch:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("fastest", "mode must be tree-T-D-K or one of"),
-        ("tree-129-7-10", "total_tokens of a constant tree must be at most 128"),
+        ("fastest", "mode must be tree:T/D/K or one of"),
+        ("tree:129/7/10", "total_tokens of a constant tree must be at most 128"),
         ("tree-9-99-3", "depth of a constant tree must be at most 16"),
         ("tree-9-2-999", "top_k of a constant tree must be at most 16"),
         ("tree-9-0-2", "asks for 8 drafted nodes"),
@@ -45,7 +45,7 @@ def test_a_name_of_nothing(name: str, reason: str) -> None:
 
 def test_a_default_tree_is_listed_first() -> None:
     names = [mode.name for mode in Modes(standard_modes(), "tree-9-2-3")]
-    assert names[0] == "tree-9-2-3"
+    assert names[0] == "tree:9/2/3"
     assert len(names) == len(standard_modes()) + 1
 
 
