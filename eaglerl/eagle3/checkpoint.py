@@ -143,6 +143,9 @@ def expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
     }
     if config.fc_norm:
         shapes |= {f"fc_norm.{i}.weight": (config.feature_hidden_size,) for i in range(3)}
+    if config.qk_norm:
+        names = ("q_norm", "k_norm")
+        shapes |= {f"midlayer.self_attn.{name}.weight": (config.head_dim,) for name in names}
     if config.norm_before_fc:
         shapes["input_norm.weight"] = (features,)
     return shapes

@@ -3,17 +3,13 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eaglerl.eagle3.config_file import (
-    AuxLayerConvention,
-    NormOutputConvention,
-    check_feature_layers,
-    read_config_fields,
-)
+from eaglerl.eagle3.config_file import NormOutputConvention, read_config_fields
+from eaglerl.eagle3.taps import AuxLayerConvention, check_feature_layers, default_taps
 from eaglerl.json_file import JsonObject, read_json
 
 _SIZE_KEYS = (
@@ -50,6 +46,9 @@ class Eagle3Config:
         norm_before_residual: The residual starts from the normed feature, not from the raw one.
         norm_output: The final norm is applied before ``lm_head``.
         norm_feedback: The normed output, not the raw one, is the next step's feature (EAGLE-3.1).
+        qk_norm: One RMSNorm over every head of q and one over every head of k, before RoPE, as in
+            Qwen3's layers.
+        sliding_window: Positions that a row sees, its own included; None for all.
         feature_layers: The three tapped layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
         tie_word_embeddings: A checkpoint without ``lm_head.weight`` means the embedding table; one
@@ -76,6 +75,8 @@ class Eagle3Config:
     norm_before_residual: bool = False
     norm_output: bool = True
     norm_feedback: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
     feature_layers: tuple[int, int, int] | None = None
     tie_word_embeddings: bool = False
     token_ids: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +91,9 @@ class Eagle3Config:
             raise ValueError(
                 f"target_hidden_size must be a positive integer or null, got {width!r}"
             )
+        window = self.sliding_window
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"sliding_window must be a positive integer or null, got {window!r}")
         if not isinstance(self.rms_norm_eps, float) or not 0 < self.rms_norm_eps < math.inf:
             raise ValueError(f"rms_norm_eps must be a positive float, got {self.rms_norm_eps!r}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -149,7 +153,7 @@ class Eagle3Config:
         """
         layers = self.feature_layers
         if layers is None:
-            layers = (2, num_target_layers // 2, num_target_layers - 3)
+            layers = default_taps(num_target_layers)
             origin = f"EAGLE's default feature layers (2, N // 2, N - 3) at N = {num_target_layers}"
         else:
             origin = "feature_layers"
@@ -161,11 +165,24 @@ class Eagle3Config:
             )
         return layers
 
+    def without_default_layers(self, num_target_layers: int) -> "Eagle3Config":
+        """Returns the configuration with no layers named, if they are the target's default ones.
+
+        Engines understand the same ids as different layers, and no ids as the same ones.
+
+        Args:
+            num_target_layers: N, the target's number of decoder layers.
+        """
+        if self.feature_layers != default_taps(num_target_layers):
+            return self
+        return self.replace(feature_layers=None)
+
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         *,
+        feature_layers: Sequence[int] | None = None,
         aux_layer_convention: AuxLayerConvention | None = None,
         norm_output_convention: NormOutputConvention | None = None,
     ) -> "Eagle3Config":
@@ -175,6 +192,7 @@ class Eagle3Config:
             raise ValueError(f"path must be a folder with a config.json, got {str(path)!r}")
         return cls.from_dict(
             read_json(file, JsonObject, "draft head's config"),
+            feature_layers=feature_layers,
             aux_layer_convention=aux_layer_convention,
             norm_output_convention=norm_output_convention,
         )
@@ -184,6 +202,7 @@ class Eagle3Config:
         cls,
         data: Mapping[str, Any],
         *,
+        feature_layers: Sequence[int] | None = None,
         aux_layer_convention: AuxLayerConvention | None = None,
         norm_output_convention: NormOutputConvention | None = None,
     ) -> "Eagle3Config":
@@ -191,9 +210,9 @@ class Eagle3Config:
 
         Args:
             data: The parsed JSON object.
+            feature_layers: The tapped layers by their inputs, whatever the file says.
             aux_layer_convention: What ``eagle_aux_hidden_state_layer_ids`` name: "output" of the
-                layers (SpecForge, SGLang) or "input" (vLLM). None: "output" inside
-                ``eagle_config``, "input" with a warning at the top level, where both occur.
+                layers or "input". None: as their producer means them, see `taps.read_taps`.
             norm_output_convention: What ``norm_output`` means: "logits" (the final norm is
                 applied before ``lm_head``; SpecForge at first) or "feedback" (the normed output
                 is fed back; speculators, vLLM, SGLang, later SpecForge). None: "feedback" in the
@@ -208,6 +227,7 @@ class Eagle3Config:
         return cls(
             **read_config_fields(
                 data,
+                feature_layers=feature_layers,
                 aux_layer_convention=aux_layer_convention,
                 norm_output_convention=norm_output_convention,
             )
@@ -223,7 +243,7 @@ class Eagle3Config:
         rope_scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         data: dict[str, Any] = {
             "architectures": ["LlamaForCausalLMEagle3"],
-            "model_type": "llama",
+            "model_type": "qwen3" if self.qk_norm else "llama",
             "num_hidden_layers": 1,
             "hidden_act": "silu",
             "tie_word_embeddings": False,
@@ -235,6 +255,10 @@ class Eagle3Config:
         }
         if self.target_hidden_size is not None:
             data["target_hidden_size"] = self.target_hidden_size
+        if self.sliding_window is not None:
+            data["sliding_window"] = self.sliding_window
+            data["use_sliding_window"] = True
+            data["layer_types"] = ["sliding_attention"]
         for key in ("fc_norm", "norm_before_fc", "norm_before_residual"):
             if getattr(self, key):
                 data[key] = True
@@ -246,6 +270,8 @@ class Eagle3Config:
             data["eaglerl_norm_feedback"] = self.norm_feedback
         if self.feature_layers is not None:
             data["eaglerl_feature_layers"] = list(self.feature_layers)
+            # vLLM reads the first and taps inputs, SGLang the second and taps outputs.
+            data["eagle_aux_hidden_state_layer_ids"] = list(self.feature_layers)
             data["eagle_config"] = {
                 "eagle_aux_hidden_state_layer_ids": [index - 1 for index in self.feature_layers],
                 "use_aux_hidden_state": True,

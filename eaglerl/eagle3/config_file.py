@@ -5,14 +5,21 @@ EAGLE and SpecForge write a flat LLaMA-like object; speculators nests the decode
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from eaglerl.eagle3.rope import read_rope_parameters
+from eaglerl.eagle3.taps import (
+    AuxLayerConvention,
+    check_feature_layers,
+    eagle_config,
+    is_speculators,
+    read_taps,
+)
 
-AuxLayerConvention = Literal["input", "output"]
 NormOutputConvention = Literal["logits", "feedback"]
 
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _PARALLEL_DRAFTING_KEYS = ("mask_hidden", "mask_token_id", "ptd_token_id", "num_depths")
 _BIAS_KEYS = ("attention_bias", "mlp_bias", "qkv_bias")
 
@@ -20,6 +27,7 @@ _BIAS_KEYS = ("attention_bias", "mlp_bias", "qkv_bias")
 def read_config_fields(
     data: Mapping[str, Any],
     *,
+    feature_layers: Sequence[int] | None,
     aux_layer_convention: AuxLayerConvention | None,
     norm_output_convention: NormOutputConvention | None,
 ) -> dict[str, Any]:
@@ -34,6 +42,7 @@ def read_config_fields(
     hidden_size, heads, vocab_size = (
         _required_size(layer, key) for key in ("hidden_size", "num_attention_heads", "vocab_size")
     )
+    window = _read_sliding_window(layer)
     return {
         "hidden_size": hidden_size,
         "intermediate_size": _required_size(layer, "intermediate_size"),
@@ -44,38 +53,27 @@ def read_config_fields(
         "draft_vocab_size": _value(data, "draft_vocab_size", vocab_size),
         "max_position_embeddings": _value(layer, "max_position_embeddings", 2048),
         "rms_norm_eps": _value(layer, "rms_norm_eps", 1e-6),
-        "rope_parameters": read_rope_parameters(layer),
+        "rope_parameters": read_rope_parameters(
+            layer, layer_type="full_attention" if window is None else "sliding_attention"
+        ),
+        "qk_norm": layer.get("model_type") == "qwen3",
+        "sliding_window": window,
         "target_hidden_size": data.get("target_hidden_size"),
         "fc_norm": _flag(data, "fc_norm"),
         "norm_before_fc": _flag(data, "norm_before_fc"),
         "norm_before_residual": _norm_before_residual(data),
         "tie_word_embeddings": _flag(data, "tie_word_embeddings"),
-        "feature_layers": _read_feature_layers(data, aux_layer_convention),
+        "feature_layers": read_taps(data, aux_layer_convention)
+        if feature_layers is None
+        else check_feature_layers(list(feature_layers), "feature_layers"),
         "token_ids": _read_token_ids(data, layer),
         **_read_norm_output(data, norm_output_convention),
     }
 
 
-def check_feature_layers(ids: Any, name: str, lowest: int = 0) -> tuple[int, int, int]:
-    """Returns ``ids`` as a tuple if they are three different layer indices.
-
-    Raises:
-        ValueError: They are not; the message calls them ``name``.
-    """
-    is_list = isinstance(ids, list | tuple) and all(type(index) is int for index in ids)
-    if not is_list or len(ids) != 3 or min(ids) < lowest:
-        raise ValueError(f"{name} must be three layer indices >= {lowest}, got {ids!r}")
-    if len(set(ids)) != 3:
-        raise ValueError(
-            f"{name} must be three different layers, got {list(ids)}; a target with few layers "
-            "needs explicit ones"
-        )
-    return tuple(ids)
-
-
 def _layer_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the mapping that holds the decoder layer's fields."""
-    if not _is_speculators(data):
+    if not is_speculators(data):
         return data
     layer = data.get("transformer_layer_config")
     if not isinstance(layer, Mapping):
@@ -84,13 +82,6 @@ def _layer_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
             f"{type(layer).__name__}"
         )
     return layer
-
-
-def _is_speculators(data: Mapping[str, Any]) -> bool:
-    return any(
-        key in data
-        for key in ("speculators_model_type", "speculators_config", "transformer_layer_config")
-    )
 
 
 def _reject_other_heads(data: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
@@ -106,50 +97,43 @@ def _reject_other_heads(data: Mapping[str, Any], layer: Mapping[str, Any]) -> No
             f"num_hidden_layers must be 1 in an EAGLE-3 head, got {count} (heads of several layers,"
             " such as P-EAGLE's, are not supported)"
         )
-    if not _eagle_config(data).get("use_aux_hidden_state", True):
+    if not eagle_config(data).get("use_aux_hidden_state", True):
         raise ValueError(
             "eagle_config.use_aux_hidden_state must be true: an EAGLE-3 head reads three layers"
         )
 
 
 def _reject_unsupported(data: Mapping[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, allowed in (("model_type", "llama"), ("hidden_act", "silu")):
-        value = _value(layer, key, allowed)
-        if value != allowed:
-            raise ValueError(f"{key} must be {allowed!r}, got {value!r}")
+    for key, allowed in (("model_type", ("llama", "qwen3")), ("hidden_act", ("silu",))):
+        value = _value(layer, key, allowed[0])
+        if value not in allowed:
+            names = " or ".join(map(repr, allowed))
+            raise ValueError(f"{key} must be {names}, got {value!r}")
     for key in _BIAS_KEYS:
         if layer.get(key):
             raise ValueError(f"{key} must be false: EAGLE-3 heads have no biases")
-    if layer.get("sliding_window") is not None and layer.get("use_sliding_window", True):
-        raise ValueError(
-            f"sliding_window must be null, got {layer['sliding_window']!r}: not supported"
-        )
 
 
-def _read_feature_layers(
-    data: Mapping[str, Any], convention: AuxLayerConvention | None
-) -> tuple[int, int, int] | None:
-    key = "eagle_aux_hidden_state_layer_ids"
-    own = data.get("eaglerl_feature_layers")
-    if own is not None:
-        return check_feature_layers(own, "eaglerl_feature_layers")
-    nested = _eagle_config(data).get(key)
-    ids = data.get(key) if nested is None else nested
-    if ids is None:
+def _read_sliding_window(layer: Mapping[str, Any]) -> int | None:
+    """Returns the window of the head's layer as transformers and speculators understand it."""
+    window, types = layer.get("sliding_window"), layer.get("layer_types")
+    is_qwen3 = layer.get("model_type") == "qwen3"
+    # Qwen3 does not slide unless it is told to, whatever the type of its layers.
+    switch = _flag(layer, "use_sliding_window", not is_qwen3)
+    if is_qwen3 and not switch:
         return None
-    check_feature_layers(ids, key, lowest=-1)
-    if convention is None:
-        convention = "input" if nested is None else "output"
-        if nested is None:
-            warnings.warn(
-                f"{key} {list(ids)} at the top level of config.json are read as inputs of layers, "
-                "as vLLM does; some heads mean outputs. Pass aux_layer_convention='input' or "
-                "'output' to say which.",
-                stacklevel=4,
-            )
-    check_feature_layers(ids, key, lowest=0 if convention == "input" else -1)
-    shift = 0 if convention == "input" else 1
-    return tuple(index + shift for index in ids)
+    if types is not None:
+        if not isinstance(types, list) or len(types) != 1 or types[0] not in _LAYER_TYPES:
+            raise ValueError(f"layer_types must name one of {list(_LAYER_TYPES)}, got {types!r}")
+        slides = types[0] == "sliding_attention"
+        if slides and window is None:
+            raise ValueError("sliding_window is missing: layer_types says 'sliding_attention'")
+    elif is_qwen3:
+        # It slides from the layer of this number on.
+        slides = _value(layer, "max_window_layers", 28) == 0
+    else:
+        slides = switch
+    return window if slides else None
 
 
 def _read_norm_output(
@@ -164,7 +148,7 @@ def _read_norm_output(
         return {}
     value = _flag(data, "norm_output")
     if convention is None:
-        convention = "feedback" if _is_speculators(data) else "logits"
+        convention = "feedback" if is_speculators(data) else "logits"
         if convention == "logits":
             warnings.warn(
                 f"norm_output = {value} in config.json is read as 'apply the final norm before "
@@ -180,7 +164,7 @@ def _read_norm_output(
 def _norm_before_residual(data: Mapping[str, Any]) -> bool:
     # speculators writes False by default and vLLM assumes True; a wrong guess costs acceptance
     # without any other sign.
-    if _is_speculators(data) and data.get("norm_before_residual") is None:
+    if is_speculators(data) and data.get("norm_before_residual") is None:
         raise ValueError(
             "norm_before_residual is missing in a speculators config.json; add true or false"
         )
@@ -190,7 +174,7 @@ def _norm_before_residual(data: Mapping[str, Any]) -> bool:
 def _flag(data: Mapping[str, Any], key: str, default: bool = False) -> bool:
     value = data.get(key)
     if value is None:
-        value = _eagle_config(data).get(key)
+        value = eagle_config(data).get(key)
     if value is None:
         return default
     if not isinstance(value, bool):
@@ -206,13 +190,6 @@ def _read_token_ids(data: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[s
         if not all(type(index) is int for index in ids):
             raise ValueError(f"{key} must be a token id, a list of them or null, got {value!r}")
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _eagle_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = data.get("eagle_config") or {}
-    if not isinstance(value, Mapping):
-        raise ValueError(f"eagle_config must be an object or null, got {value!r}")
-    return value
 
 
 def _required_size(data: Mapping[str, Any], key: str) -> int:

@@ -4,7 +4,7 @@ EAGLE-3, https://arxiv.org/abs/2503.01840. A row joins the features of token t w
 of token t + 1, stands at rotary position t and predicts token t + 2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +16,10 @@ from eaglerl.eagle3.checkpoint import (
     read_state_dict,
     write_checkpoint,
 )
-from eaglerl.eagle3.config import AuxLayerConvention, Eagle3Config, NormOutputConvention
+from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.config_file import NormOutputConvention
 from eaglerl.eagle3.rope import apply_rope
+from eaglerl.eagle3.taps import AuxLayerConvention
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(q (..., Hq, D), k (..., Hkv, D), v like k) -> (..., Hq, D); q and k are rotated."""
@@ -50,6 +52,9 @@ class _SelfAttention(nn.Module):
         self.k_proj = nn.Linear(width, key_value_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(width, key_value_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(heads * config.head_dim, config.hidden_size, bias=False)
+        eps = config.rms_norm_eps
+        self.q_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps) if config.qk_norm else None
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, attention: Attention
@@ -58,6 +63,8 @@ class _SelfAttention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         attended = attention(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)
         return self.o_proj(attended.flatten(-2))
 
@@ -162,6 +169,7 @@ class Eagle3DraftHead(nn.Module):
         path: str | Path,
         *,
         config: Eagle3Config | None = None,
+        feature_layers: Sequence[int] | None = None,
         embed_tokens: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         aux_layer_convention: AuxLayerConvention | None = None,
@@ -171,7 +179,9 @@ class Eagle3DraftHead(nn.Module):
 
         Args:
             path: A folder with ``config.json`` and the weights (safetensors or ``.bin``).
-            config: What ``config.json`` was read as already; the two conventions are unused then.
+            config: What ``config.json`` was read as already; other arguments that
+                tell how to read it are unused then.
+            feature_layers: See `Eagle3Config.from_dict`.
             embed_tokens: (V, h) table of the target, used unless the checkpoint has its own;
                 aliased, not copied.
             dtype: Dtype of the parameters.
@@ -187,6 +197,7 @@ class Eagle3DraftHead(nn.Module):
         if config is None:
             config = Eagle3Config.from_pretrained(
                 path,
+                feature_layers=feature_layers,
                 aux_layer_convention=aux_layer_convention,
                 norm_output_convention=norm_output_convention,
             )

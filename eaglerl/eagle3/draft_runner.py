@@ -175,7 +175,10 @@ class ModuleDraft(CachedDraft):
         self._check_extend(token_ids, features, slot, reduced)
         start, rows = self.lengths[slot], len(token_ids)
         positions = torch.arange(start, start + rows, device=features.device)
-        visible = torch.arange(start + rows, device=features.device) <= positions[:, None]
+        keys = torch.arange(start + rows, device=features.device)
+        visible = keys <= positions[:, None]
+        if self.head_config.sliding_window is not None:
+            visible &= positions[:, None] - keys < self.head_config.sliding_window
         hidden = features if reduced else self.reduce(features)
         output, logits = self._run(token_ids, hidden, positions, start, visible, slot)
         self.lengths[slot] = start + rows
@@ -199,6 +202,10 @@ class ModuleDraft(CachedDraft):
             block = torch.arange((round + 1) * rows, device=hidden.device)
             ancestors = (ancestors[:, block // 64] >> (block % 64) & 1).bool()
         visible = torch.cat((ancestors.new_ones(rows, length), ancestors), dim=1)
+        if self.head_config.sliding_window is not None:
+            rounds = torch.arange((round + 1) * rows, device=hidden.device) // rows
+            keys = torch.cat((torch.arange(length, device=hidden.device), length + rounds))
+            visible &= length + round - keys < self.head_config.sliding_window
         start = length + round * rows
         return self._run(token_ids, hidden, positions, start, visible, slot)
 

@@ -5,49 +5,21 @@ looked up once, the ops are called without a second check of their arguments, an
 sliced in a pass whose number of rows was seen before.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from eaglerl._ext import C
-from eaglerl.eagle3.draft import Eagle3DraftHead, RMSNorm
+from eaglerl.eagle3.attention_window import first_visible, scratch_window, stable_mask
+from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.linear import LinearDtype, PackedLinear, is_supported
+from eaglerl.eagle3.packed_rows import NormWeight, Place, RowBuffers, Visible
 
 _FLOAT_BYTES = 4
 _INT32_BYTES = 4
 # Rows of one pass over a long prompt.
 _CHUNK_ROWS = 256
 _KEPT_BUFFER_ROWS = 64
-
-
-@dataclass(slots=True)
-class _RowBuffers:
-    """Buffers of one number of rows M, with the addresses that a pass needs."""
-
-    pair: torch.Tensor
-    pair_left: int
-    pair_right: int
-    attended: torch.Tensor
-    attended_address: int
-    normed: torch.Tensor
-    normed_address: int
-    activated: torch.Tensor
-    activated_address: int
-
-
-@dataclass(slots=True)
-class _Norm:
-    """A norm's weight, kept alive, and its address."""
-
-    weight: torch.Tensor
-    address: int
-
-    @classmethod
-    def of(cls, norm: RMSNorm) -> "_Norm":
-        weight = norm.weight.detach().float().contiguous()
-        return cls(weight, weight.data_ptr())
 
 
 def why_not_packed(head: Eagle3DraftHead) -> str | None:
@@ -111,7 +83,7 @@ class PackedDraft(CachedDraft):
         self._pack(head, dtype, rows_hint)
         self._table = head.embed_tokens.float().contiguous()
         self._table_address = self._table.data_ptr()
-        self._buffers: dict[int, _RowBuffers] = {}
+        self._buffers: dict[int, RowBuffers] = {}
 
     def _allocate(self, capacity: int, slots: int) -> None:
         super()._allocate(capacity, slots)
@@ -134,7 +106,7 @@ class PackedDraft(CachedDraft):
             (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity)
             for keys, values in zip(cache.keys(0), cache.values(0), strict=True)
         ]
-        self._no_head_norms = (0, 0, config.rms_norm_eps, config.head_dim**-0.5)
+        self._row_bytes = _FLOAT_BYTES * config.head_dim
         self._heads = (heads, key_value_heads, config.head_dim)
 
     def _pack(self, head: Eagle3DraftHead, dtype: LinearDtype, rows_hint: int) -> None:
@@ -151,12 +123,16 @@ class PackedDraft(CachedDraft):
         self._down = pack(mlp.down_proj)
         self._lm_head = pack(head.lm_head)
         self._fc = pack(head.fc, dtype=_fc_dtype(dtype))
-        self._embedding_norm = _Norm.of(layer.input_layernorm)
-        self._hidden_norm = _Norm.of(layer.hidden_norm)
-        self._mlp_norm = _Norm.of(layer.post_attention_layernorm)
-        self._final_norm = _Norm.of(head.norm)
+        norms = (attention.q_norm, attention.k_norm)
+        self._qk_norms = [None if norm is None else NormWeight.of(norm) for norm in norms]
+        addresses = [0 if norm is None else norm.address for norm in self._qk_norms]
+        self._qk = (*addresses, head.config.rms_norm_eps, head.config.head_dim**-0.5)
+        self._embedding_norm = NormWeight.of(layer.input_layernorm)
+        self._hidden_norm = NormWeight.of(layer.hidden_norm)
+        self._mlp_norm = NormWeight.of(layer.post_attention_layernorm)
+        self._final_norm = NormWeight.of(head.norm)
         feature_norms = head.fc_norm if head.fc_norm is not None else [head.input_norm]
-        self._feature_norms = [_Norm.of(norm) for norm in feature_norms if norm is not None]
+        self._feature_norms = [NormWeight.of(norm) for norm in feature_norms if norm is not None]
 
     @torch.inference_mode()
     def extend(
@@ -186,13 +162,11 @@ class PackedDraft(CachedDraft):
         rows = len(token_ids)
         for begin in range(0, rows, _CHUNK_ROWS):
             end = min(begin + _CHUNK_ROWS, rows)
-            address = self._row_numbers_address + _INT32_BYTES * self.lengths[slot]
             attended, residual = self._attend(
                 token_ids[begin:end].contiguous(),
                 features[begin:end] if reduced else self.reduce(features[begin:end]),
                 slot,
-                (address, address),
-                (address + _INT32_BYTES, 0, 0, 0),
+                *self._stable_view(self.lengths[slot], end - begin),
             )
             self.lengths[slot] += end - begin
         output, logits = self._finish(attended[-1:], residual[-1:])
@@ -225,26 +199,46 @@ class PackedDraft(CachedDraft):
         """
         self._check_expand(token_ids, hidden, round, mask, slot)
         rows, length = token_ids.shape[0], self.cache.lengths[slot]
+        window = self.head_config.sliding_window
+        first = min(first_visible(length + round, window), length)
+        within = None if window is None else scratch_window(round, rows, window)
+        if within is not None:
+            mask = mask[:, : len(within)] & within
         self._same_position[:rows] = length + round
-        self._same_length[:rows] = length
-        first_row = self._row_numbers_address + _INT32_BYTES * (length + round * rows)
+        self._same_length[:rows] = length - first
+        first_row = self._row_number(length + round * rows - first)
         mask = mask.contiguous()
         attended, residual = self._attend(
             token_ids.contiguous(),
             hidden.contiguous(),
             slot,
-            (self._same_position_address, first_row),
-            (self._same_length_address, mask.data_ptr(), mask.shape[1], (round + 1) * rows),
+            Place(self._same_position_address, first_row, first),
+            Visible(self._same_length_address, (round + 1) * rows, mask),
         )
         return self._finish(attended, residual)
+
+    def _row_number(self, number: int) -> int:
+        """Address from which consecutive numbers, int32, are read."""
+        return self._row_numbers_address + _INT32_BYTES * number
+
+    def _stable_view(self, length: int, rows: int) -> tuple[Place, Visible]:
+        """Where ``rows`` rows behind ``length`` stable ones stand, and what they see."""
+        here, window = self._row_number(length), self.head_config.sliding_window
+        if window is None or length + rows <= window:
+            return Place(here, here, 0), Visible(here + _INT32_BYTES, 0, None)
+        first, mask = stable_mask(length, rows, window)
+        # With no prefix in common, the masks say it all.
+        self._same_length[:rows] = 0
+        place = Place(here, self._row_number(length - first), first)
+        return place, Visible(self._same_length_address, length + rows - first, mask)
 
     def _attend(
         self,
         token_ids: torch.Tensor,
         hidden: torch.Tensor,
         slot: int,
-        place: tuple[int, int],
-        visible: tuple[int, int, int, int],
+        place: Place,
+        visible: Visible,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs the layer's first half.
 
@@ -252,9 +246,8 @@ class PackedDraft(CachedDraft):
             token_ids: (M,) int64, contiguous.
             hidden: (M, h) fp32, contiguous.
             slot: The sequence.
-            place: Addresses of the rows' rotary positions and cache rows, (M,) int32 each.
-            visible: Address of the rows' prefix lengths (M,) int32; address and words of their
-                masks, and length of the masked block, or zeros.
+            place: Where they stand.
+            visible: What they see.
 
         Returns:
             The heads' outputs (M, Hq D), a buffer, and the residual (M, h).
@@ -271,9 +264,11 @@ class PackedDraft(CachedDraft):
             self._hidden_norm.address, buffers.pair_right, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         qkv = self._qkv(buffers.pair)
+        zero, keys, values, *cache = self._attention_caches[slot]
+        skipped = place.first_row * self._row_bytes
         C.cached_attention(
-            qkv.data_ptr(), *self._attention_tables, *place,
-            *self._attention_caches[slot], *visible, *self._no_head_norms,
+            qkv.data_ptr(), *self._attention_tables, place.positions, place.cache_rows,
+            zero, keys + skipped, values + skipped, *cache, *visible.arguments(), *self._qk,
             buffers.attended_address, self._out.in_features, rows, *self._heads, threads,
         )  # fmt: skip
         if self.head_config.norm_before_residual:
@@ -289,7 +284,7 @@ class PackedDraft(CachedDraft):
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         normed = buffers.normed_address
 
-        def norm(x: torch.Tensor, weight: _Norm) -> torch.Tensor:
+        def norm(x: torch.Tensor, weight: NormWeight) -> torch.Tensor:
             C.rms_norm(
                 x.data_ptr(),
                 width,
@@ -329,7 +324,7 @@ class PackedDraft(CachedDraft):
             C.rms_norm(x, width, rows, 0, norm.address, out, width, rows, chunk, eps, threads)
         return self._fc(normed)
 
-    def _make_buffers(self, rows: int) -> _RowBuffers:
+    def _make_buffers(self, rows: int) -> RowBuffers:
         config = self.head_config
         pair, attended, normed, activated = (
             torch.empty(rows, columns)
@@ -340,7 +335,7 @@ class PackedDraft(CachedDraft):
                 config.intermediate_size,
             )
         )
-        buffers = _RowBuffers(
+        buffers = RowBuffers(
             pair,
             pair.data_ptr(),
             pair.data_ptr() + _FLOAT_BYTES * config.hidden_size,

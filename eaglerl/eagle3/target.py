@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.taps import default_taps
 from eaglerl.eagle3.target_files import check_target_config, decoder_layers, load_target_model
 
 LogitsRows = Literal["all", "last", "none"]
@@ -47,7 +48,7 @@ def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
     Raises:
         ValueError: the model is so shallow that the three collide.
     """
-    return checked_feature_layers((2, num_layers // 2, num_layers - 3), num_layers)
+    return checked_feature_layers(default_taps(num_layers), num_layers)
 
 
 def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, int, int]:

@@ -20,6 +20,8 @@ ReplayDtype = Literal["float32", "int8"]
 _ROWS = 1024
 # Rows of a prompt that a runner takes in at once, and that share a scale therefore.
 _PROMPT_CHUNK = 256
+# A drafted node stands at most so many positions behind the last row.
+_MOST_ROUNDS = 64
 
 
 class DraftReplay:
@@ -77,6 +79,12 @@ class DraftReplay:
             )
         if not 1 <= first < count:
             raise ValueError(f"first must lie in 1..{count - 1}, got {first}")
+        window = self.config.sliding_window
+        if window is not None and count + _MOST_ROUNDS > window:
+            raise ValueError(
+                f"token_ids must be at most {window - _MOST_ROUNDS}: longer texts leave the head's "
+                f"sliding window of {window} and are not replayed, got {count}"
+            )
         return ReplayText(self._head, self._draft_to_target, token_ids, features, first)
 
 
@@ -109,7 +117,7 @@ class ReplayText:
             config.head_dim,
             config.rope_parameters,
             max_position_embeddings=config.max_position_embeddings,
-        ).first(len(token_ids) + 64)
+        ).first(len(token_ids) + _MOST_ROUNDS)
         self._take_in(features)
 
     @property
@@ -155,6 +163,8 @@ class ReplayText:
             product(pair).unflatten(-1, (-1, attention.head_dim))
             for product in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if attention.q_norm is not None:
+            q, k = attention.q_norm(q), attention.k_norm(k)
         cos, sin = self._cos[positions], self._sin[positions]
         residual = normed if layer.norm_before_residual else hidden
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v, residual

@@ -34,9 +34,10 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
     if path is None:
         return None
     head = Eagle3DraftHead.from_pretrained(path)
+    model = AutoConfig.from_pretrained(target)
+    head.config = head.config.without_default_layers(model.num_hidden_layers)
     config = head.config
     check_trainable(config)
-    model = AutoConfig.from_pretrained(target)
     untold = config.replace(feature_layers=None)
     wanted = {
         "feature_hidden_size": model.hidden_size,
@@ -123,5 +124,5 @@ def _head_config(model: PreTrainedModel, options: TrainOptions) -> Eagle3Config:
             key: getattr(target, key) for key in tokens if getattr(target, key, None) is not None
         },
     )
-    layers = config.resolve_feature_layers(target.num_hidden_layers)
-    return config.replace(feature_layers=layers)
+    config.resolve_feature_layers(target.num_hidden_layers)
+    return config

@@ -1,7 +1,7 @@
 """Small random heads, their files in the three layouts, and an independent float64 draft pass."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,6 +67,9 @@ def eagle_tensors(head: Eagle3DraftHead) -> dict[str, torch.Tensor]:
     if head.config.fc_norm:
         for i in range(3):
             tensors[f"fc_norm.{i}.weight"] = head.fc_norm[i].weight
+    if head.config.qk_norm:
+        tensors["midlayer.self_attn.q_norm.weight"] = attention.q_norm.weight
+        tensors["midlayer.self_attn.k_norm.weight"] = attention.k_norm.weight
     if head.config.norm_before_fc:
         tensors["input_norm.weight"] = head.input_norm.weight
     if head.d2t is not None:
@@ -170,13 +173,26 @@ class Row:
     parent: int = -1
 
 
+def windowed(rows: list[Row], window: int | None) -> list[Row]:
+    """The rows with what their window leaves of what they see: the last ``window`` positions."""
+    if window is None:
+        return rows
+    return [
+        replace(row, visible=[i for i in row.visible if row.position - rows[i].position < window])
+        for row in rows
+    ]
+
+
 def reference_pass(head: Eagle3DraftHead, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """EAGLE-3's draft layer row by row, in float64, from the paper's formulas.
+
+    The head's sliding window narrows what the rows say that they see.
 
     Returns:
         Features for a next step (M, h) and draft logits (M, Vd), float64.
     """
     config = head.config
+    rows = windowed(rows, config.sliding_window)
     weights = {key: tensor.double() for key, tensor in eagle_tensors(head).items()}
 
     def norm(x: torch.Tensor, key: str) -> torch.Tensor:
@@ -199,6 +215,11 @@ def reference_pass(head: Eagle3DraftHead, rows: list[Row]) -> tuple[torch.Tensor
             chunks = [norm(chunk, f"fc_norm.{i}.weight") for i, chunk in enumerate(chunks)]
         return weights["fc.weight"] @ torch.cat(list(chunks))
 
+    def norm_heads(x: torch.Tensor, name: str) -> torch.Tensor:
+        if not config.qk_norm:
+            return x
+        return torch.stack([norm(one, f"midlayer.self_attn.{name}.weight") for one in x])
+
     keys, values, feedbacks, logits = [], [], [], []
     group = config.num_attention_heads // config.num_key_value_heads
     layer = "midlayer."
@@ -211,6 +232,7 @@ def reference_pass(head: Eagle3DraftHead, rows: list[Row]) -> tuple[torch.Tensor
             (weights[f"{layer}self_attn.{name}_proj.weight"] @ pair).view(-1, config.head_dim)
             for name in "qkv"
         )
+        q, k = norm_heads(q, "q_norm"), norm_heads(k, "k_norm")
         keys.append(rotate(k, row.position))
         values.append(v)
         heads = []

@@ -70,6 +70,8 @@ def test_three_layouts_give_identical_logits(tmp_path: Path, head: Eagle3DraftHe
         {"norm_feedback": True},
         {"draft_vocab_size": VOCAB},
         {"target_hidden_size": 20},
+        {"qk_norm": True},
+        {"sliding_window": 3},
         {"feature_layers": (1, 2, 4)},
     ],
 )

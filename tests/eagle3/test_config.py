@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Qwen3Config
 
 from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.prepare import default_draft_path
 
 from .heads import eagle_json, make_config, specforge_json, speculators_json
 
@@ -70,10 +72,71 @@ def test_layer_ids_of_either_convention() -> None:
     assert read(flat(eagle_config=ids), aux_layer_convention="input").feature_layers == (1, 4, 8)
     top = speculators(**ids)
     assert read(top, aux_layer_convention="output").feature_layers == (2, 5, 9)
-    with pytest.warns(UserWarning, match="aux_layer_convention"):
-        assert read(top).feature_layers == (1, 4, 8)
+    # speculators' trainer and vLLM mean inputs; of a flat file the producer is unknown.
+    assert read(top).feature_layers == (1, 4, 8)
+    with pytest.warns(UserWarning, match=r"\[1, 4, 8\] .* read as inputs .*--taps"):
+        assert read(flat(**ids)).feature_layers == (1, 4, 8)
+    assert read(flat(**ids), aux_layer_convention="output").feature_layers == (2, 5, 9)
+    assert read(flat(**ids), feature_layers=[3, 4, 5]).feature_layers == (3, 4, 5)
+    assert read(flat(eagle_config={"layer_ids": [1, 4, 8]})).feature_layers == (1, 4, 8)
+    # NVIDIA ModelOpt writes an empty list for the default.
+    empty = {"eagle_aux_hidden_state_layer_ids": []}
+    assert read(flat(eagle_config=empty)).feature_layers is None
+    both = flat(eagle_config=ids, eagle_aux_hidden_state_layer_ids=[2, 5, 9])
+    assert read(both).feature_layers == (2, 5, 9)
     own = flat(eagle_config=ids, eaglerl_feature_layers=[3, 4, 5])
     assert read(own, aux_layer_convention="input").feature_layers == (3, 4, 5)
+
+
+SLIDING, FULL = ["sliding_attention"], ["full_attention"]
+WINDOWS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "none": ({}, None),
+    "alone": ({"sliding_window": 8}, 8),
+    "switched off": ({"sliding_window": 8, "use_sliding_window": False}, None),
+    "switched on": ({"sliding_window": 8, "use_sliding_window": True}, 8),
+    "typed": ({"sliding_window": 8, "use_sliding_window": True, "layer_types": SLIDING}, 8),
+    "typed full": ({"sliding_window": 8, "use_sliding_window": True, "layer_types": FULL}, None),
+    # Qwen3 slides only where it is told to, and only from a layer of that number on.
+    "qwen3": ({"model_type": "qwen3", "sliding_window": 8}, None),
+    "qwen3 above": ({"model_type": "qwen3", "sliding_window": 8, "use_sliding_window": True}, None),
+    "qwen3 all": (
+        {
+            "model_type": "qwen3",
+            "sliding_window": 8,
+            "use_sliding_window": True,
+            "max_window_layers": 0,
+        },
+        8,
+    ),
+    "qwen3 typed": ({"model_type": "qwen3", "sliding_window": 8, "layer_types": SLIDING}, None),
+    "qwen3 typed and told": (
+        {
+            "model_type": "qwen3",
+            "sliding_window": 8,
+            "use_sliding_window": True,
+            "layer_types": SLIDING,
+        },
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_sliding_windows(case: str) -> None:
+    fields, window = WINDOWS[case]
+    for config in (
+        Eagle3Config.from_dict(flat(**fields)),
+        Eagle3Config.from_dict(nested(**fields), aux_layer_convention="input"),
+    ):
+        assert config.sliding_window == window
+        assert config.qk_norm == ("model_type" in fields)
+        again = Eagle3Config.from_dict(config.to_dict(), aux_layer_convention="input")
+        assert again.sliding_window == window
+    if "model_type" in fields:
+        # As transformers reads the same fields.
+        theirs = Qwen3Config(num_hidden_layers=1, **fields)
+        slides = theirs.layer_types == SLIDING
+        assert (theirs.sliding_window if slides else None) == window
 
 
 def test_default_feature_layers() -> None:
@@ -155,7 +218,34 @@ def test_written_switches_mean_the_same_to_others() -> None:
     assert make_config(norm_feedback=True).to_dict()["norm_output"] is True
     assert make_config(norm_output=False).to_dict()["norm_output"] is False
     written = make_config(feature_layers=(2, 5, 9)).to_dict()
+    # SGLang reads these and adds one, vLLM reads the others as they are.
     assert written["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [1, 4, 8]
+    assert written["eagle_aux_hidden_state_layer_ids"] == [2, 5, 9]
+
+
+def test_layers_in_two_places() -> None:
+    data = flat(
+        eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 4, 8], "layer_ids": [1, 4, 8]}
+    )
+    with pytest.raises(
+        ValueError, match=r"inputs of \[2, 5, 9\] and of \[1, 4, 8\]; leave one out"
+    ):
+        Eagle3Config.from_dict(data)
+
+
+def test_default_layers_are_not_named() -> None:
+    named = make_config(feature_layers=(2, 5, 7))
+    written = named.without_default_layers(10).to_dict()
+    assert not [key for key in written if "layer" in key and key != "num_hidden_layers"]
+    assert "eagle_config" not in written
+    assert Eagle3Config.from_dict(written).resolve_feature_layers(10) == (2, 5, 7)
+    assert named.without_default_layers(11) is named
+
+
+def test_the_shipped_head_names_no_layers() -> None:
+    config = Eagle3Config.from_pretrained(default_draft_path())
+    assert config.feature_layers is None
+    assert config.resolve_feature_layers(30) == (2, 15, 27)
 
 
 def without(key: str) -> dict[str, Any]:
@@ -193,10 +283,17 @@ BROKEN: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: speculators(norm_before_residual=None),
         "norm_before_residual is missing",
     ),
-    "model_type": (lambda: nested(model_type="qwen3"), "model_type.*'llama'.*'qwen3'"),
+    "model_type": (lambda: nested(model_type="gemma"), "model_type.*'llama' or 'qwen3'.*'gemma'"),
     "activation": (lambda: flat(hidden_act="gelu"), "hidden_act.*'silu'.*'gelu'"),
     "bias": (lambda: nested(attention_bias=True), "attention_bias"),
-    "window": (lambda: flat(sliding_window=256), "sliding_window.*256"),
+    "window": (lambda: flat(sliding_window=-1), "sliding_window.*-1"),
+    "window in words": (lambda: flat(sliding_window="wide"), "sliding_window.*'wide'"),
+    "kinds of layers": (
+        lambda: nested(layer_types=["linear_attention"]),
+        "layer_types.*linear_attention",
+    ),
+    "two kinds": (lambda: nested(layer_types=["full_attention"] * 2), "layer_types"),
+    "no window": (lambda: nested(layer_types=["sliding_attention"]), "sliding_window is missing"),
     "tied by a word": (lambda: flat(tie_word_embeddings="yes"), "tie_word_embeddings.*'yes'"),
     "eps of NaN": (lambda: flat(rms_norm_eps=float("nan")), "rms_norm_eps.*nan"),
     "text as a width": (lambda: flat(target_hidden_size="32"), "target_hidden_size.*'32'"),

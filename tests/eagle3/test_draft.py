@@ -23,6 +23,18 @@ VARIANTS = {
     "all_heads_alike": {"num_key_value_heads": 4},
     "whole_vocabulary": {"draft_vocab_size": VOCAB},
     "narrow_target": {"target_hidden_size": 20, "fc_norm": True},
+    "qk_norm": {"qk_norm": True},
+    "window": {"sliding_window": 5, "qk_norm": True},
+    # Drafted rows leave the window of their own descendants.
+    "narrow_window": {"sliding_window": 2},
+    "window_of_one": {"sliding_window": 1},
+    "wide_window": {"sliding_window": 12},
+    "speculators_defaults": {
+        "sliding_window": 7,
+        "norm_before_fc": True,
+        "norm_feedback": True,
+        "norm_before_residual": True,
+    },
     "other_rope": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
 }
 RUNNERS = {"module": ModuleDraft, "packed": PackedDraft}
@@ -123,6 +135,28 @@ def test_wide_tree_has_masks_of_several_words(runner: str) -> None:
         token_ids, parents, mask = tree.grow()
         hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask)
     _, expected = reference_pass(head, rows)
+    torch.testing.assert_close(logits.double(), expected[-40:], **FP32)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("window", [1, 3, 20, 50, 90])
+def test_long_texts_in_a_window(runner: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 32 rows, in a slot that is not the first, then wide rounds of several words."""
+    monkeypatch.setattr(packed_draft, "_CHUNK_ROWS", 32)
+    head = make_head(make_config(sliding_window=window))
+    draft = RUNNERS[runner](head, capacity=200, slots=2)
+    tokens, features = make_tokens(75), make_features(75, 32)
+    rows = stable_rows(tokens, features)
+    draft.extend(make_tokens(9), make_features(9, 32), slot=0)
+    draft.extend(tokens[:70], features[:70], slot=1)
+    hidden, first = draft.extend(tokens[70:], features[70:], slot=1)
+    hidden = hidden.expand(40, -1)
+    tree = Tree(40, rows, words=2)
+    for round_index in range(3):
+        token_ids, parents, mask = tree.grow()
+        hidden, logits = draft.expand(token_ids, hidden[parents], round_index, mask, slot=1)
+    _, expected = reference_pass(head, rows)
+    torch.testing.assert_close(first.double(), expected[74], **FP32)
     torch.testing.assert_close(logits.double(), expected[-40:], **FP32)
 
 

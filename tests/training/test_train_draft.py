@@ -83,7 +83,8 @@ def test_a_run_leaves_a_head_and_its_curves(train, tiny_target, tmp_path):
 
     table = AutoModelForCausalLM.from_pretrained(tiny_target).get_input_embeddings().weight
     head = Eagle3DraftHead.from_pretrained(result.head_path, embed_tokens=table)
-    assert head.config.feature_layers == (2, 3, 4)
+    # EAGLE's default layers are not named: engines understand the same ids differently.
+    assert head.config.feature_layers is None
     assert 2 in head.draft_to_target
     checkpoint = load_file(max((tmp_path / "run/checkpoints").iterdir()))
     for name, value in head.state_dict().items():

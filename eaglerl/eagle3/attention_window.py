@@ -1,0 +1,58 @@
+"""Sliding windows of a draft layer: a row sees the last W positions, its own included.
+
+The rule is transformers' and vLLM's, ``query position - key position < W``, and counts rotary
+positions: a drafted row stands as many positions behind the last stable row as there are rounds,
+however many rows its tree has.
+"""
+
+import numpy as np
+import torch
+
+_WORD_BITS = 64
+
+
+def first_visible(position: int, window: int | None) -> int:
+    """Returns the first position that a row at ``position`` sees; ``window`` None is none."""
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def stable_mask(position: int, rows: int, window: int) -> tuple[int, torch.Tensor]:
+    """Who sees what among consecutive stable rows.
+
+    Args:
+        position: Position of the first of the rows, which stand in cache rows of the same numbers.
+        rows: Number M of rows.
+        window: W.
+
+    Returns:
+        The first cache row b that any of them sees, and (M, words) int64 masks over the cache rows
+        from b to that of the last row.
+    """
+    begin = first_visible(position, window)
+    keys = np.arange(begin, position + rows)
+    distance = np.arange(position, position + rows)[:, None] - keys
+    return begin, _words((distance >= 0) & (distance < window))
+
+
+def scratch_window(round: int, rows: int, window: int) -> torch.Tensor | None:
+    """Which scratch rows are within the window of a round's rows.
+
+    Args:
+        round: Number of the round, from 0; its rows are scratch rows ``round * rows`` and so on.
+        rows: Rows K of every round.
+        window: W.
+
+    Returns:
+        (words,) int64 mask over the scratch rows up to this round's; None if it hides none.
+    """
+    if round < window:
+        return None
+    rounds = np.arange((round + 1) * rows) // rows
+    return _words((round - rounds < window)[None])[0]
+
+
+def _words(bits: np.ndarray) -> torch.Tensor:
+    """(M, n) bool as (M, words) int64 bit words, bit j % 64 of word j // 64."""
+    padding = -bits.shape[1] % _WORD_BITS
+    padded = np.pad(bits, ((0, 0), (0, padding)))
+    return torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int64))
