@@ -36,7 +36,7 @@ def completion_routes(service: Service) -> APIRouter:
         names = [service.model_name, *(f"{service.model_name}:{m.name}" for m in service.modes)]
         return json_response({"object": "list", "data": [describe(name) for name in names]})
 
-    @router.get("/models/{name}")
+    @router.get("/models/{name:path}")
     async def model(name: str) -> Response:
         """One of the models."""
         service.find_mode(name, None)

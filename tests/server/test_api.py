@@ -16,7 +16,7 @@ from .tiny import NAME, tiny_decoder, tiny_service
 
 CHAT = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": NAME, "prompt": "hello hello"}
-MODES = ["plain", "best-constant", "lookup", "tree-lookup", "tree-8-2-4"]
+MODES = ["plain", "best-constant", "lookup", "tree-lookup", "tree:8/2/4"]
 
 
 def post(client: TestClient, path: str, body: Any, **headers: str) -> httpx.Response:
@@ -139,6 +139,8 @@ class TestAnswers:
         names = [model["id"] for model in client.get("/v1/models").json()["data"]]
         assert names[0] == NAME
         assert {f"{NAME}:plain", f"{NAME}:tree-lookup"} <= {*names}
+        for name in (NAME, f"{NAME}:plain", f"{NAME}:tree:8/2/4"):
+            assert client.get(f"/v1/models/{name}").json()["id"] == name
         assert client.get(f"/v1/models/{NAME}:lookup").json()["object"] == "model"
         assert error_of(client.get("/v1/models/other"))["code"] == "model_not_found"
 

@@ -21,7 +21,7 @@ def run(client: TestClient, **fields: object) -> list[tuple[str, dict]]:
     return list(events(response))
 
 
-@pytest.mark.parametrize("mode", ["plain", "tree-12-3-4", "lookup", "tree-lookup"])
+@pytest.mark.parametrize("mode", ["plain", "tree:12/3/4", "lookup", "tree-lookup"])
 def test_the_cycles_tell_the_text_and_how_it_came(client, mode: str) -> None:
     told = run(client, modes=[mode])
     assert [name for name, _ in told[:2]] == ["session", "begin"]

@@ -90,7 +90,7 @@ def test_what_was_decoded_is_counted() -> None:
         assert value(after, "eaglerl:tokens_per_second") > 0
         # A client cannot make labels: constant trees of whatever size are one.
         modes = {sample.labels["mode"] for sample in after["eaglerl:acceptance_length_count"]}
-        assert modes == {"plain", "tree-lookup", "tree-T-D-K"}
+        assert modes == {"plain", "tree-lookup", "tree:T/D/K"}
         arms = [sample for sample in after["eaglerl:active_arm"] if sample.value == 1]
         assert {sample.labels["mode"] for sample in arms} == modes
         assert len(arms) == len(modes)
