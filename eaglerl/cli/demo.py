@@ -119,7 +119,7 @@ def _warm_up(
 
     # Caches of the full size first: growing them later would count as time of the first run.
     room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
-    decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room)
+    decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room).close()
     for mode in modes.values():
         decoder.generate(input_ids, mode, max_new_tokens=WARM_UP_TOKENS)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from eaglerl.eagle3.caches import CachePool, Caches
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
-from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
     ConstantPolicy,
@@ -23,6 +24,7 @@ from eaglerl.eagle3.params import (
     as_plan,
     as_policy,
 )
+from eaglerl.eagle3.policy_use import begin_use
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
@@ -37,6 +39,9 @@ DEFAULT_TREE = TreeParams(6, 2, 4)
 
 class SpeculativeDecoder:
     """Generates with a target model and an EAGLE-3 draft head; the output is the target's own.
+
+    It may be used from any number of threads: every generation has caches of its own, and they take
+    turns, cycle by cycle, in the order in which they ask.
 
     Attributes:
         target: the target.
@@ -75,7 +80,7 @@ class SpeculativeDecoder:
         self.default_policy = as_policy(default_policy or DEFAULT_TREE)
         self.tokenizer = tokenizer
         self.draft: CachedDraft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
-        self._cache: KVCache | None = None
+        self._pool = CachePool(target.new_cache, self.draft.with_own_cache)
 
     @classmethod
     def from_pretrained(
@@ -225,8 +230,8 @@ class SpeculativeDecoder:
             top_logprobs: see `Generation`.
 
         Returns:
-            The sequence; its first `advance` reads the prompt. It has the decoder's caches until
-            the next `start` or `generate`.
+            The sequence; its first `advance` reads the prompt. It has caches of its own, until it
+            ends, is closed, or is garbage collected.
 
         Raises:
             ValueError: see `generate`.
@@ -295,45 +300,37 @@ class SpeculativeDecoder:
     def new_session(
         self, verifier: Verifier, length: int, policy: TreePolicy | None = None
     ) -> DecodingSession:
-        """A session with room for `length` tokens; it takes over the decoder's caches.
+        """A session with caches of its own, with room for `length` tokens.
+
+        They go back to the decoder when the session is closed or garbage collected. Any number of
+        sessions may be at work, from any threads.
 
         Args:
             verifier: greedy or sampling, see `make_verifier`.
             length: tokens of the longest sequence, prompt included.
-            policy: the policy that will be asked for the trees; only a `FusedPolicy` has a part in
-                the session itself.
+            policy: the policy that will be asked for the trees; the session has it for itself, or
+                has a fork of it, see `DecodingSession.tree_policy`.
 
         Raises:
-            ValueError: a `FusedPolicy` that does not fit the draft head.
+            ValueError: a `FusedPolicy` that does not fit the draft head, or a policy that another
+                session has and that cannot fork.
         """
-        bound = (
-            policy.bind(self.head, self.draft.reduce) if isinstance(policy, FusedPolicy) else None
-        )
-        self._reserve(length + _TREE_ROOM)
-        return DecodingSession(self.target, self.draft, verifier, self._cache, policy=bound)
-
-    def _reserve(self, capacity: int) -> None:
-        if self._cache is None or self._cache.capacity < capacity:
-            self._cache = None
-            self.draft.resize(capacity)
-            self._cache = self.target.new_cache(capacity)
-
-    def make_room(self, session: DecodingSession, plan: DraftPlan) -> None:
-        """Let both caches grow, and keep their rows, where a plan is wider than what is free.
-
-        Args:
-            session: the session that has the caches.
-            plan: what its next cycle will draft.
-        """
-        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
-        rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
-        capacity = session.cache.lengths[session.slot] + rows
-        if capacity <= session.cache.capacity:
-            return
-        grown = self.target.new_cache(capacity)
-        grown.copy_committed(session.cache)
-        self.draft.resize(capacity)
-        self._cache = session.cache = grown
+        end_use: Callable[[], None] | None = None
+        if policy is not None:
+            policy, end_use = begin_use(policy)
+        try:
+            bound = None
+            if isinstance(policy, FusedPolicy):
+                bound = policy.bind(self.head, self.draft.reduce)
+            caches = self._pool.take(length + _TREE_ROOM)
+        except BaseException:
+            if end_use is not None:
+                end_use()
+            raise
+        session = DecodingSession(self.target, caches.draft, verifier, caches.target, policy=bound)
+        session.own(caches, partial(_release, self._pool, end_use))
+        session.tree_policy = policy
+        return session
 
     def _generate_one(
         self,
@@ -343,13 +340,13 @@ class SpeculativeDecoder:
         verifier: Verifier,
         streamer,
     ) -> tuple[list[int], DecodingStatistics]:
-        generation = Generation(self, prompt, rules, policy, verifier)
-        if streamer is not None:
-            streamer.put(torch.tensor([prompt]))
-        while generation.finish_reason is None:
-            kept = generation.advance()
+        with Generation(self, prompt, rules, policy, verifier) as generation:
             if streamer is not None:
-                streamer.put(torch.tensor(kept))
+                streamer.put(torch.tensor([prompt]))
+            while generation.finish_reason is None:
+                kept = generation.advance()
+                if streamer is not None:
+                    streamer.put(torch.tensor(kept))
         if streamer is not None:
             streamer.end()
         return generation.token_ids, generation.statistics
@@ -379,6 +376,14 @@ class SpeculativeDecoder:
     def _pad_token_id(self, eos_token_ids: list[int]) -> int:
         pad = self.target.generation_config.pad_token_id
         return pad if pad is not None else eos_token_ids[0] if eos_token_ids else 0
+
+
+def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches | None) -> None:
+    """End what a session has; without caches where they are not fit for another one."""
+    if end_use is not None:
+        end_use()
+    if caches is not None:
+        pool.give_back(caches)
 
 
 def _check_fit(target: TargetModel, draft: Eagle3DraftHead) -> None:

@@ -1,7 +1,8 @@
 """Inference with a draft head over a KV cache: what is common, and the plain PyTorch runner."""
 
+import copy
 import warnings
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -51,6 +52,22 @@ class CachedDraft:
             device=self._device,
         )
         self._cos, self._sin = self._rope.first(capacity)
+
+    def with_own_cache(self, capacity: int, slots: int = 1) -> Self:
+        """Returns a runner of the same weights, which are shared, over an empty cache of its own.
+
+        Either may be used while another thread uses the other.
+
+        Args:
+            capacity: Rows per slot.
+            slots: Number of sequences.
+
+        Raises:
+            ValueError: RoPE has no table of ``capacity`` rows.
+        """
+        other = copy.copy(self)
+        other._allocate(capacity, slots)
+        return other
 
     def resize(self, capacity: int) -> None:
         """Makes room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,8 @@ class FusedPolicy:
 
     Attributes:
         weights: the policy, of the head's features g (``mlp_input`` "features") or of the taps.
-        cache: keeps its decisions; its ``stats()`` tell how often. Made when the policy is bound.
+        cache: keeps its decisions; its ``stats()`` tell how often, of a fork's cycles not. Made
+            when the policy is bound.
     """
 
     def __init__(
@@ -74,7 +76,20 @@ class FusedPolicy:
         }
         self.cache = ActionCache(1, **self._cache_settings)
         self._steps = 0
+        self._forks = 0
         self._bound: BoundPolicy | None = None
+
+    def fork(self) -> FusedPolicy:
+        """The same policy with a cache of its own, for a sequence beside the one at work.
+
+        Its draws differ from this one's.
+        """
+        self._forks += 1
+        other = copy.copy(self)
+        other.seed = self.seed + self._forks
+        other.cache = ActionCache(1, **self._cache_settings)
+        other._steps, other._bound = 0, None
+        return other
 
     def reset(self) -> None:
         """Forget the sequence before. The cache's counters go on."""

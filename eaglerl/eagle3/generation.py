@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
 from eaglerl.eagle3.output import DecodingStatistics
 from eaglerl.eagle3.params import StagedPolicy, StepResult, TreePolicy, as_plan
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 class Generation:
     """A prompt and its continuation so far; `advance` adds to it.
 
-    It holds the decoder's caches until another one begins there, so whoever wants to stop early
-    just stops calling.
+    It has caches of its own, which go back to the decoder when the text ends, on `close`, at the
+    end of a `with` block, or when it is garbage collected. Any number may be at work at once.
 
     Attributes:
         session: the sequence; its `tree` is the one that the last cycle verified.
@@ -39,7 +40,7 @@ class Generation:
         *,
         top_logprobs: int | None = None,
     ) -> None:
-        """Take over the decoder's caches and reset the policy; nothing is decoded yet.
+        """Take caches and reset the policy; nothing is decoded yet.
 
         Args:
             decoder: whose target and draft head decode.
@@ -51,17 +52,21 @@ class Generation:
                 ones in its place; None for none.
 
         Raises:
-            ValueError: `top_logprobs` is negative.
+            ValueError: `top_logprobs` is negative, or another generation has the policy, which
+                cannot fork.
         """
         started = time.perf_counter()
-        self._decoder = decoder
         self._rules = rules
-        self._policy = policy
-        self._staged = policy if isinstance(policy, StagedPolicy) else None
         self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
         self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
-        policy.reset()
-        self.session.begin_prompt(prompt_ids)
+        self._policy = self.session.tree_policy
+        self._staged = self._policy if isinstance(self._policy, StagedPolicy) else None
+        try:
+            self._policy.reset()
+            self.session.begin_prompt(prompt_ids)
+        except BaseException:
+            self.session.close("it failed to begin")
+            raise
         self.session.logprobs = self._logprobs
         self.token_ids = list(prompt_ids)
         self.cycles: list[StepResult] = []
@@ -69,7 +74,19 @@ class Generation:
         self.decode_seconds = 0.0
         self._policy_seconds = 0.0
         self._prompt_length = len(prompt_ids)
+        # Two threads may call `advance`, which then take turns.
+        self._own_turn = FairLock()
         self._began = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the caches back; the text so far stays. Nothing happens if they were already."""
+        self.session.close("the generation was closed")
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -95,6 +112,11 @@ class Generation:
         return self._policy_seconds + self.session.policy_time.seconds
 
     @property
+    def waited_seconds(self) -> float:
+        """Time that passed while other generations of the target had their turn."""
+        return self.session.waited_seconds
+
+    @property
     def statistics(self) -> DecodingStatistics:
         """Cycles and times so far."""
         return DecodingStatistics(
@@ -102,6 +124,7 @@ class Generation:
             new_tokens=len(self.token_ids) - self._prompt_length,
             prefill_seconds=self.prefill_seconds,
             decode_seconds=self.decode_seconds,
+            waited_seconds=self.waited_seconds,
         )
 
     def read_chunk(self, most_rows: int | None = None) -> bool:
@@ -121,12 +144,13 @@ class Generation:
         """
         if most_rows is not None and most_rows < 1:
             raise ValueError(f"most_rows must be at least 1, got {most_rows}")
-        if self._began or self.session.unread <= (most_rows or self._decoder.target.chunk_size):
-            return False
-        started = time.perf_counter()
-        self.session.read_chunk(most_rows)
-        self.prefill_seconds += time.perf_counter() - started
-        return True
+        with self._own_turn as waited:
+            self.session.waited_seconds += waited
+            rows = most_rows or self.session.target.chunk_size
+            if self._began or self.session.unread <= rows:
+                return False
+            self._read_chunk(most_rows)
+            return True
 
     def advance(self) -> tuple[int, ...]:
         """Read what is left of the prompt, or run one cycle.
@@ -136,35 +160,55 @@ class Generation:
             cycle.
 
         Raises:
-            ValueError: the sequence has ended, or the policy's tree does not fit.
+            ValueError: the sequence has ended, its caches were given back, or the policy's tree
+                does not fit.
         """
-        if self.finish_reason is not None:
-            raise ValueError(f"the sequence has ended: {self.finish_reason}")
-        started = time.perf_counter()
-        if not self._began:
-            while (first := self.session.read_chunk()) is None:
-                pass
-            self._began = True
-            kept = self._keep((first,))
-            self.prefill_seconds += time.perf_counter() - started
+        with self._own_turn as waited:
+            self.session.waited_seconds += waited
+            if self.finish_reason is not None:
+                raise ValueError(f"the sequence has ended: {self.finish_reason}")
+            self.session.check_open()
+            try:
+                kept = self._cycle() if self._began else self._prefill()
+            except BaseException as error:
+                # What the session has and the output lacks would be missing from the text.
+                if len(self.session.token_ids) not in (0, len(self.token_ids)):
+                    self.session.close(f"it failed with {type(error).__name__}")
+                raise
             return kept
-        kept = self._keep(self._cycle())
-        self.decode_seconds += time.perf_counter() - started
-        return kept
+
+    def _prefill(self) -> tuple[int, ...]:
+        while (first := self._read_chunk()) is None:
+            pass
+        self._began = True
+        return self._keep((first,))
+
+    def _read_chunk(self, most_rows: int | None = None) -> int | None:
+        started, waited = time.perf_counter(), self.waited_seconds
+        first = self.session.read_chunk(most_rows)
+        waited = self.waited_seconds - waited
+        self.prefill_seconds += time.perf_counter() - started - waited
+        return first
 
     def _cycle(self) -> tuple[int, ...]:
-        left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
-        with self.session.policy_time:
-            plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
-        self._decoder.make_room(self.session, plan)
-        result = self.session.step(plan, self._staged)
-        self._policy_seconds += result.policy_seconds
-        with self.session.policy_time:
-            self._policy.observe(result)
-        self.cycles.append(result)
-        return result.token_ids
+        with self.session.target.turns as waited:
+            self.session.waited_seconds += waited
+            started = time.perf_counter()
+            left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
+            with self.session.policy_time:
+                plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
+            result = self.session.step(plan, self._staged)
+            self._policy_seconds += result.policy_seconds
+            with self.session.policy_time:
+                self._policy.observe(result)
+            self.cycles.append(result)
+            kept = self._keep(result.token_ids)
+            self.decode_seconds += time.perf_counter() - started
+            return kept
 
     def _keep(self, emitted: tuple[int, ...]) -> tuple[int, ...]:
         kept = emitted[: self._rules.accept(self.token_ids, self._prompt_length, emitted)]
         self.token_ids.extend(kept)
+        if self.finish_reason is not None:
+            self.session.close(f"the sequence has ended: {self.finish_reason}")
         return kept

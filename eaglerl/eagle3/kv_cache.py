@@ -18,6 +18,8 @@ class KVCache:
             keys.
         lengths: committed rows of every slot. Rows after them are scratch space of the pass at
             hand.
+        workspace: what a model keeps from pass to pass over this cache; None until it puts
+            something there. Passes over different caches share nothing but weights.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class KVCache:
         shape = (slots, num_layers, 2, num_kv_heads, capacity, head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * slots
+        self.workspace: object | None = None
 
     @property
     def slots(self) -> int:

@@ -20,12 +20,15 @@ class DecodingStatistics:
         new_tokens: tokens of the output, the prompt excluded.
         prefill_seconds: time of reading the prompt, the first token included.
         decode_seconds: time of everything after it.
+        waited_seconds: time that passed between, while other generations of the same target had
+            their turn; part of none of the others.
     """
 
     cycles: tuple[StepResult, ...]
     new_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    waited_seconds: float = 0.0
 
     @property
     def num_cycles(self) -> int:
@@ -63,6 +66,7 @@ class DecodingStatistics:
             new_tokens=sum(part.new_tokens for part in parts),
             prefill_seconds=sum(part.prefill_seconds for part in parts),
             decode_seconds=sum(part.decode_seconds for part in parts),
+            waited_seconds=sum(part.waited_seconds for part in parts),
         )
 
 

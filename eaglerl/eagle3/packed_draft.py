@@ -47,7 +47,8 @@ def _fc_dtype(dtype: LinearDtype) -> LinearDtype:
 class PackedDraft(CachedDraft):
     """A draft head on the CPU with weights packed once in fp32, bf16 or int8.
 
-    Everything but the products runs in fp32. Not for use from two threads at once.
+    Everything but the products runs in fp32. Not for use from two threads at once, which is what
+    `with_own_cache` is for.
     """
 
     def __init__(
@@ -83,10 +84,10 @@ class PackedDraft(CachedDraft):
         self._pack(head, dtype, rows_hint)
         self._table = head.embed_tokens.float().contiguous()
         self._table_address = self._table.data_ptr()
-        self._buffers: dict[int, RowBuffers] = {}
 
     def _allocate(self, capacity: int, slots: int) -> None:
         super()._allocate(capacity, slots)
+        self._buffers: dict[int, RowBuffers] = {}
         # Row numbers, from which positions and cache rows of consecutive rows are read in place.
         self._row_numbers = np.arange(capacity + 1, dtype=np.int32)
         self._same_position, self._same_length = np.empty((2, capacity), dtype=np.int32)

@@ -81,11 +81,14 @@ def _join(modules: Sequence[nn.Linear], dtype: str, rows_hint: int) -> PackedLin
     return PackedLinear(weight, bias, dtype=dtype, rows_hint=rows_hint)
 
 
+_LEAST_BUFFER_ROWS = 64
+
+
 class _Buffers:
-    """Room for the intermediate results of `rows` rows."""
+    """Room for the intermediate results of `rows` rows of passes over one cache."""
 
     def __init__(self, rows: int, hidden: int, heads: int, intermediate: int) -> None:
-        self.rows = rows
+        self.rows, self.widths = rows, (hidden, heads, intermediate)
         self.normed = torch.empty(rows, hidden)
         self.attended = torch.empty(rows, heads)
         self.activated = torch.empty(rows, intermediate)
@@ -130,7 +133,6 @@ class PackedTarget(TargetModel):
         self._head = _join((model.get_output_embeddings(),), dtype, rows_hint)
         self._rope = RopeTables(module_angles(decoder.rotary_emb, self.head_dim))
         self._scale = float(decoder.layers[0].self_attn.scaling)
-        self._buffers = self._make_buffers(64)
 
     @property
     def embed_tokens(self) -> torch.Tensor:
@@ -148,17 +150,20 @@ class PackedTarget(TargetModel):
             products += [layer.qkv, layer.out, layer.gate_up, layer.down]
         return [*products, self._head]
 
-    def _make_buffers(self, rows: int) -> _Buffers:
-        heads = self.num_heads * self.head_dim
-        return _Buffers(rows, self.hidden_size, heads, self.intermediate_size)
+    def _buffers_of(self, cache: KVCache, rows: int) -> _Buffers:
+        """Buffers for `rows` rows: those of the passes before, where they are large enough."""
+        widths = (self.hidden_size, self.num_heads * self.head_dim, self.intermediate_size)
+        buffers = cache.workspace
+        fits = isinstance(buffers, _Buffers) and buffers.widths == widths and rows <= buffers.rows
+        if not fits:
+            buffers = cache.workspace = _Buffers(max(rows, _LEAST_BUFFER_ROWS), *widths)
+        return buffers
 
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """See `TargetModel.forward`; rows of several slots may share a pass."""
         count = len(rows)
-        if count > self._buffers.rows:
-            self._buffers = self._make_buffers(count)
-        buffers = self._buffers
+        buffers = self._buffers_of(cache, count)
         threads = torch.get_num_threads()
         hidden_size = self.hidden_size
         hidden = self._embedding[rows.token_ids]

@@ -226,6 +226,11 @@ class TreePolicy(Protocol):
     The loop calls `reset` once when a sequence starts, then `choose` before and `observe` after
     every cycle. All three are called on the thread that decodes, so their time counts as decoding
     time.
+
+    A sequence has its policy for itself. For sequences that are decoded at the same time a policy
+    may have a method ``fork() -> TreePolicy``: the policy for one more sequence, with a memory of
+    that sequence alone, and what was learned from all in common. Without it a second generation
+    that is given the same object is refused.
     """
 
     def reset(self) -> None:
@@ -314,6 +319,10 @@ class ConstantPolicy:
     """The same tree, or the same plan, at every cycle."""
 
     params: TreeParams | DraftPlan
+
+    def fork(self) -> ConstantPolicy:
+        """Itself: there is nothing that one sequence could disturb in another."""
+        return self
 
     def reset(self) -> None:
         """Nothing to forget."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, HostAcceptance
+from eaglerl.eagle3.cache_owner import CacheOwner
 from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.kv_cache import KVCache
@@ -20,6 +21,7 @@ from eaglerl.eagle3.params import (
     StagedPolicy,
     StepResult,
     TreeParams,
+    TreePolicy,
     as_plan,
 )
 from eaglerl.eagle3.pending import PendingRows
@@ -34,7 +36,7 @@ from eaglerl.ops import DraftTree
 _CONFIDENCES = 8
 
 
-class DecodingSession:
+class DecodingSession(CacheOwner):
     """The state of one sequence and the cycle that extends it: draft, verify, accept.
 
     The last token, the root of the next tree, has no row in the target's cache yet. The draft's
@@ -44,7 +46,13 @@ class DecodingSession:
     For a target on the CPU the tree is kept on the host. On a device it never leaves it: one copy a
     cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
 
+    Sessions of one target take turns, cycle by cycle, whatever threads they are on. Use one session
+    on one thread at a time.
+
     Attributes:
+        tree_policy: the policy that this session's trees are to be asked from, where it was made
+            for one: the one given or a fork of it.
+        waited_seconds: time that passed until it was this session's turn; part of no other time.
         policy_time: of the policy since the last cycle; the next one's result takes it. Whoever
             asks the policy adds to it.
         logprobs: told the log-probabilities of every token that comes; None for nobody.
@@ -78,6 +86,7 @@ class DecodingSession:
         """
         if policy is not None and draft is None:
             raise ValueError("policy needs a draft: it reads the features that the draft reduces")
+        super().__init__(target.turns)
         self.target = target
         self.draft = draft
         self.verifier = verifier
@@ -86,6 +95,8 @@ class DecodingSession:
         self.token_ids: list[int] = []
         self.policy_time = TotalTime()
         self.logprobs: LogprobRecorder | None = None
+        self.waited_seconds = 0.0
+        self.tree_policy: TreePolicy | None = None
         self._device = target.embed_tokens.device
         self._policy = policy
         self._pending = PendingRows()
@@ -111,8 +122,17 @@ class DecodingSession:
         if draft is not None:
             draft.reset(slot)
 
+    def _let_go(self, *, fit: bool) -> None:
+        super()._let_go(fit=fit)
+        self._pending.clear()
+        self._prompt_features.clear()
+        # Whoever keeps the session for its text keeps no caches with it.
+        self._drafter = self.cache = self.draft = None
+
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and choose the first token.
+
+        Other sessions may have their turn between two chunks of it.
 
         Args:
             prompt_ids: at least one token id.
@@ -121,7 +141,8 @@ class DecodingSession:
             The first new token; it is the root of the first tree.
 
         Raises:
-            ValueError: an empty prompt, or more tokens than the cache can take.
+            ValueError: an empty prompt, more tokens than the cache can take, or a session that is
+                closed.
         """
         self.begin_prompt(prompt_ids)
         while (first := self.read_chunk()) is None:
@@ -135,10 +156,12 @@ class DecodingSession:
             prompt_ids: at least one token id.
 
         Raises:
-            ValueError: an empty prompt, or more tokens than the cache can take.
+            ValueError: an empty prompt, more tokens than the cache can take, or a session that is
+                closed.
         """
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
+        self.check_open()
         self.cache.check_room(len(prompt_ids), self.slot)
         self._prompt, self._prompt_features = [*prompt_ids], []
 
@@ -150,17 +173,22 @@ class DecodingSession:
 
         Returns:
             The first new token if that was the last chunk, else None.
+
+        Raises:
+            ValueError: a session that is closed.
         """
-        start = len(self._prompt) - self.unread
-        size = min(self.target.chunk_size, most_rows or self.target.chunk_size)
-        chunk = self._prompt[start : start + size]
-        last = start + len(chunk) == len(self._prompt)
-        rows = RowBatch.causal(chunk, start, self.slot)
-        output = self.target.forward(rows, self.cache, "last" if last else "none")
-        self.cache.commit(range(len(chunk)), self.slot)
-        # The next chunk overwrites them.
-        self._prompt_features.append(output.features.clone())
-        return self._finish_prompt(output.logits) if last else None
+        with self.target.turns as waited, self._working():
+            self.waited_seconds += waited
+            start = len(self._prompt) - self.unread
+            size = min(self.target.chunk_size, most_rows or self.target.chunk_size)
+            chunk = self._prompt[start : start + size]
+            last = start + len(chunk) == len(self._prompt)
+            rows = RowBatch.causal(chunk, start, self.slot)
+            output = self.target.forward(rows, self.cache, "last" if last else "none")
+            self.cache.commit(range(len(chunk)), self.slot)
+            # The next chunk overwrites them.
+            self._prompt_features.append(output.features.clone())
+            return self._finish_prompt(output.logits) if last else None
 
     @property
     def unread(self) -> int:
@@ -217,10 +245,19 @@ class DecodingSession:
 
         Raises:
             ValueError: no prompt was read, the tree does not fit the cache or the draft's
-                vocabulary, a tree was asked for without a draft, or a staged policy on a device.
+                vocabulary, a tree was asked for without a draft, a staged policy on a device, or
+                a session that is closed.
         """
         plan = as_plan(plan)
+        with self.target.turns as waited:
+            self.waited_seconds += waited
+            self._check_step(plan, staged)
+            with self._working():
+                return self._cycle(plan, staged)
+
+    def _check_step(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
         params = plan.params
+        self.check_open()
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")
         if self.draft is None and params.total_tokens > 1:
@@ -231,13 +268,18 @@ class DecodingSession:
             raise ValueError("a staged policy decides on the host; this session drafts on a device")
         if self.draft is not None:
             check_top_k(params, self.draft.draft_vocab_size)
-        self.cache.check_room(plan.most_rows, self.slot)
+        if self._caches is None:
+            self.cache.check_room(plan.most_rows, self.slot)
+
+    def _cycle(self, plan: DraftPlan, staged: StagedPolicy | None) -> StepResult:
+        if self._caches is not None:
+            self._make_room(plan)
         watch = Stopwatch(self._device)
         watch.mark()
         lookup = NO_LOOKUP
         if plan.lookup_tokens:
             lookup = self._indexed_text().propose(plan.lookup_tokens)
-        self._tree, params = self._draft_tree(params, staged, lookup)
+        self._tree, params = self._draft_tree(plan.params, staged, lookup)
         watch.mark()
         output = self._verify_tree(self._tree)
         accepted = self._accept(output, self._tree, self.cache, self.slot, self._policy)
@@ -260,6 +302,15 @@ class DecodingSession:
             policy_seconds=self.policy_time.take(),
         )
         return self._last
+
+    def _make_room(self, plan: DraftPlan) -> None:
+        """Let the caches grow where a plan is wider than what is free."""
+        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
+        rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
+        capacity = self.cache.lengths[self.slot] + rows
+        if capacity > self.cache.capacity:
+            self._caches.grow(capacity)
+            self.cache = self._caches.target
 
     def _confidence(self) -> np.ndarray | None:
         """See `CycleState`."""

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.taps import default_taps
@@ -27,7 +28,7 @@ class TargetOutput:
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
         features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated. A view
-            of a buffer that the next pass overwrites.
+            of a buffer that the next pass over the same cache overwrites.
         last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
     """
 
@@ -76,7 +77,13 @@ def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int,
 
 class TargetModel(ABC):
     """Interface of a target. `from_pretrained` and `from_model` choose the fastest
-    implementation."""
+    implementation.
+
+    Several threads may run passes at once, each over a cache of its own.
+
+    Attributes:
+        turns: sequences take it for their passes, so that each has all cores and true times.
+    """
 
     #: Rows of one pass over a long prompt.
     chunk_size: int = 512
@@ -87,6 +94,7 @@ class TargetModel(ABC):
         decoder_layers(model)
         self.config = config
         self.generation_config = model.generation_config
+        self.turns = FairLock()
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.num_layers: int = config.num_hidden_layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -81,21 +82,27 @@ class TransformersTarget(TargetModel):
         self._windows = _attention_windows(model.config)
         self._cache_argument = cache_argument(model)
         decoder = model.get_decoder()
-        self._features: list[torch.Tensor | None] = [None, None, None]
+        # The model may run elsewhere meanwhile: in another target, or in its own `generate`.
+        self._captured = threading.local()
         for index, layer in enumerate(self.feature_layers):
             decoder.layers[layer].register_forward_pre_hook(self._capture(index), with_kwargs=True)
         self._decoder = decoder
-        self._last_hidden_state: torch.Tensor | None = None
         decoder.register_forward_hook(self._capture_last)
 
     def _capture_last(self, module, args, output) -> None:
-        self._last_hidden_state = output.last_hidden_state[0]
+        if (states := self._states()) is not None:
+            states["last"] = output.last_hidden_state[0]
 
     def _capture(self, index: int):
         def hook(module, args, kwargs):
-            self._features[index] = args[0] if args else kwargs["hidden_states"]
+            if (states := self._states()) is not None:
+                states[index] = (args[0] if args else kwargs["hidden_states"])[0]
 
         return hook
+
+    def _states(self) -> dict[int | str, torch.Tensor] | None:
+        """What this thread's pass has captured so far; None where it runs none of this target."""
+        return getattr(self._captured, "states", None)
 
     @property
     def embed_tokens(self) -> torch.Tensor:
@@ -136,16 +143,20 @@ class TransformersTarget(TargetModel):
             "use_cache": True,
         }
         wanted = None
-        if logits == "none":
-            self._decoder(**arguments)
-        else:
-            # The model's own call, because some families scale or cap their logits.
-            keep = 0 if logits == "all" else 1
-            wanted = self.model(**arguments, logits_to_keep=keep).logits[0]
+        self._captured.states = states = {}
+        try:
+            if logits == "none":
+                self._decoder(**arguments)
+            else:
+                # The model's own call, because some families scale or cap their logits.
+                keep = 0 if logits == "all" else 1
+                wanted = self.model(**arguments, logits_to_keep=keep).logits[0]
+        finally:
+            self._captured.states = None
         return TargetOutput(
             logits=wanted,
-            features=torch.cat([feature[0] for feature in self._features], dim=-1),
-            last_hidden_state=self._last_hidden_state,
+            features=torch.cat([states[index] for index in range(3)], dim=-1),
+            last_hidden_state=states["last"],
         )
 
     def _attention_mask(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+
 import numpy as np
 
 from eaglerl.eagle3.params import (
@@ -19,6 +22,14 @@ from eaglerl.rl.cost import CostTable
 
 #: Tokens that the rate of the training counts for beside those that are decoded.
 PRIOR_TOKENS = 200.0
+
+
+@dataclass(slots=True)
+class _Total:
+    """Tokens and table seconds of all cycles, of a policy and its forks."""
+
+    tokens: float
+    seconds: float
 
 
 class AcceptancePolicy:
@@ -63,14 +74,20 @@ class AcceptancePolicy:
         )
         self._first_pass, self._later_pass = first, later - first
         self._draft_slope = longer - first
-        self._tokens = PRIOR_TOKENS
-        self._seconds = PRIOR_TOKENS / model.rate
+        self._total = _Total(PRIOR_TOKENS, PRIOR_TOKENS / model.rate)
         self.reset()
+
+    def fork(self) -> AcceptancePolicy:
+        """The same policy for a sequence beside the one at work; lambda is of both together."""
+        other = copy.copy(self)
+        other._judge = CycleJudge(self.model, self.cost)
+        other.reset()
+        return other
 
     @property
     def rate(self) -> float:
         """lambda, in tokens per second of the cost table."""
-        return self._tokens / self._seconds
+        return self._total.tokens / self._total.seconds
 
     def reset(self) -> None:
         """Forget the sequence's lookups; lambda goes on."""
@@ -85,8 +102,8 @@ class AcceptancePolicy:
 
     def observe(self, result: StepResult) -> None:
         """Count the cycle for lambda, and its lookup for the success of lookups."""
-        self._tokens += len(result.token_ids)
-        self._seconds += self._table_seconds(result)
+        self._total.tokens += len(result.token_ids)
+        self._total.seconds += self._table_seconds(result)
         lookup = result.lookup
         if lookup.match_length:
             came_true = lookup.token_ids[0] == result.token_ids[0]
@@ -126,5 +143,5 @@ class AcceptancePolicy:
     def _look_at(self, progress: DraftProgress) -> None:
         if self._seen is None or progress.depth <= self._seen.depth:
             self._judge.begin(self._success, self._lookups)
-        self._judge.judge(progress, self._tokens / self._seconds)
+        self._judge.judge(progress, self._total.tokens / self._total.seconds)
         self._seen = progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -193,6 +194,12 @@ class TierPolicy:
         self._interval = interval
         self._down_margin = down_margin
         self.reset()
+
+    def fork(self) -> TierPolicy:
+        """The same tiers for a sequence beside the one at work."""
+        other = copy.copy(self)
+        other.reset()
+        return other
 
     def reset(self) -> None:
         """Begin in the middle, without an average."""

@@ -112,6 +112,8 @@ def _measure(
     session = None
     for tree in trees:
         if session is None or len(session.token_ids) >= longest_context:
+            if session is not None:
+                session.close()
             session = decoder.new_session(GreedyVerifier(), longest_context + 128)
             session.prefill(list(prompt_ids))
             # The first draft pass of a sequence reads the whole prompt.
@@ -121,4 +123,6 @@ def _measure(
         samples.append(CycleSample(tree, context, result.draft_seconds, result.verify_seconds))
         if progress is not None:
             progress(len(samples) / len(trees))
+    if session is not None:
+        session.close()
     return samples

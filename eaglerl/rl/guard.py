@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,6 +52,23 @@ class _Side:
         self.seconds += seconds
 
 
+@dataclass
+class _Found:
+    """What a policy and its forks have found out.
+
+    Attributes:
+        own: the policy's cycles.
+        other: those of the constant tree.
+        observed: all of them.
+        due: trials of the side that is not in use, as far as they have not come yet.
+    """
+
+    own: _Side = field(default_factory=_Side)
+    other: _Side = field(default_factory=_Side)
+    observed: int = 0
+    due: float = 0.0
+
+
 class GuardedPolicy:
     """Decodes with a policy as long as it is likely to be faster than a constant tree.
 
@@ -88,10 +106,24 @@ class GuardedPolicy:
         self.constant = constant
         self._gain = gain
         self._doubt = max(_DOUBT, abs(gain))
-        self._own, self._other = _Side(), _Side()
-        self._observed = 0
-        self._due = 0.0
+        self._found = _Found()
         self._uses_policy = True
+
+    def fork(self) -> GuardedPolicy:
+        """The same for a sequence beside the one at work; what is found out is found out by both.
+
+        Raises:
+            ValueError: the policy cannot fork.
+        """
+        fork = getattr(self.policy, "fork", None)
+        if fork is None:
+            raise ValueError(
+                f"a guarded {type(self.policy).__name__} is in use by another generation and has "
+                "no method fork() for another sequence"
+            )
+        other = copy.copy(self)
+        other.policy = fork()
+        return other
 
     @property
     def advantage(self) -> float:
@@ -105,20 +137,20 @@ class GuardedPolicy:
     def choose(self, state: CycleState) -> TreeParams | DraftPlan:
         """The policy's plan, or the constant tree."""
         advantage, deviation = self._estimate()
-        self._due += self._trials(advantage, deviation)
-        tries = self._due >= 1.0
+        self._found.due += self._trials(advantage, deviation)
+        tries = self._found.due >= 1.0
         if tries:
-            self._due -= 1.0
+            self._found.due -= 1.0
         self._uses_policy = (advantage > 0) != tries
         return self.policy.choose(state) if self._uses_policy else self.constant
 
     def observe(self, result: StepResult) -> None:
         """Count the cycle for the side that decoded it."""
-        self._own.fade(1 - 1 / _MEMORY)
-        self._other.fade(1 - 1 / _MEMORY)
-        side = self._own if self._uses_policy else self._other
+        self._found.own.fade(1 - 1 / _MEMORY)
+        self._found.other.fade(1 - 1 / _MEMORY)
+        side = self._found.own if self._uses_policy else self._found.other
         side.add(len(result.token_ids), result.seconds)
-        self._observed += 1
+        self._found.observed += 1
         self.policy.observe(result)
 
     def goes_on(self, progress: DraftProgress) -> bool:
@@ -140,19 +172,19 @@ class GuardedPolicy:
         """Mean and standard deviation of the advantage: a normal prior, and two measured rates."""
         precision = self._doubt**-2
         mean = self._gain * precision
-        if self._own.cycles and self._other.cycles:
-            ratio = self._own.tokens * self._other.seconds
-            ratio /= self._own.seconds * self._other.tokens
-            measured = 1 / (_SPREAD * (1 / self._own.cycles + 1 / self._other.cycles))
+        if self._found.own.cycles and self._found.other.cycles:
+            ratio = self._found.own.tokens * self._found.other.seconds
+            ratio /= self._found.own.seconds * self._found.other.tokens
+            measured = 1 / (_SPREAD * (1 / self._found.own.cycles + 1 / self._found.other.cycles))
             mean += (ratio - 1) * measured
             precision += measured
         return mean / precision, precision**-0.5
 
     def _trials(self, advantage: float, deviation: float) -> float:
         """Share of the cycles that the side which is not in use gets."""
-        known = min(self._own.cycles, self._other.cycles) >= _FEWEST_CYCLES
+        known = min(self._found.own.cycles, self._found.other.cycles) >= _FEWEST_CYCLES
         if not known or abs(advantage) < _CLEAR * deviation:
-            return min(_MOST_TRIALS, (self._observed + 1) ** -0.5)
+            return min(_MOST_TRIALS, (self._found.observed + 1) ** -0.5)
         if advantage > 0:
             return 0.0
         # A cycle at 1 + a of the speed takes -a / (1 + a) longer than one of the constant tree.

@@ -61,7 +61,7 @@ class SpeculativeDecodingEnv(gym.Env):
         """Set up.
 
         Args:
-            decoder: what decodes; nothing else may use it between `reset` and the episode's end.
+            decoder: what decodes; an episode has caches of its own.
             prompts: token ids.
             actions: trees to choose from.
             cache_steps: cycles of a window.
@@ -186,6 +186,12 @@ class SpeculativeDecodingEnv(gym.Env):
         info = {"tokens": tokens, "seconds": seconds, "cycles": cycles}
         return self._show(), reward, self._rules.finish_reason is not None, False, info
 
+    def close(self) -> None:
+        """End the episode and give its caches back to the decoder; `reset` begins another."""
+        if self._session is not None:
+            self._session.close("the episode is over")
+        self._session = self._rules = None
+
     @property
     def token_ids(self) -> list[int]:
         """The sequence so far, prompt and output."""
@@ -194,6 +200,7 @@ class SpeculativeDecodingEnv(gym.Env):
     def _begin(self, index: int) -> None:
         prompt = self._prompts[index]
         length = len(prompt) + self._max_new_tokens + self._widest
+        self.close()
         self._session = self._decoder.new_session(
             make_verifier(0.0, 1.0, 0, None, self._device), length
         )
@@ -240,6 +247,6 @@ class SpeculativeDecodingEnv(gym.Env):
         self._begin(0)
         cycles = min(_RATE_CYCLES, self._max_new_tokens - 1)
         results = [self._session.step(NO_DRAFT) for _ in range(cycles)]
-        self._session = self._rules = None
+        self.close()
         # The first ones warm up.
         return 1.0 / float(np.median([result.seconds for result in results]))

@@ -40,6 +40,10 @@ class LookupRule:
     alone_from: int = NEVER
     alone_tokens: int = 0
 
+    def fork(self) -> LookupRule:
+        """Itself: there is nothing that one sequence could disturb in another."""
+        return self
+
     def reset(self) -> None:
         """Nothing to forget."""
 

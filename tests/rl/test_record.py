@@ -113,11 +113,13 @@ def live_disagreements(
     """Cycles of a live run under changing trees whose length is not the trace's, and all cycles."""
     lengths = trace.accepted_lengths(actions)
     prompt = len(trace.prompt_ids)
-    decoder.new_session(GreedyVerifier(), prompt + len(trace.continuation_ids))
-    draft = RowByRow(decoder.draft, prompt) if row_by_row else decoder.draft
+    capacity = prompt + len(trace.continuation_ids) + 512
+    cache, draft = decoder.target.new_cache(capacity), decoder.draft.with_own_cache(capacity)
+    if row_by_row:
+        draft = RowByRow(draft, prompt)
     wrong = cycles = 0
     for turn in range(4):
-        session = DecodingSession(decoder.target, draft, GreedyVerifier(), decoder._cache)
+        session = DecodingSession(decoder.target, draft, GreedyVerifier(), cache)
         session.prefill(trace.prompt_ids.tolist())
         position = 0
         while position < len(trace):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -231,6 +232,25 @@ class PublishedTreePolicy(Persistence):
         self._window.add(reward, generation_time, new_tokens)
         if self.settings.reference and self._window.cycles >= self.settings.interval:
             self._close_window(None, done=True)
+
+    def fork(self) -> Self:
+        """The same policy for a sequence beside the one at work; its statistics are of both.
+
+        Raises:
+            ValueError: it learns while it decodes, which is from one sequence at a time.
+        """
+        if self.training_mode:
+            raise ValueError(
+                f"a {type(self).__name__} in training mode learns from one generation at a time, "
+                "and another one has not ended yet"
+            )
+        self.weights  # noqa: B018 (made now, so that both share them)
+        other = copy.copy(self)
+        settings = self.settings
+        other._kept = KeptDecision(settings.interval, settings.similarity_threshold)
+        other._window = RewardWindow(settings.reward, published=settings.reference)
+        other._forget_sequence()
+        return other
 
     def reset(self) -> None:
         """Begin a sequence; see `TreePolicy`."""

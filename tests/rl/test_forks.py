@@ -1,0 +1,90 @@
+"""Learned policies that serve several generations at once: each decides as for one alone."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from eaglerl.eagle3 import NO_DRAFT, TreeParams
+from eaglerl.eagle3.params import StepResult
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.baselines import TierPolicy
+from eaglerl.rl.guard import GuardedPolicy
+from eaglerl.rl.lookup_rule import LookupRule
+
+from .test_acceptance import COST, random_model
+from .test_record import tiny_decoder, tiny_prompts
+
+TREE = TreeParams(4, 1, 2)
+ARGUMENTS = {"max_new_tokens": 40, "eos_token_id": []}
+MAKERS = {
+    "lookups": lambda: LookupRule(TREE, 2, 3, 5, 6),
+    "tiers": lambda: TierPolicy([TREE, TreeParams(8, 3, 2)], warm_up=1, interval=1),
+    "acceptance": lambda: AcceptancePolicy(random_model(), COST),
+    "guarded": lambda: GuardedPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return tiny_decoder()
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    return [list(prompt.token_ids) for prompt in tiny_prompts(4, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def plain(decoder, prompts) -> list[list[int]]:
+    return [decoder.generate(p, NO_DRAFT, **ARGUMENTS).sequences[0].tolist() for p in prompts]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_threads_and_interleaved_generations(decoder, prompts, plain, name) -> None:
+    policy = MAKERS[name]()
+
+    def decode(prompt: list[int]) -> list[int]:
+        return decoder.generate(prompt, policy, **ARGUMENTS).sequences[0].tolist()
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(decode, prompts)) == plain
+    going = [decoder.start(prompt, policy, **ARGUMENTS) for prompt in prompts]
+    while any(generation.finish_reason is None for generation in going):
+        for generation in going:
+            if generation.finish_reason is None:
+                generation.advance()
+    assert [generation.token_ids for generation in going] == plain
+
+
+def result(tokens: int, seconds: float = 0.01) -> StepResult:
+    return StepResult((1,) * tokens, TREE, tokens - 1, seconds, 0.0, torch.zeros(3), 20)
+
+
+def test_lambda_is_of_all_forks() -> None:
+    alone, policy = MAKERS["acceptance"](), MAKERS["acceptance"]()
+    fork = policy.fork()
+    for place, tokens in enumerate((1, 4, 2, 5)):
+        alone.observe(result(tokens))
+        (policy, fork)[place % 2].observe(result(tokens))
+    assert policy.rate == fork.rate == alone.rate
+
+
+def test_what_the_guard_finds_out_is_of_all_forks() -> None:
+    alone, policy = MAKERS["guarded"](), MAKERS["guarded"]()
+    fork = policy.fork()
+    for place in range(40):
+        for guarded in (alone, (policy, fork)[place % 2]):
+            guarded.choose(None)
+            guarded.observe(result(1 + guarded._uses_policy))
+    assert policy.advantage == fork.advantage == alone.advantage != 0.1
+    assert policy.policy is not fork.policy
+
+
+def test_a_tier_is_of_one_sequence() -> None:
+    policy = MAKERS["tiers"]()
+    fork = policy.fork()
+    for _ in range(5):
+        policy.observe(result(1))
+        fork.observe(result(5))
+    assert policy.choose(None).depth < fork.choose(None).depth
