@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,35 +126,37 @@ def serve(
         mode = f"tree:{chosen}"
     # Before the model is loaded: it may be missing.
     from eaglerl.server import Limits, Service, run_server
-    from eaglerl.server.run import is_local
+    from eaglerl.server.run import is_local, listen
 
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
-    table = machine_cost(cost, decoder)
-    service = Service(
-        decoder,
-        _modes(decoder, mode, policies or [], table),
-        model_name=Path(model).name,
-        limits=Limits(
-            max_prompt_tokens=max_prompt_tokens,
-            max_body_bytes=max_body_bytes,
-            queue_size=queue_size,
-            at_once=at_once,
-        ),
-        draft_dtype=draft_dtype,
-        cost=table,
-    )
-    console = notes()
-    if api_key is None and not is_local(host):
-        console.print("warning: everybody who reaches this port may use it; see --api-key")
+    # Nor is it loaded in vain where the address is in use.
+    with closing(listen(host, port)) as listener:
+        decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+        table = machine_cost(cost, decoder)
+        service = Service(
+            decoder,
+            _modes(decoder, mode, policies or [], table),
+            model_name=Path(model).name,
+            limits=Limits(
+                max_prompt_tokens=max_prompt_tokens,
+                max_body_bytes=max_body_bytes,
+                queue_size=queue_size,
+                at_once=at_once,
+            ),
+            draft_dtype=draft_dtype,
+            cost=table,
+        )
+        console = notes()
+        if api_key is None and not is_local(host):
+            console.print("warning: everybody who reaches this port may use it; see --api-key")
 
-    def say(address: str) -> None:
-        names = ", ".join(mode.name for mode in service.modes)
-        console.print(f"modes: {names}, tree:T/D/K", markup=False, soft_wrap=True)
-        console.print(f"API: {address}/v1", markup=False, soft_wrap=True)
-        console.print(f"live view: {address}/", markup=False, soft_wrap=True)
+        def say(address: str) -> None:
+            names = ", ".join(mode.name for mode in service.modes)
+            console.print(f"modes: {names}, tree:T/D/K", markup=False, soft_wrap=True)
+            console.print(f"API: {address}/v1", markup=False, soft_wrap=True)
+            console.print(f"live view: {address}/", markup=False, soft_wrap=True)
 
-    run_server(service, host=host, port=port, api_key=api_key, on_ready=say)
-    console.print("stopped")
+        run_server(service, host=host, port=port, api_key=api_key, on_ready=say, listener=listener)
+        console.print("stopped")
 
 
 def _modes(

@@ -73,13 +73,18 @@ def admit(add: Callable[[Task], None], task: Task) -> None:
             429, f"{error}; try again later", code="server_busy", headers={"Retry-After": "1"}
         ) from error
     except StoppedError as error:
-        raise ApiError(503, str(error), code="server_stopping") from error
+        raise _stopping(error) from error
+
+
+def _stopping(error: StoppedError) -> ApiError:
+    headers = {"Retry-After": "10"}
+    return ApiError(503, str(error), code="server_stopping", headers=headers)
 
 
 def told_error(error: Exception) -> ApiError:
     """What a client is told of an error on the engine's thread."""
     if isinstance(error, StoppedError):
-        return ApiError(503, str(error), code="server_stopping")
+        return _stopping(error)
     return internal_error()
 
 

@@ -10,6 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eaglerl.server.errors import ApiError
 
+# Bodies up to this size are read in any case: they are as many as there are connections.
+_SMALL_BYTES = 1 << 16
+# Of all larger bodies that are being read, together.
+_MOST_BYTES = 32 << 20
 _PROTECTED = ("/v1/", "/live/")
 
 
@@ -40,6 +44,8 @@ class Gate:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._key = None if api_key is None else api_key.encode()
+        self._most_bytes = max(_MOST_BYTES, 2 * max_body_bytes)
+        self._bytes = 0
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,16 +95,30 @@ class Gate:
             raise self._too_large()
         parts: list[bytes] = []
         size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._max_body_bytes:
-                raise self._too_large()
-            more = message.get("more_body", False)
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                self._bytes += len(parts[-1])
+                if size > self._max_body_bytes:
+                    raise self._too_large()
+                if size > _SMALL_BYTES and self._bytes > self._most_bytes:
+                    raise self._too_many()
+                more = message.get("more_body", False)
+        finally:
+            self._bytes -= size
         return b"".join(parts)
+
+    def _too_many(self) -> ApiError:
+        return ApiError(
+            503,
+            "too many large requests are being read; try again later",
+            code="server_busy",
+            headers={"Connection": "close", "Retry-After": "1"},
+        )
 
     def _too_large(self) -> ApiError:
         return ApiError(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import uvicorn
 
 from eaglerl.server.app import create_app
+from eaglerl.server.connections import ConnectionLimits, protocol_with
 from eaglerl.server.service import Service
 
 # Seconds that streams have to end after Ctrl-C: the cycle at work, and their last words.
@@ -45,6 +46,8 @@ def run_server(
     port: int = 8000,
     api_key: str | None = None,
     on_ready: Callable[[str], None] | None = None,
+    listener: socket.socket | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -54,26 +57,20 @@ def run_server(
         port: 0 takes a free one.
         api_key: see `create_app`.
         on_ready: told the address once connections are accepted.
+        listener: what `listen` gave for the same address; it is closed in the end.
+        connections: how many there may be, and how long they may take.
 
     Raises:
         OSError: the address cannot be had.
     """
-    listener = _listen(host, port)
-    hosts = {*_LOCAL_NAMES, host} if is_local(host) else None
-    app = create_app(service, api_key=api_key, hosts=hosts)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
-    if on_ready is not None:
-        shown = f"[{host}]" if ":" in host else host
-        # The socket listens already: whoever connects now is answered when the loop runs.
-        on_ready(f"http://{shown}:{listener.getsockname()[1]}")
+    listener = listener or listen(host, port)
     try:
-        _Server(config, service).run(sockets=[listener])
+        server = _Server(server_config(service, host, api_key, connections), service)
+        if on_ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            # The socket listens already: whoever connects now is answered when the loop runs.
+            on_ready(f"http://{shown}:{listener.getsockname()[1]}")
+        server.run(sockets=[listener])
     except KeyboardInterrupt:
         # uvicorn raises the signal again when all is done; to stop is what it asked for.
         pass
@@ -81,8 +78,36 @@ def run_server(
         listener.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bound here rather than by uvicorn, which would end the program where it fails."""
+def server_config(
+    service: Service,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    connections: ConnectionLimits | None = None,
+) -> uvicorn.Config:
+    """How uvicorn serves; see `run_server`."""
+    limits = connections or ConnectionLimits()
+    hosts = {*_LOCAL_NAMES, host} if is_local(host) else None
+    return uvicorn.Config(
+        create_app(service, api_key=api_key, hosts=hosts),
+        http=protocol_with(limits),
+        # Nothing is spoken but HTTP.
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address; whoever connects waits until the server runs.
+
+    Bound here rather than by uvicorn, which would end the program where it fails.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -93,6 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
-        raise OSError(f"cannot listen at {host}, port {port}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen at {host}, port {port}: {reason}") from error
     return listener

@@ -56,7 +56,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     [
         (["--mode", "plain", "--tree", "4,1,4"], 2, "--mode"),
         (["--port", "70000"], 2, "--port"),
-        (["--model", "/nowhere"], 1, "--model must be one of"),
+        (["--model", "/nowhere", "--port", "0"], 1, "--model must be one of"),
     ],
 )
 def test_wrong_usage(arguments: list[str], code: int, sentence: str) -> None:
