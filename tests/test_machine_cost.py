@@ -1,5 +1,6 @@
 """The cost table of this machine: measured once, found again, and never taken for another's."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from eaglerl.cli.machine_cost import kept_cost_path, machine_cost, measure_cost,
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.rl import CostTable
+from eaglerl.rl.cost import CostError
+from eaglerl.rl.cost_check import why_unusable
 from eaglerl.rl.policy_files import PolicyFiles
 
 FAST = {"passes": 3, "longest_context": 400}
@@ -24,6 +27,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _busy() -> Iterator[None]:
+    """Whatever the machine of the test is busy with; `tests/rl/test_cost.py` tests that."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("calibrate", "cost"):
+            patch.setattr(f"eaglerl.rl.{module}.why_unusable", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def decoder(tiny_folders: SimpleNamespace) -> SpeculativeDecoder:
     return SpeculativeDecoder.from_pretrained(
@@ -32,7 +44,9 @@ def decoder(tiny_folders: SimpleNamespace) -> SpeculativeDecoder:
 
 
 @pytest.fixture(scope="module")
-def table(decoder: SpeculativeDecoder, tmp_path_factory: pytest.TempPathFactory) -> CostTable:
+def table(
+    _busy: None, decoder: SpeculativeDecoder, tmp_path_factory: pytest.TempPathFactory
+) -> CostTable:
     return measure_cost(decoder, tmp_path_factory.mktemp("cost") / "new" / "cost.json", **FAST)
 
 
@@ -112,3 +126,64 @@ def test_only_an_unknown_machine_is_measured(
     (tmp_path / "cost.json").unlink()
     assert measured_cost(None, decoder, files) == table
     assert measured == [kept_cost_path(decoder)] * 2
+
+
+def test_a_machine_that_is_too_busy_keeps_no_table(
+    tiny_folders: SimpleNamespace,
+    decoder: SpeculativeDecoder,
+    table: CostTable,
+    files: PolicyFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def busy(*_: object, **options: object) -> CostTable:
+        options["again"]("verifying 1 to 12 rows takes 0.0 s")
+        raise ValueError("no cost table was made of 9 cycles: the machine was busy")
+
+    monkeypatch.setattr("eaglerl.rl.calibrate.calibrate", busy)
+    result = CliRunner().invoke(app, ["calibrate", *tiny_folders.arguments], env={"TERM": "dumb"})
+    said = result.stderr.replace("\n", " ")
+    assert result.exit_code == 1
+    assert "verifying 1 to 12 rows takes 0.0 s: measuring more, for the machine is busy" in said
+    assert "error: no cost table was made of 9 cycles" in said
+    assert not list(kept_cost_path(decoder).parent.iterdir())
+    # A policy decides by the table beside it then, if there is one.
+    with pytest.raises(ValueError, match="no cost table was made"):
+        measured_cost(None, decoder, files)
+    replace(table, machine="another").to_json(tmp_path / "cost.json")
+    assert measured_cost(None, decoder, files).machine == "another"
+    assert "Until then the policy decides by the table" in capsys.readouterr().err
+
+
+def test_nonsense_is_refused_wherever_it_lies(
+    decoder: SpeculativeDecoder,
+    table: CostTable,
+    files: PolicyFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eaglerl.rl.cost.why_unusable", why_unusable)
+    nonsense = replace(table, error=CostError(0.3, 6.98, 0.0))
+    given = tmp_path / "given.json"
+    nonsense.to_json(given)
+    refused = r"must not be decided by: .* more than 30 %, where at most 25 % are allowed"
+    with pytest.raises(ValueError, match=rf"given\.json.*{refused}"):
+        machine_cost(given, decoder)
+    result = CliRunner().invoke(
+        app,
+        ["train-policy", "-a", "acceptance", "--traces", str(tmp_path), "--cost", str(given),
+         "-o", str(tmp_path / "run")],
+        env={"TERM": "dumb"},
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "must not be decided by" in result.stderr.replace("\n", " ")
+    assert not (tmp_path / "run").exists()
+    nonsense.to_json(tmp_path / "cost.json")
+    with pytest.raises(ValueError, match=rf"cost\.json.*{refused}"):
+        files.read_cost(None)
+    kept = kept_cost_path(decoder)
+    kept.parent.mkdir(parents=True)
+    nonsense.to_json(kept)
+    with pytest.warns(UserWarning, match=refused):
+        assert machine_cost(None, decoder) is None

@@ -62,6 +62,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
             encode(decoder, _PROMPT, chat=chat)[0].tolist(),
             machine=describe_machine(),
             progress=lambda done: show("measuring", done),
+            again=lambda why: _tell(f"{why}: measuring more, for the machine is busy"),
             **options,
         )
         table.to_json(output)
@@ -111,10 +112,11 @@ def measured_cost(
 
     Returns:
         The file given, else the one kept for this machine, else the policy's own if it is of this
-        machine, else a new one. None for a policy that needs none.
+        machine, else a new one; the policy's own, whatever its machine, where this one is too busy
+        to be measured. None for a policy that needs none.
 
     Raises:
-        ValueError: a file is no table.
+        ValueError: a file is no table, or the machine is too busy and there is no other.
     """
     from eaglerl.evaluation.machine import describe_machine
     from eaglerl.rl import CostTable
@@ -126,10 +128,9 @@ def measured_cost(
     if table is not None:
         return table
     beside = policy.path.with_name(COST_NAME)
-    if beside.is_file():
-        table = CostTable.from_json(beside)
-        if table.machine == describe_machine():
-            return table
+    own = CostTable.from_json(beside) if beside.is_file() else None
+    if own is not None and own.machine == describe_machine():
+        return own
     kept = kept_cost_path(decoder)
     notes().print("measuring what a cycle costs on this machine, once ...", soft_wrap=True)
     try:
@@ -137,6 +138,11 @@ def measured_cost(
     except AlreadyLockedError:
         with exclusive_file(kept, waiting=_tell):
             pass
+    except ValueError as error:
+        if own is None:
+            raise
+        _tell(f"note: {error}. Until then the policy decides by the table that lies beside it")
+        return own
     # What the other process has measured, if it got to the end.
     return measured_cost(cost, decoder, policy)
 

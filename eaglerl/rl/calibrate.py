@@ -10,12 +10,15 @@ from eaglerl.eagle3.packed_draft import products_dtype
 from eaglerl.eagle3.params import NO_DRAFT, TreeParams
 from eaglerl.eagle3.verify import GreedyVerifier
 from eaglerl.rl.cost import CostTable
+from eaglerl.rl.cost_check import why_unusable
 from eaglerl.rl.fit_cost import CycleSample, fit_cost_table
 
 TOTAL_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 TOP_KS = (1, 2, 4, 8)
 DEPTHS = (0, 1, 2, 4, 7)
 
+# How often the plan is measured where the table is of no use.
+_ATTEMPTS = 3
 # Cycles at the start of a run, while caches and buffers warm up.
 _WARM_UP = 12
 
@@ -56,11 +59,13 @@ def calibrate(
     longest_context: int = 512,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    again: Callable[[str], None] | None = None,
 ) -> CostTable:
     """Measure cycles of all kinds in live decoding and fit the table.
 
     The kinds take turns in an order that is drawn anew in every pass, so that a machine that speeds
-    up or slows down does so for all of them.
+    up or slows down does so for all of them. Where no table can be decided by, more is measured,
+    twice at most: medians of more cycles are less disturbed.
 
     Args:
         decoder: target, head and the precision of the draft's products.
@@ -73,13 +78,15 @@ def calibrate(
         passes: how often every kind is measured.
         longest_context: longest context to measure at.
         seed: of the order.
-        progress: called with the fraction done.
+        progress: called with the fraction done, from 0 again where more is measured.
+        again: is told why more is measured.
 
     Returns:
         The table, its error included.
 
     Raises:
-        ValueError: an argument out of its range, or a T that no tree can fill.
+        ValueError: an argument out of its range, a T that no tree can fill, or a machine that was
+            too busy: the message says what came out.
     """
     if passes < 3:
         raise ValueError(f"passes must be at least 3, got {passes}")
@@ -90,14 +97,34 @@ def calibrate(
         )
     trees = calibration_trees(total_tokens, top_ks, depths)
     draw = random.Random(seed)
-    plan = [tree for _ in range(passes) for tree in draw.sample(trees, len(trees))]
-    warm_up = [draw.choice(trees) for _ in range(_WARM_UP)]
-    samples = _measure(decoder, prompt_ids, [*warm_up, *plan], longest_context, progress)
-    return fit_cost_table(
-        samples[_WARM_UP:],
-        machine=machine,
-        draft_dtype=products_dtype(decoder.draft),
+    samples: list[CycleSample] = []
+    for left in reversed(range(_ATTEMPTS)):
+        plan = [tree for _ in range(passes) for tree in draw.sample(trees, len(trees))]
+        warm_up = [draw.choice(trees) for _ in range(_WARM_UP)]
+        measured = _measure(decoder, prompt_ids, [*warm_up, *plan], longest_context, progress)
+        samples += measured[_WARM_UP:]
+        table, why = _fit(samples, machine, products_dtype(decoder.draft))
+        if table is not None:
+            return table
+        if left and again is not None:
+            again(why)
+    raise ValueError(
+        f"no cost table was made of {len(samples)} cycles: {why}. Something else kept the machine "
+        "busy: measure again while nothing else runs, or with more passes (eaglerl calibrate "
+        f"--passes {2 * passes})"
     )
+
+
+def _fit(
+    samples: Sequence[CycleSample], machine: str, draft_dtype: str
+) -> tuple[CostTable | None, str]:
+    """The table, or why there is none that can be decided by."""
+    try:
+        table = fit_cost_table(samples, machine=machine, draft_dtype=draft_dtype)
+    except ValueError as problem:
+        return None, str(problem)
+    why = why_unusable(table)
+    return (table, "") if why is None else (None, why)
 
 
 def _measure(

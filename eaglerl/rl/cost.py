@@ -16,6 +16,7 @@ from eaglerl.eagle3.params import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema, read_json
 from eaglerl.ops.limits import LARGEST_TREE
+from eaglerl.rl.cost_check import why_unusable
 
 FORMAT = "eaglerl-cost"
 VERSION = 1
@@ -61,8 +62,8 @@ class CostTable:
         error: of the fit; None for a table that was not measured.
 
     Raises:
-        ValueError: lengths that do not fit each other, grids that do not ascend, or a negative or
-            infinite number.
+        ValueError: lengths that do not fit each other, grids that do not ascend, a negative or
+            infinite number, or a verification that takes no time.
     """
 
     machine: str
@@ -96,6 +97,9 @@ class CostTable:
             raise ValueError(f"total_tokens must begin with 1, got {self.total_tokens[0]}")
         if not (np.isfinite(self.draft_slope) and self.draft_slope >= 0):
             raise ValueError(f"draft_slope must not be negative, got {self.draft_slope}")
+        if not all(seconds > 0 for seconds in self.verify_base):
+            # Speeds are tokens over these.
+            raise ValueError(f"verify_base must be positive, got {list(self.verify_base)}")
 
     def verify_seconds(
         self, rows: np.ndarray | int, context_length: np.ndarray | int
@@ -149,15 +153,21 @@ class CostTable:
         """Read a file that `to_json` wrote.
 
         Raises:
-            ValueError: the file is not one.
+            ValueError: the file is not one, or its times cannot be decided by.
         """
         content = read_json(path, _CostSchema, "cost table", form=(FORMAT, VERSION))
         values = {field.name: getattr(content, field.name) for field in fields(cls)}
         error = values.pop("error")
         try:
-            return cls(**values, error=None if error is None else CostError(**dict(error)))
+            table = cls(**values, error=None if error is None else CostError(**dict(error)))
         except ValueError as problem:
             raise ValueError(f"the cost table {str(path)!r}: {problem}") from None
+        if (why := why_unusable(table)) is not None:
+            raise ValueError(
+                f"the cost table {str(path)!r} must not be decided by: {why}; measure the machine "
+                "again while nothing else runs on it (eaglerl calibrate)"
+            )
+        return table
 
 
 class _ErrorSchema(Schema):

@@ -9,6 +9,7 @@ import numpy as np
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.rl.cost import CostError, CostTable
+from eaglerl.rl.cost_check import ranges
 
 # Cycles around one that say how fast the machine was then.
 _STRETCH = 15
@@ -53,7 +54,7 @@ def fit_cost_table(samples: Sequence[CycleSample], *, machine: str, draft_dtype:
         The table. Verification is monotone in T and in the context.
 
     Raises:
-        ValueError: samples from which no table follows.
+        ValueError: samples from which no table follows, or one whose times are not positive.
     """
     steady = samples
     for _ in range(2):
@@ -92,12 +93,14 @@ def _fit(samples: Sequence[CycleSample], *, machine: str, draft_dtype: str) -> C
     if not totals or totals[0] != 1 or not top_ks:
         raise ValueError("samples must hold cycles that draft and cycles that do not")
     bases, slopes = _fit_verification(samples, totals)
+    if (free := bases <= 0).any():
+        raise ValueError(f"verifying {ranges(np.array(totals), free)} rows seems to take no time")
     first, later = zip(*(_fit_passes(drafted, top_k) for top_k in top_ks), strict=True)
     table = CostTable(
         machine=machine,
         draft_dtype=draft_dtype,
         total_tokens=tuple(totals),
-        verify_base=tuple(float(base) for base in np.maximum(bases, 0.0)),
+        verify_base=tuple(float(base) for base in bases),
         verify_slope=tuple(float(slope) for slope in slopes),
         top_ks=tuple(top_ks),
         first_pass=first,

@@ -1,6 +1,7 @@
 """The cost table: its formula, its file, and its fit to cycles of known cost."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,10 @@ def test_isotonic_against_a_quadratic_programme() -> None:
     np.testing.assert_allclose(isotonic(values, weights), result.x, atol=1e-4)
 
 
-def test_live_calibration(tmp_path: Path) -> None:
+def test_live_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever the machine of the test is busy with; when a table is of use is tested below.
+    for module in ("calibrate", "cost"):
+        monkeypatch.setattr(f"eaglerl.rl.{module}.why_unusable", lambda _: None)
     decoder = tiny_decoder()
     cost = calibrate(
         decoder,
@@ -220,3 +224,101 @@ def test_calibration_checks_its_arguments() -> None:
         calibrate(decoder, [1, 2], machine="", longest_context=2)
     with pytest.raises(ValueError, match="total_tokens=64 is more than any"):
         calibrate(decoder, [1], machine="", total_tokens=(1, 64), top_ks=(1,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"later_pass": (0.0, 2.0)}, "a draft pass of width 1 takes 0.0 s"),
+        ({"first_pass": (0.0, 0.0)}, "the first draft pass of width 1 to 4 takes 0.0 s"),
+        ({"verify_base": (10.0, 11.0, 2.0)}, "4 rows takes 2 s, less than half of the 11 s of 2"),
+        ({"verify_base": (0.1, 11.0, 15.0)}, "verifying 2 rows takes 110 times as long as one row"),
+        ({"verify_slope": (0.01, 0.3, 0.3)}, "after 256 tokens, verifying 2 rows takes 7 times"),
+        ({"error": CostError(0.26, 0.3, 0.0)}, r"half of the kinds .* more than 26 %.* most 25 %"),
+        ({"error": CostError(0.02, 6.98, 0.0)}, r"worst kind of cycle is off by 698 %.* 100 %"),
+    ],
+)
+def test_a_table_of_nonsense_is_not_read(tmp_path: Path, changes: dict, message: str) -> None:
+    path = tmp_path / "cost.json"
+    table(**changes).to_json(path)
+    with pytest.raises(ValueError, match=rf"must not be decided by: .*{message}.*calibrate"):
+        CostTable.from_json(path)
+
+
+def test_rows_that_cost_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="verify_base must be positive"):
+        table(verify_base=(0.0, 0.0, 15.0))
+    path = tmp_path / "cost.json"
+    table().to_json(path)
+    content = json.loads(path.read_text()) | {"verify_base": [0.0, 0.0, 15.0]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"cost\.json.*verify_base must be positive"):
+        CostTable.from_json(path)
+
+
+def test_shipped_tables_are_of_use() -> None:
+    for file in Path(__file__).parents[2].glob("models/*/cost.json"):
+        assert CostTable.from_json(file).error.worst < 0.1
+
+
+class Disturbed:
+    """A decoder's sessions whose clock shows what a busy machine made of the times.
+
+    Attributes:
+        calm_after: cycles after which nothing disturbs any more.
+    """
+
+    def __init__(self, calm_after: int) -> None:
+        self.decoder = tiny_decoder()
+        self.calm_after, self.cycles = calm_after, 0
+        self.draw = np.random.default_rng(0)
+        self.cost = table(total_tokens=(1, 2, 4), verify_base=(0.010, 0.011, 0.015))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.decoder, name)
+
+    def new_session(self, verifier: object, capacity: int) -> "Disturbed":
+        self.session = self.decoder.new_session(verifier, capacity)
+        return self
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.session.token_ids
+
+    def prefill(self, ids: list[int]) -> object:
+        return self.session.prefill(ids)
+
+    def step(self, tree: TreeParams) -> object:
+        context = len(self.session.token_ids)
+        result = self.session.step(tree)
+        self.cycles += 1
+        # Something else has the processor: a cycle takes up to 10,000 times as long.
+        slow = 10 ** self.draw.uniform(0, 4) if self.cycles < self.calm_after else 1.0
+        drafted = tree.total_tokens > 1
+        draft = float(self.cost.draft_seconds(tree.depth, tree.top_k, context)) if drafted else 0.0
+        verify = float(self.cost.verify_seconds(tree.total_tokens, context))
+        return replace(result, draft_seconds=slow * draft, verify_seconds=slow * verify)
+
+
+FAST = {
+    "machine": "m", "total_tokens": (1, 2, 4), "top_ks": (1, 4), "depths": (0, 1), "passes": 3,
+    "longest_context": 60,
+}  # fmt: skip
+
+
+def test_a_busy_machine_gives_no_table() -> None:
+    said: list[str] = []
+    busy = r"no cost table was made of \d+ cycles: .*busy: measure again .*--passes 6"
+    with pytest.raises(ValueError, match=busy):
+        calibrate(Disturbed(10**9), [1, 2, 3], **FAST, again=said.append)
+    assert len(said) == 2
+
+
+def test_a_machine_that_calms_down_is_measured_on() -> None:
+    said: list[str] = []
+    decoder = Disturbed(60)
+    fitted = calibrate(decoder, [1, 2, 3], **FAST, again=said.append)
+    assert 1 <= len(said) <= 2
+    rows = np.array([1, 2, 4])
+    ratio = fitted.verify_seconds(rows, 30) / decoder.cost.verify_seconds(rows, 30)
+    assert np.abs(ratio / ratio.mean() - 1).max() < 0.1
