@@ -285,6 +285,9 @@ class Disturbed:
     def token_ids(self) -> list[int]:
         return self.session.token_ids
 
+    def close(self) -> None:
+        self.session.close()
+
     def prefill(self, ids: list[int]) -> object:
         return self.session.prefill(ids)
 
