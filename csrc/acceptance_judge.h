@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "checks.h"
 #include "policy_kernels.h"
 
 namespace eaglerl {
@@ -61,7 +62,7 @@ struct DraftView {
   const int64_t* nodes;  // (depth + 1) candidates that hold them, -1 for none; null: no chain
 };
 
-class AcceptanceJudge {
+class AcceptanceJudge : public PythonObject {
  public:
   // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
   // base[r] + c * slope[r] seconds.

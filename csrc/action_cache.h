@@ -32,7 +32,7 @@ enum CacheWord : int32_t {
   kFallbacks = 9,      // decisions among them whose logits were not finite
   kThreshold = 10,     // float32, adaptive: smallest cosine similarity that keeps a decision
   kReferenceNorm = 11, // float32, adaptive: norm of the features of the last decision
-  kHorizon = 12,       // scheduled: entries of the ring
+  kHorizon = 12,       // scheduled: entries of the ring, for who reads a record
   kRecordWords = 16,
 };
 
@@ -57,10 +57,14 @@ EAGLERL_HOST_DEVICE inline int32_t float_as_word(float value) {
 // A counter goes round instead of overflowing, which for signed words has no defined result.
 EAGLERL_HOST_DEVICE inline void count_up(int32_t& word) { word = int32_t(uint32_t(word) + 1u); }
 
-// Whether the steps of the decision are not used up: what can be said without the features.
-EAGLERL_HOST_DEVICE inline bool cache_in_time(const int32_t* record, CacheMode mode) {
-  const int64_t windows = mode == kCacheScheduled ? record[kHorizon] : 1;
-  return record[kValid] != 0 && record[kStep] < record[kInterval] * windows;
+// Whether the steps of the decision are not used up: what can be said without the features. Records
+// lie in a tensor that anyone may write to: one that no step can have left counts as used up, and
+// how many entries the ring has is not theirs to say.
+EAGLERL_HOST_DEVICE inline bool cache_in_time(const int32_t* record, CacheMode mode,
+                                              int64_t horizon) {
+  const int64_t windows = mode == kCacheScheduled ? horizon : 1;
+  const int32_t step = record[kStep], interval = record[kInterval];
+  return record[kValid] != 0 && step >= 0 && interval > 0 && step < interval * windows;
 }
 
 // Whether the features, by their dot product with the reference and their norm, still resemble
@@ -72,13 +76,16 @@ EAGLERL_HOST_DEVICE inline bool cache_resembles(const int32_t* record, float dot
   return comparable && dot >= word_as_float(record[kThreshold]) * scale;
 }
 
-// A step that the decision in force serves. `ring` is the slot's, null unless scheduled.
-EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring) {
+// A step that the decision in force serves: one that is in time. `ring` is the slot's, null unless
+// scheduled. Another thread may have changed the record since, so that the entry is looked up again.
+EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring, int64_t horizon) {
   if (ring != nullptr) {
-    const int32_t* entry = ring + int64_t(record[kStep] / record[kInterval]) * kRingWords;
+    const int32_t step = record[kStep], interval = record[kInterval];
+    const int64_t window = step >= 0 && interval > 0 ? step / interval : 0;
+    const int32_t* entry = ring + (window < horizon ? window : 0) * kRingWords;
     for (int32_t word = 0; word < kRingWords; ++word) record[kAction + word] = entry[word];
   }
-  record[kStep] += 1;
+  count_up(record[kStep]);
   count_up(record[kHits]);
 }
 

@@ -57,7 +57,7 @@ EAGLERL_DEVICE void step_action_cache(Block& block, const ActionCacheStepCall& c
                                       ActionCacheStepShared& shared) {
   const int64_t s = block.tile();
   const float* features = call.features + s * call.cache.reference_size;
-  read_records(block, call.cache, s, 1, shared.decision);
+  read_records(block, call.cache, call.rule.horizon, s, 1, shared.decision);
   if (call.cache.mode == kCacheAdaptive) compare_features(block, call, features, shared);
   const float* logits = call.logits + s * call.rule.horizon * call.rule.actions;
   choose_actions(block, Windows<1>{call.rule, call.cache, logits, s, shared.decision});

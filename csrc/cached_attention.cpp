@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "parallel.h"
 
 namespace eaglerl {
@@ -16,6 +17,7 @@ constexpr int64_t kSerialProducts = 200'000;  // below this a second thread cost
 constexpr int kTasksPerThread = 3;
 constexpr int kMinChunkKeys = 128;
 constexpr int kChunkAlignment = 8;
+constexpr int kHeadDimStep = 2;  // RoPE turns pairs
 
 void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
   if (value >= 0 && value < limit) return;
@@ -24,7 +26,7 @@ void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
                               ")");
 }
 
-void check_call(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
+void check_indices(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
   for (int64_t row = 0; row < rows; ++row) {
     check_index("positions", row, call.positions[row], limits.table_length);
     check_index("cache_rows", row, call.cache_rows[row], call.capacity);
@@ -39,7 +41,21 @@ struct Scratch {
   std::vector<AttentionTask> tasks;  // the chunks of one block lie next to each other
   std::vector<float> partials;
   std::vector<std::atomic<int>> unfinished;  // chunks of a block that are still to come
+  std::vector<int32_t> indices;
 };
+
+// Copies a call's indices: another thread may change them between check and use.
+AttentionCall with_own_indices(AttentionCall call, int64_t rows, std::vector<int32_t>& indices) {
+  if (int64_t(indices.size()) < 4 * rows) indices.resize(size_t(4 * rows));
+  int32_t* place = indices.data();
+  for (const int32_t** field :
+       {&call.positions, &call.cache_rows, &call.prefix_lengths, &call.slots}) {
+    if (!*field) continue;
+    *field = std::copy_n(*field, rows, place) - rows;
+    place += rows;
+  }
+  return call;
+}
 
 // Rows [begin, end) whose queries may share a pass over the keys.
 struct Run {
@@ -131,17 +147,54 @@ void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
 
 }  // namespace
 
-void cached_attention(const AttentionCall& call, const AttentionLimits& limits, int64_t rows,
-                      int threads) {
-  check_call(call, limits, rows);
+void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
+  check_between("rows", rows, 0, kLargestCount);
+  check_between("kv_heads", call.kv_heads, 1, kLargestCount);
+  check_between("query_heads", call.query_heads, 1, kLargestCount);
+  if (call.query_heads % call.kv_heads != 0) {
+    throw std::invalid_argument("query_heads must be a multiple of kv_heads, got " +
+                                std::to_string(call.query_heads) + " and " +
+                                std::to_string(call.kv_heads));
+  }
+  check_between("head_dim", call.head_dim, kHeadDimStep, kMaxHeadDim);
+  if (call.head_dim % kHeadDimStep != 0) {
+    throw std::invalid_argument("head_dim must be a multiple of " + std::to_string(kHeadDimStep) +
+                                ", got " + std::to_string(call.head_dim));
+  }
+  check_between("capacity", call.capacity, 0, kLargestCount);
+  check_between("table_length", limits.table_length, 0, kLargestCount);
+  // Without slots, all rows belong to the first.
+  check_between("slot_count", limits.slot_count, rows > 0 ? 1 : 0, kLargestCount);
+  check_between("block_length", call.block_length, 0, kLargestCount);
+  check_between("mask_words", call.mask_words, (int64_t(call.block_length) + 63) / 64,
+                kLargestCount);
+  const int64_t heads = int64_t(call.query_heads) + 2 * int64_t(call.kv_heads);
+  const int64_t out_width = check_product("out", {call.query_heads, call.head_dim});
+  check_size("qkv_stride", call.qkv_stride);
+  check_product("qkv", {rows, std::max(call.qkv_stride, heads * call.head_dim)});
+  check_between("out_stride", call.out_stride, rows > 1 ? out_width : 0, kLargestSize);
+  check_product("out", {rows, std::max(call.out_stride, out_width)});
+  check_product("queries", {rows, call.query_heads}, kLargestCount);
+  check_product("mask", {rows, call.mask_words});
+  const int64_t slot_size =
+      check_product("a slot of the cache", {call.kv_heads, call.capacity, call.head_dim});
+  check_between("slot_stride", call.slot_stride, limits.slot_count > 1 ? slot_size : 0,
+                kLargestSize);
+  check_product("the cache", {limits.slot_count, std::max(call.slot_stride, slot_size)});
+}
+
+void cached_attention(const AttentionCall& shared_call, const AttentionLimits& limits,
+                      int64_t rows, int threads) {
   if (rows == 0) return;
+  static thread_local Scratch own_scratch;
+  Scratch& scratch = own_scratch;
+  const AttentionCall call = with_own_indices(shared_call, rows, scratch.indices);
+  check_indices(call, limits, rows);
   const CpuKernels& kernels = cpu_kernels();
   parallel_for(rows, kSerialWriteRows, threads, [&](int64_t begin, int64_t end) {
     kernels.write_keys_values(call, begin, end);
   });
 
-  static thread_local Scratch own_scratch;
-  Scratch& scratch = own_scratch;
   plan_blocks(call, rows, kernels, scratch.tasks);
   int longest = 0;
   int64_t products = 0;

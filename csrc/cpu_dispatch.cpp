@@ -1,3 +1,4 @@
+#include <atomic>
 #include <cstring>
 
 #if defined(EAGLERL_X86)
@@ -58,15 +59,17 @@ struct Available {
 };
 
 const Available available;
-Isa chosen = available.isas[0];
+std::atomic<int> chosen{0};  // one word, so that a call in another thread sees no half of a choice
+
+const Isa& chosen_isa() { return available.isas[chosen.load(std::memory_order_relaxed)]; }
 
 }  // namespace
 
-const CpuKernels& cpu_kernels() { return *chosen.kernels; }
+const CpuKernels& cpu_kernels() { return *chosen_isa().kernels; }
 
-const PolicyKernels& policy_kernels() { return *chosen.policy; }
+const PolicyKernels& policy_kernels() { return *chosen_isa().policy; }
 
-const char* cpu_isa() { return chosen.kernels->name; }
+const char* cpu_isa() { return chosen_isa().kernels->name; }
 
 int available_isas(const char** names, int capacity) {
   const int count = available.count < capacity ? available.count : capacity;
@@ -77,7 +80,7 @@ int available_isas(const char** names, int capacity) {
 bool set_isa(const char* name) {
   for (int i = 0; i < available.count; ++i) {
     if (std::strcmp(available.isas[i].kernels->name, name) == 0) {
-      chosen = available.isas[i];
+      chosen.store(i, std::memory_order_relaxed);
       return true;
     }
   }

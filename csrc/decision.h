@@ -66,8 +66,8 @@ EAGLERL_DEVICE bool any_at_least(SequenceState state, const DecisionShared<kSequ
 
 // Reads the records of sequences [first, first + count) and says what can be said without features.
 template <class Block, int kSequences>
-EAGLERL_DEVICE void read_records(Block& block, const CacheArguments& cache, int64_t first,
-                                 int count, DecisionShared<kSequences>& shared) {
+EAGLERL_DEVICE void read_records(Block& block, const CacheArguments& cache, int64_t horizon,
+                                 int64_t first, int count, DecisionShared<kSequences>& shared) {
   block.each([&](int thread) {
     const int s = thread / kRecordWords;
     const int word = thread % kRecordWords;
@@ -85,7 +85,7 @@ EAGLERL_DEVICE void read_records(Block& block, const CacheArguments& cache, int6
     SequenceState state = kSkips;
     if (s < count && !cache.state) state = kDecides;
     if (s < count && shared.slots[s] >= 0) {
-      const bool in_time = cache_in_time(shared.records[s], cache.mode);
+      const bool in_time = cache_in_time(shared.records[s], cache.mode, horizon);
       state = !in_time ? kDecides : cache.mode == kCacheAdaptive ? kCompares : kHolds;
     }
     shared.states[s] = state;
@@ -254,7 +254,7 @@ EAGLERL_DEVICE void conclude(Block& block, const DecisionRule& rule, const Cache
     for (int i = 0; i < 3; ++i) result[1 + i] = rule.bins[int64_t(action) * 3 + i];
     if (shared.states[s] == kHolds) {
       const int64_t entry = shared.slots[s] * rule.horizon * kRingWords;
-      cache_hit(record, cache.ring ? cache.ring + entry : nullptr);
+      cache_hit(record, cache.ring ? cache.ring + entry : nullptr, rule.horizon);
       for (int i = 0; i < 4; ++i) result[i] = record[kAction + i];
     } else if (decides && cache.state) {
       cache_miss(record, action, result + 1, !shared.finite[s]);

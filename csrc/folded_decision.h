@@ -205,7 +205,7 @@ EAGLERL_DEVICE void folded_decision(Block& block, const FoldedCall& call,
                                     FoldedShared<kSequences>& shared, float* memory) {
   const int64_t first = int64_t(block.group()) * kSequences;
   const int count = int(call.sequences - first < kSequences ? call.sequences - first : kSequences);
-  read_records(block, call.cache, first, count, shared.decision);
+  read_records(block, call.cache, call.rule.horizon, first, count, shared.decision);
   // Every block of the group reads the records before it takes its ticket, and only the last one
   // changes them: all come to the same answer.
   const bool works = any_at_least(kCompares, shared.decision);

@@ -41,8 +41,9 @@ void run_pieces(void* argument) {
 void parallel_ranges(int64_t count, int64_t grain, int threads,
                      void (*body)(void*, int64_t, int64_t), void* context) {
   if (count <= 0) return;
-  const int64_t pieces = (count + grain - 1) / grain;
-  const int64_t workers = std::min<int64_t>(threads, pieces);
+  grain = std::clamp<int64_t>(grain, 1, count);
+  const int64_t pieces = (count - 1) / grain + 1;
+  const int64_t workers = std::min<int64_t>(std::min(threads, kMostThreads), pieces);
   if (workers <= 1 || gomp_parallel() == nullptr) {
     body(context, 0, count);
     return;

@@ -7,6 +7,9 @@
 
 namespace eaglerl {
 
+// Threads of a loop at most, however many are asked for.
+constexpr int kMostThreads = 1024;
+
 // Calls body(context, begin, end) over [0, count) in pieces of `grain`, taken by up to `threads`
 // threads as they become free. Runs on the calling thread where one piece is all there is.
 void parallel_ranges(int64_t count, int64_t grain, int threads,

@@ -36,6 +36,11 @@ struct Workspace {
   std::vector<float> activations[2];
 };
 
+[[noreturn]] void refuse_count(const char* name, int64_t given, int64_t there) {
+  throw std::invalid_argument(std::string(name) + " = " + std::to_string(given) +
+                              " does not fit: there are " + std::to_string(there));
+}
+
 template <typename Element>
 Element* room(std::vector<Element>& buffer, int64_t count) {
   if (int64_t(buffer.size()) < count) buffer.resize(size_t(count));
@@ -71,10 +76,25 @@ class Decision {
  private:
   void check() const {
     check_range("rows", inputs_.rows, inputs_.row_count, inputs_.available);
+    if (inputs_.rows == nullptr && inputs_.row_count > inputs_.available) {
+      refuse_count("row_count", inputs_.row_count, inputs_.available);
+    }
     check_range("last", inputs_.last, inputs_.sequences, inputs_.row_count);
+    if (inputs_.last == nullptr && inputs_.sequences > inputs_.row_count) {
+      refuse_count("sequences", inputs_.sequences, inputs_.row_count);
+    }
     if (cache_.state != nullptr) {
+      if (cache_.mode == kCacheAdaptive && cache_.reference_size != compared_width()) {
+        refuse_count("reference_size", cache_.reference_size, compared_width());
+      }
       check_slots(inputs_.slots, inputs_.sequences, cache_, space_.seen);
     }
+  }
+
+  // Of what an adaptive cache compares.
+  int64_t compared_width() const {
+    if (outputs_.features != nullptr) return policy_.fc.out;
+    return policy_.reads_taps ? kSketchSize : policy_.input_width();
   }
 
   int64_t last_row(int64_t sequence) const {
@@ -201,7 +221,7 @@ class Decision {
     if (adaptive) rows = room(space_.compared_rows, inputs_.sequences * cache_.reference_size);
     for_sequences([&](int64_t s) {
       compared[s] = adaptive ? comparable(s, rows + s * cache_.reference_size) : nullptr;
-      holds[s] = cache_.state != nullptr && cache_holds(cache_, slot(s), compared[s], norms + s);
+      holds[s] = cache_.state != nullptr && cache_holds(cache_, slot(s), policy_.horizon, compared[s], norms + s);
     });
     for (int64_t s = 0; s < inputs_.sequences; ++s) {
       if (!holds[s]) space_.misses.push_back(s);

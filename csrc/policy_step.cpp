@@ -8,11 +8,11 @@
 #include <string>
 
 #include "philox.h"
+#include "policy_checks.h"
 
 namespace eaglerl {
 namespace {
 
-constexpr int64_t kMaxActions = 1024;
 constexpr int64_t kFewSequences = 16;
 
 [[noreturn]] void refuse_twice(int64_t slot) {
@@ -65,9 +65,10 @@ void check_slots(const int64_t* slots, int64_t sequences, const ActionCacheView&
   }
 }
 
-bool cache_holds(const ActionCacheView& cache, int64_t slot, const float* features, float* norm) {
+bool cache_holds(const ActionCacheView& cache, int64_t slot, int64_t horizon, const float* features,
+                 float* norm) {
   const int32_t* record = cache.state + slot * kRecordWords;
-  const bool in_time = cache_in_time(record, cache.mode);
+  const bool in_time = cache_in_time(record, cache.mode, horizon);
   if (cache.mode != kCacheAdaptive) return in_time;
   const PolicyKernels& kernels = policy_kernels();
   *norm = std::sqrt(kernels.dot(features, features, cache.reference_size));
@@ -80,7 +81,7 @@ void take_hit(const ActionCacheView& cache, int64_t slot, int64_t horizon, int32
               int32_t* params) {
   int32_t* record = cache.state + slot * kRecordWords;
   const bool scheduled = cache.mode == kCacheScheduled;
-  cache_hit(record, scheduled ? cache.ring + slot * horizon * kRingWords : nullptr);
+  cache_hit(record, scheduled ? cache.ring + slot * horizon * kRingWords : nullptr, horizon);
   *action = record[kAction];
   std::memcpy(params, record + kTotalTokens, 3 * sizeof(int32_t));
 }
@@ -122,7 +123,7 @@ void action_cache_step(const Policy& policy, const float* logits, const float* f
     const float* compared = features ? features + s * cache.reference_size : nullptr;
     int32_t *action = outputs.action + s, *params = outputs.params + 3 * s;
     float norm = 0.0f;
-    if (cache_holds(cache, slot, compared, &norm)) {
+    if (cache_holds(cache, slot, policy.horizon, compared, &norm)) {
       take_hit(cache, slot, policy.horizon, action, params);
     } else {
       take_miss(policy, logits + s * policy.actions * policy.horizon, draw, s, cache, slot,

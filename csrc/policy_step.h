@@ -11,7 +11,8 @@ void check_slots(const int64_t* slots, int64_t sequences, const ActionCacheView&
 
 // Whether the decision in force serves this step. `features` are what an adaptive cache compares;
 // their norm is left in `norm`.
-bool cache_holds(const ActionCacheView& cache, int64_t slot, const float* features, float* norm);
+bool cache_holds(const ActionCacheView& cache, int64_t slot, int64_t horizon, const float* features,
+                 float* norm);
 
 // Takes the action from the record.
 void take_hit(const ActionCacheView& cache, int64_t slot, int64_t horizon, int32_t* action,

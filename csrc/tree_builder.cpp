@@ -21,6 +21,7 @@ void DraftTreeBuilder::begin(int64_t root_token, int top_k) {
   if (top_k < 1) {
     throw std::invalid_argument("top_k must be at least 1, not " + std::to_string(top_k));
   }
+  check_product("the candidates of a pass, top_k * top_k,", {top_k, top_k}, kMostCandidates);
   root_token_ = root_token;
   top_k_ = top_k;
   rounds_ = 0;
@@ -29,17 +30,24 @@ void DraftTreeBuilder::begin(int64_t root_token, int top_k) {
   frontier_.clear();
 }
 
-void DraftTreeBuilder::check_draft(const DraftLogits& draft) const {
+void DraftTreeBuilder::check_draft(const DraftLogits& draft, int64_t rows) const {
   if (top_k_ == 0) throw std::logic_error("begin() must be called first");
   if (top_k_ > draft.vocab) {
     throw std::invalid_argument("top_k = " + std::to_string(top_k_) +
                                 " exceeds the draft vocabulary of " + std::to_string(draft.vocab));
+  }
+  if (pool_size() + rows * top_k_ > kMostCandidates) {
+    throw std::invalid_argument("a tree may have " + std::to_string(kMostCandidates) +
+                                " candidates at most, these passes give more");
   }
 }
 
 void DraftTreeBuilder::score_rows(const DraftLogits& draft, int rows) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t row_scratch = 2 * ((draft.vocab + 63) / 64);
+  // All that may fail for want of memory comes before anything changes.
+  pool_.reserve(pool_.size() + static_cast<size_t>(rows) * top_k_);
+  order_.reserve(static_cast<size_t>(rows) * top_k_);
   top_values_.resize(static_cast<size_t>(rows) * top_k_);
   top_ids_.resize(static_cast<size_t>(rows) * top_k_);
   log_sums_.resize(rows);
@@ -76,7 +84,7 @@ void DraftTreeBuilder::add_children(const DraftLogits& draft, int row, int32_t p
 }
 
 void DraftTreeBuilder::first(const DraftLogits& draft) {
-  check_draft(draft);
+  check_draft(draft, 1);
   if (rounds_ != 0) throw std::logic_error("first() must follow begin()");
   score_rows(draft, 1);
   add_children(draft, 0, -1);
@@ -89,7 +97,7 @@ void DraftTreeBuilder::first(const DraftLogits& draft) {
 }
 
 void DraftTreeBuilder::expand(const DraftLogits& draft) {
-  check_draft(draft);
+  check_draft(draft, top_k_);
   if (rounds_ == 0) throw std::logic_error("first() must be called before expand()");
   score_rows(draft, top_k_);
   const int64_t begin = pool_size();
@@ -164,6 +172,7 @@ void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
                                 std::to_string(total_tokens));
   }
   check_words(out, total_tokens);
+  check_between("total_tokens", total_tokens, 1, kMostTreeRows);
   const int drafted = total_tokens - 1;
   select_best(0, pool_size(), drafted);
   std::sort(order_.begin(), order_.begin() + drafted);
@@ -251,8 +260,10 @@ int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes,
     tail_parent_ = row_of_node_[node];
   }
   tail_.assign(chain.begin() + shared, chain.end());
+  const int64_t rows = 1 + int64_t(order_.size() + tail_.size());
+  check_between("the rows of nodes and chain", rows, 1, kMostTreeRows);
   selected_ = int64_t(order_.size());
-  return 1 + selected_ + int64_t(tail_.size());
+  return rows;
 }
 
 void DraftTreeBuilder::finish_selected(const TreeRows& out) {

@@ -3,7 +3,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "checks.h"
+
 namespace eaglerl {
+
+// A mask of so many rows takes 32 MB; so many candidates take 400 MB.
+constexpr int64_t kMostTreeRows = int64_t(1) << 14;
+constexpr int64_t kMostCandidates = int64_t(1) << 24;
 
 // Logits of a draft pass and the target ids of the draft vocabulary (null: the same ids).
 struct DraftLogits {
@@ -27,7 +33,7 @@ struct TreeRows {
 // a pool of candidates grows by top_k * top_k in every round; in the end the best of it are chosen.
 // Wherever scores tie the lower pool index wins. An ancestor's index is lower and its score is not,
 // so what is chosen always holds its ancestors.
-class DraftTreeBuilder {
+class DraftTreeBuilder : public PythonObject {
  public:
   void begin(int64_t root_token, int top_k);
   void first(const DraftLogits& draft);
@@ -63,7 +69,7 @@ class DraftTreeBuilder {
     int32_t parent;  // row of the pass before
   };
 
-  void check_draft(const DraftLogits& draft) const;
+  void check_draft(const DraftLogits& draft, int64_t rows) const;
   void score_rows(const DraftLogits& draft, int rows);
   void add_children(const DraftLogits& draft, int row, int32_t parent);
   int64_t level_begin(int64_t level) const {

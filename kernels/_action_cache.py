@@ -20,7 +20,6 @@ MISSES = tl.constexpr(C.cache_words["misses"])
 FALLBACKS = tl.constexpr(C.cache_words["fallbacks"])
 THRESHOLD = tl.constexpr(C.cache_words["threshold"])
 REFERENCE_NORM = tl.constexpr(C.cache_words["reference_norm"])
-HORIZON_WORD = tl.constexpr(C.cache_words["horizon"])
 RECORD_WORDS = tl.constexpr(C.cache_record_words)
 RING_WORDS = tl.constexpr(C.cache_ring_words)
 
@@ -43,13 +42,15 @@ def find_slot(slots_ptr, sequence, active, n_slots):
 
 
 @triton.jit
-def is_in_time(record_ptr, exists, SCHEDULED: tl.constexpr):
-    """Whether the steps of the decisions are not used up."""
-    steps = tl.load(record_ptr + INTERVAL, mask=exists, other=0).to(tl.int64)
-    if SCHEDULED:
-        steps *= tl.load(record_ptr + HORIZON_WORD, mask=exists, other=0)
+def is_in_time(record_ptr, exists, PLAN: tl.constexpr):
+    """Whether the steps of the decisions are not used up; impossible records count as so."""
+    interval = tl.load(record_ptr + INTERVAL, mask=exists, other=0).to(tl.int64)
+    steps = interval
+    if PLAN.scheduled:
+        steps *= PLAN.policy.horizon
     valid = tl.load(record_ptr + VALID, mask=exists, other=0)
-    return exists & (valid != 0) & (tl.load(record_ptr + STEP, mask=exists, other=0) < steps)
+    step = tl.load(record_ptr + STEP, mask=exists, other=0)
+    return exists & (valid != 0) & (step >= 0) & (interval > 0) & (step < steps)
 
 
 @triton.jit

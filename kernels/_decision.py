@@ -35,7 +35,7 @@ def hold_in_advance(
     state_ptr, reference_ptr, _, slots_ptr = cache
     slot, exists = find_slot(slots_ptr, sequence, active, n_slots)
     record_ptr = state_ptr + slot * RECORD_WORDS
-    hit = is_in_time(record_ptr, exists, PLAN.scheduled)
+    hit = is_in_time(record_ptr, exists, PLAN)
     row_ptr = scratch_ptr + sequence.to(tl.int64) * PLAN.scratch
     if PLAN.compare != NO_COMPARISON:
         reference_ptr += slot * PLAN.compared
@@ -67,7 +67,7 @@ def _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN: tl.constexpr):
         dot, norm = compare(
             row_ptr + PLAN.compared_at, cache[1] + slot * PLAN.compared, exists, PLAN
         )
-        hit = is_in_time(record_ptr, exists, False) & resembles(record_ptr, exists, dot, norm)
+        hit = is_in_time(record_ptr, exists, PLAN) & resembles(record_ptr, exists, dot, norm)
     else:
         flag_ptr = row_ptr + PLAN.flag_at
         hit = tl.load(flag_ptr, mask=active, other=0.0, cache_modifier=".cg") != 0.0

@@ -133,7 +133,8 @@ def step_plan(
 ) -> Plan:
     """The plan of ``action_cache_step``, which multiplies nothing."""
     group = min(power_of_two(max(sequences, 1)), _LARGEST_GROUP)
-    compared = 0 if cache.reference is None else cache.reference.shape[1]
+    adaptive = cache.mode == C.cache_modes["adaptive"]
+    compared = cache.reference.shape[1] if adaptive else 0
     return _make_step_plan(actions, horizon, fallback, group, cache.mode, compared, samples)
 
 

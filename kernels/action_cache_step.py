@@ -40,7 +40,7 @@ def _action_cache_step_kernel(
     active = sequence < n_sequences
     slot, exists = find_slot(slots_ptr, sequence, active, n_slots)
     record_ptr = state_ptr + slot * RECORD_WORDS
-    hit = is_in_time(record_ptr, exists, PLAN.scheduled)
+    hit = is_in_time(record_ptr, exists, PLAN)
     if PLAN.compare != NO_COMPARISON:
         feature_ptr = features_ptr + sequence.to(tl.int64) * PLAN.compared
         reference_ptr += slot * PLAN.compared

@@ -1,9 +1,26 @@
 """Checks of tensor arguments before their addresses go to native code."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 _SHORT = {torch.float32: "float32", torch.int32: "int32", torch.int64: "int64"}
+
+
+class NativeState:
+    """An object whose state lies in native code, which can be neither copied nor pickled."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuses `copy.copy`, `copy.deepcopy` and `pickle.dumps`.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled, its state lies in native code: "
+            "make another one"
+        )
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> None:
@@ -11,16 +28,31 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
 
     Raises:
         TypeError: If it is no tensor or has another dtype.
-        ValueError: If it lies elsewhere or has another number of dimensions.
+        ValueError: If it lies elsewhere, has another number of dimensions, or its memory does not
+            hold its elements as they are.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype is not dtype:
         raise TypeError(f"{name} must be {_SHORT[dtype]}, not {tensor.dtype}")
+    check_memory(name, tensor)
     if tensor.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, not shape {tuple(tensor.shape)}")
     if not tensor.is_cpu:
         raise ValueError(f"{name} must be on the CPU, not on {tensor.device}")
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Checks that a tensor's memory holds its elements as they are.
+
+    Raises:
+        ValueError: If it is sparse, or a view that stands for the negated elements.
+    """
+    if tensor.layout is not torch.strided or tensor.is_neg():
+        raise ValueError(
+            f"{name} must be a dense tensor whose memory holds its elements, got one of "
+            f"{tensor.layout}{' that is to be negated' if tensor.is_neg() else ''}"
+        )
 
 
 def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -37,13 +69,16 @@ def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple
         raise ValueError(f"{name} must be contiguous, its strides are {tensor.stride()}")
 
 
-def check_rows(name: str, tensor: Tensor, width: int | None = None) -> int:
+def check_rows(
+    name: str, tensor: Tensor, width: int | None = None, *, written: bool = False
+) -> int:
     """Checks a float32 matrix whose rows are contiguous, and returns the distance of its rows.
 
     Args:
         name: The argument, for the message.
         tensor: The matrix; may be a slice of columns of a wider one.
         width: The number of columns it must have.
+        written: Whether it is written to, so that its rows must not overlap.
 
     Raises:
         TypeError: If it is no float32 tensor.
@@ -55,4 +90,30 @@ def check_rows(name: str, tensor: Tensor, width: int | None = None) -> int:
     row_stride, column_stride = tensor.stride()
     if column_stride != 1 and tensor.shape[1] > 1:
         raise ValueError(f"{name} must have contiguous rows, its strides are {tensor.stride()}")
+    if written and tensor.shape[0] > 1 and row_stride < tensor.shape[1]:
+        raise ValueError(f"{name} must not overlap itself, its strides are {tensor.stride()}")
     return row_stride
+
+
+def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
+    """Checks that a matrix that is written does not cover part of one that is read.
+
+    The same rows at the same places are allowed: an element is read before it is written.
+
+    Raises:
+        ValueError: If the two overlap in another way.
+    """
+    if out.numel() == 0 or other.numel() == 0:
+        return
+    size, distance = out.element_size(), out.data_ptr() - other.data_ptr()
+    pitch = out.stride(0)
+    extents = [size * (t.stride(0) * (t.shape[0] - 1) + t.shape[1]) for t in (other, out)]
+    if distance >= extents[0] or -distance >= extents[1]:
+        return
+    if pitch == other.stride(0) and pitch > 0:
+        if distance == 0:
+            return
+        column = distance // size % pitch  # of a wider matrix that both are columns of
+        if column >= other.shape[1] and column + out.shape[1] <= pitch:
+            return
+    raise ValueError(f"{name} must not overlap {other_name}, unless both are the same rows")

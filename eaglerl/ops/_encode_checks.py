@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eaglerl._ext import C
+from eaglerl.ops._check import check_memory
+from eaglerl.ops.action_cache import ActionCache, CacheView
+
 if TYPE_CHECKING:
-    from eaglerl.ops.action_cache import ActionCache
     from eaglerl.ops.policy_weights import PolicyWeights
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,6 +53,7 @@ def _check_matrix(name: str, tensor: Tensor, device: torch.device) -> None:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.ndim != 2:
         raise ValueError(f"{name} must have 2 axes, got shape {tuple(tensor.shape)}")
+    check_memory(name, tensor)
     if tensor.device != device:
         raise ValueError(f"{name} must be on {device}, as the weights are, got {tensor.device}")
     if tensor.shape[1] > 1 and tensor.stride(1) != 1:
@@ -91,6 +95,67 @@ def check_draw(temperature: float, seed: int, offset: int) -> None:
             raise ValueError(f"{name} must be an int in 0..2**63 - 1, got {value!r}")
 
 
+def _check_kept(
+    name: str,
+    tensor: Tensor | None,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} of the cache must be a {dtype} tensor, got {kind}")
+    check_memory(name, tensor)
+    if tensor.shape != shape or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} of the cache must be contiguous, of shape {shape}, got {tuple(tensor.shape)}"
+        )
+    if tensor.device != device:
+        raise ValueError(f"{name} of the cache must be on {device}, got {tensor.device}")
+
+
+def check_cache_memory(
+    cache: CacheView,
+    slots: Tensor | None,
+    sequences: int,
+    horizon: int,
+    compared: int | None,
+    device: torch.device,
+) -> None:
+    """Checks the tensors of a cache, which an operator is given one by one.
+
+    Args:
+        cache: The cache.
+        slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
+        sequences: S.
+        horizon: Decisions that the policy makes at once.
+        compared: Width of the features that the call would compare; None if it has none.
+        device: Where everything else lies.
+
+    Raises:
+        TypeError: A tensor is missing or of another dtype.
+        ValueError: Something does not fit.
+    """
+    if cache.mode not in C.cache_modes.values():
+        raise ValueError(f"cache_mode must be one of {C.cache_modes}, got {cache.mode}")
+    count = cache.state.shape[0] if isinstance(cache.state, Tensor) and cache.state.ndim else 0
+    _check_kept("state", cache.state, torch.int32, (count, C.cache_record_words), device)
+    if cache.mode == C.cache_modes["adaptive"]:
+        if compared is None:
+            raise ValueError("features must be given for an adaptive cache")
+        _check_kept("reference", cache.reference, torch.float32, (count, compared), device)
+    if cache.mode == C.cache_modes["scheduled"]:
+        entries = (count, horizon, C.cache_ring_words)
+        _check_kept("ring", cache.ring, torch.int32, entries, device)
+    elif horizon != 1:
+        raise ValueError(f'a policy of horizon {horizon} needs a cache of mode "scheduled"')
+    check_index("slots", slots, device)
+    if slots is None and sequences > count:
+        raise ValueError(f"cache must have a slot for each of {sequences} rows, has {count}")
+    if slots is not None and slots.shape[0] != sequences:
+        raise ValueError(f"slots must name {sequences} slots, got {slots.shape[0]}")
+
+
 def check_cache(
     cache: ActionCache,
     slots: Tensor | None,
@@ -110,9 +175,11 @@ def check_cache(
         device: Where everything else lies.
 
     Raises:
-        TypeError: `slots` is of another dtype.
+        TypeError: `cache` is none, or `slots` are of another dtype.
         ValueError: Something does not fit.
     """
+    if not isinstance(cache, ActionCache):
+        raise TypeError(f"cache must be an ActionCache, got {type(cache).__name__}")
     if cache.device != device:
         raise ValueError(f"cache must be on {device}, got {cache.device}")
     if cache.horizon != weights_horizon:
@@ -124,8 +191,5 @@ def check_cache(
             f"an adaptive cache must have reference_size {reference_size} here (the width of the "
             f"features that are compared), got {cache.reference_size}"
         )
-    check_index("slots", slots, device)
-    if slots is None and sequences > cache.slots:
-        raise ValueError(f"cache must have a slot for each of {sequences} rows, has {cache.slots}")
-    if slots is not None and slots.shape[0] != sequences:
-        raise ValueError(f"slots must name {sequences} slots, got {slots.shape[0]}")
+    view = CacheView(cache.mode, cache.state, cache.reference, cache.ring)
+    check_cache_memory(view, slots, sequences, weights_horizon, reference_size, device)

@@ -65,7 +65,8 @@ def native_policy(weights: PolicyWeights, *, reads_features: bool = False) -> C.
 
 def set_cache(native: C.PolicyEncoder, cache: ActionCache | CacheView) -> None:
     """Gives native code the addresses of a cache."""
-    reference_size = 0 if cache.reference is None else cache.reference.shape[1]
+    adaptive = cache.mode == C.cache_modes["adaptive"]
+    reference_size = cache.reference.shape[1] if adaptive else 0
     native.set_cache(
         cache.mode,
         cache.state.data_ptr(),
@@ -133,7 +134,9 @@ def encode_cpu(
     set_inputs(native, low, mid, high)
     native.set_draw(temperature, seed)
     written = 0 if by_torch else _address(features)
-    native.set_outputs(written, logits.data_ptr(), action.data_ptr(), params.data_ptr())
+    native.set_outputs(
+        written, logits.data_ptr(), action.data_ptr(), params.data_ptr(), count, sequences
+    )
     native.run(_address(rows), count, _address(last), sequences, _address(slots), offset)
     return features, logits, action, params
 

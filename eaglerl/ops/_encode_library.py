@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from eaglerl.ops._encode_backward import encode_backward, save_for_backward
-from eaglerl.ops.action_cache import CacheView
+from eaglerl.ops._encode_checks import (
+    INPUT_DTYPES,
+    check_cache_memory,
+    check_draw,
+    check_index,
+    check_taps,
+)
+from eaglerl.ops._policy_checks import check_policy_layout
+from eaglerl.ops.action_cache import SKETCH_SIZE, CacheView
 from eaglerl.ops.policy_weights import PolicyWeights
 
 _INPUTS = "Tensor low, Tensor? mid, Tensor? high, Tensor? rows, Tensor? last"
@@ -54,10 +62,20 @@ def flatten(weights: PolicyWeights, *, reads_features: bool = False) -> tuple[An
 
 
 def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
-    """The policy of the operators' arguments, which was checked when it was made."""
+    """The policy of the operators' arguments.
+
+    Raises:
+        TypeError: A tensor is of another dtype.
+        ValueError: The arguments are not those of a policy.
+    """
     matrices, vectors, bins, fc_weight, fc_bias, norm_weight, chunks, eps, *rest = arguments
     activation, mlp_input, horizon, fallback_action = rest
-    return PolicyWeights.unchecked(
+    if len(matrices) < 2 or len(matrices) != len(vectors):
+        raise ValueError(
+            "matrices and vectors must be as many, at least two, got "
+            f"{len(matrices)} and {len(vectors)}"
+        )
+    weights = PolicyWeights.unchecked(
         hidden_weights=tuple(matrices[:-1]),
         hidden_biases=tuple(vectors[:-1]),
         output_weight=matrices[-1],
@@ -73,9 +91,44 @@ def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
         horizon=horizon,
         fallback_action=fallback_action,
     )
+    check_policy_layout(weights)
+    return weights
 
 
-def _output_shapes(arguments: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _check(
+    arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None
+) -> PolicyWeights:
+    """Checks an operator's arguments, which may come from anywhere, and returns the policy.
+
+    Values of tensors are left to native code, which reads them anyway.
+    """
+    (low, mid, high, rows, last), rest = arguments[:5], arguments[5:]
+    weights = unflatten(rest[:_WEIGHT_COUNT])
+    temperature, seed, offset, return_features = rest[_WEIGHT_COUNT:]
+    if weights.dtype not in INPUT_DTYPES:
+        raise TypeError(f"matrices must be float32, bfloat16 or float16, got {weights.dtype}")
+    check_taps(low, mid, high, weights)
+    read = weights.taps_size or weights.feature_size
+    if mid is None and low.shape[1] != read:
+        raise ValueError(f"low must have {read} columns, got shape {tuple(low.shape)}")
+    check_draw(temperature, seed, offset)
+    check_index("rows", rows, low.device)
+    check_index("last", last, low.device)
+    if return_features and weights.fc_weight is None:
+        raise ValueError("return_features needs fc_weight")
+    if cache is not None:
+        count = low.shape[0] if rows is None else rows.shape[0]
+        sequences = count if last is None else last.shape[0]
+        reads_taps = weights.taps_size is not None and not return_features
+        compared = SKETCH_SIZE if reads_taps else weights.feature_size
+        check_cache_memory(cache, slots, sequences, weights.horizon, compared, low.device)
+    return weights
+
+
+def _output_shapes(
+    arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(arguments, cache, slots)
     low, _, _, rows, last, *rest = arguments
     matrices, bins, fc_weight = rest[0], rest[2], rest[3]
     return_features = rest[_WEIGHT_COUNT + 3]
@@ -94,7 +147,7 @@ def _run(arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None
     from eaglerl.ops._encode_cpu import encode_cpu
 
     inputs, rest = arguments[:5], arguments[5:]
-    weights, draw = unflatten(rest[:_WEIGHT_COUNT]), rest[_WEIGHT_COUNT:]
+    weights, draw = _check(arguments, cache, slots), rest[_WEIGHT_COUNT:]
     if inputs[0].device.type == "cpu":
         encode = encode_cpu
     else:
@@ -121,12 +174,13 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("eaglerl::fused_encode", lib=library)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _output_shapes(arguments)
+    return _output_shapes(arguments, None, None)
 
 
 @torch.library.register_fake("eaglerl::fused_encode_cached", lib=library)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _output_shapes(arguments[:-5])
+    *arguments, state, reference, ring, slots, mode = arguments
+    return _output_shapes(arguments, CacheView(mode, state, reference, ring), slots)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

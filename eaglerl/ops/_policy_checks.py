@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from eaglerl.ops._check import check_memory
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE, MAX_ACTIONS
 
 if TYPE_CHECKING:
@@ -29,6 +30,23 @@ def check_policy_weights(weights: PolicyWeights) -> None:
     Raises:
         TypeError: A field is of another type or dtype.
         ValueError: Shapes or devices do not fit, a value is not finite, or a setting is unknown.
+    """
+    check_policy_layout(weights)
+    for name, tensor in weights.tensors().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} must be finite, it holds infinite values or NaN")
+    least = zip(weights.bins.amin(0).cpu().tolist(), (1, 0, 1), strict=True)
+    if any(low < bound for low, bound in least):
+        raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
+    _check_largest(weights.bins)
+
+
+def check_policy_layout(weights: PolicyWeights) -> None:
+    """Checks all that can be said without the tensors' values, which a device would wait for.
+
+    Raises:
+        TypeError: A field is of another type or dtype.
+        ValueError: Shapes or devices do not fit, or a setting is unknown.
     """
     _check_settings(weights)
     _check_tensors(weights)
@@ -73,17 +91,17 @@ def _check_tensors(weights: PolicyWeights) -> None:
             raise ValueError(f"{name} has the wrong number of axes: {tuple(tensor.shape)}")
         if tensor.device != device:
             raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+        check_memory(name, tensor)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, its strides are {tensor.stride()}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} must be finite, it holds infinite values or NaN")
 
 
 def _check_matrices(weights: PolicyWeights) -> None:
     width = weights.mlp_in_features
-    if weights.fc_weight is not None and weights.fc_weight.shape[0] != width:
+    fc_weight = weights.fc_weight
+    if fc_weight is not None and (fc_weight.shape[0] != width or fc_weight.shape[1] == 0):
         raise ValueError(
-            f"fc_weight must have {width} rows, which hidden_weights.0 reads, got "
+            f"fc_weight must have {width} rows, which hidden_weights.0 reads, and columns, got "
             f"{tuple(weights.fc_weight.shape)}"
         )
     for i, weight in enumerate((*weights.hidden_weights, weights.output_weight)):
@@ -97,9 +115,6 @@ def _check_bins(weights: PolicyWeights) -> None:
     bins, actions = weights.bins, weights.bins.shape[0]
     if not 1 <= actions <= MAX_ACTIONS or bins.shape[1] != 3:
         raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
-    if any(low < least for low, least in zip(bins.amin(0).cpu().tolist(), (1, 0, 1), strict=True)):
-        raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
-    _check_largest(bins)
     rows = weights.output_weight.shape[0]
     if weights.horizon < 1 or rows != weights.horizon * actions:
         raise ValueError(

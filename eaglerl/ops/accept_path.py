@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
-from eaglerl.ops._check import check_contiguous
+from eaglerl.ops._check import check_contiguous, check_tensor
 
 
 def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
@@ -24,11 +24,16 @@ def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
 
     Raises:
         TypeError: If a dtype is another.
-        ValueError: If shapes differ, or there is no row.
+        ValueError: If shapes differ, there is no row or more than 16,384, or a row's parent is
+            not one of the rows before it.
     """
-    rows = parents.shape[0] if parents.ndim else 0
-    if rows == 0:
-        raise ValueError("parents must have at least one row, the root")
+    check_tensor("parents", parents, torch.int32, 1)
+    rows = parents.shape[0]
+    if not 1 <= rows <= C.max_tree_rows:
+        raise ValueError(
+            f"parents must have at least one row, the root, and {C.max_tree_rows} at most, got "
+            f"{rows}"
+        )
     check_contiguous("parents", parents, torch.int32, (rows,))
     check_contiguous("token_ids", token_ids, torch.int64, (rows,))
     check_contiguous("choices", choices, torch.int64, (rows,))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
+from eaglerl.ops._check import check_memory
 
 CacheModeName = Literal["fixed", "adaptive", "scheduled"]
 
@@ -207,22 +208,56 @@ class ActionCache:
         """Takes over what `state_dict` gave.
 
         Raises:
-            ValueError: It comes from a cache with other settings, or of another size.
+            TypeError: It is no mapping, or a tensor in it is none or of another dtype.
+            ValueError: It comes from a cache with other settings, or of another size, or holds a
+                record that no step leaves behind. Nothing has changed.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be what state_dict() gave, got {type(state).__name__}")
         if state.get("settings") != self._settings():
             raise ValueError(
                 f"the state must be of a cache with {self._settings()}, got {state.get('settings')}"
             )
-        for name in ("state", "reference", "ring"):
-            own, given = getattr(self, name), state.get(name)
-            if (own is None) != (given is None) or (own is not None and own.shape != given.shape):
-                raise ValueError(
-                    f"{name} must be {None if own is None else tuple(own.shape)}, got "
-                    f"{None if given is None else tuple(given.shape)}"
-                )
-        for name in ("state", "reference", "ring"):
+        given = {name: state.get(name) for name in ("state", "reference", "ring")}
+        for name, tensor in given.items():
+            _check_like(name, tensor, getattr(self, name))
+        self._check_records(**given)
+        for name, tensor in given.items():
             if (own := getattr(self, name)) is not None:
-                own.copy_(state[name])
+                own.copy_(tensor)
+
+    def _check_records(self, state: Tensor, reference: Tensor | None, ring: Tensor | None) -> None:
+        """Checks that steps of this cache can have left these values behind.
+
+        Raises:
+            ValueError: They cannot.
+        """
+        records = state.cpu()
+        fixed = ("interval", "horizon", "threshold")
+        wanted = self._empty.cpu()
+        words = {name: records[:, WORDS[name]].to(torch.int64) for name in WORDS}
+        valid = words["valid"] == 1
+        served = words["step"]
+        entries = records[:, None, WORDS["action"] : WORDS["action"] + RING_WORDS]
+        if ring is not None:
+            entries = torch.cat((entries, ring.cpu()), 1)
+        norm = records[:, WORDS["reference_norm"]].contiguous().view(torch.float32)
+        sound = (words["valid"] == 0) | valid
+        for name in fixed:
+            sound &= records[:, WORDS[name]] == wanted[WORDS[name]]
+        sound &= (served >= 0) & (served <= self.interval * self.horizon)
+        sound &= ~valid | (served > 0)
+        sound &= ~valid | (entries >= torch.tensor([0, 1, 0, 1])).all(-1).all(-1)
+        sound &= torch.isfinite(norm) & (norm >= 0)
+        if reference is not None:
+            sound &= torch.isfinite(reference.cpu()).all(-1)
+        if not bool(sound.all()):
+            slot = int((~sound).nonzero()[0])
+            raise ValueError(
+                f"state must hold records that steps of a cache with {self._settings()} leave "
+                f"behind, got in slot {slot} "
+                f"{ {name: int(records[slot, word]) for name, word in WORDS.items()} }"
+            )
 
     def stats(self) -> CacheStats:
         """Sums over all slots. The only method that waits for the device."""
@@ -270,3 +305,25 @@ def check_slots(slots: Tensor, count: int) -> None:
         raise ValueError(f"slots must lie in 0..{count - 1}, got {low}..{high}")
     if len(slots.unique()) != slots.numel():
         raise ValueError(f"slots must be distinct, got {slots.tolist()}")
+
+
+def _check_like(name: str, given: Tensor | None, own: Tensor | None) -> None:
+    """Checks that a tensor of a state is laid out as the cache's own.
+
+    Raises:
+        TypeError: It is no tensor, or of another dtype.
+        ValueError: It is of another shape, or one of the two is missing.
+    """
+    if given is None or own is None:
+        if given is not own:
+            kinds = [None if tensor is None else "a tensor" for tensor in (own, given)]
+            raise ValueError(f"{name} must be {kinds[0]}, got {kinds[1]}")
+        return
+    if not isinstance(given, Tensor) or given.dtype != own.dtype:
+        kind = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{name} must be a {own.dtype} tensor, got {kind}")
+    check_memory(name, given)
+    if given.shape != own.shape or given.device.type == "meta":
+        raise ValueError(
+            f"{name} must be {tuple(own.shape)}, got {tuple(given.shape)} on {given.device}"
+        )

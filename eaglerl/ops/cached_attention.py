@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl.ops._check import check_contiguous, check_rows, check_tensor
+from eaglerl.ops._check import check_apart, check_contiguous, check_rows, check_tensor
 
 _NO_BLOCK = (0, 0)
 
@@ -12,20 +12,29 @@ _NO_BLOCK = (0, 0)
 def _check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
     check_tensor("key_cache", key_cache, torch.float32, 4)
     check_tensor("value_cache", value_cache, torch.float32, 4)
-    _, _, capacity, head_dim = key_cache.shape
+    slots, kv_heads, capacity, head_dim = key_cache.shape
+    if slots == 0 or kv_heads == 0 or capacity == 0:
+        raise ValueError(
+            "key_cache must have at least one slot, kv head and row, not shape "
+            f"{tuple(key_cache.shape)}"
+        )
     if value_cache.shape != key_cache.shape or value_cache.stride() != key_cache.stride():
         raise ValueError(
             "value_cache must be laid out as key_cache: "
             f"shapes {tuple(value_cache.shape)} and {tuple(key_cache.shape)}, "
             f"strides {value_cache.stride()} and {key_cache.stride()}"
         )
+    if head_dim % 8 or not 8 <= head_dim <= C.max_head_dim:
+        raise ValueError(f"head_dim must be a multiple of 8 up to {C.max_head_dim}, not {head_dim}")
     if key_cache.stride()[1:] != (capacity * head_dim, head_dim, 1):
         raise ValueError(
             "key_cache must be contiguous within a slot, "
             f"its shape is {tuple(key_cache.shape)}, its strides {key_cache.stride()}"
         )
-    if head_dim % 8 or not 8 <= head_dim <= C.max_head_dim:
-        raise ValueError(f"head_dim must be a multiple of 8 up to {C.max_head_dim}, not {head_dim}")
+    if slots > 1 and key_cache.stride(0) < kv_heads * capacity * head_dim:
+        raise ValueError(
+            f"key_cache must have slots that do not overlap, its strides are {key_cache.stride()}"
+        )
 
 
 def _query_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> int:
@@ -54,6 +63,24 @@ def _check_mask(mask: Tensor | None, block_length: int, rows: int) -> tuple[int,
     if 64 * words < block_length:
         raise ValueError(f"mask has {64 * words} bits a row, block_length is {block_length}")
     return mask.data_ptr(), words
+
+
+def _check_memory_apart(qkv: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    check_apart("out", out, "qkv", qkv)
+    slot_size = keys[0].numel()
+    if keys.numel() == 0:
+        return
+    # A slot's keys and values lie as a whole; a row of slots is a matrix of such rows.
+    caches = {
+        "key_cache": keys.as_strided((keys.shape[0], slot_size), (keys.stride(0), 1)),
+        "value_cache": values.as_strided((keys.shape[0], slot_size), (keys.stride(0), 1)),
+    }
+    for name, cache in caches.items():
+        check_apart("out", out, name, cache)
+        check_apart(name, cache, "qkv", qkv)
+    check_apart("key_cache", caches["key_cache"], "value_cache", caches["value_cache"])
+    if keys.data_ptr() == values.data_ptr():
+        raise ValueError("key_cache and value_cache must not be the same memory")
 
 
 def _head_weight(name: str, weight: Tensor | None, head_dim: int) -> int:
@@ -125,6 +152,7 @@ def cached_attention(
     rows = qkv.shape[0]
     slot_count, kv_heads, capacity, head_dim = key_cache.shape
     query_heads = _query_heads(qkv, kv_heads, head_dim)
+    check_tensor("cos", cos, torch.float32, 2)
     table_length = cos.shape[0]
     for name, table in (("cos", cos), ("sin", sin)):
         check_contiguous(name, table, torch.float32, (table_length, head_dim // 2))
@@ -136,9 +164,10 @@ def cached_attention(
     mask_address, mask_words = _check_mask(mask, block_length, rows)
     if out is None:
         out = torch.empty(rows, query_heads * head_dim)
-    out_stride = check_rows("out", out, query_heads * head_dim)
+    out_stride = check_rows("out", out, query_heads * head_dim, written=True)
     if out.shape[0] != rows:
         raise ValueError(f"out must have {rows} rows, not shape {tuple(out.shape)}")
+    _check_memory_apart(qkv, key_cache, value_cache, out)
     C.cached_attention(
         qkv.data_ptr(), qkv_stride, cos.data_ptr(), sin.data_ptr(), table_length,
         positions.data_ptr(), cache_rows.data_ptr(), 0 if slots is None else slots.data_ptr(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl.ops._check import check_contiguous, check_rows, check_tensor
+from eaglerl.ops._check import NativeState, check_contiguous, check_rows, check_tensor
 
 _WORD_BITS = 64
 
@@ -51,7 +51,7 @@ class DraftTree(NamedTuple):
     scores: Tensor
 
 
-class DraftTreeBuilder:
+class DraftTreeBuilder(NativeState):
     """Grows the pool of candidates pass by pass and chooses the tree from it.
 
     One cycle: :meth:`begin`, :meth:`first` with the logits of the pass over the real tokens, then
@@ -60,6 +60,8 @@ class DraftTreeBuilder:
     log-probability are the next frontier. Of all candidates, ``total_tokens - 1`` are verified.
     Where scores tie, the candidate drafted earlier wins, so that no node is chosen without its
     ancestors.
+
+    Methods raise a RuntimeError where they are called in another order. A builder cannot be copied.
     """
 
     def __init__(self) -> None:
@@ -79,7 +81,7 @@ class DraftTreeBuilder:
             top_k: K, the width of the frontier and the number of children of each of its nodes.
 
         Raises:
-            ValueError: If ``top_k`` is below 1.
+            ValueError: If ``top_k`` is below 1 or above 4,096.
         """
         self._native.begin(root_token, top_k)
 
@@ -93,7 +95,8 @@ class DraftTreeBuilder:
         Raises:
             ValueError: If K exceeds the vocabulary, or a logit is not a number or infinite.
         """
-        check_contiguous("logits", logits, torch.float32, (logits.numel(),))
+        check_tensor("logits", logits, torch.float32, 1)
+        check_contiguous("logits", logits, torch.float32, (logits.shape[0],))
         vocab = logits.shape[0]
         self._native.first(logits.data_ptr(), vocab, _map_address(draft_to_target, vocab))
 
@@ -120,7 +123,8 @@ class DraftTreeBuilder:
             draft_to_target: As for :meth:`first`.
 
         Raises:
-            ValueError: If the number of rows is not K, or a logit is not a number or infinite.
+            ValueError: If the number of rows is not K, a logit is not a number or infinite, or the
+                candidates become more than 2^24.
         """
         stride = check_rows("logits", logits)
         rows, vocab = logits.shape
@@ -150,9 +154,10 @@ class DraftTreeBuilder:
             The tree, in new tensors.
 
         Raises:
-            ValueError: If T is below 1 or T - 1 exceeds the pool.
+            ValueError: If T is below 1 or above 16,384, or T - 1 exceeds the pool.
         """
-        tree = _empty_tree(max(total_tokens, 1))
+        fits = 1 <= total_tokens <= min(1 + self.pool_size, C.max_tree_rows)
+        tree = _empty_tree(total_tokens if fits else 1)
         self._native.finish(total_tokens, *_addresses(tree))
         return tree
 
@@ -172,7 +177,8 @@ class DraftTreeBuilder:
             The tree, in new tensors; the candidates in the order of the rounds.
 
         Raises:
-            ValueError: If a node is outside the pool, occurs twice, or lacks its parent.
+            ValueError: If a node is outside the pool, occurs twice, or lacks its parent, or the
+                rows are more than 16,384.
             TypeError: If ``nodes`` or ``chain`` hold something that is no integer.
         """
         if isinstance(nodes, np.ndarray):
@@ -190,7 +196,13 @@ class DraftTreeBuilder:
 
         Returns:
             int64 (levels,), index of each level's candidate; -1 from where there is none.
+
+        Raises:
+            ValueError: If ``levels`` is negative or above 16,384.
+            TypeError: If ``chain`` holds something that is no integer.
         """
+        if not 0 <= levels <= C.max_tree_rows:
+            raise ValueError(f"levels must be in 0..{C.max_tree_rows}, got {levels}")
         nodes = torch.empty(levels, dtype=torch.int64)
         self._native.chain_nodes(chain, levels, nodes.data_ptr())
         return nodes
@@ -206,12 +218,16 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
         Levels, int32 (T,), and the mask, int64 (T, words), as in :class:`DraftTree`.
 
     Raises:
-        ValueError: If a row's parent is not one of the rows before it.
+        TypeError: If ``parents`` is no int32 tensor.
+        ValueError: If a row's parent is not one of the rows before it, or the rows are none or
+            more than 16,384.
     """
     check_tensor("parents", parents, torch.int32, 1)
     rows = parents.shape[0]
-    if rows == 0:
-        raise ValueError("parents must have at least one row, the root")
+    if not 1 <= rows <= C.max_tree_rows:
+        raise ValueError(
+            f"parents must have 1 to {C.max_tree_rows} rows, the root among them, got {rows}"
+        )
     check_contiguous("parents", parents, torch.int32, (rows,))
     words = mask_words(rows)
     levels = torch.empty(rows, dtype=torch.int32)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
+from eaglerl.ops._check import NativeState, check_memory
 from eaglerl.ops._encode_checks import (
     INPUT_DTYPES,
     MAX_ROWS,
@@ -15,17 +16,19 @@ from eaglerl.ops._encode_checks import (
     check_taps,
 )
 from eaglerl.ops._encode_cpu import native_policy, set_cache, set_inputs
+from eaglerl.ops._policy_checks import check_policy_layout
 from eaglerl.ops.action_cache import SKETCH_SIZE, ActionCache
 from eaglerl.ops.policy_weights import PolicyWeights
 
 
-class FusedEncoder:
+class FusedEncoder(NativeState):
     """`fused_encode` with everything settled in advance that a loop does not change.
 
     Weights, cache, output buffers, temperature and number of threads are those of its making. On
     the CPU a call is one native call that writes into the outputs, and from the second on nothing
-    is allocated. Inputs that are the same tensors as in the call before are not checked again. Not
-    for several threads at once.
+    is allocated. Tensors are checked again where their memory, shape or strides are no longer what
+    they were in the call before: those of the inputs, and also weights, cache and outputs. An
+    encoder cannot be copied, and a call while another thread is in one raises a RuntimeError.
 
     Attributes:
         features: (max_rows, h) g of the rows of the last call, in the dtype of the inputs; rows
@@ -72,10 +75,6 @@ class FusedEncoder:
                 raise TypeError(f"{name} must be float32, bfloat16 or float16, got {given}")
         check_draw(temperature, seed, 0)
         encodes = return_features and weights.fc_weight is not None
-        if cache is not None:
-            reads_features = weights.taps_size is None
-            size = weights.feature_size if encodes or reads_features else SKETCH_SIZE
-            check_cache(cache, None, 1, weights.horizon, size, weights.device)
         self._weights, self._cache, self._dtype = weights, cache, dtype
         self._draw = (temperature, seed)
         self._max_rows, self._max_sequences = max_rows, max_sequences
@@ -89,7 +88,8 @@ class FusedEncoder:
         self.logits = torch.zeros(max_sequences, len(weights.output_weight), **options)
         self.action = torch.zeros(max_sequences, dtype=torch.int32, **options)
         self.params = torch.zeros(max_sequences, 3, dtype=torch.int32, **options)
-        self._run = self._prepare_native() if weights.device.type == "cpu" else None
+        self._input_guard: object | None = None
+        self._prepare()
 
     def encode(
         self,
@@ -133,26 +133,90 @@ class FusedEncoder:
             self._check_slots(slots, sequences)
             slots_address = slots.data_ptr()
         if count > self._max_rows or sequences > self._max_sequences:
+            if self._renew():
+                return self.encode(low, mid, high, rows=rows, last=last, slots=slots, offset=offset)
             raise ValueError(
                 f"a call has at most {self._max_rows} rows (max_rows) and {self._max_sequences} "
                 f"sequences (max_sequences), got {count} and {sequences}"
             )
         if self._run is None:
-            self._encode_cuda(rows, last, slots, offset)
-            return
-        self.reduce_seconds = self._run(
-            rows_address, count, last_address, sequences, slots_address, offset
-        )
+            self._renew()
+            return self._encode_cuda(rows, last, slots, offset)
+        taken = self._run(rows_address, count, last_address, sequences, slots_address, offset)
+        if taken < 0:
+            self._renew()
+            return self.encode(low, mid, high, rows=rows, last=last, slots=slots, offset=offset)
+        self.reduce_seconds = taken
+        return None
 
-    def _prepare_native(self) -> object:
+    def _outputs(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in ("features", "logits", "action", "params")}
+
+    def _prepare(self) -> None:
+        """Checks weights, cache and outputs, and gives native code their addresses."""
+        weights, cache = self._weights, self._cache
+        check_policy_layout(weights)
+        self._check_outputs()
+        kept = list(weights.tensors().values())
+        if cache is not None:
+            reads_features = weights.taps_size is None
+            encodes = self.features is not None
+            size = weights.feature_size if encodes or reads_features else SKETCH_SIZE
+            check_cache(cache, None, 1, weights.horizon, size, weights.device)
+            kept += [cache.state, cache.reference, cache.ring]
+        kept += self._outputs().values()
+        self._guard = C.TensorGuard([tensor for tensor in kept if tensor is not None])
+        self._run = None
+        if weights.device.type == "cpu":
+            self._native = self._prepare_native()
+            self._run = self._native.run
+
+    def _check_outputs(self) -> None:
+        weights, most = self._weights, self._max_sequences
+        wanted = {
+            "logits": ((most, len(weights.output_weight)), torch.float32),
+            "action": ((most,), torch.int32),
+            "params": ((most, 3), torch.int32),
+        }
+        if self.features is not None:
+            wanted["features"] = ((self._max_rows, weights.feature_size), self._dtype)
+        for name, (shape, dtype) in wanted.items():
+            tensor = getattr(self, name)
+            check_memory(f"the encoder's {name}", tensor)
+            layout = (tensor.shape, tensor.dtype, tensor.device, tensor.is_contiguous())
+            if layout != (shape, dtype, weights.device, True):
+                raise ValueError(
+                    f"the encoder's {name} must stay contiguous, of shape {shape} and {dtype}, got "
+                    f"{tuple(tensor.shape)} of {tensor.dtype}"
+                )
+
+    def _prepare_native(self) -> C.PolicyEncoder:
         native = C.PolicyEncoder(native_policy(self._weights), thread_count())
         if self._cache is not None:
             set_cache(native, self._cache)
         native.set_draw(*self._draw)
-        outputs = (self.features, self.logits, self.action, self.params)
-        native.set_outputs(*(0 if tensor is None else tensor.data_ptr() for tensor in outputs))
-        self._native = native
-        return native.run
+        native.set_outputs(
+            *(0 if tensor is None else tensor.data_ptr() for tensor in self._outputs().values()),
+            self._max_rows,
+            self._max_sequences,
+        )
+        native.set_guards(self._input_guard, self._guard)
+        return native
+
+    def _renew(self) -> bool:
+        """Checks anew what is not laid out as it was; returns whether anything was.
+
+        Raises:
+            TypeError: A dtype is not allowed.
+            ValueError: Something does not fit any more.
+        """
+        inputs, others = self._input_guard, self._guard
+        stale = [guard is not None and not guard.unchanged() for guard in (inputs, others)]
+        if stale[1]:
+            self._prepare()
+        if any(stale):
+            self._take_inputs(*self._inputs)
+        return any(stale)
 
     def _take_inputs(self, low: Tensor, mid: Tensor | None, high: Tensor | None) -> None:
         check_taps(low, mid, high, self._weights)
@@ -161,9 +225,11 @@ class FusedEncoder:
         expected = self._weights.taps_size or self._weights.feature_size
         if mid is None and low.shape[1] != expected:
             raise ValueError(f"low must have {expected} columns, got shape {tuple(low.shape)}")
-        self._inputs, self._available = (low, mid, high), low.shape[0]
+        guard = C.TensorGuard([part for part in (low, mid, high) if part is not None])
         if self._run is not None:
             set_inputs(self._native, low, mid, high)
+            self._native.set_guards(guard, self._guard)
+        self._inputs, self._available, self._input_guard = (low, mid, high), low.shape[0], guard
 
     def _check_slots(self, slots: Tensor, sequences: int) -> None:
         if self._cache is None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
-from eaglerl.ops._check import check_contiguous
+from eaglerl.ops._check import check_contiguous, check_memory, check_tensor
 
 
 def _two_strides(cache: Tensor) -> tuple[int, int, int, int]:
@@ -39,8 +39,12 @@ def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
 
     Raises:
         TypeError: If ``rows`` is not int32.
-        ValueError: If the rows do not ascend so or lie outside, or the layout does not fit.
+        ValueError: If the rows do not ascend so or lie outside, or the layout does not fit: the
+            parts of an expanded cache would be moved several times.
     """
+    if not isinstance(cache, Tensor):
+        raise TypeError(f"cache must be a tensor, not {type(cache).__name__}")
+    check_memory("cache", cache)
     if cache.ndim < 2 or not cache.is_cpu:
         raise ValueError(
             "cache must have at least 2 dimensions on the CPU, "
@@ -49,8 +53,11 @@ def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
     capacity, width = cache.shape[-2:]
     if cache.stride()[-2:] != (width, 1):
         raise ValueError(f"cache must have contiguous rows, its strides are {cache.stride()}")
-    count = rows.shape[0] if rows.ndim else 0
+    check_tensor("rows", rows, torch.int32, 1)
+    count = rows.shape[0]
     check_contiguous("rows", rows, torch.int32, (count,))
+    if cache.numel() == 0 and count == 0:
+        return
     if destination < 0:
         raise ValueError(f"destination must not be negative, is {destination}")
     outer, outer_stride, inner, inner_stride = _two_strides(cache)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl.ops._check import check_contiguous, check_rows
+from eaglerl.ops._check import check_apart, check_contiguous, check_rows, check_tensor
 
 
 def rms_norm(
@@ -30,7 +30,8 @@ def rms_norm(
 
     Raises:
         TypeError: If a dtype is another.
-        ValueError: If a shape, device or stride does not fit, or an index is outside ``x``.
+        ValueError: If a shape, device or stride does not fit, an index is outside ``x``, or
+            ``out`` covers part of ``x``; it may be ``x`` itself where there is no index.
     """
     x_stride = check_rows("x", x)
     available, hidden = x.shape
@@ -38,14 +39,18 @@ def rms_norm(
     rows = available
     index_address = 0
     if index is not None:
+        check_tensor("index", index, torch.int64, 1)
         rows = index.shape[0]
         check_contiguous("index", index, torch.int64, (rows,))
         index_address = index.data_ptr()
     if out is None:
         out = torch.empty(rows, hidden)
-    out_stride = check_rows("out", out, hidden)
+    out_stride = check_rows("out", out, hidden, written=True)
     if out.shape[0] != rows:
         raise ValueError(f"out must have {rows} rows, not shape {tuple(out.shape)}")
+    check_apart("out", out, "x", x)
+    if index is not None and out.data_ptr() == x.data_ptr() and out.numel():
+        raise ValueError("out must not be x where index is given: rows would be read after a write")
     C.rms_norm(
         x.data_ptr(), x_stride, available, index_address, weight.data_ptr(),
         out.data_ptr(), out_stride, rows, hidden, eps, thread_count(),

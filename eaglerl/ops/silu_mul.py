@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl.ops._check import check_contiguous, check_rows
+from eaglerl.ops._check import check_apart, check_contiguous, check_rows
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -30,6 +30,10 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
         out = torch.empty(rows, intermediate)
     else:
         check_contiguous("out", out, torch.float32, (rows, intermediate))
+        if rows and out.data_ptr() != gate_up.data_ptr():
+            check_apart("out", out, "gate_up", gate_up)
+        elif rows > 1 and stride < width:
+            raise ValueError("out must not be gate_up where rows of that overlap")
     C.silu_mul(gate_up.data_ptr(), stride, out.data_ptr(), rows, intermediate, thread_count())
     return out
 

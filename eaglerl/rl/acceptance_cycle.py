@@ -10,12 +10,13 @@ import numpy as np
 
 from eaglerl._ext import C
 from eaglerl.eagle3.params import DraftProgress, Selection
+from eaglerl.ops._check import NativeState
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 
-class CycleJudge:
+class CycleJudge(NativeState):
     """Judges the draft of one cycle, pass by pass, with a model's nets and rules.
 
     The results are those of `AcceptanceModel.survival`, `plan` and `goes_on`, up to rounding: nets
