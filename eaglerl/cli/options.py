@@ -107,6 +107,37 @@ CostOption = Annotated[
 ]
 
 
+FeatureLayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-layers",
+        metavar="L,M,H",
+        help="Layers whose inputs the head reads, from 0; default: 2, N/2, N-3. A target with few "
+        "layers needs them named. The head's config keeps them.",
+        show_default=False,
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+
+
+def parse_feature_layers(text: str | None) -> tuple[int, int, int] | None:
+    """Read `L,M,H` as three layers.
+
+    Raises:
+        typer.BadParameter: not three different whole numbers from 0 on.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(set(parts)) != 3 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"{text!r} is not of the form L,M,H, three different layers such as 1,2,3",
+            param_hint="--feature-layers",
+        )
+    low, mid, high = map(int, parts)
+    return low, mid, high
+
+
 def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
     """Read `T/D/K` as tree parameters.
 

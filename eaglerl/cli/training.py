@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.options import ModelOption, resolve_model
+from eaglerl.cli.options import (
+    FeatureLayersOption,
+    ModelOption,
+    parse_feature_layers,
+    resolve_model,
+)
 from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 
@@ -44,14 +49,17 @@ def distill(
             help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
         ),
     ] = "auto",
+    feature_layers: FeatureLayersOption = None,
     model: ModelOption = DEFAULT_MODEL,
     debug: DebugOption = False,
 ) -> None:
     """Let the target write the data that its draft head is trained on.
 
     Prompts are the target's own, too: nothing but the model is needed. Stop it at any time; the
-    same command goes on where it stopped.
+    same command goes on where it stopped. --feature-layers is only checked here, before hours are
+    spent; `train-draft` uses it.
     """
+    layers = parse_feature_layers(feature_layers)
     target = resolve_model(model)
     with progress_bar() as show:
         show("loading the model", 0.0)
@@ -72,6 +80,7 @@ def distill(
             max_new_tokens=max_new_tokens,
             seed=seed,
             dtype=dtype,
+            feature_layers=layers,
             progress=report,
         )
     notes().print(
@@ -137,6 +146,7 @@ def train_draft(
             help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
         ),
     ] = "auto",
+    feature_layers: FeatureLayersOption = None,
     model: ModelOption = DEFAULT_MODEL,
     debug: DebugOption = False,
 ) -> None:
@@ -144,6 +154,7 @@ def train_draft(
 
     A tenth of the prompts is held out. Ctrl-C saves; the same command goes on where it stopped.
     """
+    layers = parse_feature_layers(feature_layers)
     target = resolve_model(model)
     with progress_bar() as show:
         show("loading libraries", 0.0)
@@ -160,6 +171,7 @@ def train_draft(
             seed=seed,
             dtype=dtype,
             initial_head=None if initial_head is None else str(initial_head.resolve()),
+            feature_layers=layers,
         )
         features = output / "features" if features is None else features
         result = run(target, data, features, output, options, progress=show)

@@ -27,8 +27,9 @@ class TargetOutput:
 
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
-        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated. A view
-            of a buffer that the next pass over the same cache overwrites.
+        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated; (M, 0)
+            of a target that taps none. A view of a buffer that the next pass over the same cache
+            overwrites.
         last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
     """
 
@@ -37,7 +38,7 @@ class TargetOutput:
     last_hidden_state: torch.Tensor
 
 
-def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
+def default_feature_layers(num_layers: int) -> tuple[int, ...]:
     """Layers whose inputs EAGLE-3 taps: the third, the middle one and the third from last.
 
     Args:
@@ -52,12 +53,14 @@ def default_feature_layers(num_layers: int) -> tuple[int, int, int]:
     return checked_feature_layers(default_taps(num_layers), num_layers)
 
 
-def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, int, int]:
-    """Validate three tapped layers.
+def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Validate three tapped layers, or none.
 
     Raises:
-        ValueError: not three, not distinct, or outside the model.
+        ValueError: neither three nor none, not distinct, or outside the model.
     """
+    if not len(layers):
+        return ()
     if len(layers) != 3:
         raise ValueError(f"feature_layers must name three layers, got {list(layers)}")
     low, mid, high = (int(layer) for layer in layers)
@@ -91,7 +94,6 @@ class TargetModel(ABC):
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
         config = model.config
         check_target_config(config)
-        decoder_layers(model)
         self.config = config
         self.generation_config = model.generation_config
         self.turns = FairLock()
@@ -108,6 +110,8 @@ class TargetModel(ABC):
             if feature_layers is None
             else checked_feature_layers(feature_layers, self.num_layers)
         )
+        if self.feature_layers:
+            decoder_layers(model)
 
     @property
     @abstractmethod
@@ -143,7 +147,8 @@ class TargetModel(ABC):
         Args:
             path: folder or hub name.
             feature_layers: three layers whose inputs are tapped, or what names them for a number
-                of layers; EAGLE-3's choice by default.
+                of layers; EAGLE-3's choice by default, and none, for decoding without a draft
+                head, if it is empty.
             backend: "packed" is the fast CPU path, "transformers" runs the library's own modules,
                 "auto" takes the first where it can.
             dtype: of the weights; float32 on the CPU by default, as stored elsewhere.

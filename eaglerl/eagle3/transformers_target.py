@@ -16,14 +16,22 @@ from eaglerl.eagle3.target import LogitsRows, TargetModel, TargetOutput
 
 
 class _CacheView(CacheLayerMixin):
-    """One layer of a preallocated cache, in the shape that transformers' attention asks for."""
+    """One layer of a preallocated cache, in the shape that transformers' attention asks for.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    Attributes:
+        rows: cache rows of this pass: those of the one slot, or one of each slot.
+        visible: cache rows that some row may see.
+    """
+
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, slots: slice | torch.Tensor
+    ) -> None:
         super().__init__()
         self.keys, self.values = keys, values
         self.is_initialized = True
         self.rows = torch.empty(0, dtype=torch.int64, device=keys.device)
         self.visible = 0
+        self._slots = slots
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """The memory is there already."""
@@ -32,9 +40,14 @@ class _CacheView(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the rows of this pass in place and give the visible part of the cache."""
-        self.keys[:, :, self.rows] = key_states
-        self.values[:, :, self.rows] = value_states
-        return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
+        visible = []
+        for whole, states in ((self.keys, key_states), (self.values, value_states)):
+            if isinstance(self._slots, slice):
+                whole[self._slots][:, :, self.rows] = states
+            else:
+                whole[self._slots, :, self.rows] = states[:, :, 0]
+            visible.append(whole[self._slots, :, : self.visible])
+        return visible[0], visible[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys."""
@@ -42,11 +55,34 @@ class _CacheView(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Rows before this pass."""
-        return self.visible - len(self.rows)
+        return self.visible - (len(self.rows) if isinstance(self._slots, slice) else 1)
 
     def get_max_length(self) -> int:
         """Rows that fit."""
         return self.keys.shape[2]
+
+
+def _check_forward(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be told where its rows stand.
+
+    Raises:
+        ValueError: its forward takes no positions.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"model_type {model.config.model_type!r} is not supported as a target: its forward "
+            "takes no position_ids"
+        )
+
+
+def _distinct(slots: torch.Tensor) -> torch.Tensor:
+    slots = slots.long()
+    if len(slots.unique()) != len(slots):
+        raise ValueError(
+            "slots must be distinct: this target takes the rows of one slot per pass, or one row "
+            f"of each of several, got {slots.tolist()}"
+        )
+    return slots
 
 
 def cache_argument(module: torch.nn.Module) -> str:
@@ -78,6 +114,7 @@ class TransformersTarget(TargetModel):
 
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None) -> None:
         super().__init__(model, feature_layers)
+        _check_forward(model)
         self.model = model
         self._windows = _attention_windows(model.config)
         self._cache_argument = cache_argument(model)
@@ -91,12 +128,13 @@ class TransformersTarget(TargetModel):
 
     def _capture_last(self, module, args, output) -> None:
         if (states := self._states()) is not None:
-            states["last"] = output.last_hidden_state[0]
+            states["last"] = output.last_hidden_state.flatten(0, 1)
 
     def _capture(self, index: int):
         def hook(module, args, kwargs):
             if (states := self._states()) is not None:
-                states[index] = (args[0] if args else kwargs["hidden_states"])[0]
+                hidden = args[0] if args else kwargs["hidden_states"]
+                states[index] = hidden.flatten(0, 1)
 
         return hook
 
@@ -123,23 +161,20 @@ class TransformersTarget(TargetModel):
 
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
-        """See `TargetModel.forward`; the rows must belong to one slot."""
-        if rows.slots is not None:
-            raise ValueError("slots: this target takes the rows of one slot per pass")
+        """See `TargetModel.forward`; the rows belong to one slot, or each to one of its own."""
         device = self.model.device
         visible = int(rows.cache_rows.max()) + 1 if rows.end is None else rows.end
-        views = Cache(layers=[])
-        cache_rows = rows.cache_rows.long().to(device)
-        slot = slice(rows.slot, rows.slot + 1)
-        for layer in range(self.num_layers):
-            view = _CacheView(cache.keys(layer)[slot], cache.values(layer)[slot])
-            view.rows, view.visible = cache_rows, visible
-            views.layers.append(view)
+        if rows.slots is None:
+            slots: slice | torch.Tensor = slice(rows.slot, rows.slot + 1)
+        else:
+            slots = _distinct(rows.slots).to(device)
+        # Rows of one slot are one sequence of transformers', rows of several are a batch.
+        axis = 0 if rows.slots is None else 1
         arguments = {
-            "input_ids": rows.token_ids[None].to(device),
-            "position_ids": rows.positions[None].long().to(device),
+            "input_ids": rows.token_ids.unsqueeze(axis).to(device),
+            "position_ids": rows.positions.long().unsqueeze(axis).to(device),
             "attention_mask": self._attention_mask(rows, visible),
-            self._cache_argument: views,
+            self._cache_argument: self._views(cache, slots, rows.cache_rows.long(), visible),
             "use_cache": True,
         }
         wanted = None
@@ -149,32 +184,50 @@ class TransformersTarget(TargetModel):
                 self._decoder(**arguments)
             else:
                 # The model's own call, because some families scale or cap their logits.
-                keep = 0 if logits == "all" else 1
-                wanted = self.model(**arguments, logits_to_keep=keep).logits[0]
+                keep = 1 if logits == "last" and rows.slots is None else 0
+                wanted = self.model(**arguments, logits_to_keep=keep).logits.flatten(0, 1)
+                wanted = wanted[-1:] if logits == "last" else wanted
         finally:
             self._captured.states = None
+        features = [states[index] for index in range(len(self.feature_layers))]
         return TargetOutput(
             logits=wanted,
-            features=torch.cat([states[index] for index in range(3)], dim=-1),
+            features=torch.cat(features, dim=-1) if features else states["last"][:, :0],
             last_hidden_state=states["last"],
         )
+
+    def _views(
+        self, cache: KVCache, slots: slice | torch.Tensor, cache_rows: torch.Tensor, visible: int
+    ) -> Cache:
+        """The preallocated cache as transformers' attention asks for it."""
+        views = Cache(layers=[])
+        for layer in range(self.num_layers):
+            view = _CacheView(cache.keys(layer), cache.values(layer), slots)
+            view.rows, view.visible = cache_rows.to(cache.data.device), visible
+            views.layers.append(view)
+        return views
 
     def _attention_mask(
         self, rows: RowBatch, columns: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive (1, 1, M, columns) mask; one per kind of layer where a model mixes them.
+        """Additive (1, 1, M, columns) mask, or (M, 1, 1, columns) for rows of several slots.
+
+        There is one per kind of layer where a model mixes them.
 
         transformers takes such a mask as it is, so a sliding window has to be part of it.
         """
         visible = rows.visibility(columns)
         positions = rows.positions.long()
         key_positions = torch.arange(columns, device=positions.device)
-        key_positions[rows.cache_rows.long()] = positions
+        # In other slots' caches every row but the last is committed, and stands where it lies.
+        if rows.slots is None:
+            key_positions[rows.cache_rows.long()] = positions
         distance = positions[:, None] - key_positions
         masks = {}
         for kind, window in self._windows.items():
             may_see = visible if window is None else visible & (distance < window)
             hidden = torch.finfo(self.model.dtype).min
             bias = torch.where(may_see, 0.0, hidden).to(self.model.dtype)
-            masks[kind] = bias[None, None].to(self.model.device)
+            bias = bias[None, None] if rows.slots is None else bias[:, None, None]
+            masks[kind] = bias.to(self.model.device)
         return masks if len(masks) > 1 else next(iter(masks.values()))

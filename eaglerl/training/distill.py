@@ -15,10 +15,21 @@ from pathlib import Path
 
 import torch
 
-from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.target import TargetModel, checked_feature_layers
+from eaglerl.eagle3.target_files import read_target_config
 from eaglerl.files import exclusive_file
+from eaglerl.training.prompt_pieces import ChatTemplatePieces, PromptPieces, prompt_pieces
+from eaglerl.training.slot_engine import SlotEngine, load_slot_target
+
+__all__ = [
+    "DEFAULT_OPENINGS",
+    "ChatTemplatePieces",
+    "DistillProgress",
+    "append_row",
+    "choose_tokens",
+    "distill",
+    "recover",
+]
 
 #: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a
 #: model left to itself seldom asks for. The model goes on from the opening, so every prompt is
@@ -41,6 +52,8 @@ DEFAULT_OPENINGS: tuple[str, ...] = (
     "How many",
     "Translate",
 )
+# Tokens of a user turn: at most, and the fewest for which a target's context must have room.
+_MOST_ROOM, _LEAST_ROOM = 256, 16
 
 
 @dataclass
@@ -58,6 +71,7 @@ class _Slot:
 
     tokens: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
+    turning: bool = False
     prompt_length: int = 0
     prompt_limit: int = 0
     temperature: float = 1.0
@@ -66,25 +80,6 @@ class _Slot:
     @property
     def answering(self) -> bool:
         return self.prompt_length > 0
-
-
-class ChatTemplatePieces:
-    """The fixed token runs of a chat template around a user turn and before the answer."""
-
-    def __init__(self, tokenizer) -> None:
-        marker = "\x00"
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
-        )
-        opening, separator, turn_change = text.partition(marker)
-        if not separator:
-            raise ValueError(
-                "the tokenizer's chat template does not contain the user's text verbatim"
-            )
-        self.opening: list[int] = tokenizer(opening, add_special_tokens=False).input_ids
-        self.turn_change: list[int] = tokenizer(turn_change, add_special_tokens=False).input_ids
-        if not self.opening or not self.turn_change:
-            raise ValueError("the tokenizer's chat template has no text around the user's turn")
 
 
 def append_row(path: Path, prompt: Sequence[int], response: Sequence[int]) -> None:
@@ -142,17 +137,23 @@ class _Writer:
 
     def __init__(
         self,
-        pieces: ChatTemplatePieces,
+        pieces: PromptPieces,
         tokenizer,
         stop_ids: set[int],
         max_new_tokens: int,
         openings: Sequence[str],
+        room: int,
         generator: torch.Generator,
     ) -> None:
         self.pieces = pieces
         self.stop_ids = stop_ids
         self.max_new_tokens = max_new_tokens
-        self.openings = [tokenizer(text, add_special_tokens=False).input_ids for text in openings]
+        # Tokens of a user turn.
+        self.room = room
+        self.openings = [
+            tokenizer(text, add_special_tokens=False).input_ids[: max(room - 8, 0)]
+            for text in openings
+        ]
         self.generator = generator
 
     def _random(self) -> float:
@@ -161,7 +162,7 @@ class _Writer:
     def start(self) -> _Slot:
         """A fresh slot whose cache already holds the template's opening but for its last token."""
         opening = self.pieces.opening
-        steering: list[int] = []
+        steering: Sequence[int] = []
         if self.openings and self._random() < 0.5:
             steering = self.openings[int(self._random() * len(self.openings))]
         draw = self._random()
@@ -169,7 +170,7 @@ class _Writer:
         return _Slot(
             tokens=[*opening],
             forced=[*steering],
-            prompt_limit=len(opening) + max(limit, len(steering) + 8),
+            prompt_limit=len(opening) + min(max(limit, len(steering) + 8), self.room),
             temperature=0.6 + 0.4 * self._random(),
             position=len(opening) - 1,
         )
@@ -177,26 +178,26 @@ class _Writer:
     def advance(self, slot: _Slot, predicted: int) -> bool:
         """Take the next token of a slot; True when its answer is finished."""
         slot.position += 1
+        if not slot.forced and not slot.answering and self._ends_prompt(slot, predicted):
+            slot.forced = [*self.pieces.turn_change]
+            slot.turning = True
+            if not slot.forced and predicted in self.stop_ids:
+                slot.prompt_length = len(slot.tokens)
         if slot.forced:
             slot.tokens.append(slot.forced.pop(0))
-            if (
-                not slot.forced
-                and slot.tokens[-len(self.pieces.turn_change) :] == self.pieces.turn_change
-            ):
-                slot.prompt_length = len(slot.tokens)
-                slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
-            return False
-        if not slot.answering:
-            if predicted in self.stop_ids or len(slot.tokens) + 1 >= slot.prompt_limit:
-                turn_change = self.pieces.turn_change
-                slot.forced = turn_change[1:]
-                predicted = turn_change[0]
+        else:
             slot.tokens.append(predicted)
+        if slot.turning and not slot.forced and not slot.answering:
+            slot.prompt_length = len(slot.tokens)
+            slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
             return False
-        slot.tokens.append(predicted)
-        return predicted in self.stop_ids or (
-            len(slot.tokens) - slot.prompt_length >= self.max_new_tokens
+        return slot.answering and (
+            predicted in self.stop_ids
+            or len(slot.tokens) - slot.prompt_length >= self.max_new_tokens
         )
+
+    def _ends_prompt(self, slot: _Slot, predicted: int) -> bool:
+        return predicted in self.stop_ids or len(slot.tokens) + 1 >= slot.prompt_limit
 
 
 def choose_tokens(
@@ -223,29 +224,8 @@ def choose_tokens(
     return chosen
 
 
-class _SlotEngine:
-    """The target decoding one token for every slot at each step."""
-
-    def __init__(
-        self, target: PackedTarget, prefix: Sequence[int], slots: int, capacity: int
-    ) -> None:
-        self._target = target
-        self._cache: KVCache = target.new_cache(capacity, slots)
-        target.forward(RowBatch.causal(prefix, 0), self._cache, "none")
-        # Every sequence begins with the same text, so its rows are computed once.
-        self._prefix = self._cache.data[0, :, :, :, : len(prefix)].clone()
-
-    def restart(self, slot: int) -> None:
-        """Begin a new sequence: the prefix is in the cache."""
-        self._cache.data[slot, :, :, :, : self._prefix.shape[3]] = self._prefix
-
-    def step(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(slots, V) logits after one token of each slot, (slots,), at (slots,) positions."""
-        return self._target.forward(RowBatch.one_per_slot(token_ids, positions), self._cache).logits
-
-
 def _generate_rows(
-    engine: _SlotEngine, writer: _Writer, slots: int
+    engine: SlotEngine, writer: _Writer, slots: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Endless stream of (prompt ids, response ids), in the order in which the answers finish."""
     states = [writer.start() for _ in range(slots)]
@@ -264,18 +244,6 @@ def _generate_rows(
                 engine.restart(index)
 
 
-def _load_target(path: str | Path, dtype: str, slots: int) -> PackedTarget:
-    from transformers import AutoModelForCausalLM
-
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
-    if dtype == "auto":
-        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        dtype = "bfloat16" if fast else "float32"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return PackedTarget(model, dtype=dtype, rows_hint=slots)
-
-
 def distill(
     target: str | Path,
     output: str | Path,
@@ -286,6 +254,7 @@ def distill(
     seed: int = 0,
     dtype: str = "auto",
     openings: Sequence[str] = DEFAULT_OPENINGS,
+    feature_layers: Sequence[int] | None = None,
     progress: Callable[[DistillProgress], None] | None = None,
 ) -> DistillProgress:
     """Let the target write training data for its own draft head.
@@ -298,23 +267,30 @@ def distill(
     A run appends to `output` and stops when the file holds `response_tokens` tokens of responses,
     so an interrupted run is resumed by the same call.
 
+    A base model, whose tokenizer has no chat template, writes plain texts: the prompt is a
+    beginning, the response what it goes on with.
+
     Args:
-        target: folder of the target model, with its tokenizer and chat template.
+        target: folder of the target model, with its tokenizer. A model that the packed path does
+            not run goes through transformers' modules, and a warning says so.
         output: JSONL file to append to.
         response_tokens: total of response tokens that the file shall hold.
         slots: sequences that are decoded side by side.
         max_new_tokens: longest response, in tokens.
         seed: seed of all draws; a resumed run draws from a stream of its own.
-        dtype: "float32", "bfloat16", or "auto": bfloat16 where the CPU has instructions for it.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 on the packed path where the CPU has
+            instructions for it.
         openings: texts with which half of the user turns begin; empty for none.
+        feature_layers: the layers that the head shall read; checked here, before hours are spent,
+            and otherwise of no effect on what is written.
         progress: called after every row.
 
     Returns:
         What the file holds now.
 
     Raises:
-        ValueError: an argument out of its range, a tokenizer without a chat template, or a file
-            that is not such JSONL.
+        ValueError: an argument out of its range, a chat template that does not keep the user's
+            text, or a file that is not such JSONL.
         AlreadyLockedError: another process appends to `output`.
     """
     for name, value in (
@@ -326,25 +302,37 @@ def distill(
             raise ValueError(f"{name} must be at least 1, got {value}")
     from transformers import AutoTokenizer
 
+    config = read_target_config(target)
+    if feature_layers is not None:
+        checked_feature_layers(feature_layers, config.num_hidden_layers)
     tokenizer = AutoTokenizer.from_pretrained(target)
-    pieces = ChatTemplatePieces(tokenizer)
+    pieces = prompt_pieces(tokenizer)
+    around = len(pieces.opening) + len(pieces.turn_change)
+    room = config.max_position_embeddings - around - max_new_tokens - 1
+    if room < _LEAST_ROOM:
+        most = max_new_tokens + room - _LEAST_ROOM
+        raise ValueError(
+            f"max_new_tokens must be at most {most}, so that a prompt fits the target's context of "
+            f"{config.max_position_embeddings}, got {max_new_tokens}"
+        )
     with exclusive_file(output):
         return _append_rows(
-            Path(output), pieces, tokenizer, lambda: _load_target(target, dtype, slots),
+            Path(output), pieces, tokenizer, lambda: load_slot_target(target, dtype, slots),
             response_tokens=response_tokens, slots=slots, max_new_tokens=max_new_tokens,
-            seed=seed, openings=openings, progress=progress,
+            room=min(room, _MOST_ROOM), seed=seed, openings=openings, progress=progress,
         )  # fmt: skip
 
 
 def _append_rows(
     output: Path,
-    pieces: ChatTemplatePieces,
+    pieces: PromptPieces,
     tokenizer,
-    load: Callable[[], PackedTarget],
+    load: Callable[[], TargetModel],
     *,
     response_tokens: int,
     slots: int,
     max_new_tokens: int,
+    room: int,
     seed: int,
     openings: Sequence[str],
     progress: Callable[[DistillProgress], None] | None,
@@ -354,11 +342,12 @@ def _append_rows(
     if written.response_tokens >= response_tokens:
         return written
     generator = torch.Generator().manual_seed(seed + 1_000_003 * written.rows)
-    stop_ids = {tokenizer.eos_token_id}
-    writer = _Writer(pieces, tokenizer, stop_ids, max_new_tokens, openings, generator)
-    longest_prompt = len(pieces.opening) + 192 + len(pieces.turn_change) + 64
+    target = load()
+    stop_ids = _stop_ids(target, tokenizer)
+    writer = _Writer(pieces, tokenizer, stop_ids, max_new_tokens, openings, room, generator)
+    longest = len(pieces.opening) + room + len(pieces.turn_change) + max_new_tokens + 1
     with torch.inference_mode():
-        engine = _SlotEngine(load(), pieces.opening[:-1], slots, longest_prompt + max_new_tokens)
+        engine = SlotEngine(target, pieces.opening[:-1], slots, longest)
         for prompt, response in _generate_rows(engine, writer, slots):
             append_row(output, prompt, response)
             written.rows += 1
@@ -369,3 +358,10 @@ def _append_rows(
             if written.response_tokens >= response_tokens:
                 return written
     raise AssertionError("the stream of rows does not end by itself")
+
+
+def _stop_ids(target: TargetModel, tokenizer) -> set[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the target's generation config."""
+    own = target.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    return {token for token in ids if token is not None}

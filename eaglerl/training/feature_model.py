@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.target import checked_feature_layers, default_feature_layers
+from eaglerl.eagle3.target_files import decoder_layers, load_target_model
 
 # Activations of so many tokens still fit the last cache level of a desktop or server CPU.
 BATCH_TOKENS = 2048
@@ -20,7 +21,8 @@ class SequenceFeatures(NamedTuple):
 
     Attributes:
         taps: (L, 3k) fp16 inputs of the three tapped layers, [low | mid | high].
-        final_hidden: (L, k) fp16 output of the final norm.
+        final_hidden: (L, k) fp16 output of the final norm. Either is bfloat16 where it holds what
+            fp16 cannot: the residual stream of some families does.
     """
 
     taps: torch.Tensor
@@ -49,14 +51,19 @@ class FeatureModel:
         Raises:
             ValueError: The layers do not fit the model.
         """
-        self.feature_layers = _resolve_layers(model, feature_layers)
-        self._decoder = model.base_model.eval()
+        layers = model.config.num_hidden_layers
+        self.feature_layers = (
+            default_feature_layers(layers)
+            if feature_layers is None
+            else checked_feature_layers(feature_layers, layers)
+        )
+        self._layers = decoder_layers(model)
+        self._decoder = model.get_decoder().eval()
         self._taps: dict[int, torch.Tensor] = {}
         if dtype != torch.float32:
             _replace_linears(self._decoder, dtype)
         for place, index in enumerate(self.feature_layers):
-            layer = self._decoder.layers[index]
-            layer.register_forward_pre_hook(self._make_hook(place), with_kwargs=True)
+            self._layers[index].register_forward_pre_hook(self._make_hook(place), with_kwargs=True)
 
     @classmethod
     def from_pretrained(
@@ -67,7 +74,7 @@ class FeatureModel:
         dtype: torch.dtype = torch.float32,
     ) -> "FeatureModel":
         """Loads the target in the folder ``path``; see the constructor."""
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = load_target_model(path, torch.float32)
         return cls(model, feature_layers, dtype=dtype)
 
     @torch.inference_mode()
@@ -85,7 +92,7 @@ class FeatureModel:
             for row, index in enumerate(batch):
                 length = len(sequences[index])
                 results[index] = SequenceFeatures(
-                    taps[row, :length].half(), final_hidden[row, :length].half()
+                    _stored(taps[row, :length]), _stored(final_hidden[row, :length])
                 )
         return [results[index] for index in range(len(sequences))]
 
@@ -94,6 +101,11 @@ class FeatureModel:
             self._taps[place] = args[0] if args else kwargs["hidden_states"]
 
         return hook
+
+
+def _stored(hidden: torch.Tensor) -> torch.Tensor:
+    half = hidden.half()
+    return half if bool(half.isfinite().all()) else hidden.bfloat16()
 
 
 class _CastLinear(nn.Module):
@@ -127,20 +139,3 @@ def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
         else:
             batches.append([index])
     return batches
-
-
-def _resolve_layers(
-    model: PreTrainedModel, feature_layers: tuple[int, int, int] | None
-) -> tuple[int, int, int]:
-    """Checks the tapped layers by the rules of the draft head's configuration."""
-    config = Eagle3Config(
-        hidden_size=2,
-        intermediate_size=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=2,
-        vocab_size=1,
-        draft_vocab_size=1,
-        feature_layers=feature_layers,
-    )
-    return config.resolve_feature_layers(model.config.num_hidden_layers)

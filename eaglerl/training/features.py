@@ -8,6 +8,8 @@ A shard is a safetensors file with the sequences of some rows one after another:
 - ``taps`` (N, 3k) fp16, inputs of the tapped layers [low | mid | high];
 - ``final_hidden`` (N, k) fp16, output of the target's final norm.
 
+The last two are bfloat16 in shards where they hold what fp16 cannot.
+
 A shard's name is a hash of its rows. Rows that are added to the data later come into further
 shards; nothing that is there is computed again.
 """
@@ -187,9 +189,12 @@ def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -
     """Returns what makes features of one origin incompatible with those of another."""
     config = json.loads((Path(target) / "config.json").read_text(encoding="utf-8"))
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    layers = config["num_hidden_layers"]
+    rule = (2, layers // 2, layers - 3)
     return {
         "target": {key: config.get(key) for key in keys},
-        "feature_layers": None if feature_layers is None else list(feature_layers),
+        # As it was before layers could be chosen: None stands for EAGLE's rule.
+        "feature_layers": None if feature_layers in (None, rule) else list(feature_layers),
     }
 
 
@@ -213,12 +218,18 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
         "token_ids": torch.tensor([i for row in rows for i in row.token_ids], dtype=torch.int32),
         "offsets": lengths.cumsum(0),
         "prompt_lengths": torch.tensor([len(row.prompt) for row in rows], dtype=torch.int32),
-        "taps": torch.cat([item.taps for item in features]),
-        "final_hidden": torch.cat([item.final_hidden for item in features]),
+        "taps": _joined([item.taps for item in features]),
+        "final_hidden": _joined([item.final_hidden for item in features]),
     }
     with atomic_path(folder / shard.file) as temporary:
         save_file(tensors, temporary)
     return shard
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the rows of all parts; in bfloat16 if one of them is."""
+    dtypes = {part.dtype for part in parts}
+    return torch.cat([part if len(dtypes) == 1 else part.bfloat16() for part in parts])
 
 
 def _write_index(folder: Path, source: dict[str, Any], shards: Sequence[Shard]) -> None:

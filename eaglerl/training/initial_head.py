@@ -1,19 +1,26 @@
 """The head that training starts from: an untrained one of a target, or an existing one."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.rope import read_rope_parameters
+from eaglerl.eagle3.rope import DEFAULT_ROPE_THETA, read_rope_parameters
+from eaglerl.eagle3.target import checked_feature_layers, default_feature_layers
+from eaglerl.eagle3.target_files import load_target_model, read_target_config
 from eaglerl.training.data import Row, choose_draft_vocabulary
 from eaglerl.training.train_options import TrainOptions
 from eaglerl.training.unroll import check_trainable
 
 INITIAL_NORM_WEIGHT = 0.25
+_DEFAULT_EPS = 1e-6
+# Relative; a product in fp32 differs by less, a cap or a bias by more.
+_LINEAR_ERROR = 1e-3
 
 
 def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftHead | None:
@@ -38,16 +45,14 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
     head.config = head.config.without_default_layers(model.num_hidden_layers)
     config = head.config
     check_trainable(config)
-    untold = config.replace(feature_layers=None)
+    layers = config.resolve_feature_layers(model.num_hidden_layers)
     wanted = {
         "feature_hidden_size": model.hidden_size,
         "vocab_size": model.vocab_size,
-        # Those that features are extracted from.
-        "feature_layers": untold.resolve_feature_layers(model.num_hidden_layers),
+        "feature_layers": options.feature_layers or layers,
         "draft_vocab_size": options.draft_vocab_size,
         "intermediate_size": options.intermediate_size or config.intermediate_size,
     }
-    layers = config.resolve_feature_layers(model.num_hidden_layers)
     got = {**{name: getattr(config, name) for name in wanted}, "feature_layers": layers}
     for name, value in wanted.items():
         if got[name] != value:
@@ -56,6 +61,40 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
                 f"initial_head must have {name} {value}, {origin}, but {path} has {got[name]}"
             )
     return head
+
+
+def choose_feature_layers(
+    target: str | Path, options: TrainOptions, initial: Eagle3DraftHead | None
+) -> tuple[int, int, int]:
+    """Returns the layers whose inputs a head reads.
+
+    Args:
+        target: Folder of the target model.
+        options: Their ``feature_layers`` come first.
+        initial: What `read_initial_head` returned; its layers come next, EAGLE's rule last.
+
+    Raises:
+        ValueError: The layers do not fit the target, or it is so shallow that EAGLE's rule gives
+            no three.
+    """
+    layers = read_target_config(target).num_hidden_layers
+    if options.feature_layers is not None:
+        return checked_feature_layers(options.feature_layers, layers)
+    if initial is not None:
+        return initial.config.resolve_feature_layers(layers)
+    try:
+        return default_feature_layers(layers)
+    except ValueError as error:
+        raise ValueError(
+            f"EAGLE's rule (2, N / 2, N - 3) gives no three layers of a target with {layers}: name "
+            f"them with feature_layers (--feature-layers), such as {_some_layers(layers)}"
+        ) from error
+
+
+def _some_layers(layers: int) -> str:
+    if layers < 3:
+        return "those of a target with three layers or more"
+    return f"{0},{layers // 2},{layers - 1}"
 
 
 def make_head(
@@ -78,17 +117,18 @@ def make_head(
             with its own vocabulary.
 
     Returns:
-        The head in fp32, and the target's output layer (V, k).
+        The head in fp32, and the target's output layer (V, k), scaled as the target scales its
+        logits.
     """
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    model = load_target_model(target, torch.float32)
     embeddings = model.get_input_embeddings().weight.detach()
-    lm_head = model.get_output_embeddings().weight.detach()
+    lm_head = model.get_output_embeddings().weight.detach() * logit_scale(model)
     if initial is not None:
         if initial.embed_tokens is None:
             initial.set_embed_tokens(embeddings)
         return initial, lm_head
     stop_ids = model.generation_config.eos_token_id
-    config = _head_config(model, options)
+    config = _head_config(model, options, choose_feature_layers(target, options, None))
     torch.manual_seed(options.seed)
     head = Eagle3DraftHead(config, embed_tokens=embeddings)
     if config.prunes_vocabulary:
@@ -104,25 +144,71 @@ def make_head(
     return head, lm_head
 
 
-def _head_config(model: PreTrainedModel, options: TrainOptions) -> Eagle3Config:
+@torch.inference_mode()
+def logit_scale(model: PreTrainedModel) -> float:
+    """Returns what a model multiplies its output layer's product by, 1 for most.
+
+    It is measured on a few tokens, since every family has a name of its own for it. Where logits
+    are reshaped in another way, such as by a cap, a warning says that the head is trained on those
+    before; the order of the tokens is the same.
+    """
+    ids = torch.arange(16)[None] * 7919 % model.config.vocab_size
+    output = model(ids, output_hidden_states=True)
+    plain = output.hidden_states[-1].float() @ model.get_output_embeddings().weight.float().T
+    logits = output.logits.float()
+    scale = float((logits * plain).sum() / (plain * plain).sum().clamp_min(1e-30))
+    error = float((logits - scale * plain).norm() / logits.norm().clamp_min(1e-30))
+    if error > _LINEAR_ERROR:
+        warnings.warn(
+            "the target changes its logits behind the output layer by more than a factor; the head "
+            "is trained on what they are before",
+            stacklevel=2,
+        )
+        return 1.0
+    return 1.0 if abs(scale - 1) < _LINEAR_ERROR else scale
+
+
+def _head_rope(target: PreTrainedConfig) -> dict[str, Any]:
+    """RoPE of a new head: the target's, that of its full attention where it has several.
+
+    Where that is of a type that heads do not have, or there is none, the plain one with the same
+    base: a new head learns whatever it is.
+    """
+    parameters = getattr(target, "rope_parameters", None) or {}
+    if "rope_type" not in parameters and "rope_theta" not in parameters:
+        kinds = [kind for kind in parameters.values() if isinstance(kind, dict)]
+        parameters = parameters.get("full_attention") or (kinds[0] if kinds else {})
+    try:
+        return read_rope_parameters({"rope_parameters": parameters})
+    except ValueError:
+        theta = parameters.get("rope_theta") or DEFAULT_ROPE_THETA
+        return {"rope_type": "default", "rope_theta": float(theta)}
+
+
+def _head_config(
+    model: PreTrainedModel, options: TrainOptions, feature_layers: tuple[int, int, int]
+) -> Eagle3Config:
     target = model.config
+    # Some families have a width for each layer, or none.
+    width = getattr(target, "intermediate_size", None)
+    width = width if isinstance(width, int) else 4 * target.hidden_size
     heads = target.num_attention_heads
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     config = Eagle3Config(
         hidden_size=target.hidden_size,
-        intermediate_size=options.intermediate_size or target.intermediate_size,
+        intermediate_size=options.intermediate_size or width,
         num_attention_heads=heads,
         num_key_value_heads=getattr(target, "num_key_value_heads", None) or heads,
         head_dim=getattr(target, "head_dim", None) or target.hidden_size // heads,
         vocab_size=len(model.get_output_embeddings().weight),
         draft_vocab_size=options.draft_vocab_size,
         max_position_embeddings=target.max_position_embeddings,
-        rms_norm_eps=target.rms_norm_eps,
-        rope_parameters=read_rope_parameters(target.to_dict()),
+        rms_norm_eps=float(getattr(target, "rms_norm_eps", None) or _DEFAULT_EPS),
+        rope_parameters=_head_rope(target),
         fc_norm=True,
+        feature_layers=feature_layers,
         token_ids={
             key: getattr(target, key) for key in tokens if getattr(target, key, None) is not None
         },
     )
-    config.resolve_feature_layers(target.num_hidden_layers)
-    return config
+    return config.without_default_layers(target.num_hidden_layers)

@@ -8,9 +8,10 @@ import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.files import exclusive_folder
+from eaglerl.training.batches import draft_row_count
 from eaglerl.training.data import Row, read_rows, split_rows
 from eaglerl.training.features import FeatureDataset, extract_features
-from eaglerl.training.initial_head import make_head, read_initial_head
+from eaglerl.training.initial_head import choose_feature_layers, make_head, read_initial_head
 from eaglerl.training.precision import resolve_dtype
 from eaglerl.training.run_folder import RunFolder
 from eaglerl.training.train_options import RESUMABLE_CHANGES, TrainOptions
@@ -71,12 +72,13 @@ def train_draft(
     report = progress or (lambda stage, fraction: None)
     dtype = resolve_dtype(options.dtype)
     rows = read_rows(data)
-    if not all(split_rows(rows)):
-        sizes = [len(split) for split in split_rows(rows)]
-        raise ValueError(f"data must hold rows to train on and held-out ones, got {sizes}")
     initial = read_initial_head(target, options)
+    layers = choose_feature_layers(target, options, initial)
+    _check_amount(rows)
     with exclusive_folder(output):
-        return _train(target, rows, features, RunFolder(output), options, initial, dtype, report)
+        return _train(
+            target, rows, features, RunFolder(output), options, layers, initial, dtype, report
+        )
 
 
 def _train(
@@ -85,6 +87,7 @@ def _train(
     features: str | Path,
     folder: RunFolder,
     options: TrainOptions,
+    layers: tuple[int, int, int],
     initial: Eagle3DraftHead | None,
     dtype: torch.dtype,
     report: Progress,
@@ -93,7 +96,9 @@ def _train(
     recorded = folder.settle({**settings, "rows": [row.digest for row in rows]})
     rows = _recorded_rows(rows, recorded["rows"])
     splits = split_rows(rows)
-    shards = extract_features(target, rows, features, dtype=dtype, progress=report)
+    shards = extract_features(
+        target, rows, features, feature_layers=layers, dtype=dtype, progress=report
+    )
     report("loading the target", 0.0)
     head, lm_head = make_head(target, splits[0], options, initial)
     train, held_out = (FeatureDataset(features, shards, split) for split in splits)
@@ -104,6 +109,25 @@ def _train(
     finally:
         folder.close()
     return TrainResult(folder.head_path, loop.step, metrics)
+
+
+def _check_amount(rows: Sequence[Row]) -> None:
+    """Makes sure that there is something to train on, and something to measure it by.
+
+    Raises:
+        ValueError: There is not; the message says what to do.
+    """
+    counts = [
+        sum(draft_row_count(len(row.prompt), len(row.token_ids)) > 0 for row in split)
+        for split in split_rows(rows)
+    ]
+    if all(counts):
+        return
+    raise ValueError(
+        f"data must hold rows to train on and held-out ones, got {counts} of two tokens or more "
+        f"among {len(rows)}: a tenth of the prompts is held out, by their hash. Let `eaglerl "
+        "distill` go on with the file, with a larger --response-tokens"
+    )
 
 
 def _recorded_rows(rows: Sequence[Row], digests: Sequence[str]) -> list[Row]:

@@ -66,6 +66,8 @@ class TrainOptions:
         initial_head: Folder of a head to train further, or None for a new one. Its weights, its
             draft vocabulary and its configuration are taken over; ``draft_vocab_size`` must be its
             own.
+        feature_layers: Layers whose inputs the head reads; None for those of ``initial_head``, or
+            EAGLE's rule.
         validate_every: Steps between two validations.
         validation_rows: Held-out sequences of a validation during training; the last uses all.
         checkpoint_minutes: Time between two checkpoints.
@@ -89,6 +91,7 @@ class TrainOptions:
     validation_rows: int = 96
     checkpoint_minutes: float = 5.0
     initial_head: str | None = None
+    feature_layers: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         resolve_dtype(self.dtype)

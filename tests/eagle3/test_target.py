@@ -1,5 +1,6 @@
 """Both targets against transformers: logits, tapped features, caches and trees."""
 
+import dataclasses
 import json
 import random
 import warnings
@@ -187,22 +188,45 @@ def test_slots_are_apart(backend: str) -> None:
         assert_near(output.logits, alone.logits, TINY_TOLERANCE)
 
 
-def test_one_pass_over_several_slots() -> None:
+@pytest.mark.parametrize("backend", ["packed", "transformers"])
+def test_one_pass_over_several_slots(backend: str) -> None:
     model = tiny_model()
-    target = TargetModel.from_model(model, backend="packed")
+    target = TargetModel.from_model(model, backend=backend)
     prompts = [make_prompt(length, seed=length) for length in (9, 4, 17)]
     cache = target.new_cache(20, slots=3)
     for slot, prompt in enumerate(prompts):
         target.forward(RowBatch.causal(prompt, 0, slot), cache, "none")
         cache.commit(range(len(prompt)), slot)
     rows = RowBatch.one_per_slot(torch.tensor([5, 6, 7]), torch.tensor(cache.lengths).int())
-    logits = target.forward(rows, cache).logits
+    output = target.forward(rows, cache)
     for row, prompt in enumerate(prompts):
-        expected = reference(model, [*prompt, 5 + row], (2, 3, 4))[0][-1]
-        assert_near(logits[row], expected, TINY_TOLERANCE)
-    slow = TargetModel.from_model(model, backend="transformers")
-    with pytest.raises(ValueError, match=r"slots: .* one slot per pass"):
-        slow.forward(rows, cache)
+        logits, features = reference(model, [*prompt, 5 + row], (2, 3, 4))
+        assert_near(output.logits[row], logits[-1], TINY_TOLERANCE)
+        assert_near(output.features[row], features[-1], TINY_TOLERANCE)
+    # Any of the slots, in any order.
+    some = RowBatch(
+        torch.tensor([7, 5]), *(torch.tensor([17, 9]).int(),) * 2,
+        torch.tensor([18, 10]).int(), slots=torch.tensor([2, 0]).int(),
+    )  # fmt: skip
+    assert_near(target.forward(some, cache).logits, output.logits[[2, 0]], TINY_TOLERANCE)
+
+
+def test_modules_take_one_row_of_each_slot() -> None:
+    target = TargetModel.from_model(tiny_model(), backend="transformers")
+    rows = RowBatch.one_per_slot(torch.tensor([5, 6]), torch.zeros(2).int())
+    twice = dataclasses.replace(rows, slots=torch.zeros(2).int())
+    with pytest.raises(ValueError, match=r"slots must be distinct: .* one slot per pass"):
+        target.forward(twice, target.new_cache(4, slots=2))
+
+
+@pytest.mark.parametrize("backend", ["packed", "transformers"])
+def test_no_layers_are_tapped(backend: str) -> None:
+    model = tiny_model(num_hidden_layers=2)
+    target = TargetModel.from_model(model, backend=backend, feature_layers=())
+    output = target.forward(RowBatch.causal([3, 4, 5], 0), target.new_cache(3))
+    assert output.features.shape == (3, 0)
+    with torch.inference_mode():
+        assert_near(output.logits, model(torch.tensor([[3, 4, 5]])).logits[0], TINY_TOLERANCE)
 
 
 def test_real_model(smollm2_path: Path) -> None:

@@ -116,3 +116,17 @@ def test_other_kinds_of_attention_are_refused() -> None:
     model.config.layer_types = ["full_attention"] * 6 + ["linear_attention"]
     with pytest.raises(ValueError, match="layers of type 'linear_attention'"):
         TransformersTarget(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_row_of_each_of_several_slots(name: str) -> None:
+    model, target = make_target(name)
+    prompts = [PROMPT[:length] for length in (25, 4, 12)]
+    cache = target.new_cache(40, slots=3)
+    for slot, prompt in enumerate(prompts):
+        target.forward(RowBatch.causal(prompt, 0, slot), cache, "none")
+    rows = RowBatch.one_per_slot(torch.tensor([5, 6, 7]), torch.tensor([25, 4, 12]).int())
+    output = target.forward(rows, cache)
+    for row, prompt in enumerate(prompts):
+        expected = reference(model, [*prompt, 5 + row])[-1]
+        torch.testing.assert_close(output.logits[row], expected, rtol=TOLERANCE, atol=TOLERANCE)

@@ -109,7 +109,11 @@ def test_a_run_goes_on_from_another_runs_head(tiny_target, tiny_data, tmp_path):
         ({}, {"draft_vocab_size": 21}, "draft_vocab_size 21, as the options say, .* has 20"),
         ({}, {"intermediate_size": 32}, "intermediate_size 32, as the options say, .* has 24"),
         ({"vocab_size": VOCAB + 1}, {}, f"vocab_size {VOCAB}, to fit the target, .* has 49"),
-        ({"feature_layers": (1, 3, 5)}, {}, r"feature_layers \(2, 3, 4\), .* has \(1, 3, 5\)"),
+        (
+            {"feature_layers": (1, 3, 5)},
+            {"feature_layers": (2, 3, 4)},
+            r"feature_layers \(2, 3, 4\), as the options say, .* has \(1, 3, 5\)",
+        ),
         ({"target_hidden_size": 12}, {}, "feature_hidden_size 16, to fit the target, .* has 12"),
         ({"norm_before_residual": True}, {}, "other kinds are not trained"),
     ],

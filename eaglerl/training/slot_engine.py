@@ -1,0 +1,76 @@
+"""A target decoding one token for every sequence of a batch at each step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.packed_target import PackedTarget, why_not_packed
+from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target_files import load_target_model
+from eaglerl.eagle3.transformers_target import TransformersTarget
+
+
+class SlotEngine:
+    """The target decoding one token for every slot at each step."""
+
+    def __init__(
+        self, target: TargetModel, prefix: Sequence[int], slots: int, capacity: int
+    ) -> None:
+        """Set up.
+
+        Args:
+            target: the target.
+            prefix: what every sequence begins with; it may be empty.
+            slots: sequences side by side.
+            capacity: tokens of the longest one.
+        """
+        self._target = target
+        self._cache: KVCache = target.new_cache(capacity, slots)
+        if prefix:
+            target.forward(RowBatch.causal(prefix, 0), self._cache, "none")
+        # Every sequence begins with the same text, so its rows are computed once.
+        self._prefix = self._cache.data[0, :, :, :, : len(prefix)].clone()
+
+    def restart(self, slot: int) -> None:
+        """Begin a new sequence: the prefix is in the cache."""
+        self._cache.data[slot, :, :, :, : self._prefix.shape[3]] = self._prefix
+
+    def step(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(slots, V) logits after one token of each slot, (slots,), at (slots,) positions."""
+        return self._target.forward(RowBatch.one_per_slot(token_ids, positions), self._cache).logits
+
+
+def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
+    """Load a target that decodes many sequences side by side and whose layers are not tapped.
+
+    Args:
+        path: its folder.
+        dtype: of its products: "float32", "bfloat16", or "auto", which is bfloat16 where the CPU
+            has instructions for it and the target runs on packed weights.
+        slots: sequences side by side.
+
+    Raises:
+        ValueError: an unknown dtype, or a model that is refused; see `load_target_model`.
+    """
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
+    model = load_target_model(path, torch.float32)
+    reason = why_not_packed(model)
+    if reason is not None:
+        warnings.warn(
+            f"the target runs through transformers' modules, which is slower: {reason}",
+            stacklevel=3,
+        )
+        if dtype == "bfloat16":
+            model = model.to(torch.bfloat16)
+        return TransformersTarget(model, ())
+    if dtype == "auto":
+        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        dtype = "bfloat16" if fast else "float32"
+    return PackedTarget(model, (), dtype=dtype, rows_hint=slots)
