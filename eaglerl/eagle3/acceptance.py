@@ -13,7 +13,7 @@ from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target import TargetOutput
-from eaglerl.eagle3.verify import Verifier
+from eaglerl.eagle3.verify import RowVerifier, Verifier
 from eaglerl.ops import DraftTree
 
 
@@ -55,7 +55,10 @@ class Acceptance(Protocol):
 
 
 class HostAcceptance:
-    """For a target on the CPU: walks the tree in native code."""
+    """The host walks down the tree: for a target on the CPU, and for verifiers that read the text.
+
+    Of a tree on a device it asks for the rows, and the device waits for what it says.
+    """
 
     def __init__(self, verifier: Verifier, policy_time: TotalTime) -> None:
         self._verifier = verifier
@@ -64,29 +67,35 @@ class HostAcceptance:
     def __call__(
         self,
         output: TargetOutput,
-        tree: DraftTree,
+        tree: DraftTree | DeviceTree,
         cache: KVCache,
         slot: int,
         policy: BoundPolicy | None,
     ) -> Accepted:
         """See `Acceptance`."""
-        rows, bonus = self._verifier.accept(output.logits, tree)
+        on_device = isinstance(tree, DeviceTree)
+        rows, bonus = self._verifier.accept(output.logits, tree.on_host() if on_device else tree)
+        device = output.features.device
+        index, last = torch.tensor(rows).to(device), torch.tensor([len(rows) - 1]).to(device)
         last_features, decision = output.features[rows[-1]].clone(), None
         if policy is None:
-            features = output.features[rows]
+            features = output.features[index]
         else:
-            index, last = torch.tensor(rows), torch.tensor([len(rows) - 1])
             with self._policy_time:
                 features, params = policy.encode(output.features, index, last)
             # Without the policy the draft would reduce them.
             self._policy_time.seconds -= policy.reduce_seconds
-            decision = TreeParams(*params[0].tolist())
-        cache.commit(rows, slot)
-        emitted = (*tree.token_ids[rows[1:]].tolist(), bonus)
+            decision = TreeParams(*params[0].cpu().tolist())
+        if on_device:
+            cache.move_scratch(index, slot)
+            cache.advance(len(rows), slot)
+        else:
+            cache.commit(rows, slot)
+        emitted = (*tree.token_ids[index[1:]].cpu().tolist(), bonus)
         return Accepted(
-            rows=torch.tensor(rows),
+            rows=index,
             emitted=emitted,
-            token_ids=torch.tensor(emitted),
+            token_ids=torch.tensor(emitted).to(device),
             features=features,
             reduced=policy is not None,
             last_features=last_features,
@@ -97,7 +106,7 @@ class HostAcceptance:
 class DeviceAcceptance:
     """For any device: one copy to the host a cycle, which also brings the policy's choice."""
 
-    def __init__(self, verifier: Verifier, policy_time: TotalTime) -> None:
+    def __init__(self, verifier: RowVerifier, policy_time: TotalTime) -> None:
         self._verifier = verifier
         self._policy_time = policy_time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
@@ -14,6 +14,8 @@ from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
+from eaglerl.eagle3.generation_options import GenerationOptions
+from eaglerl.eagle3.generation_settings import GenerationSettings
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
@@ -29,7 +31,7 @@ from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.tree import check_top_k
-from eaglerl.eagle3.verify import Verifier, make_verifier
+from eaglerl.eagle3.verify import Verifier
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512
@@ -138,68 +140,58 @@ class SpeculativeDecoder:
         policy: TreeParams | DraftPlan | TreePolicy | None = None,
         *,
         attention_mask: torch.Tensor | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
         seed: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        stop_strings: str | Sequence[str] | None = None,
         tokenizer=None,
         streamer=None,
+        **options: Unpack[GenerationOptions],
     ) -> GenerateOutput:
         """Continue one prompt, or several one after another.
+
+        The text is that of transformers' `generate` for the same arguments; what they do not say
+        comes from the target's generation config, but for what `GenerationOptions` names.
 
         Args:
             input_ids: (n,) or (1, n) token ids of one prompt; (B, n), or a list of prompts, for
                 several.
             policy: a constant tree, or a policy that chooses one at every cycle.
             attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it.
-            max_new_tokens: longest continuation. It also ends at the target's context length.
-            temperature: 0 decodes greedily; above, tokens are sampled as transformers samples them.
-            top_p: nucleus mass in (0, 1]; 1 is off.
-            top_k: number of most likely tokens to sample from; 0 is off. (The width of the draft
-                tree is `TreeParams.top_k`.)
             seed: seed of the draws; torch's global generator without one.
-            eos_token_id: token or tokens that end a sequence; those of the target's generation
-                config by default.
-            stop_strings: texts that end a sequence.
             tokenizer: for `stop_strings`; the decoder's own by default.
             streamer: a transformers streamer; one prompt only.
+            options: see `GenerationOptions`: lengths, sampling, what ends a sequence, processors of
+                the logits. (The width of the draft tree is `TreeParams.top_k`.)
 
         Returns:
             Sequences, finish reasons and statistics.
 
         Raises:
-            ValueError: an argument out of its range, token ids that the target does not know, an
-                empty prompt, or one longer than the target's context. Nothing was decoded then.
-            TypeError: a policy that is none.
+            ValueError: an argument out of its range or not supported, token ids that the target
+                does not know, an empty prompt, or one longer than the target's context. Nothing was
+                decoded then.
+            TypeError: a policy that is none, or an argument that there is none of.
         """
         prompts = read_prompts(input_ids, attention_mask)
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
-        chosen = self._check(prompts, policy, max_new_tokens)
-        verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
-        eos_token_ids = self._eos_token_ids(eos_token_id)
-        rules = [
-            StoppingRules(
-                eos_token_ids=eos_token_ids,
-                max_new_tokens=max_new_tokens,
-                room=self.target.max_positions - len(prompt),
-                stop_strings=stop_strings,
+        chosen = self._check(prompts, policy)
+        settings = self.read_options(**options)
+        generator = self._generator(seed)
+        begun = [
+            one.start(
+                prompt,
+                self.target.max_positions - len(prompt),
+                generator=generator,
                 tokenizer=tokenizer or self.tokenizer,
             )
-            for prompt in prompts
+            for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
         results = [
-            self._generate_one(prompt, rule, chosen, verifier, streamer)
-            for prompt, rule in zip(prompts, rules, strict=True)
+            self._generate_one(prompt, rules, chosen, verifier, streamer)
+            for prompt, (verifier, rules) in zip(prompts, begun, strict=True)
         ]
         return GenerateOutput(
-            sequences=_pad(
-                [sequence for sequence, _ in results], self._pad_token_id(eos_token_ids)
-            ),
-            finish_reasons=tuple(rule.finish_reason for rule in rules),
+            sequences=_pad([sequence for sequence, _ in results], settings.pad_token_id),
+            finish_reasons=tuple(rules.finish_reason for _, rules in begun),
             per_sequence=tuple(statistics for _, statistics in results),
         )
 
@@ -208,26 +200,20 @@ class SpeculativeDecoder:
         input_ids: Sequence[int],
         policy: TreeParams | DraftPlan | TreePolicy | None = None,
         *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
         seed: int | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
+        tokenizer=None,
         top_logprobs: int | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Begin to continue one prompt, to be carried on cycle by cycle.
 
         Args:
             input_ids: token ids of the prompt.
             policy: see `generate`, like all others.
-            max_new_tokens: longest continuation.
-            temperature: 0 decodes greedily.
-            top_p: nucleus mass.
-            top_k: most likely tokens to sample from.
             seed: seed of the draws.
-            eos_token_id: token or tokens that end the sequence.
+            tokenizer: for `stop_strings`.
             top_logprobs: see `Generation`.
+            options: see `GenerationOptions`.
 
         Returns:
             The sequence; its first `advance` reads the prompt. It has caches of its own, until it
@@ -238,14 +224,26 @@ class SpeculativeDecoder:
             TypeError: a policy that is none.
         """
         prompts = [list(input_ids)]
-        chosen = self._check(prompts, policy, max_new_tokens)
-        verifier = make_verifier(temperature, top_p, top_k, seed, self.target.embed_tokens.device)
-        rules = StoppingRules(
-            eos_token_ids=self._eos_token_ids(eos_token_id),
-            max_new_tokens=max_new_tokens,
-            room=self.target.max_positions - len(prompts[0]),
+        chosen = self._check(prompts, policy)
+        verifier, rules = self.read_options(**options).start(
+            prompts[0],
+            self.target.max_positions - len(prompts[0]),
+            generator=self._generator(seed),
+            tokenizer=tokenizer or self.tokenizer,
         )
         return Generation(self, prompts[0], rules, chosen, verifier, top_logprobs=top_logprobs)
+
+    def read_options(self, **options: Unpack[GenerationOptions]) -> GenerationSettings:
+        """The options of a call merged with the target's generation config.
+
+        Raises:
+            ValueError: an option out of its range, or not supported; the message names it.
+            TypeError: an option that there is none of.
+        """
+        target = self.target
+        return GenerationSettings.read(
+            target.config, target.generation_config, target.embed_tokens.device, **options
+        )
 
     def eagenerate(
         self,
@@ -276,7 +274,7 @@ class SpeculativeDecoder:
         Raises:
             ValueError: see `generate`; or `is_llama3` with a tokenizer that has no ``<|eot_id|>``.
         """
-        eos_token_ids = self._eos_token_ids(None)
+        eos_token_ids = list(self.read_options().eos_token_ids)
         if is_llama3:
             eot = self.tokenizer.convert_tokens_to_ids("<|eot_id|>") if self.tokenizer else None
             if eot is None or eot == getattr(self.tokenizer, "unk_token_id", None):
@@ -355,27 +353,18 @@ class SpeculativeDecoder:
         self,
         prompts: list[list[int]],
         policy: TreeParams | DraftPlan | TreePolicy | None,
-        max_new_tokens: int,
     ) -> TreePolicy:
         """Check the arguments of a generation; the policy, or the default one."""
         check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         chosen = self.default_policy if policy is None else as_policy(policy)
         if isinstance(chosen, ConstantPolicy):
             check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
         return chosen
 
-    def _eos_token_ids(self, eos_token_id: int | Sequence[int] | None) -> list[int]:
-        if eos_token_id is None:
-            eos_token_id = self.target.generation_config.eos_token_id
-        if eos_token_id is None:
-            return []
-        return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-
-    def _pad_token_id(self, eos_token_ids: list[int]) -> int:
-        pad = self.target.generation_config.pad_token_id
-        return pad if pad is not None else eos_token_ids[0] if eos_token_ids else 0
+    def _generator(self, seed: int | None) -> torch.Generator | None:
+        if seed is None:
+            return None
+        return torch.Generator(self.target.embed_tokens.device).manual_seed(seed)
 
 
 def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches | None) -> None:

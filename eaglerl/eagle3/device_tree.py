@@ -7,11 +7,24 @@ on the device until the cycle's one copy to the host.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.eagle3.tree import DraftRunner
+
+
+class TreeRows(NamedTuple):
+    """What a walk down a tree needs of it.
+
+    Attributes:
+        token_ids: (T,) int64 target ids.
+        parents: (T,) int64 row of the parent; -1 where there is none.
+    """
+
+    token_ids: torch.Tensor
+    parents: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,16 @@ class DeviceTree:
     def mask(self) -> torch.Tensor:
         """What `RowBatch.tree` takes as the mask."""
         return self.ancestors
+
+    def on_host(self) -> TreeRows:
+        """Tokens and parents, with one copy to the host.
+
+        The parent of the root, and of rows that no path may lead through, is -1.
+        """
+        parents = torch.where(self.enabled, self.parents, -1)
+        token_ids, parents = torch.stack((self.token_ids, parents)).cpu()
+        parents[0] = -1
+        return TreeRows(token_ids, parents)
 
 
 @dataclass(slots=True)

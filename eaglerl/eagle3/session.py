@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.stopwatch import Stopwatch, TotalTime
 from eaglerl.eagle3.target import TargetModel, TargetOutput
 from eaglerl.eagle3.tree import DraftMoment, DraftRunner, TreeDrafter, check_top_k
-from eaglerl.eagle3.verify import Verifier
+from eaglerl.eagle3.verify import RowVerifier, Verifier
 from eaglerl.ops import DraftTree
 
 #: Log-probabilities of a draft pass that a policy may look at.
@@ -112,7 +113,7 @@ class DecodingSession(CacheOwner):
         self._accept: Acceptance
         if self._device.type != "cpu" if on_device is None else on_device:
             self._drafter = DeviceTreeDrafter(draft, self._device)
-            self._accept = DeviceAcceptance(verifier, self.policy_time)
+            self._accept = self._accept_on_device(verifier)
             self._merge = merge_chain_on_device
         else:
             self._drafter = TreeDrafter(draft)
@@ -164,6 +165,7 @@ class DecodingSession(CacheOwner):
         self.check_open()
         self.cache.check_room(len(prompt_ids), self.slot)
         self._prompt, self._prompt_features = [*prompt_ids], []
+        self.verifier.begin(prompt_ids)
 
     def read_chunk(self, most_rows: int | None = None) -> int | None:
         """Read the next chunk of the prompt.
@@ -325,6 +327,16 @@ class DecodingSession(CacheOwner):
             self._text = ContextLookup()
         self._text.extend(self.token_ids[len(self._text) :])
         return self._text
+
+    def _accept_on_device(self, verifier: Verifier) -> Acceptance:
+        if isinstance(verifier, RowVerifier):
+            return DeviceAcceptance(verifier, self.policy_time)
+        warnings.warn(
+            "logits processors that read the text run on the host: the device waits for it after "
+            "every verification",
+            stacklevel=4,
+        )
+        return HostAcceptance(verifier, self.policy_time)
 
     def _keep(self, accepted: Accepted) -> None:
         self.token_ids.extend(accepted.emitted)

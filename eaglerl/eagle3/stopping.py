@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from transformers import StopStringCriteria
+from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
-FinishReason = Literal["stop", "stop_string", "length", "context"]
+FinishReason = Literal["stop", "stop_string", "criteria", "length", "context"]
+
+
+def read_token_ids(value: Any, name: str) -> list[int]:
+    """The token ids in any form in which a user or a file may name them.
+
+    Args:
+        value: None, an integer of Python, numpy or torch, or an iterable of them, such as a tensor.
+        name: what the message calls it.
+
+    Returns:
+        The ids in their order; none for None.
+
+    Raises:
+        ValueError: anything else, or a negative id.
+    """
+    if value is None:
+        return []
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        value = [value]
+    ids = [
+        item.item() if isinstance(item, torch.Tensor | np.generic) and item.ndim == 0 else item
+        for item in value
+    ]
+    for item in ids:
+        if not isinstance(item, int) or isinstance(item, bool) or item < 0:
+            raise ValueError(f"{name} must be token ids, integers of 0 or more, got {item!r}")
+    return ids
 
 
 class StoppingRules:
@@ -22,25 +52,31 @@ class StoppingRules:
     def __init__(
         self,
         *,
-        eos_token_ids: Iterable[int],
+        eos_token_ids: Any,
         max_new_tokens: int,
         room: int,
         stop_strings: str | Sequence[str] | None = None,
         tokenizer=None,
+        criteria: Sequence[StoppingCriteria] = (),
+        padding: Sequence[int] = (),
     ) -> None:
         """Set up the rules of one sequence.
 
         Args:
-            eos_token_ids: tokens that end the sequence; the token itself is part of the output.
+            eos_token_ids: tokens that end the sequence, see `read_token_ids`; the token itself is
+                part of the output.
             max_new_tokens: new tokens asked for.
             room: new tokens that fit into the target's context.
             stop_strings: texts that end the sequence when the output's end contains one.
             tokenizer: needed for `stop_strings`.
+            criteria: transformers' stopping criteria. Each is called once for every new token in
+                turn, with the sequence up to it, (1, L) ids on the CPU.
+            padding: tokens that criteria are shown before the prompt.
 
         Raises:
-            ValueError: `stop_strings` without a tokenizer.
+            ValueError: `stop_strings` without a tokenizer, or ids that are none.
         """
-        self._eos = frozenset(eos_token_ids)
+        self._eos = frozenset(read_token_ids(eos_token_ids, "eos_token_id"))
         self.limit = min(max_new_tokens, room)
         self._limit_reason: FinishReason = "length" if max_new_tokens <= room else "context"
         self._stop_strings = None
@@ -48,7 +84,33 @@ class StoppingRules:
             if tokenizer is None:
                 raise ValueError("stop_strings need the target's tokenizer: pass tokenizer=...")
             self._stop_strings = StopStringCriteria(tokenizer, stop_strings)
+        self._criteria = StoppingCriteriaList(criteria)
+        self._padding = list(padding)
+        self._judged = 0
         self.finish_reason: FinishReason | None = None
+
+    def ends(self, sequence: Sequence[int], prompt_length: int) -> bool:
+        """Judge the last token of a sequence; every new token is judged once, in turn.
+
+        Args:
+            sequence: prompt and output, at least one token of it.
+            prompt_length: tokens of the prompt in `sequence`.
+
+        Returns:
+            Whether the sequence ends with it; `finish_reason` says why.
+        """
+        self._judged = len(sequence) - prompt_length
+        # First, for criteria may count their calls.
+        stopped = bool(self._criteria) and self._criteria_say_so(sequence)
+        if sequence[-1] in self._eos:
+            self.finish_reason = "stop"
+        elif self._stop_strings is not None and self._ends_with_stop_string(sequence):
+            self.finish_reason = "stop_string"
+        elif stopped:
+            self.finish_reason = "criteria"
+        elif self._judged >= self.limit:
+            self.finish_reason = self._limit_reason
+        return self.finish_reason is not None
 
     def accept(self, sequence: list[int], prompt_length: int, new_ids: Sequence[int]) -> int:
         """How many of the new tokens belong to the output.
@@ -56,26 +118,28 @@ class StoppingRules:
         Args:
             sequence: prompt and output so far, without `new_ids`.
             prompt_length: tokens of the prompt in `sequence`.
-            new_ids: tokens that a cycle emitted.
+            new_ids: tokens that a cycle emitted; those that `ends` was told of before are not
+                judged again.
 
         Returns:
             The number of tokens to keep; `finish_reason` is set if the sequence ends with them.
         """
-        generated = len(sequence) - prompt_length
-        for count, token in enumerate(new_ids, start=1):
-            if token in self._eos:
-                self.finish_reason = "stop"
-            elif self._stop_strings is not None and self._ends_with_stop_string(
-                [*sequence, *new_ids[:count]]
-            ):
-                self.finish_reason = "stop_string"
-            elif generated + count >= self.limit:
-                self.finish_reason = self._limit_reason
-            if self.finish_reason is not None:
-                return count
+        start = len(sequence) - prompt_length
+        known = max(0, min(self._judged - start, len(new_ids)))
+        if self.finish_reason is not None:
+            return known
+        longer = [*sequence, *new_ids[:known]]
+        for count in range(known, len(new_ids)):
+            longer.append(new_ids[count])
+            if self.ends(longer, prompt_length):
+                return count + 1
         return len(new_ids)
 
-    def _ends_with_stop_string(self, sequence: list[int]) -> bool:
+    def _criteria_say_so(self, sequence: Sequence[int]) -> bool:
+        ids = torch.tensor([[*self._padding, *sequence]])
+        return bool(self._criteria(ids, None).all())
+
+    def _ends_with_stop_string(self, sequence: Sequence[int]) -> bool:
         # A token holds at least one character, so a longer tail cannot matter.
         tail = sequence[-self._stop_strings.maximum_token_len :]
         return bool(self._stop_strings(torch.tensor([tail]), None)[0])

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from eaglerl.eagle3.fair_lock import FairLock
+from eaglerl.eagle3.generation_settings import check_generation_config
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.taps import default_taps
@@ -97,6 +98,7 @@ class TargetModel(ABC):
         self.config = config
         self.generation_config = model.generation_config
         self.turns = FairLock()
+        check_generation_config(config, self.generation_config, model.device)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.num_layers: int = config.num_hidden_layers
@@ -156,7 +158,8 @@ class TargetModel(ABC):
 
         Raises:
             ValueError: "packed" was asked for a model that it cannot run, layers that collide, or a
-                folder that `load_target_model` refuses.
+                folder that `load_target_model` refuses, or whose generation config asks for what is
+                not supported.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -99,6 +99,8 @@ class DecoderContender:
             max_new_tokens=decoding.max_new_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
+            # Whatever the target's generation config says: all contenders draw from the same.
+            top_k=0,
             seed=seed,
         )
         statistics = output.statistics

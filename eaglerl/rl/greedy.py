@@ -6,11 +6,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from transformers import LogitsProcessorList
 
+from eaglerl.eagle3.generation_settings import GenerationSettings
 from eaglerl.eagle3.kv_cache import KVCache
 from eaglerl.eagle3.packed_target import PackedTarget
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.verify import process_row
 
 # Rows by which the cache grows beyond what a prompt asks for, so that it seldom has to.
 _SPARE_ROWS = 256
@@ -43,6 +46,7 @@ def greedy_texts(
     tail: int,
     eos_token_ids: Collection[int],
     slots: int = 16,
+    settings: GenerationSettings | None = None,
 ) -> Iterator[GreedyText]:
     """Decode greedily, one token per pass and sequence, several sequences per pass.
 
@@ -57,13 +61,14 @@ def greedy_texts(
         tail: tokens to decode past the end, whatever they are.
         eos_token_ids: tokens that end a continuation.
         slots: sequences side by side; a target that is not packed takes one at a time.
+        settings: whose logits processors are applied to every row with its text; none by default.
 
     Yields:
         The texts, in the order in which they are done.
     """
     if not isinstance(target, PackedTarget):
         slots = 1
-    batch = _Batch(target, slots, max_new_tokens, tail, frozenset(eos_token_ids))
+    batch = _Batch(target, slots, max_new_tokens, tail, frozenset(eos_token_ids), settings)
     waiting = enumerate(prompts)
     exhausted = False
     while True:
@@ -85,12 +90,19 @@ class _Sequence:
     index: int
     prompt: list[int]
     features: list[torch.Tensor]
+    processors: LogitsProcessorList
     tokens: list[int] = field(default_factory=list)
     ended: int | None = None
 
     @property
     def position(self) -> int:
         return len(self.prompt) + len(self.tokens) - 1
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The target's next token, of (V,) logits."""
+        if self.processors:
+            logits = process_row(self.processors, [*self.prompt, *self.tokens], logits)
+        return int(logits.argmax())
 
 
 class _Batch:
@@ -103,12 +115,14 @@ class _Batch:
         max_new_tokens: int,
         tail: int,
         eos_token_ids: frozenset[int],
+        settings: GenerationSettings | None,
     ) -> None:
         self._target = target
         self._slots = slots
         self._max_new_tokens = max_new_tokens
         self._tail = tail
         self._eos_token_ids = eos_token_ids
+        self._settings = settings
         self._cache: KVCache | None = None
         self.active: dict[int, _Sequence] = {}
 
@@ -120,14 +134,17 @@ class _Batch:
         """Read a prompt into a free slot."""
         self._reserve(len(prompt) + self._max_new_tokens + self._tail)
         slot = next(free for free in range(self._slots) if free not in self.active)
-        sequence = _Sequence(index, prompt, [])
+        processors = LogitsProcessorList()
+        if self._settings is not None:
+            processors = self._settings.processors(prompt)
+        sequence = _Sequence(index, prompt, [], processors)
         chunk = self._target.chunk_size
         for begin in range(0, len(prompt), chunk):
             rows = RowBatch.causal(prompt[begin : begin + chunk], begin, slot)
             output = self._target.forward(rows, self._cache, "last")
             sequence.features.append(output.features.clone())
         self.active[slot] = sequence
-        self._add(sequence, int(output.logits[0].argmax()))
+        self._add(sequence, sequence.choose(output.logits[0]))
 
     def advance(self) -> None:
         """One token more for every sequence."""
@@ -142,8 +159,10 @@ class _Batch:
         output = self._target.forward(rows, self._cache, "all")
         features = output.features.clone()
         for row, token in enumerate(output.logits.argmax(-1).tolist()):
-            sequences[row].features.append(features[row : row + 1])
-            self._add(sequences[row], token)
+            sequence = sequences[row]
+            sequence.features.append(features[row : row + 1])
+            processed = sequence.choose(output.logits[row]) if sequence.processors else token
+            self._add(sequence, processed)
 
     def finished(self) -> Iterator[GreedyText]:
         """Take the sequences out that have their tail."""

@@ -14,7 +14,6 @@ from eaglerl.eagle3.params import NO_DRAFT, DraftPlan
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree import check_top_k
-from eaglerl.eagle3.verify import make_verifier
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.decisions import KeptDecision, check_keeping
@@ -116,7 +115,6 @@ class SpeculativeDecodingEnv(gym.Env):
             tokenizer=decoder.tokenizer,
             text_encoder=text_encoder,
         )
-        self._eos_token_ids = decoder._eos_token_ids(None)
         self._widest = max(action.total_tokens for action in actions)
         self.observation_space = observation_space(observation.size)
         self.action_space = action_space(len(actions), horizon)
@@ -201,14 +199,13 @@ class SpeculativeDecodingEnv(gym.Env):
         prompt = self._prompts[index]
         length = len(prompt) + self._max_new_tokens + self._widest
         self.close()
-        self._session = self._decoder.new_session(
-            make_verifier(0.0, 1.0, 0, None, self._device), length
+        settings = self._decoder.read_options(max_new_tokens=self._max_new_tokens)
+        verifier, self._rules = settings.start(
+            prompt,
+            self._decoder.target.max_positions - len(prompt),
+            tokenizer=self._decoder.tokenizer,
         )
-        self._rules = StoppingRules(
-            eos_token_ids=self._eos_token_ids,
-            max_new_tokens=self._max_new_tokens,
-            room=self._decoder.target.max_positions - len(prompt),
-        )
+        self._session = self._decoder.new_session(verifier, length)
         self._sequence, self._prompt_length = list(prompt), len(prompt)
         self._acceptance = np.zeros(1)
         self._keep((self._session.prefill(prompt),))

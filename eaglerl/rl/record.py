@@ -277,8 +277,8 @@ def record(
         The traces of the folder.
 
     Raises:
-        ValueError: an option out of its range, or a folder whose traces are of another target,
-            head or of other options.
+        ValueError: an option out of its range, a folder whose traces are of another target, head
+            or of other options, or a target whose texts end by more than tokens and lengths.
         AlreadyLockedError: another process is recording into the folder.
     """
     with exclusive_folder(folder):
@@ -295,6 +295,8 @@ def _record(
     max_positions: int | None,
     progress: Callable[[RecordProgress], None] | None,
 ) -> TraceSet:
+    settings = decoder.read_options(max_new_tokens=options.max_new_tokens)
+    settings.check_ends_by_tokens()
     dtype = products_dtype(decoder.draft)
     header = _header(decoder, dtype, options)
     shards = _open_folder(folder, header)
@@ -316,8 +318,9 @@ def _record(
         token_ids(),
         max_new_tokens=options.max_new_tokens,
         tail=options.tail,
-        eos_token_ids=_eos_token_ids(decoder),
+        eos_token_ids=settings.eos_token_ids,
         slots=options.slots,
+        settings=settings,
     ):
         shards.append(_record_one(builder, text, domains[text.index], folder))
         write_index(folder, header | {"shards": shards})
@@ -393,10 +396,3 @@ def _unseen(
         if name not in known:
             known.add(name)
             yield prompt
-
-
-def _eos_token_ids(decoder: SpeculativeDecoder) -> list[int]:
-    ids = decoder.target.generation_config.eos_token_id
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)

@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import LogitsProcessorList
 
+from eaglerl.eagle3.generation_settings import GenerationSettings
+from eaglerl.eagle3.stopping import read_token_ids
 from eaglerl.eagle3.target import TargetModel, checked_feature_layers
 from eaglerl.eagle3.target_files import read_target_config
+from eaglerl.eagle3.verify import process_row
 from eaglerl.files import exclusive_file
 from eaglerl.training.prompt_pieces import ChatTemplatePieces, PromptPieces, prompt_pieces
 from eaglerl.training.slot_engine import SlotEngine, load_slot_target
@@ -76,6 +80,7 @@ class _Slot:
     prompt_limit: int = 0
     temperature: float = 1.0
     position: int = 0
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
 
     @property
     def answering(self) -> bool:
@@ -144,7 +149,9 @@ class _Writer:
         openings: Sequence[str],
         room: int,
         generator: torch.Generator,
+        settings: GenerationSettings,
     ) -> None:
+        self.settings = settings
         self.pieces = pieces
         self.stop_ids = stop_ids
         self.max_new_tokens = max_new_tokens
@@ -190,6 +197,7 @@ class _Writer:
         if slot.turning and not slot.forced and not slot.answering:
             slot.prompt_length = len(slot.tokens)
             slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
+            slot.processors = self.settings.processors(slot.tokens)
             return False
         return slot.answering and (
             predicted in self.stop_ids
@@ -235,6 +243,9 @@ def _generate_rows(
         tokens = torch.tensor([state.tokens[-1] for state in states])
         positions = torch.tensor([state.position for state in states], dtype=torch.int32)
         logits = engine.step(tokens, positions)
+        for index, state in enumerate(states):
+            if state.processors:
+                logits[index] = process_row(state.processors, state.tokens, logits[index])
         temperatures = torch.tensor([state.temperature for state in states])
         chosen = choose_tokens(logits, temperatures, writer.generator).tolist()
         for index, (state, predicted) in enumerate(zip(states, chosen, strict=True)):
@@ -262,7 +273,9 @@ def distill(
     Each row is one JSON line ``{"p": prompt ids, "r": response ids}``. The prompt is the chat
     template up to the answer, with a user turn that the target sampled itself (half of them after
     one of `openings`); the response is greedy for two thirds of the rows and drawn at temperature
-    0.7 for the rest, and ends with the end-of-turn token unless it reaches `max_new_tokens`.
+    0.7 for the rest, and ends with a token that ends the target's texts unless it reaches
+    `max_new_tokens`. The logits processors of the target's generation config, such as a repetition
+    penalty, are applied to the response, as when the target is used.
 
     A run appends to `output` and stops when the file holds `response_tokens` tokens of responses,
     so an interrupted run is resumed by the same call.
@@ -290,7 +303,8 @@ def distill(
 
     Raises:
         ValueError: an argument out of its range, a chat template that does not keep the user's
-            text, or a file that is not such JSONL.
+            text, a file that is not such JSONL, or a target whose texts end by more than tokens and
+            lengths.
         AlreadyLockedError: another process appends to `output`.
     """
     for name, value in (
@@ -343,8 +357,17 @@ def _append_rows(
         return written
     generator = torch.Generator().manual_seed(seed + 1_000_003 * written.rows)
     target = load()
-    stop_ids = _stop_ids(target, tokenizer)
-    writer = _Writer(pieces, tokenizer, stop_ids, max_new_tokens, openings, room, generator)
+    settings = GenerationSettings.read(
+        target.config,
+        target.generation_config,
+        target.embed_tokens.device,
+        max_new_tokens=max_new_tokens,
+    )
+    settings.check_ends_by_tokens()
+    stop_ids = {*settings.eos_token_ids, *read_token_ids(tokenizer.eos_token_id, "eos_token_id")}
+    writer = _Writer(
+        pieces, tokenizer, stop_ids, max_new_tokens, openings, room, generator, settings
+    )
     longest = len(pieces.opening) + room + len(pieces.turn_change) + max_new_tokens + 1
     with torch.inference_mode():
         engine = SlotEngine(target, pieces.opening[:-1], slots, longest)
@@ -358,10 +381,3 @@ def _append_rows(
             if written.response_tokens >= response_tokens:
                 return written
     raise AssertionError("the stream of rows does not end by itself")
-
-
-def _stop_ids(target: TargetModel, tokenizer) -> set[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the target's generation config."""
-    own = target.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    return {token for token in ids if token is not None}

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, FusedPolicy, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3 import (
+    NO_DRAFT,
+    ConstantPolicy,
+    DraftPlan,
+    FusedPolicy,
+    SpeculativeDecoder,
+    TreeParams,
+)
 from eaglerl.eagle3.acceptance import accepted_rows
 from eaglerl.eagle3.device_tree import DeviceTree
 from eaglerl.eagle3.target import TargetModel
@@ -196,3 +203,24 @@ def test_sampling_waits_once_a_cycle_and_is_reproducible() -> None:
             assert mode.waits.total() == output.statistics.num_cycles + 1, mode.waits
         sequences.append(output.sequences.tolist())
     assert sequences[0] == sequences[1]
+
+
+@pytest.mark.parametrize("plan", [NO_DRAFT, TreeParams(*TREES[0]), "lookup", "fused"], ids=str)
+def test_processors_that_read_the_text(plan) -> None:
+    """The host walks down the tree of the device; once, a warning says that it waits."""
+    policy = {
+        "lookup": DraftPlan(TreeParams(*TREES[0]), lookup_tokens=3),
+        "fused": FusedPolicy(mlp_policy(32), action_cache_steps=1),
+    }.get(str(plan), plan)
+    options = {"max_new_tokens": NEW_TOKENS, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2}
+    model = tiny_model(**MODEL)
+    ids = torch.tensor([PROMPT])
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
+    assert expected[0].tolist() != expected_sequence()
+    with EmulatedDevice() as mode:
+        decoder = emulated_decoder(mode)
+        with pytest.warns(UserWarning, match="processors that read the text run on the host"):
+            output = decoder.generate(PROMPT, policy, **options)
+    assert output.sequences.tolist() == expected.tolist()
+    accepted = sum(cycle.accepted for cycle in output.statistics.cycles)
+    assert (accepted > 0) == (plan is not NO_DRAFT)

@@ -218,6 +218,40 @@ class TestRun:
         spread = 4 * (2 / 9 / len(rows)) ** 0.5
         assert 2 / 3 - spread < greedy / len(rows) < 2 / 3 + spread
 
+    def test_answers_of_a_target_with_a_repetition_penalty(self, target, tmp_path):
+        """By the target's own config, as transformers writes them."""
+        folder = tmp_path / "target"
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        model.generation_config.update(repetition_penalty=1.5, no_repeat_ngram_size=2)
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        output = tmp_path / "rows.jsonl"
+        run(folder, output, 200)
+        rows = read_rows(output)
+        greedy = plain = 0
+        for row in rows:
+            prompt = torch.tensor([row["p"]])
+            arguments = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 12}
+            answer = model.generate(prompt, do_sample=False, pad_token_id=0, **arguments)
+            greedy += answer[0, len(row["p"]) :].tolist() == row["r"]
+            answer = model.generate(
+                prompt, do_sample=False, pad_token_id=0, repetition_penalty=1.0,
+                no_repeat_ngram_size=0, **arguments,
+            )  # fmt: skip
+            plain += answer[0, len(row["p"]) :].tolist() == row["r"]
+        spread = 4 * (2 / 9 / len(rows)) ** 0.5
+        assert 2 / 3 - spread < greedy / len(rows)
+        assert plain < greedy
+
+    def test_a_target_whose_texts_end_otherwise_is_refused(self, target, tmp_path):
+        folder = tmp_path / "target"
+        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        model.generation_config.update(stop_strings=["ab"])
+        model.save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        with pytest.raises(ValueError, match=r"stop_strings=\['ab'\] .* side by side"):
+            run(folder, tmp_path / "rows.jsonl", 20)
+
     def test_a_run_is_repeatable(self, target, tmp_path):
         run(target, tmp_path / "a.jsonl", 80, seed=3)
         run(target, tmp_path / "b.jsonl", 80, seed=3)
