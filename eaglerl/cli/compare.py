@@ -207,9 +207,11 @@ def compare(
             traces=[TraceSet(one) for one in traces or ()],
         )
         _check_needs(modes, cost=extras.cost, traces=extras.traces)
-        resolve_draft(draft, model)
+        plain = needs_no_head(modes, preset, draft, model)
+        if not plain:
+            resolve_draft(draft, model)
     _check_references(against, folder, labels)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
     if cost is None and any(one.kind in POLICY_KINDS for one in modes):
         table = machine_cost(None, decoder)
         if table is None:
@@ -231,6 +233,16 @@ def compare(
         )  # fmt: skip
         raise
     _show(folder, against, as_json=as_json)
+
+
+def needs_no_head(
+    modes: tuple[ModeSpec, ...], preset: str | None, draft: Path | None, model: str
+) -> bool:
+    """Tell whether there is no head to load, and none that a mode asks for."""
+    from eaglerl.prepare import MODELS
+
+    drafts = preset is not None or any(one.kind not in ("generate", "plain") for one in modes)
+    return draft is None and model not in MODELS and not drafts
 
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from eaglerl.cli.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
+    PlainOption,
     PolicyOption,
     ThreadsOption,
     TreeOption,
@@ -47,6 +48,7 @@ def demo(
         ),
     ] = 200,
     tree: TreeOption = None,
+    plain: PlainOption = False,
     policy: PolicyOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON; the rest goes to stderr.")
@@ -62,19 +64,24 @@ def demo(
 
     Ends with a bar for every cycle that the policy decided, and a table. The exit code is 1 if the
     three answers differ. The first run measures what a cycle costs on this machine, for the policy
-    to decide by.
+    to decide by. With --plain there is the first answer alone.
     """
     # With --json, stdout is for the figures alone.
     console = notes() if as_json else output()
-    constant = parse_tree(tree)
-    chosen = policy or default_policy(model, draft)
+    constant = parse_tree(tree, plain=plain)
+    if plain and policy is not None:
+        raise typer.BadParameter(
+            "--plain drafts nothing; give one of the two", param_hint="--policy"
+        )
+    chosen = None if plain else policy or default_policy(model, draft)
     files = None if chosen is None else find_chosen_policy(chosen)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
     # None stands for the decoder's default tree.
     modes: dict[str, TreeParams | TreePolicy | None] = {
         "plain decoding": parse_tree(None, plain=True),
-        "constant tree": constant,
     }
+    if not plain:
+        modes["constant tree"] = constant
     if files is not None:
         modes["learned policy"] = open_chosen_policy(files, cost, decoder)
     input_ids = encode(decoder, prompt, chat=True)

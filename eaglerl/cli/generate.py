@@ -99,7 +99,7 @@ def generate(
         raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
     text = _read_prompt(prompt)
     files = None if policy is None else find_chosen_policy(policy)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
     chosen = constant if files is None else open_chosen_policy(files, cost, decoder)
     input_ids = encode(decoder, text, chat=chat)
     generated = decoder.generate(

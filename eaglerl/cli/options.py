@@ -77,7 +77,7 @@ PlainOption = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="Decode one token per cycle, without drafting.",
+        help="Decode one token per cycle, without drafting; needs no --draft.",
         rich_help_panel=_DRAFTING_PANEL,
     ),
 ]
@@ -225,7 +225,10 @@ def resolve_draft(draft: Path | None, model: str) -> Path:
 
     if draft is None:
         if model not in MODELS:
-            raise ValueError(f"--draft must be given: no head is shipped for the model {model!r}")
+            raise ValueError(
+                f"--draft must be given: no head is shipped for the model {model!r}; "
+                "plain decoding (--plain) needs none"
+            )
         return default_draft_path(model)
     folder = draft.expanduser()
     if not (folder / "config.json").is_file():
@@ -234,15 +237,27 @@ def resolve_draft(draft: Path | None, model: str) -> Path:
 
 
 def load_decoder(
-    model: str, draft: Path | None, *, draft_dtype: str, threads: int | None
+    model: str,
+    draft: Path | None,
+    *,
+    draft_dtype: str,
+    threads: int | None,
+    plain: bool = False,
 ) -> SpeculativeDecoder:
     """Load target, draft head and tokenizer, showing that it goes on.
+
+    Args:
+        model: name or folder of the target.
+        draft: folder of the head; by default the one shipped for the model.
+        draft_dtype: precision of the head.
+        threads: of the CPU; None leaves them as they are.
+        plain: only plain decoding is wanted, for which no head is loaded unless it is named.
 
     Raises:
         ValueError: an argument that names no model, no head or no precision.
     """
     target_path = resolve_model(model)
-    draft_path = resolve_draft(draft, model)
+    draft_path = None if plain and draft is None else resolve_draft(draft, model)
     with busy("loading the model"):
         import torch
         from transformers.utils.logging import disable_progress_bar

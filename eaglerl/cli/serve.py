@@ -130,8 +130,8 @@ def serve(
 
     # Nor is it loaded in vain where the address is in use.
     with closing(listen(host, port)) as listener:
-        decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
-        table = machine_cost(cost, decoder)
+        decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
+        table = None if decoder.head is None else machine_cost(cost, decoder)
         service = Service(
             decoder,
             _modes(decoder, mode, policies or [], table),
@@ -150,8 +150,10 @@ def serve(
             console.print("warning: everybody who reaches this port may use it; see --api-key")
 
         def say(address: str) -> None:
-            names = ", ".join(mode.name for mode in service.modes)
-            console.print(f"modes: {names}, tree:T/D/K", markup=False, soft_wrap=True)
+            names = [mode.name for mode in service.modes]
+            if decoder.head is not None:
+                names.append("tree:T/D/K")
+            console.print(f"modes: {', '.join(names)}", markup=False, soft_wrap=True)
             console.print(f"API: {address}/v1", markup=False, soft_wrap=True)
             console.print(f"live view: {address}/", markup=False, soft_wrap=True)
 
@@ -173,6 +175,10 @@ def _modes(
         if not folder.is_dir():
             raise ValueError(f"--policies must be a folder, got {str(folder)!r}")
     modes: list[Mode] = standard_modes()
+    if decoder.head is None:
+        if folders:
+            raise ValueError("--policies needs a draft head; with --plain alone there is none")
+        return Modes([mode for mode in modes if mode.name == "plain"], "plain", drafts=False)
     # A clone may be without what was trained.
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]

@@ -20,24 +20,25 @@ class Caches:
 
     Attributes:
         target: the target's cache.
-        draft: the draft's runner, over a cache of its own; the weights are everybody's.
+        draft: the draft's runner, over a cache of its own; the weights are everybody's. None
+            without a draft.
     """
 
     def __init__(
         self,
         new_target: Callable[[int], KVCache],
-        new_draft: Callable[[int], CachedDraft],
+        new_draft: Callable[[int], CachedDraft] | None,
         capacity: int,
     ) -> None:
         """Allocate.
 
         Args:
             new_target: makes a cache of the target with room for so many rows.
-            new_draft: makes a runner of the draft with room for so many rows.
+            new_draft: makes a runner of the draft with room for so many rows; None without one.
             capacity: rows of either.
         """
         self._new_target = new_target
-        self.draft = new_draft(capacity)
+        self.draft = None if new_draft is None else new_draft(capacity)
         self.target = new_target(capacity)
 
     @property
@@ -48,18 +49,21 @@ class Caches:
     @property
     def nbytes(self) -> int:
         """Bytes of both."""
-        return sum(cache.data.nbytes for cache in (self.target, self.draft.cache))
+        draft = 0 if self.draft is None else self.draft.cache.data.nbytes
+        return self.target.data.nbytes + draft
 
     def reset(self) -> None:
         """Forget all rows."""
         self.target.truncate(0)
-        self.draft.reset()
+        if self.draft is not None:
+            self.draft.reset()
 
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` rows; the committed ones stay."""
         grown = self._new_target(capacity)
         grown.copy_committed(self.target)
-        self.draft.resize(capacity)
+        if self.draft is not None:
+            self.draft.resize(capacity)
         self.target = grown
 
 
@@ -71,7 +75,7 @@ class CachePool:
     """
 
     def __init__(
-        self, new_target: Callable[[int], KVCache], new_draft: Callable[[int], CachedDraft]
+        self, new_target: Callable[[int], KVCache], new_draft: Callable[[int], CachedDraft] | None
     ) -> None:
         """Begin empty; see `Caches`."""
         self._new_target = new_target

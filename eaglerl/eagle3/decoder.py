@@ -12,6 +12,7 @@ import torch
 from eaglerl.eagle3.caches import CachePool, Caches
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
+from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_options import GenerationOptions
@@ -19,6 +20,7 @@ from eaglerl.eagle3.generation_settings import GenerationSettings
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
+    NO_DRAFT,
     ConstantPolicy,
     DraftPlan,
     TreeParams,
@@ -47,7 +49,8 @@ class SpeculativeDecoder:
 
     Attributes:
         target: the target.
-        draft: the head's runner.
+        head: the draft head; None for plain decoding alone.
+        draft: the head's runner; None without a head.
         default_policy: the tree that is used when `generate` is given no policy.
         tokenizer: used for stop strings; None until one is given.
     """
@@ -55,7 +58,7 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: TargetModel,
-        draft: Eagle3DraftHead,
+        draft: Eagle3DraftHead | None,
         *,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
@@ -65,7 +68,8 @@ class SpeculativeDecoder:
 
         Args:
             target: the target; its `feature_layers` must be those that the head was trained on.
-            draft: the head; it takes the target's embedding table if it has none.
+            draft: the head; it takes the target's embedding table if it has none. None decodes
+                plainly, a token per pass of the target, and takes no policy.
             draft_dtype: of the head's products on the packed CPU path. The output does not depend
                 on it.
             default_policy: a constant tree or a policy; `DEFAULT_TREE` without one.
@@ -74,21 +78,26 @@ class SpeculativeDecoder:
         Raises:
             ValueError: the head does not fit the target.
         """
-        _check_fit(target, draft)
-        if draft.embed_tokens is None:
-            draft.set_embed_tokens(target.embed_tokens)
         self.target = target
         self.head = draft
-        self.default_policy = as_policy(default_policy or DEFAULT_TREE)
         self.tokenizer = tokenizer
-        self.draft: CachedDraft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
+        self.draft: CachedDraft | None = None
+        if draft is None:
+            self.default_policy = plain_policy(default_policy or NO_DRAFT)
+            self._pool = CachePool(target.new_cache, None)
+            return
+        check_fit(target, draft)
+        if draft.embed_tokens is None:
+            draft.set_embed_tokens(target.embed_tokens)
+        self.default_policy = as_policy(default_policy or DEFAULT_TREE)
+        self.draft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
         self._pool = CachePool(target.new_cache, self.draft.with_own_cache)
 
     @classmethod
     def from_pretrained(
         cls,
         target: str | Path,
-        draft: str | Path,
+        draft: str | Path | None,
         *,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
@@ -100,7 +109,8 @@ class SpeculativeDecoder:
 
         Args:
             target: folder or hub name of the target.
-            draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout.
+            draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout; None
+                for plain decoding alone.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
             backend: see `TargetModel.from_pretrained`.
@@ -114,14 +124,17 @@ class SpeculativeDecoder:
 
         from eaglerl.eagle3.config import Eagle3Config
 
-        config = Eagle3Config.from_pretrained(draft)
+        config = None if draft is None else Eagle3Config.from_pretrained(draft)
         model = TargetModel.from_pretrained(
             target,
-            feature_layers=config.resolve_feature_layers,
+            feature_layers=() if config is None else config.resolve_feature_layers,
             backend=backend,
             dtype=dtype,
             device=device,
         )
+        if config is None:
+            tokenizer = AutoTokenizer.from_pretrained(target)
+            return cls(model, None, default_policy=default_policy, tokenizer=tokenizer)
         # A table that is given here is checked as a part of the head, not as a fit of the two.
         table = model.embed_tokens if config.tie_word_embeddings else None
         head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
@@ -357,6 +370,8 @@ class SpeculativeDecoder:
         """Check the arguments of a generation; the policy, or the default one."""
         check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
         chosen = self.default_policy if policy is None else as_policy(policy)
+        if self.head is None:
+            return plain_policy(chosen)
         if isinstance(chosen, ConstantPolicy):
             check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
         return chosen
@@ -373,24 +388,6 @@ def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches
         end_use()
     if caches is not None:
         pool.give_back(caches)
-
-
-def _check_fit(target: TargetModel, draft: Eagle3DraftHead) -> None:
-    config = draft.config
-    for name, head_value, target_value in (
-        ("vocab_size", config.vocab_size, target.vocab_size),
-        ("hidden size of the features", config.feature_hidden_size, target.hidden_size),
-        (
-            "feature_layers",
-            config.resolve_feature_layers(target.num_layers),
-            target.feature_layers,
-        ),
-    ):
-        if head_value != target_value:
-            raise ValueError(
-                f"the draft head does not fit the target: {name} is {head_value} in the head "
-                f"and {target_value} in the target"
-            )
 
 
 def _pad(sequences: list[list[int]], pad_token_id: int) -> torch.Tensor:

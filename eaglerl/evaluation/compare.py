@@ -152,7 +152,8 @@ def _resources(
     scored: Sequence[Question],
     validation: Mapping[str, Sequence[Question]],
 ) -> Resources:
-    ids = {"target_id": target_id(decoder.target), "head_id": head_id(decoder.head)}
+    head = "" if decoder.head is None else head_id(decoder.head)
+    ids = {"target_id": target_id(decoder.target), "head_id": head}
     for traces in extras.traces:
         traces.check_ids(**ids)
     known = {question.prompt_id for question in scored}

@@ -54,16 +54,18 @@ class Modes:
         default: name of the mode that is taken where none is asked for.
     """
 
-    def __init__(self, modes: Iterable[Mode], default: str) -> None:
+    def __init__(self, modes: Iterable[Mode], default: str, *, drafts: bool = True) -> None:
         """Set up.
 
         Args:
             modes: the modes.
             default: one of their names, or that of a constant tree, which joins them.
+            drafts: whether there is a draft head, so that any constant tree may be asked for.
 
         Raises:
             ValueError: a name that is malformed or occurs twice, or a default that is none of them.
         """
+        self._drafts = drafts
         self._modes: dict[str, Mode] = {}
         for mode in modes:
             if not NAME.fullmatch(mode.name):
@@ -87,6 +89,10 @@ class Modes:
         """
         if (mode := self._modes.get(name)) is not None:
             return mode
+        if not self._drafts:
+            raise ValueError(
+                f"mode must be one of {[*self._modes]}, there being no draft head, got {name[:80]}"
+            )
         if (text := _TREE.fullmatch(name)) is None:
             raise ValueError(f"mode must be tree:T/D/K or one of {[*self._modes]}, got {name[:80]}")
         tree = TreeParams.from_text(text.group(1))

@@ -1,0 +1,57 @@
+"""What goes together in a decoder: a head with its target, and no policy without a head."""
+
+from __future__ import annotations
+
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.params import (
+    ConstantPolicy,
+    DraftPlan,
+    TreeParams,
+    TreePolicy,
+    as_plan,
+    as_policy,
+)
+from eaglerl.eagle3.target import TargetModel
+
+
+def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
+    """A policy that drafts nothing, for a decoder without a head.
+
+    Raises:
+        ValueError: it drafts, or might.
+    """
+    chosen = as_policy(policy)
+    if isinstance(chosen, ConstantPolicy):
+        plan = as_plan(chosen.params)
+        if plan.params.total_tokens == 1 and not plan.lookup_tokens:
+            return chosen
+        name = str(policy if policy is not chosen else chosen.params)
+    else:
+        name = type(chosen).__name__
+    raise ValueError(
+        f"policy must draft nothing, since this decoder has no draft head: None or "
+        f"TreeParams(total_tokens=1), got {name}"
+    )
+
+
+def check_fit(target: TargetModel, draft: Eagle3DraftHead) -> None:
+    """Make sure that a head fits a target.
+
+    Raises:
+        ValueError: it does not; the message names the first size that differs.
+    """
+    config = draft.config
+    for name, head_value, target_value in (
+        ("vocab_size", config.vocab_size, target.vocab_size),
+        ("hidden size of the features", config.feature_hidden_size, target.hidden_size),
+        (
+            "feature_layers",
+            config.resolve_feature_layers(target.num_layers),
+            target.feature_layers,
+        ),
+    ):
+        if head_value != target_value:
+            raise ValueError(
+                f"the draft head does not fit the target: {name} is {head_value} in the head "
+                f"and {target_value} in the target"
+            )
