@@ -23,7 +23,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    FailFast,
     Field,
     JsonValue,
     TypeAdapter,
@@ -91,11 +90,15 @@ def _check_finite(value: JsonValue) -> JsonValue:
 
 #: An object of any JSON values, all numbers finite.
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_check_finite)]
+#: The same where NaN and infinities are values like others: with `allow_nan`.
+AnyObject = dict[str, JsonValue]
 #: A list that is wrong at its first wrong item: a schema never collects a million errors.
-Items = Annotated[tuple[_T, ...], FailFast()]
+Items = Annotated[tuple[_T, ...], Field(fail_fast=True)]
 #: A positive size from which memory may be allocated; no model or tree comes near the largest.
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
-#: A token id, or a count of tokens or steps.
+#: A token id; shards keep them as int32.
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+#: A count of tokens or steps.
 Count = Annotated[int, Field(ge=0, le=(1 << 63) - 1)]
 #: Seconds.
 Seconds = Annotated[float, Field(ge=0.0, lt=1e9)]
@@ -203,14 +206,19 @@ class Line:
 
 
 def read_lines(
-    path: str | Path, what: str, *, max_line_bytes: int = MAX_LINE_BYTES
+    path: str | Path,
+    what: str,
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    keep_blank: bool = False,
 ) -> Iterator[Line]:
-    """The lines of a file of JSON lines, for `parse_json`; those of blanks alone are left out.
+    """The lines of a file of JSON lines, for `parse_json`.
 
     Args:
         path: the file.
         what: see `read_json`.
         max_line_bytes: longest line that is read.
+        keep_blank: also yield lines of blanks alone, which are left out otherwise.
 
     Raises:
         MissingFileError: see `read_json`.
@@ -226,7 +234,7 @@ def read_lines(
             data = data.removesuffix(b"\n")
             if len(data) > max_line_bytes:
                 raise ValueError(f"{where} must have at most {max_line_bytes:,} bytes, got more")
-            if data.strip():
+            if keep_blank or data.strip():
                 yield Line(number, data, ended, where)
 
 

@@ -16,15 +16,23 @@ import shutil
 from dataclasses import dataclass
 from glob import escape as glob_escape
 from pathlib import Path
+from typing import Literal
 
 from eaglerl.files import cache_root, exclusive_file
 from eaglerl.gguf_convert import Progress, convert_gguf
+from eaglerl.json_file import Count, Schema, read_json
 from eaglerl.regular_file import check_regular
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 MARKER_NAME = "eaglerl.json"
 _MARKER_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _MarkerSchema(Schema):
+    format: Literal[_MARKER_FORMAT]
+    source: str
+    files: dict[str, Count]
 
 
 @dataclass(frozen=True)
@@ -169,10 +177,9 @@ def _check_replaceable(target: Path, file: Path, *, named: bool) -> None:
 def _source_of(folder: Path) -> str | None:
     """What a folder's marker says that it was made from; None without one."""
     try:
-        source = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))["source"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return read_json(folder / MARKER_NAME, _MarkerSchema, "marker").source
+    except ValueError:
         return None
-    return source if isinstance(source, str) else None
 
 
 def _digest(file: Path) -> str:
@@ -232,12 +239,12 @@ def _shipped(folder: str, file: str) -> Path:
 def is_prepared(folder: Path) -> bool:
     """Tell whether a folder holds everything that its marker lists, with the sizes it lists."""
     try:
-        marker = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
-        files = marker["files"]
-        return marker["format"] == _MARKER_FORMAT and all(
-            (folder / file).stat().st_size == size for file, size in files.items()
+        marker = read_json(folder / MARKER_NAME, _MarkerSchema, "marker")
+        return all(
+            check_regular(folder / file, "model's file") == size
+            for file, size in marker.files.items()
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         return False
 
 

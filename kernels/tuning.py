@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from eaglerl.files import atomic_path, cache_root
+from eaglerl.json_file import Schema, read_json
 from eaglerl.kernels._plan import Tiles
 
 _FORMAT = 1
+# More than any device's registers hold; what is no power of two, Triton refuses by itself.
+_Extent = Annotated[int, Field(ge=1, le=1 << 14)]
+
+
+class _TilesSchema(Schema):
+    rows: _Extent
+    columns: _Extent
+    elements: _Extent
+    num_warps: Annotated[int, Field(ge=1, le=64)]
+    num_stages: Annotated[int, Field(ge=1, le=32)]
+    max_registers: Annotated[int, Field(ge=1, le=255)]
+
+
+class _TuningSchema(Schema):
+    format: Literal[_FORMAT]
+    tiles: dict[str, _TilesSchema]
 
 
 def tuning_path() -> Path:
@@ -59,15 +79,12 @@ def _key(device_name: str, form: str, k: int, dtype: torch.dtype, rows: int) -> 
 
 @functools.cache
 def _read(path: Path) -> dict[str, Tiles]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        content = json.loads(path.read_text("utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']}, not {_FORMAT}")
-        return {key: Tiles(**fields) for key, fields in content["tiles"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        content = read_json(path, _TuningSchema, "file of tiles")
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): remove it, or make it anew with "
-            "'python -m eaglerl.kernels.tune'"
+            f"{error}: remove it, or make it anew with 'python -m eaglerl.kernels.tune'"
         ) from error
+    return {key: Tiles(**dict(tiles)) for key, tiles in content.tiles.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -171,7 +170,9 @@ def read_prompt_files(
     Raises:
         ValueError: a file is missing, or a line is neither.
     """
+    from eaglerl.json_file import parse_json, read_lines
     from eaglerl.rl.identity import prompt_id, split_of
+    from eaglerl.rl.prompt_line import PromptLine
     from eaglerl.rl.record import Prompt
     from eaglerl.training.data import is_held_out
 
@@ -179,32 +180,17 @@ def read_prompt_files(
         if not path.is_file():
             raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
         taken = 0
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for line in read_lines(path, "prompts"):
             if taken == per_file:
                 break
-            row = _parse_line(path, number, line)
-            if "p" in row:
-                if held_out and not is_held_out(row["p"]):
+            row = parse_json(line.data, PromptLine, line.where)
+            if row.p is not None:
+                if held_out and not is_held_out(row.p):
                     continue
-                yield Prompt(tuple(row["p"]), "self-written")
+                yield Prompt(row.p, "self-written")
             else:
-                ids = encode(decoder, row["turns"][0], chat=True)[0].tolist()
+                ids = encode(decoder, row.turns[0], chat=True)[0].tolist()
                 if split not in ("all", split_of(prompt_id(ids))):
                     continue
                 yield Prompt(tuple(ids), path.stem)
             taken += 1
-
-
-def _parse_line(path: Path, number: int, line: str) -> dict[str, list]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"line {number} of {str(path)!r} is not JSON: {error}") from error
-    for name, kind in (("p", int), ("turns", str)):
-        values = row.get(name) if isinstance(row, dict) else None
-        if isinstance(values, list) and values and all(isinstance(v, kind) for v in values):
-            return {name: values}
-    raise ValueError(
-        f'line {number} of {str(path)!r} must have "p", token ids, or "turns", texts; got '
-        f"{line[:60]!r}"
-    )

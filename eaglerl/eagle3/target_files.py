@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from eaglerl.eagle3.rope import rope_contradiction
-from eaglerl.json_file import JsonObject, read_json, shortly
+from eaglerl.json_file import AnyObject, read_json, shortly
 from eaglerl.regular_file import check_regular
 
 _SIZES = (
@@ -44,7 +44,7 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
     data: Mapping[str, Any] = {}
     file = Path(path) / "config.json"
     if Path(path).is_dir():
-        data = read_json(file, JsonObject, "target's config", allow_nan=True)
+        data = read_json(file, AnyObject, "target's config", allow_nan=True)
         _check_values(data)
     try:
         config = AutoConfig.from_pretrained(path)

@@ -7,28 +7,38 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter
+
+from eaglerl.json_file import parse_json, read_lines
+
+_T = TypeVar("_T")
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+def read_whole_lines(
+    path: str | Path, schema: type[_T] | TypeAdapter[_T], what: str
+) -> Iterator[tuple[int, _T]]:
     """Yield the number, from 1, and the content of every line; nothing where there is no file.
 
     A last line without its end was cut short: it is reported with a warning and left out.
 
+    Args:
+        path: the file.
+        schema: what a line must hold.
+        what: the file in words.
+
     Raises:
-        ValueError: another line is not JSON.
+        ValueError: another line is not JSON, or holds something else.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    *lines, rest = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {str(path)!r} is not JSON: {error}") from error
-    if rest:
-        _warn_of_rest(path, len(rest))
+    for line in read_lines(path, what):
+        if not line.ended:
+            _warn_of_rest(path, len(line.data))
+            return
+        yield line.number, parse_json(line.data, schema, line.where)
 
 
 class LineWriter:

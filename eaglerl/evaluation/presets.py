@@ -17,6 +17,7 @@ from typing import Any
 from eaglerl.evaluation.modes import ModeSpec, parse_mode
 from eaglerl.evaluation.published_policies import NO_CHECKPOINTS_WITHIN, version_options
 from eaglerl.files import atomic_path, exclusive_folder
+from eaglerl.json_file import JsonObject, read_json
 from eaglerl.rl import observations
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
@@ -235,7 +236,7 @@ def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
     # As it will be read back: tuples become lists.
     now = json.loads(json.dumps(settings))
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(file, JsonObject, "settings of a preset")
         differing = sorted(name for name in now if now[name] != before.get(name))
         if differing:
             raise ValueError(

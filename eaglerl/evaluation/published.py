@@ -18,11 +18,13 @@ import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.evaluation.answer_schema import AnswerSchema, MeasuredAnswerSchema
 from eaglerl.evaluation.answers import answer_choice
 from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer
-from eaglerl.evaluation.json_lines import LineWriter, read_lines
+from eaglerl.evaluation.json_lines import LineWriter, read_whole_lines
 from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
 from eaglerl.files import atomic_path, exclusive_file
+from eaglerl.json_file import parse_json, read_lines
 from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 
@@ -187,11 +189,11 @@ def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> Ev
     """
     tokens = cycles = of_cycles = questions = 0
     seconds = 0.0
-    for _, line in read_lines(path):
+    for _, line in read_whole_lines(path, MeasuredAnswerSchema, "answers"):
         questions += 1
-        for choice in line["choices"]:
+        for choice in line.choices:
             for new, last, took in zip(
-                choice["new_tokens"], choice["idxs"], choice["wall_time"], strict=True
+                choice.new_tokens, choice.idxs, choice.wall_time, strict=True
             ):
                 tokens += new
                 seconds += took
@@ -242,19 +244,18 @@ def _answered(options: EvaluationOptions, run: str) -> set[str]:
         _answer_id(run, question.id): question.id for question in read_questions([options.bench])
     }
     found: set[str] = set()
-    for number, line in read_lines(path):
+    for number, line in read_whole_lines(path, MeasuredAnswerSchema, "answers"):
         if not options.resume:
             raise ValueError(
                 f"answer_file must be new without resuming, got {str(path)!r}: remove it, or name "
                 "another"
             )
-        identity = line.get("answer_id") if isinstance(line, dict) else None
-        if identity not in known:
+        if line.answer_id not in known:
             raise ValueError(
                 f"line {number} of {str(path)!r} is of another run: another model, other questions "
                 "or other flags. Ask for the same, or name another answer_file"
             )
-        found.add(known[identity])
+        found.add(known[line.answer_id])
     return found
 
 
@@ -319,12 +320,16 @@ def _line(
 def _put_in_order(path: Path, bench: Path) -> None:
     """Answers in the order of their questions; a learning policy has them in another."""
     places = {_question_id(question): i for i, question in enumerate(read_questions([bench]))}
-    lines = [line for _, line in read_lines(path)]
-    ordered = sorted(lines, key=lambda line: places[line["question_id"]])
+    lines = []
+    for line in read_lines(path, "answers"):
+        identity = parse_json(line.data, AnswerSchema, line.where).question_id
+        if identity not in places:
+            raise ValueError(f"question_id of {line.where} is none of {str(bench)!r}: {identity!r}")
+        lines.append((places[identity], line.data))
+    ordered = sorted(lines, key=lambda line: line[0])
     if ordered != lines:
         with atomic_path(path) as temporary:
-            text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in ordered)
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(b"".join(data + b"\n" for _, data in ordered))
 
 
 def _question_id(question: Question) -> int | str:

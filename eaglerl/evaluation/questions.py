@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pydantic import AfterValidator, ConfigDict, Field
+
+from eaglerl.evaluation.answer_schema import QuestionId
+from eaglerl.json_file import Items, Line, Schema, parse_json, read_lines
+from eaglerl.regular_file import open_regular
 from eaglerl.rl.identity import prompt_id, split_of
 
 SplitName = Literal["test", "train", "all"]
 SPLITS: tuple[str, ...] = get_args(SplitName)
 
+_MAX_LINE_BYTES = 1 << 24
 # Tokens that a chat template may put around one turn and its answer.
 _TEMPLATE_ROOM = 32
 
@@ -75,14 +80,11 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
     """
     questions: dict[str, Question] = {}
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            question = _parse(file, number, line)
+        for line in read_lines(file, "questions", max_line_bytes=_MAX_LINE_BYTES):
+            question = _parse(file, line)
             if question.id in questions:
                 raise ValueError(
-                    f"question_id must be unique in a file, line {number} of {str(file)!r} repeats "
-                    f"{question.id}"
+                    f"question_id must be unique in a file, {line.where} repeats {question.id}"
                 )
             questions[question.id] = question
     if not questions:
@@ -92,7 +94,11 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
 
 def files_digest(files: Iterable[Path]) -> dict[str, str]:
     """16 hexadecimal digits of each file's SHA-256, by its name."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    digests = {}
+    for path in files:
+        with open_regular(path, "questions") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return digests
 
 
 def chat_ids(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
@@ -163,23 +169,21 @@ def choose_split(
     return chosen
 
 
-def _parse(file: Path, number: int, line: str) -> Question:
-    where = f"line {number} of {str(file)!r}"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    turns = row.get("turns") if isinstance(row, dict) else None
-    if (
-        not isinstance(turns, list)
-        or not turns
-        or not all(isinstance(turn, str) and turn.strip() for turn in turns)
-    ):
-        raise ValueError(f'{where} must have "turns", texts that are not empty; got {line[:60]!r}')
-    identity = row.get("question_id")
-    if not isinstance(identity, int | str) or isinstance(identity, bool):
-        raise ValueError(f'{where} must have "question_id", a number or text; got {identity!r}')
-    category = row.get("category", file.stem)
-    if not isinstance(category, str):
-        raise ValueError(f'"category" in {where} must be a text, got {category!r}')
-    return Question(f"{file.stem}/{identity}", file.stem, category, tuple(turns))
+def _check_turn(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"must be a text that is not empty, got {text!r}")
+    return text
+
+
+class _LineSchema(Schema):
+    model_config = ConfigDict(extra="allow")
+
+    question_id: QuestionId
+    turns: Annotated[Items[Annotated[str, AfterValidator(_check_turn)]], Field(min_length=1)]
+    category: str | None = None
+
+
+def _parse(file: Path, line: Line) -> Question:
+    row = parse_json(line.data, _LineSchema, line.where)
+    category = file.stem if row.category is None else row.category
+    return Question(f"{file.stem}/{row.question_id}", file.stem, category, row.turns)

@@ -15,14 +15,16 @@ prompt, and lists over cycles are parallel.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eaglerl.evaluation.json_lines import read_lines
+from eaglerl.evaluation.json_lines import read_whole_lines
+from eaglerl.evaluation.record_schema import MAX_MANIFEST_BYTES, ManifestSchema, RecordSchema
 from eaglerl.files import atomic_path
+from eaglerl.json_file import read_json
 
 FORMAT = "eaglerl-comparison"
 VERSION = 1
@@ -82,21 +84,6 @@ class Cycles:
             for name, values in asdict(self).items()
         }
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Cycles:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: a list is missing or of another length.
-        """
-        names = [column.name for column in fields(cls)]
-        if not isinstance(content, Mapping) or content.keys() != set(names):
-            raise ValueError(f"cycles must have {names}")
-        columns = {n: None if v is None else tuple(v) for n, v in content.items()}
-        if len({len(column) for column in columns.values() if column is not None}) > 1:
-            raise ValueError("the lists of cycles must be equally long")
-        return cls(**columns)
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -122,22 +109,6 @@ class Turn:
         """JSON values."""
         own = {name: _rounded(value) for name, value in vars(self).items()}
         return own | {"output_ids": list(self.output_ids), "cycles": self.cycles.to_dict()}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Turn:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: a field is missing.
-        """
-        own = _exactly(cls, content, "a turn")
-        return cls(
-            **own
-            | {
-                "output_ids": tuple(own["output_ids"]),
-                "cycles": Cycles.from_dict(own["cycles"]),
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -218,15 +189,12 @@ class Record:
         return {name: _rounded(value) for name, value in own.items() if value is not None}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Record:
-        """What `to_dict` gave.
-
-        Raises:
-            ValueError: a field is missing.
-        """
-        unknown = {"cache_hits": None, "cache_misses": None, "host_syncs": None}
-        own = _exactly(cls, unknown | dict(content), "a record")
-        return cls(**own | {"turns": tuple(Turn.from_dict(turn) for turn in own["turns"])})
+    def of_schema(cls, content: RecordSchema) -> Record:
+        """What `to_dict` gave, once it was read and checked."""
+        turns = tuple(
+            Turn(**dict(turn) | {"cycles": Cycles(**dict(turn.cycles))}) for turn in content.turns
+        )
+        return cls(**dict(content) | {"turns": turns})
 
 
 @dataclass(frozen=True)
@@ -245,19 +213,6 @@ class Mode:
     description: str
     identity: str | None = None
     trees: Mapping[str, tuple[int, int, int]] | None = None
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Mode:
-        """What `asdict` gave.
-
-        Raises:
-            ValueError: a field is missing.
-        """
-        own = _exactly(cls, content, "a mode")
-        trees = own["trees"]
-        return cls(
-            **own | {"trees": None if trees is None else {s: tuple(t) for s, t in trees.items()}}
-        )
 
 
 @dataclass(frozen=True)
@@ -302,20 +257,22 @@ class Manifest:
             ValueError: there is none, or it is malformed.
         """
         path = Path(folder) / MANIFEST_NAME
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the manifest {str(path)!r} cannot be read: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f'{str(path)!r} is no comparison: "format" must be "{FORMAT}"')
-        if content.pop("version", None) != VERSION:
-            raise ValueError(f"version of the comparison {str(path)!r} must be {VERSION}")
-        del content["format"]
-        own = _exactly(cls, content, f"the manifest {str(path)!r}")
-        modes = {label: Mode.from_dict(mode) for label, mode in own["modes"].items()}
+        content = read_json(
+            path,
+            ManifestSchema,
+            "manifest of a comparison",
+            form=(FORMAT, VERSION),
+            max_bytes=MAX_MANIFEST_BYTES,
+        )
         return cls(
-            **own
-            | {"modes": modes, "questions": tuple(own["questions"]), "runs": tuple(own["runs"])}
+            configuration=content.configuration.model_dump(mode="json"),
+            questions=tuple(one.model_dump(mode="json") for one in content.questions),
+            target_id=content.target_id,
+            head_id=content.head_id,
+            machine=content.machine,
+            versions=content.versions,
+            modes={label: Mode(**dict(mode)) for label, mode in content.modes.items()},
+            runs=tuple(run.model_dump(mode="json") for run in content.runs),
         )
 
 
@@ -345,10 +302,14 @@ def load_comparison(folder: str | Path) -> Comparison:
     reported with a warning and skipped.
 
     Raises:
-        ValueError: no comparison, a malformed line, or a question twice in a mode and repeat.
+        ValueError: no comparison, a malformed line, a question twice in a mode and repeat, or a
+            record of what the manifest does not know.
     """
     manifest = Manifest.from_json(folder)
-    return Comparison(manifest, read_records(Path(folder) / RECORDS_NAME))
+    path = Path(folder) / RECORDS_NAME
+    records = read_records(path)
+    _check_known(records, manifest, path)
+    return Comparison(manifest, records)
 
 
 def read_records(path: str | Path) -> tuple[Record, ...]:
@@ -358,23 +319,38 @@ def read_records(path: str | Path) -> tuple[Record, ...]:
         ValueError: a malformed line, or a question twice in a mode and repeat.
     """
     records: dict[tuple[str, int, str], Record] = {}
-    for number, content in read_lines(path):
-        try:
-            record = Record.from_dict(content)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"line {number} of {str(path)!r} is no record: {error}") from error
+    for number, content in read_whole_lines(path, RecordSchema, "records"):
+        record = Record.of_schema(content)
         if record.key in records:
-            raise ValueError(f"line {number} of {str(path)!r} repeats {record.key}")
+            raise ValueError(f"line {number} of the records {str(path)!r} repeats {record.key}")
         records[record.key] = record
     return tuple(records.values())
 
 
-def _exactly(kind: type, content: object, what: str) -> dict[str, Any]:
-    names = [column.name for column in fields(kind)]
-    if not isinstance(content, Mapping) or content.keys() != set(names):
-        found = sorted(content) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{what} must have {names}, got {found}")
-    return dict(content)
+def _check_known(records: Sequence[Record], manifest: Manifest, path: Path) -> None:
+    """Make sure that records are of a manifest's questions, modes, repeats and processes."""
+    questions = {question["id"]: question for question in manifest.questions}
+    limits = {"repeat": manifest.configuration["repeats"], "run": len(manifest.runs)}
+    for record in records:
+        where = f"a record of the records {str(path)!r}"
+        known = questions.get(record.question)
+        if known is None:
+            raise ValueError(f"{where} is of {record.question!r}, no question of the manifest")
+        if record.mode not in manifest.modes:
+            raise ValueError(f"{where} is of {record.mode!r}, no mode of the manifest")
+        if (record.domain, len(record.turns)) != (
+            known["domain"],
+            known.get("turns", len(record.turns)),
+        ):
+            raise ValueError(
+                f"{where} of {record.question!r} has {len(record.turns)} turns of the domain "
+                f"{record.domain!r}, the manifest says {known.get('turns')} of {known['domain']!r}"
+            )
+        for name, limit in limits.items():
+            if getattr(record, name) >= limit:
+                raise ValueError(
+                    f"{name} of {where} must be below {limit}, got {getattr(record, name)}"
+                )
 
 
 def _rounded(value: Any) -> Any:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from eaglerl.files import atomic_path
+from eaglerl.json_file import AnyObject, Count, VersionedSchema, parse_json
+from eaglerl.tensor_file import read_tensors
 
 FORMAT = "eaglerl-policy-checkpoint"
 VERSION = 1
@@ -38,6 +40,12 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     info: dict[str, Any]
     configuration: dict[str, Any]
+
+
+class _HeaderSchema(VersionedSchema):
+    step: Count
+    info: AnyObject
+    configuration: AnyObject
 
 
 class CheckpointFolder:
@@ -120,23 +128,28 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ValueError: it cannot be read, or is none; the message names the file.
     """
     path = Path(path)
+    tensors, metadata = read_tensors(path, "checkpoint")
+    header = parse_json(
+        metadata.get("header", "null"),
+        _HeaderSchema,
+        f"the checkpoint {str(path)!r}",
+        form=(FORMAT, VERSION),
+        allow_nan=True,
+    )
+    return Checkpoint(path, header.step, tensors, header.info, header.configuration)
+
+
+@contextmanager
+def resuming(checkpoint: Checkpoint) -> Iterator[None]:
+    """While a run takes a checkpoint over: what it holds may not be what its name says.
+
+    Raises:
+        ValueError: the block failed; the message names the file, and the error.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = json.loads((file.metadata() or {}).get("header", "null"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f'{str(path)!r} is no checkpoint: "format" must be "{FORMAT}"')
-    if header.get("version") != VERSION:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
         raise ValueError(
-            f"version of the checkpoint {str(path)!r} must be {VERSION}, got "
-            f"{header.get('version')!r}"
-        )
-    for name, kind in (("step", int), ("info", dict), ("configuration", dict)):
-        if not isinstance(header.get(name), kind):
-            raise ValueError(
-                f"{name!r} of the checkpoint {str(path)!r} must be of type {kind.__name__}, got "
-                f"{header.get(name)!r}"
-            )
-    return Checkpoint(path, header["step"], tensors, header["info"], header["configuration"])
+            f"the checkpoint {str(checkpoint.path)!r} cannot be gone on with: {kind}{error}"
+        ) from error

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import CycleState
 from eaglerl.json_file import Items, Schema, check_json
+from eaglerl.ops.limits import MAX_WIDTH
 from eaglerl.rl.trace_world import (
     NO_CONFIDENCE,
     POSITION_SCALE,
@@ -32,9 +33,6 @@ Source = Literal["features", "taps", "context"]
 #: Model of the text embeddings, and their width.
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_WIDTH = 384
-
-#: Largest width of an observation that is read from a file: that of three layers of 43,690.
-MAX_WIDTH = 1 << 17
 
 #: Gives the (384,) embedding of a text.
 TextEncoder = Callable[[str], np.ndarray]

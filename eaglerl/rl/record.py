@@ -20,17 +20,8 @@ from eaglerl.ops import DraftTree, accept_path
 from eaglerl.rl.greedy import GreedyText, greedy_texts
 from eaglerl.rl.identity import head_id, prompt_id, target_id
 from eaglerl.rl.replay import DraftReplay, ReplayDtype
-from eaglerl.rl.traces import (
-    ABSENT,
-    FORMAT,
-    INDEX_NAME,
-    VERSION,
-    Trace,
-    TraceSet,
-    read_index,
-    write_index,
-    write_shard,
-)
+from eaglerl.rl.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
+from eaglerl.rl.traces import ABSENT, Trace, TraceSet, write_shard
 
 _FIRST_LOG_PROBS = 8
 

@@ -9,23 +9,20 @@ L(T, D, K) = 1 + the number of leading levels l with r(D, l) < T - 1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.files import atomic_path
-
-FORMAT = "eaglerl-traces"
-VERSION = 1
-INDEX_NAME = "index.json"
+from eaglerl.rl.trace_index import read_index
+from eaglerl.tensor_file import check_tensor, open_tensors
 
 #: Rank of a node that is not in the pool.
 ABSENT = np.iinfo(np.int16).max
@@ -222,7 +219,7 @@ def write_shard(path: Path, trace: Trace) -> None:
         save_file(shard_tensors(trace), temporary)
 
 
-def read_shard(path: Path, shard: Mapping[str, object], index: Mapping[str, object]) -> Trace:
+def read_shard(path: Path, shard: Mapping[str, Any], index: Mapping[str, Any]) -> Trace:
     """Map one trace's file into memory.
 
     Args:
@@ -250,18 +247,17 @@ def read_shard(path: Path, shard: Mapping[str, object], index: Mapping[str, obje
     for top_k in top_ks:
         pool = top_k + index["max_depth"] * top_k**2
         expected[f"scores_{top_k}"] = (torch.float16, (positions, pool))
+    where = f"the trace {str(path)!r}"
     arrays = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            missing = sorted(expected.keys() - set(file.keys()))
-            if missing:
-                raise ValueError(f"the trace {str(path)!r} lacks the tensor {missing[0]!r}")
-            for name, (dtype, shape) in expected.items():
-                tensor = file.get_tensor(name)
-                _check_tensor(path, name, tensor, dtype, shape)
-                arrays[name] = tensor.numpy()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"the trace {str(path)!r} cannot be read: {error}") from error
+    with open_tensors(path, "trace") as file:
+        missing = sorted(expected.keys() - set(file.keys()))
+        if missing:
+            raise ValueError(f"{where} lacks the tensor {missing[0]!r}")
+        for name, (dtype, shape) in expected.items():
+            tensor = file.get_tensor(name)
+            check_tensor(name, tensor, dtype, shape, where)
+            arrays[name] = tensor.numpy()
+    _check_values(arrays, shard, index, where)
     return Trace(
         domain=str(shard["domain"]),
         prompt_id=str(shard["prompt_id"]),
@@ -272,80 +268,34 @@ def read_shard(path: Path, shard: Mapping[str, object], index: Mapping[str, obje
     )
 
 
-def _check_tensor(
-    path: Path,
-    name: str,
-    tensor: torch.Tensor,
-    dtype: torch.dtype,
-    shape: tuple[int | None, ...],
+def _check_values(
+    arrays: Mapping[str, np.ndarray],
+    shard: Mapping[str, Any],
+    index: Mapping[str, Any],
+    where: str,
 ) -> None:
-    fits = len(tensor.shape) == len(shape) and all(
-        wanted in (None, size) for size, wanted in zip(tensor.shape, shape, strict=True)
-    )
-    if tensor.dtype != dtype or not fits:
-        raise ValueError(
-            f"{name!r} of the trace {str(path)!r} must be {dtype} of shape {shape}, got "
-            f"{tensor.dtype} of {tuple(tensor.shape)}"
-        )
-
-
-_INDEX_FIELDS: dict[str, type] = {
-    "target_id": str,
-    "head_id": str,
-    "draft_dtype": str,
-    "hidden_size": int,
-    "top_ks": list,
-    "max_depth": int,
-    "max_new_tokens": int,
-    "lookup_tokens": int,
-    "shards": list,
-}
-_SHARD_FIELDS: dict[str, type] = {
-    "file": str,
-    "prompt_id": str,
-    "domain": str,
-    "positions": int,
-}
-
-
-def read_index(folder: Path) -> dict[str, object]:
-    """Read and check a folder's index.
-
-    Raises:
-        ValueError: there is none, or it is malformed or of another version.
-    """
-    path = folder / INDEX_NAME
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no index of traces: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise ValueError(f'{str(path)!r} is no index of traces: "format" must be "{FORMAT}"')
-    if index.get("version") != VERSION:
-        raise ValueError(
-            f"version of the traces in {str(folder)!r} must be {VERSION}, got "
-            f"{index.get('version')!r}"
-        )
-    _check_fields(path, index, _INDEX_FIELDS)
-    for shard in index["shards"]:
-        if not isinstance(shard, dict):
-            raise ValueError(f"every shard in {str(path)!r} must be an object, got {shard!r}")
-        _check_fields(path, shard, _SHARD_FIELDS)
-        if Path(shard["file"]).name != shard["file"]:
-            raise ValueError(f"file in {str(path)!r} must be a bare name, got {shard['file']!r}")
-    return index
-
-
-def _check_fields(path: Path, content: Mapping[str, object], fields: Mapping[str, type]) -> None:
-    for name, kind in fields.items():
-        if not isinstance(content.get(name), kind):
+    """What is looked up by, or indexed with, must lie where it can be found."""
+    pool = index["top_ks"][-1] + index["max_depth"] * index["top_ks"][-1] ** 2
+    lookups, vocabulary = index["lookup_tokens"], np.iinfo(np.int32).max
+    limits = {
+        "ranks": (0, ABSENT),
+        "path": (-1, pool - 1),
+        "lookup_path": (-1, pool - 1),
+        "lookup_accepted": (0, lookups),
+        "prompt_ids": (0, vocabulary),
+        "continuation_ids": (0, vocabulary),
+    }
+    for name, (low, high) in limits.items():
+        values = arrays[name]
+        if values.size and not low <= values.min() <= values.max() <= high:
             raise ValueError(
-                f"{name!r} in {str(path)!r} must be of type {kind.__name__}, got "
-                f"{content.get(name)!r}"
+                f"{name!r} of {where} must lie in {low}..{high}, got {values.min()}..{values.max()}"
             )
-
-
-def write_index(folder: Path, index: Mapping[str, object]) -> None:
-    """Write a folder's index."""
-    with atomic_path(folder / INDEX_NAME) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    if not len(arrays["prompt_ids"]) or len(arrays["continuation_ids"]) <= shard["positions"]:
+        raise ValueError(
+            f"{where} must have a prompt and more than {shard['positions']} tokens after it, got "
+            f"{len(arrays['prompt_ids'])} and {len(arrays['continuation_ids'])}"
+        )
+    for name, values in arrays.items():
+        if values.dtype == np.float16 and np.isnan(values.min(initial=0.0)):
+            raise ValueError(f"{name!r} of {where} must hold numbers, it holds NaN")

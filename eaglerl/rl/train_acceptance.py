@@ -21,6 +21,7 @@ from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
 from eaglerl.rl.acceptance_walk import walk_traces
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
+from eaglerl.rl.checkpoints import resuming
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.cross_validation import (
     Gain,
@@ -171,8 +172,11 @@ class _Run:
         }
         self.run = PolicyRun(self.output, configuration)
         checkpoint = self.run.checkpoints.newest()
-        self.run.restore(checkpoint.info["records"] if checkpoint else [])
-        if checkpoint:
+        if checkpoint is None:
+            self.run.restore([])
+            return
+        with resuming(checkpoint):
+            self.run.restore(checkpoint.info["records"])
             self._phase, self.tensors = checkpoint.step, dict(checkpoint.tensors)
 
     def go_through(self) -> None:

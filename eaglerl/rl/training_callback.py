@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._policy_files import gather_fields
+from eaglerl.rl.checkpoints import Checkpoint, resuming
 from eaglerl.rl.greedy_outcome import greedy_outcome
 from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.trace_world import TraceWorld
@@ -68,6 +69,10 @@ class TrainingCallback(BaseCallback):
         if checkpoint is None:
             self._run.restore([])
             return
+        with resuming(checkpoint):
+            self._take_over(model, checkpoint)
+
+    def _take_over(self, model: Any, checkpoint: Checkpoint) -> None:
         info, tensors = checkpoint.info, checkpoint.tensors
         # So that load_model_state finds the lists that learn() would have made.
         model._setup_learn(self._total, reset_num_timesteps=True)

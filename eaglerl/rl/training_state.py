@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, JsonValue
 from torch import Tensor
+
+from eaglerl.json_file import AnyObject, Count, Items, Schema, check_json
 
 _COUNTERS = (
     "num_timesteps",
@@ -23,6 +26,28 @@ _COUNTERS = (
     "_current_progress_remaining",
     "exploration_rate",
 )
+
+
+class BufferState(Schema):
+    """How far a buffer is filled."""
+
+    pos: Count
+    full: bool
+
+
+class ModelState(Schema):
+    """What `model_state` gives beside tensors; generators check their own states."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_timesteps: Count
+    buffer: BufferState
+    episodes: Items[AnyObject]
+    numpy_draws: Items[JsonValue]
+    python_draws: Items[JsonValue]
+    action_draws: AnyObject
+
+
 _REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 _ROLLOUT_ARRAYS = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
 
@@ -77,6 +102,7 @@ def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[st
     Raises:
         ValueError: the tensors are not those of such a model.
     """
+    saved = check_json(info, ModelState, "the model's state")
     policy = _with_prefix(tensors, "policy.")
     try:
         model.policy.load_state_dict(policy)
@@ -96,7 +122,7 @@ def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[st
         if f"buffer.{name}" in tensors:
             values = tensors[f"buffer.{name}"].numpy()
             getattr(buffer, name)[: len(values)] = values
-    buffer.pos, buffer.full = info["buffer"]["pos"], info["buffer"]["full"]
+    _set_filled(buffer, saved.buffer)
     for name in _COUNTERS:
         if name in info:
             setattr(model, name, info[name])
@@ -109,6 +135,14 @@ def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[st
     version, values, gauss = info["python_draws"]
     random.setstate((version, tuple(values), gauss))
     model.action_space.np_random.bit_generator.state = info["action_draws"]
+
+
+def _set_filled(buffer: Any, saved: BufferState) -> None:
+    if saved.pos > buffer.buffer_size:
+        raise ValueError(
+            f"the buffer's position must be at most {buffer.buffer_size}, got {saved.pos}"
+        )
+    buffer.pos, buffer.full = saved.pos, saved.full
 
 
 def _buffer(model: Any) -> tuple[Any, tuple[str, ...]]:

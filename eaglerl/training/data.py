@@ -4,14 +4,17 @@ A row is one JSON line ``{"p": [prompt ids], "r": [response ids]}``.
 """
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
+
+from eaglerl.json_file import Items, Schema, TokenId, parse_json, read_lines
 
 HELD_OUT_MODULUS = 10
 
@@ -75,18 +78,15 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"paths must name existing JSONL files, got {str(path)!r}")
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for line in read_lines(path, "rows"):
             try:
-                rows[_parse(line)] = None
-            except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):
-                    raise ValueError(
-                        f'{path}, line {number}, must be {{"p": [ids], "r": [ids]}}: {error!r}'
-                    ) from error
-                warnings.warn(f"{path}: skipped the last line, which is cut short", stacklevel=2)
+                rows[parse_row(line.data, line.where)] = None
+            except ValueError as error:
+                if line.ended:
+                    raise
+                warnings.warn(
+                    f"{path}: skipped the last line, which is cut short: {error}", stacklevel=2
+                )
     return list(rows)
 
 
@@ -139,14 +139,26 @@ def choose_draft_vocabulary(
     return torch.from_numpy(np.sort(most_frequent))
 
 
-def _parse(line: bytes) -> Row:
-    data = json.loads(line)
-    row = Row(tuple(data["p"]), tuple(data["r"]))
-    if not row.prompt or not row.response:
-        raise ValueError("prompt and response must not be empty")
-    if not all(type(token) is int and token >= 0 for token in row.token_ids):
-        raise ValueError("token ids must be integers >= 0")
-    return row
+class _RowSchema(Schema):
+    # What others keep beside the ids is theirs.
+    model_config = ConfigDict(extra="ignore")
+
+    p: Annotated[Items[TokenId], Field(min_length=1)]
+    r: Annotated[Items[TokenId], Field(min_length=1)]
+
+
+def parse_row(data: bytes, where: str) -> Row:
+    """Reads one line.
+
+    Args:
+        data: The line.
+        where: Which it is, for the message.
+
+    Raises:
+        ValueError: It is no row.
+    """
+    row = parse_json(data, _RowSchema, where)
+    return Row(row.p, row.r)
 
 
 def _id_bytes(token_ids: Sequence[int]) -> bytes:

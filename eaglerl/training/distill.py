@@ -22,6 +22,8 @@ from eaglerl.eagle3.target import TargetModel, checked_feature_layers
 from eaglerl.eagle3.target_files import read_target_config
 from eaglerl.eagle3.verify import process_row
 from eaglerl.files import exclusive_file
+from eaglerl.json_file import read_lines
+from eaglerl.training.data import parse_row
 from eaglerl.training.prompt_pieces import ChatTemplatePieces, PromptPieces, prompt_pieces
 from eaglerl.training.slot_engine import SlotEngine, load_slot_target
 
@@ -115,25 +117,18 @@ def recover(path: Path) -> DistillProgress:
         ValueError: a line in the middle of the file is not a row of token ids.
     """
     progress = DistillProgress(0, 0, 0)
-    if not path.exists():
+    if not os.path.lexists(path):
         return progress
-    with path.open("rb+") as file:
-        complete = 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                prompt, response = row["p"], row["r"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: not a row with 'p' and 'r': {error}"
-                ) from error
-            complete += len(line)
-            progress.rows += 1
-            progress.prompt_tokens += len(prompt)
-            progress.response_tokens += len(response)
-        file.truncate(complete)
+    complete = 0
+    for line in read_lines(path, "rows", keep_blank=True):
+        if not line.ended:
+            break
+        row = parse_row(line.data, line.where)
+        complete += len(line.data) + 1
+        progress.rows += 1
+        progress.prompt_tokens += len(row.prompt)
+        progress.response_tokens += len(row.response)
+    os.truncate(path, complete)
     return progress
 
 

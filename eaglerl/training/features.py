@@ -18,14 +18,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eaglerl.files import atomic_path, exclusive_folder
+from eaglerl.json_file import AnyObject, Count, Items, JsonObject, Schema, read_json
+from eaglerl.tensor_file import open_tensors
 from eaglerl.training.batches import FeatureSequence, draft_row_count
 from eaglerl.training.data import Row, is_held_out, split_rows
 from eaglerl.training.feature_model import FeatureModel
@@ -34,6 +38,15 @@ INDEX_NAME = "index.json"
 INDEX_FORMAT = 1
 TRAIN, HELD_OUT = "train", "held_out"
 SHARD_ROWS = 256
+_MAX_INDEX_BYTES = 1 << 26
+# As safetensors names them.
+_DTYPES = {
+    "offsets": "I64",
+    "prompt_lengths": "I32",
+    "token_ids": "I32",
+    "taps": "F16",
+    "final_hidden": "F16",
+}
 
 Progress = Callable[[str, float], None]
 
@@ -53,6 +66,25 @@ class Shard:
     split: str
     tokens: int
     rows: tuple[str, ...]
+
+
+def _check_bare(name: str) -> str:
+    if Path(name).name != name:
+        raise ValueError(f"must be a bare name, got {name!r}")
+    return name
+
+
+class _ShardSchema(Schema):
+    file: Annotated[str, AfterValidator(_check_bare)]
+    split: Literal[TRAIN, HELD_OUT]
+    tokens: Count
+    rows: Items[str]
+
+
+class _IndexSchema(Schema):
+    format: Literal[INDEX_FORMAT]
+    source: JsonObject
+    shards: Items[_ShardSchema]
 
 
 def extract_features(
@@ -117,22 +149,12 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
     file = Path(folder) / INDEX_NAME
     if not file.is_file():
         return []
-    index = json.loads(file.read_text(encoding="utf-8"))
-    if index.get("format") != INDEX_FORMAT:
-        raise ValueError(f"{file} must have format {INDEX_FORMAT}, got {index.get('format')!r}")
-    if source is not None and index["source"] != source:
+    index = read_json(file, _IndexSchema, "index of features", max_bytes=_MAX_INDEX_BYTES)
+    if source is not None and index.source != source:
         raise ValueError(
-            f"folder must be empty or hold features of {source}, but {file} says {index['source']}"
+            f"folder must be empty or hold features of {source}, but {file} says {index.source}"
         )
-    return [
-        Shard(
-            file=shard["file"],
-            split=shard["split"],
-            tokens=shard["tokens"],
-            rows=tuple(shard["rows"]),
-        )
-        for shard in index["shards"]
-    ]
+    return [Shard(**dict(shard)) for shard in index.shards]
 
 
 class FeatureDataset:
@@ -159,11 +181,9 @@ class FeatureDataset:
             path = Path(folder) / shard.file
             if not path.is_file():
                 raise ValueError(f"shards must exist, but there is no {path}")
-            file = safe_open(path, framework="pt")
-            offsets = file.get_tensor("offsets").tolist()
-            prompts = file.get_tensor("prompt_lengths").tolist()
-            for digest, *place in zip(shard.rows, offsets, offsets[1:], prompts, strict=False):
-                places[digest] = (file, *place)
+            file, offsets, prompts = _open_shard(path, shard)
+            for digest, ends, prompt in zip(shard.rows, pairwise(offsets), prompts, strict=True):
+                places[digest] = (file, *ends, prompt)
         missing = sum(row.digest not in places for row in rows)
         if missing:
             raise ValueError(f"shards must hold all rows, but {missing} of {len(rows)} are missing")
@@ -185,9 +205,46 @@ class FeatureDataset:
         )
 
 
+def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
+    """A shard's file, where each of its sequences begins and the last ends, and their prompts.
+
+    Raises:
+        ValueError: The file is none, or its tensors are not those of the index.
+    """
+    where = f"the features {str(path)!r}"
+    with open_tensors(path, "features") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+        missing = sorted({*_DTYPES} - shapes.keys())
+        if missing:
+            raise ValueError(f"{where} lacks the tensor {missing[0]!r}")
+        count, width = len(shard.rows), (shapes["final_hidden"] or [0])[-1]
+        wanted = {
+            "offsets": [count + 1],
+            "prompt_lengths": [count],
+            "token_ids": [shard.tokens],
+            "taps": [shard.tokens, 3 * width],
+            "final_hidden": [shard.tokens, width],
+        }
+        for name, shape in wanted.items():
+            dtype = opened.get_slice(name).get_dtype()
+            if shapes[name] != shape or dtype != _DTYPES[name]:
+                raise ValueError(
+                    f"{name!r} of {where} must be {_DTYPES[name]} of shape {shape}, got {dtype} of "
+                    f"{shapes[name]}"
+                )
+        offsets = opened.get_tensor("offsets").tolist()
+        prompts = opened.get_tensor("prompt_lengths").tolist()
+    lengths = [end - start for start, end in pairwise(offsets)]
+    fits = all(0 < prompt < length for prompt, length in zip(prompts, lengths, strict=True))
+    if offsets[0] != 0 or offsets[-1] != shard.tokens or not fits:
+        raise ValueError(f"'offsets' and 'prompt_lengths' of {where} do not fit each other")
+    return safe_open(path, framework="pt"), offsets, prompts
+
+
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
     """Returns what makes features of one origin incompatible with those of another."""
-    config = json.loads((Path(target) / "config.json").read_text(encoding="utf-8"))
+    file = Path(target) / "config.json"
+    config = read_json(file, AnyObject, "target's config", allow_nan=True)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     layers = config["num_hidden_layers"]
     rule = (2, layers // 2, layers - 3)

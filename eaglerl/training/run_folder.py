@@ -4,18 +4,44 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import safe_open
+from pydantic import ConfigDict, Field
 from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from eaglerl.files import atomic_path
+from eaglerl.json_file import Count, Items, Schema, parse_json, read_json, read_lines
+from eaglerl.tensor_file import read_tensors
 from eaglerl.training.curves import plot_curves
 
 KEPT_CHECKPOINTS = 2
+_MAX_BYTES = 1 << 26
 _CHECKPOINT = re.compile(r"step-(\d{8})\.safetensors")
+
+
+class _InfoSchema(Schema):
+    model_config = ConfigDict(extra="allow")
+
+    seconds: Annotated[float, Field(ge=0.0)]
+
+
+class _MetricsSchema(Schema):
+    # A run that diverges logs NaN.
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    step: Count
+    kind: str
+    rows: Count | None = None
+    step_losses: Items[float] = ()
+    accuracy: Items[float] = ()
+
+
+class _SettingsSchema(Schema):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    rows: Items[str]
 
 
 class RunFolder:
@@ -56,7 +82,9 @@ class RunFolder:
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return settings
-        recorded = json.loads(file.read_text(encoding="utf-8"))
+        recorded = read_json(
+            file, _SettingsSchema, "run's settings", max_bytes=_MAX_BYTES, allow_nan=True
+        ).model_dump(mode="json")
         for key in sorted((recorded.keys() | settings.keys()) - {"rows"}):
             if recorded.get(key) != settings.get(key):
                 raise ValueError(
@@ -80,9 +108,10 @@ class RunFolder:
         if not found:
             return None
         step, path = found[-1]
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return step, tensors, json.loads(file.metadata()["info"])
+        tensors, metadata = read_tensors(path, "checkpoint")
+        where = f"the entry 'info' of the checkpoint {str(path)!r}"
+        info = parse_json(metadata.get("info", ""), _InfoSchema, where, allow_nan=True)
+        return step, tensors, info.model_dump()
 
     def open_logs(self, first_step: int) -> None:
         """Opens the logs; what an interrupted run logged from ``first_step`` on is dropped."""
@@ -113,9 +142,14 @@ class RunFolder:
         """Returns all complete records."""
         if not self._metrics.is_file():
             return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")
         # What follows the last line break was cut short when a process was killed.
-        return [json.loads(line) for line in lines[:-1]]
+        return [
+            parse_json(line.data, _MetricsSchema, line.where, allow_nan=True).model_dump(
+                exclude_unset=True
+            )
+            for line in read_lines(self._metrics, "metrics")
+            if line.ended
+        ]
 
     def plot(self) -> None:
         """Draws the learning curve anew."""

@@ -254,7 +254,7 @@ def test_broken_line_is_dropped_and_told(
         warnings.simplefilter("error")
         load_comparison(copied)
     path.write_bytes(b"{\n" + path.read_bytes())
-    with pytest.raises(ValueError, match=r"line 1 of .* is not JSON"):
+    with pytest.raises(ValueError, match=r"line 1 of the records .* is not valid JSON"):
         load_comparison(copied)
 
 

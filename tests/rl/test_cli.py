@@ -81,7 +81,7 @@ def test_questions_are_split_by_their_prompts(tiny: SimpleNamespace, tmp_path: P
     [
         ('{"p": [1, 2]}\n{"p": [1', "line 2 of"),
         ('{"text": "abc"}', 'must have "p", token ids, or "turns", texts'),
-        ('{"p": [1, "2"]}', 'must have "p", token ids, or "turns", texts'),
+        ('{"p": [1, "2"]}', "'p[1]' of line 1 of the prompts"),
         ('{"p": [999999]}', "holds token id 999999"),
     ],
 )

@@ -25,7 +25,8 @@ from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions
 from eaglerl.rl.simulate import simulate
-from eaglerl.rl.traces import FORMAT, VERSION, Trace, write_index, write_shard
+from eaglerl.rl.trace_index import FORMAT, VERSION, write_index
+from eaglerl.rl.traces import Trace, write_shard
 from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, TrainedAcceptance, train_acceptance
 
 from .test_acceptance import DEAR, D, K, planted_trace

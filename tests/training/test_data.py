@@ -38,7 +38,7 @@ def test_a_last_line_cut_short_is_reported_and_skipped(tmp_path, tail):
 def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path, bad):
     path = tmp_path / "a.jsonl"
     path.write_text('{"p": [1], "r": [2]}\n' + bad + '\n{"p": [1], "r": [3]}\n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 2"):
+    with pytest.raises(ValueError, match=r"line 2 of the rows '.*a\.jsonl'"):
         read_rows([path])
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from eaglerl.json_file import Count, JsonObject, Schema, check_json, read_json
 
 FILE_NAME = "calibration.json"
 _LENGTHS = "acceptance_length"
@@ -71,30 +74,44 @@ def read_calibration(path: str | Path) -> Calibration:
         ValueError: the file is not one.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"calibration {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
-        raise ValueError(f"calibration {str(path)!r} must be an object of lists")
+    content = read_json(path, _TABLES, "calibration")
+    where = f"the calibration {str(path)!r}"
     rows = content.pop(_LENGTHS, [])
-    try:
-        lengths = [(float(row["expected"]), float(row["found"])) for row in rows]
-        tables = {name: [_bin(row) for row in table] for name, table in content.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"calibration {str(path)!r} has a wrong row: {error!r}") from error
+    lengths = [
+        (row.expected, row.found) for row in (check_json(one, _LengthSchema, where) for one in rows)
+    ]
+    tables = {
+        name: [_bin(check_json(row, _BinSchema, f"{name!r} of {where}")) for row in table]
+        for name, table in content.items()
+    }
     known = {name: table for name, table in tables.items() if any(one.count for one in table)}
     if not known and not lengths:
-        raise ValueError(f"calibration {str(path)!r} holds nothing")
+        raise ValueError(f"{where} holds nothing")
     return Calibration(known, lengths)
 
 
-def _bin(row: Mapping[str, Any]) -> Bin:
-    count, values = row["candidates"], (row["predicted"], row["found"])
-    if not isinstance(count, int) or count < 0:
-        raise ValueError(f"candidates must be a number of them, got {count!r}")
-    if not count:
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_TABLES = TypeAdapter(dict[str, list[JsonObject]])
+
+
+class _LengthSchema(Schema):
+    expected: Annotated[float, Field(ge=0.0)]
+    found: Annotated[float, Field(ge=0.0)]
+
+
+class _BinSchema(Schema):
+    candidates: Count
+    predicted: _Share | None
+    found: _Share | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.candidates and (self.predicted is None or self.found is None):
+            raise ValueError("predicted and found must be shares where there are candidates")
+        return self
+
+
+def _bin(row: _BinSchema) -> Bin:
+    if not row.candidates:
         return Bin(0, math.nan, math.nan)
-    if not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
-        raise ValueError(f"predicted and found must be shares, got {values}")
-    return Bin(count, float(values[0]), float(values[1]))
+    return Bin(row.candidates, row.predicted, row.found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.evaluation.answer_schema import AnswerSchema
 from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
-from eaglerl.evaluation.json_lines import read_lines
 from eaglerl.evaluation.questions import question_files, read_questions
 from eaglerl.evaluation.records import (
     ANSWERS_NAME,
@@ -22,6 +21,7 @@ from eaglerl.evaluation.records import (
     load_comparison,
 )
 from eaglerl.evaluation.statistics import ModeSummary, Summary, summarise
+from eaglerl.json_file import parse_json, read_lines
 
 #: Kinds of mode that a comparison is made for: learned policies.
 POLICY_KINDS = ("policy", "trees-only")
@@ -167,16 +167,14 @@ def read_answers(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     """
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for path in sorted(folder.glob("*/*.jsonl")):
-        for number, line in read_lines(path):
+        for line in read_lines(path, "answers"):
             try:
-                turns = tuple(str(turn) for turn in line["choices"][0]["turns"])
-                found[str(line["model_id"]), f"{path.stem}/{line['question_id']}"] = turns
-            except (KeyError, IndexError, TypeError) as error:
-                warnings.warn(
-                    f"line {number} of {str(path)!r} is no answer and is left out: "
-                    f"{json.dumps(str(error))}",
-                    stacklevel=2,
-                )
+                answer = parse_json(line.data, AnswerSchema, line.where)
+            except ValueError as error:
+                warnings.warn(f"{error}; its text is left out", stacklevel=2)
+                continue
+            key = answer.model_id, f"{path.stem}/{answer.question_id}"
+            found[key] = answer.choices[0].turns
     return found
 
 

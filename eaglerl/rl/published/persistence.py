@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
+from eaglerl.json_file import check_json
 from eaglerl.ops import PolicyWeights, check_reproduced
 from eaglerl.rl.actions import ActionSpace
-from eaglerl.rl.checkpoints import CheckpointFolder
+from eaglerl.rl.checkpoints import CheckpointFolder, resuming
 from eaglerl.rl.published.files import (
     check_wanted,
     check_weights,
@@ -22,6 +23,7 @@ from eaglerl.rl.published.files import (
     read_weights,
     write_policy_folder,
 )
+from eaglerl.rl.published.saved_state import PolicyState
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.published.statistics import PolicyStatistics
 from eaglerl.rl.published.window import RewardWindow
@@ -172,10 +174,11 @@ class Persistence(ABC):
         checkpoint = self._checkpoint_folder().newest()
         if checkpoint is None:
             return False
-        self.learner.load_state(checkpoint.tensors, checkpoint.info)
-        saved = checkpoint.info["policy"]
-        self._window.load_state(saved["window"])
-        self.statistics.load_state(saved["statistics"])
+        with resuming(checkpoint):
+            self.learner.load_state(checkpoint.tensors, checkpoint.info)
+            saved = check_json(checkpoint.info["policy"], PolicyState, "the entry 'policy'")
+            self._window.load_state(dict(saved.window))
+            self.statistics.load_state(dict(saved.statistics))
         self._weights = None
         self._forget_sequence()
         return True

@@ -12,10 +12,10 @@ from pydantic import Field
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
-from eaglerl.ops.limits import MAX_HORIZON
+from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
 from eaglerl.rl.actions import ActionSpace, ActionsSchema
 from eaglerl.rl.decisions import check_keeping
-from eaglerl.rl.observations import MAX_WIDTH, TEXT_WIDTH, ObservationSchema, ObservationSpec
+from eaglerl.rl.observations import TEXT_WIDTH, ObservationSchema, ObservationSpec
 from eaglerl.rl.rewards import RewardName
 
 #: The tree of Re-SpS where there is no state.

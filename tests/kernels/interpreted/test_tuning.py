@@ -56,7 +56,7 @@ def test_a_decision_takes_the_stored_choice(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_damaged_file_is_named(text: str) -> None:
     tuning.tuning_path().write_text(text)
     tuning._read.cache_clear()
-    with pytest.raises(ValueError, match=r"triton_tiles\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"file of tiles '.*triton_tiles\.json'.* remove it"):
         tuning.stored_tiles("cpu", "fused", 12, torch.float32, 1)
     tuning._read.cache_clear()
 
