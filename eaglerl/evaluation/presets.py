@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -235,7 +236,7 @@ def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
     file = root / _SETTINGS_NAME
     # As it will be read back: tuples become lists.
     now = json.loads(json.dumps(settings))
-    if file.is_file():
+    if os.path.lexists(file):
         before = read_json(file, JsonObject, "settings of a preset")
         differing = sorted(name for name in now if now[name] != before.get(name))
         if differing:

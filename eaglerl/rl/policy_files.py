@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eaglerl.eagle3.params import TreePolicy
-from eaglerl.regular_file import open_regular
+from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.cost import CostTable
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The cost table that an acceptance policy's folder may hold: of the machine that it was fitted on.
 COST_NAME = "cost.json"
+#: Of one file; the policies that ship have some 100,000.
+_MOST_BYTES = 1 << 28
 
 
 class NoPolicyError(ValueError):
@@ -54,6 +56,10 @@ class PolicyFiles:
         digest = hashlib.sha256()
         for path in files:
             digest.update(path.name.encode() + b"\0")
+            if check_regular(path, "policy's file") > _MOST_BYTES:
+                raise ValueError(
+                    f"the policy's file {str(path)!r} must have at most {_MOST_BYTES:,} bytes"
+                )
             with open_regular(path, "policy's file") as file:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
@@ -90,7 +96,7 @@ def find_policy(path: str | Path) -> PolicyFiles:
     # Whatever is there under the card's name: what it is, is told when it is read.
     if os.path.lexists(path / CARD_NAME):
         return PolicyFiles(path, is_acceptance=False)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] * path.exists()
     found, broken = [], []
     for file in files:
         try:

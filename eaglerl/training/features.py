@@ -16,6 +16,7 @@ shards; nothing that is there is computed again.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -147,7 +148,7 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
         ValueError: The index is of another format, or the features are of another origin.
     """
     file = Path(folder) / INDEX_NAME
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
     index = read_json(file, _IndexSchema, "index of features", max_bytes=_MAX_INDEX_BYTES)
     if source is not None and index.source != source:

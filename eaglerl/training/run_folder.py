@@ -1,6 +1,7 @@
 """Files of a training run: settings, checkpoints, metrics and the learning curve."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ class RunFolder:
         """
         file = self.path / "run.json"
         settings = json.loads(json.dumps(settings))
-        if not file.is_file():
+        if not os.path.lexists(file):
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(settings) + "\n", encoding="utf-8")
             return settings
@@ -140,7 +141,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns all complete records."""
-        if not self._metrics.is_file():
+        if not os.path.lexists(self._metrics):
             return []
         # What follows the last line break was cut short when a process was killed.
         return [

@@ -1,0 +1,353 @@
+"""Every kind of file that eaglerl reads: an example made by its own writers, and its reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from eaglerl.cli.record import read_prompt_files
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.target_files import load_target_model
+from eaglerl.evaluation.presets import _check_settings
+from eaglerl.evaluation.published import summarise_answers
+from eaglerl.evaluation.questions import files_digest, read_questions
+from eaglerl.evaluation.records import load_comparison
+from eaglerl.evaluation.report.calibration import read_calibration
+from eaglerl.evaluation.report.evidence import read_answers
+from eaglerl.evaluation.statistics import summarise
+from eaglerl.gguf_convert.config import read_config
+from eaglerl.gguf_convert.header import read_gguf
+from eaglerl.kernels import tuning
+from eaglerl.kernels._plan import Tiles
+from eaglerl.ops import PolicyWeights
+from eaglerl.prepare import is_prepared, write_marker
+from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.rl.actions import ActionSpace
+from eaglerl.rl.cost import CostTable
+from eaglerl.rl.policy_files import find_policy
+from eaglerl.rl.published.load import load_policy
+from eaglerl.rl.traces import TraceSet
+from eaglerl.training.data import Row, read_rows
+from eaglerl.training.distill import append_row, recover
+from eaglerl.training.features import FeatureDataset, Shard, _write_index, read_index
+from eaglerl.training.run_folder import RunFolder
+
+from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, write_files
+from ..eagle3.tiny import tiny_model
+from ..evaluation.made_up import write_comparison, write_traces
+from ..gguf_files import VOCAB_SIZE, write_gguf
+from ..rl.planted import ACTIONS
+from ..rl.published import DQN, PPO, make_policy
+from ..rl.test_acceptance import COST, random_model
+from ..rl.test_policy_files import sequences
+from ..rl.worlds import made_up_trace
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Attributes:
+        write: makes an example in an empty folder.
+        read: reads it as eaglerl does, and does with it what it is read for.
+        modules: of eaglerl, whose readers it goes through.
+    """
+
+    write: Callable[[Path], object]
+    read: Callable[[Path], object]
+    modules: tuple[str, ...]
+
+
+def _read_policy(folder: Path) -> None:
+    files = find_policy(folder)
+    assert len(files.identity) == 16
+    load_policy(folder).fused()
+
+
+def _write_acceptance(folder: Path) -> None:
+    model = replace(random_model(), constant=TreeParams(4, 1, 2), gain=0.03)
+    save_acceptance(model, folder / "model.safetensors", target_id="a", head_id="b")
+    COST.to_json(folder / "cost.json")
+
+
+def _read_acceptance(folder: Path) -> None:
+    files = find_policy(folder)
+    AcceptancePolicy(load_acceptance(files.path), files.read_cost(None))
+
+
+def _write_head(folder: Path) -> None:
+    head = make_head(make_config())
+    write_files(folder, eagle_json(head.config), eagle_tensors(head))
+
+
+def _write_sharded_head(folder: Path) -> None:
+    head = make_head(make_config())
+    (folder / "config.json").write_text(json.dumps(eagle_json(head.config)))
+    tensors = eagle_tensors(head)
+    names = {key: f"model-{index % 2}.safetensors" for index, key in enumerate(tensors)}
+    for name in set(names.values()):
+        save_file({key: tensors[key] for key in tensors if names[key] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _write_bin_head(folder: Path) -> None:
+    head = make_head(make_config())
+    (folder / "config.json").write_text(json.dumps(eagle_json(head.config)))
+    torch.save(eagle_tensors(head), folder / "pytorch_model.bin")
+
+
+def _write_target(folder: Path) -> None:
+    tiny_model(eos_token_id=2, vocab_size=32, intermediate_size=16).save_pretrained(folder)
+
+
+def _write_traces(folder: Path) -> None:
+    folder.rmdir()
+    write_traces(folder, [made_up_trace(6, seed=seed) for seed in range(2)])
+
+
+def _read_traces(folder: Path) -> None:
+    actions = [tree for tree in (TreeParams(1), TreeParams(3, 1, 2))]
+    for trace in TraceSet(folder):
+        trace.check_tree(actions[1])
+        trace.accepted_lengths(actions)
+
+
+def _write_comparison(folder: Path) -> None:
+    folder.rmdir()
+    modes = {"plain": ("plain", lambda _: 2.0), "tuned": ("tuned", lambda _: 1.0)}
+    write_comparison(folder, modes, domains=("chat",), questions=2, repeats=1, answer="So.")
+
+
+def _read_comparison(folder: Path) -> None:
+    comparison = load_comparison(folder)
+    read_answers(folder / "answers")
+    if comparison.records:
+        summarise(comparison, [comparison.records[0].mode], resamples=2)
+
+
+def _write_lines(path: Path, *rows: object) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_questions(folder: Path) -> None:
+    turns = {"turns": ["Who was Ada?", "And Grace?"], "category": "people"}
+    _write_lines(folder / "chat.jsonl", {"question_id": 1} | turns, {"question_id": "b"} | turns)
+
+
+def _read_questions(folder: Path) -> None:
+    read_questions([folder / "chat.jsonl"])
+    files_digest([folder / "chat.jsonl"])
+
+
+def _write_rows(folder: Path) -> None:
+    for number in range(3):
+        append_row(folder / "rows.jsonl", [1, 2, number], [3, 4])
+
+
+def _read_rows(folder: Path) -> None:
+    list(read_prompt_files(None, [folder / "rows.jsonl"], held_out=True))
+    read_rows([folder / "rows.jsonl"])
+    recover(folder / "rows.jsonl")
+
+
+def _feature_rows() -> list[Row]:
+    return [Row((1, 2, number), (3, 4)) for number in range(3)]
+
+
+def _write_features(folder: Path) -> None:
+    rows = _feature_rows()
+    length = sum(len(row.token_ids) for row in rows)
+    tensors = {
+        "token_ids": torch.tensor([i for row in rows for i in row.token_ids], dtype=torch.int32),
+        "offsets": torch.tensor([0, 5, 10, 15]),
+        "prompt_lengths": torch.tensor([3] * 3, dtype=torch.int32),
+        "taps": torch.ones(length, 12, dtype=torch.float16),
+        "final_hidden": torch.ones(length, 4, dtype=torch.float16),
+    }
+    save_file(tensors, folder / "shard.safetensors")
+    shard = Shard("shard.safetensors", "train", length, tuple(row.digest for row in rows))
+    _write_index(folder, {"target": {"model_type": "llama"}}, [shard])
+
+
+def _read_features(folder: Path) -> None:
+    dataset = FeatureDataset(folder, read_index(folder), _feature_rows())
+    for index in range(len(dataset)):
+        assert len(dataset[index].token_ids) == 5
+
+
+def _write_run(folder: Path) -> None:
+    run = RunFolder(folder)
+    run.settle({"ttt_steps": 3, "rows": ["a", "b"]})
+    run.save_checkpoint(4, {"head.fc": torch.ones(3)}, {"seconds": 2.5})
+    for step in range(1, 4):
+        values = {"rows": 8, "step_losses": [2.0, 1.5], "accuracy": [0.5, 0.25]}
+        run.log(step, "train", values)
+        run.log(step, "validation", values)
+
+
+def _read_run(folder: Path) -> None:
+    run = RunFolder(folder)
+    run.settle({"ttt_steps": 3, "rows": []})
+    run.load_checkpoint()
+    run.read_metrics()
+
+
+def _write_checkpoints(policy_class: type) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        policy = make_policy(policy_class, checkpoint_dir=folder, checkpoint_freq=1000)
+        sequences(policy, 0, 3)
+        policy.save_checkpoint()
+        policy.close()
+
+    return write
+
+
+def _read_checkpoints(policy_class: type) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        policy = make_policy(policy_class, checkpoint_dir=folder, checkpoint_freq=1000)
+        try:
+            policy.resume()
+        finally:
+            policy.close()
+
+    return read
+
+
+def _write_calibration(folder: Path) -> None:
+    bins = [{"candidates": 4, "predicted": 0.25, "found": 0.5}]
+    bins += [{"candidates": 0, "predicted": None, "found": None}]
+    content = {"draft": bins, "acceptance_length": [{"expected": 2.0, "found": 1.9}]}
+    (folder / "calibration.json").write_text(json.dumps(content))
+
+
+def _write_tiles(folder: Path) -> None:
+    tiles = {"rows": 1, "columns": 4, "elements": 64, "num_warps": 4, "num_stages": 3}
+    content = {"format": 1, "tiles": {"cpu, fused": tiles | {"max_registers": 168}}}
+    (folder / "triton_tiles.json").write_text(json.dumps(content))
+
+
+def _read_tiles(folder: Path) -> None:
+    tuning._read.cache_clear()
+    assert all(isinstance(t, Tiles) for t in tuning._read(folder / "triton_tiles.json").values())
+
+
+def _write_model(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"123")
+    write_marker(folder, "a package")
+
+
+def _write_answers(folder: Path) -> None:
+    choice = {"index": 0, "turns": ["So."], "idxs": [3], "new_tokens": [9], "wall_time": [0.5]}
+    line = {"question_id": 1, "answer_id": "a", "model_id": "m", "choices": [choice], "tstamp": 1.0}
+    _write_lines(folder / "answers.jsonl", line, line | {"question_id": "b"})
+
+
+def _write_gguf(folder: Path) -> None:
+    model = tiny_model(vocab_size=VOCAB_SIZE, eos_token_id=2, bos_token_id=1)
+    write_gguf(folder / "model.gguf", model, "llama")
+
+
+KINDS: dict[str, FileKind] = {
+    "cost table": FileKind(
+        lambda folder: COST.to_json(folder / "cost.json"),
+        lambda folder: CostTable.from_json(folder / "cost.json").seconds(TreeParams(1), 10),
+        ("eaglerl.rl.cost",),
+    ),
+    "actions": FileKind(
+        lambda folder: ACTIONS.to_json(folder / "actions.json"),
+        lambda folder: ActionSpace.from_json(folder / "actions.json"),
+        ("eaglerl.rl.actions", "eaglerl.rl.tree_row"),
+    ),
+    "PPO policy": FileKind(
+        lambda folder: make_policy(PPO).save(folder),
+        _read_policy,
+        (
+            "eaglerl.rl.published.files",
+            "eaglerl.rl.published.settings",
+            "eaglerl.rl.observations",
+            "eaglerl.rl.policy_files",
+        ),
+    ),
+    "DQN policy": FileKind(lambda folder: make_policy(DQN).save(folder), _read_policy, ()),
+    "weights of a policy": FileKind(
+        lambda folder: make_policy(PPO).weights.save_pretrained(folder),
+        PolicyWeights.from_pretrained,
+        ("eaglerl.ops._policy_files",),
+    ),
+    "acceptance policy": FileKind(
+        _write_acceptance, _read_acceptance, ("eaglerl.rl.acceptance_file",)
+    ),
+    "head": FileKind(
+        _write_head,
+        Eagle3DraftHead.from_pretrained,
+        ("eaglerl.eagle3.config", "eaglerl.eagle3.weight_files", "eaglerl.eagle3.checkpoint"),
+    ),
+    "head in shards": FileKind(
+        _write_sharded_head, Eagle3DraftHead.from_pretrained, ("eaglerl.tensor_file",)
+    ),
+    "head as .bin": FileKind(_write_bin_head, Eagle3DraftHead.from_pretrained, ()),
+    "target": FileKind(
+        _write_target,
+        lambda folder: load_target_model(folder, torch.float32),
+        ("eaglerl.eagle3.target_files",),
+    ),
+    "traces": FileKind(
+        _write_traces, _read_traces, ("eaglerl.rl.traces", "eaglerl.rl.trace_index")
+    ),
+    "comparison": FileKind(
+        _write_comparison,
+        _read_comparison,
+        (
+            "eaglerl.evaluation.records",
+            "eaglerl.evaluation.json_lines",
+            "eaglerl.evaluation.report.evidence",
+        ),
+    ),
+    "questions": FileKind(_write_questions, _read_questions, ("eaglerl.evaluation.questions",)),
+    "rows": FileKind(
+        _write_rows,
+        _read_rows,
+        ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record"),
+    ),
+    "features": FileKind(_write_features, _read_features, ("eaglerl.training.features",)),
+    "run of a head": FileKind(_write_run, _read_run, ("eaglerl.training.run_folder",)),
+    "checkpoints of PPO": FileKind(
+        _write_checkpoints(PPO),
+        _read_checkpoints(PPO),
+        (
+            "eaglerl.rl.checkpoints",
+            "eaglerl.rl.training_state",
+            "eaglerl.rl.published.persistence",
+        ),
+    ),
+    "checkpoints of DQN": FileKind(_write_checkpoints(DQN), _read_checkpoints(DQN), ()),
+    "settings of a preset": FileKind(
+        lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
+        lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
+        ("eaglerl.evaluation.presets",),
+    ),
+    "calibration": FileKind(
+        _write_calibration,
+        lambda folder: read_calibration(folder / "calibration.json"),
+        ("eaglerl.evaluation.report.calibration",),
+    ),
+    "tiles": FileKind(_write_tiles, _read_tiles, ("eaglerl.kernels.tuning",)),
+    "prepared model": FileKind(_write_model, is_prepared, ("eaglerl.prepare",)),
+    "answers": FileKind(
+        _write_answers,
+        lambda folder: summarise_answers(folder / "answers.jsonl"),
+        ("eaglerl.evaluation.published",),
+    ),
+    "GGUF file": FileKind(
+        _write_gguf,
+        lambda folder: read_config(read_gguf(folder / "model.gguf")),
+        ("eaglerl.gguf_convert.header",),
+    ),
+}
