@@ -13,6 +13,7 @@ from eaglerl.cli.calibrate import calibrate
 from eaglerl.cli.compare import compare
 from eaglerl.cli.demo import demo
 from eaglerl.cli.evaluate import evaluate
+from eaglerl.cli.export_head import export_head
 from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
 from eaglerl.cli.prepare import prepare
@@ -95,6 +96,11 @@ _add(
     "eaglerl evaluate --bench-name mt_bench --answer-file answers.jsonl --total-token 8 --depth 2",
     "eaglerl evaluate --bench-name questions.jsonl --answer-file ppo.jsonl "
     "--use-optimized-sb3-discrete-ppo --optimized-policy-version ofl --actions cpu",
+)
+_add(
+    export_head,
+    "eaglerl export-head models/eagle3-smollm2-135m-instruct --for sglang -o head-for-sglang",
+    "eaglerl export-head someones-head --for eaglerl --taps 1,14,26 -o head --model llama --check",
 )
 _add(calibrate, "eaglerl calibrate", "eaglerl calibrate cost.json --passes 16")
 _add(

@@ -7,6 +7,7 @@ offset ``target id - draft id`` of every draft id, t2d says which target ids are
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -180,7 +181,11 @@ def check_vocabulary_maps(
 
 
 def write_checkpoint(
-    path: str | Path, config: Eagle3Config, state: Mapping[str, torch.Tensor]
+    path: str | Path,
+    config: Eagle3Config,
+    state: Mapping[str, torch.Tensor],
+    *,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors`` in EAGLE's layout.
 
@@ -190,6 +195,7 @@ def write_checkpoint(
         path: The folder.
         config: The head's configuration.
         state: Its tensors under EAGLE's key names.
+        data: What ``config.json`` holds; by default what the configuration's ``to_dict`` gives.
 
     Raises:
         ValueError: The tensors do not fit the configuration.
@@ -198,7 +204,7 @@ def write_checkpoint(
     check_state_dict(state, config)
     folder = Path(path)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    text = json.dumps(config.to_dict() if data is None else dict(data), indent=2) + "\n"
     with exclusive_folder(folder):
         with atomic_path(folder / SAFETENSORS_NAME) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})

@@ -18,6 +18,7 @@ from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_options import GenerationOptions
 from eaglerl.eagle3.generation_settings import GenerationSettings
 from eaglerl.eagle3.inputs import check_token_ids, read_prompts
+from eaglerl.eagle3.loading import load_pair
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
 from eaglerl.eagle3.params import (
     NO_DRAFT,
@@ -99,6 +100,7 @@ class SpeculativeDecoder:
         target: str | Path,
         draft: str | Path | None,
         *,
+        feature_layers: Sequence[int] | None = None,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
         backend: Literal["auto", "packed", "transformers"] = "auto",
@@ -111,6 +113,9 @@ class SpeculativeDecoder:
             target: folder or hub name of the target.
             draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout; None
                 for plain decoding alone.
+            feature_layers: the layers whose inputs the head taps, whatever its config says. Where
+                its ids may mean other layers, as `taps.other_reading` decides, both readings are
+                compared on a page of text, and a warning names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
             backend: see `TargetModel.from_pretrained`.
@@ -120,31 +125,20 @@ class SpeculativeDecoder:
         Raises:
             ValueError: a checkpoint breaks an invariant, or the two do not fit.
         """
-        from transformers import AutoTokenizer
-
-        from eaglerl.eagle3.config import Eagle3Config
-
-        config = None if draft is None else Eagle3Config.from_pretrained(draft)
-        model = TargetModel.from_pretrained(
+        model, head, tokenizer = load_pair(
             target,
-            feature_layers=() if config is None else config.resolve_feature_layers,
+            draft,
+            feature_layers=feature_layers,
             backend=backend,
             dtype=dtype,
             device=device,
         )
-        if config is None:
-            tokenizer = AutoTokenizer.from_pretrained(target)
-            return cls(model, None, default_policy=default_policy, tokenizer=tokenizer)
-        # A table that is given here is checked as a part of the head, not as a fit of the two.
-        table = model.embed_tokens if config.tie_word_embeddings else None
-        head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
-        head = head.to(model.embed_tokens.device)
         return cls(
             model,
             head,
             draft_dtype=draft_dtype,
             default_policy=default_policy,
-            tokenizer=AutoTokenizer.from_pretrained(target),
+            tokenizer=tokenizer,
         )
 
     def generate(

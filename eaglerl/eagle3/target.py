@@ -115,6 +115,14 @@ class TargetModel(ABC):
         if self.feature_layers:
             decoder_layers(model)
 
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """Tap the inputs of other layers from the next pass on; not while one runs elsewhere.
+
+        Raises:
+            ValueError: not three distinct layers of the model.
+        """
+        self.feature_layers = checked_feature_layers(layers, self.num_layers)
+
     @property
     @abstractmethod
     def embed_tokens(self) -> torch.Tensor:

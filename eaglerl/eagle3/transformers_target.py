@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -121,10 +122,22 @@ class TransformersTarget(TargetModel):
         decoder = model.get_decoder()
         # The model may run elsewhere meanwhile: in another target, or in its own `generate`.
         self._captured = threading.local()
-        for index, layer in enumerate(self.feature_layers):
-            decoder.layers[layer].register_forward_pre_hook(self._capture(index), with_kwargs=True)
         self._decoder = decoder
+        self._hooks: list[RemovableHandle] = []
+        self.set_feature_layers(self.feature_layers)
         decoder.register_forward_hook(self._capture_last)
+
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """See `TargetModel.set_feature_layers`."""
+        super().set_feature_layers(layers)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            self._decoder.layers[layer].register_forward_pre_hook(
+                self._capture(index), with_kwargs=True
+            )
+            for index, layer in enumerate(self.feature_layers)
+        ]
 
     def _capture_last(self, module, args, output) -> None:
         if (states := self._states()) is not None:

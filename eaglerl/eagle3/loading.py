@@ -1,0 +1,63 @@
+"""Loading a target and the draft head that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.fit import check_fit
+from eaglerl.eagle3.tap_check import check_taps_of
+from eaglerl.eagle3.target import TargetModel
+
+
+def load_pair(
+    target: str | Path,
+    draft: str | Path | None,
+    *,
+    feature_layers: Sequence[int] | None = None,
+    backend: Literal["auto", "packed", "transformers"] = "auto",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[TargetModel, Eagle3DraftHead | None, PreTrainedTokenizerBase]:
+    """Load a target, its head with an embedding table, and the target's tokenizer.
+
+    Args:
+        target: folder or hub name of the target.
+        draft: folder of the draft head; None for a target without one, which taps no layers.
+        feature_layers: see `SpeculativeDecoder.from_pretrained`.
+        backend: see `TargetModel.from_pretrained`.
+        dtype: see `TargetModel.from_pretrained`.
+        device: see `TargetModel.from_pretrained`.
+
+    Raises:
+        ValueError: a checkpoint breaks an invariant, or the two do not fit.
+    """
+    config = None
+    if draft is not None:
+        config = Eagle3Config.from_pretrained(draft, feature_layers=feature_layers)
+    model = TargetModel.from_pretrained(
+        target,
+        feature_layers=() if config is None else config.resolve_feature_layers,
+        backend=backend,
+        dtype=dtype,
+        device=device,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    if config is None:
+        return model, None, tokenizer
+    # A table that is given here is checked as a part of the head, not as a fit of the two.
+    table = model.embed_tokens if config.tie_word_embeddings else None
+    head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
+    head = head.to(model.embed_tokens.device)
+    check_fit(model, head)
+    if head.embed_tokens is None:
+        head.set_embed_tokens(model.embed_tokens)
+    if feature_layers is None:
+        check_taps_of(draft, model, head, tokenizer)
+    return model, head, tokenizer

@@ -1,0 +1,86 @@
+"""`eaglerl export-head` on small heads and targets."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from eaglerl.cli.app import app
+from eaglerl.eagle3.config import Eagle3Config
+from eaglerl.eagle3.draft import Eagle3DraftHead
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    config = Eagle3Config(**SIZES, draft_vocab_size=60, feature_layers=(1, 3, 5))
+    Eagle3DraftHead(config).save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "target"
+    LlamaForCausalLM(LlamaConfig(**SIZES, num_hidden_layers=8)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["export-head", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def ids_of(folder: Path) -> list[int]:
+    data = json.loads((folder / "config.json").read_text())
+    return data["eagle_config"]["eagle_aux_hidden_state_layer_ids"]
+
+
+def test_layers_are_placed(head: Path, target: Path, tmp_path: Path) -> None:
+    code, output = run(head, "--for", "sglang", "-o", tmp_path / "out")
+    assert code == 0
+    assert "written:" in output
+    assert ids_of(tmp_path / "out") == [0, 2, 4]
+    code, _ = run(head, "--for", "sglang", "-o", tmp_path / "out", "--taps", "2,3,6")
+    assert code == 0
+    assert ids_of(tmp_path / "out") == [1, 2, 5]
+    # The default layers of 8 are 2, 4 and 5.
+    code, _ = run(head, "--for", "sglang", "-o", tmp_path / "out", "-m", target, "--taps", "2,4,5")
+    assert code == 0
+    assert "eagle_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_check_compares_with_the_neighbours(head: Path, target: Path, tmp_path: Path) -> None:
+    code, output = run(head, "--for", "vllm", "-o", tmp_path / "out", "-m", target, "--check")
+    assert code == 0
+    assert "inputs of [1, 3, 5]" in output
+    assert "inputs of [0, 2, 4]" in output
+    assert "inputs of [2, 4, 6]" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--for", "trt"], "engine must be one of"),
+        (["--for", "vllm", "--check"], "give --model"),
+        (["--for", "vllm", "--taps", "1,1,2"], "--feature-layers"),
+    ],
+)
+def test_wrong_arguments(head: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, output = run(head, "-o", tmp_path / "out", *arguments)
+    assert code != 0
+    assert message in output
+    assert not (tmp_path / "out").exists()
