@@ -166,7 +166,7 @@ def _short_warnings() -> Iterator[None]:
     """Show warnings as one line without the source line that raised them."""
 
     def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
-        sentence = " ".join(str(message).split())
+        sentence = " ".join(_ERROR_NUMBER.sub("", str(message)).split())
         notes().print(Text.assemble(("warning: ", "yellow"), sentence), soft_wrap=True)
 
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,23 @@ def test_a_run_that_was_cut_short_ends_as_an_unbroken_one(algorithm: str, tmp_pa
         traces, ACTIONS, COST, tmp_path / "c", small_options(algorithm, seed=1), held_out=held_out
     )
     assert not same_weights(whole.policy.weights, other.policy.weights)
+
+
+def test_progress_tells_the_speed_from_the_first_rollout_on(tmp_path: Path) -> None:
+    told: list[str] = []
+    # No record before the end: what is told must come from the windows themselves.
+    options = small_options("ppo", checkpoint_steps=10_000)
+    trained = train_policy(
+        planted_traces(4, positions=40), ACTIONS, COST, tmp_path, options,
+        progress=lambda stage, _: told.append(stage),
+    )  # fmt: skip
+    stages = [stage for stage in told if "windows" in stage]
+    assert stages[0] == "0 windows"
+    speeds = [float(re.search(r"([\d.]+) tokens/s", stage).group(1)) for stage in stages[1:]]
+    assert len(speeds) > 2
+    # The last one leaves out only the last rollout.
+    assert speeds[-1] == pytest.approx(trained.records[0]["tokens_per_second"], rel=0.25)
+    assert min(speeds) > 0
 
 
 SCRIPT = """
