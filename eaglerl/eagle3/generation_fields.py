@@ -39,7 +39,8 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "speculation_type": ((None,), _DRAFTS),
     "use_mtp": ((None, False), _DRAFTS),
     "is_assistant": ((None, False), _DRAFTS),
-    "cache_implementation": ((None,), _CACHES),
+    # The kind of Gemma's files, which transformers takes for none.
+    "cache_implementation": ((None, "hybrid"), _CACHES),
     "cache_config": ((None,), _CACHES),
 }
 #: Fields that ask for more than the text.

@@ -31,7 +31,9 @@ from transformers import (
 )
 from transformers.generation import GenerationMixin
 
+from eaglerl.eagle3.generation_arguments import read_explicit
 from eaglerl.eagle3.generation_fields import check_arguments, check_known, check_supported
+from eaglerl.eagle3.generation_schema import check_fields
 from eaglerl.eagle3.stopping import StoppingRules, read_token_ids
 from eaglerl.eagle3.verify import (
     ColdTemperature,
@@ -39,7 +41,6 @@ from eaglerl.eagle3.verify import (
     ProcessingVerifier,
     SamplingVerifier,
     Verifier,
-    check_sampling,
     temperature_warper,
 )
 
@@ -143,11 +144,7 @@ class GenerationSettings:
         explicit = {name: value for name, value in options.items() if value is not None}
         check_arguments(generation_config, logits_processor, stopping_criteria, explicit)
         own_terms = generation_config is None and "do_sample" not in explicit
-        if "eos_token_id" in explicit:
-            explicit["eos_token_id"] = read_token_ids(explicit["eos_token_id"], "eos_token_id")
-        _read_sampling(explicit, own_terms, defaults)
-        if explicit.get("max_new_tokens", 1) < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {explicit['max_new_tokens']}")
+        read_explicit(explicit, own_terms=own_terms, defaults=defaults)
         model = _Generating(config, defaults)
         merged, unknown = model._prepare_generation_config(generation_config, **explicit)
         check_known(unknown)
@@ -351,8 +348,10 @@ def check_generation_config(
         ValueError: it asks for something that is not supported, or holds a value of a wrong kind;
             the message names the field.
     """
-    source = "the target's generation config (generation_config.json): "
+    where = "the target's generation config (generation_config.json)"
+    source = f"{where}: "
     check_supported(defaults, source)
+    check_fields(defaults, where)
     try:
         for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
             value = getattr(defaults, name, None)
@@ -363,37 +362,3 @@ def check_generation_config(
         settings.processors([0])(torch.zeros(1, 1, dtype=torch.int64, device=device), scores)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}{error}") from error
-
-
-def _read_sampling(explicit: dict[str, Any], own_terms: bool, defaults: GenerationConfig) -> None:
-    """Check temperature, top_p and top_k, and write what they say of `do_sample` beside them."""
-    for name, kind in (("temperature", float), ("top_p", float), ("top_k", int)):
-        if name in explicit:
-            explicit[name] = _number(name, explicit[name], kind)
-    temperature = explicit.get("temperature")
-    check_sampling(
-        0.0 if temperature is None else temperature,
-        explicit.get("top_p", 1.0),
-        explicit.get("top_k", 0),
-    )
-    if temperature == 0 and explicit.get("do_sample"):
-        raise ValueError("temperature=0 decodes greedily, do_sample=True samples: give one of them")
-    if temperature == 0 or own_terms:
-        explicit["do_sample"] = bool(temperature)
-    if not temperature and not explicit.get("do_sample", True):
-        for name in ("temperature", "top_p", "top_k"):
-            explicit.pop(name, None)
-    elif own_terms and defaults.top_k is None:
-        explicit.setdefault("top_k", 0)
-
-
-def _number(name: str, value: Any, kind: type) -> Any:
-    try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    # A NaN is not even itself; it is refused by its range.
-    wrong = number is None or isinstance(value, str) or (number != value and number == number)
-    if wrong:
-        raise TypeError(f"{name} must be a number of type {kind.__name__}, got {value!r}")
-    return number

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from eaglerl.eagle3.generation_schema import GenerationConfigSchema
 from eaglerl.eagle3.rope import rope_contradiction
 from eaglerl.json_file import AnyObject, read_json, shortly
 from eaglerl.regular_file import check_regular
@@ -106,6 +107,10 @@ def load_target_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedM
         for file in sorted(Path(path).iterdir()):
             if file.name.endswith(_READ_ENDINGS):
                 check_regular(file, "target's file")
+            if file.name == "generation_config.json":
+                read_json(
+                    file, GenerationConfigSchema, "target's generation config", allow_nan=True
+                )
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True

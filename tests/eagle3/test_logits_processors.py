@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -352,8 +353,12 @@ class TestGenerationConfig:
             ({"guidance_scale": 2.0}, "guidance_scale=2.0"),
             ({"eos_token_id": "</s>"}, "eos_token_id must be token ids"),
             ({"pad_token_id": "<pad>"}, "pad_token_id must be token ids"),
-            ({"repetition_penalty": "1.3"}, "generation_config.json.*penalty"),
-            ({"suppress_tokens": ["a"]}, "generation_config.json"),
+            (
+                {"repetition_penalty": "1.3"},
+                "repetition_penalty. of the target.*generation_config.json",
+            ),
+            ({"suppress_tokens": ["a"]}, "suppress_tokens"),
+            ({"cache_implementation": "static"}, "cache_implementation="),
             ({"bad_words_ids": [[9999]]}, "generation_config.json.*9999"),
         ],
         ids=str,
@@ -379,6 +384,82 @@ class TestGenerationConfig:
         own_model = tiny_model(vocab_size=VOCAB)
         own_model.generation_config.update(**own)
         TargetModel.from_model(own_model)
+
+
+class TestGenerationConfigFile:
+    """generation_config.json in a target's folder, as others write it."""
+
+    WRITTEN = {  # noqa: RUF012
+        "_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+        "output_attentions": False, "output_hidden_states": False, "use_cache": True,
+        "transformers_version": "5.24.0", "repetition_penalty": 1.3,
+    }  # fmt: skip
+
+    def folder(self, path, **changes: Any):
+        tiny_model(vocab_size=VOCAB, logit_scale=2.0).save_pretrained(path)
+        content = json.dumps(self.WRITTEN | changes)
+        (path / "generation_config.json").write_text(content, encoding="utf-8")
+        return path
+
+    def test_is_honoured(self, tmp_path):
+        path = self.folder(tmp_path, eos_token_id=[2, 30], no_repeat_ngram_size=3)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        target = TargetModel.from_pretrained(path)
+        decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
+        for do_sample in (False, True):
+            check(model, decoder, {"max_new_tokens": 20, "do_sample": do_sample}, WIDE)
+
+    def test_of_the_model_config_is_honoured(self, tmp_path):
+        """Older checkpoints have such values in config.json, and no generation_config.json."""
+        path = self.folder(tmp_path)
+        (path / "generation_config.json").unlink()
+        file = path / "config.json"
+        content = json.loads(file.read_text()) | {"repetition_penalty": 1.3}
+        file.write_text(json.dumps(content))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        assert model.generation_config.repetition_penalty == 1.3
+        target = TargetModel.from_pretrained(path)
+        decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
+        check(model, decoder, {"max_new_tokens": 14}, WIDE)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"cache_implementation": "hybrid"}, {"pad_token_id": -1}, {"chat_format": "chatml"},
+         {"repetition_penalty": None}, {"top_k": -1, "temperature": 0.0}, {"length_penalty": 1}],
+        ids=str,
+    )  # fmt: skip
+    def test_is_taken(self, tmp_path, changes):
+        TargetModel.from_pretrained(self.folder(tmp_path, **changes))
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("eos_token_id", "</s>"),
+            ("eos_token_id", [2, "</s>"]),
+            ("eos_token_id", 2.5),
+            ("eos_token_id", True),
+            ("pad_token_id", "<pad>"),
+            ("repetition_penalty", "1.3"),
+            ("repetition_penalty", 0),
+            ("temperature", "hot"),
+            ("do_sample", "yes"),
+            ("max_new_tokens", "many"),
+            ("max_length", 2.5),
+            ("no_repeat_ngram_size", -1),
+            ("bad_words_ids", 3),
+            ("forced_eos_token_id", "</s>"),
+            ("exponential_decay_length_penalty", "x"),
+            ("suppress_tokens", ["a"]),
+            ("num_beams", 4),
+            ("penalty_alpha", 0.6),
+            ("sequence_bias", {"a": 1}),
+        ],
+    )
+    def test_is_refused_with_its_key(self, tmp_path, name, value):
+        path = self.folder(tmp_path, **{name: value})
+        with pytest.raises(ValueError, match=rf"{name}(.|\n)*generation_config\.json|"
+                           rf"generation_config\.json(.|\n)*{name}"):  # fmt: skip
+            TargetModel.from_pretrained(path)
 
 
 @pytest.mark.slow
