@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Unpack
 
 import torch
 
-from eaglerl.eagle3.caches import CachePool, Caches
+from eaglerl.eagle3.caches import CachePool
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.fit import check_fit, plain_policy
-from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_options import GenerationOptions
 from eaglerl.eagle3.generation_settings import GenerationSettings
-from eaglerl.eagle3.inputs import check_token_ids, read_prompts
+from eaglerl.eagle3.inputs import (
+    AttentionMask,
+    Prompt,
+    PromptIds,
+    Prompts,
+    check_token_ids,
+    read_prompts,
+)
 from eaglerl.eagle3.loading import load_pair
-from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
+from eaglerl.eagle3.open_session import open_session
+from eaglerl.eagle3.output import GenerateOutput
 from eaglerl.eagle3.params import (
     NO_DRAFT,
     ConstantPolicy,
@@ -29,12 +35,11 @@ from eaglerl.eagle3.params import (
     as_plan,
     as_policy,
 )
-from eaglerl.eagle3.policy_use import begin_use
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.tree import check_top_k
-from eaglerl.eagle3.verify import Verifier
+from eaglerl.eagle3.verify import ProcessingVerifier, Verifier
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512
@@ -143,10 +148,11 @@ class SpeculativeDecoder:
 
     def generate(
         self,
-        input_ids: torch.Tensor | Sequence[int] | Sequence[Sequence[int]],
+        input_ids: PromptIds | None = None,
         policy: TreeParams | DraftPlan | TreePolicy | None = None,
         *,
-        attention_mask: torch.Tensor | None = None,
+        inputs: PromptIds | None = None,
+        attention_mask: AttentionMask | None = None,
         seed: int | None = None,
         tokenizer=None,
         streamer=None,
@@ -158,10 +164,12 @@ class SpeculativeDecoder:
         comes from the target's generation config, but for what `GenerationOptions` names.
 
         Args:
-            input_ids: (n,) or (1, n) token ids of one prompt; (B, n), or a list of prompts, for
-                several.
+            input_ids: token ids (n,) or (1, n) of one prompt, (B, n) of several, or a list of
+                prompts; as tensors, arrays or lists; or a tokenizer's output, which holds them.
             policy: a constant tree, or a policy that chooses one at every cycle.
-            attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it.
+            inputs: another name of `input_ids`, transformers' own.
+            attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it. Without
+                one the target's padding token is padding, unless it also ends a text.
             seed: seed of the draws; torch's global generator without one.
             tokenizer: for `stop_strings`; the decoder's own by default.
             streamer: a transformers streamer; one prompt only.
@@ -169,7 +177,8 @@ class SpeculativeDecoder:
                 the logits. (The width of the draft tree is `TreeParams.top_k`.)
 
         Returns:
-            Sequences, finish reasons and statistics.
+            Sequences, finish reasons and statistics. As in transformers, the output of a padded
+            batch is ``sequences[:, n:]``.
 
         Raises:
             ValueError: an argument out of its range or not supported, token ids that the target
@@ -177,36 +186,30 @@ class SpeculativeDecoder:
                 decoded then.
             TypeError: a policy that is none, or an argument that there is none of.
         """
-        prompts = read_prompts(input_ids, attention_mask)
+        settings = self.read_options(**options)
+        prompts = self._read(input_ids, attention_mask, inputs, settings)
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self._check(prompts, policy)
-        settings = self.read_options(**options)
         generator = self._generator(seed)
         begun = [
-            one.start(
-                prompt,
-                self.target.max_positions - len(prompt),
-                generator=generator,
-                tokenizer=tokenizer or self.tokenizer,
-            )
+            self._begin(one, prompt, generator, tokenizer)
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
-        results = [
-            self._generate_one(prompt, rules, chosen, verifier, streamer)
-            for prompt, (verifier, rules) in zip(prompts, begun, strict=True)
-        ]
-        return GenerateOutput(
-            sequences=_pad([sequence for sequence, _ in results], settings.pad_token_id),
-            finish_reasons=tuple(rules.finish_reason for _, rules in begun),
-            per_sequence=tuple(statistics for _, statistics in results),
-        )
+        generations = []
+        for prompt, (verifier, rules) in zip(prompts, begun, strict=True):
+            with Generation(self, prompt.token_ids, rules, chosen, verifier) as generation:
+                generation.run(streamer, prompt.row)
+            generations.append(generation)
+        return GenerateOutput.of(prompts, generations, settings.pad_token_id)
 
     def start(
         self,
-        input_ids: Sequence[int],
+        input_ids: PromptIds | None = None,
         policy: TreeParams | DraftPlan | TreePolicy | None = None,
         *,
+        inputs: PromptIds | None = None,
+        attention_mask: AttentionMask | None = None,
         seed: int | None = None,
         tokenizer=None,
         top_logprobs: int | None = None,
@@ -215,8 +218,10 @@ class SpeculativeDecoder:
         """Begin to continue one prompt, to be carried on cycle by cycle.
 
         Args:
-            input_ids: token ids of the prompt.
+            input_ids: one prompt, in any of the forms that `generate` takes.
             policy: see `generate`, like all others.
+            inputs: another name of `input_ids`.
+            attention_mask: zeros mark padding.
             seed: seed of the draws.
             tokenizer: for `stop_strings`.
             top_logprobs: see `Generation`.
@@ -230,15 +235,14 @@ class SpeculativeDecoder:
             ValueError: see `generate`.
             TypeError: a policy that is none.
         """
-        prompts = [list(input_ids)]
+        settings = self.read_options(**options)
+        prompts = self._read(input_ids, attention_mask, inputs, settings)
+        prompt = prompts.only("start")
         chosen = self._check(prompts, policy)
-        verifier, rules = self.read_options(**options).start(
-            prompts[0],
-            self.target.max_positions - len(prompts[0]),
-            generator=self._generator(seed),
-            tokenizer=tokenizer or self.tokenizer,
+        verifier, rules = self._begin(settings, prompt, self._generator(seed), tokenizer)
+        return Generation(
+            self, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
         )
-        return Generation(self, prompts[0], rules, chosen, verifier, top_logprobs=top_logprobs)
 
     def read_options(self, **options: Unpack[GenerationOptions]) -> GenerationSettings:
         """The options of a call merged with the target's generation config.
@@ -254,7 +258,7 @@ class SpeculativeDecoder:
 
     def eagenerate(
         self,
-        input_ids: torch.Tensor,
+        input_ids: PromptIds,
         temperature: float = 0.0,
         top_p: float = 0.0,
         top_k: float = 0.0,
@@ -266,7 +270,7 @@ class SpeculativeDecoder:
         """`generate` with the signature of EAGLE's ``EaModel.eagenerate``.
 
         Args:
-            input_ids: (1, n) token ids.
+            input_ids: (1, n) token ids, or one prompt in another form that `generate` takes.
             temperature: 0 decodes greedily.
             top_p: nucleus mass; 0 is off, as in EAGLE.
             top_k: 0 is off.
@@ -287,7 +291,9 @@ class SpeculativeDecoder:
             if eot is None or eot == getattr(self.tokenizer, "unk_token_id", None):
                 raise ValueError("is_llama3=True needs a tokenizer with the token <|eot_id|>")
             eos_token_ids = [*eos_token_ids, eot]
-        room = max_length - torch.as_tensor(input_ids).shape[-1]
+        settings = self.read_options(eos_token_id=eos_token_ids)
+        prompt = self._read(input_ids, None, None, settings).only("eagenerate")
+        room = max_length - len(prompt.row)
         if room < 1:
             raise ValueError(f"max_length={max_length} leaves no room after the prompt")
         output = self.generate(
@@ -307,8 +313,7 @@ class SpeculativeDecoder:
     ) -> DecodingSession:
         """A session with caches of its own, with room for `length` tokens.
 
-        They go back to the decoder when the session is closed or garbage collected. Any number of
-        sessions may be at work, from any threads.
+        They go back to the decoder when the session is closed or garbage collected.
 
         Args:
             verifier: greedy or sampling, see `make_verifier`.
@@ -320,49 +325,57 @@ class SpeculativeDecoder:
             ValueError: a `FusedPolicy` that does not fit the draft head, or a policy that another
                 session has and that cannot fork.
         """
-        end_use: Callable[[], None] | None = None
-        if policy is not None:
-            policy, end_use = begin_use(policy)
-        try:
-            bound = None
-            if isinstance(policy, FusedPolicy):
-                bound = policy.bind(self.head, self.draft.reduce)
-            caches = self._pool.take(length + _TREE_ROOM)
-        except BaseException:
-            if end_use is not None:
-                end_use()
-            raise
-        session = DecodingSession(self.target, caches.draft, verifier, caches.target, policy=bound)
-        session.own(caches, partial(_release, self._pool, end_use))
-        session.tree_policy = policy
-        return session
+        return open_session(
+            self.target, self.head, self.draft, self._pool, verifier, length + _TREE_ROOM, policy
+        )
 
-    def _generate_one(
+    def _read(
         self,
-        prompt: list[int],
-        rules: StoppingRules,
-        policy: TreePolicy,
-        verifier: Verifier,
-        streamer,
-    ) -> tuple[list[int], DecodingStatistics]:
-        with Generation(self, prompt, rules, policy, verifier) as generation:
-            if streamer is not None:
-                streamer.put(torch.tensor([prompt]))
-            while generation.finish_reason is None:
-                kept = generation.advance()
-                if streamer is not None:
-                    streamer.put(torch.tensor(kept))
-        if streamer is not None:
-            streamer.end()
-        return generation.token_ids, generation.statistics
+        input_ids: PromptIds | None,
+        attention_mask: AttentionMask | None,
+        inputs: PromptIds | None,
+        settings: GenerationSettings,
+    ) -> Prompts:
+        prompts = read_prompts(
+            input_ids,
+            attention_mask,
+            inputs=inputs,
+            pad_token_id=settings.config.pad_token_id,
+            eos_token_ids=settings.eos_token_ids,
+        )
+        for prompt in prompts:
+            if prompt.has_holes and self.target.has_window:
+                prompt.refuse_holes("the target has a sliding window")
+        return prompts
+
+    def _begin(
+        self,
+        settings: GenerationSettings,
+        prompt: Prompt,
+        generator: torch.Generator | None,
+        tokenizer,
+    ) -> tuple[Verifier, StoppingRules]:
+        """What decodes and ends the sequence of a prompt."""
+        verifier, rules = settings.start(
+            prompt.token_ids,
+            self.target.max_positions - len(prompt.token_ids),
+            generator=generator,
+            tokenizer=tokenizer or self.tokenizer,
+            padding=prompt.hidden,
+        )
+        if prompt.has_holes and (rules.reads_text or isinstance(verifier, ProcessingVerifier)):
+            prompt.refuse_holes(
+                "logits processors, stopping criteria or stop strings read the text"
+            )
+        return verifier, rules
 
     def _check(
         self,
-        prompts: list[list[int]],
+        prompts: Prompts,
         policy: TreeParams | DraftPlan | TreePolicy | None,
     ) -> TreePolicy:
         """Check the arguments of a generation; the policy, or the default one."""
-        check_token_ids(prompts, self.target.vocab_size, self.target.max_positions)
+        check_token_ids(prompts.token_ids, self.target.vocab_size, self.target.max_positions)
         chosen = self.default_policy if policy is None else as_policy(policy)
         if self.head is None:
             return plain_policy(chosen)
@@ -374,18 +387,3 @@ class SpeculativeDecoder:
         if seed is None:
             return None
         return torch.Generator(self.target.embed_tokens.device).manual_seed(seed)
-
-
-def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches | None) -> None:
-    """End what a session has; without caches where they are not fit for another one."""
-    if end_use is not None:
-        end_use()
-    if caches is not None:
-        pool.give_back(caches)
-
-
-def _pad(sequences: list[list[int]], pad_token_id: int) -> torch.Tensor:
-    longest = max(len(sequence) for sequence in sequences)
-    return torch.tensor(
-        [sequence + [pad_token_id] * (longest - len(sequence)) for sequence in sequences]
-    )

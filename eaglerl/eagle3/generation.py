@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
+
+import torch
 
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
@@ -176,6 +179,27 @@ class Generation:
                     self.session.close(f"it failed with {type(error).__name__}")
                 raise
             return kept
+
+    def run(self, streamer=None, shown_ids: Sequence[int] | None = None) -> None:
+        """Carry the sequence on to its end.
+
+        Args:
+            streamer: a transformers streamer.
+            shown_ids: what it is shown of the prompt; the prompt by default.
+
+        Raises:
+            ValueError: see `advance`.
+        """
+        if streamer is not None:
+            streamer.put(torch.tensor([self.token_ids if shown_ids is None else shown_ids]))
+        while self.finish_reason is None:
+            kept = self.advance()
+            if streamer is not None:
+                # One by one, as transformers does: streamers may count.
+                for token in kept:
+                    streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            streamer.end()
 
     def _prefill(self) -> tuple[int, ...]:
         while (first := self._read_chunk()) is None:

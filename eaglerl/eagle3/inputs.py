@@ -2,57 +2,277 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
+
+#: Token ids as a tokenizer gives them: its whole output, or the ids of one prompt or of several.
+PromptIds = (
+    Mapping[str, Any]
+    | torch.Tensor
+    | np.ndarray
+    | Sequence[int]
+    | Sequence[Sequence[int] | torch.Tensor | np.ndarray]
+)
+#: Zeros mark tokens that are not read.
+AttentionMask = torch.Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
+
+_LEFT = 'let the tokenizer pad on the left (tokenizer.padding_side = "left")'
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        row: token ids as they were given.
+        token_ids: those that the target reads.
+        hidden: those that it does not: padding, and what a mask hides between others.
+        has_holes: whether a token is hidden that others stand before.
+    """
+
+    row: list[int]
+    token_ids: list[int]
+    hidden: list[int]
+    has_holes: bool
+
+    def refuse_holes(self, reason: str) -> NoReturn:
+        """Say that holes cannot be had.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"the mask of a prompt hides tokens in the middle, which is not supported where "
+            f"{reason}: leave them out of input_ids"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of a call.
+
+    Attributes:
+        prompts: one or more.
+        device: where the ids were.
+    """
+
+    prompts: list[Prompt]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """What the target reads of each."""
+        return [prompt.token_ids for prompt in self.prompts]
+
+    def only(self, name: str) -> Prompt:
+        """The prompt, of which `name` takes one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.prompts) > 1:
+            raise ValueError(f"{name} takes one prompt at a time, got {len(self.prompts)}")
+        return self.prompts[0]
 
 
 def read_prompts(
-    input_ids: torch.Tensor | Sequence[int] | Sequence[Sequence[int]],
-    attention_mask: torch.Tensor | None = None,
-) -> list[list[int]]:
-    """Bring the accepted forms of `input_ids` into a list of prompts.
+    input_ids: PromptIds | None,
+    attention_mask: AttentionMask | None = None,
+    *,
+    inputs: PromptIds | None = None,
+    pad_token_id: int | None = None,
+    eos_token_ids: Sequence[int] = (),
+) -> Prompts:
+    """Bring the accepted forms of `input_ids` into prompts, read as transformers' `generate` does.
+
+    Without a mask it takes the padding token for padding, unless that token also ends a text; so
+    does this.
 
     Args:
-        input_ids: (n,) or (B, n) integer tensor, a list of ids, or a list of such lists or tensors.
-        attention_mask: (B, n), zeros mark padding; only with a tensor.
+        input_ids: a tokenizer's output with ``input_ids`` and ``attention_mask``; an integer tensor
+            or array (n,) or (B, n); a list of ids; or a list of such lists, tensors or arrays,
+            whose lengths may differ.
+        attention_mask: ones, and zeros for what is not to be read, in the shape of the ids.
+        inputs: another name of `input_ids`, transformers' own.
+        pad_token_id: the padding token; None for none.
+        eos_token_ids: tokens that end a text.
 
     Returns:
-        The token ids of every prompt.
+        The prompts and their device.
 
     Raises:
-        TypeError: ids that are not integers.
-        ValueError: a shape that is neither, a mask of another shape, or no prompt at all.
+        TypeError: ids that are not integers, or an argument of another type.
+        ValueError: no ids or two kinds of them, a shape that is none of those, a mask of another
+            shape or with other values, padding on the right, or a prompt that is all padding.
     """
-    if not isinstance(input_ids, torch.Tensor):
-        if attention_mask is not None:
-            raise ValueError("attention_mask needs input_ids to be a tensor")
-        return _read_list(input_ids)
-    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        if input_ids.numel():
-            raise TypeError(f"input_ids must be integers, got {input_ids.dtype}")
-        input_ids = input_ids.long()
-    if input_ids.dim() == 1:
-        input_ids = input_ids[None]
-    if input_ids.dim() != 2 or input_ids.shape[0] == 0:
-        raise ValueError(f"input_ids must have shape (n,) or (B, n), got {tuple(input_ids.shape)}")
+    if inputs is not None:
+        if input_ids is not None:
+            raise ValueError("inputs is another name of input_ids: give one of the two")
+        input_ids = inputs
+    if isinstance(input_ids, Mapping):
+        input_ids, attention_mask = _read_mapping(input_ids, attention_mask)
+    if input_ids is None:
+        raise ValueError("input_ids is missing: a prompt needs at least one token")
+    rows = _read_rows("input_ids", input_ids)
     if attention_mask is None:
-        return input_ids.tolist()
-    attention_mask = torch.atleast_2d(attention_mask)
-    if attention_mask.shape != input_ids.shape:
+        masks = _inferred_masks(rows, pad_token_id, eos_token_ids)
+    else:
+        masks = _read_masks(rows, attention_mask)
+    prompts = [
+        _read_prompt(_name(index, len(rows)), row, mask, inferred=attention_mask is None)
+        for index, (row, mask) in enumerate(zip(rows, masks, strict=True))
+    ]
+    return Prompts(prompts, _device_of(input_ids))
+
+
+def _name(index: int, count: int) -> str:
+    return "input_ids" if count == 1 else f"input_ids[{index}]"
+
+
+def _device_of(input_ids: object) -> torch.device:
+    first = input_ids
+    if isinstance(input_ids, list | tuple) and input_ids:
+        first = input_ids[0]
+    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
+
+
+def _read_mapping(
+    given: Mapping[str, Any], attention_mask: AttentionMask | None
+) -> tuple[PromptIds | None, AttentionMask | None]:
+    unknown = sorted(
+        str(name)
+        for name, value in given.items()
+        if name not in ("input_ids", "attention_mask") and value is not None
+    )
+    if unknown:
         raise ValueError(
-            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, "
-            f"got {tuple(attention_mask.shape)}"
+            f"a tokenizer's output must hold input_ids and attention_mask alone, got "
+            f"{', '.join(unknown)} as well, which is not supported"
         )
-    return [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
+    own = given.get("attention_mask")
+    if own is not None and attention_mask is not None:
+        raise ValueError("attention_mask was given twice: in the tokenizer's output and beside it")
+    return given.get("input_ids"), attention_mask if own is None else own
 
 
-def _read_list(input_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    if not isinstance(input_ids, Sequence):
-        raise TypeError(f"input_ids must be a tensor or a list, got {type(input_ids).__name__}")
-    if len(input_ids) and not isinstance(input_ids[0], int):
-        return [read_prompts(torch.as_tensor(prompt))[0] for prompt in input_ids]
-    return read_prompts(torch.tensor(list(input_ids), dtype=torch.int64))
+def _read_rows(name: str, ids: PromptIds) -> list[list[int]]:
+    if isinstance(ids, torch.Tensor | np.ndarray):
+        return _read_array(name, ids)
+    if isinstance(ids, str | bytes):
+        raise TypeError(
+            f"{name} must be token ids, got text: give tokenizer(text), or its input_ids"
+        )
+    if not isinstance(ids, Sequence):
+        raise TypeError(
+            f"{name} must be a tensor, an array, a list or a tokenizer's output, got "
+            f"{type(ids).__name__}"
+        )
+    if ids and (isinstance(ids[0], Sequence) or _has_axes(ids[0])):
+        rows = []
+        for index, row in enumerate(ids):
+            (found, *more) = _read_rows(f"{name}[{index}]", row)
+            if more:
+                raise ValueError(f"{name}[{index}] must be one prompt, got {1 + len(more)}")
+            rows.append(found)
+        return rows
+    return [[_integer(name, value) for value in ids]]
+
+
+def _has_axes(value: object) -> bool:
+    return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0
+
+
+def _read_array(name: str, ids: torch.Tensor | np.ndarray) -> list[list[int]]:
+    if isinstance(ids, torch.Tensor):
+        integers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    else:
+        integers = ids.dtype.kind in "iu"
+    # An empty one has a default dtype.
+    if not integers and np.prod(ids.shape) > 0:
+        raise TypeError(f"{name} must be integers, got {ids.dtype}")
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or ids.shape[0] == 0:
+        raise ValueError(f"{name} must have shape (n,) or (B, n), got {tuple(ids.shape)}")
+    return ids.tolist()
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, torch.Tensor) and value.ndim == 0 and value.dtype != torch.bool:
+        value = value.item()
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be integers, got {value!r}")
+    return int(value)
+
+
+def _inferred_masks(
+    rows: list[list[int]], pad_token_id: int | None, eos_token_ids: Sequence[int]
+) -> list[list[bool]]:
+    if pad_token_id is None or pad_token_id in eos_token_ids:
+        return [[True] * len(row) for row in rows]
+    return [[token != pad_token_id for token in row] for row in rows]
+
+
+def _read_masks(rows: list[list[int]], attention_mask: AttentionMask) -> list[list[bool]]:
+    if isinstance(attention_mask, torch.Tensor | np.ndarray):
+        if attention_mask.ndim == 1:
+            attention_mask = attention_mask[None]
+        masks = attention_mask.tolist()
+    elif isinstance(attention_mask, Sequence) and not isinstance(attention_mask, str | bytes):
+        masks = [row.tolist() if _has_axes(row) else row for row in attention_mask]
+        if not masks or not isinstance(masks[0], Sequence):
+            masks = [masks]
+    else:
+        raise TypeError(
+            "attention_mask must be a tensor, an array or a list, got "
+            f"{type(attention_mask).__name__}"
+        )
+    lengths = [len(row) if isinstance(row, Sequence) else -1 for row in masks]
+    if lengths != [len(row) for row in rows]:
+        shape = getattr(attention_mask, "shape", None)
+        found = f"rows of {lengths}" if shape is None else tuple(shape)
+        wanted = [len(row) for row in rows]
+        expected = f"rows of {wanted}" if len(set(wanted)) > 1 else (len(rows), wanted[0])
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {expected}, got {found}"
+        )
+    for row in masks:
+        wrong = next((value for value in row if value not in (0, 1)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"attention_mask must be 1 for tokens and 0 for padding, got {wrong!r}"
+            )
+    return [[bool(value) for value in row] for row in masks]
+
+
+def _read_prompt(name: str, row: list[int], mask: list[bool], *, inferred: bool) -> Prompt:
+    if all(mask):
+        return Prompt(row, list(row), [], has_holes=False)
+    source = "without attention_mask the padding token is padding" if inferred else "attention_mask"
+    if not any(mask):
+        raise ValueError(f"{name} is all padding ({source}): a prompt needs at least one token")
+    if not mask[-1]:
+        raise ValueError(
+            f"{name} ends with padding ({source}), after which no text can go on: {_LEFT}"
+            + (", or give attention_mask if the token is meant" if inferred else "")
+        )
+    return Prompt(
+        row,
+        [token for token, seen in zip(row, mask, strict=True) if seen],
+        [token for token, seen in zip(row, mask, strict=True) if not seen],
+        has_holes=not all(mask[mask.index(True) :]),
+    )
 
 
 def check_token_ids(prompts: list[list[int]], vocab_size: int, max_positions: int) -> None:
@@ -62,7 +282,7 @@ def check_token_ids(prompts: list[list[int]], vocab_size: int, max_positions: in
         ValueError: an empty prompt, one that fills the context, or an id outside the vocabulary.
     """
     for index, prompt in enumerate(prompts):
-        name = "input_ids" if len(prompts) == 1 else f"input_ids[{index}]"
+        name = _name(index, len(prompts))
         if not prompt:
             raise ValueError(f"{name} is empty: a prompt needs at least one token")
         if len(prompt) >= max_positions:

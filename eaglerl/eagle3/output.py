@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
+from eaglerl.eagle3.inputs import Prompts
 from eaglerl.eagle3.params import StepResult
 from eaglerl.eagle3.stopping import FinishReason
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.generation import Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +80,45 @@ class GenerateOutput:
     """Result of `SpeculativeDecoder.generate`.
 
     Attributes:
-        sequences: (B, length) int64 prompt and output; shorter rows are padded on the right.
+        sequences: (B, length) int64, each prompt as it was given, padding included, and its output;
+            shorter rows are padded on the right. On the device of the prompts. Of prompts of one
+            width n, ``sequences[:, n:]`` is the output.
         finish_reasons: why each sequence ended.
         per_sequence: statistics of each sequence.
+        new_ids: the output of each sequence, the end-of-sequence token included, without padding.
+        prompt_lengths: tokens of each prompt that were read, without padding.
     """
 
     sequences: torch.Tensor
     finish_reasons: tuple[FinishReason, ...]
     per_sequence: tuple[DecodingStatistics, ...]
+    new_ids: tuple[list[int], ...]
+    prompt_lengths: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, prompts: Prompts, generations: Sequence[Generation], pad_token_id: int
+    ) -> GenerateOutput:
+        """Put the generations of several prompts together.
+
+        Args:
+            prompts: the prompts.
+            generations: one of each, ended.
+            pad_token_id: fills rows up.
+        """
+        rows = [
+            [*prompt.row, *generation.new_ids]
+            for prompt, generation in zip(prompts, generations, strict=True)
+        ]
+        longest = max(map(len, rows))
+        rows = [row + [pad_token_id] * (longest - len(row)) for row in rows]
+        return cls(
+            sequences=torch.tensor(rows, device=prompts.device),
+            finish_reasons=tuple(generation.finish_reason for generation in generations),
+            per_sequence=tuple(generation.statistics for generation in generations),
+            new_ids=tuple(generation.new_ids for generation in generations),
+            prompt_lengths=tuple(len(prompt.token_ids) for prompt in prompts),
+        )
 
     @property
     def statistics(self) -> DecodingStatistics:

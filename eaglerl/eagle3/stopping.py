@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -39,6 +40,28 @@ def read_token_ids(value: Any, name: str) -> list[int]:
         if not isinstance(item, int) or isinstance(item, bool) or item < 0:
             raise ValueError(f"{name} must be token ids, integers of 0 or more, got {item!r}")
     return ids
+
+
+_STOP_STRINGS = threading.Lock()
+
+
+def check_stop_strings(stop_strings: object) -> None:
+    """Make sure that stop strings can stop anything; None, and a list of none, are fine.
+
+    Raises:
+        TypeError: what is neither text nor a list of texts.
+        ValueError: an empty text, at which every sequence would end.
+    """
+    if stop_strings is None:
+        return
+    texts = [stop_strings] if isinstance(stop_strings, str) else stop_strings
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise TypeError(f"stop_strings must be a text or a list of texts, got {stop_strings!r}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"stop_strings must be texts, got {text!r}")
+        if not text:
+            raise ValueError("stop_strings must not hold an empty text, which ends everywhere")
 
 
 class StoppingRules:
@@ -80,14 +103,22 @@ class StoppingRules:
         self.limit = min(max_new_tokens, room)
         self._limit_reason: FinishReason = "length" if max_new_tokens <= room else "context"
         self._stop_strings = None
+        check_stop_strings(stop_strings)
         if stop_strings:
             if tokenizer is None:
                 raise ValueError("stop_strings need the target's tokenizer: pass tokenizer=...")
-            self._stop_strings = StopStringCriteria(tokenizer, stop_strings)
+            # It keeps what it has found out of a vocabulary in a dict of all threads.
+            with _STOP_STRINGS:
+                self._stop_strings = StopStringCriteria(tokenizer, stop_strings)
         self._criteria = StoppingCriteriaList(criteria)
         self._padding = list(padding)
         self._judged = 0
         self.finish_reason: FinishReason | None = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything but the last token and the length ends a sequence."""
+        return bool(self._criteria) or self._stop_strings is not None
 
     def ends(self, sequence: Sequence[int], prompt_length: int) -> bool:
         """Judge the last token of a sequence; every new token is judged once, in turn.
@@ -141,5 +172,8 @@ class StoppingRules:
 
     def _ends_with_stop_string(self, sequence: Sequence[int]) -> bool:
         # A token holds at least one character, so a longer tail cannot matter.
-        tail = sequence[-self._stop_strings.maximum_token_len :]
+        longest = self._stop_strings.maximum_token_len
+        if len(sequence) < longest:
+            sequence = [*self._padding, *sequence]
+        tail = sequence[-longest:]
         return bool(self._stop_strings(torch.tensor([tail]), None)[0])

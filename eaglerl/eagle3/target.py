@@ -87,6 +87,7 @@ class TargetModel(ABC):
 
     Attributes:
         turns: sequences take it for their passes, so that each has all cores and true times.
+        has_window: whether a layer has a sliding window.
     """
 
     #: Rows of one pass over a long prompt.
@@ -98,6 +99,7 @@ class TargetModel(ABC):
         self.config = config
         self.generation_config = model.generation_config
         self.turns = FairLock()
+        self.has_window = False
         check_generation_config(config, self.generation_config, model.device)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size

@@ -118,6 +118,7 @@ class TransformersTarget(TargetModel):
         _check_forward(model)
         self.model = model
         self._windows = _attention_windows(model.config)
+        self.has_window = any(window is not None for window in self._windows.values())
         self._cache_argument = cache_argument(model)
         decoder = model.get_decoder()
         # The model may run elsewhere meanwhile: in another target, or in its own `generate`.

@@ -216,7 +216,8 @@ class TestSeveralPrompts:
         mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
         padded = decoder.generate(ids, TREE, attention_mask=mask, max_new_tokens=10)
         plain = decoder.generate(list(self.PROMPTS), TREE, max_new_tokens=10)
-        assert padded.sequences.tolist() == plain.sequences.tolist()
+        assert padded.sequences[:, :width].tolist() == ids.tolist()
+        assert padded.sequences[:, width:].tolist() == [*plain.new_ids]
 
     @pytest.mark.parametrize(
         "form",

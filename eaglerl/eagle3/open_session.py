@@ -1,0 +1,63 @@
+"""A session with caches and a policy of its own, and what they go back to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from eaglerl.eagle3.caches import CachePool, Caches
+from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.draft_runner import CachedDraft
+from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.params import TreePolicy
+from eaglerl.eagle3.policy_use import begin_use
+from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.verify import Verifier
+
+
+def open_session(
+    target: TargetModel,
+    head: Eagle3DraftHead,
+    draft: CachedDraft,
+    pool: CachePool,
+    verifier: Verifier,
+    capacity: int,
+    policy: TreePolicy | None = None,
+) -> DecodingSession:
+    """Make a session that gives everything back when it is closed or garbage collected.
+
+    Args:
+        target: decodes.
+        head: drafts.
+        draft: the head's runner, which reduces features for the policy.
+        pool: has the caches.
+        verifier: greedy or sampling.
+        capacity: rows of the caches.
+        policy: see `SpeculativeDecoder.new_session`.
+
+    Raises:
+        ValueError: see `SpeculativeDecoder.new_session`.
+    """
+    end_use: Callable[[], None] | None = None
+    if policy is not None:
+        policy, end_use = begin_use(policy)
+    try:
+        bound = policy.bind(head, draft.reduce) if isinstance(policy, FusedPolicy) else None
+        caches = pool.take(capacity)
+    except BaseException:
+        if end_use is not None:
+            end_use()
+        raise
+    session = DecodingSession(target, caches.draft, verifier, caches.target, policy=bound)
+    session.own(caches, partial(_release, pool, end_use))
+    session.tree_policy = policy
+    return session
+
+
+def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches | None) -> None:
+    """End what a session has; without caches where they are not fit for another one."""
+    if end_use is not None:
+        end_use()
+    if caches is not None:
+        pool.give_back(caches)
