@@ -183,6 +183,7 @@ def compare(
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.evaluation.compare import compare as run
+        from eaglerl.evaluation.disturbance import busy_now
         from eaglerl.evaluation.modes import POLICY_KINDS
         from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
         from eaglerl.evaluation.questions import question_files, read_questions
@@ -211,6 +212,8 @@ def compare(
         if not plain:
             resolve_draft(draft, model)
     _check_references(against, folder, labels)
+    if (busy := busy_now()) is not None:
+        notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
     if cost is None and any(one.kind in POLICY_KINDS for one in modes):
         table = machine_cost(None, decoder)

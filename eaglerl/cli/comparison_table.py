@@ -38,19 +38,32 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
         f"{configuration['max_new_tokens']} new tokens, "
         + (f"temperature {sampling}" if sampling else "greedy")
     )
-    parts: list[RenderableType] = list(_speeds(title, summary.modes, summary.references))
+    parts: list[RenderableType] = [*_before_all(summary)]
+    # Not of ratios that do not exist yet.
+    references = () if summary.preliminary else summary.references
+    parts += _speeds(title, summary.modes, references)
     if summary.looping and summary.without_looping:
         rest = len(manifest.questions) - len(summary.looping)
         parts += _speeds(
             f"The {rest} questions without the {len(summary.looping)} whose answer loops",
             summary.without_looping,
-            summary.references,
+            references,
         )
     parts += [_times(summary.modes), _behaviour(summary.modes)]
-    if summary.references and len(summary.by_domain) > 1:
+    if references and len(summary.by_domain) > 1:
         parts += _domains(summary)
     parts.extend(Text(note) for note in _notes(manifest, summary))
     return Group(*parts)
+
+
+def _before_all(summary: Summary) -> Iterator[Text]:
+    """What must be known before any figure is read."""
+    for sentence in summary.disturbed:
+        yield Text(f"WORTHLESS as a measurement of speed: {sentence}.", style="bold red")
+    if summary.preliminary:
+        yield Text(f"NOT A RESULT YET: {summary.progress}. The same command goes on.", "bold red")
+    elif summary.progress:
+        yield Text(f"PRELIMINARY: {summary.progress}. The same command goes on.", style="yellow")
 
 
 def _speeds(
@@ -154,8 +167,6 @@ def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
             f"decoded at another time than {summary.references[0]}, so that the ratio holds only "
             f"if the machine was as fast then: {', '.join(apart)}"
         )
-    if summary.missing:
-        yield f"{summary.missing} records are still missing; the same command goes on"
 
 
 def _batched(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:

@@ -99,6 +99,7 @@ class RecordSchema(Schema):
     cache_hits: Count | None = None
     cache_misses: Count | None = None
     host_syncs: Count | None = None
+    processor_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -147,6 +148,7 @@ class RunSchema(Schema):
 
     started: str
     load: Annotated[Items[Annotated[float, Field(ge=0.0)]], Field(min_length=3, max_length=3)]
+    processors: Annotated[int, Field(ge=1)] | None = None
     modes: Items[_Name]
 
 

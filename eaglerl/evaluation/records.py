@@ -131,6 +131,8 @@ class Record:
         cache_misses: cycles at which it decided.
         host_syncs: times that the host waited for a device while decoding; 0 where there is no
             device, None where it is not known.
+        processor_share: share of the time of the answers in which the decoding thread had a
+            processor; None where it is not known, as with a device.
     """
 
     question: str
@@ -146,6 +148,7 @@ class Record:
     cache_hits: int | None = None
     cache_misses: int | None = None
     host_syncs: int | None = None
+    processor_share: float | None = None
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -231,7 +234,8 @@ class Manifest:
         versions: of eaglerl, torch, transformers, numpy and Python.
         modes: by label, in the order in which they were added.
         runs: per process that worked on it ``started`` (ISO 8601), ``load`` (averages over 1, 5
-            and 15 minutes) and ``modes`` (labels that it was to decode).
+            and 15 minutes), ``processors`` (how many it might use) and ``modes`` (labels that it
+            was to decode).
     """
 
     configuration: Mapping[str, Any]

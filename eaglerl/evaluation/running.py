@@ -12,6 +12,7 @@ from pathlib import Path
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.evaluation.agreement import add_modes, check_agreement
 from eaglerl.evaluation.contenders import Contender, answer
+from eaglerl.evaluation.disturbance import processors
 from eaglerl.evaluation.json_lines import LineWriter
 from eaglerl.evaluation.modes import ModeSpec
 from eaglerl.evaluation.options import CompareOptions
@@ -56,6 +57,7 @@ class Run:
         this = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "load": list(os.getloadavg()),
+            "processors": processors(),
             "modes": [mode.label for mode in self.modes],
         }
         manifest = replace(manifest, runs=(*manifest.runs, this))
@@ -158,12 +160,15 @@ class Run:
         decoder, contender = self.resources.decoder, contenders[label]
         before, started, load = contender.cache_counts(), time.time(), os.getloadavg()[0]
         seed = self.options.seed + _SEEDS_PER_REPEAT * repeat
+        watch = time.perf_counter(), time.thread_time()
         turns = answer(contender, question, decoder.tokenizer, self.resources.decoding, seed)
+        took, ran = time.perf_counter() - watch[0], time.thread_time() - watch[1]
+        host = decoder.target.embed_tokens.device.type == "cpu"
         hits, misses = _difference(contender.cache_counts(), before)
         return Record(
             question.id, question.domain, question.category, repeat, label, run, place, started,
             load, tuple(turns), hits, misses,
-            0 if decoder.target.embed_tokens.device.type == "cpu" else None,
+            0 if host else None, min(ran / took, 1.0) if host else None,
         )  # fmt: skip
 
     def _warm_up(self, contenders: Mapping[str, Contender], progress: Progress) -> None:

@@ -12,15 +12,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from eaglerl.evaluation.bootstrap import RESAMPLES, Interval, paired_ratio
+from eaglerl.evaluation.completeness import complete_part, lacking
+from eaglerl.evaluation.disturbance import disturbances
 from eaglerl.evaluation.records import PLAIN, TUNED, Comparison, Record, Turn
 
+#: With fewer questions an interval says nothing, and an unfinished comparison gives no ratio.
+FEWEST_QUESTIONS = 5
 #: An answer loops if its last tokens repeat with a period of at most so many.
 LOOP_TOKENS, LOOP_PERIOD = 48, 24
 
@@ -90,6 +94,11 @@ class Summary:
         references: labels that the ratios are to.
         load: median and largest load average at the starts of the records, per repeat.
         missing: records that are still to come.
+        disturbed: what makes the speeds worthless, a sentence each without its end.
+        questions: how many there are.
+        complete: how many of them all modes that have begun have decoded, at least once; nothing
+            else is compared.
+        lacking: records that the modes which are behind lack for that, by their labels.
     """
 
     modes: tuple[ModeSummary, ...]
@@ -100,12 +109,36 @@ class Summary:
     references: tuple[str, ...]
     load: tuple[tuple[float, float], ...]
     missing: int
+    disturbed: tuple[str, ...] = ()
+    questions: int = 0
+    complete: int = 0
+    lacking: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def preliminary(self) -> bool:
+        """Whether so few questions are complete yet that there are no ratios."""
+        return self.missing > 0 and self.complete < FEWEST_QUESTIONS
+
+    @property
+    def progress(self) -> str | None:
+        """How far an unfinished comparison is, in a sentence without its end; None when it ends."""
+        if not self.missing:
+            return None
+        behind = ", ".join(f"{label} lacks {count}" for label, count in self.lacking.items())
+        return (
+            f"{self.complete} of {self.questions} questions are complete in every mode that has "
+            f"begun, and only these are compared; {self.missing} records are still missing"
+            + (f" ({behind})" if behind else "")
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; figures that do not exist are None."""
-        return _without_nan(asdict(self)) | {
-            "failed": [mode.mode for mode in self.modes if mode.failed]
-        }
+        """JSON values; figures that do not exist are None. What makes them worthless is first."""
+        first = {"disturbed": list(self.disturbed), "preliminary": self.preliminary}
+        return (
+            first
+            | _without_nan(asdict(self))
+            | {"failed": [mode.mode for mode in self.modes if mode.failed]}
+        )
 
 
 def summarise(
@@ -115,7 +148,10 @@ def summarise(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Summary:
-    """All figures of a comparison, finished or not.
+    """All figures of a comparison, finished or not: of the questions that all modes have decoded.
+
+    Where these are fewer than 5 of an unfinished one, there are no ratios. Outputs are compared
+    with plain decoding's wherever there are any.
 
     Args:
         comparison: what was recorded.
@@ -132,32 +168,48 @@ def summarise(
         if reference not in labels:
             raise ValueError(f"references must be among {labels}, got {reference!r}")
     references = tuple(references) or tuple(name for name in (TUNED, PLAIN) if name in labels)
-    records = comparison.records
+    records = complete_part(comparison).records
+    complete = len({record.question for record in records})
     by_mode = {label: [r for r in records if r.mode == label] for label in labels}
+    every = {label: [r for r in comparison.records if r.mode == label] for label in labels}
     looped = looping_questions(by_mode.get(PLAIN, ()))
     kept = {label: [r for r in rs if r.question not in looped] for label, rs in by_mode.items()}
     limit = comparison.manifest.configuration["max_new_tokens"]
     greedy = not comparison.manifest.configuration["temperature"]
 
-    def summaries(of: Mapping[str, Sequence[Record]]) -> tuple[ModeSummary, ...]:
+    preliminary = comparison.missing > 0 and complete < FEWEST_QUESTIONS
+    compared = () if preliminary else references
+
+    def identity(label: str, without: set[str]) -> tuple[int, int]:
+        # An output that differs is wrong, whatever else is still missing.
+        own = [record for record in every[label] if record.question not in without]
+        return _identity(own, every.get(PLAIN, ())) if greedy else (0, 0)
+
+    def summaries(
+        of: Mapping[str, Sequence[Record]], without: set[str] = frozenset()
+    ) -> tuple[ModeSummary, ...]:
         return tuple(
-            _summary(label, of, references, limit, greedy, resamples, seed)
+            _summary(label, of, compared, limit, identity(label, without), resamples, seed)
             for label in labels
             if of[label]
         )
 
     def grouped(group: Callable[[Record], str]) -> dict[str, dict[str, Interval]]:
-        return _grouped(by_mode, references[0], group, resamples, seed) if references else {}
+        return _grouped(by_mode, compared[0], group, resamples, seed) if compared else {}
 
     return Summary(
         modes=summaries(by_mode),
-        without_looping=summaries(kept),
+        without_looping=summaries(kept, looped),
         looping=tuple(sorted(looped)),
         by_domain=grouped(lambda record: record.domain),
         by_category=grouped(lambda record: record.category),
         references=references,
-        load=_loads(records),
+        load=_loads(comparison.records),
         missing=comparison.missing,
+        disturbed=disturbances(comparison),
+        questions=len(comparison.manifest.questions),
+        complete=complete,
+        lacking=lacking(comparison),
     )
 
 
@@ -180,12 +232,12 @@ def _summary(
     by_mode: Mapping[str, Sequence[Record]],
     references: Sequence[str],
     limit: int,
-    greedy: bool,
+    identity: tuple[int, int],
     resamples: int,
     seed: int,
 ) -> ModeSummary:
     records = by_mode[label]
-    identical, compared = _identity(records, by_mode.get(PLAIN, ())) if greedy else (0, 0)
+    identical, compared = identity
     ratios = {
         reference: paired_ratio(records, by_mode[reference], resamples=resamples, seed=seed)
         for reference in references

@@ -11,6 +11,7 @@ from pathlib import Path
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.evaluation.answer_schema import AnswerSchema
 from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
+from eaglerl.evaluation.completeness import complete_part
 from eaglerl.evaluation.questions import question_files, read_questions
 from eaglerl.evaluation.records import (
     ANSWERS_NAME,
@@ -20,7 +21,7 @@ from eaglerl.evaluation.records import (
     Record,
     load_comparison,
 )
-from eaglerl.evaluation.statistics import ModeSummary, Summary, summarise
+from eaglerl.evaluation.statistics import FEWEST_QUESTIONS, ModeSummary, Summary, summarise
 from eaglerl.json_file import parse_json, read_lines
 
 #: Kinds of mode that a comparison is made for: learned policies.
@@ -35,7 +36,7 @@ class Evidence:
 
     Attributes:
         name: what the report calls it.
-        comparison: manifest and records.
+        comparison: manifest, and the records of what all modes have decoded.
         summary: of the records.
         answers: text of the answers by mode and question, of the first repeat; empty where the
             comparison has written none.
@@ -66,7 +67,8 @@ class Evidence:
             resamples: of the bootstrap.
 
         Raises:
-            ValueError: no comparison, one without records, or questions that are none.
+            ValueError: no comparison, one of which too little is complete, or questions that are
+                none.
         """
         folder = Path(folder)
         comparison = load_comparison(folder)
@@ -78,8 +80,15 @@ class Evidence:
         if paths := list(questions):
             prompts = {q.id: q.turns for q in read_questions(question_files(paths))}
         summary = _summarise(comparison, resamples)
+        if summary.preliminary:
+            raise ValueError(
+                f"{str(folder)!r} must hold {FEWEST_QUESTIONS} complete questions to be reported "
+                f"on: {summary.progress}. Let `eaglerl compare` go on with it"
+            )
         name = name or folder.resolve().name
-        return cls(name, comparison, summary, read_answers(folder / ANSWERS_NAME), prompts)
+        return cls(
+            name, complete_part(comparison), summary, read_answers(folder / ANSWERS_NAME), prompts
+        )
 
     @property
     def reference(self) -> str:

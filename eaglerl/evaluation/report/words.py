@@ -9,12 +9,10 @@ from eaglerl.evaluation.bootstrap import Interval
 from eaglerl.evaluation.report.blocks import Cell, Headline, Tone
 from eaglerl.evaluation.report.evidence import Evidence
 from eaglerl.evaluation.report.multiple_tests import PairedTest
+from eaglerl.evaluation.statistics import FEWEST_QUESTIONS
 
 #: Where there is no figure.
 NOTHING = "\N{EN DASH}"
-
-#: With fewer questions a bootstrap's interval says nothing.
-FEWEST_QUESTIONS = 5
 
 #: The rule, fixed before anything was measured, by which a policy is worth being used.
 WORST_DOMAIN = 0.99
@@ -74,9 +72,19 @@ def listing(names: Sequence[str]) -> str:
 
 
 def headlines(evidence: Evidence, tests: dict[str, PairedTest]) -> list[Headline]:
-    """What a comparison says, a sentence or two per policy; of failed modes and missing parts."""
-    found = [_of_policy(evidence, label, tests.get(label)) for label in evidence.policies]
-    if not found:
+    """What a comparison says, a sentence or two per policy; of failed modes and missing parts.
+
+    What makes speeds worthless comes first.
+    """
+    summary = evidence.summary
+    found = [
+        Headline(f"Worthless as a measurement of speed: {sentence}.", "failed")
+        for sentence in summary.disturbed
+    ]
+    if summary.progress:
+        found.append(Headline(f"Preliminary: {summary.progress}.", "failed"))
+    found += [_of_policy(evidence, label, tests.get(label)) for label in evidence.policies]
+    if not evidence.policies:
         found.append(_without_policy(evidence))
     for mode in evidence.failed:
         differ = mode.compared - mode.identical
@@ -84,13 +92,6 @@ def headlines(evidence: Evidence, tests: dict[str, PairedTest]) -> list[Headline
             Headline(
                 f"{mode.mode} failed: {differ} of {mode.compared} outputs differ from plain "
                 "decoding. It is not ranked.",
-                "failed",
-            )
-        )
-    if evidence.summary.missing:
-        found.append(
-            Headline(
-                f"Preliminary: {evidence.summary.missing} records of this comparison are missing.",
                 "failed",
             )
         )
