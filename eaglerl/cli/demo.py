@@ -122,13 +122,14 @@ def _warm_up(
     max_new_tokens: int,
     modes: dict[str, TreeParams | TreePolicy | None],
 ) -> None:
+    from eaglerl.eagle3.inputs import all_read
     from eaglerl.eagle3.verify import make_verifier
 
     # Caches of the full size first: growing them later would count as time of the first run.
     room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
     decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room).close()
     for mode in modes.values():
-        decoder.generate(input_ids, mode, max_new_tokens=WARM_UP_TOKENS)
+        decoder.generate(all_read(input_ids), mode, max_new_tokens=WARM_UP_TOKENS)
 
 
 def _stream(
@@ -140,6 +141,8 @@ def _stream(
     style: str,
     max_new_tokens: int,
 ) -> GenerateOutput:
+    from eaglerl.eagle3.inputs import all_read
+
     console.print()
     console.print(Rule(name, style=style, align="left"))
 
@@ -147,7 +150,7 @@ def _stream(
         console.out(text, style=style, end="", highlight=False)
 
     generated = decoder.generate(
-        input_ids,
+        all_read(input_ids),
         mode,
         max_new_tokens=max_new_tokens,
         streamer=text_streamer(decoder.tokenizer, write),

@@ -94,6 +94,8 @@ def generate(
 
     The text goes to stdout as it comes, everything else to stderr.
     """
+    from eaglerl.eagle3.inputs import all_read
+
     constant = parse_tree(tree, plain=plain)
     if policy is not None and constant is not None:
         raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
@@ -103,7 +105,7 @@ def generate(
     chosen = constant if files is None else open_chosen_policy(files, cost, decoder)
     input_ids = encode(decoder, text, chat=chat)
     generated = decoder.generate(
-        input_ids,
+        all_read(input_ids),
         chosen,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

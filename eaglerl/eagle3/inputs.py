@@ -86,6 +86,20 @@ class Prompts:
         return self.prompts[0]
 
 
+def all_read(token_ids: torch.Tensor | Sequence[int]) -> dict[str, Any]:
+    """A prompt of which every token is read, whether or not one of them is the padding token.
+
+    Args:
+        token_ids: (n,) or (1, n).
+
+    Returns:
+        What `generate` and `start` take as `input_ids`.
+    """
+    if isinstance(token_ids, torch.Tensor):
+        return {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
+    return {"input_ids": list(token_ids), "attention_mask": [1] * len(token_ids)}
+
+
 def read_prompts(
     input_ids: PromptIds | None,
     attention_mask: AttentionMask | None = None,

@@ -11,6 +11,7 @@ import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.inputs import all_read
 from eaglerl.eagle3.params import StagedPolicy, StepResult, TreeParams, TreePolicy
 from eaglerl.evaluation.policy_files import cache_counts
 from eaglerl.evaluation.questions import Question, chat_ids
@@ -94,7 +95,7 @@ class DecoderContender:
         if isinstance(policy, Mapping):
             policy = policy[question.split]
         output = self._decoder.generate(
-            list(prompt_ids),
+            all_read(prompt_ids),
             policy,
             max_new_tokens=decoding.max_new_tokens,
             temperature=decoding.temperature,

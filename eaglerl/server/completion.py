@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eaglerl.eagle3 import DecodingStatistics, Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.eagle3.inputs import all_read
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
 from eaglerl.server.service import Service
@@ -157,7 +158,7 @@ class CompletionTask(Task):
         index = len(self._done)
         decoder, policy = self._service.take_decoder(), self._mode.take()
         seed = derived_seed(self._seed, index)
-        generation = decoder.start(self._prompt_ids, policy, seed=seed, **self._sampling)
+        generation = decoder.start(all_read(self._prompt_ids), policy, seed=seed, **self._sampling)
         text = AnswerText(self._service.decoder.tokenizer, self._stops)
         self._answer = _Answer(index, decoder, policy, generation, text)
         return self._answer

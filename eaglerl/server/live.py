@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eaglerl.eagle3 import Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.eagle3.inputs import all_read
 from eaglerl.server.completion import PROMPT_ROWS
 from eaglerl.server.cycle_events import CycleDescriber
 from eaglerl.server.engine import Task
@@ -152,7 +153,9 @@ class LiveSession(Task):
     def _open(self, lane: _Lane) -> None:
         lane.decoder = self.service.take_decoder()
         lane.policy = lane.mode.take()
-        lane.generation = lane.decoder.start(self.prompt_ids, lane.policy, **self.sampling)
+        lane.generation = lane.decoder.start(
+            all_read(self.prompt_ids), lane.policy, **self.sampling
+        )
 
     def _begin(self, place: int, lane: _Lane) -> None:
         (first,) = lane.generation.advance()

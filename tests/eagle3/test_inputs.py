@@ -8,7 +8,7 @@ import torch
 from transformers import BatchEncoding, TextIteratorStreamer
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.inputs import read_prompts
+from eaglerl.eagle3.inputs import all_read, read_prompts
 from eaglerl.eagle3.target import TargetModel
 
 from .tiny import tiny_head, tiny_model
@@ -262,6 +262,14 @@ class TestPaddingWithoutAMask:
         ids, mask = [[3, 14, pad, 15, pad]], [[1] * 5]
         expected = reference(model, ids, mask)
         output = decoder.generate(ids, TREE, attention_mask=mask, max_new_tokens=NEW_TOKENS)
+        assert output.sequences.tolist() == expected.tolist()
+
+    @pytest.mark.parametrize("form", [list, torch.tensor])
+    def test_a_prompt_that_is_all_read(self, decoder, model, pad, form) -> None:
+        """What whoever has the exact ids gives, such as the server."""
+        ids = [3, 14, pad, 15, pad]
+        expected = reference(model, [ids], [[1] * 5])
+        output = decoder.generate(all_read(form(ids)), TREE, max_new_tokens=NEW_TOKENS)
         assert output.sequences.tolist() == expected.tolist()
 
     def test_without_a_padding_token_there_is_none(self, decoder, model) -> None:
