@@ -118,3 +118,21 @@ def unreadable(error: Exception, path: str | Path, what: str) -> ValueError:
         return MissingFileError(f"{where} cannot be read: no such file")
     reason = error.strerror if isinstance(error, OSError) else None
     return ValueError(f"{where} cannot be read: {reason or error}")
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """While what was read from a file is checked: errors get the file's name.
+
+    Args:
+        where: what it is and where it lies, such as "the head 'path'".
+
+    Raises:
+        ValueError: that of the block, with the name before it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if where in str(error):
+            raise
+        raise ValueError(f"{where}: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 from eaglerl.eagle3.config_file import NormOutputConvention, read_config_fields
 from eaglerl.eagle3.taps import AuxLayerConvention, check_feature_layers, default_taps
 from eaglerl.json_file import JsonObject, read_json
+from eaglerl.regular_file import naming
 
 _SIZE_KEYS = (
     "hidden_size",
@@ -190,12 +191,14 @@ class Eagle3Config:
         file = Path(path) / "config.json"
         if not os.path.lexists(file):
             raise ValueError(f"path must be a folder with a config.json, got {str(path)!r}")
-        return cls.from_dict(
-            read_json(file, JsonObject, "draft head's config"),
-            feature_layers=feature_layers,
-            aux_layer_convention=aux_layer_convention,
-            norm_output_convention=norm_output_convention,
-        )
+        data = read_json(file, JsonObject, "draft head's config")
+        with naming(f"the draft head's config {str(file)!r}"):
+            return cls.from_dict(
+                data,
+                feature_layers=feature_layers,
+                aux_layer_convention=aux_layer_convention,
+                norm_output_convention=norm_output_convention,
+            )
 
     @classmethod
     def from_dict(

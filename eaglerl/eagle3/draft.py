@@ -20,6 +20,7 @@ from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.config_file import NormOutputConvention
 from eaglerl.eagle3.rope import apply_rope
 from eaglerl.eagle3.taps import AuxLayerConvention
+from eaglerl.regular_file import naming
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(q (..., Hq, D), k (..., Hkv, D), v like k) -> (..., Hq, D); q and k are rotated."""
@@ -201,8 +202,9 @@ class Eagle3DraftHead(nn.Module):
                 aux_layer_convention=aux_layer_convention,
                 norm_output_convention=norm_output_convention,
             )
-        state = complete_state_dict(read_state_dict(path), config, embed_tokens)
-        check_state_dict(state, config)
+        with naming(f"the draft head {str(path)!r}"):
+            state = complete_state_dict(read_state_dict(path), config, embed_tokens)
+            check_state_dict(state, config)
         # From here on the head has an lm_head of its own.
         config = config.replace(tie_word_embeddings=False)
         with torch.device("meta"):

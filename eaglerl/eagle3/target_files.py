@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from eaglerl.eagle3.generation_schema import GenerationConfigSchema
 from eaglerl.eagle3.rope import rope_contradiction
+from eaglerl.eagle3.target_header import check_fits_header
 from eaglerl.json_file import AnyObject, read_json, shortly
 from eaglerl.regular_file import check_regular
 
@@ -22,6 +23,16 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# Far beyond any model: memory is allocated for them. A context's length alone allocates nothing.
+_MOST = 1 << 24
+_LARGEST = {
+    "hidden_size": 1 << 17,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1 << 13,
+    "num_key_value_heads": 1 << 13,
+    "head_dim": 1 << 14,
+    "max_position_embeddings": 1 << 40,
+}
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What transformers may open in a folder.
@@ -46,7 +57,7 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
     file = Path(path) / "config.json"
     if Path(path).is_dir():
         data = read_json(file, AnyObject, "target's config", allow_nan=True)
-        _check_values(data)
+        _check_values(data, f"the target's config {str(file)!r}")
     try:
         config = AutoConfig.from_pretrained(path)
     except (ValueError, OSError):
@@ -54,8 +65,13 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
     except Exception as error:
         # transformers' own checks raise errors of several kinds, and some miss what divides by 0.
         reason = " ".join(str(error).split())
-        raise ValueError(f"transformers cannot read the target's config: {reason}") from error
-    check_target_config(config)
+        raise ValueError(
+            f"transformers cannot read the target's config {str(file)!r}: {reason}"
+        ) from error
+    try:
+        check_target_config(config)
+    except ValueError as error:
+        raise ValueError(f"the target {str(path)!r} cannot be used: {error}") from None
     contradiction = rope_contradiction(data)
     if contradiction is not None:
         warnings.warn(
@@ -102,7 +118,7 @@ def load_target_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedM
             or are not all there.
         OSError: transformers finds no model there.
     """
-    read_target_config(path)
+    config = read_target_config(path)
     if Path(path).is_dir():
         for file in sorted(Path(path).iterdir()):
             if file.name.endswith(_READ_ENDINGS):
@@ -111,6 +127,7 @@ def load_target_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedM
                 read_json(
                     file, GenerationConfigSchema, "target's generation config", allow_nan=True
                 )
+        check_fits_header(path, config)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True
@@ -145,7 +162,7 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     return layers
 
 
-def _check_values(data: Mapping[str, Any]) -> None:
+def _check_values(data: Mapping[str, Any], where: str) -> None:
     """Sizes and ids that are wrong in the file, before they are divided by."""
     for name in (*_SIZES, *_OPTIONAL_SIZES):
         value = data.get(name)
@@ -154,13 +171,19 @@ def _check_values(data: Mapping[str, Any]) -> None:
             continue
         if type(value) is not int or value < 1:
             raise ValueError(
-                f"the target's config must give {name} as a positive integer, got {shortly(value)}"
+                f"{where} must give {name} as a positive integer, got {shortly(value)}"
             )
+        if value > (most := _LARGEST.get(name, _MOST)):
+            raise ValueError(f"{where} must give {name} of at most {most}, got {shortly(value)}")
+    _check_token_ids(data, where)
+
+
+def _check_token_ids(data: Mapping[str, Any], where: str) -> None:
     for name in _TOKEN_IDS:
         value = data.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(index) is int for index in ids):
             raise ValueError(
-                f"the target's config must give {name} as a token id, a list of them or null, got "
+                f"{where} must give {name} as a token id, a list of them or null, got "
                 f"{shortly(value)}"
             )

@@ -79,6 +79,7 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
         ValueError: a line that is no question, or an id that comes twice.
     """
     questions: dict[str, Question] = {}
+    files = list(files)
     for file in files:
         for line in read_lines(file, "questions", max_line_bytes=_MAX_LINE_BYTES):
             question = _parse(file, line)
@@ -88,7 +89,8 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
                 )
             questions[question.id] = question
     if not questions:
-        raise ValueError("questions must hold at least one question, the files are empty")
+        named = ", ".join(map(str, files))
+        raise ValueError(f"questions must hold at least one question, got none in {named}")
     return list(questions.values())
 
 

@@ -187,7 +187,10 @@ class FeatureDataset:
                 places[digest] = (file, *ends, prompt)
         missing = sum(row.digest not in places for row in rows)
         if missing:
-            raise ValueError(f"shards must hold all rows, but {missing} of {len(rows)} are missing")
+            raise ValueError(
+                f"shards must hold all rows, but {missing} of {len(rows)} are missing in "
+                f"{str(folder)!r}"
+            )
         self._places = [places[row.digest] for row in rows]
         self.draft_rows = [draft_row_count(len(row.prompt), len(row.token_ids)) for row in rows]
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.target_files import read_target_config
+from eaglerl.eagle3.target_files import load_target_model, read_target_config
 
 from .heads import make_config, make_head
 from .tiny import tiny_model
@@ -104,7 +104,7 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks 1 of its weights.*layers.3.mlp.up_proj.weight"):
         TargetModel.from_pretrained(tmp_path, device="cpu")
     file.write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="cannot load the target"):
+    with pytest.raises(ValueError, match=r"file of weights .* cannot be read"):
         TargetModel.from_pretrained(tmp_path, device="cpu")
 
 
@@ -113,3 +113,25 @@ def test_a_tied_target_lacks_nothing(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     target = TargetModel.from_pretrained(tmp_path, device="cpu")
     assert torch.equal(target.embed_tokens, model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 900}, "num_hidden_layers of the target .* is 900.*have 7 layers"),
+        ({"vocab_size": 1 << 22}, "embed_tokens.weight of the target .* must have 4194304 rows"),
+        ({"intermediate_size": 1 << 22}, "gate_proj.weight of the target .* must have 4194304"),
+        (
+            {"num_hidden_layers": 1 << 30},
+            "config.json' must give num_hidden_layers .* at most 1024",
+        ),
+    ],
+)
+def test_sizes_are_compared_with_the_weights_before_they_are_made(
+    tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        load_target_model(tmp_path, torch.float32)

@@ -296,7 +296,7 @@ KINDS: dict[str, FileKind] = {
     "target": FileKind(
         _write_target,
         lambda folder: load_target_model(folder, torch.float32),
-        ("eaglerl.eagle3.target_files",),
+        ("eaglerl.eagle3.target_files", "eaglerl.eagle3.target_header"),
     ),
     "traces": FileKind(
         _write_traces, _read_traces, ("eaglerl.rl.traces", "eaglerl.rl.trace_index")

@@ -11,7 +11,7 @@ import selectors
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -153,7 +153,11 @@ def test_some_damaged_files(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(
-    kind: str, examples: dict[str, Path], tmp_path: Path, worker: Worker
+    kind: str,
+    examples: dict[str, Path],
+    tmp_path: Path,
+    worker: Worker,
+    record_property: Callable[[str, object], None],
 ) -> None:
     found: Counter[str] = Counter()
 
@@ -168,10 +172,9 @@ def test_many_damaged_files(
         found[check(kind, seed, examples[kind], tmp_path / "it", worker)] += 1
 
     one()
-    with (ROOT / ".fuzz-counts.jsonl").open("a") as file:
-        file.write(json.dumps({"kind": kind, **found}) + "\n")
-    # The damage must not be such that nothing is left to be read, or nothing ever wrong.
-    assert found["refused"] > 50
+    record_property("files", json.dumps(found))
+    # Damage that nothing is refused for would show nothing; a model that is not whole is made anew.
+    assert found["refused"] > 50 or kind == "prepared model"
 
 
 def test_whole_examples_are_read(examples: dict[str, Path]) -> None:
