@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from eaglerl.cli.record import read_prompt_files
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.taps import other_reading
 from eaglerl.eagle3.target_files import load_target_model
 from eaglerl.evaluation.presets import _check_settings
 from eaglerl.evaluation.published import summarise_answers
@@ -23,6 +24,7 @@ from eaglerl.evaluation.report.evidence import read_answers
 from eaglerl.evaluation.statistics import summarise
 from eaglerl.gguf_convert.config import read_config
 from eaglerl.gguf_convert.header import read_gguf
+from eaglerl.json_file import JsonObject, read_json
 from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
 from eaglerl.ops import PolicyWeights
@@ -85,6 +87,13 @@ def _read_acceptance(folder: Path) -> None:
 def _write_head(folder: Path) -> None:
     head = make_head(make_config())
     write_files(folder, eagle_json(head.config), eagle_tensors(head))
+
+
+def _read_head(folder: Path) -> None:
+    head = Eagle3DraftHead.from_pretrained(folder)
+    # As the check of its tapped layers does.
+    data = read_json(folder / "config.json", JsonObject, "draft head's config")
+    other_reading(data, head.config.feature_layers, 8)
 
 
 def _write_sharded_head(folder: Path) -> None:
@@ -286,8 +295,13 @@ KINDS: dict[str, FileKind] = {
     ),
     "head": FileKind(
         _write_head,
-        Eagle3DraftHead.from_pretrained,
-        ("eaglerl.eagle3.config", "eaglerl.eagle3.weight_files", "eaglerl.eagle3.checkpoint"),
+        _read_head,
+        (
+            "eaglerl.eagle3.config",
+            "eaglerl.eagle3.weight_files",
+            "eaglerl.eagle3.checkpoint",
+            "eaglerl.eagle3.tap_check",
+        ),
     ),
     "head in shards": FileKind(
         _write_sharded_head, Eagle3DraftHead.from_pretrained, ("eaglerl.tensor_file",)
@@ -296,7 +310,11 @@ KINDS: dict[str, FileKind] = {
     "target": FileKind(
         _write_target,
         lambda folder: load_target_model(folder, torch.float32),
-        ("eaglerl.eagle3.target_files", "eaglerl.eagle3.target_header"),
+        (
+            "eaglerl.eagle3.target_files",
+            "eaglerl.eagle3.target_header",
+            "eaglerl.eagle3.generation_schema",
+        ),
     ),
     "traces": FileKind(
         _write_traces, _read_traces, ("eaglerl.rl.traces", "eaglerl.rl.trace_index")
