@@ -29,6 +29,7 @@ from eaglerl.cli.preset import (
     PresetContextOption,
     PresetOption,
     PresetStepsOption,
+    TextModelOption,
     learn_preset,
     preset_labels,
 )
@@ -164,6 +165,7 @@ def compare(
     preset: PresetOption = None,
     preset_steps: PresetStepsOption = 2000,
     preset_context: PresetContextOption = True,
+    text_model: TextModelOption = None,
     model: ModelOption = DEFAULT_MODEL,
     draft: DraftOption = None,
     draft_dtype: DraftDtypeOption = "auto",
@@ -226,7 +228,7 @@ def compare(
             if preset is not None:
                 modes += learn_preset(
                     preset, decoder, files, folder, options, extras,
-                    context=preset_context, steps=preset_steps, show=show,
+                    context=preset_context, steps=preset_steps, text_model=text_model, show=show,
                 )  # fmt: skip
             run(decoder, target, files, modes, folder, options, extras, progress=show)
     except KeyboardInterrupt:

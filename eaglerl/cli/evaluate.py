@@ -138,6 +138,16 @@ def evaluate(
             help="The state is the embedding of the context's text.", rich_help_panel=_POLICY_PANEL
         ),
     ] = False,
+    text_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="What embeds the context's text, saved with the policy: a sentence-transformers "
+            "model of width 384; all-MiniLM-L6-v2, which the extra text brings, by default.",
+            show_default=False,
+            rich_help_panel=_POLICY_PANEL,
+        ),
+    ] = None,
     hidden_size: Annotated[
         int | None,
         typer.Option(

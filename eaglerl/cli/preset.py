@@ -45,6 +45,17 @@ PresetContextOption = Annotated[
     ),
 ]
 
+TextModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        help="What embeds the text for the context-only half, saved with the policies; "
+        "all-MiniLM-L6-v2, which the extra text brings, by default.",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+
 
 def preset_labels(
     preset: str | None,
@@ -87,6 +98,7 @@ def learn_preset(
     *,
     context: bool,
     steps: int,
+    text_model: str | None,
     show: Callable[[str, float], None],
 ) -> tuple[ModeSpec, ...]:
     """Train a grid on traces of questions that are not decoded.
@@ -95,6 +107,7 @@ def learn_preset(
         ValueError: see `train_preset`; or traces of another target or head.
     """
     from eaglerl.evaluation.presets import PresetInputs, left_over, preset_policies, train_preset
+    from eaglerl.evaluation.published_policies import text_model_of
     from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
     from eaglerl.rl.identity import head_id, target_id
 
@@ -122,5 +135,6 @@ def learn_preset(
         head_id=own,
         steps=steps,
         seed=options.seed,
+        text_model=text_model_of(text_model),
     )
     return train_preset(preset_policies(preset, context=context), inputs, folder, progress=show)

@@ -74,6 +74,7 @@ class PresetInputs:
         head_id: hash of the head whose traces these are.
         steps: cache windows that each policy learns from.
         seed: of nets, draws and orders.
+        text_model: what embeds the context's text, see `sentence_encoder`.
     """
 
     traces: Sequence[Trace]
@@ -83,11 +84,13 @@ class PresetInputs:
     head_id: str
     steps: int = 2000
     seed: int = 0
+    text_model: str = observations.TEXT_MODEL
 
     def to_dict(self) -> dict[str, Any]:
         """What a folder of policies must share with these."""
         names = "".join(sorted(trace.prompt_id for trace in self.traces))
-        return {
+        own = {"text_model": self.text_model}
+        return ({} if self.text_model == observations.TEXT_MODEL else own) | {
             "traces": hashlib.sha256(names.encode()).hexdigest()[:16],
             "actions": self.actions.to_dict(),
             "cost": asdict(self.cost),
@@ -151,7 +154,8 @@ def train_preset(
         # Before the others are trained for hours.
         options = {
             "tokenizer": inputs.tokenizer,
-            "text_encoder": observations.sentence_encoder(),
+            "text_model": inputs.text_model,
+            "text_encoder": observations.sentence_encoder(inputs.text_model),
         }
     with exclusive_folder(root):
         _check_settings(root, inputs.to_dict())

@@ -17,7 +17,7 @@ _DECISIONS = (
 )  # fmt: skip
 _NEW = (
     "optimized_policy_version", "use_eagle3_features", "use_context_only_state", "ppo_net_arch",
-    "actions",
+    "actions", "text_model",
 )  # fmt: skip
 _LEARNING = (
     "training_seed", "checkpoint_dir", "online_policy_save_path", "enable_max_entropy",
@@ -61,6 +61,7 @@ class PublishedFlags:
     action_cache_enabled: bool = True
     use_eagle3_features: bool = True
     use_context_only_state: bool = False
+    text_model: str | None = None
     hidden_size: int | None = None
     enable_max_entropy: bool = True
     max_entropy_inference: bool = True
@@ -147,6 +148,8 @@ class PublishedFlags:
             yield "it has no effect where the best action is taken: max-entropy inference is off"
         if self.use_context_only_state and name in ("use_eagle3_features", "hidden_size"):
             yield "it has no effect with --use-context-only-state, which reads a text's embedding"
+        if name == "text_model" and self.use_eagle3_features and not self.use_context_only_state:
+            yield "it has no effect without --use-context-only-state or --no-use-eagle3-features"
         if name == "wandb_project" and "wandb" in self.given and not self.wandb:
             yield "it contradicts --no-wandb"
 

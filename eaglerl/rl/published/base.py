@@ -97,6 +97,7 @@ class PublishedTreePolicy(Persistence):
             head=head,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
+            text_model=settings.text_model,
             mean_of_blocks=settings.reference,
             reads_features=settings.use_eagle3_features,
             seed=settings.seed,

@@ -15,7 +15,7 @@ from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
 from eaglerl.rl.actions import ActionSpace, ActionsSchema
 from eaglerl.rl.decisions import check_keeping
-from eaglerl.rl.observations import TEXT_WIDTH, ObservationSchema, ObservationSpec
+from eaglerl.rl.observations import TEXT_MODEL, TEXT_WIDTH, ObservationSchema, ObservationSpec
 from eaglerl.rl.rewards import RewardName
 
 #: The tree of Re-SpS where there is no state.
@@ -40,6 +40,7 @@ class SettingsSchema(Schema):
     inference_temperature: Annotated[float, Field(gt=0.0)]
     reward: RewardName
     reference: bool
+    text_model: Annotated[str, Field(min_length=1, max_length=4096)] = TEXT_MODEL
     seed: Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
@@ -67,6 +68,7 @@ class PolicySettings:
         inference_temperature: of these draws.
         reward: see `WindowReward`.
         reference: behave as published, faults included.
+        text_model: what embeds the context's text, see `sentence_encoder`.
         seed: of initial parameters and all draws.
 
     Raises:
@@ -88,6 +90,7 @@ class PolicySettings:
     inference_temperature: float = 1.5
     reward: RewardName = "tokens"
     reference: bool = False
+    text_model: str = TEXT_MODEL
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,6 +105,8 @@ class PolicySettings:
             )
         if self.reward not in get_args(RewardName):
             raise ValueError(f"reward must be one of {get_args(RewardName)}, got {self.reward!r}")
+        if not isinstance(self.text_model, str) or not self.text_model:
+            raise ValueError(f"text_model must be a name or a folder, got {self.text_model!r}")
         if not isinstance(self.actions, ActionSpace):
             raise ValueError(f"actions must be an ActionSpace, got {self.actions!r}")
         self._check_future_work()
@@ -164,6 +169,9 @@ class PolicySettings:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["actions"] = self.actions.to_dict()
         values["observation"] = self.spec.to_dict()
+        if self.text_model == TEXT_MODEL:
+            # As before there was a choice: what was saved then goes on.
+            del values["text_model"]
         return values
 
     @classmethod
