@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eaglerl.eagle3 import Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.eagle3 import Generation, TreePolicy
 from eaglerl.eagle3.inputs import all_read
 from eaglerl.server.completion import PROMPT_ROWS
 from eaglerl.server.cycle_events import CycleDescriber
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
+from eaglerl.server.plain_reference import PlainReference
 from eaglerl.server.service import Service
 from eaglerl.server.text import IncrementalText
 
@@ -44,7 +45,6 @@ class _Lane:
         mode: of drafting.
         credits: cycles that were asked for one by one.
         over: whether the text has ended.
-        decoder: has the caches of it.
         policy: chooses its trees.
         generation: the text at work; None before its first turn.
     """
@@ -53,9 +53,13 @@ class _Lane:
     text: IncrementalText
     credits: int = 0
     over: bool = False
-    decoder: SpeculativeDecoder | None = None
     policy: TreePolicy | None = None
     generation: Generation | None = None
+
+    @property
+    def cycles(self) -> int:
+        """Cycles so far."""
+        return 0 if self.generation is None else len(self.generation.cycles)
 
     @property
     def began(self) -> bool:
@@ -72,7 +76,8 @@ class _Lane:
 class LiveSession(Task):
     """Decodes the same prompt in every lane; of lanes that run, always the one that is behind.
 
-    So both have had the same time at any moment, and the faster one is ahead in its text.
+    So both have had the same time at any moment, and the faster one is ahead in its text. Beside
+    them it is measured how fast plain decoding would be.
 
     Attributes:
         service: whose weights and modes are used.
@@ -98,6 +103,7 @@ class LiveSession(Task):
         tokenizer = self.service.decoder.tokenizer
         self._describer = CycleDescriber(tokenizer)
         self._lanes = [_Lane(mode, IncrementalText(tokenizer)) for mode in self.modes]
+        self._plain = PlainReference(self.service.decoder, self.prompt_ids, self.sampling)
 
     def control(self, action: str) -> None:
         """Run, pause, or let every lane that has not ended do one cycle; through `Engine.tell`."""
@@ -113,6 +119,9 @@ class LiveSession(Task):
 
     def advance(self) -> bool:
         """Read a part of the prompt in a lane, or run one cycle of it."""
+        if self._plain.due(sum(lane.cycles for lane in self._lanes)):
+            self._plain.advance(PROMPT_ROWS)
+            return False
         place, lane = min(
             ((i, lane) for i, lane in enumerate(self._lanes) if self._may_go_on(lane)),
             key=lambda item: item[1].spent,
@@ -138,12 +147,13 @@ class LiveSession(Task):
 
     def close(self, error: Exception | None) -> None:
         """Give policies and caches back."""
+        self._plain.close()
         for lane in self._lanes:
+            if lane.generation is not None:
+                lane.generation.close()
             if lane.policy is not None:
                 lane.mode.give_back(lane.policy)
-            if lane.decoder is not None:
-                self.service.give_back_decoder(lane.decoder)
-            lane.policy = lane.decoder = lane.generation = None
+            lane.policy = lane.generation = None
         if error is not None:
             self.emit(LiveFailed(error))
 
@@ -151,11 +161,9 @@ class LiveSession(Task):
         return not lane.over and (self.running or lane.credits > 0 or not lane.began)
 
     def _open(self, lane: _Lane) -> None:
-        lane.decoder = self.service.take_decoder()
         lane.policy = lane.mode.take()
-        lane.generation = lane.decoder.start(
-            all_read(self.prompt_ids), lane.policy, **self.sampling
-        )
+        decoder = self.service.decoder
+        lane.generation = decoder.start(all_read(self.prompt_ids), lane.policy, **self.sampling)
 
     def _begin(self, place: int, lane: _Lane) -> None:
         (first,) = lane.generation.advance()
@@ -169,4 +177,7 @@ class LiveSession(Task):
         kept = lane.generation.advance()
         policy = lane.generation.policy_seconds - before
         content = self._describer.cycle(lane.generation, kept, lane.text, policy)
+        plain = self._plain.tokens_per_second
+        totals = content["totals"]
+        totals["times_plain"] = None if plain is None else totals["tokens_per_second"] / plain
         self.emit(LiveEvent("cycle", {"lane": place, **content}))

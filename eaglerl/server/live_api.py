@@ -77,6 +77,7 @@ def live_routes(service: Service) -> APIRouter:
                 "chat": service.decoder.tokenizer.chat_template is not None,
                 "modes": modes,
                 "default_mode": service.modes.default,
+                "side_by_side": service.modes.side_by_side(),
                 "max_tokens": service.limits.live_max_tokens,
             }
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.eagle3.decoder import DEFAULT_TREE
@@ -77,6 +78,21 @@ class Modes:
         self.default = chosen.name
         if chosen.name not in self._modes:
             self._modes = {chosen.name: chosen, **self._modes}
+
+    def side_by_side(self) -> list[str]:
+        """Names of the two modes that say most beside each other: a policy and a constant tree.
+
+        The first policy that was trained, else the default mode; beside it the default, or the best
+        constant tree where the default is the policy itself, or plain decoding where that is it.
+        """
+        learned = next((mode.name for mode in self if mode.learned), self.default)
+        others = (self.default, "best-constant", "plain")
+        beside = (
+            name
+            for name in others
+            if name != learned and name in self._modes and not self._modes[name].learned
+        )
+        return [learned, *islice(beside, 1)]
 
     def __iter__(self):
         return iter(self._modes.values())

@@ -61,6 +61,16 @@ def test_the_cycles_tell_the_text_and_how_it_came(client, mode: str) -> None:
     assert (looked > 0) == ("lookup" in mode)
 
 
+def test_every_cycle_tells_how_many_times_plain_it_is(client, service) -> None:
+    for mode in ("plain", "tree-lookup"):
+        told = run(client, modes=[mode])
+        totals = [content["totals"] for name, content in told if name == "cycle"]
+        assert all(0 < total["times_plain"] < 1000 for total in totals)
+    # What is measured beside it is given back like the rest.
+    wait_until(lambda: service.engine.load["live"] == 0)
+    assert [content for name, content in run(client, max_tokens=1) if name == "cycle"] == []
+
+
 def test_two_modes_write_the_same_text(client) -> None:
     told = run(client, modes=["plain", "tree-lookup"], temperature=0.8, seed=4)
     texts = ["", ""]

@@ -8,7 +8,7 @@ import pytest
 
 from eaglerl.eagle3 import DraftPlan, TreeParams
 from eaglerl.eagle3.lookup import NO_LOOKUP
-from eaglerl.server import Modes, find_policies, standard_modes
+from eaglerl.server import Mode, Modes, find_policies, standard_modes
 
 from ..rl.published import PPO, make_policy
 from .tiny import greedy_text, tiny_decoder
@@ -47,6 +47,16 @@ def test_a_default_tree_is_listed_first() -> None:
     names = [mode.name for mode in Modes(standard_modes(), "tree-9-2-3")]
     assert names[0] == "tree:9/2/3"
     assert len(names) == len(standard_modes()) + 1
+
+
+def test_a_policy_stands_beside_a_constant_tree() -> None:
+    standard = standard_modes()
+    assert Modes(standard, "best-constant").side_by_side() == ["best-constant", "plain"]
+    assert Modes(standard, "plain").side_by_side() == ["plain", "best-constant"]
+    assert Modes(standard, "tree:9/2/3").side_by_side() == ["tree:9/2/3", "best-constant"]
+    policies = [Mode(name, "Trained.", standard[0].make, learned=True) for name in ("a", "b")]
+    for default, beside in (("a", "best-constant"), ("tree:9/2/3", "tree:9/2/3")):
+        assert Modes([*standard, *policies], default).side_by_side() == ["a", beside]
 
 
 def test_two_modes_of_one_name() -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser."""
 
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -168,3 +169,56 @@ def test_every_control_has_a_name_and_shows_its_focus(page) -> None:
         page.keyboard.press("Tab")
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid"
+
+
+def test_two_modes_are_chosen_and_each_lane_counts_for_itself(page) -> None:
+    assert page.locator("#mode").input_value() == "best-constant"
+    assert page.locator("#mode-second").input_value() == "plain"
+    page.get_by_label("Prompt").fill("hello hello")
+    page.get_by_label("New tokens").fill("40")
+    page.get_by_role("button", name="Start").click()
+    lanes = [page.locator(".lane").nth(place) for place in (0, 1)]
+    for lane in lanes:
+        expect(lane.get_by_role("heading")).to_contain_text("ended")
+        expect(lane.locator(".headline")).to_have_text(re.compile(r"^\d+\.\d\d times plain$"))
+    counts = [lane.locator(".counter").inner_text() for lane in lanes]
+    cycles = [int(re.match(r"cycle (\d+) of \1 · 40 tokens · \d+\.\d\d s$", c)[1]) for c in counts]
+    # The constant tree needs fewer cycles than one a token.
+    assert cycles[0] < cycles[1] == 39
+    # More than four lines of text are seen at once.
+    lines = page.evaluate(
+        """() => { const text = document.querySelector('.text'), style = getComputedStyle(text);
+        return text.clientHeight / parseFloat(style.lineHeight); }"""
+    )
+    assert lines > 6
+
+
+def test_wide_trees_and_long_chains_stay_within_the_panel(page) -> None:
+    for mode in ("tree:60/3/8", "tree:12/11/1"):
+        # The page's own list has none so large.
+        page.locator("#mode").evaluate(
+            "(select, mode) => { select.add(new Option(mode, mode)); }", mode
+        )
+        fill(page, tokens=30, mode=mode)
+        page.get_by_role("button", name="Start").click()
+        expect(page.get_by_role("heading", name=mode)).to_contain_text("ended")
+        page.get_by_role("heading", name="How to read it").click()
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        panel, zoom = page.locator(".tree"), page.locator(".zoom button")
+        # Those of the page's whole width have to fit or to scroll, and all can be reached.
+        size = "(e) => [e.scrollWidth, e.scrollHeight, e.clientWidth, e.clientHeight]"
+        fits = panel.evaluate(size)
+        picture = panel.locator("svg").bounding_box()
+        assert picture["width"] <= fits[0] + 1
+        assert picture["height"] <= fits[1] + 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        zoom.nth(2).click()
+        zoom.nth(2).click()
+        larger = panel.locator("svg").bounding_box()
+        assert larger["width"] > 1.5 * picture["width"]
+        grown = panel.evaluate(size)
+        assert grown[2:] == pytest.approx(fits[2:], abs=20)
+        assert grown[0] + 1 >= larger["width"]
+        zoom.nth(1).click()
+        assert panel.locator("svg").bounding_box()["width"] == pytest.approx(picture["width"])

@@ -38,7 +38,7 @@ function fillModes(info) {
   const names = info.modes.map((mode) => mode.name);
   first.replaceChildren(...names.map((name) => new Option(name, name)));
   second.replaceChildren(new Option("nothing", ""), ...names.map((name) => new Option(name, name)));
-  first.value = info.default_mode;
+  [first.value, second.value = ""] = info.side_by_side;
   describeModes();
 }
 

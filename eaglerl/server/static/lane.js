@@ -29,6 +29,14 @@ export class Lane {
     );
     this.bar = [...find(".bar").children];
     this.times = find(".times p");
+    this.headline = find(".headline");
+    this.counter = find(".counter");
+    this.zoom = null; // factor of the tree's size; null fits it into the panel
+    find(".zoom").setAttribute("aria-label", `Size of the tree, ${name}`);
+    for (const button of find(".zoom").children) {
+      button.addEventListener("click", () => this.setZoom(button.dataset.zoom));
+    }
+    new ResizeObserver(() => this.drawTree(false)).observe(this.tree);
     this.history = find(".history");
     this.history.addEventListener("click", (event) => {
       const group = event.target.closest("[data-cycle]");
@@ -75,9 +83,30 @@ export class Lane {
       this.showCycle(this.cycles[index], animated);
     }
     drawHistory(this.history, this.cycles, index);
+    this.counter.textContent = this.count(index);
+  }
+
+  // The lane's own cycles: with two lanes one is ahead.
+  count(index) {
+    const { totals } = this.cycles[index];
+    const cycles = `cycle ${index} of ${this.last}`;
+    if (!totals) return cycles;
+    return `${cycles} · ${totals.tokens} tokens · ${totals.decode_seconds.toFixed(2)} s`;
+  }
+
+  setZoom(step) {
+    const now = this.zoom ?? this.scale;
+    this.zoom = step === "fit" ? null : Math.min(3, Math.max(0.2, now * (step === "in" ? 1.25 : 0.8)));
+    this.drawTree(false);
+  }
+
+  drawTree(animated) {
+    const cycle = this.cycles[this.shown];
+    if (cycle?.nodes) this.scale = drawTree(this.tree, cycle, this.summary.id, animated, this.zoom);
   }
 
   showCycle(cycle, animated) {
+    this.headline.hidden = cycle.totals?.times_plain == null;
     if (!cycle.nodes) {
       this.tree.replaceChildren();
       const took = milliseconds(cycle.prefill_seconds);
@@ -93,7 +122,8 @@ export class Lane {
     this.values.mean.textContent = totals.mean_acceptance_length.toFixed(2);
     this.values.speed.textContent = totals.tokens_per_second.toFixed(1);
     this.summary.textContent = describe(cycle);
-    drawTree(this.tree, cycle, this.summary.id, animated);
+    this.values.times.textContent = totals.times_plain?.toFixed(2);
+    this.drawTree(animated);
     const parts = [["draft", seconds.draft], ["verify", seconds.verify], ["policy", seconds.policy]];
     const all = parts.reduce((sum, [, value]) => sum + value, 0);
     this.bar.forEach((part, place) => {

@@ -72,12 +72,23 @@ function explain(node) {
   return `${source}${share}, ${node.accepted ? "accepted" : "rejected"}`;
 }
 
-// Draws a cycle into `container`; `summaryId` names the element that says the same in words.
-export function drawTree(container, cycle, summaryId, animated) {
+// Letters are still read at this share of their size.
+const SMALLEST = 0.5;
+
+// The largest factor, up to 1, at which a picture fits its container, as far as it can be read.
+function fitting(container, width, height) {
+  const most = Math.min((container.clientWidth - 2) / width, (container.clientHeight - 2) / height, 1);
+  return Math.max(most, SMALLEST);
+}
+
+// Draws a cycle into `container`; `summaryId` names the element that says the same in words, `zoom`
+// is the factor of its size, null for what fits. Returns the factor.
+export function drawTree(container, cycle, summaryId, animated, zoom) {
   const { nodes, leaves, width } = layOut(cycle);
   const rowHeight = leaves > 9 ? 24 : 30;
   const boxHeight = rowHeight - 6;
   const height = leaves * rowHeight + 2 * MARGIN;
+  const scale = zoom ?? fitting(container, width, height);
   const y = (node) => MARGIN + node.row * rowHeight + rowHeight / 2;
   const edges = svg("g", { class: "edges" });
   const boxes = svg("g", { class: "boxes" });
@@ -99,14 +110,15 @@ export function drawTree(container, cycle, summaryId, animated) {
     boxes.append(group);
   }
   const picture = svg("svg", {
-    role: "img", "aria-labelledby": summaryId, width, height, viewBox: `0 0 ${width} ${height}`,
-    class: animated ? "animated" : "",
+    role: "img", "aria-labelledby": summaryId, width: width * scale, height: height * scale,
+    viewBox: `0 0 ${width} ${height}`, class: animated ? "animated" : "",
   });
   picture.append(edges, boxes);
   container.replaceChildren(picture);
   const end = nodes.at(-1);
-  container.scrollTop = y(end) - container.clientHeight / 2;
-  container.scrollLeft = end.x + end.width + MARGIN - container.clientWidth;
+  container.scrollTop = scale * y(end) - container.clientHeight / 2;
+  container.scrollLeft = scale * (end.x + end.width + MARGIN) - container.clientWidth;
+  return scale;
 }
 
 // As it is read aloud: without marks for spaces.
