@@ -142,7 +142,6 @@ def serve(
                 queue_size=queue_size,
                 at_once=at_once,
             ),
-            draft_dtype=draft_dtype,
             cost=table,
         )
         console = notes()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eaglerl.eagle3 import DecodingStatistics, Generation, SpeculativeDecoder, TreePolicy
+from eaglerl.eagle3 import DecodingStatistics, Generation, TreePolicy
 from eaglerl.eagle3.inputs import all_read
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
@@ -79,7 +79,6 @@ class _Answer:
     """One of the answers, while it is at work."""
 
     index: int
-    decoder: SpeculativeDecoder
     policy: TreePolicy
     generation: Generation
     text: AnswerText
@@ -156,11 +155,11 @@ class CompletionTask(Task):
     def _begin(self) -> _Answer:
         self._measured.begun()
         index = len(self._done)
-        decoder, policy = self._service.take_decoder(), self._mode.take()
+        decoder, policy = self._service.decoder, self._mode.take()
         seed = derived_seed(self._seed, index)
         generation = decoder.start(all_read(self._prompt_ids), policy, seed=seed, **self._sampling)
-        text = AnswerText(self._service.decoder.tokenizer, self._stops)
-        self._answer = _Answer(index, decoder, policy, generation, text)
+        text = AnswerText(decoder.tokenizer, self._stops)
+        self._answer = _Answer(index, policy, generation, text)
         return self._answer
 
     def _end(self, answer: _Answer) -> bool:
@@ -179,8 +178,8 @@ class CompletionTask(Task):
 
     def _give_back(self) -> None:
         if self._answer is not None:
+            self._answer.generation.close()
             self._mode.give_back(self._answer.policy)
-            self._service.give_back_decoder(self._answer.decoder)
         self._answer = None
 
     def _statistics(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from eaglerl.server.answers import CHAT, TEXT, Shape
 from eaglerl.server.completion import AnswerEnd, CompletionTask, Event, Failed, Finished, Piece
 from eaglerl.server.engine import BusyError, StoppedError, Task
 from eaglerl.server.errors import ApiError, internal_error, json_response
+from eaglerl.server.penalties import LogitBias, Penalties
 from eaglerl.server.schemas import ChatRequest, Sampling, TextRequest
 from eaglerl.server.service import Service
 from eaglerl.server.streams import Channel, EventStream, server_sent_event, while_connected
@@ -107,11 +108,9 @@ async def _answer(
         answers=body.n,
         stops=body.stop,
         seed=body.seed,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(body.top_k, 0),
         max_new_tokens=body.longest or service.limits.default_max_tokens,
         top_logprobs=body.likeliest,
+        **_options(service, body, len(prompt_ids)),
     )
     admit(service.engine.submit, task)
     head = {
@@ -133,6 +132,33 @@ async def _answer(
         service.engine.withdraw(task)
     # Without content nobody reads it.
     return Response(status_code=499) if content is None else json_response(content)
+
+
+def _options(service: Service, body: Sampling, prompt_tokens: int) -> dict[str, Any]:
+    """How tokens are chosen, as `SpeculativeDecoder.start` takes it.
+
+    Raises:
+        ApiError: a bias for what is no token.
+    """
+    options: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": max(body.top_k, 0),
+    }
+    # At their neutral values they are not asked for, and the target's own config counts.
+    if body.min_p:
+        options["min_p"] = body.min_p
+    if body.repetition_penalty != 1:
+        options["repetition_penalty"] = body.repetition_penalty
+    processors: list[Callable[..., Any]] = []
+    if body.presence_penalty or body.frequency_penalty:
+        processors.append(Penalties(prompt_tokens, body.presence_penalty, body.frequency_penalty))
+    biases = {service.read_token(token): bias for token, bias in body.logit_bias.items() if bias}
+    if biases:
+        processors.append(LogitBias(biases))
+    if processors:
+        options["logits_processor"] = processors
+    return options
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,6 @@ def _one_of(*values: Any) -> Callable[[Any], bool]:
     return test
 
 
-def _no_bias(value: Any) -> bool:
-    return isinstance(value, dict) and all(_one_of(0)(bias) for bias in value.values())
-
-
 def _text_format(value: Any) -> bool:
     if not isinstance(value, dict) or value.get("type") != "text":
         return False
@@ -98,14 +94,11 @@ NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
             "dynatemp_range",
             "epsilon_cutoff",
             "eta_cutoff",
-            "frequency_penalty",
-            "min_p",
             "min_tokens",
             "mirostat",
             "n_keep",
             "n_probs",
             "no_repeat_ngram_size",
-            "presence_penalty",
             "smoothing_factor",
             "top_a",
             "xtc_probability",
@@ -119,7 +112,6 @@ NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
             "length_penalty",
             "num_beams",
             "repeat_penalty",
-            "repetition_penalty",
             "tfs",
             "tfs_z",
             "typical_p",
@@ -128,7 +120,6 @@ NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     ),
     "best_of": _one_of(1),
     "function_call": _one_of("none", "auto"),
-    "logit_bias": _no_bias,
     "modalities": _one_of(["text"]),
     "n_predict": _one_of(-1),
     "reasoning_effort": _one_of("none"),

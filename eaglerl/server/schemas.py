@@ -19,6 +19,7 @@ from eaglerl.server.neutral import asks_for_nothing, is_empty
 
 _INT64 = 2**63
 _MOST_STOPS = 4
+_MOST_BIASES = 1024
 #: As in OpenAI's API.
 _MOST_CHOICES = 128
 _MOST_TOP_LOGPROBS = 20
@@ -27,6 +28,7 @@ _MOST_TEXT_LOGPROBS = 5
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Count = Annotated[int, Field(ge=1, lt=_INT64)]
 
 
@@ -86,6 +88,12 @@ class Sampling(_Strict):
         temperature: 0 is greedy.
         top_p: nucleus mass.
         top_k: most likely tokens to draw from; 0 and -1 for all.
+        min_p: least probability of a token to draw, as a part of the likeliest one's.
+        repetition_penalty: of tokens that the text has, the prompt included; 1 leaves it to the
+            target's own generation config.
+        presence_penalty: of tokens that the answer has.
+        frequency_penalty: of every time that it has them.
+        logit_bias: token ids, and what is added to their logits.
         seed: of the draws.
         stop: texts that end the answer and are not part of it.
         stream: send the answer as it comes.
@@ -101,6 +109,11 @@ class Sampling(_Strict):
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     top_k: Annotated[int, Field(ge=-1, lt=_INT64)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=_MOST_BIASES)] = {}
     seed: Seed | None = None
     stop: Annotated[list[str], BeforeValidator(lambda value: _as_list(value))] = []
     stream: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.draft_runner import DraftDtype
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.identity import target_id
 from eaglerl.server.engine import Engine
@@ -79,7 +79,6 @@ class Service:
         *,
         model_name: str,
         limits: Limits | None = None,
-        draft_dtype: DraftDtype = "auto",
         cost: CostTable | None = None,
     ) -> None:
         """Set up; nothing runs yet.
@@ -89,7 +88,6 @@ class Service:
             modes: ways of drafting.
             model_name: what clients call the model; without a colon.
             limits: of requests.
-            draft_dtype: of the drafts.
             cost: what cycles should cost on this machine, for the metrics.
 
         Raises:
@@ -112,8 +110,6 @@ class Service:
         self.metrics.watch(lambda: self.engine.load)
         self.token_texts = TokenTexts(decoder.tokenizer)
         self.fingerprint = _fingerprint(decoder)
-        self._draft_dtype = draft_dtype
-        self._decoders: list[SpeculativeDecoder] = [decoder]
         # The tokenizer's settings are changed and restored by every call.
         self._encoding = threading.Lock()
 
@@ -185,20 +181,18 @@ class Service:
             message = f"{parameter} must hold token ids of 0 to {vocabulary - 1}"
             raise ApiError(400, message, code="invalid_value", parameter=parameter)
 
-    def take_decoder(self) -> SpeculativeDecoder:
-        """A decoder of the same weights with caches of its own; on the engine's thread."""
-        if self._decoders:
-            return self._decoders.pop()
-        return SpeculativeDecoder(
-            self.decoder.target,
-            self.decoder.head,
-            draft_dtype=self._draft_dtype,
-            tokenizer=self.decoder.tokenizer,
-        )
+    def read_token(self, text: str) -> int:
+        """The token id that a key of ``logit_bias`` says.
 
-    def give_back_decoder(self, decoder: SpeculativeDecoder) -> None:
-        """End the use of a decoder."""
-        self._decoders.append(decoder)
+        Raises:
+            ApiError: 400 if it is none.
+        """
+        vocabulary = self.decoder.target.vocab_size
+        token = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+        if not 0 <= token < vocabulary:
+            message = f"logit_bias must have token ids of 0 to {vocabulary - 1} for keys"
+            raise ApiError(400, message, code="invalid_value", parameter="logit_bias")
+        return token
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._encoding:

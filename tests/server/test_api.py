@@ -167,7 +167,7 @@ class TestRefusals:
             ({"stop": ""}, 400, "stop"),
             ({"stop": ["a"] * 5}, 400, "stop"),
             ({"stream_options": {"include_usage": True}}, 400, None),
-            ({"presence_penalty": 0.5}, 400, "presence_penalty"),
+            ({"presence_penalty": 2.5}, 400, "presence_penalty"),
             ({"tools": [{"type": "function"}]}, 400, "tools"),
             ({"logprobs": 5}, 400, "logprobs"),
             ({"top_logprobs": 2}, 400, "top_logprobs"),

@@ -3,43 +3,22 @@
 import json
 import select
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import httpx
 import psutil
 import pytest
-import uvicorn
 
-from eaglerl.server import Service
 from eaglerl.server.connections import ConnectionLimits
-from eaglerl.server.run import server_config
 
+from .connecting import serving
 from .tiny import NAME, PATIENCE, tiny_service, wait_until
 
 BODY = {"model": NAME, "prompt": "a", "max_tokens": 2}
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 _CONTENT = json.dumps(BODY).encode()
 WHOLE = HEAD + f"Content-Length: {len(_CONTENT)}\r\n\r\n".encode() + _CONTENT
-
-
-@contextmanager
-def serving(service: Service, **limits: float) -> Iterator[tuple[str, int, uvicorn.Server]]:
-    """A server on a free port."""
-    config = server_config(service, connections=ConnectionLimits(**limits))
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    wait_until(lambda: server.started)
-    try:
-        yield (*listener.getsockname(), server)
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,6 @@ def test_the_cost_table_is_held_against_the_clock() -> None:
         modes,
         model_name=NAME,
         limits=Limits(),
-        draft_dtype="float32",
         cost=cost,
     )
     with TestClient(create_app(service)) as client:

@@ -75,9 +75,7 @@ def tiny_folders(root: Path) -> tuple[Path, Path]:
 def tiny_service(*more_modes: Mode, **limits: object) -> Service:
     """A service of `tiny_decoder`."""
     modes = Modes([*standard_modes(), *more_modes], "best-constant")
-    return Service(
-        tiny_decoder(), modes, model_name=NAME, limits=Limits(**limits), draft_dtype="float32"
-    )
+    return Service(tiny_decoder(), modes, model_name=NAME, limits=Limits(**limits))
 
 
 def greedy_text(prompt: str, new_tokens: int, decoder: SpeculativeDecoder | None = None) -> str:
