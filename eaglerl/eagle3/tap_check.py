@@ -162,8 +162,8 @@ def warn_of_other_taps(
             f"the head's layer ids were read as the inputs of layers {list(read.layers)}, but "
             f"those of {list(other)} suit it better: it foresees {alternative.accuracy:.1%} "
             f"instead of {read.accuracy:.1%} of {len(read.cross_entropy)} tokens and is "
-            f"{gain:.3f} nats closer to the target. Pass feature_layers={list(other)} (--taps "
-            f"{','.join(map(str, other))})",
+            f"{gain:.3f} nats closer to the target. Pass feature_layers={list(other)}, or "
+            f"rewrite the head by eaglerl export-head --taps {','.join(map(str, other))}",
             stacklevel=3,
         )
     return [read, alternative]

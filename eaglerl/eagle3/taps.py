@@ -58,8 +58,9 @@ def read_taps(data: Mapping[str, Any], convention: AuxLayerConvention | None) ->
     if convention is None and list(found) == [_KEY] and not is_speculators(data):
         warnings.warn(
             f"{_KEY} {list(data[_KEY])} at the top level of config.json are read as inputs of "
-            "layers, as vLLM does; some heads mean outputs. Pass feature_layers (--taps), or "
-            "aux_layer_convention='input' or 'output', to say which.",
+            "layers, as vLLM does; some heads mean outputs. Pass feature_layers, or "
+            "aux_layer_convention='input' or 'output', or rewrite the head by eaglerl export-head "
+            "--taps, to say which.",
             stacklevel=5,
         )
     return layers

@@ -302,6 +302,30 @@ def test_long_sequence_after_a_short_one(model):
         assert output.sequences[0].tolist() == reference(model, prompt, max_new_tokens=count)
 
 
+@pytest.mark.parametrize("draft_dtype", ["float32", "auto"])
+def test_a_dynamic_head_drafts_within_its_own_length(short_model, draft_dtype):
+    """The rows that are kept free for trees do not count: those of a text alone do."""
+    target = TargetModel.from_model(short_model)
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    head = tiny_head(target, max_position_embeddings=32, rope_parameters=dynamic)
+    dynamic_decoder = SpeculativeDecoder(target, head, draft_dtype=draft_dtype)
+    output = dynamic_decoder.generate([PROMPT], TREE, max_new_tokens=100)
+    assert output.sequences[0].tolist() == reference(short_model, PROMPT, max_length=32)
+    assert len(output.sequences[0]) == 32
+    shorter = tiny_head(target, max_position_embeddings=16, rope_parameters=dynamic)
+    with pytest.raises(ValueError, match="max_position_embeddings with RoPE of type 'dynamic'"):
+        SpeculativeDecoder(target, shorter).generate([PROMPT], TREE, max_new_tokens=100)
+
+
+def test_a_head_with_a_window_drafts_the_targets_text(model):
+    windowed = make_decoder(
+        model, draft_vocab_size=VOCAB, sliding_window=6, qk_norm=True, norm_before_fc=True
+    )
+    output = windowed.generate([PROMPT], WIDE, max_new_tokens=40)
+    assert output.sequences[0].tolist() == reference(model, PROMPT, max_new_tokens=40)
+    assert any(cycle.accepted for cycle in output.per_sequence[0].cycles)
+
+
 def test_statistics_add_up(wide_decoder):
     output = wide_decoder.generate([PROMPT, [4, 4]], WIDE, max_new_tokens=21)
     total = output.statistics
