@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
@@ -41,7 +41,7 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
     if path is None:
         return None
     head = Eagle3DraftHead.from_pretrained(path)
-    model = AutoConfig.from_pretrained(target)
+    model = read_target_config(target)
     head.config = head.config.without_default_layers(model.num_hidden_layers)
     config = head.config
     check_trainable(config)

@@ -1,6 +1,7 @@
 """Writes the heads beside this file with speculators' own classes, and what its forward computes.
 
-Run with speculators 0.9.0 importable: ``python make_heads.py FOLDER``. Dynamo must be off
+They were made with transformers 5.24.0, which is newer than speculators declares. Run with
+speculators 0.9.0 importable: ``python make_heads.py FOLDER``. Dynamo must be off
 (``TORCHDYNAMO_DISABLE=1``): the forward pass is compiled otherwise.
 """
 
