@@ -182,14 +182,14 @@ def train_draft(
 
 
 class _Rate:
-    """Growth per second of a count, since its first report."""
+    """Growth per second of a count, from when this is made."""
 
     def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
+        self._started = time.monotonic()
+        self._first: int | None = None
 
     def per_second(self, count: int) -> float:
-        now = time.monotonic()
-        if self._start is None:
-            self._start = (now, count)
-        elapsed = now - self._start[0]
-        return (count - self._start[1]) / elapsed if elapsed > 0 else 0.0
+        # What the first report counts may be an earlier run's.
+        if self._first is None:
+            self._first = count
+        return (count - self._first) / max(time.monotonic() - self._started, 1e-9)
