@@ -53,6 +53,30 @@ def test_completions(api) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == expected
 
 
+def test_several_answers_with_logprobs(api) -> None:
+    options = {"model": NAME, "messages": MESSAGES, "max_tokens": 10, "seed": 3, "n": 2}
+    answer = api.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert answer.choices[0].message.content != answer.choices[1].message.content
+    assert answer.system_fingerprint
+    for choice in answer.choices:
+        assert len(choice.logprobs.content) == 10
+        for token in choice.logprobs.content:
+            assert token.logprob <= token.top_logprobs[0].logprob <= 0
+            assert len(token.top_logprobs) == 2
+    texts = ["", ""]
+    for chunk in api.chat.completions.create(**options, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in answer.choices]
+
+
+def test_an_answer_can_be_sent_back_as_it_came(api) -> None:
+    first = api.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=5)
+    messages = [*MESSAGES, first.choices[0].message, *MESSAGES]
+    again = api.chat.completions.create(model=NAME, messages=messages, max_tokens=5)
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens
+
+
 def test_models(api) -> None:
     assert f"{NAME}:plain" in [model.id for model in api.models.list()]
 

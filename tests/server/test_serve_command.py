@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.server.run import is_local
+from eaglerl.server.run import is_local, listen
 
 from .tiny import PATIENCE, tiny_folders
 
@@ -80,3 +81,20 @@ def test_wrong_usage(arguments: list[str], code: int, sentence: str) -> None:
 )
 def test_which_addresses_are_this_machine_alone(host: str, local: bool) -> None:
     assert is_local(host) is local
+
+
+def test_an_address_in_use_is_told_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        # A model that is not there is not what it complains about: it has not looked for one.
+        arguments = ["serve", "--port", port, "--model", "/nowhere"]
+        result = CliRunner().invoke(app, arguments, env={"TERM": "dumb"})
+    assert result.exit_code == 1
+    assert f"cannot listen at 127.0.0.1, port {port}" in result.stderr
+    assert "/nowhere" not in result.stderr
+
+
+@pytest.mark.parametrize("host", ["256.0.0.1", "no such host", "x" * 70 + ".example", "\ud800"])
+def test_an_address_that_is_none_is_told_in_a_sentence(host: str) -> None:
+    with pytest.raises(OSError, match="cannot listen at"):
+        listen(host, 0)
