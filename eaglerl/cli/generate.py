@@ -18,7 +18,6 @@ from eaglerl.cli.options import (
     PlainOption,
     PolicyOption,
     ThreadsOption,
-    TopPOption,
     TreeOption,
     encode,
     load_decoder,
@@ -66,16 +65,25 @@ def generate(
             rich_help_panel=SAMPLING_PANEL,
         ),
     ] = 0.0,
-    top_p: TopPOption = 1.0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Nucleus size, 1 for all; by default that of the model's generation config.",
+            rich_help_panel=SAMPLING_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             metavar="K",
-            help="Sample among the k likeliest, 0 for all.",
+            help="Sample among the k likeliest, 0 for all; by default as with --top-p.",
             rich_help_panel=SAMPLING_PANEL,
+            show_default=False,
         ),
-    ] = 0,
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=SAMPLING_PANEL),

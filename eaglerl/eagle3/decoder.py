@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -386,4 +387,7 @@ class SpeculativeDecoder:
     def _generator(self, seed: int | None) -> torch.Generator | None:
         if seed is None:
             return None
-        return torch.Generator(self.target.embed_tokens.device).manual_seed(seed)
+        try:
+            return torch.Generator(self.target.embed_tokens.device).manual_seed(index(seed))
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}") from error

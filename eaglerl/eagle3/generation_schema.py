@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue
 from transformers import GenerationConfig
 
@@ -81,9 +83,9 @@ def check_fields(config: GenerationConfig, where: str) -> None:
     Raises:
         ValueError: a field holds what it may not; the message names it.
     """
-    values: dict[str, Any] = {
-        name: getattr(config, name, None)
-        for name in GenerationConfigSchema.model_fields
-        if name not in _TOKENS
-    }
+    values: dict[str, Any] = {}
+    for name in GenerationConfigSchema.model_fields.keys() - set(_TOKENS):
+        value = getattr(config, name, None)
+        is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
+        values[name] = value.tolist() if is_array else value
     check_json(values, GenerationConfigSchema, where)

@@ -22,6 +22,7 @@ from transformers import (
     MaxTimeCriteria,
     MinPLogitsWarper,
     PreTrainedConfig,
+    SequenceBiasLogitsProcessor,
     StoppingCriteria,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -149,6 +150,7 @@ class GenerationSettings:
         merged, unknown = model._prepare_generation_config(generation_config, **explicit)
         check_known(unknown)
         check_supported(merged)
+        check_fields(merged, "generate's arguments, with the target's generation config,")
         eos_token_ids = read_token_ids(merged.eos_token_id, "eos_token_id")
         # Processors take no empty tensor of end tokens.
         merged.eos_token_id = eos_token_ids or None
@@ -285,7 +287,18 @@ class GenerationSettings:
         for place, processor in enumerate(processors):
             if type(processor) is TemperatureLogitsWarper:
                 processors[place] = temperature_warper(processor.temperature)
+            elif isinstance(processor, SequenceBiasLogitsProcessor):
+                self._check_bias(processor)
         return processors
+
+    def _check_bias(self, processor: SequenceBiasLogitsProcessor) -> None:
+        """Its first call finds tokens that are not in the vocabulary, which comes too late."""
+        size = self._model.config.get_text_config().vocab_size
+        # The answer to it, the tables that it makes of its sequences, is kept for the other calls.
+        processor(
+            torch.zeros(1, 1, dtype=torch.int64).to(self._device),
+            torch.zeros(1, size).to(self._device),
+        )
 
     def start(
         self,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.stopping import FinishReason
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema
 from eaglerl.rl.tree_row import TreeRow
 
@@ -65,7 +66,7 @@ class TurnSchema(Schema):
 
     prompt_tokens: _Positive
     output_ids: Annotated[Items[_Token], Field(min_length=1)]
-    finish_reason: Literal["stop", "length", "context"]
+    finish_reason: FinishReason
     prefill_seconds: Annotated[Seconds, Field(gt=0.0)]
     decode_seconds: Seconds
     cycles: CyclesSchema

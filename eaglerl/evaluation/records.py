@@ -92,7 +92,7 @@ class Turn:
     Attributes:
         prompt_tokens: tokens of the conversation up to the answer.
         output_ids: tokens of the answer, a stop token included.
-        finish_reason: "stop", "length" or "context".
+        finish_reason: see `StoppingRules`.
         prefill_seconds: reading the prompt, the answer's first token included.
         decode_seconds: everything after it, the policy included.
         cycles: the cycles in which the answer's other tokens came.

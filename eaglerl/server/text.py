@@ -144,7 +144,7 @@ class AnswerText:
         self._add(self._text.finish())
         if not self._stops.found:
             self._pass(self._stops.finish())
-        stopped = self._stops.found or generation.finish_reason == "stop"
+        stopped = self._stops.found or generation.finish_reason not in ("length", "context")
         self.finish_reason = "stop" if stopped else "length"
 
     def take(self) -> tuple[str, tuple[PlacedToken, ...]]:
