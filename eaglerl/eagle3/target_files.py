@@ -98,7 +98,7 @@ def check_target_config(config: PreTrainedConfig) -> None:
             "which is not supported as a target; a folder with that language model alone is"
         )
     for name in _SIZES:
-        value = getattr(config, name, None)
+        value = _size(config, name)
         if type(value) is not int or value < 1:
             raise ValueError(
                 f"the target's config must give {name} as a positive integer, got "
@@ -160,6 +160,15 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
             f"({type(model.get_decoder()).__name__}) has no list of layers named 'layers'"
         )
     return layers
+
+
+def _size(config: PreTrainedConfig, name: str) -> Any:
+    """A config's size; None if it has none, or one for every layer."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        # transformers refuses to name one size of models whose layers differ in it.
+        return None
 
 
 def _check_values(data: Mapping[str, Any], where: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.target import TargetModel
@@ -71,6 +72,22 @@ def test_other_kinds_are_refused_by_name(tmp_path: Path, model_type: str) -> Non
     make_head(make_config()).save_pretrained(tmp_path / "head")
     with pytest.raises(ValueError, match=OTHER_KINDS[model_type]):
         SpeculativeDecoder.from_pretrained(tmp_path, tmp_path / "head", device="cpu")
+
+
+@pytest.mark.slow
+def test_every_kind_that_transformers_knows_is_read_or_refused(tmp_path: Path) -> None:
+    """822 kinds in transformers 5.24.0, with their own defaults."""
+    read, reasons = 0, []
+    for model_type in CONFIG_MAPPING_NAMES:
+        config_folder(tmp_path, model_type=model_type)
+        try:
+            read_target_config(tmp_path)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            read += 1
+    assert 100 < read < len(CONFIG_MAPPING_NAMES)
+    assert all(reasons)
 
 
 def test_layers_under_another_name_are_refused(tmp_path: Path) -> None:
