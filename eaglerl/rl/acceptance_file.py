@@ -15,6 +15,7 @@ from eaglerl.files import atomic_path
 from eaglerl.json_file import Schema, parse_json
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
+from eaglerl.rl.identity import ModelId, is_same_model
 from eaglerl.rl.small_net import SmallNet
 from eaglerl.rl.tree_row import TreeRow
 from eaglerl.tensor_file import check_finite, check_tensor, read_tensors
@@ -78,6 +79,11 @@ def save_acceptance(
         "version": str(VERSION),
         "target_id": target_id,
         "head_id": head_id,
+        **{
+            f"{name}_fingerprint": made.fingerprint
+            for name, made in (("target", target_id), ("head", head_id))
+            if isinstance(made, ModelId) and made.fingerprint is not None
+        },
         "settings": json.dumps(settings),
         "training": json.dumps(dict(training or {})),
     }
@@ -97,7 +103,7 @@ def load_acceptance(
 
     Raises:
         ValueError: the file is not one, or belongs to another target or head; the message says
-            both.
+            both. The same one at another precision is warned about.
     """
     tensors, metadata = read_tensors(path, "policy")
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
@@ -106,7 +112,9 @@ def load_acceptance(
             f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
         )
     for name, wanted in (("target_id", target_id), ("head_id", head_id)):
-        if wanted is not None and metadata.get(name) != wanted:
+        fingerprint = metadata.get(name.replace("_id", "_fingerprint"))
+        known = ModelId(metadata.get(name, ""), fingerprint)
+        if not is_same_model(known, wanted, name, f"the policy {str(path)!r}"):
             raise ValueError(
                 f"{name} of the policy {str(path)!r} is {metadata.get(name)}, this one is {wanted}"
             )

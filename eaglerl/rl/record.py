@@ -327,11 +327,14 @@ def _header(
     decoder: SpeculativeDecoder, dtype: ReplayDtype, options: RecordOptions
 ) -> dict[str, object]:
     """What an index says besides its shards."""
+    target, head = target_id(decoder.target), head_id(decoder.head)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "target_id": target_id(decoder.target),
-        "head_id": head_id(decoder.head),
+        "target_id": target,
+        "head_id": head,
+        "target_fingerprint": target.fingerprint,
+        "head_fingerprint": head.fingerprint,
         "draft_dtype": dtype,
         "hidden_size": decoder.head.config.hidden_size,
         "top_ks": list(options.top_ks),
@@ -363,7 +366,9 @@ def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, obje
         return []
     index = read_index(folder)
     for name, value in header.items():
-        if index.get(name) != value:
+        # Recorded before fingerprints were, it is of the same models if their ids are the same.
+        unknown = name.endswith("_fingerprint") and index.get(name) is None
+        if index.get(name) != value and not unknown:
             raise ValueError(
                 f"{str(folder)!r} holds traces with {name} = {index.get(name)!r}, this run has "
                 f"{value!r}: choose another folder"

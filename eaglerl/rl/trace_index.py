@@ -46,6 +46,8 @@ class _IndexSchema(VersionedSchema):
 
     target_id: str
     head_id: str
+    target_fingerprint: str | None = None
+    head_fingerprint: str | None = None
     draft_dtype: str
     hidden_size: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     top_ks: Annotated[

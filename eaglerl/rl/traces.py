@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from eaglerl.eagle3.params import TreeParams
 from eaglerl.files import atomic_path
+from eaglerl.rl.identity import ModelId
 from eaglerl.rl.trace_index import read_index
 from eaglerl.tensor_file import check_tensor, open_tensors
 
@@ -157,12 +158,12 @@ class TraceSet(Sequence[Trace]):
     @property
     def target_id(self) -> str:
         """Hash of the target that wrote the continuations."""
-        return self.index["target_id"]
+        return ModelId(self.index["target_id"], self.index["target_fingerprint"])
 
     @property
     def head_id(self) -> str:
         """Hash of the head that was replayed."""
-        return self.index["head_id"]
+        return ModelId(self.index["head_id"], self.index["head_fingerprint"])
 
     def check_ids(self, *, target_id: str | None = None, head_id: str | None = None) -> None:
         """Make sure that the traces are of a certain target and head.

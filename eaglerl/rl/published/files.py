@@ -15,6 +15,7 @@ import torch
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import JsonObject, VersionedSchema, read_json
 from eaglerl.ops import PolicyWeights
+from eaglerl.rl.identity import ModelId, is_same_model
 from eaglerl.rl.published.settings import PolicySettings, check_model_options
 
 FORMAT = "eaglerl-tree-policy"
@@ -25,6 +26,7 @@ CARD_NAME = "policy.json"
 class _CardSchema(VersionedSchema):
     algorithm: str
     head_id: str | None
+    head_fingerprint: str | None = None
     settings: JsonObject
     model: JsonObject
     training: JsonObject
@@ -57,6 +59,7 @@ def write_policy_folder(
         "version": VERSION,
         "algorithm": algorithm,
         "head_id": head_id,
+        "head_fingerprint": getattr(head_id, "fingerprint", None),
         "settings": settings.to_dict(),
         "model": dict(model),
         "training": dict(training or {}),
@@ -97,7 +100,8 @@ def read_card(path: str | Path, *, algorithm: str | None = None) -> dict[str, An
         settings = PolicySettings.from_dict(card.settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
-    return {**dict(card), "settings": settings}
+    known = card.head_id and ModelId(card.head_id, card.head_fingerprint)
+    return {**dict(card), "head_id": known, "settings": settings}
 
 
 def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:
@@ -137,7 +141,8 @@ def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         wanted: of "hidden_size", "actions" and "head_id" those that are known; None for any.
 
     Raises:
-        ValueError: one is another; the message says both.
+        ValueError: one is another; the message says both. A head that is the same at another
+            precision is warned about.
     """
     settings: PolicySettings = card["settings"]
     own = {
@@ -146,5 +151,9 @@ def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         "head_id": card["head_id"],
     }
     for name, value in wanted.items():
-        if value is not None and own[name] is not None and value != own[name]:
+        if name == "head_id":
+            fits = is_same_model(own[name], value, name, "the policy")
+        else:
+            fits = value is None or own[name] is None or value == own[name]
+        if not fits:
             raise ValueError(f"{name} of the policy is {own[name]}, wanted {value}")
