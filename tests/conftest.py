@@ -6,8 +6,8 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub, which reads it once: tests never ask the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Before anything loads OpenMP: side by side, processes whose threads wait by spinning would take the
-# cores from each other, and every test would take ten times as long.
+# Before anything loads OpenMP: side by side, processes whose threads wait by spinning would take
+# the cores from each other, and every test would take ten times as long.
 if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(_workers))))
 
