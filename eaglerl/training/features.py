@@ -42,11 +42,12 @@ SHARD_ROWS = 256
 _MAX_INDEX_BYTES = 1 << 26
 # As safetensors names them.
 _DTYPES = {
-    "offsets": "I64",
-    "prompt_lengths": "I32",
-    "token_ids": "I32",
-    "taps": "F16",
-    "final_hidden": "F16",
+    "offsets": ("I64",),
+    "prompt_lengths": ("I32",),
+    "token_ids": ("I32",),
+    # bfloat16 where they hold what fp16 cannot.
+    "taps": ("F16", "BF16"),
+    "final_hidden": ("F16", "BF16"),
 }
 
 Progress = Callable[[str, float], None]
@@ -231,10 +232,10 @@ def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
         }
         for name, shape in wanted.items():
             dtype = opened.get_slice(name).get_dtype()
-            if shapes[name] != shape or dtype != _DTYPES[name]:
+            if shapes[name] != shape or dtype not in _DTYPES[name]:
                 raise ValueError(
-                    f"{name!r} of {where} must be {_DTYPES[name]} of shape {shape}, got {dtype} of "
-                    f"{shapes[name]}"
+                    f"{name!r} of {where} must be {' or '.join(_DTYPES[name])} of shape {shape}, "
+                    f"got {dtype} of {shapes[name]}"
                 )
         offsets = opened.get_tensor("offsets").tolist()
         prompts = opened.get_tensor("prompt_lengths").tolist()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eaglerl.eagle3 import Eagle3Config, SpeculativeDecoder, TreeParams
 from eaglerl.training.distill import distill
@@ -214,6 +215,5 @@ def test_values_that_fp16_cannot_hold(tmp_path: Path) -> None:
     data = write_data(target, tmp_path / "rows.jsonl")
     result = train(target, data, tmp_path, feature_layers=(1, 2, 3))
     assert all(map(math.isfinite, result.validation.step_losses))
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    assert tokenizer.chat_template == TEMPLATE
-    assert_lossless(target, result.head_path)
+    (shard, *_) = (tmp_path / "features").glob("*.safetensors")
+    assert load_file(shard)["taps"].dtype == torch.bfloat16
