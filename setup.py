@@ -114,7 +114,11 @@ class CMakeBuild(build_ext):
 
 # Kernels must not be importable as a top-level package: a published one has the name `kernels`.
 # Trained heads are data only; a clone may be without them.
-folders = {"eaglerl.kernels": "kernels", "eaglerl.models": "models"}
+folders = {
+    "eaglerl.kernels": "kernels",
+    "eaglerl.models": "models",
+    "eaglerl.questions": "questions",
+}
 folders = {package: folder for package, folder in folders.items() if (ROOT / folder).is_dir()}
 
 setup(
@@ -123,6 +127,7 @@ setup(
     package_data={
         "eaglerl.evaluation.report": ["page.css", "page.html"],
         "eaglerl.models": ["*/*"],
+        "eaglerl.questions": ["*"],
         "eaglerl.server": ["static/*"],
     },
     ext_modules=[CMakeExtension("eaglerl._C")],

@@ -181,27 +181,42 @@ class Encoder : public PythonObject {
     inputs_ = inputs;
   }
 
-  // What the calls read and write: a call that finds it changed does nothing.
-  void set_guards(const py::object& inputs, const py::object& others) {
+  // What the calls read and write, None where it is not watched: a call that finds it changed does
+  // nothing. `kept` are the cache and the outputs, which every call needs.
+  void set_guards(const py::object& inputs, const py::object& kept, const py::object& weights) {
     const TensorGuard* guards[] = {inputs.cast<const TensorGuard*>(),
-                                   others.cast<const TensorGuard*>()};
-    for (int i = 0; i < 2; ++i) {
-      if (guards[i]) guards[i]->check_usable();
+                                   kept.cast<const TensorGuard*>(),
+                                   weights.cast<const TensorGuard*>()};
+    for (const TensorGuard* guard : guards) {
+      if (guard) guard->check_usable();
     }
-    guard_objects_ = py::make_tuple(inputs, others);
-    std::copy(guards, guards + 2, guards_);
+    guard_objects_ = py::make_tuple(inputs, kept, weights);
+    input_guard_ = guards[0];
+    kept_guard_ = guards[1];
+    weight_guard_ = guards[2];
   }
 
   // Seconds that making the features took; below 0 where nothing was done, because a tensor of the
   // guards is not what it was.
   double run(uintptr_t rows, int64_t row_count, uintptr_t last, int64_t sequences, uintptr_t slots,
              uint64_t offset) {
-    for (const TensorGuard* guard : guards_) {
-      if (guard && !guard->unchanged()) return -1.0;
-    }
     check_usable();
     check_between("row_count", row_count, 0, max_rows_);
     check_between("sequences", sequences, 0, max_sequences_);
+    if (kept_guard_ && !kept_guard_->memory_unchanged()) return -1.0;
+    if (all_hold(element_address<const int64_t>("slots", slots, 0), sequences)) {
+      const bool counted = rows == 0 && input_guard_;
+      if (counted && !input_guard_->first_has_rows(inputs_.available)) return -1.0;
+    } else {
+      // An adaptive cache is asked after the inputs are read, and may still serve the call: of what
+      // it then does not need, only the memory counts.
+      const bool may_hold = cache_.state && cache_.mode == kCacheAdaptive && !outputs_.features;
+      if (input_guard_ && !input_guard_->unchanged()) return -1.0;
+      for (const TensorGuard* guard : {kept_guard_, weight_guard_}) {
+        if (guard && !(may_hold ? guard->memory_unchanged() : guard->unchanged())) return -1.0;
+      }
+      check_usable();  // a guard may have called Python
+    }
     // Checks and the call are of one copy: another thread may change what is at the addresses.
     keep(rows_, "rows", rows, row_count);
     keep(last_, "last", last, sequences);
@@ -218,6 +233,18 @@ class Encoder : public PythonObject {
   }
 
  private:
+  // Whether the cache serves all sequences, so that neither weights nor inputs are read.
+  bool all_hold(const int64_t* slots, int64_t sequences) const {
+    if (!cache_.state || cache_.mode == kCacheAdaptive || outputs_.features) return false;
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t slot = slots ? slots[s] : s;
+      if (slot < 0 || slot >= cache_.slots) return false;
+      const int32_t* record = cache_.state + slot * kRecordWords;
+      if (!cache_in_time(record, cache_.mode, policy_.horizon)) return false;
+    }
+    return true;
+  }
+
   static void keep(std::vector<int64_t>& kept, const char* name, uintptr_t address,
                    int64_t count) {
     if (!address) return;
@@ -236,7 +263,9 @@ class Encoder : public PythonObject {
   int64_t max_sequences_ = 0;
   int threads_;
   py::object guard_objects_;
-  const TensorGuard* guards_[2] = {};
+  const TensorGuard* input_guard_ = nullptr;
+  const TensorGuard* kept_guard_ = nullptr;
+  const TensorGuard* weight_guard_ = nullptr;
   std::vector<int64_t> rows_;
   std::vector<int64_t> last_;
   std::vector<int64_t> slots_;

@@ -14,14 +14,16 @@ struct TensorFunctions {
   int32_t (*delete_handle)(void* handle) = nullptr;
   int32_t (*data_ptr)(void* handle, void** result) = nullptr;
   int32_t (*storage_size)(void* handle, int64_t* result) = nullptr;
+  int32_t (*storage_offset)(void* handle, int64_t* result) = nullptr;
   int32_t (*dim)(void* handle, int64_t* result) = nullptr;
   int32_t (*sizes)(void* handle, int64_t** result) = nullptr;
   int32_t (*strides)(void* handle, int64_t** result) = nullptr;
   int32_t (*dtype)(void* handle, int32_t* result) = nullptr;
+  size_t (*element_size)(int32_t dtype) = nullptr;
 
   bool complete() const {
-    return new_handle && delete_handle && data_ptr && storage_size && dim && sizes && strides &&
-           dtype;
+    return new_handle && delete_handle && data_ptr && storage_size && storage_offset && dim &&
+           sizes && strides && dtype && element_size;
   }
 };
 
@@ -39,6 +41,8 @@ TensorFunctions find_tensor_functions() {
   find(library, "aoti_torch_delete_tensor_object", functions.delete_handle);
   find(library, "aoti_torch_get_data_ptr", functions.data_ptr);
   find(library, "aoti_torch_get_storage_size", functions.storage_size);
+  find(library, "aoti_torch_get_storage_offset", functions.storage_offset);
+  find(library, "aoti_torch_dtype_element_size", functions.element_size);
   find(library, "aoti_torch_get_dim", functions.dim);
   find(library, "aoti_torch_get_sizes", functions.sizes);
   find(library, "aoti_torch_get_strides", functions.strides);
@@ -51,36 +55,76 @@ const TensorFunctions& tensor_functions() {
   return functions;
 }
 
-// A type of torch's own, so that no other object's number is taken for a tensor's address.
-py::object tensor_type() { return py::module_::import("torch").attr("Tensor"); }
+// torch.Tensor, and its attribute that is the address of a tensor's implementation. Both live as
+// long as the process.
+struct TensorType {
+  PyTypeObject* type;
+  PyObject* address;
+};
+
+const TensorType& tensor_type() {
+  static const TensorType found = [] {
+    const py::object type = py::module_::import("torch").attr("Tensor");
+    const py::object address = type.attr("__base__").attr("__dict__")["_cdata"];
+    return TensorType{reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr()),
+                      py::object(address).release().ptr()};
+  }();
+  return found;
+}
+
+// The implementation of a tensor: what a handle points to.
+void* implementation_of(py::handle tensor) {
+  const TensorType& torch = tensor_type();
+  if (!PyObject_TypeCheck(tensor.ptr(), torch.type)) {
+    throw py::type_error("tensors must be tensors, got " +
+                         std::string(py::str(py::type::of(tensor).attr("__name__"))));
+  }
+  PyObject* number = Py_TYPE(torch.address)->tp_descr_get(
+      torch.address, tensor.ptr(), reinterpret_cast<PyObject*>(torch.type));
+  if (number == nullptr) throw py::error_already_set();
+  void* address = PyLong_AsVoidPtr(number);
+  Py_DECREF(number);
+  if (address == nullptr) {
+    if (PyErr_Occurred()) throw py::error_already_set();
+    throw py::type_error("tensors must be tensors, got one without an implementation");
+  }
+  return address;
+}
 
 }  // namespace
+
+bool storage_holds(const py::handle& tensor) {
+  const TensorFunctions& torch = tensor_functions();
+  void* implementation = implementation_of(tensor);
+  if (!torch.complete()) return true;
+  void* handle = &implementation;
+  int64_t bytes = 0, last = 0, axes = 0, *sizes = nullptr, *strides = nullptr;
+  int32_t dtype = 0;
+  if (torch.storage_size(handle, &bytes) != 0 || torch.storage_offset(handle, &last) != 0 ||
+      torch.dim(handle, &axes) != 0 || torch.sizes(handle, &sizes) != 0 ||
+      torch.strides(handle, &strides) != 0 || torch.dtype(handle, &dtype) != 0) {
+    return true;
+  }
+  for (int64_t axis = 0; axis < axes; ++axis) {
+    if (sizes[axis] == 0) return true;
+    last += (sizes[axis] - 1) * strides[axis];
+  }
+  return (last + 1) * int64_t(torch.element_size(dtype)) <= bytes;
+}
 
 void TensorGuard::HandleDeleter::operator()(void* handle) const {
   tensor_functions().delete_handle(handle);
 }
 
 TensorGuard::TensorGuard(const py::sequence& tensors, bool direct) {
-  const py::object type = tensor_type();
-  for (const py::handle tensor : tensors) {
-    if (!py::isinstance(tensor, type)) {
-      throw py::type_error("tensors must be tensors, got " +
-                           std::string(py::str(py::type::of(tensor).attr("__name__"))));
-    }
-    if (tensor.attr("dim")().cast<int64_t>() > kMostAxes) {
-      throw std::invalid_argument("tensors must have at most " + std::to_string(kMostAxes) +
-                                  " axes");
-    }
-  }
   tensors_ = py::tuple(tensors);
+  for (const py::handle tensor : tensors_) implementation_of(tensor);
   if (!direct || !tensor_functions().complete()) {
     layouts_ = layouts(tensors_);
     return;
   }
   for (const py::handle tensor : tensors_) {
-    const py::object base = type.attr("__base__");
-    void* implementation = reinterpret_cast<void*>(
-        base.attr("_cdata").attr("__get__")(tensor, type).cast<uintptr_t>());
+    void* implementation = implementation_of(tensor);
     void* handle = nullptr;
     Watched watched;
     if (tensor_functions().new_handle(&implementation, &handle) != 0) {
@@ -88,7 +132,8 @@ TensorGuard::TensorGuard(const py::sequence& tensors, bool direct) {
     }
     watched.handle.reset(handle);
     if (!read_layout(handle, watched.layout)) {
-      throw std::invalid_argument("tensors must have memory of their own");
+      throw std::invalid_argument("tensors must have memory of their own, and at most " +
+                                  std::to_string(kMostAxes) + " axes");
     }
     watched_.push_back(std::move(watched));
   }
@@ -131,10 +176,37 @@ bool TensorGuard::unchanged() const {
   return true;
 }
 
+bool TensorGuard::memory_unchanged() const {
+  check_usable();
+  if (layouts_) return unchanged();
+  const TensorFunctions& torch = tensor_functions();
+  for (const Watched& watched : watched_) {
+    void* data = nullptr;
+    int64_t bytes = 0;
+    if (torch.data_ptr(watched.handle.get(), &data) != 0 || data != watched.layout.data ||
+        torch.storage_size(watched.handle.get(), &bytes) != 0 ||
+        bytes != watched.layout.storage_bytes) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool TensorGuard::first_has_rows(int64_t rows) const {
+  check_usable();
+  if (layouts_) return unchanged();
+  if (watched_.empty()) return false;
+  void* handle = watched_[0].handle.get();
+  int64_t axes = 0, *sizes = nullptr;
+  return tensor_functions().dim(handle, &axes) == 0 && axes == 2 &&
+         tensor_functions().sizes(handle, &sizes) == 0 && sizes[0] == rows;
+}
+
 void bind_tensor_guard(py::module_& module) {
   py::class_<TensorGuard>(module, "TensorGuard")
       .def(py::init<const py::sequence&, bool>(), py::arg("tensors"), py::arg("direct") = true)
       .def("unchanged", &TensorGuard::unchanged);
+  module.def("storage_holds", &storage_holds);
 }
 
 }  // namespace eaglerl

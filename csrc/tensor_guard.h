@@ -21,8 +21,12 @@ class TensorGuard : public PythonObject {
   TensorGuard(const pybind11::sequence& tensors, bool direct);
   TensorGuard(TensorGuard&&) = default;
 
-  // Must be called with Python's lock.
+  // All of them must be called with Python's lock. Whether nothing has changed:
   bool unchanged() const;
+  // whether memory is where it was, and as much of it: less, for whom that is all that matters;
+  bool memory_unchanged() const;
+  // whether the first tensor, a matrix, still has so many rows.
+  bool first_has_rows(int64_t rows) const;
 
  private:
   static constexpr int64_t kMostAxes = 4;
@@ -53,6 +57,9 @@ class TensorGuard : public PythonObject {
   pybind11::object layouts_;  // where torch's C interface was not found
   std::vector<Watched> watched_;
 };
+
+// Whether a tensor's storage holds all of its elements; true where torch's C interface cannot tell.
+bool storage_holds(const pybind11::handle& tensor);
 
 void bind_tensor_guard(pybind11::module_& module);
 

@@ -226,6 +226,19 @@ def _shipped_roots() -> list[Path]:
     return [package / "models", package.parent / "models"]
 
 
+def sample_questions_path() -> Path:
+    """Return the folder of the sample questions that are shipped, files in MT-bench's layout.
+
+    Raises:
+        FileNotFoundError: it is neither in the installed package nor in the source tree.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "questions", package.parent / "questions"):
+        if any(folder.glob("*.jsonl")):
+            return folder
+    raise FileNotFoundError("the sample questions are not where the package was installed")
+
+
 def _shipped(folder: str, file: str) -> Path:
     """The folder of what is shipped under a name and holds a file."""
     candidates = [root / folder for root in _shipped_roots()]

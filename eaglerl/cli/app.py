@@ -93,8 +93,8 @@ _add(
 )
 _add(
     evaluate,
-    "eaglerl evaluate --bench-name mt_bench --answer-file answers.jsonl --total-token 8 --depth 2",
-    "eaglerl evaluate --bench-name questions.jsonl --answer-file ppo.jsonl "
+    "eaglerl evaluate --bench-name everyday --answer-file answers.jsonl --total-token 8 --depth 2",
+    "eaglerl evaluate --bench-name math --answer-file ppo.jsonl "
     "--use-optimized-sb3-discrete-ppo --optimized-policy-version ofl --actions cpu",
 )
 _add(
@@ -107,7 +107,7 @@ _add(
     train_policy,
     "eaglerl train-policy --traces traces --cost cost.json -o runs/ppo",
     "eaglerl train-policy -a dqn --traces traces --cost cost.json --select 8 -o runs/dqn",
-    "eaglerl train-policy --prompts questions.jsonl --actions cpu --steps 2000 -o runs/live",
+    "eaglerl train-policy --prompts questions/math.jsonl --actions cpu --steps 99 -o runs/live",
 )
 _add(
     report,

@@ -21,6 +21,7 @@ from eaglerl.cli.options import (
     TopPOption,
     load_decoder,
     parse_trees,
+    question_paths,
     resolve_draft,
     resolve_model,
 )
@@ -202,7 +203,7 @@ def compare(
             grid=DEFAULT_GRID if grid is None else parse_trees(grid, "--grid"),
             draft_dtype=draft_dtype, seed=seed,
         )  # fmt: skip
-        files = question_files(questions)
+        files = question_files(question_paths(questions))
         read_questions(files)
         extras = Extras(
             cost=None if cost is None else CostTable.from_json(cost),

@@ -84,7 +84,7 @@ def demo(
         modes["constant tree"] = constant
     if files is not None:
         modes["learned policy"] = open_chosen_policy(files, cost, decoder)
-    input_ids = encode(decoder, prompt, chat=True)
+    input_ids = encode(decoder, prompt)
     with busy("warming up"):
         _warm_up(decoder, input_ids, max_new_tokens, modes)
     console.print(prompt, style="bold", markup=False)

@@ -39,8 +39,9 @@ def evaluate(
             "--bench-name",
             "--question-file",
             metavar="NAME|FILE",
-            help="Questions: a JSONL file, a folder with a question.jsonl, or the name of such a "
-            "folder below data/ or eagle/data/.",
+            help="Questions: a JSONL file, a folder with a question.jsonl, the name of such a "
+            "folder below data/ or eagle/data/, or a shipped sample: code, everyday, facts, math, "
+            "summary.",
         ),
     ],
     answer_file: Annotated[

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.terminal import busy, progress_bar
+from eaglerl.cli.terminal import busy, notes, progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -188,6 +189,30 @@ def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
     return trees
 
 
+def question_paths(paths: Iterable[Path]) -> list[Path]:
+    """Return files and folders of questions; ``questions/...`` also stands for what is shipped.
+
+    Where there is no folder of that name, as for who has installed a wheel, the sample questions
+    take its place, and a note says so.
+    """
+    from eaglerl.prepare import sample_questions_path
+
+    found: list[Path] = []
+    taken = False
+    for path in paths:
+        if path.exists() or path.parts[:1] != ("questions",) or Path("questions").exists():
+            found.append(path)
+            continue
+        samples, rest = sample_questions_path(), "/".join(path.parts[1:])
+        # A shell leaves a pattern as it is where nothing matches.
+        matches = sorted(samples.glob(rest)) if rest else [samples]
+        taken |= bool(matches)
+        found.extend(matches or [path])
+    if taken:
+        notes().print("note: there is no questions/ here; the shipped samples are taken")
+    return found
+
+
 def resolve_model(model: str) -> Path:
     """Return the folder of a model given by name or folder, preparing it where that is needed.
 
@@ -271,20 +296,23 @@ def load_decoder(
         return SpeculativeDecoder.from_pretrained(target_path, draft_path, draft_dtype=draft_dtype)
 
 
-def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool) -> torch.Tensor:
+def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool | None = None) -> torch.Tensor:
     """Return a prompt's token ids, (1, n) int64.
 
     Args:
         decoder: whose target reads the prompt.
         prompt: the text.
-        chat: put it as the user's turn into the model's chat template.
+        chat: put it as the user's turn into the model's chat template; None does so where there is
+            one.
 
     Raises:
-        ValueError: there is no chat template.
+        ValueError: there is no chat template, but it was asked for.
     """
     import torch
 
     tokenizer = decoder.tokenizer
+    if chat is None:
+        chat = tokenizer.chat_template is not None
     if not chat:
         return torch.tensor([tokenizer(prompt).input_ids], dtype=torch.int64)
     if tokenizer.chat_template is None:

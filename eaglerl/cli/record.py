@@ -16,6 +16,7 @@ from eaglerl.cli.options import (
     ThreadsOption,
     encode,
     load_decoder,
+    question_paths,
 )
 from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
@@ -103,6 +104,13 @@ def record(
     wanted = list(
         read_prompt_files(decoder, prompts, held_out=held_out, split=split, per_file=per_file)
     )
+    if not wanted:
+        names = ", ".join(str(path) for path in prompts)
+        chosen = "--held-out keeps a tenth, " if held_out else ""
+        raise ValueError(
+            f"prompts must leave something to record, got nothing of {names}: {chosen}--split "
+            f"{split} keeps {'all' if split == 'all' else 'about half'}; take more prompts"
+        )
     started = time.monotonic()
     first: list[int] = []
     with progress_bar() as show:
@@ -176,7 +184,7 @@ def read_prompt_files(
     from eaglerl.rl.record import Prompt
     from eaglerl.training.data import is_held_out
 
-    for path in paths:
+    for path in question_paths(paths):
         if not path.is_file():
             raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
         taken = 0
@@ -189,7 +197,7 @@ def read_prompt_files(
                     continue
                 yield Prompt(row.p, "self-written")
             else:
-                ids = encode(decoder, row.turns[0], chat=True)[0].tolist()
+                ids = encode(decoder, row.turns[0])[0].tolist()
                 if split not in ("all", split_of(prompt_id(ids))):
                     continue
                 yield Prompt(tuple(ids), path.stem)

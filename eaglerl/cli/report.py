@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eaglerl.cli.options import question_paths
 from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
 
 _TRACES_PANEL = "Bounds and policies on traces"
@@ -117,7 +118,11 @@ def report(
         for index, folder in enumerate(comparisons):
             show(f"reading {folder}", index / len(comparisons))
             evidence.append(
-                Evidence.read(folder, questions=questions or (), name=_name(folder, comparisons))
+                Evidence.read(
+                    folder,
+                    questions=question_paths(questions or ()),
+                    name=_name(folder, comparisons),
+                )
             )
         files = write_report(
             evidence,

@@ -24,7 +24,15 @@ def read_traces(folders: Sequence[Path], held_out: float) -> tuple[list[Trace], 
         other.check_ids(target_id=sets[0].target_id, head_id=sets[0].head_id)
     learned, checked = split_traces([trace for traces in sets for trace in traces], held_out)
     if not learned:
-        raise ValueError("--traces must leave a trace to learn from, got none that is not held out")
+        raise ValueError(
+            f"--traces must leave a trace to learn from, got {len(checked)}, all of them held out: "
+            "record more prompts, or lower --held-out"
+        )
+    if held_out and not checked:
+        raise ValueError(
+            f"--held-out {held_out} must leave a trace to choose the policy by, got none of "
+            f"{len(learned)}: record more prompts, raise it, or switch it off with 0"
+        )
     return learned, checked, sets[0].head_id
 
 

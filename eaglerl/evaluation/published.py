@@ -25,6 +25,7 @@ from eaglerl.evaluation.json_lines import LineWriter, read_whole_lines
 from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
 from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.json_file import parse_json, read_lines
+from eaglerl.prepare import sample_questions_path
 from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 
@@ -95,19 +96,26 @@ def find_bench(name: str) -> Path:
     """The question file of a bench.
 
     Args:
-        name: a file; a folder that holds ``question.jsonl``; or the name of such a folder below
-            ``data`` or ``eagle/data``.
+        name: a file; a folder that holds ``question.jsonl``; the name of such a folder below
+            ``data`` or ``eagle/data``; or of one of the sample questions that are shipped.
 
     Raises:
         ValueError: there is none; the message says where it was looked for.
     """
     folders = [Path(name), *(Path(folder) / name for folder in BENCH_FOLDERS)]
     places = [Path(name), *(folder / _QUESTION_FILE for folder in folders)]
+    samples = sample_questions_path()
+    if Path(name).name == name:
+        places.append(samples / f"{name}.jsonl")
     for place in places:
         if place.is_file():
             return place
     looked = ", ".join(str(place) for place in places)
-    raise ValueError(f"bench_name must name a file of questions, got {name!r}; none of {looked} is")
+    shipped = ", ".join(sorted(file.stem for file in samples.glob("*.jsonl")))
+    raise ValueError(
+        f"bench_name must name a file of questions, got {name!r}; none of {looked} is. Shipped are "
+        f"the samples {shipped}"
+    )
 
 
 def evaluate(

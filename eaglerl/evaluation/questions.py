@@ -162,12 +162,16 @@ def choose_split(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
+    questions = list(questions)
     wanted = [question for question in questions if split in ("all", question.split)]
     chosen = []
     for _, group in groupby(wanted, key=lambda question: question.domain):
         chosen.extend(list(group)[:per_file])
     if not chosen:
-        raise ValueError(f"split {split!r} leaves no question")
+        raise ValueError(
+            f"split {split!r} leaves no question of {len(questions)}: take more questions, or "
+            "--split all"
+        )
     return chosen
 
 

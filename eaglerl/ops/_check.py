@@ -5,6 +5,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from eaglerl._ext import C
+
 _SHORT = {torch.float32: "float32", torch.int32: "int32", torch.int64: "int64"}
 
 
@@ -43,15 +45,22 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Checks that a tensor's memory holds its elements as they are.
+    """Checks that a tensor's memory holds its elements as they are, and all of them.
 
     Raises:
-        ValueError: If it is sparse, or a view that stands for the negated elements.
+        ValueError: If it is sparse, a view that stands for the negated elements, or its storage was
+            made smaller than what it says to hold.
     """
     if tensor.layout is not torch.strided or tensor.is_neg():
         raise ValueError(
             f"{name} must be a dense tensor whose memory holds its elements, got one of "
             f"{tensor.layout}{' that is to be negated' if tensor.is_neg() else ''}"
+        )
+    if not C.storage_holds(tensor):
+        raise ValueError(
+            f"{name} must have memory for all its elements, has "
+            f"{tensor.untyped_storage().nbytes()} bytes for shape {tuple(tensor.shape)} of "
+            f"{tensor.dtype}"
         )
 
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from eaglerl._ext import C
 from eaglerl.ops._check import check_memory
 from eaglerl.ops.action_cache import ActionCache, CacheView
-
-if TYPE_CHECKING:
-    from eaglerl.ops.policy_weights import PolicyWeights
+from eaglerl.ops.policy_weights import PolicyWeights
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_ROWS = 1024
+
+
+def check_weights_type(weights: PolicyWeights) -> None:
+    """Checks that weights are some, and that their properties can be asked for.
+
+    Raises:
+        TypeError: They are of another type.
+        ValueError: A matrix is none any more.
+    """
+    if not isinstance(weights, PolicyWeights):
+        raise TypeError(f"weights must be PolicyWeights, got {type(weights).__name__}")
+    matrices = (weights.hidden_weights[0], weights.output_weight, weights.fc_weight, weights.bins)
+    for matrix in matrices:
+        if matrix is not None and matrix.ndim != 2:
+            raise ValueError(f"weights must hold matrices, got one of shape {tuple(matrix.shape)}")
 
 
 def check_taps(
@@ -27,6 +38,7 @@ def check_taps(
         TypeError: One is no tensor, or of a dtype that is not allowed.
         ValueError: Widths, devices or strides do not fit.
     """
+    check_weights_type(weights)
     if (mid is None) != (high is None):
         raise ValueError("mid and high must be given together, or neither")
     parts = {"low": low} if mid is None else {"low": low, "mid": mid, "high": high}

@@ -185,6 +185,7 @@ class ActionCache:
         Raises:
             ValueError: A number is outside 0..slots - 1.
         """
+        self._check_memory()
         self.state[self._rows(slots)] = self._empty
 
     def invalidate(self, slots: Sequence[int] | Tensor | None = None) -> None:
@@ -196,10 +197,12 @@ class ActionCache:
         Raises:
             ValueError: A number is outside 0..slots - 1.
         """
+        self._check_memory()
         self.state[self._rows(slots), WORDS["valid"]] = 0
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Any]]:
         """Copies of all tensors, and the settings that they belong to."""
+        self._check_memory()
         tensors = {"state": self.state, "reference": self.reference, "ring": self.ring}
         copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
         return {**copies, "settings": self._settings()}
@@ -212,6 +215,7 @@ class ActionCache:
             ValueError: It comes from a cache with other settings, or of another size, or holds a
                 record that no step leaves behind. Nothing has changed.
         """
+        self._check_memory()
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be what state_dict() gave, got {type(state).__name__}")
         if state.get("settings") != self._settings():
@@ -261,6 +265,7 @@ class ActionCache:
 
     def stats(self) -> CacheStats:
         """Sums over all slots. The only method that waits for the device."""
+        self._check_memory()
         columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
         # The counters are unsigned.
         counts = self.state.cpu()[:, columns].to(torch.int64) & 0xFFFFFFFF
@@ -274,6 +279,16 @@ class ActionCache:
         numbers = torch.as_tensor(slots, dtype=torch.int64)
         check_slots(numbers, self.slots)
         return numbers.to(self.device)
+
+    def _check_memory(self) -> None:
+        """Checks that nobody made the records' memory smaller: torch would write behind it."""
+        for name in ("state", "reference", "ring"):
+            if (tensor := getattr(self, name)) is not None:
+                check_memory(f"{name} of the cache", tensor)
+        if self.state.ndim != 2 or self.state.shape[1] != RECORD_WORDS:
+            raise ValueError(
+                f"state of the cache must be (slots, {RECORD_WORDS}), got {tuple(self.state.shape)}"
+            )
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from eaglerl.ops._encode_checks import (
     check_draw,
     check_index,
     check_taps,
+    check_weights_type,
 )
 from eaglerl.ops._encode_cpu import native_policy, set_cache, set_inputs
 from eaglerl.ops._policy_checks import check_policy_layout
@@ -67,6 +68,7 @@ class FusedEncoder(NativeState):
             TypeError: A dtype is not allowed.
             ValueError: A value is out of its range, or the cache does not fit.
         """
+        check_weights_type(weights)
         for name, value in (("max_rows", max_rows), ("max_sequences", max_sequences)):
             if not isinstance(value, int) or not 1 <= value <= MAX_ROWS:
                 raise ValueError(f"{name} must be an int in 1..{MAX_ROWS}, got {value!r}")
@@ -88,7 +90,7 @@ class FusedEncoder(NativeState):
         self.logits = torch.zeros(max_sequences, len(weights.output_weight), **options)
         self.action = torch.zeros(max_sequences, dtype=torch.int32, **options)
         self.params = torch.zeros(max_sequences, 3, dtype=torch.int32, **options)
-        self._input_guard: object | None = None
+        self._input_guard: C.TensorGuard | None = None
         self._prepare()
 
     def encode(
@@ -157,7 +159,7 @@ class FusedEncoder(NativeState):
         weights, cache = self._weights, self._cache
         check_policy_layout(weights)
         self._check_outputs()
-        kept = list(weights.tensors().values())
+        kept: list[Tensor | None] = []
         if cache is not None:
             reads_features = weights.taps_size is None
             encodes = self.features is not None
@@ -165,7 +167,10 @@ class FusedEncoder(NativeState):
             check_cache(cache, None, 1, weights.horizon, size, weights.device)
             kept += [cache.state, cache.reference, cache.ring]
         kept += self._outputs().values()
-        self._guard = C.TensorGuard([tensor for tensor in kept if tensor is not None])
+        self._guards = tuple(
+            C.TensorGuard([tensor for tensor in tensors if tensor is not None])
+            for tensors in (kept, weights.tensors().values())
+        )
         self._run = None
         if weights.device.type == "cpu":
             self._native = self._prepare_native()
@@ -200,7 +205,7 @@ class FusedEncoder(NativeState):
             self._max_rows,
             self._max_sequences,
         )
-        native.set_guards(self._input_guard, self._guard)
+        native.set_guards(self._input_guard, *self._guards)
         return native
 
     def _renew(self) -> bool:
@@ -210,13 +215,13 @@ class FusedEncoder(NativeState):
             TypeError: A dtype is not allowed.
             ValueError: Something does not fit any more.
         """
-        inputs, others = self._input_guard, self._guard
-        stale = [guard is not None and not guard.unchanged() for guard in (inputs, others)]
-        if stale[1]:
+        stale = not all(guard.unchanged() for guard in self._guards)
+        if stale:
             self._prepare()
-        if any(stale):
+        if stale or not self._input_guard.unchanged():
             self._take_inputs(*self._inputs)
-        return any(stale)
+            return True
+        return False
 
     def _take_inputs(self, low: Tensor, mid: Tensor | None, high: Tensor | None) -> None:
         check_taps(low, mid, high, self._weights)
@@ -228,7 +233,7 @@ class FusedEncoder(NativeState):
         guard = C.TensorGuard([part for part in (low, mid, high) if part is not None])
         if self._run is not None:
             set_inputs(self._native, low, mid, high)
-            self._native.set_guards(guard, self._guard)
+            self._native.set_guards(guard, *self._guards)
         self._inputs, self._available, self._input_guard = (low, mid, high), low.shape[0], guard
 
     def _check_slots(self, slots: Tensor, sequences: int) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from eaglerl.ops._encode_checks import check_weights_type
 from eaglerl.ops.action_cache import ActionCache
 from eaglerl.ops.fused_encode import fused_encode, fused_encode_ref
 from eaglerl.ops.policy_weights import PolicyWeights
@@ -98,8 +99,10 @@ def without_fc(weights: PolicyWeights) -> PolicyWeights:
     """The policy of features, from one that may hold the FC too.
 
     Raises:
+        TypeError: `weights` are of another type.
         ValueError: The policy reads taps.
     """
+    check_weights_type(weights)
     if weights.mlp_input != "features":
         raise ValueError('weights must have mlp_input "features", got a policy of taps')
     if weights.fc_weight is None:

@@ -29,7 +29,10 @@ def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
     """
     ids = {trace.prompt_id for trace in traces}
     if not 2 <= folds <= len(ids):
-        raise ValueError(f"folds must lie in 2..{len(ids)}, the number of prompts, got {folds}")
+        remedy = "record more prompts" if len(ids) < 2 else "record more, or take fewer (--folds)"
+        raise ValueError(
+            f"folds must lie in 2..{len(ids)}, the number of prompts, got {folds}: {remedy}"
+        )
     # Hashed anew: the digits of the ids may have split the prompts before.
     order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
     place = {name: index % folds for index, name in enumerate(order)}

@@ -12,6 +12,7 @@ from eaglerl.rl.baselines import TierPolicy
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule
 
+from .published import BOTH, policy_for
 from .test_acceptance import COST, random_model
 from .test_record import tiny_decoder, tiny_prompts
 
@@ -88,3 +89,23 @@ def test_a_tier_is_of_one_sequence() -> None:
         policy.observe(result(1))
         fork.observe(result(5))
     assert policy.choose(None).depth < fork.choose(None).depth
+
+
+@BOTH
+def test_a_trained_policy_decides_for_each_as_for_it_alone(decoder, prompts, policy_class) -> None:
+    """Asked by the loop itself, at every third cycle."""
+
+    def trees_of(policy, prompt: list[int]) -> list[TreeParams]:
+        output = decoder.generate(prompt, policy, **ARGUMENTS)
+        return [cycle.params for cycle in output.statistics.cycles]
+
+    policy = policy_for(decoder, policy_class, max_entropy_inference=False)
+    alone = [trees_of(policy, prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        found = list(pool.map(lambda prompt: trees_of(policy, prompt), prompts))
+    assert found == alone
+    policy.training_mode = True
+    going = decoder.start(prompts[0], policy, **ARGUMENTS)
+    going.advance()
+    with pytest.raises(ValueError, match="in training mode learns from one generation at a time"):
+        decoder.generate(prompts[1], policy, **ARGUMENTS)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -120,7 +121,8 @@ class PublishedTreePolicy(Persistence):
         self._lock: ExitStack | None = None
         self.statistics = PolicyStatistics()
         self._training: dict[str, Any] = {}
-        self._draws = 0
+        # Of the policy and its forks together, so that none repeats another's draws.
+        self._draws = count(1)
         self._kept = KeptDecision(settings.interval, settings.similarity_threshold)
         self._forget_sequence()
 
@@ -359,13 +361,12 @@ class PublishedTreePolicy(Persistence):
 
     def _infer(self, observation: np.ndarray) -> tuple[int, ...]:
         """The actions of the next windows at an observation, without exploring."""
-        self._draws += 1
         chosen = decide(
             self.weights,
             torch.from_numpy(observation)[None],
             temperature=self._temperature(),
             seed=self.settings.seed,
-            offset=self._draws,
+            offset=next(self._draws),
         )
         return tuple(chosen[0].tolist())
 

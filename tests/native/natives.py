@@ -1,0 +1,315 @@
+"""Calls of the extension's own functions and classes, with real memory and any numbers.
+
+What lies behind an address cannot be checked by native code, so that sizes are right, or numbers
+that nothing can have: negative, or larger than all memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from arguments import Source
+
+from eaglerl._ext import C
+
+# Sizes between what there is and what no machine has are the caller's word.
+HUGE = (2**41, 2**62, 2**63 - 1, 2**63, 2**70)
+NEGATIVE = (-1, -7, -(2**31), -(2**63), -(2**70))
+WORDS = (None, "text", 0.5, [], True)
+
+Step = tuple[Callable[..., Any], list[Any]]
+
+
+class Memory:
+    """Zeroed arrays of one case, by their addresses."""
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def __call__(self, count: int, dtype: torch.dtype = torch.float32) -> int:
+        self.kept.append(torch.zeros(max(count, 1) + 64, dtype=dtype))
+        return self.kept[-1].data_ptr()
+
+    def int32(self, count: int) -> int:
+        return self(count, torch.int32)
+
+    def int64(self, count: int) -> int:
+        return self(count, torch.int64)
+
+
+def spoil_numbers(values: list[Any], source: Source) -> list[Any]:
+    """Replaces up to two numbers; addresses are only left out or moved by a byte."""
+    values = list(values)
+    count = min(source.choice((0, 1, 1, 2)), len(values))
+    for place in source.sample(range(len(values)), count):
+        value = values[place]
+        if isinstance(value, int) and value > 2**32:
+            values[place] = source.choice((0, value + 1, -value))
+        elif value == 0:  # perhaps an address that was left out
+            values[place] = source.choice((*NEGATIVE, *WORDS, 2**70))
+        else:
+            values[place] = source.choice((*HUGE, *NEGATIVE, *WORDS, float("nan"), float("inf")))
+    return values
+
+
+def _drive(calls: list[Callable[[], Any]]) -> None:
+    """Makes the calls; documented errors are right, but for all of them."""
+    problem, succeeded = None, 0
+    for call in calls:
+        try:
+            call()
+            succeeded += 1
+        except (ValueError, TypeError, RuntimeError) as error:
+            problem = error
+    if problem is not None and not succeeded:
+        raise problem
+
+
+def _rms_norm(source: Source, memory: Memory) -> Step:
+    index = memory.int64(4) if source.random() < 0.5 else 0
+    return C.rms_norm, [memory(32), 8, 4, index, memory(8), memory(32), 8, 4, 8, 1e-5, 1]
+
+
+def _silu_mul(source: Source, memory: Memory) -> Step:
+    return C.silu_mul, [memory(64), 16, memory(32), 4, 8, source.choice((1, 2))]
+
+
+def _cached_attention(source: Source, memory: Memory) -> Step:
+    rows, block = 3, source.choice((0, 3))
+    return C.cached_attention, [
+        memory(rows * 32), 32, memory(20), memory(20), 5, memory.int32(rows), memory.int32(rows),
+        memory.int32(rows), memory(80), memory(80), 1, 80, 10, memory.int32(rows),
+        memory.int64(rows), 1, block, memory(8), memory(8), 1e-6, 0.3, memory(rows * 16), 16,
+        rows, 2, 1, 8, source.choice((1, 2)),
+    ]  # fmt: skip
+
+
+def _move_rows(source: Source, memory: Memory) -> Step:
+    rows = torch.tensor([2, 3, 5], dtype=torch.int32)
+    memory.kept.append(rows)
+    return C.move_rows, [memory(160), 2, 160, 2, 80, 8, rows.data_ptr(), 3, 1, 10]
+
+
+def _accept_path(source: Source, memory: Memory) -> Step:
+    return C.accept_path, [
+        memory.int32(5), memory.int64(5), memory.int64(5), 5, memory.int32(5)
+    ]  # fmt: skip
+
+
+def _tree_structure(source: Source, memory: Memory) -> Step:
+    return C.tree_structure, [memory.int32(70), 70, memory.int32(70), memory.int64(140), 2]
+
+
+def _action_cache_step(source: Source, memory: Memory) -> Step:
+    mode = source.randrange(3)
+    return C.action_cache_step, [
+        memory(24), memory.int32(12), memory(40), memory.int32(80), memory(100), memory.int32(60),
+        memory.int64(1) if source.random() < 0.3 else 0, memory.int32(2), memory.int32(6),
+        1, 4, 3, 5, 20, mode, source.choice((0.0, 1.0)), 1, 2, 0,
+    ]  # fmt: skip
+
+
+def _check_range(source: Source, memory: Memory) -> Step:
+    return C.check_range, ["rows", memory.int64(4), 4, 5]
+
+
+def _philox(source: Source, memory: Memory) -> Step:
+    return C.philox4x32_10, [[1, 2, 3, 4], [5, 6]]
+
+
+def _read_seconds(source: Source, memory: Memory) -> Step:
+    return C.read_seconds, [memory(4096), 16384, source.choice((1, 2))]
+
+
+def _set_isa(source: Source, memory: Memory) -> Step:
+    names = (*C.available_isas(), "", "sse9", "avx2\0", "x" * 99, b"avx2")
+    return C.set_isa, [source.choice(names)]
+
+
+def _no_arguments(name: str) -> Callable[[Source, Memory], Step]:
+    return lambda source, memory: (getattr(C, name), [])
+
+
+def policy_arguments(source: Source, memory: Memory, fc: bool) -> list[Any]:
+    """Of a policy of 6 features, or of 9 taps, with 5 hidden units, 4 actions and horizon 2."""
+    first = 6 if fc or source.random() < 0.5 else 9
+    kind = source.randrange(3)
+    matrices = [memory(first * 5), memory(5 * 8)]
+    return [
+        matrices, [memory(5), memory(8)], [first, 5, 8], memory(54) if fc else 0,
+        memory(6) if fc else 0, 9, kind, source.choice((1, 2, 3)), memory(9),
+        source.choice((0, 1, 3)), 1e-6, first == 9 or fc, memory.int32(12), 4, 2, 1,
+    ]  # fmt: skip
+
+
+def _policy(source: Source, memory: Memory) -> Step:
+    arguments = policy_arguments(source, memory, source.random() < 0.5)
+    if source.random() < 0.3:
+        place = source.randrange(3)
+        arguments[place] = spoil_numbers(arguments[place], source)[: source.choice((1, 3))]
+    return C.Policy, arguments
+
+
+def _policy_encoder(source: Source, memory: Memory) -> Step:
+    fc = source.random() < 0.5
+    arguments = policy_arguments(source, memory, fc)
+    encoder = C.PolicyEncoder(C.Policy(*arguments), source.choice((1, 2)))
+    width = arguments[2][0]
+    steps = [
+        (encoder.set_cache, [
+            source.randrange(3), memory.int32(48), 3, memory(3 * 64),
+            source.choice((6, 9, 64)), memory.int32(24),
+        ]),
+        (encoder.set_outputs, [
+            memory(18) if fc and source.random() < 0.5 else 0, memory(24), memory.int32(3),
+            memory.int32(9), 3, 3,
+        ]),
+        (encoder.set_draw, [source.choice((0.0, 0.5)), 7]),
+        (encoder.set_inputs, [memory(27), 0, 0, 9, 0, 0, 0, 3]
+         if (width == 6 and not fc) or source.random() < 0.5
+         else [memory(9), memory(9), memory(9), 3, 3, 3, 0, 3]),
+        (encoder.run, [memory.int64(3) if source.random() < 0.5 else 0, 3, memory.int64(3)
+                       if source.random() < 0.5 else 0, source.choice((0, 1, 3)), 0, 5]),
+    ]  # fmt: skip
+    chosen = steps if source.random() < 0.7 else source.choices(steps, k=7)
+
+    def drive(*_: Any) -> None:
+        _drive([partial(m, *spoil_numbers(v, source)) for m, v in [*chosen, steps[-1]]])
+
+    return drive, []
+
+
+def _tensor_guard(source: Source, memory: Memory) -> Step:
+    tensors = [torch.zeros(4), torch.zeros(()), torch.zeros(0, 3), torch.zeros(1, 1, 1, 1, 1)]
+    tensors += [torch.zeros(2, device="meta"), torch.zeros(2).to_sparse(), 7, None, torch.Tensor]
+    chosen = source.sample(tensors, source.randrange(4))
+    return lambda *a: C.TensorGuard(*a).unchanged(), [chosen, source.random() < 0.7]
+
+
+def _storage_holds(source: Source, memory: Memory) -> Step:
+    whole = source.floats(4, 3)
+    values = [whole, whole.t(), whole.to("meta"), whole.to_sparse(), whole[:0], 7, None, memory]
+    return C.storage_holds, [source.choice(values)]
+
+
+def _draft_tree_builder(source: Source, memory: Memory) -> Step:
+    builder = C.DraftTreeBuilder()
+    logits = source.floats(3, 40)
+    memory.kept.append(logits)
+    tree = [
+        memory.int64(40), memory.int32(40), memory.int32(40), memory.int64(40), 1, memory(40)
+    ]  # fmt: skip
+    methods = {
+        "begin": [5, source.choice((1, 3))],
+        "first": [logits.data_ptr(), 40, memory.int64(40) if source.random() < 0.5 else 0],
+        "expand": [logits.data_ptr(), 40, 40, 0, 1],
+        "frontier": [memory.int64(3), memory.int64(3), memory.int64(30), 10],
+        "finish": [source.choice((1, 4, 9)), *tree],
+        "select": [source.sample(range(12), source.randrange(4)), [1, 2, 3][: source.randrange(4)]],
+        "finish_selected": tree,
+        "chain_nodes": [[1, 2, 3], source.choice((0, 2, 9)), memory.int64(9)],
+        "scores": [memory(1000)],
+    }
+
+    def drive(*_: Any) -> None:
+        begin = ["begin", "first"] if source.random() < 0.8 else []
+        names = [*begin, *source.choices(list(methods), k=8)]
+        _drive([
+            partial(getattr(builder, name), *spoil_numbers(methods[name], source))
+            for name in names
+        ])  # fmt: skip
+
+    return drive, []
+
+
+def _spoiled_array(array: np.ndarray | None, source: Source, share: float = 0.02) -> Any:
+    if array is None or source.random() >= share:
+        return array
+    return source.choice((
+        array.astype(np.float64), array.astype(np.int64), array[:-1], array[..., None], array.T,
+        np.repeat(array, 2, -1)[..., ::2], array.astype(">f4"), array.tolist(), None, array[:0],
+        np.full_like(array, np.nan), array * 1e38, np.frombuffer(
+            bytearray(b"\1") + array.tobytes(), array.dtype, array.size, 1).reshape(array.shape),
+    ))  # fmt: skip
+
+
+def _acceptance_judge(source: Source, memory: Memory) -> Step:
+    top_k, depth, rows, chain = 3, 2, source.choice((1, 8)), source.choice((0, 4))
+
+    def net(inputs: int) -> tuple[Any, ...]:
+        shapes = [(inputs, 5), (5,), (5, 6), (6,), (6, 1), (1,)]
+        return tuple(_spoiled_array(source.floats(*shape).numpy(), source) for shape in shapes)
+
+    def drive(*_: Any) -> None:
+        sizes = [top_k, depth, rows, chain]
+        if source.random() < 0.3:
+            sizes = spoil_numbers(sizes, source)
+        judge = C.AcceptanceJudge(
+            *sizes, net(14), net(13) if source.random() < 0.7 else None,
+            _spoiled_array(source.floats(depth, 66).numpy(), source),
+            _spoiled_array(np.ones(rows), source), _spoiled_array(np.zeros(rows), source),
+        )  # fmt: skip
+        calls: list[Callable[[], Any]] = []
+        for _ in range(6):
+            at = source.randrange(depth + 1)
+            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
+            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
+            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
+            calls += [
+                lambda: judge.begin(*spoil_numbers([0.5, 3], source)),
+                lambda scores=scores, numbers=numbers, nodes=nodes: judge.judge(
+                    _spoiled_array(scores, source, 0.2), *numbers,
+                    source.choice((None, _spoiled_array(nodes, source, 0.2))), 30.0,
+                ),
+                judge.goes_on,
+                judge.select,
+                judge.survival,
+            ]  # fmt: skip
+        _drive(calls)
+
+    return drive, []
+
+
+NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
+    "rms_norm": _rms_norm,
+    "silu_mul": _silu_mul,
+    "cached_attention": _cached_attention,
+    "move_rows": _move_rows,
+    "accept_path": _accept_path,
+    "tree_structure": _tree_structure,
+    "action_cache_step": _action_cache_step,
+    "check_range": _check_range,
+    "philox4x32_10": _philox,
+    "read_seconds": _read_seconds,
+    "set_isa": _set_isa,
+    "cpu_isa": _no_arguments("cpu_isa"),
+    "available_isas": _no_arguments("available_isas"),
+    "threading_backend": _no_arguments("threading_backend"),
+    "Policy": _policy,
+    "PolicyEncoder": _policy_encoder,
+    "TensorGuard": _tensor_guard,
+    "storage_holds": _storage_holds,
+    "DraftTreeBuilder": _draft_tree_builder,
+    "AcceptanceJudge": _acceptance_judge,
+}
+
+
+def run_native(name: str, source: Source) -> str:
+    """Runs a call of the extension, and says "ok"."""
+    memory = Memory()
+    function, arguments = NATIVES[name](source, memory)
+    if isinstance(getattr(C, name), type) and source.random() < 0.05:
+        kind = getattr(C, name)
+        empty = kind.__new__(kind)
+        methods = [method for method in dir(kind) if not method.startswith("_")]
+        for method in methods:
+            value = getattr(empty, method)
+            if callable(value):
+                value(*arguments)
+        return "ok"
+    function(*spoil_numbers(arguments, source))
+    return "ok"
