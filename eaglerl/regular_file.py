@@ -117,7 +117,8 @@ def unreadable(error: Exception, path: str | Path, what: str) -> ValueError:
     if isinstance(error, FileNotFoundError):
         return MissingFileError(f"{where} cannot be read: no such file")
     reason = error.strerror if isinstance(error, OSError) else None
-    return ValueError(f"{where} cannot be read: {reason or error}")
+    # Libraries quote what they found, however long it is.
+    return ValueError(f"{where} cannot be read: {reason or str(error)[:300]}")
 
 
 @contextmanager

@@ -7,21 +7,24 @@ file has bytes. What it holds is checked here before it is used.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eaglerl.json_file import Schema, read_json
-from eaglerl.regular_file import check_regular, unreadable
+from eaglerl.json_file import Schema, check_json, parse_json, read_json
+from eaglerl.regular_file import check_regular, open_regular, unreadable
 
 #: Largest index of a checkpoint of several files, in bytes.
 _MAX_INDEX_BYTES = 1 << 25
+#: From here on a file's length is looked at before it is mapped; and the longest header there is.
+_LARGE_BYTES, _MAX_HEADER_BYTES = 1 << 28, 100_000_000
 
 
 @contextmanager
@@ -41,12 +44,31 @@ def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
         MissingFileError: there is none; a ValueError and a FileNotFoundError.
         ValueError: it is no regular file or no safetensors file.
     """
-    check_regular(path, what)
+    if check_regular(path, what) > _LARGE_BYTES:
+        _check_length(path, what)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise unreadable(error, path, what) from None
+
+
+def _check_length(path: str | Path, what: str) -> None:
+    """Make sure that a file is no longer than its tensors: it takes that much of the addresses."""
+    with open_regular(path, what) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        data = file.read(length) if length <= min(size, _MAX_HEADER_BYTES) else b""
+    where = f"the header of the {what} {str(path)!r}"
+    header = parse_json(data, dict[str, JsonValue], where)
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    ends = [check_json(entry, _TensorSchema, where).data_offsets[1] for entry in entries]
+    expected = 8 + length + max(ends, default=0)
+    if expected != size:
+        raise ValueError(
+            f"the {what} {str(path)!r} must have {expected:,} bytes, as its header says, got "
+            f"{size:,}"
+        )
 
 
 def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,6 +137,12 @@ def check_tensor(
             f"{name!r} of {where} must be {dtype} of shape {tuple(shape)}, got {tensor.dtype} of "
             f"{tuple(tensor.shape)}"
         )
+
+
+class _TensorSchema(Schema):
+    model_config = ConfigDict(extra="ignore")
+
+    data_offsets: tuple[int, int]
 
 
 class _WeightIndex(Schema):

@@ -228,3 +228,16 @@ def test_tensor_files_are_regular(tmp_path: Path) -> None:
         read_tensors(tmp_path / "broken", "sample")
     with pytest.raises(MissingFileError):
         read_tensors(tmp_path / "none", "sample")
+
+
+def test_a_file_of_tensors_is_no_longer_than_its_header_says(tmp_path: Path) -> None:
+    file = tmp_path / "vast"
+    save_file({"a": torch.ones(2)}, file)
+    with file.open("ab") as opened:
+        opened.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"vast' must have 72 bytes.* got 1,099,511,627,776"):
+        read_tensors(file, "sample")
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"the header of the sample .*vast' cannot be read"):
+        read_tensors(file, "sample")

@@ -14,7 +14,7 @@ from eaglerl.eagle3.generation_schema import GenerationConfigSchema
 from eaglerl.eagle3.rope import rope_contradiction
 from eaglerl.eagle3.target_header import check_fits_header
 from eaglerl.json_file import AnyObject, read_json, shortly
-from eaglerl.regular_file import check_regular
+from eaglerl.regular_file import check_regular, naming
 
 _SIZES = (
     "hidden_size",
@@ -59,7 +59,8 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
         data = read_json(file, AnyObject, "target's config", allow_nan=True)
         _check_values(data, f"the target's config {str(file)!r}")
     try:
-        config = AutoConfig.from_pretrained(path)
+        with naming(f"the target {str(path)!r}"):
+            config = AutoConfig.from_pretrained(path)
     except (ValueError, OSError):
         raise
     except Exception as error:
@@ -129,9 +130,10 @@ def load_target_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedM
                 )
         check_fits_header(path, config)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True
-        )
+        with naming(f"the target {str(path)!r}"):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True
+            )
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
