@@ -284,8 +284,9 @@ class TestDemo:
 
         generate = SpeculativeDecoder.generate
 
-        def wrong(self: SpeculativeDecoder, ids: torch.Tensor, policy: object, **options: object):
-            return generate(self, ids if policy is None else ids[:, :-1], policy, **options)
+        def wrong(self: SpeculativeDecoder, prompt: dict, policy: object, **options: object):
+            shorter = {name: tensor[:, :-1] for name, tensor in prompt.items()}
+            return generate(self, prompt if policy is None else shorter, policy, **options)
 
         monkeypatch.setattr(SpeculativeDecoder, "generate", wrong)
         result = run("demo", PROMPT, "-n", "4", *tiny.arguments)
