@@ -305,7 +305,8 @@ std::array<uint32_t, 4> bind_philox(std::array<uint32_t, 4> counter, std::array<
 double bind_read_seconds(uintptr_t memory, int64_t bytes, int threads) {
   check_size("bytes", bytes);
   check_between("threads", threads, 1, kMostThreads);
-  const char* source = element_address<const char>("memory", memory, bytes);
+  const float* floats = element_address<const float>("memory", memory, bytes);
+  const char* source = reinterpret_cast<const char*>(floats);
   const PolicyKernels& kernels = policy_kernels();
   const int64_t grain = std::max<int64_t>(4096, bytes / (8 * threads) / 64 * 64);
   const auto started = std::chrono::steady_clock::now();

@@ -302,6 +302,7 @@ def test_numbers_that_native_code_can_check() -> None:
         lambda: C.tree_structure(address, 65, address, address, 0),
         lambda: C.read_seconds(address, 64, 0),
         lambda: C.read_seconds(0, 64, 1),
+        lambda: C.read_seconds(address + 1, 64, 1),
         lambda: C.check_range("rows", 0, 5, 5),
         lambda: C.Policy([1], [1], [0, 1], 0, 0, 0, 0, 1, 0, 0, 0.0, False, address, 1, 1, 0),
         lambda: C.set_isa("\0avx2"),
@@ -309,3 +310,20 @@ def test_numbers_that_native_code_can_check() -> None:
         with pytest.raises(ValueError, match=r"must|address|exceeds|overlap|before it"):
             call()
     assert not array.any()
+
+
+@pytest.mark.parametrize("name", ["rows", "last", "slots"])
+def test_an_index_with_less_memory_than_elements(name: str) -> None:
+    weights = make_weights(4, 5, (6,), 3)
+    x, cache = torch.randn(2, 12), ActionCache(4, 3)
+    encoder = FusedEncoder(weights, cache, max_rows=2, max_sequences=2)
+    index = torch.tensor([1, 0])
+    index.untyped_storage().resize_(8)
+    for call in (
+        lambda: fused_encode(x, None, None, weights, cache=cache, **{name: index}),
+        lambda: encoder.encode(x, **{name: index}),
+        lambda: action_cache_step(torch.randn(2, 3), BINS, cache, slots=index),
+    ):
+        with pytest.raises(ValueError, match="must have memory for all its elements"):
+            call()
+    assert cache.stats().misses == 0
