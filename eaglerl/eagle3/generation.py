@@ -58,22 +58,25 @@ class Generation:
             ValueError: `top_logprobs` is negative, or another generation has the policy, which
                 cannot fork.
         """
-        started = time.perf_counter()
         self._rules = rules
         self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
-        self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
-        self._policy = self.session.tree_policy
-        self._staged = self._policy if isinstance(self._policy, StagedPolicy) else None
-        try:
-            self._policy.reset()
-            self.session.begin_prompt(prompt_ids)
-        except BaseException:
-            self.session.close("it failed to begin")
-            raise
+        # In turn, so that what other generations take is no part of it.
+        with decoder.target.turns as waited:
+            started = time.perf_counter()
+            self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
+            self._policy = self.session.tree_policy
+            self._staged = self._policy if isinstance(self._policy, StagedPolicy) else None
+            try:
+                self._policy.reset()
+                self.session.begin_prompt(prompt_ids)
+            except BaseException:
+                self.session.close("it failed to begin")
+                raise
+            self.prefill_seconds = time.perf_counter() - started
+        self.session.waited_seconds = waited
         self.session.logprobs = self._logprobs
         self.token_ids = list(prompt_ids)
         self.cycles: list[StepResult] = []
-        self.prefill_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
         self._policy_seconds = 0.0
         self._prompt_length = len(prompt_ids)
@@ -208,10 +211,11 @@ class Generation:
         return self._keep((first,))
 
     def _read_chunk(self, most_rows: int | None = None) -> int | None:
-        started, waited = time.perf_counter(), self.waited_seconds
-        first = self.session.read_chunk(most_rows)
-        waited = self.waited_seconds - waited
-        self.prefill_seconds += time.perf_counter() - started - waited
+        with self.session.target.turns as waited:
+            self.session.waited_seconds += waited
+            started = time.perf_counter()
+            first = self.session.read_chunk(most_rows)
+            self.prefill_seconds += time.perf_counter() - started
         return first
 
     def _cycle(self) -> tuple[int, ...]:
