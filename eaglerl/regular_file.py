@@ -134,6 +134,6 @@ def naming(where: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if where in str(error):
-            raise
-        raise ValueError(f"{where}: {error}") from error
+        text = str(error) if where in str(error) else f"{where}: {error}"
+        # What a file held is quoted, however long it is.
+        raise ValueError(text if len(text) <= 2000 else f"{text[:2000]} ...") from error
