@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eaglerl.evaluation.statistics import Interval, ModeSummary, Summary
 
 # What fits into 80 columns: ratios with their intervals take 20 each, by file 14 in two lines.
-_LABEL_WIDTH = 20
+_LABEL_WIDTH = 26
 _REFERENCES, _DOMAINS = 2, 3
 
 _T = TypeVar("_T")
@@ -183,7 +183,7 @@ def _trees(trees: Mapping[str, Sequence[int]]) -> str:
 def _table(title: str) -> Table:
     table = Table(
         title=title, title_justify="left", caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("mode", max_width=_LABEL_WIDTH, overflow="fold")
     return table
