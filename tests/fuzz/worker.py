@@ -34,7 +34,9 @@ def _answer(request: dict[str, str]) -> dict[str, object]:
     except BaseException as error:
         result = {
             "error": type(error).__name__,
-            "expected": isinstance(error, ValueError) and not isinstance(error, UnicodeError),
+            # A target's folder without weights is transformers' own OSError, as documented.
+            "expected": isinstance(error, OSError if request["kind"] == "target" else ValueError)
+            or (isinstance(error, ValueError) and not isinstance(error, UnicodeError)),
             "text": str(error),
         }
     return result | {"seconds": time.process_time() - begin}
