@@ -16,6 +16,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install -q torch==2.13.0 speculators==0.9.0
+# Not needed here, and a build for another torch keeps transformers from being imported.
+"$work/venv/bin/pip" uninstall -q -y torchvision
 cd "$work"
 HF_HUB_OFFLINE=1 venv/bin/python - <<'PYTHON'
 import json

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.generation_fields import text_options
 from eaglerl.eagle3.target import TargetModel
 
 _DIGITS = 16
@@ -57,7 +58,8 @@ def head_id(head: Eagle3DraftHead) -> ModelId:
 def target_id(target: TargetModel) -> ModelId:
     """16 hexadecimal digits of SHA-256 over a target's embedding table and what shapes it.
 
-    The table stands for the rest of the weights: no two trained models share it.
+    The table stands for the rest of the weights: no two trained models share it. What the target's
+    generation config makes of its logits belongs to what it writes, and so to its name.
     """
     shape = {
         "model_type": target.config.model_type,
@@ -66,7 +68,11 @@ def target_id(target: TargetModel) -> ModelId:
         "vocab_size": target.vocab_size,
         "feature_layers": list(target.feature_layers),
     }
-    told = json.dumps(shape, sort_keys=True).encode()
+    # Only where there is something, so that other targets keep the names that they have.
+    options = text_options(target.generation_config)
+    if options:
+        shape["generation"] = options
+    told = json.dumps(shape, sort_keys=True, default=str).encode()
     digest = hashlib.sha256(told)
     digest.update(_bytes(target.embed_tokens))
     some = torch.randint(

@@ -344,7 +344,7 @@ class TestGenerationConfig:
             ({"guidance_scale": 1.5}, ValueError, "guidance_scale=1.5"),
             ({"dola_layers": "high"}, ValueError, "dola_layers='high'"),
             ({"prompt_lookup_num_tokens": 3}, ValueError, "prompt_lookup_num_tokens=3"),
-            ({"assistant_model": object()}, ValueError, "assistant_model is not supported"),
+            ({"assistant_model": "another model"}, ValueError, "assistant_model is not supported"),
             ({"cache_implementation": "quantized"}, ValueError, "cache_implementation"),
             ({"return_dict_in_generate": True}, ValueError, "return_dict_in_generate=True"),
             ({"output_scores": True}, ValueError, "output_scores=True"),
