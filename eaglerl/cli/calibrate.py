@@ -26,7 +26,7 @@ def calibrate(
         Path | None,
         typer.Argument(
             help="JSON file for the table; without one it is kept in eaglerl's cache, "
-            "where `demo`, `serve` and `compare` find it.",
+            "where `demo`, `generate`, `serve` and `compare` find it.",
             show_default=False,
         ),
     ] = None,
