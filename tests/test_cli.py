@@ -319,7 +319,7 @@ class TestTrainDraft:
         assert {name: offered[name].default for name in shared} == {
             name: library[name] for name in shared
         }
-        assert len(shared) == 9
+        assert len(shared) == 10
 
     def test_trains_a_head_that_generates(self, tiny: SimpleNamespace, tmp_path: Path) -> None:
         data, output = tmp_path / "data.jsonl", tmp_path / "run"

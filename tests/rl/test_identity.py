@@ -51,7 +51,9 @@ def at_precision(dtype: torch.dtype, seed: int = 0) -> SimpleNamespace:
 
 def with_table(target: TargetModel, table: torch.Tensor) -> SimpleNamespace:
     """What an id is made of, of a target with another embedding table."""
-    names = ("config", "num_layers", "hidden_size", "vocab_size", "feature_layers")
+    names = (
+        "config", "num_layers", "hidden_size", "vocab_size", "feature_layers", "generation_config",
+    )  # fmt: skip
     return SimpleNamespace(embed_tokens=table, **{name: getattr(target, name) for name in names})
 
 

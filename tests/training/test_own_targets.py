@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eaglerl.eagle3 import Eagle3Config, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.inputs import all_read
 from eaglerl.training.distill import distill
 from eaglerl.training.initial_head import logit_scale
 from eaglerl.training.prompt_pieces import prompt_pieces
@@ -71,7 +72,7 @@ def assert_lossless(target: Path, head: Path) -> None:
         expected = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24
         )
-        output = decoder.generate(prompt, TreeParams(8, 2, 4), max_new_tokens=24)
+        output = decoder.generate(all_read(prompt), TreeParams(8, 2, 4), max_new_tokens=24)
         assert output.sequences.tolist() == expected.tolist()
 
 
