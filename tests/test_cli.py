@@ -102,6 +102,8 @@ class TestErrors:
         "arguments",
         [
             ["generate", PROMPT, "--plain", "--tree", "8,2,4"],
+            ["generate", PROMPT, "--cost", "cost.json"],
+            ["demo", "--plain", "--cost", "cost.json"],
             ["generate", PROMPT, "--max-new-tokens", "0"],
             ["generate", PROMPT, "--temperature", "-1"],
             ["generate", PROMPT, "--no-such-option"],

@@ -10,7 +10,12 @@ from rich.console import Console
 from rich.rule import Rule
 
 from eaglerl.cli.cycle_chart import cycle_chart
-from eaglerl.cli.open_policy import default_policy, find_chosen_policy, open_chosen_policy
+from eaglerl.cli.open_policy import (
+    check_cost_is_used,
+    default_policy,
+    find_chosen_policy,
+    open_chosen_policy,
+)
 from eaglerl.cli.options import (
     CostOption,
     DraftDtypeOption,
@@ -74,6 +79,7 @@ def demo(
             "--plain drafts nothing; give one of the two", param_hint="--policy"
         )
     chosen = None if plain else policy or default_policy(model, draft)
+    check_cost_is_used(cost, chosen)
     files = None if chosen is None else find_chosen_policy(chosen)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
     # None stands for the decoder's default tree.

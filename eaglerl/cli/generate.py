@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.open_policy import find_chosen_policy, open_chosen_policy
+from eaglerl.cli.open_policy import (
+    check_cost_is_used,
+    find_chosen_policy,
+    open_chosen_policy,
+)
 from eaglerl.cli.options import (
     SAMPLING_PANEL,
     CostOption,
@@ -107,6 +111,7 @@ def generate(
     constant = parse_tree(tree, plain=plain)
     if policy is not None and constant is not None:
         raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
+    check_cost_is_used(cost, policy)
     text = _read_prompt(prompt)
     files = None if policy is None else find_chosen_policy(policy)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)

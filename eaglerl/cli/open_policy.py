@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from eaglerl.cli.machine_cost import measured_cost
 from eaglerl.prepare import MODELS, default_policy_path, shipped_policies
 
@@ -43,6 +45,16 @@ def open_chosen_policy(
     from eaglerl.rl.policy_files import open_policy
 
     return open_policy(files, decoder, cost=measured_cost(cost, decoder, files))
+
+
+def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:
+    """Check that a table of costs is not given where nothing decides by it.
+
+    Raises:
+        typer.BadParameter: it is, without a policy.
+    """
+    if cost is not None and policy is None:
+        raise typer.BadParameter("policies decide by it; give --policy", param_hint="--cost")
 
 
 def default_policy(model: str, draft: Path | None) -> Path | None:

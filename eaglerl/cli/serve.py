@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -135,7 +136,7 @@ def serve(
         service = Service(
             decoder,
             _modes(decoder, mode, policies or [], table),
-            model_name=Path(model).name,
+            model_name=served_name(model),
             limits=Limits(
                 max_prompt_tokens=max_prompt_tokens,
                 max_body_bytes=max_body_bytes,
@@ -158,6 +159,12 @@ def serve(
 
         run_server(service, host=host, port=port, api_key=api_key, on_ready=say, listener=listener)
         console.print("stopped")
+
+
+def served_name(model: str) -> str:
+    """What clients call a model: the last part of its path, however that is written."""
+    # Not resolved: a link's own name says more than that of the folder behind it.
+    return Path(os.path.abspath(Path(model).expanduser())).name
 
 
 def _modes(

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
+from eaglerl.cli.serve import served_name
 from eaglerl.server.run import is_local, listen
 
 from .tiny import PATIENCE, tiny_folders
@@ -81,6 +82,18 @@ def test_wrong_usage(arguments: list[str], code: int, sentence: str) -> None:
 )
 def test_which_addresses_are_this_machine_alone(host: str, local: bool) -> None:
     assert is_local(host) is local
+
+
+def test_a_model_is_called_like_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my-model"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    for written in (".", "./", "~", "inner/..", str(folder), f"{folder}/"):
+        assert served_name(written) == "my-model"
+    assert served_name("../linked") == "linked"
+    assert served_name("smollm2-135m-instruct") == "smollm2-135m-instruct"
 
 
 def test_an_address_in_use_is_told_before_the_model_is_loaded() -> None:
