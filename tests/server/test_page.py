@@ -128,6 +128,14 @@ def test_two_modes_side_by_side(page) -> None:
     assert page.locator(".lane").count() == 2
 
 
+def test_modes_are_described_in_the_order_of_the_lanes(page) -> None:
+    described = page.locator("#mode-description")
+    for modes in (("plain", "tree-lookup"), ("tree-lookup", "plain"), ("lookup", "lookup")):
+        fill(page, tokens=1, mode=modes[0], second=modes[1])
+        lines = described.inner_text().splitlines()
+        assert [line.partition(":")[0] for line in lines] == list(dict.fromkeys(modes))
+
+
 def test_stop_frees_the_decoder_and_errors_are_shown(page, served) -> None:
     _, service = served
     fill(page, tokens=900, mode="plain", pace="1000")

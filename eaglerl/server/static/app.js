@@ -43,9 +43,11 @@ function fillModes(info) {
 }
 
 function describeModes() {
-  const wanted = [byId("mode").value, byId("mode-second").value];
-  byId("mode-description").textContent = state.modes
-    .filter((mode) => wanted.includes(mode.name))
+  // In the lanes' order; the same mode twice is described once.
+  const wanted = new Set([byId("mode").value, byId("mode-second").value]);
+  byId("mode-description").textContent = [...wanted]
+    .map((name) => state.modes.find((mode) => mode.name === name))
+    .filter(Boolean)
     .map((mode) => `${mode.name}: ${mode.description}`)
     .join("\n");
 }
