@@ -52,8 +52,27 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
     parts += [_times(summary.modes), _behaviour(summary.modes)]
     if references and len(summary.by_domain) > 1:
         parts += _domains(summary)
-    parts.extend(Text(note) for note in _notes(manifest, summary))
-    return Group(*parts)
+    notes = [Text(note) for note in _notes(manifest, summary)]
+    return Group(*_apart(parts), Text(), *notes)
+
+
+def _apart(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    """The parts, with an empty line before each table.
+
+    Titles and captions are put beside the tables: rich would wrap them at a table's own width.
+    """
+    for number, part in enumerate(parts):
+        if not isinstance(part, Table):
+            yield part
+            continue
+        if number:
+            yield Text()
+        title, caption = part.title, part.caption
+        part.title = part.caption = None
+        yield Text(title, style="bold")
+        yield part
+        if caption is not None:
+            yield Text(caption, style="dim")
 
 
 def _before_all(summary: Summary) -> Iterator[Text]:
@@ -182,8 +201,8 @@ def _trees(trees: Mapping[str, Sequence[int]]) -> str:
 
 def _table(title: str) -> Table:
     table = Table(
-        title=title, title_justify="left", caption_justify="left", header_style="bold",
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+        title=title, header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        padding=(0, 1, 0, 0),
     )  # fmt: skip
     table.add_column("mode", max_width=_LABEL_WIDTH, overflow="fold")
     return table

@@ -57,6 +57,14 @@ def test_tables_keep_to_80_columns(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
+    # Tables stand apart, under titles that are not wrapped at the width of the table.
+    titles = [number for number, line in enumerate(lines) if "questions (" in line]
+    titles += [number for number, line in enumerate(lines) if line.endswith(", by file")]
+    titles += [lines.index(title) for title in ("Tokens and times", "What the modes did")]
+    assert len(titles) > 4
+    for number in titles:
+        assert number == 0 or not lines[number - 1].strip()
+        assert lines[number + 1].startswith("mode ")
     # No figure is cut or broken.
     assert "…" not in result.stdout
     assert any("acceptance-trees" in line and line.count("[") == 2 for line in lines)
