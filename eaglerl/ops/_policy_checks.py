@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -22,6 +23,25 @@ _CHOICES = {
     "mlp_input": get_args(MlpInput),
     "norm_chunks": (0, 1, 3),
 }
+
+
+def read_bins(bins: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    """The parameters of the actions as int32; nothing is rounded, and nothing wraps around.
+
+    Raises:
+        TypeError: They are not integers.
+        ValueError: They are no array, or one does not fit.
+    """
+    try:
+        given = torch.as_tensor(bins)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"bins must be rows of three integers: {error}") from None
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"bins must be integers, got {given.dtype}")
+    narrow = given.to(torch.int32)
+    if not torch.equal(narrow.to(given.dtype), given):
+        raise ValueError(f"bins must fit 32 bits, got {int(given.abs().max())}")
+    return narrow
 
 
 def check_policy_weights(weights: PolicyWeights) -> None:

@@ -6,17 +6,15 @@ module is run on a few random rows and compared with what its weights say.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from eaglerl.ops._policy_checks import Activation, MlpInput
+from eaglerl.ops._policy_checks import Activation, MlpInput, read_bins
+from eaglerl.ops.undisturbed import undisturbed
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.Tanh: "tanh",
@@ -33,29 +31,6 @@ _ROWS = 8
 _ROUNDINGS = 16
 # A GPU may multiply float32 in TF32.
 _DEVICE_UNIT = 2.0**-10
-
-
-@contextmanager
-def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run modules as at inference, and leave them and all random states as they were.
-
-    Args:
-        modules: their submodules included.
-    """
-    every = [part for module in modules for part in module.modules()]
-    training = [part.training for part in every]
-    devices = {p.device for module in every for p in module.parameters(recurse=False)}
-    numbers, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
-            for part in every:
-                part.training = False
-            yield
-    finally:
-        random.setstate(numbers)
-        np.random.set_state(arrays)
-        for part, mode in zip(every, training, strict=True):
-            part.training = mode
 
 
 def read_modules(
@@ -96,7 +71,7 @@ def read_modules(
         "hidden_biases": tuple(bias(linear) for linear in linears[:-1]),
         "output_weight": matrix(linears[-1]),
         "output_bias": bias(linears[-1]),
-        "bins": torch.as_tensor(bins, dtype=torch.int32, device=linears[0].weight.device),
+        "bins": read_bins(bins).to(linears[0].weight.device),
         "fc_weight": None if fc is None else matrix(fc),
         "fc_bias": None if fc is None or fc.bias is None else bias(fc),
         "norm_weight": torch.cat([n.weight.detach().to(wide) for n in norms]) if norms else None,

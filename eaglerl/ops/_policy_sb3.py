@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eaglerl.ops._encode_reference import mlp_layers
-from eaglerl.ops._policy_modules import undisturbed
+from eaglerl.ops.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from eaglerl.ops.policy_weights import PolicyWeights
@@ -113,19 +113,15 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
         ValueError: something has statistics of the observations and is not given.
     """
     if vec_normalize is not None:
-        for name in ("norm_obs", "normalize_obs", "clip_obs", "epsilon", "obs_rms"):
-            # Without normalisation there are no statistics.
-            if name == "obs_rms" and not vec_normalize.norm_obs:
-                continue
-            if not hasattr(vec_normalize, name):
-                raise ValueError(
-                    f"vec_normalize must be a VecNormalize, got {type(vec_normalize).__name__}, "
-                    f"which has no {name}"
-                )
-        return
-    for wrapper in _wrappers(model):
+        _check_kind(vec_normalize)
+    for wrapper in _others(model, vec_normalize):
         name = type(wrapper).__name__
         if getattr(wrapper, "norm_obs", True) and getattr(wrapper, "obs_rms", None) is not None:
+            if vec_normalize is not None:
+                raise ValueError(
+                    f"model was trained on observations standardised by {name} as well, which "
+                    "vec_normalize says nothing of: only one can be folded into the first layer"
+                )
             raise ValueError(
                 f"model was trained on observations standardised by {name}: give "
                 "vec_normalize=model.get_vec_normalize_env(), so that its statistics are folded "
@@ -138,6 +134,8 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
                 "standardization into the weights (Standardization.fold_into) after a conversion "
                 "with model.env = None"
             )
+    if vec_normalize is not None:
+        return
     if getattr(model, "_last_original_obs", None) is not None:
         raise ValueError(
             "model was trained with a VecNormalize, which was not loaded with it: give "
@@ -145,9 +143,34 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
         )
 
 
-def _wrappers(model: Any) -> Iterator[Any]:
-    """All environments and wrappers around a model, from without."""
-    waiting = [getattr(model, "env", None), getattr(model, "_vec_normalize_env", None)]
+def _check_kind(vec_normalize: Any) -> None:
+    for name in ("norm_obs", "normalize_obs", "clip_obs", "epsilon", "obs_rms"):
+        # Without normalisation there are no statistics.
+        if name == "obs_rms" and not vec_normalize.norm_obs:
+            continue
+        if not hasattr(vec_normalize, name):
+            raise ValueError(
+                f"vec_normalize must be a VecNormalize, got {type(vec_normalize).__name__}, "
+                f"which has no {name}"
+            )
+
+
+def _others(model: Any, vec_normalize: Any) -> list[Any]:
+    """The wrappers around a model but for the one that is given."""
+    known = vec_normalize
+    if vec_normalize is not None and not any(one is vec_normalize for one in _wrappers(model)):
+        # What was loaded from a file stands for the model's own.
+        known = getattr(model, "_vec_normalize_env", None)
+    return [
+        one
+        for one in _wrappers(model, vec_normalize)
+        if one is not vec_normalize and one is not known
+    ]
+
+
+def _wrappers(model: Any, beside: Any = None) -> Iterator[Any]:
+    """All environments and wrappers around a model, and those of another one, from without."""
+    waiting = [getattr(model, "env", None), getattr(model, "_vec_normalize_env", None), beside]
     seen: list[Any] = []
     while waiting:
         env = waiting.pop(0)

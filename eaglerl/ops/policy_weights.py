@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eaglerl.files import exclusive_folder
-from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights
+from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights, read_bins
 from eaglerl.ops._policy_files import gather_fields, read_policy, write_policy
 from eaglerl.ops._policy_modules import read_modules
 
@@ -138,6 +138,7 @@ class PolicyWeights:
             fallback_action: The action where a logit is not finite.
 
         Raises:
+            TypeError: ``bins`` are not integers.
             ValueError: The modules are not such a chain, do not fit, or compute something besides
                 what their weights say (a hook, a subclass, a norm of another kind), in evaluation
                 mode.
@@ -194,7 +195,7 @@ class PolicyWeights:
         from eaglerl.ops import _policy_sb3 as sb3
 
         layers = sb3.read_layers(model)
-        bins = torch.as_tensor(bins, dtype=torch.int32)
+        bins = read_bins(bins)
         horizon = sb3.read_horizon(model, len(bins))
         sb3.check_observations(model, layers[0])
         sb3.check_normalization(model, vec_normalize)

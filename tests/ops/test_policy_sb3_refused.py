@@ -441,3 +441,22 @@ def test_plain_norms_are_taken_over() -> None:
     weights = PolicyWeights.from_modules(mlp, BINS, fc=nn.Linear(24, WIDTH), norms=norms)
     assert weights.eps == torch.finfo(torch.float32).eps
     assert torch.equal(weights.norm_weight, torch.cat([norm.weight for norm in norms]))
+
+
+def test_one_of_two_standardisations_is_not_enough() -> None:
+    """What is folded in would stand before the other one's statistics, which nobody sees."""
+    inner = gymnasium.wrappers.NormalizeObservation(Environment(spaces.Discrete(ACTIONS)))
+    env = VecNormalize(DummyVecEnv([lambda: inner]))
+    model = model_of(env=env)
+    with pytest.raises(ValueError, match="standardised by NormalizeObservation as well"):
+        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+    # The same where the model comes without its environment.
+    model.env = model._vec_normalize_env = None
+    with pytest.raises(ValueError, match="standardised by NormalizeObservation as well"):
+        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+    first = VecNormalize(DummyVecEnv([lambda: Environment(spaces.Discrete(ACTIONS))]))
+    second = VecNormalize(first)
+    model = model_of(env=second)
+    for given in (first, second):
+        with pytest.raises(ValueError, match="standardised by VecNormalize as well"):
+            PolicyWeights.from_sb3(model, BINS, vec_normalize=given)

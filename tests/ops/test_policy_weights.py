@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -199,3 +200,22 @@ def test_chains_that_are_none_are_refused() -> None:
     chain = [modules.mlp[0], torch.nn.GELU(), *modules.mlp[2:3]]
     with pytest.raises(ValueError, match=r"got \['GELU'\]"):
         PolicyWeights.from_modules(chain, modules.bins)
+
+
+@pytest.mark.parametrize(
+    ("bins", "error"),
+    [
+        ([[8.7, 2, 4]], TypeError),
+        ([[8.0, 2, 4]], TypeError),
+        ([[True, False, True]], TypeError),
+        ([[2**32 + 8, 2, 4]], ValueError),
+        ([[8, 2], [4]], ValueError),
+        ("8/2/4", ValueError),
+    ],
+)
+def test_bins_are_neither_rounded_nor_wrapped(bins, error) -> None:
+    mlp = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    with pytest.raises(error, match="bins must"):
+        PolicyWeights.from_modules(mlp, bins)
+    for good in ([[8, 2, 4]], torch.tensor([[8, 2, 4]]), numpy.array([[8, 2, 4]], numpy.uint8)):
+        assert PolicyWeights.from_modules(mlp, good).bins.tolist() == [[8, 2, 4]]
