@@ -20,9 +20,18 @@ from eaglerl.eagle3.linear import PackedLinear
 from eaglerl.eagle3.rope import RopeTables, module_angles
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.target import LogitsRows, TargetModel, TargetOutput
+from eaglerl.ops.undisturbed import undisturbed
 
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+# Tokens on which a packed model is compared with the model itself, and how much of the distance
+# between the best and the worst logit may be due to rounding.
+_COMPARED = 8
+_ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+class DifferentModulesError(ValueError):
+    """A model computes something else than the weights of its modules say."""
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
@@ -118,6 +127,8 @@ class PackedTarget(TargetModel):
 
         Raises:
             ValueError: the packed path cannot run the model.
+            DifferentModulesError: it computes something besides what its weights say, in evaluation
+                mode: an adapter, a hook, a changed module. A ValueError.
         """
         reason = why_not_packed(model)
         if reason is not None:
@@ -133,6 +144,26 @@ class PackedTarget(TargetModel):
         self._head = _join((model.get_output_embeddings(),), dtype, rows_hint)
         self._rope = RopeTables(module_angles(decoder.rotary_emb, self.head_dim))
         self._scale = float(decoder.layers[0].self_attn.scaling)
+        self._check_against(model, dtype)
+
+    @torch.inference_mode()
+    def _check_against(self, model: PreTrainedModel, dtype: str) -> None:
+        """Compare with the model itself: an adapter or a hook leaves no trace in the weights."""
+        count = min(_COMPARED, self.max_positions)
+        # From all over the vocabulary.
+        tokens = torch.arange(1, count + 1) * self.vocab_size // (count + 1)
+        with undisturbed([model]):
+            expected = model(tokens[None], use_cache=False).logits[0].float()
+        found = self.forward(RowBatch.causal(tokens, 0), self.new_cache(count)).logits
+        spread = expected.amax(-1) - expected.amin(-1)
+        off = (found - expected).abs().amax(-1)
+        # Where the model itself gives NaN, there is nothing to compare.
+        if bool((off > _ROUNDING[dtype] * spread).any()):
+            raise DifferentModulesError(
+                "the packed CPU path cannot run this model: its logits are off by up to "
+                f"{float((off / spread).max()):.1%} of their range from those that its weights "
+                "give: an adapter, a hook or a module of another kind computes something besides"
+            )
 
     @property
     def embed_tokens(self) -> torch.Tensor:

@@ -187,8 +187,15 @@ class TargetModel(ABC):
         feature_layers: Sequence[int] | None = None,
         backend: Literal["auto", "packed", "transformers"] = "auto",
     ) -> TargetModel:
-        """Wrap a model that is already loaded; arguments as in `from_pretrained`."""
-        from eaglerl.eagle3.packed_target import PackedTarget, why_not_packed
+        """Wrap a model that is already loaded; arguments as in `from_pretrained`.
+
+        What it is now counts: the packed path keeps a copy of its weights.
+        """
+        from eaglerl.eagle3.packed_target import (
+            DifferentModulesError,
+            PackedTarget,
+            why_not_packed,
+        )
         from eaglerl.eagle3.transformers_target import TransformersTarget
 
         if backend not in ("auto", "packed", "transformers"):
@@ -197,7 +204,12 @@ class TargetModel(ABC):
             return TransformersTarget(model, feature_layers)
         reason = why_not_packed(model)
         if reason is None:
-            return PackedTarget(model, feature_layers)
+            try:
+                return PackedTarget(model, feature_layers)
+            except DifferentModulesError as error:
+                if backend == "packed":
+                    raise
+                reason = str(error)
         if backend == "packed":
             raise ValueError(f"the packed CPU path cannot run this model: {reason}")
         if model.device.type == "cpu":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -110,6 +111,22 @@ def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
     return {kind: windows[kind] for kind in sorted(set(kinds))}
 
 
+def _steady_positions(config: PreTrainedConfig) -> int | None:
+    """Positions up to which LongRoPE keeps its frequencies; None for other kinds of RoPE.
+
+    Beyond, transformers takes other frequencies for all rows of a pass, so that the keys of a
+    prompt depend on how it is cut into passes, and a row's logits on the rows beside it.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in given.values() if isinstance(value, Mapping)] or [given]
+    limits = [
+        kind.get("original_max_position_embeddings")
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(filter(None, limits), default=None)
+
+
 class TransformersTarget(TargetModel):
     """Any causal language model whose decoder layers transformers exposes as ``model.layers``."""
 
@@ -119,6 +136,14 @@ class TransformersTarget(TargetModel):
         self.model = model
         self._windows = _attention_windows(model.config)
         self.has_window = any(window is not None for window in self._windows.values())
+        steady = _steady_positions(model.config)
+        if steady is not None and steady < self.max_positions:
+            warnings.warn(
+                f"prompt and output end at {steady} of the target's {self.max_positions} "
+                "positions: its rotary embedding of type 'longrope' has other frequencies beyond",
+                stacklevel=3,
+            )
+            self.max_positions = steady
         self._cache_argument = cache_argument(model)
         decoder = model.get_decoder()
         # The model may run elsewhere meanwhile: in another target, or in its own `generate`.

@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 
 from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.packed_target import PackedTarget, why_not_packed
+from eaglerl.eagle3.packed_target import (
+    DifferentModulesError,
+    PackedTarget,
+    why_not_packed,
+)
 from eaglerl.eagle3.rows import RowBatch
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.target_files import load_target_model
@@ -62,15 +66,18 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
         raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
     model = load_target_model(path, torch.float32)
     reason = why_not_packed(model)
-    if reason is not None:
-        warnings.warn(
-            f"the target runs through transformers' modules, which is slower: {reason}",
-            stacklevel=3,
-        )
-        if dtype == "bfloat16":
-            model = model.to(torch.bfloat16)
-        return TransformersTarget(model, ())
-    if dtype == "auto":
-        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        dtype = "bfloat16" if fast else "float32"
-    return PackedTarget(model, (), dtype=dtype, rows_hint=slots)
+    if reason is None:
+        packed_dtype = dtype
+        if dtype == "auto":
+            fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+            packed_dtype = "bfloat16" if fast else "float32"
+        try:
+            return PackedTarget(model, (), dtype=packed_dtype, rows_hint=slots)
+        except DifferentModulesError as error:
+            reason = str(error)
+    warnings.warn(
+        f"the target runs through transformers' modules, which is slower: {reason}", stacklevel=3
+    )
+    if dtype == "bfloat16":
+        model = model.to(torch.bfloat16)
+    return TransformersTarget(model, ())

@@ -284,9 +284,12 @@ def test_rope_tables_are_made_as_the_sequence_grows() -> None:
     prompt = make_prompt(3000)
     expected = reference(model, prompt, (2, 3, 4))[0][-1]
     asked: list[int] = []
-    model.get_decoder().rotary_emb.register_forward_hook(
-        lambda module, args, output: asked.append(int(args[1].max()) + 1)
-    )
+
+    def note(module, args, kwargs, output) -> None:
+        positions = kwargs.get("position_ids", args[-1])
+        asked.append(int(positions.max()) + 1)
+
+    model.get_decoder().rotary_emb.register_forward_hook(note, with_kwargs=True)
     target = PackedTarget(model)
     cache = target.new_cache(3000)
     target.forward(RowBatch.causal(prompt[:100], 0), cache, "none")
@@ -433,3 +436,52 @@ def test_cache_fits_the_model() -> None:
         cache = TargetModel.from_model(tiny_model(), backend=backend).new_cache(11, slots=2)
         assert isinstance(cache, KVCache)
         assert cache.data.shape == (2, 7, 2, 2, 11, 8)
+
+
+def _as_an_adapter(model) -> None:
+    """As PEFT's LoRA layers do: the weight that the module shows is the base layer's."""
+    linear = model.get_decoder().layers[3].mlp.down_proj
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) / 8 for shape in ((4, 48), (32, 4)))
+    base = linear.forward
+    linear.forward = lambda x: base(x) + x @ down.T @ up.T
+
+
+def _as_a_hook(model) -> None:
+    """Activation steering."""
+    shift = torch.linspace(-1, 1, 32)
+    model.get_decoder().layers[2].register_forward_hook(lambda module, args, output: output + shift)
+
+
+def _as_another_output(model) -> None:
+    inner = model.lm_head
+    model.lm_head.register_forward_hook(lambda module, args, output: output.roll(1, dims=-1))
+    assert model.lm_head is inner
+
+
+@pytest.mark.parametrize("change", [_as_an_adapter, _as_a_hook, _as_another_output])
+def test_what_modules_compute_besides_their_weights_is_kept(change) -> None:
+    """Packed weights alone would give the text of another model without a word."""
+    model = tiny_model(logit_scale=4.0)
+    prompt = make_prompt(12)
+    before = reference(model, prompt, (2, 3, 4))[0]
+    change(model)
+    expected = reference(model, prompt, (2, 3, 4))[0]
+    assert float((expected - before).abs().max()) > 0.1
+    with pytest.raises(ValueError, match="cannot run this model: its logits are off by"):
+        TargetModel.from_model(model, backend="packed")
+    with pytest.warns(UserWarning, match="an adapter, a hook or a module of another kind"):
+        target = TargetModel.from_model(model)
+    logits = target.forward(RowBatch.causal(prompt, 0), target.new_cache(12)).logits
+    assert_near(logits, expected, TINY_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packing_leaves_a_model_as_it_was(dtype: str) -> None:
+    model = tiny_model("qwen3").train()
+    model.get_decoder().layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    PackedTarget(model, dtype=dtype)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)

@@ -130,3 +130,41 @@ def test_one_row_of_each_of_several_slots(name: str) -> None:
     for row, prompt in enumerate(prompts):
         expected = reference(model, [*prompt, 5 + row])[-1]
         torch.testing.assert_close(output.logits[row], expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def longrope_model(original: int) -> PreTrainedModel:
+    """Phi-3 with other frequencies beyond `original` positions."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 27.0],
+    }
+    return tiny_model(
+        "phi3",
+        logit_scale=4.0,
+        rope_parameters=rope,
+        original_max_position_embeddings=original,
+        max_position_embeddings=256,
+        pad_token_id=0,
+    )
+
+
+def test_longrope_ends_where_its_frequencies_change() -> None:
+    """Beyond, keys would depend on the chunks of the prompt, and logits on the rows of the tree."""
+    model = longrope_model(24)
+    with pytest.warns(UserWarning, match="end at 24 of the target's 256 positions"):
+        target = TargetModel.from_model(model, backend="transformers")
+    decoder = SpeculativeDecoder(target, tiny_head(target), draft_dtype="float32")
+    prompt = PROMPT[1:11]
+    expected = model.generate(torch.tensor([prompt]), max_length=24, do_sample=False)[0].tolist()
+    output = decoder.generate(prompt, TreeParams(12, 3, 3), max_new_tokens=100)
+    assert output.sequences[0].tolist() == expected
+    assert output.finish_reasons == ("context",)
+    with pytest.raises(ValueError, match="the target's context holds 24"):
+        decoder.generate(PROMPT[1:], max_new_tokens=5)
+
+
+def test_longrope_up_to_its_frequencies_is_no_limit() -> None:
+    target = TargetModel.from_model(longrope_model(256), backend="transformers")
+    assert target.max_positions == 256
