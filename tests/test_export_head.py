@@ -84,3 +84,16 @@ def test_wrong_arguments(head: Path, tmp_path: Path, arguments: list[str], messa
     assert code != 0
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_else_is_overwritten(head: Path, target: Path, tmp_path: Path) -> None:
+    """A head would lose what the engine does not run; another model would be gone."""
+    (tmp_path / "link").symlink_to(head)
+    for folder in (head, tmp_path / "link", target):
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        code, output = run(head, "--for", "openvino", "-o", folder)
+        assert code == 2
+        assert "another" in output
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    for _ in range(2):
+        assert run(head, "--for", "vllm", "-o", tmp_path / "out")[0] == 0

@@ -59,6 +59,7 @@ def export_head(
     they all take EAGLE's default ones. What the engine does not run is left out and said.
     """
     layers = parse_feature_layers(taps)
+    _check_output(head, output)
     if check and model is None:
         raise typer.BadParameter("needs the target: give --model", param_hint="--check")
     with busy("reading the head"):
@@ -78,6 +79,27 @@ def export_head(
     for sentence in exported.hints:
         console.print(f"to do: {sentence}", markup=False, soft_wrap=True)
     console.print(f"written: {exported.path}", markup=False, soft_wrap=True)
+
+
+def _check_output(head: Path, output: Path) -> None:
+    """Refuse to write over the head itself, which may lose what the engine does not run, or over
+    another model."""
+    if output.exists() and head.exists() and output.samefile(head):
+        raise typer.BadParameter(
+            "it is the head's own folder; name another one", param_hint="--output"
+        )
+    config = output / "config.json"
+    if not config.exists():
+        return
+    from eaglerl.json_file import AnyObject, read_json
+
+    kinds = read_json(config, AnyObject, "config", allow_nan=True).get("architectures")
+    if kinds != ["LlamaForCausalLMEagle3"]:
+        raise typer.BadParameter(
+            f"{str(output)!r} holds another model ({kinds}), which would be overwritten; name "
+            "another folder",
+            param_hint="--output",
+        )
 
 
 def _compare(target: Path, head) -> None:
