@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -40,7 +39,7 @@ from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.tree import check_top_k
-from eaglerl.eagle3.verify import ProcessingVerifier, Verifier
+from eaglerl.eagle3.verify import ProcessingVerifier, Verifier, seeded_generator
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512
@@ -192,7 +191,7 @@ class SpeculativeDecoder:
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self._check(prompts, policy)
-        generator = self._generator(seed)
+        generator = seeded_generator(seed, self.target.embed_tokens.device)
         begun = [
             self._begin(one, prompt, generator, tokenizer)
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
@@ -240,7 +239,8 @@ class SpeculativeDecoder:
         prompts = self._read(input_ids, attention_mask, inputs, settings)
         prompt = prompts.only("start")
         chosen = self._check(prompts, policy)
-        verifier, rules = self._begin(settings, prompt, self._generator(seed), tokenizer)
+        generator = seeded_generator(seed, self.target.embed_tokens.device)
+        verifier, rules = self._begin(settings, prompt, generator, tokenizer)
         return Generation(
             self, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
         )
@@ -302,7 +302,7 @@ class SpeculativeDecoder:
             max_new_tokens=min(max_new_tokens, room),
             temperature=temperature,
             top_p=top_p or 1.0,
-            top_k=int(top_k),
+            top_k=top_k,
             eos_token_id=eos_token_ids,
         )
         if not log:
@@ -323,9 +323,12 @@ class SpeculativeDecoder:
                 has a fork of it, see `DecodingSession.tree_policy`.
 
         Raises:
-            ValueError: a `FusedPolicy` that does not fit the draft head, or a policy that another
-                session has and that cannot fork.
+            ValueError: a `FusedPolicy` that does not fit the draft head, a policy that another
+                session has and that cannot fork, or a verifier that another session has and that
+                reads its text; or a negative `length`.
         """
+        if length < 0:
+            raise ValueError(f"length must be 0 or positive, got {length}")
         return open_session(
             self.target, self.head, self.draft, self._pool, verifier, length + _TREE_ROOM, policy
         )
@@ -383,11 +386,3 @@ class SpeculativeDecoder:
         if isinstance(chosen, ConstantPolicy):
             check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
         return chosen
-
-    def _generator(self, seed: int | None) -> torch.Generator | None:
-        if seed is None:
-            return None
-        try:
-            return torch.Generator(self.target.embed_tokens.device).manual_seed(index(seed))
-        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}") from error

@@ -64,7 +64,9 @@ def _number(name: str, value: Any, kind: type) -> Any:
     except (TypeError, ValueError, OverflowError):
         number = None
     # A NaN is not even itself; it is refused by its range.
-    wrong = number is None or isinstance(value, str) or (number != value and number == number)
+    wrong = (
+        number is None or isinstance(value, str | bool) or (number != value and number == number)
+    )
     if wrong:
         raise TypeError(f"{name} must be a number of type {kind.__name__}, got {value!r}")
     return number

@@ -83,6 +83,7 @@ _SHAPES_TEXT: dict[str, tuple[Any, ...]] = {
     "forced_bos_token_id": (None,),
     "forced_eos_token_id": (None,),
     "exponential_decay_length_penalty": (None,),
+    "watermarking_config": (None,),
 }
 
 

@@ -282,7 +282,14 @@ class GenerationSettings:
                 device=self._device,
                 model_kwargs={"attention_mask": mask if padding else None},
             )
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ValueError(f"no logits processor can be made as asked for: {error}") from error
         for place, processor in enumerate(processors):
             if type(processor) is TemperatureLogitsWarper:

@@ -240,8 +240,8 @@ def _inferred_masks(
 
 def _read_masks(rows: list[list[int]], attention_mask: AttentionMask) -> list[list[bool]]:
     if isinstance(attention_mask, torch.Tensor | np.ndarray):
-        if attention_mask.ndim == 1:
-            attention_mask = attention_mask[None]
+        if attention_mask.ndim < 2:
+            attention_mask = attention_mask.reshape(1, -1)
         masks = attention_mask.tolist()
     elif isinstance(attention_mask, Sequence) and not isinstance(attention_mask, str | bytes):
         masks = [row.tolist() if _has_axes(row) else row for row in attention_mask]

@@ -10,7 +10,7 @@ from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import CachedDraft
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.params import TreePolicy
-from eaglerl.eagle3.policy_use import begin_use
+from eaglerl.eagle3.policy_use import begin_use, use_verifier
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target import TargetModel
 from eaglerl.eagle3.verify import Verifier
@@ -39,25 +39,29 @@ def open_session(
     Raises:
         ValueError: see `SpeculativeDecoder.new_session`.
     """
-    end_use: Callable[[], None] | None = None
-    if policy is not None:
-        policy, end_use = begin_use(policy)
+    ends = [use_verifier(verifier)]
     try:
+        if policy is not None:
+            policy, end_use = begin_use(policy)
+            ends.append(end_use)
         bound = policy.bind(head, draft.reduce) if isinstance(policy, FusedPolicy) else None
         caches = pool.take(capacity)
     except BaseException:
-        if end_use is not None:
-            end_use()
+        _end(ends)
         raise
     session = DecodingSession(target, caches.draft, verifier, caches.target, policy=bound)
-    session.own(caches, partial(_release, pool, end_use))
+    session.own(caches, partial(_release, pool, ends))
     session.tree_policy = policy
     return session
 
 
-def _release(pool: CachePool, end_use: Callable[[], None] | None, caches: Caches | None) -> None:
+def _release(pool: CachePool, ends: list[Callable[[], None]], caches: Caches | None) -> None:
     """End what a session has; without caches where they are not fit for another one."""
-    if end_use is not None:
-        end_use()
+    _end(ends)
     if caches is not None:
         pool.give_back(caches)
+
+
+def _end(ends: list[Callable[[], None]]) -> None:
+    for end in ends:
+        end()

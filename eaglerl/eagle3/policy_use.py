@@ -1,14 +1,17 @@
-"""Who uses a policy: a sequence has it for itself, since policies remember what they have seen."""
+"""Who uses a policy, or a verifier that reads the text: a sequence has it for itself, since they
+remember what they have seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from eaglerl.eagle3.params import TreePolicy
+from eaglerl.eagle3.verify import Verifier
 
-# By the policy's id: a token of the sequence that uses it, and the policy, so that no other gets
+# By the object's id: a token of the sequence that uses it, and the object, so that no other gets
 # its id. Single operations on a dict need no lock, which garbage collection could not take anyway.
-_IN_USE: dict[int, tuple[object, TreePolicy]] = {}
+_IN_USE: dict[int, tuple[object, TreePolicy | Verifier]] = {}
 
 
 def begin_use(policy: TreePolicy) -> tuple[TreePolicy, Callable[[], None]]:
@@ -36,6 +39,29 @@ def begin_use(policy: TreePolicy) -> tuple[TreePolicy, Callable[[], None]]:
     forked = fork()
     # A policy that remembers nothing serves any number of sequences.
     return (policy, _nothing) if forked is policy else begin_use(forked)
+
+
+def use_verifier(verifier: Verifier) -> Callable[[], None]:
+    """Take a verifier for one sequence.
+
+    Args:
+        verifier: what accepts drafts.
+
+    Returns:
+        What ends the use.
+
+    Raises:
+        ValueError: another sequence has it, and it keeps track of that sequence's text.
+    """
+    if not getattr(verifier, "reads_text", False):
+        return _nothing
+    token, key = object(), id(verifier)
+    if _IN_USE.setdefault(key, (token, verifier))[0] is not token:
+        raise ValueError(
+            f"the verifier, a {type(verifier).__name__}, keeps track of the text of another "
+            "session that has not ended: give each session a verifier of its own"
+        )
+    return lambda: _end_use(key, token)
 
 
 def _end_use(key: int, token: object) -> None:

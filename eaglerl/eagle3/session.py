@@ -142,8 +142,7 @@ class DecodingSession(CacheOwner):
             The first new token; it is the root of the first tree.
 
         Raises:
-            ValueError: an empty prompt, more tokens than the cache can take, or a session that is
-                closed.
+            ValueError: see `begin_prompt`.
         """
         self.begin_prompt(prompt_ids)
         while (first := self.read_chunk()) is None:
@@ -158,11 +157,16 @@ class DecodingSession(CacheOwner):
 
         Raises:
             ValueError: an empty prompt, more tokens than the cache can take, or a session that is
-                closed.
+                closed or has begun a sequence already.
         """
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
         self.check_open()
+        if self.token_ids or self._prompt:
+            raise ValueError(
+                "this session has a prompt already, behind which its caches would go on: make a "
+                "new session for another one"
+            )
         self.cache.check_room(len(prompt_ids), self.slot)
         self._prompt, self._prompt_features = [*prompt_ids], []
         self.verifier.begin(prompt_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -102,6 +103,11 @@ class _Walker:
         self._rules = rules
         self._text: list[int] = []
         self._prompt_length = 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it depends on the text, so that it serves one sequence at a time."""
+        return self._rules is not None
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """A sequence begins; its tokens are kept track of."""
@@ -231,6 +237,11 @@ class ProcessingVerifier(_Walker):
         self._generator = generator
         self._padding = list(padding)
 
+    @property
+    def reads_text(self) -> bool:
+        """Its processors do."""
+        return True
+
     def _choose(self, logits: torch.Tensor) -> int:
         scores = process_row(self._processors, [*self._padding, *self._text], logits)
         if not self._do_sample:
@@ -296,5 +307,20 @@ def make_verifier(
     check_sampling(temperature, top_p, top_k)
     if temperature == 0:
         return GreedyVerifier()
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    return SamplingVerifier(temperature, top_p, top_k, generator)
+    return SamplingVerifier(temperature, top_p, top_k, seeded_generator(seed, device))
+
+
+def seeded_generator(seed: int | None, device: torch.device | str) -> torch.Generator | None:
+    """A generator for draws on a device; None, for torch's global one, without a seed.
+
+    Raises:
+        ValueError: the seed is no integer of 64 bits.
+    """
+    if seed is None:
+        return None
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        return torch.Generator(device).manual_seed(index(seed))
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}") from error

@@ -8,6 +8,7 @@ from transformers import TextStreamer
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.verify import GreedyVerifier, make_verifier
 
 from .heads import make_config, make_head
 from .tiny import tiny_head, tiny_model
@@ -93,6 +94,35 @@ class TestWrongArguments:
         arguments = {"temperature": temperature, name: value}
         with pytest.raises(ValueError, match=f"{name} must be"):
             decoder.generate(PROMPT, TREE, **arguments)
+
+    @pytest.mark.parametrize("name", ["max_new_tokens", "max_length", "top_k", "temperature"])
+    def test_a_bool_is_no_number(self, decoder, name):
+        with pytest.raises(TypeError, match=f"{name} must be a number of type .*, got True"):
+            decoder.generate(PROMPT, **{"temperature": 1.0, name: True})
+
+    @pytest.mark.parametrize("seed", [True, 1.5, 2**70, "7"])
+    def test_seeds(self, decoder, seed):
+        with pytest.raises(ValueError, match="seed must be an integer of 64 bits"):
+            decoder.generate(PROMPT, temperature=1.0, seed=seed)
+        with pytest.raises(ValueError, match="seed must be an integer of 64 bits"):
+            make_verifier(1.0, 1.0, 0, seed, "cpu")
+
+    def test_a_mask_of_no_axes(self, decoder):
+        with pytest.raises(ValueError, match="attention_mask must have the shape of input_ids"):
+            decoder.generate(PROMPT, attention_mask=torch.tensor(1))
+
+    def test_what_transformers_cannot_make_a_processor_of(self, decoder):
+        """It needs an end-of-sequence token, and there is none."""
+        with pytest.raises(ValueError, match="no logits processor can be made as asked for"):
+            decoder.generate(PROMPT, exponential_decay_length_penalty=(2, 1.5))
+
+    def test_eagenerate_does_not_cut_top_k_down(self, decoder):
+        with pytest.raises(TypeError, match=r"top_k must be a number of type int, got 0\.5"):
+            decoder.eagenerate([PROMPT], temperature=1.0, top_k=0.5)
+
+    def test_length_of_a_session(self, decoder):
+        with pytest.raises(ValueError, match="length must be 0 or positive, got -600"):
+            decoder.new_session(GreedyVerifier(), -600)
 
     def test_tree_wider_than_the_draft_vocabulary(self, decoder):
         """Found before anything is decoded: the streamer, which cannot be written to, is not."""

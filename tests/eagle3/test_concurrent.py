@@ -19,6 +19,7 @@ from eaglerl.eagle3 import (
     TreeParams,
 )
 from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.verify import GreedyVerifier
 
 from .test_device_loop import HEAD, MODEL
 from .test_device_loop import policies as fused_policies
@@ -439,3 +440,50 @@ def test_the_time_of_other_generations_is_not_that_of_the_cycles(decoder) -> Non
     for statistics in beside:
         cycles = sum(cycle.seconds for cycle in statistics.cycles)
         assert cycles + statistics.policy_seconds <= statistics.decode_seconds
+
+
+def test_two_sessions_have_verifiers_of_their_own(decoder) -> None:
+    """One that reads the text would judge a session's drafts by what the other one wrote."""
+    settings = decoder.read_options(repetition_penalty=1.5, max_new_tokens=NEW_TOKENS)
+    verifier, _ = settings.start(PROMPTS[0], 100)
+    first = decoder.new_session(verifier, 60)
+    first.prefill(PROMPTS[0])
+    with pytest.raises(ValueError, match="the verifier, a ProcessingVerifier, keeps track"):
+        decoder.new_session(verifier, 60)
+    own, _ = settings.start(PROMPTS[1], 100)
+    second = decoder.new_session(own, 60)
+    second.prefill(PROMPTS[1])
+    for session in (first, second) * 20:
+        session.step(TreeParams(6, 2, 4))
+    for session, prompt in ((first, PROMPTS[0]), (second, PROMPTS[1])):
+        alone = decoder.generate(prompt, repetition_penalty=1.5, max_new_tokens=NEW_TOKENS)
+        text = alone.sequences[0].tolist()
+        assert session.token_ids[: len(text)] == text
+    first.close()
+    again = decoder.new_session(verifier, 60)
+    again.prefill(PROMPTS[0])
+    again.step(TreeParams(6, 2, 4))
+    assert first.token_ids[: len(again.token_ids)] == again.token_ids
+
+
+def test_verifiers_that_remember_nothing_may_be_shared(decoder) -> None:
+    verifier = GreedyVerifier()
+    sessions = [decoder.new_session(verifier, 60) for _ in range(2)]
+    for session, prompt in zip(sessions, PROMPTS, strict=False):
+        session.prefill(prompt)
+
+
+def test_a_session_reads_one_prompt(decoder) -> None:
+    """A second one would be committed behind the first, at the positions of another text."""
+    session = decoder.new_session(GreedyVerifier(), 60)
+    session.prefill(PROMPTS[1])
+    session.step(TreeParams(6, 2, 4))
+    text = list(session.token_ids)
+    with pytest.raises(ValueError, match="has a prompt already"):
+        session.prefill(PROMPTS[2])
+    session.step(TreeParams(6, 2, 4))
+    assert session.token_ids[: len(text)] == text
+    unread = decoder.new_session(GreedyVerifier(), 60)
+    unread.begin_prompt(PROMPTS[1])
+    with pytest.raises(ValueError, match="has a prompt already"):
+        unread.begin_prompt(PROMPTS[2])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import WatermarkingConfig
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
 from eaglerl.eagle3.packed_target import PackedTarget
@@ -70,6 +71,17 @@ def test_names_of_targets_tell_their_processors() -> None:
     ]  # fmt: skip
     assert names[0] == names[1]
     assert len(set(names)) == 3
+
+
+def test_a_watermark_makes_another_target() -> None:
+    """It changes the greedy text, as `generate` writes it, and so what traces tell."""
+    model, decoder = make({})
+    prompt, name = tiny_prompts(1)[0].token_ids, target_id(decoder.target)
+    before = decoder.generate(prompt, max_new_tokens=14).new_ids[0]
+    model.generation_config.watermarking_config = WatermarkingConfig(bias=9.0)
+    written = decoder.generate(prompt, max_new_tokens=14).new_ids[0]
+    assert written == expected(model, prompt) != before
+    assert target_id(decoder.target) != name
 
 
 def test_a_target_whose_texts_end_otherwise_is_not_recorded(tmp_path) -> None:
