@@ -108,6 +108,7 @@ class TestErrors:
             ["generate", PROMPT, "--temperature", "-1"],
             ["generate", PROMPT, "--no-such-option"],
             ["distill"],
+            ["train-policy", "-a", "reinforce", "--prompts", "p.jsonl", "-o", "x"],
             ["no-such-command"],
         ],
     )
@@ -123,6 +124,9 @@ class TestErrors:
             (["generate", PROMPT, "--model", "/nowhere"], "--model must be one of"),
             (["generate", PROMPT, "--draft", "/nowhere"], "--draft must be a folder"),
             (["generate", "  "], "the prompt is empty"),
+            # Neither loads a model first: there is none.
+            (["record", "x", "no.jsonl", "--model", "/nowhere"], "prompts must name existing"),
+            (["export-head", "no-head", "--for", "vllm", "-o", "x"], "HEAD must be a folder"),
         ],
     )
     def test_a_failure_is_one_sentence(self, arguments: list[str], sentence: str) -> None:

@@ -75,6 +75,7 @@ def test_check_compares_with_the_neighbours(head: Path, target: Path, tmp_path: 
     ("arguments", "message"),
     [
         (["--for", "trt"], "engine must be one of"),
+        (["--for", "trt"], "--for"),
         (["--for", "vllm", "--check"], "give --model"),
         (["--for", "vllm", "--taps", "1,1,2"], "--feature-layers"),
     ],

@@ -62,11 +62,18 @@ def export_head(
     _check_output(head, output)
     if check and model is None:
         raise typer.BadParameter("needs the target: give --model", param_hint="--check")
+    if not (head / "config.json").is_file():
+        raise ValueError(f"HEAD must be a folder with a config.json, got {str(head)!r}")
     with busy("reading the head"):
         from eaglerl.eagle3.draft import Eagle3DraftHead
+        from eaglerl.eagle3.export import ENGINES
         from eaglerl.eagle3.export import export_head as write_head
         from eaglerl.eagle3.target_files import read_target_config
 
+        if engine not in ENGINES:
+            raise typer.BadParameter(
+                f"engine must be one of {', '.join(ENGINES)}, got {engine!r}", param_hint="--for"
+            )
         loaded = Eagle3DraftHead.from_pretrained(head, feature_layers=layers)
         target = None if model is None else resolve_model(model)
         count = None if target is None else read_target_config(target).num_hidden_layers

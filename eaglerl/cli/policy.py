@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from eaglerl.rl.traces import Trace
     from eaglerl.rl.train_policy import TrainPolicyOptions
 
+_ALGORITHMS = ("ppo", "dqn", "acceptance")
 _STEPS = 200_000
 _LIVE_PANEL = "Live, instead of on traces"
 
@@ -216,6 +217,11 @@ def train_policy(
     decodes. Acceptance learns from traces what is accepted, and weighs it by the cost table. An
     interrupted run goes on with the same command; on traces with the policy of an unbroken one.
     """
+    if algorithm not in _ALGORITHMS:
+        raise typer.BadParameter(
+            f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}",
+            param_hint="--algorithm",
+        )
     supervised = algorithm == "acceptance"
     _check_sources(traces, prompts, cost)
     _check_kind(supervised, {"--select": select is not None, "--reference": reference}, prompts)

@@ -94,6 +94,9 @@ def record(
         raise typer.BadParameter(
             f"must be one of {', '.join(_SPLITS)}, got {split!r}", param_hint="--split"
         )
+    # Before a model is loaded in vain.
+    for path in question_paths(prompts):
+        _check_prompt_file(path)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
     from eaglerl.rl.record import RecordOptions
     from eaglerl.rl.record import record as run
@@ -154,6 +157,11 @@ def parse_widths(text: str) -> tuple[int, ...]:
         ) from error
 
 
+def _check_prompt_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
+
+
 def read_prompt_files(
     decoder: SpeculativeDecoder,
     paths: Iterable[Path],
@@ -185,8 +193,7 @@ def read_prompt_files(
     from eaglerl.training.data import is_held_out
 
     for path in question_paths(paths):
-        if not path.is_file():
-            raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
+        _check_prompt_file(path)
         taken = 0
         for line in read_lines(path, "prompts"):
             if taken == per_file:
