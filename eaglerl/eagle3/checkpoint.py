@@ -5,6 +5,7 @@ offset ``target id - draft id`` of every draft id, t2d says which target ids are
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,18 @@ def complete_state_dict(
                 "mapping was not loaded when the head was made"
             )
         target_ids = _target_ids(d2t.cpu().long(), config)
+        if (
+            len(d2t) > 1
+            and bool((d2t.diff() > 0).all())
+            and int(d2t[0]) >= 0
+            and int(d2t[-1]) < config.vocab_size
+        ):
+            warnings.warn(
+                "d2t is read as offsets, target id - draft id, and no t2d says whether it is: its "
+                "numbers rise at every step, as ids would. If they are ids, subtract each one's "
+                "index",
+                stacklevel=4,
+            )
         result["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool)
         result["t2d"][target_ids] = True
         return result

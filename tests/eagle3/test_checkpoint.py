@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglerl.eagle3 import checkpoint
+from eaglerl.eagle3.checkpoint import complete_state_dict
 from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.draft_runner import ModuleDraft
@@ -427,3 +429,15 @@ def test_expected_shapes_follow_the_format() -> None:
     assert shapes["lm_head.weight"] == (32000, 4096)
     assert shapes["d2t"] == (32000,)
     assert shapes["t2d"] == (128256,)
+
+
+@pytest.mark.parametrize(("step", "warned"), [(1, False), (3, True)])
+def test_offsets_that_might_be_ids_are_warned_about(step: int, warned: bool) -> None:
+    """Without t2d nothing else tells ids from offsets, and the draft would propose other tokens."""
+    config = make_config(vocab_size=60, draft_vocab_size=8)
+    kept = torch.arange(8) * step + 5
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = complete_state_dict({"d2t": kept - torch.arange(8)}, config)
+    assert state["t2d"].nonzero()[:, 0].tolist() == kept.tolist()
+    assert [("as ids would" in str(each.message)) for each in caught] == [True] * warned
