@@ -98,15 +98,24 @@ def _check_output(head: Path, output: Path) -> None:
     config = output / "config.json"
     if not config.exists():
         return
-    from eaglerl.json_file import AnyObject, read_json
-
-    kinds = read_json(config, AnyObject, "config", allow_nan=True).get("architectures")
+    kinds = _architectures(config)
     if kinds != ["LlamaForCausalLMEagle3"]:
         raise typer.BadParameter(
             f"{str(output)!r} holds another model ({kinds}), which would be overwritten; name "
             "another folder",
             param_hint="--output",
         )
+
+
+def _architectures(config: Path) -> object:
+    """What a config.json says that its model is.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from eaglerl.json_file import AnyObject, read_json
+
+    return read_json(config, AnyObject, "config", allow_nan=True).get("architectures")
 
 
 def _compare(target: Path, head) -> None:

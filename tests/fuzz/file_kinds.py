@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from eaglerl.cli.export_head import _architectures
 from eaglerl.cli.record import read_prompt_files
 from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.params import TreeParams
@@ -94,6 +95,8 @@ def _read_head(folder: Path) -> None:
     # As the check of its tapped layers does.
     data = read_json(folder / "config.json", JsonObject, "draft head's config")
     other_reading(data, head.config.feature_layers, 8)
+    # As `export-head` does before it writes over one.
+    _architectures(folder / "config.json")
 
 
 def _write_sharded_head(folder: Path) -> None:
@@ -302,6 +305,7 @@ KINDS: dict[str, FileKind] = {
             "eaglerl.eagle3.weight_files",
             "eaglerl.eagle3.checkpoint",
             "eaglerl.eagle3.tap_check",
+            "eaglerl.cli.export_head",
         ),
     ),
     "head in shards": FileKind(
