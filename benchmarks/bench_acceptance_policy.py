@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from eaglerl._ext import build_info
-from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.params import CycleState, StepResult, TreeParams
+from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
-from eaglerl.eagle3.tree import DraftMoment, TreeDrafter
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.tree.tree_drafter import DraftMoment, TreeDrafter
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.candidates import Candidates

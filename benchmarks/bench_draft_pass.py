@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 
 from eaglerl._ext import build_info
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.linear import is_supported
-from eaglerl.eagle3.packed_draft import PackedDraft
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.packed_draft import PackedDraft
+from eaglerl.eagle3.layers.linear import is_supported
 
 ROWS = (1, 4, 8, 10, 16)
 DTYPES = ("float32", "bfloat16", "int8")

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.eagle3.rows import RowBatch
-from eaglerl.eagle3.transformers_target import cache_argument
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.transformers_target import cache_argument
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.prepare import prepare_model
 

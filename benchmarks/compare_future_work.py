@@ -124,7 +124,7 @@ def split(half: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
 
 def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[list[int]]) -> None:
     """Read what every run of a process needs."""
-    from eaglerl.eagle3.params import TreeParams
+    from eaglerl.eagle3.policy import TreeParams
 
     torch.set_num_threads(1)
     half, others = read_halves(folders, test)

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from eaglerl.cli.traces import read_traces
-from eaglerl.eagle3.params import ConstantPolicy, TreeParams, TreePolicy
+from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.bootstrap import bootstrap_ratio
 from eaglerl.evaluation.machine import describe_machine

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from eaglerl.cli.cycle_chart import cycle_chart
 from eaglerl.eagle3 import StepResult, TreeParams
-from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 
 
 def cycle(rows: int, depth: int, accepted: int, chain: int = 0) -> StepResult:

@@ -96,12 +96,12 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("eaglerl.ops.norm", "import eaglerl.eagle3.tree"),
+        ("eaglerl.ops.norm", "import eaglerl.eagle3.tree.tree_drafter"),
         ("eaglerl.ops.norm", "from eaglerl.eagle3 import TreeParams"),
         ("eaglerl.ops.norm", "from eaglerl import eagle3"),
         ("eaglerl.ops.norm", "from ..eagle3.tree import DraftTree"),
         ("eaglerl.ops.norm", "def f():\n    import transformers"),
-        ("eaglerl.eagle3.tree", "from eaglerl.training import distill"),
+        ("eaglerl.eagle3.tree.tree_drafter", "from eaglerl.training import distill"),
         ("eaglerl.training.distill", "from eaglerl.cli.terminal import notes"),
         ("eaglerl.files", "from eaglerl.ops import rms_norm"),
     ],
@@ -115,9 +115,9 @@ def test_an_upward_import_is_found(module: str, source: str) -> None:
     [
         ("eaglerl.ops.norm", "from eaglerl._ext import C"),
         ("eaglerl.ops.norm", "from .shapes import check"),
-        ("eaglerl.eagle3.tree", "from eaglerl.ops import DraftTreeBuilder"),
+        ("eaglerl.eagle3.tree.tree_drafter", "from eaglerl.ops import DraftTreeBuilder"),
         ("eaglerl.cli.app", "from eaglerl.training.distill import distill"),
-        ("eaglerl.eagle3.target", "import transformers"),
+        ("eaglerl.eagle3.target.target_model", "import transformers"),
     ],
 )
 def test_a_downward_import_is_allowed(module: str, source: str) -> None:

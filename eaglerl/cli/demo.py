@@ -128,8 +128,8 @@ def _warm_up(
     max_new_tokens: int,
     modes: dict[str, TreeParams | TreePolicy | None],
 ) -> None:
-    from eaglerl.eagle3.inputs import all_read
-    from eaglerl.eagle3.verify import make_verifier
+    from eaglerl.eagle3.prompt_inputs import all_read
+    from eaglerl.eagle3.sampling import make_verifier
 
     # Caches of the full size first: growing them later would count as time of the first run.
     room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
@@ -147,7 +147,7 @@ def _stream(
     style: str,
     max_new_tokens: int,
 ) -> GenerateOutput:
-    from eaglerl.eagle3.inputs import all_read
+    from eaglerl.eagle3.prompt_inputs import all_read
 
     console.print()
     console.print(Rule(name, style=style, align="left"))

@@ -65,10 +65,10 @@ def export_head(
     if not (head / "config.json").is_file():
         raise ValueError(f"HEAD must be a folder with a config.json, got {str(head)!r}")
     with busy("reading the head"):
-        from eaglerl.eagle3.draft import Eagle3DraftHead
-        from eaglerl.eagle3.export import ENGINES
-        from eaglerl.eagle3.export import export_head as write_head
-        from eaglerl.eagle3.target_files import read_target_config
+        from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+        from eaglerl.eagle3.head.export_head import ENGINES
+        from eaglerl.eagle3.head.export_head import export_head as write_head
+        from eaglerl.eagle3.target.target_files import read_target_config
 
         if engine not in ENGINES:
             raise typer.BadParameter(
@@ -124,8 +124,8 @@ def _compare(target: Path, head) -> None:
         from transformers import AutoTokenizer
 
         from eaglerl.eagle3.fit import check_fit
-        from eaglerl.eagle3.tap_check import compare_neighbours
-        from eaglerl.eagle3.target import TargetModel
+        from eaglerl.eagle3.head.tap_check import compare_neighbours
+        from eaglerl.eagle3.target.target_model import TargetModel
 
         model = TargetModel.from_pretrained(
             target, feature_layers=head.config.resolve_feature_layers

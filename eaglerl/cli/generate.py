@@ -106,7 +106,7 @@ def generate(
 
     The text goes to stdout as it comes, everything else to stderr.
     """
-    from eaglerl.eagle3.inputs import all_read
+    from eaglerl.eagle3.prompt_inputs import all_read
 
     constant = parse_tree(tree, plain=plain)
     if policy is not None and constant is not None:

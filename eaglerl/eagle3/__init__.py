@@ -1,13 +1,12 @@
 """EAGLE-3 speculative decoding: a target, a draft head, and the loop that joins them."""
 
-from eaglerl.eagle3.config import Eagle3Config
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
-from eaglerl.eagle3.lookup import ContextLookup, Lookup
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.output import DecodingStatistics, GenerateOutput
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     NO_DRAFT,
     ConstantPolicy,
     CycleState,
@@ -19,7 +18,8 @@ from eaglerl.eagle3.params import (
     TreePolicy,
 )
 from eaglerl.eagle3.session import DecodingSession
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.prompt_lookup import ContextLookup, Lookup
 
 __all__ = [
     "NO_DRAFT",

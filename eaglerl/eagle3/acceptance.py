@@ -7,13 +7,13 @@ from typing import Protocol
 
 import torch
 
-from eaglerl.eagle3.device_tree import DeviceTree
+from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import TotalTime
-from eaglerl.eagle3.target import TargetOutput
-from eaglerl.eagle3.verify import RowVerifier, Verifier
+from eaglerl.eagle3.target.target_model import TargetOutput
+from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.ops import DraftTree
 
 

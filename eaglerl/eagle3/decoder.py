@@ -8,25 +8,17 @@ from typing import Literal, Unpack
 
 import torch
 
-from eaglerl.eagle3.caches import CachePool
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.draft_runner import CachedDraft, DraftDtype, make_runner
+from eaglerl.eagle3.cache.caches import CachePool
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
-from eaglerl.eagle3.generation_options import GenerationOptions
-from eaglerl.eagle3.generation_settings import GenerationSettings
-from eaglerl.eagle3.inputs import (
-    AttentionMask,
-    Prompt,
-    PromptIds,
-    Prompts,
-    check_token_ids,
-    read_prompts,
-)
+from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
+from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_runner import CachedDraft, DraftDtype, make_runner
 from eaglerl.eagle3.loading import load_pair
 from eaglerl.eagle3.open_session import open_session
 from eaglerl.eagle3.output import GenerateOutput
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     NO_DRAFT,
     ConstantPolicy,
     DraftPlan,
@@ -35,11 +27,19 @@ from eaglerl.eagle3.params import (
     as_plan,
     as_policy,
 )
+from eaglerl.eagle3.prompt_inputs import (
+    AttentionMask,
+    Prompt,
+    PromptIds,
+    Prompts,
+    check_token_ids,
+    read_prompts,
+)
+from eaglerl.eagle3.sampling import ProcessingVerifier, Verifier, seeded_generator
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.tree import check_top_k
-from eaglerl.eagle3.verify import ProcessingVerifier, Verifier, seeded_generator
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.tree_drafter import check_top_k
 
 #: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
 _TREE_ROOM = 512

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import (
     ConstantPolicy,
     DraftPlan,
     TreeParams,
@@ -11,7 +11,7 @@ from eaglerl.eagle3.params import (
     as_plan,
     as_policy,
 )
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 
 
 def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:

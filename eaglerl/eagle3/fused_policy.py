@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.params import CycleState, StepResult, TreeParams
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
 from eaglerl.ops.encoder import FusedEncoder

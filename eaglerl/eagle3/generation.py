@@ -11,9 +11,9 @@ import torch
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
 from eaglerl.eagle3.output import DecodingStatistics
-from eaglerl.eagle3.params import StagedPolicy, StepResult, TreePolicy, as_plan
+from eaglerl.eagle3.policy import StagedPolicy, StepResult, TreePolicy, as_plan
+from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.stopping import FinishReason, StoppingRules
-from eaglerl.eagle3.verify import Verifier
 
 if TYPE_CHECKING:
     from eaglerl.eagle3.decoder import SpeculativeDecoder

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fit import check_fit
-from eaglerl.eagle3.tap_check import check_taps_of
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.tap_check import check_taps_of
+from eaglerl.eagle3.target.target_model import TargetModel
 
 
 def load_pair(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from eaglerl.eagle3.caches import CachePool, Caches
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.draft_runner import CachedDraft
+from eaglerl.eagle3.cache.caches import CachePool, Caches
 from eaglerl.eagle3.fused_policy import FusedPolicy
-from eaglerl.eagle3.params import TreePolicy
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_runner import CachedDraft
+from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import begin_use, use_verifier
+from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.session import DecodingSession
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import Verifier
+from eaglerl.eagle3.target.target_model import TargetModel
 
 
 def open_session(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from eaglerl.eagle3.inputs import Prompts
-from eaglerl.eagle3.params import StepResult
+from eaglerl.eagle3.policy import StepResult
+from eaglerl.eagle3.prompt_inputs import Prompts
 from eaglerl.eagle3.stopping import FinishReason
 
 if TYPE_CHECKING:

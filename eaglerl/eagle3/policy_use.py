@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from eaglerl.eagle3.params import TreePolicy
-from eaglerl.eagle3.verify import Verifier
+from eaglerl.eagle3.policy import TreePolicy
+from eaglerl.eagle3.sampling import Verifier
 
 # By the object's id: a token of the sequence that uses it, and the object, so that no other gets
 # its id. Single operations on a dict need no lock, which garbage collection could not take anyway.

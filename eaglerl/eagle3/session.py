@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, HostAcceptance
-from eaglerl.eagle3.cache_owner import CacheOwner
-from eaglerl.eagle3.device_tree import DeviceTree, DeviceTreeDrafter
+from eaglerl.eagle3.cache.cache_owner import CacheOwner
+from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.kv_cache import KVCache
+from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.logprobs import LogprobRecorder
-from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.pending_rows import PendingRows
+from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     StagedPolicy,
@@ -25,12 +24,13 @@ from eaglerl.eagle3.params import (
     TreePolicy,
     as_plan,
 )
-from eaglerl.eagle3.pending import PendingRows
-from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import Stopwatch, TotalTime
-from eaglerl.eagle3.target import TargetModel, TargetOutput
-from eaglerl.eagle3.tree import DraftMoment, DraftRunner, TreeDrafter, check_top_k
-from eaglerl.eagle3.verify import RowVerifier, Verifier
+from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
+from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
+from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
+from eaglerl.eagle3.tree.tree_drafter import DraftMoment, DraftRunner, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
 #: Log-probabilities of a draft pass that a policy may look at.

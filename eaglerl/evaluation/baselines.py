@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from eaglerl.eagle3.params import TreeParams, TreePolicy
+from eaglerl.eagle3.policy import TreeParams, TreePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
     DraftConfidencePolicy,

@@ -11,8 +11,8 @@ import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.fused_policy import FusedPolicy
-from eaglerl.eagle3.inputs import all_read
-from eaglerl.eagle3.params import StagedPolicy, StepResult, TreeParams, TreePolicy
+from eaglerl.eagle3.policy import StagedPolicy, StepResult, TreeParams, TreePolicy
+from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.evaluation.policy_files import cache_counts
 from eaglerl.evaluation.questions import Question, chat_ids
 from eaglerl.evaluation.records import Cycles, Turn

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.baselines import BASELINES
 from eaglerl.evaluation.policy_files import COST_NAME, find_policy
 from eaglerl.evaluation.records import PLAIN

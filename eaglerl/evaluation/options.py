@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.questions import SPLITS
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable

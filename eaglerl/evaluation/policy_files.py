@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.params import TreePolicy
+from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.evaluation.shuffled import ShuffledProgress
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.answer_schema import AnswerSchema, MeasuredAnswerSchema
 from eaglerl.evaluation.answers import answer_choice
 from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.stopping import FinishReason
+from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema
-from eaglerl.rl.tree_row import TreeRow
 
 #: Largest manifest, in bytes: it lists all questions.
 MAX_MANIFEST_BYTES = 1 << 25

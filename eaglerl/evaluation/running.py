@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.agreement import add_modes, check_agreement
 from eaglerl.evaluation.contenders import Contender, answer
 from eaglerl.evaluation.disturbance import processors

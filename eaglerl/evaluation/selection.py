@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.contenders import DecoderContender, answer
 from eaglerl.evaluation.json_lines import LineWriter
 from eaglerl.evaluation.questions import Question

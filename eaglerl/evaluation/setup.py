@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.contenders import (
     Contender,

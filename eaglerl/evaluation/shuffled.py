@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     DraftProgress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from eaglerl._ext import C
-from eaglerl.eagle3.params import DraftProgress, Selection
+from eaglerl.eagle3.policy import DraftProgress, Selection
 from eaglerl.ops._check import NativeState
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.cost import CostTable

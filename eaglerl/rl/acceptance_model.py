@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     DraftProgress,

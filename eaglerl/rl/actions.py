@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
+from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Items, VersionedSchema, check_json, read_json
 from eaglerl.ops.limits import MAX_ACTIONS
-from eaglerl.rl.tree_row import TreeRow
 
 if TYPE_CHECKING:
     from eaglerl.rl.cost import CostTable

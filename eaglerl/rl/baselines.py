@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from eaglerl.eagle3.params import ConstantPolicy, CycleState, TreeParams, TreePolicy
+from eaglerl.eagle3.policy import ConstantPolicy, CycleState, TreeParams, TreePolicy
 from eaglerl.eagle3.session import StepResult
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable

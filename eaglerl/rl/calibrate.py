@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.packed_draft import products_dtype
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
-from eaglerl.eagle3.verify import GreedyVerifier
+from eaglerl.eagle3.head.packed_draft import products_dtype
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.cost_check import why_unusable
 from eaglerl.rl.fit_cost import CycleSample, fit_cost_table

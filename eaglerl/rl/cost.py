@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema, read_json
 from eaglerl.ops.limits import LARGEST_TREE

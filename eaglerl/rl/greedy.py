@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LogitsProcessorList
 
-from eaglerl.eagle3.generation_settings import GenerationSettings
-from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.eagle3.rows import RowBatch
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import process_row
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.sampling import process_row
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.target_model import TargetModel
 
 # Rows by which the cache grows beyond what a prompt asks for, so that it seldom has to.
 _SPARE_ROWS = 256

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from eaglerl.eagle3.linear import LinearDtype, PackedLinear
+from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
 
 # Rows for which oneDNN lays out the weights: a replay's products have hundreds.
 _ROWS_HINT = 1024

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.generation_fields import text_options
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.generation_config.generation_fields import text_options
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.target.target_model import TargetModel
 
 _DIGITS = 16
 # Entries of an embedding table whose signs are kept, and the share of them that may differ: 4-bit

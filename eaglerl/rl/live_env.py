@@ -9,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.inputs import check_token_ids
-from eaglerl.eagle3.params import NO_DRAFT, DraftPlan
+from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan
+from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
-from eaglerl.eagle3.tree import check_top_k
+from eaglerl.eagle3.tree.tree_drafter import check_top_k
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.decisions import KeptDecision, check_keeping

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from eaglerl.eagle3.params import NO_DRAFT, CycleState, DraftPlan, StepResult, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.oracle import TraceTable, follow
 from eaglerl.rl.traces import Trace

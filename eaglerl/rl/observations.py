@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.params import CycleState
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import CycleState
 from eaglerl.json_file import Items, Schema, check_json
 from eaglerl.ops.limits import MAX_WIDTH
 from eaglerl.rl.trace_world import (

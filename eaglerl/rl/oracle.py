@@ -12,7 +12,7 @@ from itertools import groupby
 
 import numpy as np
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaglerl.eagle3.params import TreePolicy
+from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy

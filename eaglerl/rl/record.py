@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.inputs import check_token_ids
-from eaglerl.eagle3.lookup import ContextLookup
-from eaglerl.eagle3.packed_draft import products_dtype
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.packed_draft import products_dtype
+from eaglerl.eagle3.prompt_inputs import check_token_ids
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.files import exclusive_folder
 from eaglerl.ops import DraftTree, accept_path
 from eaglerl.rl.greedy import GreedyText, greedy_texts

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.linear import is_supported
-from eaglerl.eagle3.rope import apply_rope, head_rope_tables
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.layers.linear import is_supported
+from eaglerl.eagle3.layers.rope import apply_rope, head_rope_tables
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 from eaglerl.rl.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eaglerl.eagle3.lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     DraftProgress,
@@ -22,6 +21,7 @@ from eaglerl.eagle3.params import (
     as_plan,
     as_policy,
 )
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.rl.identity import ModelId
 from eaglerl.rl.trace_index import read_index

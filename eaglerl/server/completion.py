@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eaglerl.eagle3 import DecodingStatistics, Generation, TreePolicy
-from eaglerl.eagle3.inputs import all_read
+from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
 from eaglerl.server.service import Service

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from eaglerl.eagle3 import Generation, StepResult
-from eaglerl.eagle3.device_tree import DeviceTree
+from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.ops import DraftTree
 from eaglerl.server.text import IncrementalText
 

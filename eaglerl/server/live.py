@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eaglerl.eagle3 import Generation, TreePolicy
-from eaglerl.eagle3.inputs import all_read
+from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.server.completion import PROMPT_ROWS
 from eaglerl.server.cycle_events import CycleDescriber
 from eaglerl.server.engine import Task

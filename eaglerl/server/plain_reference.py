@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eaglerl.eagle3 import NO_DRAFT, Generation, SpeculativeDecoder
-from eaglerl.eagle3.inputs import all_read
+from eaglerl.eagle3.prompt_inputs import all_read
 
 # Cycles before anything is compared, and the share of the others' after that.
 _FIRST_CYCLES = 8

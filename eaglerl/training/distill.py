@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessorList
 
-from eaglerl.eagle3.generation_settings import GenerationSettings
+from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
+from eaglerl.eagle3.sampling import process_row
 from eaglerl.eagle3.stopping import read_token_ids
-from eaglerl.eagle3.target import TargetModel, checked_feature_layers
-from eaglerl.eagle3.target_files import read_target_config
-from eaglerl.eagle3.verify import process_row
+from eaglerl.eagle3.target.target_files import read_target_config
+from eaglerl.eagle3.target.target_model import TargetModel, checked_feature_layers
 from eaglerl.files import exclusive_file
 from eaglerl.json_file import read_lines
 from eaglerl.training.data import parse_row

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from eaglerl.eagle3.target import checked_feature_layers, default_feature_layers
-from eaglerl.eagle3.target_files import decoder_layers, load_target_model
+from eaglerl.eagle3.target.target_files import decoder_layers, load_target_model
+from eaglerl.eagle3.target.target_model import checked_feature_layers, default_feature_layers
 
 # Activations of so many tokens still fit the last cache level of a desktop or server CPU.
 BATCH_TOKENS = 2048

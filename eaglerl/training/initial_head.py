@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.rope import DEFAULT_ROPE_THETA, read_rope_parameters
-from eaglerl.eagle3.target import checked_feature_layers, default_feature_layers
-from eaglerl.eagle3.target_files import load_target_model, read_target_config
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.layers.rope import DEFAULT_ROPE_THETA, read_rope_parameters
+from eaglerl.eagle3.target.target_files import load_target_model, read_target_config
+from eaglerl.eagle3.target.target_model import checked_feature_layers, default_feature_layers
 from eaglerl.training.data import Row, choose_draft_vocabulary
 from eaglerl.training.train_options import TrainOptions
 from eaglerl.training.unroll import check_trainable

@@ -8,7 +8,7 @@ norms' vectors are no such matrices.
 
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.muon import Muon
 from eaglerl.training.precision import resolve_dtype
 

@@ -8,16 +8,12 @@ from pathlib import Path
 
 import torch
 
-from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.packed_target import (
-    DifferentModulesError,
-    PackedTarget,
-    why_not_packed,
-)
-from eaglerl.eagle3.rows import RowBatch
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.target_files import load_target_model
-from eaglerl.eagle3.transformers_target import TransformersTarget
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.packed_target import DifferentModulesError, PackedTarget, why_not_packed
+from eaglerl.eagle3.target.target_files import load_target_model
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.transformers_target import TransformersTarget
 
 
 class SlotEngine:

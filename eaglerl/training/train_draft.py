@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import exclusive_folder
 from eaglerl.training.batches import draft_row_count
 from eaglerl.training.data import Row, read_rows, split_rows

@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.batches import batch_order, pack
 from eaglerl.training.features import FeatureDataset
 from eaglerl.training.optimizer import DraftOptimizer, learning_rate_scale

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.batches import PackedBatch
 from eaglerl.training.layers import rms_norm, take_rows
 from eaglerl.training.soft_cross_entropy import Teacher, soft_cross_entropy

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.rope import check_rope_length, head_rope_tables
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.layers.rope import check_rope_length, head_rope_tables
 from eaglerl.training.batches import PackedBatch
 from eaglerl.training.layers import rms_norm, rotate, take_rows
 from eaglerl.training.ttt_attention import AttentionSpan, make_span, ttt_attention

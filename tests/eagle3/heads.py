@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 
 VOCAB, DRAFT_VOCAB = 60, 24
 

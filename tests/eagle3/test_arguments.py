@@ -7,8 +7,8 @@ import torch
 from transformers import TextStreamer
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import GreedyVerifier, make_verifier
+from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .heads import make_config, make_head
 from .tiny import tiny_head, tiny_model

@@ -18,8 +18,8 @@ from eaglerl.eagle3 import (
     StepResult,
     TreeParams,
 )
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import GreedyVerifier
+from eaglerl.eagle3.sampling import GreedyVerifier
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .test_device_loop import HEAD, MODEL
 from .test_device_loop import policies as fused_policies

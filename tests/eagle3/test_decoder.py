@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .tiny import tiny_head, tiny_model
 

@@ -13,8 +13,8 @@ from eaglerl.eagle3 import (
     TreeParams,
 )
 from eaglerl.eagle3.acceptance import accepted_rows
-from eaglerl.eagle3.device_tree import DeviceTree
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.ops import PolicyWeights, accept_path_ref, tree_structure
 
 from .emulated_device import DEVICE, EmulatedDevice, EmulatedTensor

@@ -8,11 +8,11 @@ from scipy.stats import chisquare
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.acceptance import accepted_rows
-from eaglerl.eagle3.device_tree import DeviceTree
-from eaglerl.eagle3.merge import merge_chain, merge_chain_on_device
+from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
 from eaglerl.eagle3.session import DecodingSession
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import GreedyVerifier, make_verifier
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
 from eaglerl.ops import DraftTree, accept_path_ref, tree_structure
 
 from .emulated_device import EmulatedDevice

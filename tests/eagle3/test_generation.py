@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import PackedTarget
 
 from .tiny import tiny_head, tiny_model
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.prepare import default_draft_path
 
 from .tiny import tiny_head, tiny_model

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.rl import lookup_alone
 
 from .tiny import tiny_model

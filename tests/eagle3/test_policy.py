@@ -12,8 +12,8 @@ from eaglerl.eagle3 import (
     TreeParams,
     TreePolicy,
 )
-from eaglerl.eagle3.params import as_policy
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.policy import as_policy
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .tiny import tiny_head, tiny_model
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from eaglerl.eagle3 import FusedPolicy, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.eagle3.params import DraftPlan, Selection
+from eaglerl.eagle3.policy import DraftPlan, Selection
 from eaglerl.eagle3.stopwatch import TotalTime
+from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.ops import PolicyWeights
 
 from .tiny import tiny_head, tiny_model

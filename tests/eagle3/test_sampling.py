@@ -12,14 +12,14 @@ import torch
 from scipy.stats import chi2
 
 from eaglerl.eagle3.acceptance import Accepted
-from eaglerl.eagle3.draft_runner import CachedDraft
-from eaglerl.eagle3.kv_cache import KVCache
-from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.params import StagedPolicy, TreeParams
-from eaglerl.eagle3.rows import RowBatch
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.head.draft_runner import CachedDraft
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.policy import StagedPolicy, TreeParams
+from eaglerl.eagle3.sampling import GreedyVerifier, SamplingVerifier
 from eaglerl.eagle3.session import DecodingSession
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import GreedyVerifier, SamplingVerifier
+from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.ops import DraftTree
 
 from .tiny import tiny_head, tiny_model, tiny_runner

@@ -7,8 +7,8 @@ import torch
 from scipy.stats import chisquare
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
-from eaglerl.eagle3.verify import SamplingVerifier
+from eaglerl.eagle3.sampling import SamplingVerifier
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .tiny import tiny_head, tiny_model
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.packed_target import PackedTarget
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     NO_DRAFT,
     CycleState,
     DraftPlan,
@@ -18,6 +17,7 @@ from eaglerl.eagle3.params import (
     StepResult,
     TreeParams,
 )
+from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.ops import DraftTree, DraftTreeBuilder, tree_structure
 
 from .tiny import tiny_head, tiny_model

@@ -3,10 +3,10 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.draft_runner import CachedDraft, ModuleDraft
-from eaglerl.eagle3.packed_draft import PackedDraft
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_runner import CachedDraft, ModuleDraft
+from eaglerl.eagle3.head.packed_draft import PackedDraft
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from .heads import make_config, make_head
 

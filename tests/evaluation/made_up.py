@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.json_lines import LineWriter
 from eaglerl.evaluation.records import Cycles, Manifest, Mode, Record, Turn
 from eaglerl.ops import PolicyWeights

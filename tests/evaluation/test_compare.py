@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.baselines import BASELINES
 from eaglerl.evaluation.compare import compare
 from eaglerl.evaluation.modes import parse_modes

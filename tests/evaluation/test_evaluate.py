@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.published import EvaluationSummary, find_bench
 from eaglerl.evaluation.questions import chat_ids
 from eaglerl.rl.published import load_policy

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.presets import (
     PresetInputs,
     left_over,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eaglerl.evaluation.report as report
-from eaglerl.eagle3.params import ConstantPolicy, TreeParams
+from eaglerl.eagle3.policy import ConstantPolicy, TreeParams
 from eaglerl.evaluation.bootstrap import Interval
 from eaglerl.evaluation.report.blocks import Paragraph
 from eaglerl.evaluation.report.calibration import Bin, calibration_error, read_calibration

@@ -13,7 +13,7 @@ import torch
 
 from eaglerl.cli.machine_cost import kept_cost_path, measured_cost
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.compare import compare
 from eaglerl.evaluation.contenders import Decoding
 from eaglerl.evaluation.modes import parse_modes

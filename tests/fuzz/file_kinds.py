@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from eaglerl.cli.export_head import _architectures
 from eaglerl.cli.record import read_prompt_files
-from eaglerl.eagle3.draft import Eagle3DraftHead
-from eaglerl.eagle3.params import TreeParams
-from eaglerl.eagle3.taps import other_reading
-from eaglerl.eagle3.target_files import load_target_model
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.taps import other_reading
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.target.target_files import load_target_model
 from eaglerl.evaluation.presets import _check_settings
 from eaglerl.evaluation.published import summarise_answers
 from eaglerl.evaluation.questions import files_digest, read_questions
@@ -275,7 +275,7 @@ KINDS: dict[str, FileKind] = {
     "actions": FileKind(
         lambda folder: ACTIONS.to_json(folder / "actions.json"),
         lambda folder: ActionSpace.from_json(folder / "actions.json"),
-        ("eaglerl.rl.actions", "eaglerl.rl.tree_row"),
+        ("eaglerl.rl.actions", "eaglerl.eagle3.tree.tree_row"),
     ),
     "PPO policy": FileKind(
         lambda folder: make_policy(PPO).save(folder),
@@ -301,10 +301,10 @@ KINDS: dict[str, FileKind] = {
         _write_head,
         _read_head,
         (
-            "eaglerl.eagle3.config",
-            "eaglerl.eagle3.weight_files",
-            "eaglerl.eagle3.checkpoint",
-            "eaglerl.eagle3.tap_check",
+            "eaglerl.eagle3.head.draft_config",
+            "eaglerl.eagle3.head.weight_files",
+            "eaglerl.eagle3.head.draft_checkpoint",
+            "eaglerl.eagle3.head.tap_check",
             "eaglerl.cli.export_head",
         ),
     ),
@@ -316,9 +316,9 @@ KINDS: dict[str, FileKind] = {
         _write_target,
         lambda folder: load_target_model(folder, torch.float32),
         (
-            "eaglerl.eagle3.target_files",
-            "eaglerl.eagle3.target_header",
-            "eaglerl.eagle3.generation_schema",
+            "eaglerl.eagle3.target.target_files",
+            "eaglerl.eagle3.target.target_header",
+            "eaglerl.eagle3.generation_config.generation_schema",
         ),
     ),
     "traces": FileKind(

@@ -44,7 +44,7 @@ ALLOWED_BARE = {
     "eaglerl.json_file": {"jiter.from_json"},
     "eaglerl.tensor_file": {"safe_open"},
     # With weights_only, of a file that was looked at.
-    "eaglerl.eagle3.weight_files": {"torch.load"},
+    "eaglerl.eagle3.head.weight_files": {"torch.load"},
     # Through text and back: tuples become lists.
     "eaglerl.rl.checkpoints": {"json.loads"},
     "eaglerl.training.run_folder": {"json.loads"},

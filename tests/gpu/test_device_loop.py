@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DraftPlan, FusedPolicy, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 
 from ..eagle3.test_device_loop import HEAD, MODEL, NEW_TOKENS, PROMPT, mlp_policy
 from ..eagle3.tiny import tiny_head, tiny_model

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import ABSENT, Trace

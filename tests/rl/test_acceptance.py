@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.eagle3.lookup import Lookup
-from eaglerl.eagle3.params import (
-    NO_DRAFT,
-    DraftProgress,
-    SelectingPolicy,
-    StepResult,
-    TreeParams,
-)
+from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, StepResult, TreeParams
+from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.rl.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,

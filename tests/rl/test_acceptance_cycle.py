@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eaglerl._ext import C, build_info
-from eaglerl.eagle3.lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.params import DraftProgress
+from eaglerl.eagle3.policy import DraftProgress
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.rl.acceptance_cycle import CycleJudge
 from eaglerl.rl.acceptance_model import (
     CHAIN_INPUTS,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.actions import ActionSpace
 
 

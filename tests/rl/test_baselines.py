@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     NO_DRAFT,
     ConstantPolicy,
     CycleState,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.calibrate import calibrate, calibration_trees
 from eaglerl.rl.cost import CostError, CostTable
 from eaglerl.rl.fit_cost import CycleSample, fit_cost_table, isotonic, smoothed

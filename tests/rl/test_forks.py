@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import NO_DRAFT, TreeParams
-from eaglerl.eagle3.params import StepResult
+from eaglerl.eagle3.policy import StepResult
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import TierPolicy
 from eaglerl.rl.guard import GuardedPolicy

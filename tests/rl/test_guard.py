@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     ConstantPolicy,
     CycleState,
     DraftPlan,

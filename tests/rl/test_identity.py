@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from eaglerl.eagle3 import Eagle3DraftHead
-from eaglerl.eagle3.target import TargetModel
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.identity import head_id, is_same_model, prompt_id, target_id

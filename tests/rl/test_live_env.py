@@ -10,7 +10,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.environments import TraceEnv
 from eaglerl.rl.live_env import SpeculativeDecodingEnv

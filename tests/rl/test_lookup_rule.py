@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.eagle3.lookup import Lookup
-from eaglerl.eagle3.params import NO_DRAFT, DraftPlan, TreeParams, TreePolicy
+from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, TreeParams, TreePolicy
+from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.rl.lookup_rule import NEVER, LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.rl.record import RecordOptions, record
 from eaglerl.rl.simulate import simulate

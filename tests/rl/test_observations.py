@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.eagle3.params import CycleState
+from eaglerl.eagle3.policy import CycleState
 from eaglerl.rl.environments import observation_space
 from eaglerl.rl.observations import (
     TEXT_WIDTH,
@@ -156,7 +156,7 @@ def test_a_session_s_text_is_read() -> None:
     observer = Observer(
         ObservationSpec("context", TEXT_WIDTH), tokenizer=Tokenizer(), text_encoder=letters
     )
-    from eaglerl.eagle3.verify import GreedyVerifier
+    from eaglerl.eagle3.sampling import GreedyVerifier
 
     session = decoder.new_session(GreedyVerifier(), 20)
     session.prefill([1, 2, 3])

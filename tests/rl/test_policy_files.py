@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.rl.identity import head_id
 from eaglerl.rl.observations import ObservationSpec

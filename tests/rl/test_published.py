@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import PolicySettings
 from eaglerl.rl.published.window import RewardWindow

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.rows import RowBatch
-from eaglerl.eagle3.verify import GreedyVerifier
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.rl.record import Prompt, RecordOptions, pool_ranks, record
 from eaglerl.rl.replay import DraftReplay
 from eaglerl.rl.traces import ABSENT, Trace, TraceSet
 
-from ..eagle3.test_lookup import search
+from ..eagle3.tree.test_lookup import search
 from .worlds import VOCAB, tiny_decoder, tiny_prompts
 
 OPTIONS = RecordOptions(top_ks=(1, 2, 4), max_depth=4, max_new_tokens=14, slots=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eaglerl.eagle3.params import NO_DRAFT, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.trace_index import INDEX_NAME, write_index
 from eaglerl.rl.traces import ABSENT, TraceSet, write_shard
 

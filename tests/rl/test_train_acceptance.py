@@ -15,7 +15,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace

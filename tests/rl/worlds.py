@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.lookup import ContextLookup
-from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.rl.record import Prompt
 from eaglerl.rl.traces import ABSENT, Trace
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eaglerl.eagle3 import DraftPlan, TreeParams
-from eaglerl.eagle3.lookup import NO_LOOKUP
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
 from eaglerl.server import Mode, Modes, find_policies, standard_modes
 
 from ..rl.published import PPO, make_policy

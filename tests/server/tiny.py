@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
-from eaglerl.eagle3.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.server import Limits, Mode, Modes, Service, standard_modes
 
 from ..eagle3.tiny import tiny_head, tiny_model

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.initial_head import make_head, read_initial_head
 from eaglerl.training.train_draft import train_draft
 from eaglerl.training.train_options import TrainOptions

@@ -3,7 +3,7 @@
 import torch
 from torch.autograd import gradcheck
 
-from eaglerl.eagle3.rope import apply_rope
+from eaglerl.eagle3.layers.rope import apply_rope
 from eaglerl.training.layers import rms_norm, rotate, take_rows
 from eaglerl.training.ttt_attention import make_span, ttt_attention
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eaglerl.eagle3 import Eagle3Config, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.inputs import all_read
+from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.training.distill import distill
 from eaglerl.training.initial_head import logit_scale
 from eaglerl.training.prompt_pieces import prompt_pieces

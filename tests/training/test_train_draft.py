@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.train_draft import train_draft
 from eaglerl.training.train_options import TrainOptions
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead, RMSNorm
-from eaglerl.eagle3.rope import rope_tables
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
+from eaglerl.eagle3.layers.rope import rope_tables
 from eaglerl.training.batches import FeatureSequence, pack
 from eaglerl.training.ttt import TrainingTimeTest
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from eaglerl.eagle3.config import Eagle3Config
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_config import Eagle3Config
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.batches import FeatureSequence
 
 VOCAB, DRAFT_VOCAB, WIDTH = 48, 20, 16

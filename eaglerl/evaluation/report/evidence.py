@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.answer_schema import AnswerSchema
 from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
 from eaglerl.evaluation.completeness import complete_part

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eaglerl.eagle3.params import (
+from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     DraftProgress,

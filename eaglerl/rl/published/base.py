@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
 from eaglerl.eagle3.fused_policy import FusedPolicy
-from eaglerl.eagle3.params import CycleState, TreeParams
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import CycleState, TreeParams
 from eaglerl.eagle3.session import StepResult
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.checkpoints import CheckpointFolder

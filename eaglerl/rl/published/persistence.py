@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from eaglerl.eagle3.draft import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
 from eaglerl.json_file import check_json
 from eaglerl.ops import PolicyWeights, check_reproduced

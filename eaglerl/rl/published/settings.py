@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
-from eaglerl.eagle3.params import TreeParams
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH

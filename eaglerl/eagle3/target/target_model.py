@@ -1,0 +1,224 @@
+"""The target: the language model that is accelerated, seen through one small interface."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.fair_lock import FairLock
+from eaglerl.eagle3.generation_config.generation_settings import check_generation_config
+from eaglerl.eagle3.head.taps import default_taps
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.target_files import (
+    check_target_config,
+    decoder_layers,
+    load_target_model,
+)
+
+LogitsRows = Literal["all", "last", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOutput:
+    """What one pass of the target gives.
+
+    Attributes:
+        logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
+        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated; (M, 0)
+            of a target that taps none. A view of a buffer that the next pass over the same cache
+            overwrites.
+        last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
+    """
+
+    logits: torch.Tensor | None
+    features: torch.Tensor
+    last_hidden_state: torch.Tensor
+
+
+def default_feature_layers(num_layers: int) -> tuple[int, ...]:
+    """Layers whose inputs EAGLE-3 taps: the third, the middle one and the third from last.
+
+    Args:
+        num_layers: decoder layers of the target.
+
+    Returns:
+        Indices into transformers' ``hidden_states``, that is: layers whose *input* is taken.
+
+    Raises:
+        ValueError: the model is so shallow that the three collide.
+    """
+    return checked_feature_layers(default_taps(num_layers), num_layers)
+
+
+def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Validate three tapped layers, or none.
+
+    Raises:
+        ValueError: neither three nor none, not distinct, or outside the model.
+    """
+    if not len(layers):
+        return ()
+    if len(layers) != 3:
+        raise ValueError(f"feature_layers must name three layers, got {list(layers)}")
+    low, mid, high = (int(layer) for layer in layers)
+    if len({low, mid, high}) != 3:
+        raise ValueError(
+            f"feature_layers must be three distinct layers, got {[low, mid, high]} "
+            f"for a target of {num_layers} layers; name them explicitly"
+        )
+    for layer in (low, mid, high):
+        if not 0 <= layer < num_layers:
+            raise ValueError(
+                f"feature_layers must lie in [0, {num_layers}) (inputs of the decoder layers), "
+                f"got {layer}"
+            )
+    return low, mid, high
+
+
+class TargetModel(ABC):
+    """Interface of a target. `from_pretrained` and `from_model` choose the fastest
+    implementation.
+
+    Several threads may run passes at once, each over a cache of its own.
+
+    Attributes:
+        turns: sequences take it for their passes, so that each has all cores and true times.
+        has_window: whether a layer has a sliding window.
+    """
+
+    #: Rows of one pass over a long prompt.
+    chunk_size: int = 512
+
+    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
+        config = model.config
+        check_target_config(config)
+        self.config = config
+        self.generation_config = model.generation_config
+        self.turns = FairLock()
+        self.has_window = False
+        check_generation_config(config, self.generation_config, model.device)
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.num_layers: int = config.num_hidden_layers
+        self.max_positions: int = config.max_position_embeddings
+        self.head_dim: int = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        self.feature_layers = (
+            default_feature_layers(self.num_layers)
+            if feature_layers is None
+            else checked_feature_layers(feature_layers, self.num_layers)
+        )
+        if self.feature_layers:
+            decoder_layers(model)
+
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """Tap the inputs of other layers from the next pass on; not while one runs elsewhere.
+
+        Raises:
+            ValueError: not three distinct layers of the model.
+        """
+        self.feature_layers = checked_feature_layers(layers, self.num_layers)
+
+    @property
+    @abstractmethod
+    def embed_tokens(self) -> torch.Tensor:
+        """(vocab_size, hidden_size) embedding table, for draft heads that share it."""
+
+    @abstractmethod
+    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
+        """An empty KV cache for this model."""
+
+    @abstractmethod
+    def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
+        """One pass over `rows`: writes their keys and values to `cache`, commits nothing.
+
+        Args:
+            rows: what to compute.
+            cache: cache of this model, with room for the rows.
+            logits: rows whose logits are wanted.
+        """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
+        backend: Literal["auto", "packed", "transformers"] = "auto",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> TargetModel:
+        """Load any dense causal language model that transformers loads.
+
+        Args:
+            path: folder or hub name.
+            feature_layers: three layers whose inputs are tapped, or what names them for a number
+                of layers; EAGLE-3's choice by default, and none, for decoding without a draft
+                head, if it is empty.
+            backend: "packed" is the fast CPU path, "transformers" runs the library's own modules,
+                "auto" takes the first where it can.
+            dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
+            device: where to run; CUDA if there is one.
+
+        Raises:
+            ValueError: "packed" was asked for a model that it cannot run, layers that collide, or a
+                folder that `load_target_model` refuses, or whose generation config asks for what is
+                not supported.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None:
+            dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        model = load_target_model(path, dtype).to(device)
+        if callable(feature_layers):
+            feature_layers = feature_layers(model.config.num_hidden_layers)
+        return cls.from_model(model, feature_layers=feature_layers, backend=backend)
+
+    @staticmethod
+    def from_model(
+        model: PreTrainedModel,
+        *,
+        feature_layers: Sequence[int] | None = None,
+        backend: Literal["auto", "packed", "transformers"] = "auto",
+    ) -> TargetModel:
+        """Wrap a model that is already loaded; arguments as in `from_pretrained`.
+
+        What it is now counts: the packed path keeps a copy of its weights.
+        """
+        from eaglerl.eagle3.target.packed_target import (
+            DifferentModulesError,
+            PackedTarget,
+            why_not_packed,
+        )
+        from eaglerl.eagle3.target.transformers_target import TransformersTarget
+
+        if backend not in ("auto", "packed", "transformers"):
+            raise ValueError(f'backend must be "auto", "packed" or "transformers", got {backend!r}')
+        if backend == "transformers":
+            return TransformersTarget(model, feature_layers)
+        reason = why_not_packed(model)
+        if reason is None:
+            try:
+                return PackedTarget(model, feature_layers)
+            except DifferentModulesError as error:
+                if backend == "packed":
+                    raise
+                reason = str(error)
+        if backend == "packed":
+            raise ValueError(f"the packed CPU path cannot run this model: {reason}")
+        if model.device.type == "cpu":
+            warnings.warn(
+                f"the target runs through transformers' modules, which is slower: {reason}",
+                stacklevel=3,
+            )
+        return TransformersTarget(model, feature_layers)

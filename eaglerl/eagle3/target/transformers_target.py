@@ -1,0 +1,272 @@
+"""A target that runs through transformers' own modules, on any device."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
+
+
+class _CacheView(CacheLayerMixin):
+    """One layer of a preallocated cache, in the shape that transformers' attention asks for.
+
+    Attributes:
+        rows: cache rows of this pass: those of the one slot, or one of each slot.
+        visible: cache rows that some row may see.
+    """
+
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, slots: slice | torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+        self.rows = torch.empty(0, dtype=torch.int64, device=keys.device)
+        self.visible = 0
+        self._slots = slots
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The memory is there already."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the rows of this pass in place and give the visible part of the cache."""
+        visible = []
+        for whole, states in ((self.keys, key_states), (self.values, value_states)):
+            if isinstance(self._slots, slice):
+                whole[self._slots][:, :, self.rows] = states
+            else:
+                whole[self._slots, :, self.rows] = states[:, :, 0]
+            visible.append(whole[self._slots, :, : self.visible])
+        return visible[0], visible[1]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys."""
+        return self.visible, 0
+
+    def get_seq_length(self) -> int:
+        """Rows before this pass."""
+        return self.visible - (len(self.rows) if isinstance(self._slots, slice) else 1)
+
+    def get_max_length(self) -> int:
+        """Rows that fit."""
+        return self.keys.shape[2]
+
+
+def _check_forward(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be told where its rows stand.
+
+    Raises:
+        ValueError: its forward takes no positions.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"model_type {model.config.model_type!r} is not supported as a target: its forward "
+            "takes no position_ids"
+        )
+
+
+def _distinct(slots: torch.Tensor) -> torch.Tensor:
+    slots = slots.long()
+    if len(slots.unique()) != len(slots):
+        raise ValueError(
+            "slots must be distinct: this target takes the rows of one slot per pass, or one row "
+            f"of each of several, got {slots.tolist()}"
+        )
+    return slots
+
+
+def cache_argument(module: torch.nn.Module) -> str:
+    """The name under which a model's forward takes its KV cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
+    """Sliding window of every kind of layer that a model has; None where there is none.
+
+    Raises:
+        ValueError: a kind of attention that a KV cache of all rows cannot serve.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ("full_attention" if window is None else "sliding_attention",)
+    windows = {"full_attention": None, "sliding_attention": window}
+    unknown = sorted(set(kinds) - set(windows))
+    if unknown:
+        raise ValueError(
+            f"model has layers of type {unknown[0]!r}; supported are {sorted(windows)}"
+        )
+    return {kind: windows[kind] for kind in sorted(set(kinds))}
+
+
+def _steady_positions(config: PreTrainedConfig) -> int | None:
+    """Positions up to which LongRoPE keeps its frequencies; None for other kinds of RoPE.
+
+    Beyond, transformers takes other frequencies for all rows of a pass, so that the keys of a
+    prompt depend on how it is cut into passes, and a row's logits on the rows beside it.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [value for value in given.values() if isinstance(value, Mapping)] or [given]
+    limits = [
+        kind.get("original_max_position_embeddings")
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return min(filter(None, limits), default=None)
+
+
+class TransformersTarget(TargetModel):
+    """Any causal language model whose decoder layers transformers exposes as ``model.layers``."""
+
+    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None) -> None:
+        super().__init__(model, feature_layers)
+        _check_forward(model)
+        self.model = model
+        self._windows = _attention_windows(model.config)
+        self.has_window = any(window is not None for window in self._windows.values())
+        steady = _steady_positions(model.config)
+        if steady is not None and steady < self.max_positions:
+            warnings.warn(
+                f"prompt and output end at {steady} of the target's {self.max_positions} "
+                "positions: its rotary embedding of type 'longrope' has other frequencies beyond",
+                stacklevel=3,
+            )
+            self.max_positions = steady
+        self._cache_argument = cache_argument(model)
+        decoder = model.get_decoder()
+        # The model may run elsewhere meanwhile: in another target, or in its own `generate`.
+        self._captured = threading.local()
+        self._decoder = decoder
+        self._hooks: list[RemovableHandle] = []
+        self.set_feature_layers(self.feature_layers)
+        decoder.register_forward_hook(self._capture_last)
+
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """See `TargetModel.set_feature_layers`."""
+        super().set_feature_layers(layers)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [
+            self._decoder.layers[layer].register_forward_pre_hook(
+                self._capture(index), with_kwargs=True
+            )
+            for index, layer in enumerate(self.feature_layers)
+        ]
+
+    def _capture_last(self, module, args, output) -> None:
+        if (states := self._states()) is not None:
+            states["last"] = output.last_hidden_state.flatten(0, 1)
+
+    def _capture(self, index: int):
+        def hook(module, args, kwargs):
+            if (states := self._states()) is not None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                states[index] = hidden.flatten(0, 1)
+
+        return hook
+
+    def _states(self) -> dict[int | str, torch.Tensor] | None:
+        """What this thread's pass has captured so far; None where it runs none of this target."""
+        return getattr(self._captured, "states", None)
+
+    @property
+    def embed_tokens(self) -> torch.Tensor:
+        """(vocab_size, hidden_size) embedding table of the model."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
+        """An empty cache in the model's dtype, on its device."""
+        return KVCache(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            capacity,
+            slots=slots,
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
+        """See `TargetModel.forward`; the rows belong to one slot, or each to one of its own."""
+        device = self.model.device
+        visible = int(rows.cache_rows.max()) + 1 if rows.end is None else rows.end
+        if rows.slots is None:
+            slots: slice | torch.Tensor = slice(rows.slot, rows.slot + 1)
+        else:
+            slots = _distinct(rows.slots).to(device)
+        # Rows of one slot are one sequence of transformers', rows of several are a batch.
+        axis = 0 if rows.slots is None else 1
+        arguments = {
+            "input_ids": rows.token_ids.unsqueeze(axis).to(device),
+            "position_ids": rows.positions.long().unsqueeze(axis).to(device),
+            "attention_mask": self._attention_mask(rows, visible),
+            self._cache_argument: self._views(cache, slots, rows.cache_rows.long(), visible),
+            "use_cache": True,
+        }
+        wanted = None
+        self._captured.states = states = {}
+        try:
+            if logits == "none":
+                self._decoder(**arguments)
+            else:
+                # The model's own call, because some families scale or cap their logits.
+                keep = 1 if logits == "last" and rows.slots is None else 0
+                wanted = self.model(**arguments, logits_to_keep=keep).logits.flatten(0, 1)
+                wanted = wanted[-1:] if logits == "last" else wanted
+        finally:
+            self._captured.states = None
+        features = [states[index] for index in range(len(self.feature_layers))]
+        return TargetOutput(
+            logits=wanted,
+            features=torch.cat(features, dim=-1) if features else states["last"][:, :0],
+            last_hidden_state=states["last"],
+        )
+
+    def _views(
+        self, cache: KVCache, slots: slice | torch.Tensor, cache_rows: torch.Tensor, visible: int
+    ) -> Cache:
+        """The preallocated cache as transformers' attention asks for it."""
+        views = Cache(layers=[])
+        for layer in range(self.num_layers):
+            view = _CacheView(cache.keys(layer), cache.values(layer), slots)
+            view.rows, view.visible = cache_rows.to(cache.data.device), visible
+            views.layers.append(view)
+        return views
+
+    def _attention_mask(
+        self, rows: RowBatch, columns: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive (1, 1, M, columns) mask, or (M, 1, 1, columns) for rows of several slots.
+
+        There is one per kind of layer where a model mixes them.
+
+        transformers takes such a mask as it is, so a sliding window has to be part of it.
+        """
+        visible = rows.visibility(columns)
+        positions = rows.positions.long()
+        key_positions = torch.arange(columns, device=positions.device)
+        # In other slots' caches every row but the last is committed, and stands where it lies.
+        if rows.slots is None:
+            key_positions[rows.cache_rows.long()] = positions
+        distance = positions[:, None] - key_positions
+        masks = {}
+        for kind, window in self._windows.items():
+            may_see = visible if window is None else visible & (distance < window)
+            hidden = torch.finfo(self.model.dtype).min
+            bias = torch.where(may_see, 0.0, hidden).to(self.model.dtype)
+            bias = bias[None, None] if rows.slots is None else bias[:, None, None]
+            masks[kind] = bias.to(self.model.device)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
