@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from eaglerl._ext import build_info
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
@@ -25,7 +26,6 @@ from eaglerl.eagle3.tree.tree_drafter import DraftMoment, TreeDrafter
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.candidates import Candidates
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 VOCAB, HIDDEN, MAX_DEPTH, MAX_ROWS, CHAIN = 1000, 24, 5, 32, 12

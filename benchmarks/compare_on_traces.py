@@ -25,6 +25,7 @@ import numpy as np
 import typer
 
 from eaglerl.cli.traces import read_traces
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.bootstrap import bootstrap_ratio
@@ -36,7 +37,6 @@ from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.oracle import bounds, oracle_actions, trace_tables
 from eaglerl.rl.policy_files import find_policy

@@ -19,14 +19,26 @@ RANKS = {
     "eaglerl._ext": 2,
     "eaglerl.kernels": 2,
     "eaglerl.prepare": 2,
+    "eaglerl.runs": 3,
     "eaglerl.ops": 3,
     "eaglerl.eagle3": 4,
-    "eaglerl.rl": 5,
-    "eaglerl.training": 6,
-    "eaglerl.evaluation": 6,
-    "eaglerl.server": 7,
-    "eaglerl.cli": 8,
-    "eaglerl.__main__": 9,
+    "eaglerl.cost": 5,
+    "eaglerl.fingerprints": 5,
+    "eaglerl.actions": 6,
+    "eaglerl.traces": 7,
+    "eaglerl.envs": 8,
+    "eaglerl.resps.policies": 9,
+    "eaglerl.policies": 10,
+    "eaglerl.fitting": 11,
+    "eaglerl.sb3": 11,
+    "eaglerl.training": 11,
+    "eaglerl.evaluation": 12,
+    "eaglerl.resps": 13,
+    "eaglerl.server": 13,
+    "eaglerl.cli.shared": 14,
+    "eaglerl.resps.commands": 15,
+    "eaglerl.cli": 16,
+    "eaglerl.__main__": 17,
 }
 FORBIDDEN_LIBRARIES = {
     "eaglerl.kernels": {"transformers", "gymnasium", "stable_baselines3"},
@@ -49,11 +61,12 @@ def imported_modules(source: str, module: str, *, is_package: bool) -> Iterator[
 
 
 def package_of(name: str) -> str | None:
-    """Return the ranked package that a dotted name belongs to; None outside eaglerl."""
+    """Return the ranked package that a dotted name belongs to, the innermost one; None if none."""
     parts = name.split(".")
     if parts[0] != "eaglerl" or len(parts) == 1:
         return None
-    return ".".join(parts[:2])
+    names = [".".join(parts[:count]) for count in range(len(parts), 1, -1)]
+    return next((name for name in names if name in RANKS), names[-1])
 
 
 def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:

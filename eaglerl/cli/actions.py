@@ -11,8 +11,8 @@ import typer
 from eaglerl.cli.terminal import notes
 
 if TYPE_CHECKING:
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.rl.actions import ActionSpace
-    from eaglerl.rl.cost import CostTable
     from eaglerl.rl.traces import Trace
 
 #: Named action spaces, by the methods that make them.

@@ -185,12 +185,12 @@ def compare(
         return
     with progress_bar() as show:
         show("loading libraries", 0.0)
+        from eaglerl.cost.cost_table import CostTable
         from eaglerl.evaluation.compare import compare as run
         from eaglerl.evaluation.disturbance import busy_now
         from eaglerl.evaluation.modes import POLICY_KINDS
         from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
         from eaglerl.evaluation.questions import question_files, read_questions
-        from eaglerl.rl.cost import CostTable
         from eaglerl.rl.traces import TraceSet
 
         # All that can be checked without a model is, before one is loaded.

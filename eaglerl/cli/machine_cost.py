@@ -45,14 +45,14 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
     Args:
         decoder: what is measured.
         output: JSON file for the table; its folder is made.
-        options: further arguments of `eaglerl.rl.calibrate.calibrate`.
+        options: further arguments of `eaglerl.cost.measure_cost.calibrate`.
 
     Raises:
         ValueError: see there.
         AlreadyLockedError: another process is measuring it.
     """
+    from eaglerl.cost.measure_cost import calibrate
     from eaglerl.evaluation.machine import describe_machine
-    from eaglerl.rl.calibrate import calibrate
 
     chat = decoder.tokenizer.chat_template is not None
     # Two that measure at once would also disturb each other.

@@ -32,8 +32,8 @@ from eaglerl.cli.traces import read_traces
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.rl.actions import ActionSpace
-    from eaglerl.rl.cost import CostTable
     from eaglerl.rl.traces import Trace
     from eaglerl.rl.train_policy import TrainPolicyOptions
 
@@ -232,7 +232,7 @@ def train_policy(
         )
     with progress_bar() as show:
         show("loading libraries", 0.0)
-        from eaglerl.rl.cost import CostTable
+        from eaglerl.cost.cost_table import CostTable
 
         if supervised:
             message = learn_acceptance(

@@ -110,8 +110,8 @@ def report(
         )
     with progress_bar() as show:
         show("loading libraries", 0.0)
+        from eaglerl.cost.cost_table import CostTable
         from eaglerl.evaluation.report import Evidence, write_report
-        from eaglerl.rl.cost import CostTable
         from eaglerl.rl.traces import TraceSet
 
         evidence = []

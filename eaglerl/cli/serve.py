@@ -24,8 +24,8 @@ from eaglerl.cli.terminal import DebugOption, command, notes
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.rl.cost import CostTable
     from eaglerl.server import Mode, Modes
 
 _LIMITS_PANEL = "Limits"

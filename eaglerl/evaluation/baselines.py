@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams, TreePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
@@ -15,7 +16,6 @@ from eaglerl.rl.baselines import (
     UCB1Policy,
     best_constant,
 )
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.lookup_rule import best_lookup_rule, lookup_alone
 from eaglerl.rl.traces import Trace
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.evaluation.shuffled import ShuffledProgress
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import ShuffledStates
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.policy_files import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
 from eaglerl.rl.published.load import load_policy
 

@@ -7,6 +7,7 @@ are asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
@@ -20,7 +21,6 @@ from eaglerl.rl.baselines import (
     UCB1Policy,
     best_constant,
 )
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.rl.observations import ObservationSpec

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from eaglerl._ext import C
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress, Selection
 from eaglerl.ops._check import NativeState
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 #: Inputs of the net that judges the draft's candidates, of the chain's, and of the stopping rule.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
@@ -18,7 +19,6 @@ from eaglerl.eagle3.policy import (
 from eaglerl.rl.acceptance_cycle import CycleJudge
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.candidates import INITIAL_SUCCESS, next_success
-from eaglerl.rl.cost import CostTable
 
 #: Tokens that the rate of the training counts for beside those that are decoded.
 PRIOR_TOKENS = 200.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.acceptance_model import (
     AcceptanceModel,
     Survival,
@@ -20,7 +21,6 @@ from eaglerl.rl.acceptance_model import (
 )
 from eaglerl.rl.acceptance_policy import PRIOR_TOKENS
 from eaglerl.rl.candidates import INITIAL_SUCCESS, Candidates, next_success
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.judged import TracePositions
 from eaglerl.rl.traces import Trace
 

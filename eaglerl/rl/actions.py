@@ -18,7 +18,7 @@ from eaglerl.json_file import Items, VersionedSchema, check_json, read_json
 from eaglerl.ops.limits import MAX_ACTIONS
 
 if TYPE_CHECKING:
-    from eaglerl.rl.cost import CostTable
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.rl.traces import Trace
 
 FORMAT = "eaglerl-actions"

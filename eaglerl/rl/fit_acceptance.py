@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.acceptance_model import STOP_INPUTS, AcceptanceModel, plan_of_ranked, stop_features
 from eaglerl.rl.candidates import chain_features, pool_features
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.judged import Judged, TracePositions, judge_positions
 from eaglerl.rl.small_net import SmallNet, fit_net
 from eaglerl.rl.traces import Trace

@@ -8,8 +8,8 @@ from itertools import product
 
 import numpy as np
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, CycleState, DraftPlan, StepResult, TreeParams
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.oracle import TraceTable, follow
 from eaglerl.rl.traces import Trace
 

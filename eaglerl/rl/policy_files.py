@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
@@ -22,7 +23,6 @@ from eaglerl.eagle3.policy import (
     as_policy,
 )
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import Trace
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
 from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
@@ -22,7 +23,6 @@ from eaglerl.rl.acceptance_walk import walk_traces
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.checkpoints import resuming
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.cross_validation import (
     Gain,
     assign_folds,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eaglerl.rl.cost import CostTable
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.simulate import simulate
 from eaglerl.rl.traces import Trace

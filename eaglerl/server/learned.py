@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.policy_files import NoPolicyError, PolicyFiles, find_policy, open_policy
 from eaglerl.server.modes import NAME, Mode
 

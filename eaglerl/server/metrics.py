@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import Generation, StepResult
-from eaglerl.rl.cost import CostTable
 from eaglerl.server.engine import WithdrawnError
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.identity import target_id
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from eaglerl.cli.export_head import _architectures
 from eaglerl.cli.record import read_prompt_files
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.taps import other_reading
 from eaglerl.eagle3.policy import TreeParams
@@ -33,7 +34,6 @@ from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
 from eaglerl.rl.traces import TraceSet
@@ -270,7 +270,7 @@ KINDS: dict[str, FileKind] = {
     "cost table": FileKind(
         lambda folder: COST.to_json(folder / "cost.json"),
         lambda folder: CostTable.from_json(folder / "cost.json").seconds(TreeParams(1), 10),
-        ("eaglerl.rl.cost",),
+        ("eaglerl.cost.cost_table",),
     ),
     "actions": FileKind(
         lambda folder: ACTIONS.to_json(folder / "actions.json"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eaglerl._ext import C, build_info
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.rl.acceptance_cycle import CycleJudge
@@ -20,7 +21,6 @@ from eaglerl.rl.acceptance_model import (
     stop_features,
 )
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.small_net import SmallNet
 
 UNIT = 2.0**-24  # of float32: the largest relative error of one rounding

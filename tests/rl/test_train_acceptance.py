@@ -15,12 +15,12 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions

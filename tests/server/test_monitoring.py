@@ -3,7 +3,7 @@
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from eaglerl.rl.cost import CostTable
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.server import Limits, Modes, Service, create_app, standard_modes
 
 from .tiny import NAME, tiny_decoder, tiny_service, wait_until

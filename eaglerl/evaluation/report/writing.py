@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from eaglerl.cost.cost_table import CostTable
 from eaglerl.evaluation.report.blocks import Chapter
 from eaglerl.evaluation.report.calibration import (
     Calibration,
@@ -19,7 +20,6 @@ from eaglerl.evaluation.report.sections import comparison_chapter
 from eaglerl.evaluation.report.trace_sections import bounds_chapter
 from eaglerl.evaluation.report.trace_study import Progress, study_traces
 from eaglerl.files import atomic_path, exclusive_file
-from eaglerl.rl.cost import CostTable
 from eaglerl.rl.traces import TraceSet
 
 

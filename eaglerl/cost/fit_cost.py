@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eaglerl.cost.cost_check import ranges
+from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.cost import CostError, CostTable
-from eaglerl.rl.cost_check import ranges
 
 # Cycles around one that say how fast the machine was then.
 _STRETCH = 15

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
 from eaglerl.cli.machine_cost import kept_cost_path, machine_cost, measure_cost, measured_cost
+from eaglerl.cost.cost_check import why_unusable
+from eaglerl.cost.cost_table import CostError
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.rl import CostTable
-from eaglerl.rl.cost import CostError
-from eaglerl.rl.cost_check import why_unusable
 from eaglerl.rl.policy_files import PolicyFiles
 
 FAST = {"passes": 3, "longest_context": 400}
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _busy() -> Iterator[None]:
-    """Whatever the machine of the test is busy with; `tests/rl/test_cost.py` tests that."""
+    """Whatever the machine of the test is busy with; `tests/cost/test_cost.py` tests that."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("calibrate", "cost"):
             patch.setattr(f"eaglerl.rl.{module}.why_unusable", lambda _: None)
@@ -141,7 +141,7 @@ def test_a_machine_that_is_too_busy_keeps_no_table(
         options["again"]("verifying 1 to 12 rows takes 0.0 s")
         raise ValueError("no cost table was made of 9 cycles: the machine was busy")
 
-    monkeypatch.setattr("eaglerl.rl.calibrate.calibrate", busy)
+    monkeypatch.setattr("eaglerl.cost.measure_cost.calibrate", busy)
     result = CliRunner().invoke(app, ["calibrate", *tiny_folders.arguments], env={"TERM": "dumb"})
     said = result.stderr.replace("\n", " ")
     assert result.exit_code == 1
@@ -163,7 +163,7 @@ def test_nonsense_is_refused_wherever_it_lies(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("eaglerl.rl.cost.why_unusable", why_unusable)
+    monkeypatch.setattr("eaglerl.cost.cost_table.why_unusable", why_unusable)
     nonsense = replace(table, error=CostError(0.3, 6.98, 0.0))
     given = tmp_path / "given.json"
     nonsense.to_json(given)

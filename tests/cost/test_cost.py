@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eaglerl.cost.cost_table import CostError, CostTable
+from eaglerl.cost.fit_cost import CycleSample, fit_cost_table, isotonic, smoothed
+from eaglerl.cost.measure_cost import calibrate, calibration_trees
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.calibrate import calibrate, calibration_trees
-from eaglerl.rl.cost import CostError, CostTable
-from eaglerl.rl.fit_cost import CycleSample, fit_cost_table, isotonic, smoothed
 
-from .worlds import tiny_decoder
+from ..rl.worlds import tiny_decoder
 
 
 def table(**changes: object) -> CostTable:

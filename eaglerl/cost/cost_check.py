@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from eaglerl.rl.cost import CostTable
+    from eaglerl.cost.cost_table import CostTable
 
 #: Largest errors of a fit (see `CostError`) that a table is kept with. A machine that does nothing
 #: else gives about 0.03 and 0.1. The error of the total has no bound: it holds every disturbance,

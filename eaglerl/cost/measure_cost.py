@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from eaglerl.cost.cost_check import why_unusable
+from eaglerl.cost.cost_table import CostTable
+from eaglerl.cost.fit_cost import CycleSample, fit_cost_table
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.head.packed_draft import products_dtype
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.eagle3.sampling import GreedyVerifier
-from eaglerl.rl.cost import CostTable
-from eaglerl.rl.cost_check import why_unusable
-from eaglerl.rl.fit_cost import CycleSample, fit_cost_table
 
 TOTAL_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 TOP_KS = (1, 2, 4, 8)

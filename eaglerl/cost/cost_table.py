@@ -12,11 +12,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from eaglerl.cost.cost_check import why_unusable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema, read_json
 from eaglerl.ops.limits import LARGEST_TREE
-from eaglerl.rl.cost_check import why_unusable
 
 FORMAT = "eaglerl-cost"
 VERSION = 1
