@@ -32,11 +32,11 @@ import numpy as np
 import torch
 import typer
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.traces import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.greedy_outcome import GreedyOutcomes, greedy_outcomes
 from eaglerl.rl.oracle import constant_seconds, trace_tables
 from eaglerl.rl.trace_world import TraceWorld

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.traces import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
@@ -35,7 +36,6 @@ from eaglerl.evaluation.statistics import loops
 from eaglerl.files import atomic_path
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.oracle import bounds, oracle_actions, trace_tables

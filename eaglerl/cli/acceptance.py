@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.actions import ActionSpace
 
 _PANEL = "With --algorithm acceptance"
 

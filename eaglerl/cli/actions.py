@@ -11,8 +11,8 @@ import typer
 from eaglerl.cli.terminal import notes
 
 if TYPE_CHECKING:
+    from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.actions import ActionSpace
     from eaglerl.rl.traces import Trace
 
 #: Named action spaces, by the methods that make them.
@@ -30,7 +30,7 @@ def read_actions(name: str) -> ActionSpace:
     Raises:
         typer.BadParameter: neither.
     """
-    from eaglerl.rl.actions import ActionSpace
+    from eaglerl.actions import ActionSpace
 
     if name in _ACTION_SPACES:
         return getattr(ActionSpace, _ACTION_SPACES[name])()

@@ -27,7 +27,7 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
     """Where the table for this decoder on this machine is kept, whether or not it is there yet."""
     from eaglerl.eagle3.head.packed_draft import products_dtype
     from eaglerl.evaluation.machine import describe_machine
-    from eaglerl.rl.identity import head_id, target_id
+    from eaglerl.fingerprints import head_id, target_id
 
     parts = (
         describe_machine(),

@@ -32,8 +32,8 @@ from eaglerl.cli.traces import read_traces
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.actions import ActionSpace
     from eaglerl.rl.traces import Trace
     from eaglerl.rl.train_policy import TrainPolicyOptions
 

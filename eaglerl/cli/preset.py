@@ -109,7 +109,7 @@ def learn_preset(
     from eaglerl.evaluation.presets import PresetInputs, left_over, preset_policies, train_preset
     from eaglerl.evaluation.published_policies import text_model_of
     from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
-    from eaglerl.rl.identity import head_id, target_id
+    from eaglerl.fingerprints import head_id, target_id
 
     own = head_id(decoder.head)
     for traces in extras.traces:

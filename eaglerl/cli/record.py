@@ -186,8 +186,8 @@ def read_prompt_files(
     Raises:
         ValueError: a file is missing, or a line is neither.
     """
+    from eaglerl.fingerprints import prompt_id, split_of
     from eaglerl.json_file import parse_json, read_lines
-    from eaglerl.rl.identity import prompt_id, split_of
     from eaglerl.rl.prompt_line import PromptLine
     from eaglerl.rl.record import Prompt
     from eaglerl.training.data import is_held_out

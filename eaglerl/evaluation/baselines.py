@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams, TreePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,

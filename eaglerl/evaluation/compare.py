@@ -38,7 +38,7 @@ from eaglerl.evaluation.records import (
 from eaglerl.evaluation.running import Progress, Run
 from eaglerl.evaluation.setup import Resources, mode_identity
 from eaglerl.files import exclusive_folder
-from eaglerl.rl.identity import head_id, target_id
+from eaglerl.fingerprints import head_id, target_id
 
 
 def compare(

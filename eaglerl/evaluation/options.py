@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.questions import SPLITS
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.traces import TraceSet
 
 #: Constant trees that ``tuned`` and ``hindsight`` choose from by default: the best on CPUs.

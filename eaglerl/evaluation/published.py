@@ -24,9 +24,9 @@ from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer
 from eaglerl.evaluation.json_lines import LineWriter, read_whole_lines
 from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
 from eaglerl.files import atomic_path, exclusive_file
+from eaglerl.fingerprints import head_id, target_id
 from eaglerl.json_file import parse_json, read_lines
 from eaglerl.prepare import sample_questions_path
-from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 
 #: Where a bench's name is looked for, below the current folder.

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, ConfigDict, Field
 
 from eaglerl.evaluation.answer_schema import QuestionId
+from eaglerl.fingerprints import prompt_id, split_of
 from eaglerl.json_file import Items, Line, Schema, parse_json, read_lines
 from eaglerl.regular_file import open_regular
-from eaglerl.rl.identity import prompt_id, split_of
 
 SplitName = Literal["test", "train", "all"]
 SPLITS: tuple[str, ...] = get_args(SplitName)

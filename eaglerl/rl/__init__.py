@@ -7,11 +7,11 @@ are asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path
+from eaglerl.fingerprints import ModelId, is_same_model
 from eaglerl.json_file import Schema, parse_json
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE
 from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
-from eaglerl.rl.identity import ModelId, is_same_model
 from eaglerl.rl.small_net import SmallNet
 from eaglerl.tensor_file import check_finite, check_tensor, read_tensors
 

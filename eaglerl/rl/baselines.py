@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, CycleState, TreeParams, TreePolicy
 from eaglerl.eagle3.session import StepResult
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.oracle import constant_seconds, trace_tables
 from eaglerl.rl.simulate import DraftProgress
 from eaglerl.rl.traces import Trace

@@ -16,8 +16,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.decisions import check_keeping
 from eaglerl.rl.rewards import RewardName, WindowReward
 from eaglerl.rl.trace_world import TraceWalk, TraceWorld

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan
@@ -15,7 +16,6 @@ from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.decisions import KeptDecision, check_keeping
 from eaglerl.rl.environments import action_space, check_action, observation_space
 from eaglerl.rl.observations import ObservationSpec, Observer, TextEncoder

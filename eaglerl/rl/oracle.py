@@ -12,9 +12,9 @@ from itertools import groupby
 
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.traces import Trace
 
 

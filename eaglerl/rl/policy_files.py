@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreePolicy
+from eaglerl.fingerprints import head_id, target_id
 from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.files import CARD_NAME
 from eaglerl.rl.published.load import load_policy

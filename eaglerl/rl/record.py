@@ -16,9 +16,9 @@ from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.files import exclusive_folder
+from eaglerl.fingerprints import head_id, prompt_id, target_id
 from eaglerl.ops import DraftTree, accept_path
 from eaglerl.rl.greedy import GreedyText, greedy_texts
-from eaglerl.rl.identity import head_id, prompt_id, target_id
 from eaglerl.rl.replay import DraftReplay, ReplayDtype
 from eaglerl.rl.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
 from eaglerl.rl.traces import ABSENT, Trace, TraceSet, write_shard

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.decisions import check_keeping, resembles
 from eaglerl.rl.oracle import TraceTable
 from eaglerl.rl.traces import Trace

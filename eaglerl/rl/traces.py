@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
-from eaglerl.rl.identity import ModelId
+from eaglerl.fingerprints import ModelId
 from eaglerl.rl.trace_index import read_index
 from eaglerl.tensor_file import check_tensor, open_tensors
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
 from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
 from eaglerl.rl.acceptance_walk import walk_traces
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.checkpoints import resuming
 from eaglerl.rl.cross_validation import (

@@ -14,13 +14,13 @@ import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.files import exclusive_folder
+from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.environments import TraceVecEnv
-from eaglerl.rl.identity import head_id
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.oracle import constant_seconds, trace_tables

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings

@@ -14,7 +14,7 @@ import torch
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.rl.identity import target_id
+from eaglerl.fingerprints import target_id
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError
 from eaglerl.server.metrics import Metrics

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.fingerprints import head_id, target_id
 from eaglerl.rl.acceptance_file import save_acceptance
-from eaglerl.rl.actions import ActionSpace
-from eaglerl.rl.identity import head_id, target_id
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy
 from eaglerl.rl.record import Prompt, RecordOptions, record
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.json_lines import LineWriter
 from eaglerl.evaluation.records import Cycles, Manifest, Mode, Record, Turn
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.published.files import write_policy_folder
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.trace_index import FORMAT, VERSION, write_index

@@ -18,7 +18,7 @@ from eaglerl.evaluation.options import CompareOptions, Extras
 from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
 from eaglerl.evaluation.records import RECORDS_NAME, Comparison, load_comparison
 from eaglerl.evaluation.statistics import summarise
-from eaglerl.rl.identity import prompt_id
+from eaglerl.fingerprints import prompt_id
 
 MODES = ("tuned", "tree:4/1/2")
 GRID = (TreeParams(4, 1, 2), TreeParams(6, 2, 4))

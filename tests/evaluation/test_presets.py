@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.presets import (
@@ -18,7 +19,6 @@ from eaglerl.evaluation.presets import (
     preset_policies,
     train_preset,
 )
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.published import load_policy
 
 from ..rl.planted import ACTIONS, COST, WIDTH, planted_traces

@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
 from eaglerl.evaluation.report import Evidence, write_report
+from eaglerl.fingerprints import split_of
 from eaglerl.rl.acceptance_file import save_acceptance
-from eaglerl.rl.identity import split_of
 
 from ..rl.test_acceptance import random_model
 from ..rl.test_oracle import COST

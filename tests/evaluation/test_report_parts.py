@@ -27,8 +27,8 @@ from eaglerl.evaluation.report.trace_study import (
     wider_oracle,
 )
 from eaglerl.evaluation.report.words import verdict, with_interval
+from eaglerl.fingerprints import split_of
 from eaglerl.rl.candidates import trace_candidates
-from eaglerl.rl.identity import split_of
 from eaglerl.rl.oracle import TraceTable, bounds, constant_seconds, oracle_actions
 from eaglerl.rl.simulate import simulate, total
 

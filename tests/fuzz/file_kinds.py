@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.export_head import _architectures
 from eaglerl.cli.record import read_prompt_files
 from eaglerl.cost.cost_table import CostTable
@@ -33,7 +34,6 @@ from eaglerl.ops import PolicyWeights
 from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
 from eaglerl.rl.traces import TraceSet
@@ -275,7 +275,7 @@ KINDS: dict[str, FileKind] = {
     "actions": FileKind(
         lambda folder: ACTIONS.to_json(folder / "actions.json"),
         lambda folder: ActionSpace.from_json(folder / "actions.json"),
-        ("eaglerl.rl.actions", "eaglerl.eagle3.tree.tree_row"),
+        ("eaglerl.actions", "eaglerl.eagle3.tree.tree_row"),
     ),
     "PPO policy": FileKind(
         lambda folder: make_policy(PPO).save(folder),

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.traces import ABSENT, Trace
 
 WIDTH = 12

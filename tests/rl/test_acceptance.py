@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
@@ -16,7 +17,6 @@ from eaglerl.rl.acceptance_model import (
     stop_features,
 )
 from eaglerl.rl.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features, trace_candidates
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance

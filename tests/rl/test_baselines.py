@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import (
     NO_DRAFT,
     ConstantPolicy,
@@ -15,7 +16,6 @@ from eaglerl.eagle3.policy import (
     as_policy,
 )
 from eaglerl.eagle3.session import StepResult
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.identity import split_of
+from eaglerl.fingerprints import split_of
 from eaglerl.rl.traces import TraceSet
 from eaglerl.training.data import is_held_out
 

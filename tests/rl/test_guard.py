@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import (
     ConstantPolicy,
     CycleState,
@@ -16,7 +17,6 @@ from eaglerl.eagle3.policy import (
     TreeParams,
 )
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.guard import GuardedPolicy

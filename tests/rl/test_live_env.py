@@ -9,9 +9,9 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.environments import TraceEnv
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.observations import ObservationSpec

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.oracle import (
     TraceTable,
     bounds,

@@ -6,7 +6,7 @@ from transformers import WatermarkingConfig
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
 from eaglerl.eagle3.target.packed_target import PackedTarget
-from eaglerl.rl.identity import target_id
+from eaglerl.fingerprints import target_id
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.record import RecordOptions, record
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.actions import read_actions
 from eaglerl.cli.app import app
 from eaglerl.cli.traces import split_traces
 from eaglerl.eagle3.policy import NO_DRAFT
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.published import load_policy
 from eaglerl.rl.record import RecordOptions, record
 from eaglerl.rl.train_reference import train_reference

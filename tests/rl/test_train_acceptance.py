@@ -14,12 +14,12 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance

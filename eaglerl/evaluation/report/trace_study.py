@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     CycleState,
@@ -20,12 +21,11 @@ from eaglerl.eagle3.policy import (
     TreePolicy,
 )
 from eaglerl.evaluation.policy_files import find_policy
+from eaglerl.fingerprints import split_of
 from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.decisions import KeptDecision
-from eaglerl.rl.identity import split_of
 from eaglerl.rl.oracle import (
     Bounds,
     TraceTable,

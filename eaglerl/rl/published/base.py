@@ -19,10 +19,10 @@ from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import CycleState, TreeParams
 from eaglerl.eagle3.session import StepResult
+from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.checkpoints import CheckpointFolder
 from eaglerl.rl.decisions import KeptDecision, decide
-from eaglerl.rl.identity import head_id
 from eaglerl.rl.observations import Observer, TextEncoder
 from eaglerl.rl.published.persistence import Persistence
 from eaglerl.rl.published.settings import PolicySettings, check_model_options

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from eaglerl.files import atomic_path, exclusive_folder
+from eaglerl.fingerprints import ModelId, is_same_model
 from eaglerl.json_file import JsonObject, VersionedSchema, read_json
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.identity import ModelId, is_same_model
 from eaglerl.rl.published.settings import PolicySettings, check_model_options
 
 FORMAT = "eaglerl-tree-policy"

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
 from eaglerl.json_file import check_json
 from eaglerl.ops import PolicyWeights, check_reproduced
-from eaglerl.rl.actions import ActionSpace
 from eaglerl.rl.checkpoints import CheckpointFolder, resuming
 from eaglerl.rl.published.files import (
     check_wanted,

@@ -9,11 +9,11 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
+from eaglerl.actions import ActionSpace, ActionsSchema
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
-from eaglerl.rl.actions import ActionSpace, ActionsSchema
 from eaglerl.rl.decisions import check_keeping
 from eaglerl.rl.observations import TEXT_MODEL, TEXT_WIDTH, ObservationSchema, ObservationSpec
 from eaglerl.rl.rewards import RewardName

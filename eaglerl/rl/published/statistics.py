@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eaglerl.rl.actions import ActionSpace
+from eaglerl.actions import ActionSpace
 
 _HISTORY = 100
 

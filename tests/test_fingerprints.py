@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3 import Eagle3DraftHead
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.fingerprints import head_id, is_same_model, prompt_id, target_id
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
-from eaglerl.rl.actions import ActionSpace
-from eaglerl.rl.identity import head_id, is_same_model, prompt_id, target_id
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.rl.published.files import read_card
 from eaglerl.rl.record import RecordOptions, record
 
-from .test_acceptance import random_model
-from .worlds import tiny_decoder, tiny_prompts
+from .rl.test_acceptance import random_model
+from .rl.worlds import tiny_decoder, tiny_prompts
 
 
 def test_equal_models_have_equal_ids() -> None:
@@ -127,7 +127,7 @@ def test_traces_pass_it_on(tmp_path: Path) -> None:
 
 
 def test_what_ships_knows_its_fingerprints() -> None:
-    models = Path(__file__).parents[2] / "models"
+    models = Path(__file__).parents[1] / "models"
     head = head_id(Eagle3DraftHead.from_pretrained(models / "eagle3-smollm2-135m-instruct"))
     for card in models.glob("*/policy.json"):
         known = read_card(card.parent)["head_id"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.actions import ActionSpace
 
 
 def test_the_published_rule_takes_three_of_the_180_bins_out() -> None:
