@@ -38,9 +38,9 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.rl.greedy_outcome import GreedyOutcomes, greedy_outcomes
-from eaglerl.rl.oracle import constant_seconds, trace_tables
 from eaglerl.rl.trace_world import TraceWorld
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import constant_seconds, trace_tables
+from eaglerl.traces.trace_set import Trace
 
 TEST_SHARE, CHOICE_SHARE = 0.5, 0.2
 RESAMPLES = 4000

@@ -38,11 +38,11 @@ from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.oracle import bounds, oracle_actions, trace_tables
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
-from eaglerl.rl.simulate import simulate
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import bounds, oracle_actions, trace_tables
+from eaglerl.traces.simulation import simulate
+from eaglerl.traces.trace_set import Trace
 
 TITLE = "# Policies and baselines on recorded traces"
 #: The best fixed rule: thresholds on the match length choose between lookup, tree and both.

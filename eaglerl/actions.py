@@ -19,7 +19,7 @@ from eaglerl.ops.limits import MAX_ACTIONS
 
 if TYPE_CHECKING:
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.traces import Trace
+    from eaglerl.traces.trace_set import Trace
 
 FORMAT = "eaglerl-actions"
 VERSION = 1
@@ -187,7 +187,7 @@ class ActionSpace(Sequence[TreeParams]):
         Raises:
             ValueError: no traces, or `count` outside 1 to the number of actions.
         """
-        from eaglerl.rl.oracle import select_actions
+        from eaglerl.traces.oracle import select_actions
 
         chosen = select_actions(self, traces, cost, count)
         return ActionSpace(self[index] for index in sorted(chosen))

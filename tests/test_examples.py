@@ -348,6 +348,6 @@ def test_wrong_calls_are_refused(words: list[str]) -> None:
 def test_wrong_names_are_found() -> None:
     assert unknown_names("eaglerl record --top-k 2 --width 3") == ["--width"]
     assert unknown_names("eaglerl replay --top-k 2") == ["replay"]
-    assert missing_files("`tests/conftest.py` and `rl/traces.py` and `tests/none.py`") == [
+    assert missing_files("`tests/conftest.py` and `traces/trace_set.py` and `tests/none.py`") == [
         "tests/none.py"
     ]

@@ -17,10 +17,10 @@ from eaglerl.fingerprints import head_id, is_same_model, prompt_id, target_id
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.rl.published.files import read_card
-from eaglerl.rl.record import RecordOptions, record
+from eaglerl.traces.recording import RecordOptions, record
 
 from .rl.test_acceptance import random_model
-from .rl.worlds import tiny_decoder, tiny_prompts
+from .traces.worlds import tiny_decoder, tiny_prompts
 
 
 def test_equal_models_have_equal_ids() -> None:

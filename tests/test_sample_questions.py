@@ -97,7 +97,7 @@ def test_too_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
         target_id = head_id = "x"
 
     def read(*, which: list, share: float):
-        monkeypatch.setattr("eaglerl.rl.traces.TraceSet", lambda _: Folder(which))
+        monkeypatch.setattr("eaglerl.traces.trace_set.TraceSet", lambda _: Folder(which))
         return read_traces([Path("traces")], share)
 
     assert [len(part) for part in read(which=traces, share=0.2)[:2]] == [1, 1]

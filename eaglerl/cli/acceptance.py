@@ -82,8 +82,8 @@ def learn_acceptance(
         ValueError: traces of different targets or heads; see `train_acceptance`.
     """
     from eaglerl.rl.fit_acceptance import AcceptanceOptions
-    from eaglerl.rl.traces import TraceSet
     from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, train_acceptance
+    from eaglerl.traces.trace_set import TraceSet
 
     sets = [TraceSet(folder) for folder in folders]
     for other in sets[1:]:

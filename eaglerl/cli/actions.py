@@ -13,7 +13,7 @@ from eaglerl.cli.terminal import notes
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.traces import Trace
+    from eaglerl.traces.trace_set import Trace
 
 #: Named action spaces, by the methods that make them.
 _ACTION_SPACES = {

@@ -191,7 +191,7 @@ def compare(
         from eaglerl.evaluation.modes import POLICY_KINDS
         from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
         from eaglerl.evaluation.questions import question_files, read_questions
-        from eaglerl.rl.traces import TraceSet
+        from eaglerl.traces.trace_set import TraceSet
 
         # All that can be checked without a model is, before one is loaded.
         modes = _parse_modes(mode or (PRESET_MODES if preset else _DEFAULT_MODES))

@@ -34,8 +34,8 @@ from eaglerl.prepare import DEFAULT_MODEL
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.traces import Trace
     from eaglerl.rl.train_policy import TrainPolicyOptions
+    from eaglerl.traces.trace_set import Trace
 
 _ALGORITHMS = ("ppo", "dqn", "acceptance")
 _STEPS = 200_000
@@ -347,8 +347,8 @@ def _learn_as_published(
     head: str,
     show: Callable[[str, float], None],
 ) -> str:
-    from eaglerl.rl.simulate import simulate, total
     from eaglerl.rl.train_reference import train_reference
+    from eaglerl.traces.simulation import simulate, total
 
     policy = train_reference(
         options.algorithm, learned, actions, cost, output, total_steps=options.total_steps,

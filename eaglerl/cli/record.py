@@ -23,7 +23,7 @@ from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.rl.record import Prompt, RecordProgress
+    from eaglerl.traces.recording import Prompt, RecordProgress
 
 _SPLITS = ("all", "train", "test")
 
@@ -98,8 +98,8 @@ def record(
     for path in question_paths(prompts):
         _check_prompt_file(path)
     decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
-    from eaglerl.rl.record import RecordOptions
-    from eaglerl.rl.record import record as run
+    from eaglerl.traces.recording import RecordOptions
+    from eaglerl.traces.recording import record as run
 
     options = RecordOptions(
         top_ks=widths, max_depth=max_depth, max_new_tokens=max_new_tokens, slots=slots
@@ -188,8 +188,8 @@ def read_prompt_files(
     """
     from eaglerl.fingerprints import prompt_id, split_of
     from eaglerl.json_file import parse_json, read_lines
-    from eaglerl.rl.prompt_line import PromptLine
-    from eaglerl.rl.record import Prompt
+    from eaglerl.traces.prompt_line import PromptLine
+    from eaglerl.traces.recording import Prompt
     from eaglerl.training.data import is_held_out
 
     for path in question_paths(paths):

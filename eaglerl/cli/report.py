@@ -112,7 +112,7 @@ def report(
         show("loading libraries", 0.0)
         from eaglerl.cost.cost_table import CostTable
         from eaglerl.evaluation.report import Evidence, write_report
-        from eaglerl.rl.traces import TraceSet
+        from eaglerl.traces.trace_set import TraceSet
 
         evidence = []
         for index, folder in enumerate(comparisons):

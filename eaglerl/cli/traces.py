@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eaglerl.rl.traces import Trace
+    from eaglerl.traces.trace_set import Trace
 
 
 def read_traces(folders: Sequence[Path], held_out: float) -> tuple[list[Trace], list[Trace], str]:
@@ -17,7 +17,7 @@ def read_traces(folders: Sequence[Path], held_out: float) -> tuple[list[Trace], 
         ValueError: a folder holds none, they are of different targets or heads, or none is left to
             learn from.
     """
-    from eaglerl.rl.traces import TraceSet
+    from eaglerl.traces.trace_set import TraceSet
 
     sets = [TraceSet(folder) for folder in folders]
     for other in sets[1:]:

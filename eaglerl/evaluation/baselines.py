@@ -17,7 +17,7 @@ from eaglerl.rl.baselines import (
     best_constant,
 )
 from eaglerl.rl.lookup_rule import best_lookup_rule, lookup_alone
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 #: Looked-up tokens of the baseline without a tree, transformers' default for prompt lookup.
 LOOKUP_TOKENS = 10

@@ -9,7 +9,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.questions import SPLITS
-from eaglerl.rl.traces import TraceSet
+from eaglerl.traces.trace_set import TraceSet
 
 #: Constant trees that ``tuned`` and ``hindsight`` choose from by default: the best on CPUs.
 DEFAULT_GRID = tuple(

@@ -24,8 +24,8 @@ from eaglerl.json_file import JsonObject, read_json
 from eaglerl.rl import observations
 from eaglerl.rl.published.files import CARD_NAME, read_card, write_policy_folder
 from eaglerl.rl.published.load import POLICIES
-from eaglerl.rl.traces import Trace
 from eaglerl.rl.train_online import learn_from_traces
+from eaglerl.traces.trace_set import Trace
 
 PRESETS = ("ppo-modes", "dqn-modes")
 #: Folder of the policies below that of a comparison.

@@ -24,15 +24,15 @@ from eaglerl.rl.baselines import (
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.rl.observations import ObservationSpec
-from eaglerl.rl.oracle import Bounds, bounds
 from eaglerl.rl.published import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
     load_policy,
 )
-from eaglerl.rl.record import Prompt, RecordOptions
-from eaglerl.rl.simulate import Outcome, StagedPolicy, simulate
-from eaglerl.rl.traces import Trace, TraceSet
+from eaglerl.traces.oracle import Bounds, bounds
+from eaglerl.traces.recording import Prompt, RecordOptions
+from eaglerl.traces.simulation import Outcome, StagedPolicy, simulate
+from eaglerl.traces.trace_set import Trace, TraceSet
 
 if TYPE_CHECKING:
     from eaglerl.rl.environments import TraceEnv, TraceVecEnv

@@ -22,7 +22,7 @@ from eaglerl.rl.acceptance_model import (
 from eaglerl.rl.acceptance_policy import PRIOR_TOKENS
 from eaglerl.rl.candidates import INITIAL_SUCCESS, Candidates, next_success
 from eaglerl.rl.judged import TracePositions
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, CycleState, TreeParams, TreePolicy
 from eaglerl.eagle3.session import StepResult
-from eaglerl.rl.oracle import constant_seconds, trace_tables
-from eaglerl.rl.simulate import DraftProgress
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import constant_seconds, trace_tables
+from eaglerl.traces.simulation import DraftProgress
+from eaglerl.traces.trace_set import Trace
 
 
 def best_constant(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable) -> ConstantPolicy:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 #: Weight of the newest lookup in the running success of lookups.
 SUCCESS_ALPHA = 0.2

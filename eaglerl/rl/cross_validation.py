@@ -14,8 +14,8 @@ from eaglerl.rl.acceptance_model import AcceptanceModel, plan_of_ranked
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.fit_acceptance import pool_labels
 from eaglerl.rl.judged import Judged, TracePositions
-from eaglerl.rl.oracle import constant_seconds, trace_tables
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import constant_seconds, trace_tables
+from eaglerl.traces.trace_set import Trace
 
 #: Bins of equal width that probabilities are sorted into.
 BINS = 10

@@ -21,7 +21,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.decisions import check_keeping
 from eaglerl.rl.rewards import RewardName, WindowReward
 from eaglerl.rl.trace_world import TraceWalk, TraceWorld
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 
 def observation_space(size: int) -> gym.spaces.Box:

@@ -12,7 +12,7 @@ from eaglerl.rl.acceptance_model import STOP_INPUTS, AcceptanceModel, plan_of_ra
 from eaglerl.rl.candidates import chain_features, pool_features
 from eaglerl.rl.judged import Judged, TracePositions, judge_positions
 from eaglerl.rl.small_net import SmallNet, fit_net
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 _NO_ORDER = np.empty((0, 0), dtype=np.int64)
 

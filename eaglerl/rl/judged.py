@@ -9,7 +9,7 @@ import numpy as np
 
 from eaglerl.rl.acceptance_model import AcceptanceModel, Survival, needed_rows, rank_candidates
 from eaglerl.rl.candidates import Candidates, trace_candidates
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 # Positions that are judged together: few enough for the nets' activations to stay small.
 _CHUNK = 2048

@@ -19,9 +19,9 @@ from eaglerl.eagle3.tree.tree_drafter import check_top_k
 from eaglerl.rl.decisions import KeptDecision, check_keeping
 from eaglerl.rl.environments import action_space, check_action, observation_space
 from eaglerl.rl.observations import ObservationSpec, Observer, TextEncoder
-from eaglerl.rl.record import Prompt
 from eaglerl.rl.rewards import RewardName, WindowReward
 from eaglerl.rl.trace_world import running_acceptance
+from eaglerl.traces.recording import Prompt
 
 #: Cycles without drafting that the first lambda is measured by.
 _RATE_CYCLES = 8

@@ -10,8 +10,8 @@ import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, CycleState, DraftPlan, StepResult, TreeParams
-from eaglerl.rl.oracle import TraceTable, follow
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import TraceTable, follow
+from eaglerl.traces.trace_set import Trace
 
 #: A match that never occurs: the index tells none apart that is longer.
 NEVER = 1000

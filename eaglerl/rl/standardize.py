@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.decisions import check_keeping, resembles
-from eaglerl.rl.oracle import TraceTable
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.oracle import TraceTable
+from eaglerl.traces.trace_set import Trace
 
 Extra = Literal["acceptance", "position", "confidence"]
 

@@ -42,7 +42,7 @@ from eaglerl.rl.fit_acceptance import (
 from eaglerl.rl.judged import judge_positions
 from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.small_net import SmallNet
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 #: Penalties of the stopping rule that are tried.
 RIDGES = (10.0, 100.0, 1000.0, 10_000.0)

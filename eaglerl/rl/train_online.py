@@ -8,8 +8,8 @@ import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.simulate import simulate
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.simulation import simulate
+from eaglerl.traces.trace_set import Trace
 
 #: Windows between two checkpoints.
 _CHECKPOINT_WINDOWS = 500

@@ -11,8 +11,8 @@ from eaglerl.files import exclusive_folder
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings
-from eaglerl.rl.traces import Trace
 from eaglerl.rl.train_online import learn_from_traces
+from eaglerl.traces.trace_set import Trace
 
 
 def train_reference(

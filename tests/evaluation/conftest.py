@@ -11,7 +11,7 @@ from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.fingerprints import head_id, target_id
 from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy
-from eaglerl.rl.record import Prompt, RecordOptions, record
+from eaglerl.traces.recording import Prompt, RecordOptions, record
 
 from ..rl.test_acceptance import random_model
 

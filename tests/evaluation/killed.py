@@ -23,7 +23,7 @@ from eaglerl.evaluation.modes import parse_modes
 from eaglerl.evaluation.options import CompareOptions
 from eaglerl.evaluation.questions import question_files
 from eaglerl.rl import Prompt, RecordOptions
-from eaglerl.rl.record import record
+from eaglerl.traces.recording import record
 
 
 def pieces(folder: Path) -> int:

@@ -13,8 +13,8 @@ from eaglerl.evaluation.records import Cycles, Manifest, Mode, Record, Turn
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.published.files import write_policy_folder
 from eaglerl.rl.published.settings import PolicySettings
-from eaglerl.rl.trace_index import FORMAT, VERSION, write_index
-from eaglerl.rl.traces import Trace, write_shard
+from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
+from eaglerl.traces.trace_set import Trace, write_shard
 
 ACTIONS = ActionSpace([NO_DRAFT, TreeParams(2, 0, 1), TreeParams(4, 1, 2), TreeParams(6, 2, 2)])
 FEATURES = 6

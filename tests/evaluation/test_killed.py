@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eaglerl.evaluation.records import load_comparison
-from eaglerl.rl.traces import TraceSet
+from eaglerl.traces.trace_set import TraceSet
 
 KILLS = pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 

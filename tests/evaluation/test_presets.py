@@ -21,7 +21,7 @@ from eaglerl.evaluation.presets import (
 )
 from eaglerl.rl.published import load_policy
 
-from ..rl.planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 

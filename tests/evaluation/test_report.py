@@ -16,8 +16,8 @@ from eaglerl.fingerprints import split_of
 from eaglerl.rl.acceptance_file import save_acceptance
 
 from ..rl.test_acceptance import random_model
-from ..rl.test_oracle import COST
-from ..rl.worlds import made_up_trace
+from ..traces.test_oracle import COST
+from ..traces.worlds import made_up_trace
 from .made_up import write_comparison, write_policy, write_traces
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}

@@ -25,18 +25,18 @@ from eaglerl.files import AlreadyLockedError
 from eaglerl.rl.fit_acceptance import AcceptanceOptions
 from eaglerl.rl.policy_files import PolicyFiles
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
-from eaglerl.rl.record import Prompt, RecordOptions, record
-from eaglerl.rl.traces import TraceSet
 from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, train_acceptance
 from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy, train_policy_live
 from eaglerl.rl.train_reference import train_reference
+from eaglerl.traces.recording import Prompt, RecordOptions, record
+from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.distill import distill
 from eaglerl.training.features import extract_features
 from eaglerl.training.train_draft import train_draft
 from eaglerl.training.train_options import TrainOptions
 
 from ..lock_holder import lock_holder
-from ..rl.planted import ACTIONS, COST, planted_traces
+from ..traces.planted import ACTIONS, COST, planted_traces
 from .made_up import write_comparison
 from .test_presets import inputs
 

@@ -36,7 +36,7 @@ from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
-from eaglerl.rl.traces import TraceSet
+from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import Row, read_rows
 from eaglerl.training.distill import append_row, recover
 from eaglerl.training.features import FeatureDataset, Shard, _write_index, read_index
@@ -46,11 +46,11 @@ from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, wr
 from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
-from ..rl.planted import ACTIONS
 from ..rl.published import DQN, PPO, make_policy
 from ..rl.test_acceptance import COST, random_model
 from ..rl.test_policy_files import sequences
-from ..rl.worlds import made_up_trace
+from ..traces.planted import ACTIONS
+from ..traces.worlds import made_up_trace
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ KINDS: dict[str, FileKind] = {
         ),
     ),
     "traces": FileKind(
-        _write_traces, _read_traces, ("eaglerl.rl.traces", "eaglerl.rl.trace_index")
+        _write_traces, _read_traces, ("eaglerl.traces.trace_set", "eaglerl.traces.trace_index")
     ),
     "comparison": FileKind(
         _write_comparison,

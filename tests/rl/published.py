@@ -8,8 +8,8 @@ from eaglerl.rl.published import (
     OptimizedSB3DiscretePPOOnlineTreePolicy,
 )
 
-from .planted import ACTIONS, WIDTH
-from .test_oracle import ACTIONS as TREES
+from ..traces.planted import ACTIONS, WIDTH
+from ..traces.test_oracle import ACTIONS as TREES
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
 SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8, 8)}}

@@ -20,13 +20,13 @@ from eaglerl.rl.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.candidates import Candidates, chain_features, pool_features, trace_candidates
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
-from eaglerl.rl.record import RecordOptions, pool_ranks, record
-from eaglerl.rl.simulate import simulate, total
 from eaglerl.rl.small_net import SmallNet, fit_net
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.recording import RecordOptions, pool_ranks, record
+from eaglerl.traces.simulation import simulate, total
+from eaglerl.traces.trace_set import Trace
 
-from .test_oracle import COST
-from .worlds import made_up_trace, tiny_decoder, tiny_prompts
+from ..traces.test_oracle import COST
+from ..traces.worlds import made_up_trace, tiny_decoder, tiny_prompts
 
 K, D = 2, 2
 POOL = K + D * K**2

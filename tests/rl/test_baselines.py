@@ -25,11 +25,11 @@ from eaglerl.rl.baselines import (
     UCB1Policy,
     best_constant,
 )
-from eaglerl.rl.oracle import bounds
-from eaglerl.rl.simulate import DraftProgress, StagedPolicy, simulate, total
+from eaglerl.traces.oracle import bounds
+from eaglerl.traces.simulation import DraftProgress, StagedPolicy, simulate, total
 
-from .test_oracle import ACTIONS, COST
-from .worlds import made_up_trace, tiny_decoder
+from ..traces.test_oracle import ACTIONS, COST
+from ..traces.worlds import made_up_trace, tiny_decoder
 
 STATE = CycleState(torch.zeros(6), 10, None)
 LIMIT = TreeParams(9, 2, 2)

@@ -13,10 +13,10 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from eaglerl.rl.environments import TraceEnv, TraceVecEnv
 from eaglerl.rl.rewards import WindowReward
 from eaglerl.rl.trace_world import observation_size
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
-from .test_oracle import ACTIONS, COST
-from .worlds import made_up_trace
+from ..traces.test_oracle import ACTIONS, COST
+from ..traces.worlds import made_up_trace
 
 EXTRAS = ("acceptance", "position", "confidence")
 

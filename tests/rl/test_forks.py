@@ -12,9 +12,9 @@ from eaglerl.rl.baselines import TierPolicy
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule
 
+from ..traces.test_record import tiny_decoder, tiny_prompts
 from .published import BOTH, policy_for
 from .test_acceptance import COST, random_model
-from .test_record import tiny_decoder, tiny_prompts
 
 TREE = TreeParams(4, 1, 2)
 ARGUMENTS = {"max_new_tokens": 40, "eos_token_id": []}

@@ -15,17 +15,17 @@ from eaglerl.rl.published import (
     PolicySettings,
     load_policy,
 )
-from eaglerl.rl.record import RecordOptions, record
-from eaglerl.rl.simulate import simulate, total
 from eaglerl.rl.trace_world import TraceWorld
-from eaglerl.rl.traces import TraceSet
 from eaglerl.rl.train_policy import TrainPolicyOptions, same_weights, train_policy
+from eaglerl.traces.recording import RecordOptions, record
+from eaglerl.traces.simulation import simulate, total
+from eaglerl.traces.trace_set import TraceSet
 
-from .planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.test_oracle import COST as TREE_COST
+from ..traces.worlds import tiny_decoder, tiny_prompts
 from .test_live_env import clear_threshold
-from .test_oracle import ACTIONS as TREES
-from .test_oracle import COST as TREE_COST
-from .worlds import tiny_decoder, tiny_prompts
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
 SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8)}}

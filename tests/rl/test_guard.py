@@ -20,7 +20,7 @@ from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.simulate import simulate, total
+from eaglerl.traces.simulation import simulate, total
 
 from .test_acceptance import DEAR, D, K, planted_trace
 

@@ -15,11 +15,11 @@ from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.rl.environments import TraceEnv
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.observations import ObservationSpec
-from eaglerl.rl.record import RecordOptions, record
-from eaglerl.rl.traces import Trace, TraceSet
+from eaglerl.traces.recording import RecordOptions, record
+from eaglerl.traces.trace_set import Trace, TraceSet
 
-from .test_oracle import ACTIONS, COST
-from .worlds import tiny_decoder, tiny_prompts
+from ..traces.test_oracle import ACTIONS, COST
+from ..traces.worlds import tiny_decoder, tiny_prompts
 
 EXTRAS = ("acceptance", "position", "confidence")
 

@@ -9,12 +9,12 @@ import torch
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, TreeParams, TreePolicy
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.rl.lookup_rule import NEVER, LookupRule, best_lookup_rule, lookup_alone
-from eaglerl.rl.record import RecordOptions, record
-from eaglerl.rl.simulate import simulate
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.recording import RecordOptions, record
+from eaglerl.traces.simulation import simulate
+from eaglerl.traces.trace_set import Trace
 
-from .test_oracle import COST
-from .worlds import made_up_trace, tiny_decoder, tiny_prompts
+from ..traces.test_oracle import COST
+from ..traces.worlds import made_up_trace, tiny_decoder, tiny_prompts
 
 RULE = LookupRule(TreeParams(3, 1, 1), 2, 3, 4, 6)
 

@@ -14,7 +14,7 @@ from eaglerl.rl.observations import (
     sentence_encoder,
 )
 
-from .worlds import tiny_decoder
+from ..traces.worlds import tiny_decoder
 
 
 def letters(text: str) -> np.ndarray:

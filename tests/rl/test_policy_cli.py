@@ -12,13 +12,13 @@ from eaglerl.cli.app import app
 from eaglerl.cli.traces import split_traces
 from eaglerl.eagle3.policy import NO_DRAFT
 from eaglerl.rl.published import load_policy
-from eaglerl.rl.record import RecordOptions, record
 from eaglerl.rl.train_reference import train_reference
+from eaglerl.traces.recording import RecordOptions, record
 
-from .planted import ACTIONS, COST, planted_traces
-from .test_oracle import ACTIONS as TREES
-from .test_oracle import COST as TREE_COST
-from .worlds import tiny_decoder, tiny_prompts
+from ..traces.planted import ACTIONS, COST, planted_traces
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.test_oracle import COST as TREE_COST
+from ..traces.worlds import tiny_decoder, tiny_prompts
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 

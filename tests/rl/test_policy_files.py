@@ -21,12 +21,12 @@ from eaglerl.fingerprints import head_id
 from eaglerl.rl.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import load_policy
-from eaglerl.rl.simulate import simulate
+from eaglerl.traces.simulation import simulate
 
-from .planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.worlds import tiny_decoder
 from .published import BOTH, DQN, PPO, features, make_policy
-from .test_oracle import ACTIONS as TREES
-from .worlds import tiny_decoder
 
 
 def decide(policy, count: int = 12) -> list[tuple[int, int, int]]:

@@ -7,12 +7,12 @@ from eaglerl.eagle3.policy import TreeParams
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import PolicySettings
 from eaglerl.rl.published.window import RewardWindow
-from eaglerl.rl.simulate import simulate, total
+from eaglerl.traces.simulation import simulate, total
 
-from .planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.worlds import tiny_decoder, tiny_prompts
 from .published import BOTH, DQN, PPO, features, make_policy, policy_for
-from .test_oracle import ACTIONS as TREES
-from .worlds import tiny_decoder, tiny_prompts
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from .planted import ACTIONS, WIDTH
+from ..traces.planted import ACTIONS, WIDTH
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.worlds import tiny_decoder, tiny_prompts
 from .published import BOTH, DQN, PPO, features, make_policy, policy_for
-from .test_oracle import ACTIONS as TREES
-from .worlds import tiny_decoder, tiny_prompts
 
 
 @BOTH

@@ -19,7 +19,7 @@ from eaglerl.rl.observations import TEXT_MODEL, packaged_text_model, sentence_en
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.rl.published.settings import PolicySettings
 
-from .planted import ACTIONS
+from ..traces.planted import ACTIONS
 
 
 @pytest.fixture

@@ -24,13 +24,13 @@ from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions
-from eaglerl.rl.simulate import simulate
-from eaglerl.rl.trace_index import FORMAT, VERSION, write_index
-from eaglerl.rl.traces import Trace, write_shard
 from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, TrainedAcceptance, train_acceptance
+from eaglerl.traces.simulation import simulate
+from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
+from eaglerl.traces.trace_set import Trace, write_shard
 
+from ..traces.worlds import with_repetitive_text
 from .test_acceptance import DEAR, D, K, planted_trace
-from .worlds import with_repetitive_text
 
 GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
 FIT = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=2, steps=40, rounds=2)

@@ -15,9 +15,7 @@ import torch
 
 from eaglerl.rl.environments import TraceVecEnv
 from eaglerl.rl.greedy_outcome import greedy_outcome
-from eaglerl.rl.oracle import bounds
 from eaglerl.rl.published import load_policy
-from eaglerl.rl.simulate import simulate, total
 from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
 from eaglerl.rl.trace_world import TraceWorld
 from eaglerl.rl.train_policy import (
@@ -26,10 +24,12 @@ from eaglerl.rl.train_policy import (
     train_policy,
     train_policy_live,
 )
+from eaglerl.traces.oracle import bounds
+from eaglerl.traces.simulation import simulate, total
 
-from .planted import ACTIONS, COST, WIDTH, planted_traces
-from .test_oracle import ACTIONS as TREES
-from .worlds import tiny_decoder, tiny_prompts
+from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
+from ..traces.test_oracle import ACTIONS as TREES
+from ..traces.worlds import tiny_decoder, tiny_prompts
 
 SMALL = {
     "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},

@@ -26,7 +26,9 @@ from eaglerl.rl.acceptance_file import load_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.decisions import KeptDecision
-from eaglerl.rl.oracle import (
+from eaglerl.rl.published.files import read_card
+from eaglerl.rl.published.load import load_policy
+from eaglerl.traces.oracle import (
     Bounds,
     TraceTable,
     bounds,
@@ -34,10 +36,8 @@ from eaglerl.rl.oracle import (
     oracle_actions,
     trace_tables,
 )
-from eaglerl.rl.published.files import read_card
-from eaglerl.rl.published.load import load_policy
-from eaglerl.rl.simulate import simulate, total
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.simulation import simulate, total
+from eaglerl.traces.trace_set import Trace
 
 Progress = Callable[[str, float], None]
 

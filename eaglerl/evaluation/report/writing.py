@@ -20,7 +20,7 @@ from eaglerl.evaluation.report.sections import comparison_chapter
 from eaglerl.evaluation.report.trace_sections import bounds_chapter
 from eaglerl.evaluation.report.trace_study import Progress, study_traces
 from eaglerl.files import atomic_path, exclusive_file
-from eaglerl.rl.traces import TraceSet
+from eaglerl.traces.trace_set import TraceSet
 
 
 def write_report(

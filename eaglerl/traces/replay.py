@@ -12,7 +12,7 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.layers.linear import is_supported
 from eaglerl.eagle3.layers.rope import apply_rope, head_rope_tables
 from eaglerl.ops import DraftTree, DraftTreeBuilder
-from eaglerl.rl.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
+from eaglerl.traces.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
 
 ReplayDtype = Literal["float32", "int8"]
 

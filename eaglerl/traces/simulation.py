@@ -23,7 +23,7 @@ from eaglerl.eagle3.policy import (
     as_policy,
 )
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 
 @dataclass(frozen=True)

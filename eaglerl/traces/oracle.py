@@ -15,7 +15,7 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.traces import Trace
+from eaglerl.traces.trace_set import Trace
 
 
 @dataclass(frozen=True, eq=False)

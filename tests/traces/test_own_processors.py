@@ -8,7 +8,7 @@ from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.fingerprints import target_id
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
-from eaglerl.rl.record import RecordOptions, record
+from eaglerl.traces.recording import RecordOptions, record
 
 from ..eagle3.tiny import tiny_head, tiny_model
 from .test_oracle import ACTIONS, COST

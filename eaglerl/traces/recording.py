@@ -18,10 +18,10 @@ from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id, prompt_id, target_id
 from eaglerl.ops import DraftTree, accept_path
-from eaglerl.rl.greedy import GreedyText, greedy_texts
-from eaglerl.rl.replay import DraftReplay, ReplayDtype
-from eaglerl.rl.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
-from eaglerl.rl.traces import ABSENT, Trace, TraceSet, write_shard
+from eaglerl.traces.greedy_continuations import GreedyText, greedy_texts
+from eaglerl.traces.replay import DraftReplay, ReplayDtype
+from eaglerl.traces.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
+from eaglerl.traces.trace_set import ABSENT, Trace, TraceSet, write_shard
 
 _FIRST_LOG_PROBS = 8
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.oracle import (
+from eaglerl.traces.oracle import (
     TraceTable,
     bounds,
     constant_seconds,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.fingerprints import split_of
-from eaglerl.rl.traces import TraceSet
+from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import is_held_out
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}

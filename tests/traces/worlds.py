@@ -8,8 +8,8 @@ import torch
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
-from eaglerl.rl.record import Prompt
-from eaglerl.rl.traces import ABSENT, Trace
+from eaglerl.traces.recording import Prompt
+from eaglerl.traces.trace_set import ABSENT, Trace
 
 from ..eagle3.tiny import tiny_head, tiny_model
 
@@ -44,7 +44,7 @@ def made_up_trace(
     width: int = 6,
 ) -> Trace:
     """A trace with random scores and a random true path, consistent with each other."""
-    from eaglerl.rl.record import pool_ranks
+    from eaglerl.traces.recording import pool_ranks
 
     draw = np.random.default_rng(seed)
     levels = max_depth + 1

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId
-from eaglerl.rl.trace_index import read_index
 from eaglerl.tensor_file import check_tensor, open_tensors
+from eaglerl.traces.trace_index import read_index
 
 #: Rank of a node that is not in the pool.
 ABSENT = np.iinfo(np.int16).max

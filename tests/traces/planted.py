@@ -5,7 +5,7 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.traces import ABSENT, Trace
+from eaglerl.traces.trace_set import ABSENT, Trace
 
 WIDTH = 12
 ACTIONS = ActionSpace(

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.trace_index import INDEX_NAME, write_index
-from eaglerl.rl.traces import ABSENT, TraceSet, write_shard
+from eaglerl.traces.trace_index import INDEX_NAME, write_index
+from eaglerl.traces.trace_set import ABSENT, TraceSet, write_shard
 
 from .worlds import made_up_trace
 

@@ -7,7 +7,7 @@ import pytest
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.prepare import DEFAULT_MODEL, default_draft_path
-from eaglerl.rl.record import Prompt, RecordOptions, record
+from eaglerl.traces.recording import Prompt, RecordOptions, record
 
 from .test_record import live_disagreements
 
