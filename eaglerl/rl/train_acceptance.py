@@ -22,7 +22,6 @@ from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
 from eaglerl.rl.acceptance_walk import walk_traces
 from eaglerl.rl.baselines import best_constant
-from eaglerl.rl.checkpoints import resuming
 from eaglerl.rl.cross_validation import (
     Gain,
     assign_folds,
@@ -40,8 +39,9 @@ from eaglerl.rl.fit_acceptance import (
     read_positions,
 )
 from eaglerl.rl.judged import judge_positions
-from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.small_net import SmallNet
+from eaglerl.runs.checkpoints import resuming
+from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.traces.trace_set import Trace
 
 #: Penalties of the stopping rule that are tried.

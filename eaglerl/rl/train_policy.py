@@ -24,15 +24,15 @@ from eaglerl.rl.environments import TraceVecEnv
 from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.policy_card import write_policy_card
-from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.rewards import RewardName
-from eaglerl.rl.run_log import RunLog
 from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
 from eaglerl.rl.trace_world import TraceWorld, observation_size
 from eaglerl.rl.training_callback import TrainingCallback
+from eaglerl.runs.policy_run import PolicyRun
+from eaglerl.runs.run_log import RunLog
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.recording import Prompt
 from eaglerl.traces.trace_set import Trace

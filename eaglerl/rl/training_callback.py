@@ -11,11 +11,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._policy_files import gather_fields
-from eaglerl.rl.checkpoints import Checkpoint, resuming
 from eaglerl.rl.greedy_outcome import greedy_outcome
-from eaglerl.rl.policy_run import PolicyRun
 from eaglerl.rl.trace_world import TraceWorld
-from eaglerl.rl.training_state import load_model_state, model_state
+from eaglerl.runs.checkpoints import Checkpoint, resuming
+from eaglerl.runs.policy_run import PolicyRun
+from eaglerl.runs.sb3_state import load_model_state, model_state
 
 _BEST = "best."
 

@@ -8,12 +8,12 @@ import torch
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import exclusive_folder
+from eaglerl.runs.run_folder import RunFolder
 from eaglerl.training.batches import draft_row_count
 from eaglerl.training.data import Row, read_rows, split_rows
 from eaglerl.training.features import FeatureDataset, extract_features
 from eaglerl.training.initial_head import choose_feature_layers, make_head, read_initial_head
 from eaglerl.training.precision import resolve_dtype
-from eaglerl.training.run_folder import RunFolder
 from eaglerl.training.train_options import RESUMABLE_CHANGES, TrainOptions
 from eaglerl.training.training_loop import TrainingLoop
 from eaglerl.training.ttt import TrainingTimeTest

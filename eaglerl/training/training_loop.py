@@ -11,10 +11,10 @@ from itertools import islice
 import torch
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.runs.run_folder import RunFolder
 from eaglerl.training.batches import batch_order, pack
 from eaglerl.training.features import FeatureDataset
 from eaglerl.training.optimizer import DraftOptimizer, learning_rate_scale
-from eaglerl.training.run_folder import RunFolder
 from eaglerl.training.train_options import TrainOptions
 from eaglerl.training.ttt import TrainingTimeTest
 from eaglerl.training.validation import DraftMetrics, MetricSums, validate

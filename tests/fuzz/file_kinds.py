@@ -36,11 +36,11 @@ from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.policy_files import find_policy
 from eaglerl.rl.published.load import load_policy
+from eaglerl.runs.run_folder import RunFolder
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import Row, read_rows
 from eaglerl.training.distill import append_row, recover
 from eaglerl.training.features import FeatureDataset, Shard, _write_index, read_index
-from eaglerl.training.run_folder import RunFolder
 
 from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, write_files
 from ..eagle3.tiny import tiny_model
@@ -340,13 +340,13 @@ KINDS: dict[str, FileKind] = {
         ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record"),
     ),
     "features": FileKind(_write_features, _read_features, ("eaglerl.training.features",)),
-    "run of a head": FileKind(_write_run, _read_run, ("eaglerl.training.run_folder",)),
+    "run of a head": FileKind(_write_run, _read_run, ("eaglerl.runs.run_folder",)),
     "checkpoints of PPO": FileKind(
         _write_checkpoints(PPO),
         _read_checkpoints(PPO),
         (
-            "eaglerl.rl.checkpoints",
-            "eaglerl.rl.training_state",
+            "eaglerl.runs.checkpoints",
+            "eaglerl.runs.sb3_state",
             "eaglerl.rl.published.persistence",
         ),
     ),

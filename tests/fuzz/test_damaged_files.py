@@ -46,8 +46,8 @@ ALLOWED_BARE = {
     # With weights_only, of a file that was looked at.
     "eaglerl.eagle3.head.weight_files": {"torch.load"},
     # Through text and back: tuples become lists.
-    "eaglerl.rl.checkpoints": {"json.loads"},
-    "eaglerl.training.run_folder": {"json.loads"},
+    "eaglerl.runs.checkpoints": {"json.loads"},
+    "eaglerl.runs.run_folder": {"json.loads"},
     "eaglerl.evaluation.presets": {"json.loads"},
     # A file that `open_tensors` has read before.
     "eaglerl.training.features": {"safe_open"},

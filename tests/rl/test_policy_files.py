@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.fingerprints import head_id
-from eaglerl.rl.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import load_policy
+from eaglerl.runs.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.traces.simulation import simulate
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces

@@ -20,7 +20,7 @@ from torch import nn
 from eaglerl.ops import PolicyWeights
 from eaglerl.rl.environments import action_space, observation_space
 from eaglerl.rl.published.compression import compression_of
-from eaglerl.rl.training_state import load_model_state, model_state
+from eaglerl.runs.sb3_state import load_model_state, model_state
 
 
 class SpacesOnly(gym.Env):

@@ -15,7 +15,6 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
 from eaglerl.json_file import check_json
 from eaglerl.ops import PolicyWeights, check_reproduced
-from eaglerl.rl.checkpoints import CheckpointFolder, resuming
 from eaglerl.rl.published.files import (
     check_wanted,
     check_weights,
@@ -27,6 +26,7 @@ from eaglerl.rl.published.saved_state import PolicyState
 from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.published.statistics import PolicyStatistics
 from eaglerl.rl.published.window import RewardWindow
+from eaglerl.runs.checkpoints import CheckpointFolder, resuming
 
 if TYPE_CHECKING:
     from eaglerl.rl.published.learner import Learner

@@ -51,7 +51,7 @@ class RunLog:
             if self._folder is not None:
                 outputs.append(TensorBoardOutputFormat(self._folder))
             if self._wandb[0] is not None:
-                from eaglerl.rl.wandb_output import WandbOutput
+                from eaglerl.runs.wandb_output import WandbOutput
 
                 outputs.append(WandbOutput(*self._wandb))
             self._logger = Logger(self._folder, outputs)

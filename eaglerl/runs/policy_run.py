@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eaglerl.files import atomic_path
-from eaglerl.rl.checkpoints import CheckpointFolder
+from eaglerl.runs.checkpoints import CheckpointFolder
 
 
 class PolicyRun:

@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, parse_json, read_json, read_lines
+from eaglerl.runs.learning_curve import plot_curves
 from eaglerl.tensor_file import read_tensors
-from eaglerl.training.curves import plot_curves
 
 KEPT_CHECKPOINTS = 2
 _MAX_BYTES = 1 << 26
