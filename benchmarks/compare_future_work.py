@@ -35,10 +35,10 @@ import typer
 from eaglerl.actions import ActionSpace
 from eaglerl.cli.traces import read_traces
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.rl.greedy_outcome import GreedyOutcomes, greedy_outcomes
-from eaglerl.rl.trace_world import TraceWorld
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.trace_set import Trace
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.envs import observations
 from eaglerl.evaluation.modes import ModeSpec, parse_mode
 from eaglerl.evaluation.published_policies import NO_CHECKPOINTS_WITHIN, version_options
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import JsonObject, read_json
-from eaglerl.rl import observations
 from eaglerl.rl.published.files import CARD_NAME, read_card, write_policy_folder
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.train_online import learn_from_traces

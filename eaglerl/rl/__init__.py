@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.envs.observations import ObservationSpec
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
@@ -23,7 +24,6 @@ from eaglerl.rl.baselines import (
 )
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
-from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
@@ -35,8 +35,8 @@ from eaglerl.traces.simulation import Outcome, StagedPolicy, simulate
 from eaglerl.traces.trace_set import Trace, TraceSet
 
 if TYPE_CHECKING:
-    from eaglerl.rl.environments import TraceEnv, TraceVecEnv
-    from eaglerl.rl.live_env import SpeculativeDecodingEnv
+    from eaglerl.envs.live_env import SpeculativeDecodingEnv
+    from eaglerl.envs.trace_env import TraceEnv, TraceVecEnv
 
 _ENVIRONMENTS = {
     "SpeculativeDecodingEnv": "live_env",

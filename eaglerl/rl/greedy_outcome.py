@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from eaglerl.envs.action_repeat import decide
+from eaglerl.envs.trace_windows import TraceWalk, TraceWorld
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.decisions import decide
-from eaglerl.rl.trace_world import TraceWalk, TraceWorld
 
 #: Decisions that one call makes at most.
 _ROWS = 1024

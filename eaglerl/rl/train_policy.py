@@ -17,19 +17,19 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.envs.live_env import SpeculativeDecodingEnv
+from eaglerl.envs.observations import ObservationSpec
+from eaglerl.envs.rewards import RewardName
+from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
+from eaglerl.envs.trace_env import TraceVecEnv
+from eaglerl.envs.trace_windows import TraceWorld, observation_size
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.environments import TraceVecEnv
-from eaglerl.rl.live_env import SpeculativeDecodingEnv
-from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.policy_card import write_policy_card
 from eaglerl.rl.published.base import PublishedTreePolicy
 from eaglerl.rl.published.load import POLICIES
 from eaglerl.rl.published.settings import PolicySettings
-from eaglerl.rl.rewards import RewardName
-from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
-from eaglerl.rl.trace_world import TraceWorld, observation_size
 from eaglerl.rl.training_callback import TrainingCallback
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.run_log import RunLog

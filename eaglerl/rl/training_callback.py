@@ -9,10 +9,10 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._policy_files import gather_fields
 from eaglerl.rl.greedy_outcome import greedy_outcome
-from eaglerl.rl.trace_world import TraceWorld
 from eaglerl.runs.checkpoints import Checkpoint, resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.sb3_state import load_model_state, model_state

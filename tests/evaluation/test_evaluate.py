@@ -147,7 +147,7 @@ def evaluate(
     """Runs the command on the tiny target."""
     monkeypatch.setattr("eaglerl.cli.evaluate.load_decoder", lambda *_, **__: decoder)
     monkeypatch.setattr(
-        "eaglerl.rl.observations.sentence_encoder",
+        "eaglerl.envs.observations.sentence_encoder",
         lambda *_: lambda text: np.full(384, len(text), np.float32),
     )
     names = {"SAVED": str(policies.ppo), "ELSEWHERE": str(tmp_path / "elsewhere")}

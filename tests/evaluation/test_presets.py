@@ -34,7 +34,7 @@ class StopError(Exception):
 def _text(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(
-        "eaglerl.rl.observations.sentence_encoder",
+        "eaglerl.envs.observations.sentence_encoder",
         lambda *_: lambda text: np.full(384, len(text) / 100, np.float32),
     )
 

@@ -284,7 +284,7 @@ KINDS: dict[str, FileKind] = {
             "eaglerl.rl.published.files",
             "eaglerl.rl.published.settings",
             "eaglerl.rl.policy_card",
-            "eaglerl.rl.observations",
+            "eaglerl.envs.observations",
             "eaglerl.rl.policy_files",
         ),
     ),

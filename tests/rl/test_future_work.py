@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.rl.decisions import resembles
+from eaglerl.envs.action_repeat import resembles
+from eaglerl.envs.observations import ObservationSpec
+from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.rl.greedy_outcome import greedy_outcome, greedy_outcomes
-from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
     PolicySettings,
     load_policy,
 )
-from eaglerl.rl.trace_world import TraceWorld
 from eaglerl.rl.train_policy import TrainPolicyOptions, same_weights, train_policy
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate, total
 from eaglerl.traces.trace_set import TraceSet
 
+from ..envs.test_live_env import clear_threshold
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.test_oracle import COST as TREE_COST
 from ..traces.worlds import tiny_decoder, tiny_prompts
-from .test_live_env import clear_threshold
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
 SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8)}}

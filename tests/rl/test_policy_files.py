@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.envs.observations import ObservationSpec
 from eaglerl.fingerprints import head_id
-from eaglerl.rl.observations import ObservationSpec
 from eaglerl.rl.published import load_policy
 from eaglerl.runs.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.traces.simulation import simulate

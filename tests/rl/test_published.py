@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.observations import ObservationSpec
+from eaglerl.envs.observations import ObservationSpec
 from eaglerl.rl.published import PolicySettings
 from eaglerl.rl.published.window import RewardWindow
 from eaglerl.traces.simulation import simulate, total

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl.rl.environments import TraceVecEnv
+from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
+from eaglerl.envs.trace_env import TraceVecEnv
+from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.rl.greedy_outcome import greedy_outcome
 from eaglerl.rl.published import load_policy
-from eaglerl.rl.standardize import Standardization, StandardizedVecEnv
-from eaglerl.rl.trace_world import TraceWorld
 from eaglerl.rl.train_policy import (
     TrainPolicyOptions,
     same_weights,

@@ -6,8 +6,8 @@ from transformers import WatermarkingConfig
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
 from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.envs.live_env import SpeculativeDecodingEnv
 from eaglerl.fingerprints import target_id
-from eaglerl.rl.live_env import SpeculativeDecodingEnv
 from eaglerl.traces.recording import RecordOptions, record
 
 from ..eagle3.tiny import tiny_head, tiny_model

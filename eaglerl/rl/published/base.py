@@ -19,15 +19,15 @@ from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import CycleState, TreeParams
 from eaglerl.eagle3.session import StepResult
+from eaglerl.envs.action_repeat import KeptDecision, decide
+from eaglerl.envs.observations import Observer, TextEncoder
+from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.decisions import KeptDecision, decide
-from eaglerl.rl.observations import Observer, TextEncoder
 from eaglerl.rl.published.persistence import Persistence
 from eaglerl.rl.published.settings import PolicySettings, check_model_options
 from eaglerl.rl.published.statistics import PolicyStatistics
 from eaglerl.rl.published.window import RewardWindow
-from eaglerl.rl.trace_world import running_acceptance
 from eaglerl.runs.checkpoints import CheckpointFolder
 from eaglerl.runs.run_log import RunLog
 

@@ -17,8 +17,8 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
+from eaglerl.envs.trace_env import action_space, observation_space
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.environments import action_space, observation_space
 from eaglerl.rl.published.compression import compression_of
 from eaglerl.runs.sb3_state import load_model_state, model_state
 

@@ -29,8 +29,8 @@ from eaglerl.rl.published.window import RewardWindow
 from eaglerl.runs.checkpoints import CheckpointFolder, resuming
 
 if TYPE_CHECKING:
+    from eaglerl.envs.standardize import Standardization
     from eaglerl.rl.published.learner import Learner
-    from eaglerl.rl.standardize import Standardization
 
 
 class Persistence(ABC):

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from eaglerl.actions import ActionSpace, ActionsSchema
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.envs.action_repeat import check_keeping
+from eaglerl.envs.observations import TEXT_MODEL, TEXT_WIDTH, ObservationSchema, ObservationSpec
+from eaglerl.envs.rewards import RewardName
 from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
-from eaglerl.rl.decisions import check_keeping
-from eaglerl.rl.observations import TEXT_MODEL, TEXT_WIDTH, ObservationSchema, ObservationSpec
-from eaglerl.rl.rewards import RewardName
 
 #: The tree of Re-SpS where there is no state.
 PUBLISHED_TREE = TreeParams(96, 8, 20)

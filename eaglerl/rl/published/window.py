@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from eaglerl.rl.rewards import RewardName, WindowReward
+from eaglerl.envs.rewards import RewardName, WindowReward
 
 
 class RewardWindow:

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from eaglerl.eagle3.policy import CycleState
-from eaglerl.rl.environments import observation_space
-from eaglerl.rl.observations import (
+from eaglerl.envs.observations import (
     TEXT_WIDTH,
     ObservationSpec,
     Observer,
     TextProjection,
     sentence_encoder,
 )
+from eaglerl.envs.trace_env import observation_space
 
 from ..traces.worlds import tiny_decoder
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.decisions import check_keeping, resembles
+from eaglerl.envs.action_repeat import check_keeping, resembles
 from eaglerl.traces.oracle import TraceTable
 from eaglerl.traces.trace_set import Trace
 

@@ -12,9 +12,9 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from eaglerl.actions import ActionSpace
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.rl.environments import TraceEnv
-from eaglerl.rl.live_env import SpeculativeDecodingEnv
-from eaglerl.rl.observations import ObservationSpec
+from eaglerl.envs.live_env import SpeculativeDecodingEnv
+from eaglerl.envs.observations import ObservationSpec
+from eaglerl.envs.trace_env import TraceEnv
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.trace_set import Trace, TraceSet
 

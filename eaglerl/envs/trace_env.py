@@ -18,9 +18,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.decisions import check_keeping
-from eaglerl.rl.rewards import RewardName, WindowReward
-from eaglerl.rl.trace_world import TraceWalk, TraceWorld
+from eaglerl.envs.action_repeat import check_keeping
+from eaglerl.envs.rewards import RewardName, WindowReward
+from eaglerl.envs.trace_windows import TraceWalk, TraceWorld
 from eaglerl.traces.trace_set import Trace
 
 

@@ -16,11 +16,11 @@ from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
-from eaglerl.rl.decisions import KeptDecision, check_keeping
-from eaglerl.rl.environments import action_space, check_action, observation_space
-from eaglerl.rl.observations import ObservationSpec, Observer, TextEncoder
-from eaglerl.rl.rewards import RewardName, WindowReward
-from eaglerl.rl.trace_world import running_acceptance
+from eaglerl.envs.action_repeat import KeptDecision, check_keeping
+from eaglerl.envs.observations import ObservationSpec, Observer, TextEncoder
+from eaglerl.envs.rewards import RewardName, WindowReward
+from eaglerl.envs.trace_env import action_space, check_action, observation_space
+from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.traces.recording import Prompt
 
 #: Cycles without drafting that the first lambda is measured by.

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import CycleState
-from eaglerl.json_file import Items, Schema, check_json
-from eaglerl.ops.limits import MAX_WIDTH
-from eaglerl.rl.trace_world import (
+from eaglerl.envs.trace_windows import (
     NO_CONFIDENCE,
     POSITION_SCALE,
     Extra,
@@ -29,6 +27,8 @@ from eaglerl.rl.trace_world import (
     observation_size,
     padded_confidence,
 )
+from eaglerl.json_file import Items, Schema, check_json
+from eaglerl.ops.limits import MAX_WIDTH
 
 Source = Literal["features", "taps", "context"]
 

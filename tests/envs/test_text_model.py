@@ -13,9 +13,9 @@ import torch
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
+from eaglerl.envs.observations import TEXT_MODEL, packaged_text_model, sentence_encoder
 from eaglerl.evaluation.published_flags import FlagError, PublishedFlags
 from eaglerl.evaluation.published_policies import text_model_of
-from eaglerl.rl.observations import TEXT_MODEL, packaged_text_model, sentence_encoder
 from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.rl.published.settings import PolicySettings
 
@@ -49,7 +49,7 @@ def test_the_package_comes_before_the_hub(
     assert (folder / "model.safetensors").is_file()
     assert sentence_encoder()("four").tolist() == [4.0] * 384
     sentence_encoder(str(tmp_path))
-    monkeypatch.setattr("eaglerl.rl.observations._TEXT_PACKAGE", "no_such_package")
+    monkeypatch.setattr("eaglerl.envs.observations._TEXT_PACKAGE", "no_such_package")
     sentence_encoder()
     sentence_encoder("another/model")
     assert asked == [

@@ -10,9 +10,9 @@ from numpy.linalg import norm
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-from eaglerl.rl.environments import TraceEnv, TraceVecEnv
-from eaglerl.rl.rewards import WindowReward
-from eaglerl.rl.trace_world import observation_size
+from eaglerl.envs.rewards import WindowReward
+from eaglerl.envs.trace_env import TraceEnv, TraceVecEnv
+from eaglerl.envs.trace_windows import observation_size
 from eaglerl.traces.trace_set import Trace
 
 from ..traces.test_oracle import ACTIONS, COST
