@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from eaglerl.cli.app import app
 from eaglerl.cli.options import question_paths
 from eaglerl.cli.traces import read_traces
-from eaglerl.evaluation.published import find_bench
 from eaglerl.evaluation.questions import Question, choose_split, question_files, read_questions
 from eaglerl.prepare import sample_questions_path
+from eaglerl.resps.bench import find_bench
 from eaglerl.rl.cross_validation import assign_folds
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,6 @@ from rich.markup import escape
 from eaglerl.cli.calibrate import calibrate
 from eaglerl.cli.compare import compare
 from eaglerl.cli.demo import demo
-from eaglerl.cli.evaluate import evaluate
 from eaglerl.cli.export_head import export_head
 from eaglerl.cli.generate import generate
 from eaglerl.cli.policy import train_policy
@@ -21,6 +20,7 @@ from eaglerl.cli.record import record
 from eaglerl.cli.report import report
 from eaglerl.cli.serve import serve
 from eaglerl.cli.training import distill, train_draft
+from eaglerl.resps.commands.evaluate_command import evaluate
 
 app = typer.Typer(
     name="eaglerl",

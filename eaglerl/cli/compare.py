@@ -25,7 +25,9 @@ from eaglerl.cli.options import (
     resolve_draft,
     resolve_model,
 )
-from eaglerl.cli.preset import (
+from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
+from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.resps.commands.preset_options import (
     PRESET_MODES,
     PresetContextOption,
     PresetOption,
@@ -34,8 +36,6 @@ from eaglerl.cli.preset import (
     learn_preset,
     preset_labels,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
-from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.evaluation.modes import ModeSpec

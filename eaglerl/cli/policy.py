@@ -347,7 +347,7 @@ def _learn_as_published(
     head: str,
     show: Callable[[str, float], None],
 ) -> str:
-    from eaglerl.rl.train_reference import train_reference
+    from eaglerl.resps.train_reference import train_reference
     from eaglerl.traces.simulation import simulate, total
 
     policy = train_reference(

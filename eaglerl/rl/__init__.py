@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.observations import ObservationSpec
+from eaglerl.resps.policies import (
+    OptimizedOnlineTreePolicy,
+    OptimizedSB3DiscretePPOOnlineTreePolicy,
+    load_policy,
+)
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_model import AcceptanceModel
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
@@ -24,11 +29,6 @@ from eaglerl.rl.baselines import (
 )
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
-from eaglerl.rl.published import (
-    OptimizedOnlineTreePolicy,
-    OptimizedSB3DiscretePPOOnlineTreePolicy,
-    load_policy,
-)
 from eaglerl.traces.oracle import Bounds, bounds
 from eaglerl.traces.recording import Prompt, RecordOptions
 from eaglerl.traces.simulation import Outcome, StagedPolicy, simulate

@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, Size, check_json
-from eaglerl.rl.published.files import read_card
+from eaglerl.resps.policies.policy_file import read_card
 
 _CLASSES = {
     "ppo": "OptimizedSB3DiscretePPOOnlineTreePolicy",

@@ -26,10 +26,10 @@ from eaglerl.envs.trace_windows import TraceWorld, observation_size
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.load_saved import POLICIES
+from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.rl.policy_card import write_policy_card
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.load import POLICIES
-from eaglerl.rl.published.settings import PolicySettings
 from eaglerl.rl.training_callback import TrainingCallback
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.run_log import RunLog

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
 from eaglerl.envs.observations import TEXT_MODEL, packaged_text_model, sentence_encoder
-from eaglerl.evaluation.published_flags import FlagError, PublishedFlags
-from eaglerl.evaluation.published_policies import text_model_of
-from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.resps.bench_policies import text_model_of
+from eaglerl.resps.flags import FlagError, PublishedFlags
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
+from eaglerl.resps.policies.policy_settings import PolicySettings
 
 from ..traces.planted import ACTIONS
 

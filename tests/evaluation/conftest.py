@@ -9,8 +9,8 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.fingerprints import head_id, target_id
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy
 from eaglerl.rl.acceptance_file import save_acceptance
-from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy
 from eaglerl.traces.recording import Prompt, RecordOptions, record
 
 from ..rl.test_acceptance import random_model

@@ -11,8 +11,8 @@ from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.json_lines import LineWriter
 from eaglerl.evaluation.records import Cycles, Manifest, Mode, Record, Turn
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.published.files import write_policy_folder
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.resps.policies.policy_file import write_policy_folder
+from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
 

@@ -18,16 +18,16 @@ from eaglerl.evaluation.compare import compare
 from eaglerl.evaluation.contenders import Decoding
 from eaglerl.evaluation.modes import parse_modes
 from eaglerl.evaluation.options import CompareOptions
-from eaglerl.evaluation.presets import preset_policies, train_preset
-from eaglerl.evaluation.published import EvaluationOptions, evaluate
 from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.files import AlreadyLockedError
+from eaglerl.resps.bench import EvaluationOptions, evaluate
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
+from eaglerl.resps.presets import preset_policies, train_preset
+from eaglerl.resps.train_reference import train_reference
 from eaglerl.rl.fit_acceptance import AcceptanceOptions
 from eaglerl.rl.policy_files import PolicyFiles
-from eaglerl.rl.published import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, train_acceptance
 from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy, train_policy_live
-from eaglerl.rl.train_reference import train_reference
 from eaglerl.traces.recording import Prompt, RecordOptions, record
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.distill import distill
@@ -36,9 +36,9 @@ from eaglerl.training.train_draft import train_draft
 from eaglerl.training.train_options import TrainOptions
 
 from ..lock_holder import lock_holder
+from ..resps.test_presets import inputs
 from ..traces.planted import ACTIONS, COST, planted_traces
 from .made_up import write_comparison
-from .test_presets import inputs
 
 PROMPTS = [Prompt((index, index + 1, index + 2), "made up") for index in range(4)]
 DECODING = Decoding(4, 0.0, 1.0)

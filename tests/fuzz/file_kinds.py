@@ -18,8 +18,6 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.taps import other_reading
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.target.target_files import load_target_model
-from eaglerl.evaluation.presets import _check_settings
-from eaglerl.evaluation.published import summarise_answers
 from eaglerl.evaluation.questions import files_digest, read_questions
 from eaglerl.evaluation.records import load_comparison
 from eaglerl.evaluation.report.calibration import read_calibration
@@ -32,10 +30,12 @@ from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
 from eaglerl.ops import PolicyWeights
 from eaglerl.prepare import is_prepared, write_marker
+from eaglerl.resps.bench import summarise_answers
+from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.presets import _check_settings
 from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.rl.acceptance_policy import AcceptancePolicy
 from eaglerl.rl.policy_files import find_policy
-from eaglerl.rl.published.load import load_policy
 from eaglerl.runs.run_folder import RunFolder
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import Row, read_rows
@@ -46,9 +46,9 @@ from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, wr
 from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
-from ..rl.published import DQN, PPO, make_policy
+from ..resps.published import DQN, PPO, make_policy
+from ..resps.test_policy_files import sequences
 from ..rl.test_acceptance import COST, random_model
-from ..rl.test_policy_files import sequences
 from ..traces.planted import ACTIONS
 from ..traces.worlds import made_up_trace
 
@@ -281,8 +281,8 @@ KINDS: dict[str, FileKind] = {
         lambda folder: make_policy(PPO).save(folder),
         _read_policy,
         (
-            "eaglerl.rl.published.files",
-            "eaglerl.rl.published.settings",
+            "eaglerl.resps.policies.policy_file",
+            "eaglerl.resps.policies.policy_settings",
             "eaglerl.rl.policy_card",
             "eaglerl.envs.observations",
             "eaglerl.rl.policy_files",
@@ -347,14 +347,14 @@ KINDS: dict[str, FileKind] = {
         (
             "eaglerl.runs.checkpoints",
             "eaglerl.runs.sb3_state",
-            "eaglerl.rl.published.persistence",
+            "eaglerl.resps.policies.persistence",
         ),
     ),
     "checkpoints of DQN": FileKind(_write_checkpoints(DQN), _read_checkpoints(DQN), ()),
     "settings of a preset": FileKind(
         lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
         lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
-        ("eaglerl.evaluation.presets",),
+        ("eaglerl.resps.presets",),
     ),
     "calibration": FileKind(
         _write_calibration,
@@ -366,7 +366,7 @@ KINDS: dict[str, FileKind] = {
     "answers": FileKind(
         _write_answers,
         lambda folder: summarise_answers(folder / "answers.jsonl"),
-        ("eaglerl.evaluation.published",),
+        ("eaglerl.resps.bench",),
     ),
     "GGUF file": FileKind(
         _write_gguf,

@@ -48,7 +48,7 @@ ALLOWED_BARE = {
     # Through text and back: tuples become lists.
     "eaglerl.runs.checkpoints": {"json.loads"},
     "eaglerl.runs.run_folder": {"json.loads"},
-    "eaglerl.evaluation.presets": {"json.loads"},
+    "eaglerl.resps.presets": {"json.loads"},
     # A file that `open_tensors` has read before.
     "eaglerl.training.features": {"safe_open"},
 }

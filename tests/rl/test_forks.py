@@ -12,8 +12,8 @@ from eaglerl.rl.baselines import TierPolicy
 from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.rl.lookup_rule import LookupRule
 
+from ..resps.published import BOTH, policy_for
 from ..traces.test_record import tiny_decoder, tiny_prompts
-from .published import BOTH, policy_for
 from .test_acceptance import COST, random_model
 
 TREE = TreeParams(4, 1, 2)

@@ -11,8 +11,8 @@ from eaglerl.cli.actions import read_actions
 from eaglerl.cli.app import app
 from eaglerl.cli.traces import split_traces
 from eaglerl.eagle3.policy import NO_DRAFT
-from eaglerl.rl.published import load_policy
-from eaglerl.rl.train_reference import train_reference
+from eaglerl.resps.policies import load_policy
+from eaglerl.resps.train_reference import train_reference
 from eaglerl.traces.recording import RecordOptions, record
 
 from ..traces.planted import ACTIONS, COST, planted_traces

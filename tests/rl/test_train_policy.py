@@ -16,8 +16,8 @@ import torch
 from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
 from eaglerl.envs.trace_windows import TraceWorld
+from eaglerl.resps.policies import load_policy
 from eaglerl.rl.greedy_outcome import greedy_outcome
-from eaglerl.rl.published import load_policy
 from eaglerl.rl.train_policy import (
     TrainPolicyOptions,
     same_weights,

@@ -21,9 +21,9 @@ from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.evaluation.published import EvaluationSummary
-    from eaglerl.evaluation.published_flags import PublishedFlags
-    from eaglerl.rl.published.base import PublishedTreePolicy
+    from eaglerl.resps.bench import EvaluationSummary
+    from eaglerl.resps.flags import PublishedFlags
+    from eaglerl.resps.policies.base import PublishedTreePolicy
 
 _TREE_PANEL = "A constant tree, without a policy"
 _POLICY_PANEL = "A policy"
@@ -255,9 +255,9 @@ def evaluate(
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.evaluation.contenders import Decoding
-        from eaglerl.evaluation.published import EvaluationOptions, find_bench
-        from eaglerl.evaluation.published import evaluate as run
-        from eaglerl.evaluation.published_policies import version_options
+        from eaglerl.resps.bench import EvaluationOptions, find_bench
+        from eaglerl.resps.bench import evaluate as run
+        from eaglerl.resps.bench_policies import version_options
 
         flags = _read_flags(context)
         options = EvaluationOptions(
@@ -288,7 +288,7 @@ def _read_flags(context: typer.Context) -> PublishedFlags:
     Raises:
         typer.BadParameter: one has none.
     """
-    from eaglerl.evaluation.published_flags import FlagError, PublishedFlags
+    from eaglerl.resps.flags import FlagError, PublishedFlags
 
     names = [field.name for field in fields(PublishedFlags) if field.name != "given"]
     # By its name: typer may bring a click of its own, with an enumeration of its own.
@@ -303,7 +303,7 @@ def _read_flags(context: typer.Context) -> PublishedFlags:
 def _policy(
     flags: PublishedFlags, decoder: SpeculativeDecoder, answer_file: Path
 ) -> PublishedTreePolicy:
-    from eaglerl.evaluation.published_policies import new_policy, saved_policy
+    from eaglerl.resps.bench_policies import new_policy, saved_policy
 
     default = answer_file.with_name(f"{answer_file.stem}-checkpoints")
     checkpoints = flags.checkpoint_dir or default

@@ -73,7 +73,7 @@ def preset_labels(
     """
     if preset is None:
         return set()
-    from eaglerl.evaluation.presets import preset_policies
+    from eaglerl.resps.presets import preset_policies
 
     try:
         policies = preset_policies(preset, context=context)
@@ -106,10 +106,10 @@ def learn_preset(
     Raises:
         ValueError: see `train_preset`; or traces of another target or head.
     """
-    from eaglerl.evaluation.presets import PresetInputs, left_over, preset_policies, train_preset
-    from eaglerl.evaluation.published_policies import text_model_of
     from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
     from eaglerl.fingerprints import head_id, target_id
+    from eaglerl.resps.bench_policies import text_model_of
+    from eaglerl.resps.presets import PresetInputs, left_over, preset_policies, train_preset
 
     own = head_id(decoder.head)
     for traces in extras.traces:

@@ -13,13 +13,8 @@ from typer.testing import CliRunner, Result
 from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.evaluation.presets import (
-    PresetInputs,
-    left_over,
-    preset_policies,
-    train_preset,
-)
-from eaglerl.rl.published import load_policy
+from eaglerl.resps.policies import load_policy
+from eaglerl.resps.presets import PresetInputs, left_over, preset_policies, train_preset
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 
@@ -86,7 +81,7 @@ def test_every_policy_is_what_its_label_says(name: str, tmp_path: Path) -> None:
 
 
 def test_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eaglerl.rl.train_online._CHECKPOINT_WINDOWS", 20)
+    monkeypatch.setattr("eaglerl.resps.train_online._CHECKPOINT_WINDOWS", 20)
     policies = preset_policies("dqn-modes", context=False)
     whole = train_preset(policies, inputs(steps=60), tmp_path / "whole")
 

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.evaluation.published import EvaluationSummary, find_bench
 from eaglerl.evaluation.questions import chat_ids
-from eaglerl.rl.published import load_policy
+from eaglerl.resps.bench import EvaluationSummary, find_bench
+from eaglerl.resps.policies import load_policy
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 PPO = ["--use-optimized-sb3-discrete-ppo", "--actions", "cpu"]
@@ -145,7 +145,9 @@ def evaluate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., Result]:
     """Runs the command on the tiny target."""
-    monkeypatch.setattr("eaglerl.cli.evaluate.load_decoder", lambda *_, **__: decoder)
+    monkeypatch.setattr(
+        "eaglerl.resps.commands.evaluate_command.load_decoder", lambda *_, **__: decoder
+    )
     monkeypatch.setattr(
         "eaglerl.envs.observations.sentence_encoder",
         lambda *_: lambda text: np.full(384, len(text), np.float32),
@@ -182,8 +184,8 @@ def captured(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("eaglerl.evaluation.published.evaluate", stand_in)
-    monkeypatch.setattr("eaglerl.rl.published.base.RunLog", Log)
+    monkeypatch.setattr("eaglerl.resps.bench.evaluate", stand_in)
+    monkeypatch.setattr("eaglerl.resps.policies.base.RunLog", Log)
 
     def run(*arguments: str) -> SimpleNamespace:
         result = evaluate(*arguments)
@@ -281,7 +283,7 @@ def test_answers_and_resuming(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr("eaglerl.evaluation.published.answer", never)
+    monkeypatch.setattr("eaglerl.resps.bench.answer", never)
     assert "2 questions" in evaluate(*base, "--question-end", "2").stdout
     for changed, reason in (
         (["--top-k", "3"], "line 1 of"),
@@ -301,7 +303,7 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     kind: list[str],
 ) -> None:
-    from eaglerl.evaluation import published
+    from eaglerl.resps import bench as published
 
     own, calls = published.answer, []
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.settings import PolicySettings, split_options
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
 
 if TYPE_CHECKING:
-    from eaglerl.rl.published.learner import Learner
+    from eaglerl.resps.policies.learner import Learner
 
 _DROPOUT = 0.2
 #: Temperature of the published standard mode at inference.
@@ -107,7 +107,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
         """See `PublishedTreePolicy`."""
         from stable_baselines3 import DQN
 
-        from eaglerl.rl.published.compression import extractor_options
+        from eaglerl.resps.policies.compression import extractor_options
 
         own = self._model_options
         options = {
@@ -129,7 +129,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
         return model
 
     def _make_learner(self) -> Learner:
-        from eaglerl.rl.published.learner import DQNLearner, SpacesOnly
+        from eaglerl.resps.policies.learner import DQNLearner, SpacesOnly
 
         settings, own = self.settings, self._model_options
         size = settings.spec.size
@@ -162,7 +162,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
 
 def _publish(model: Any) -> None:
     """Give a model the published dropout and initial parameters."""
-    from eaglerl.rl.published.learner import ReLUDropout
+    from eaglerl.resps.policies.learner import ReLUDropout
 
     for net in (model.q_net, model.q_net_target):
         for index in (1, 3):

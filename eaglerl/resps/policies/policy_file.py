@@ -16,7 +16,7 @@ from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.fingerprints import ModelId, is_same_model
 from eaglerl.json_file import JsonObject, VersionedSchema, read_json
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.published.settings import PolicySettings, check_model_options
+from eaglerl.resps.policies.policy_settings import PolicySettings, check_model_options
 
 FORMAT = "eaglerl-tree-policy"
 VERSION = 1

@@ -19,12 +19,12 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs import observations
 from eaglerl.evaluation.modes import ModeSpec, parse_mode
-from eaglerl.evaluation.published_policies import NO_CHECKPOINTS_WITHIN, version_options
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import JsonObject, read_json
-from eaglerl.rl.published.files import CARD_NAME, read_card, write_policy_folder
-from eaglerl.rl.published.load import POLICIES
-from eaglerl.rl.train_online import learn_from_traces
+from eaglerl.resps.bench_policies import NO_CHECKPOINTS_WITHIN, version_options
+from eaglerl.resps.policies.load_saved import POLICIES
+from eaglerl.resps.policies.policy_file import CARD_NAME, read_card, write_policy_folder
+from eaglerl.resps.train_online import learn_from_traces
 from eaglerl.traces.trace_set import Trace
 
 PRESETS = ("ppo-modes", "dqn-modes")

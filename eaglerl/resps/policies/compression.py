@@ -14,7 +14,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.resps.policies.policy_settings import PolicySettings
 
 #: Share of a matrix's largest singular value below which another is but the rounding of float32.
 _ROUNDING = 1e-4

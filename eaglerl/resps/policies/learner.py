@@ -19,7 +19,7 @@ from torch import nn
 
 from eaglerl.envs.trace_env import action_space, observation_space
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.published.compression import compression_of
+from eaglerl.resps.policies.compression import compression_of
 from eaglerl.runs.sb3_state import load_model_state, model_state
 
 

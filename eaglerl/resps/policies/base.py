@@ -24,15 +24,15 @@ from eaglerl.envs.observations import Observer, TextEncoder
 from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.rl.published.persistence import Persistence
-from eaglerl.rl.published.settings import PolicySettings, check_model_options
-from eaglerl.rl.published.statistics import PolicyStatistics
-from eaglerl.rl.published.window import RewardWindow
+from eaglerl.resps.policies.persistence import Persistence
+from eaglerl.resps.policies.policy_settings import PolicySettings, check_model_options
+from eaglerl.resps.policies.policy_statistics import PolicyStatistics
+from eaglerl.resps.policies.window import RewardWindow
 from eaglerl.runs.checkpoints import CheckpointFolder
 from eaglerl.runs.run_log import RunLog
 
 if TYPE_CHECKING:
-    from eaglerl.rl.published.learner import Learner
+    from eaglerl.resps.policies.learner import Learner
 
 #: Windows between two histograms of actions in the log.
 _HISTOGRAM_INTERVAL = 100

@@ -9,13 +9,13 @@ import torch
 from eaglerl.envs.action_repeat import resembles
 from eaglerl.envs.observations import ObservationSpec
 from eaglerl.envs.trace_windows import TraceWorld
-from eaglerl.rl.greedy_outcome import greedy_outcome, greedy_outcomes
-from eaglerl.rl.published import (
+from eaglerl.resps.policies import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
     PolicySettings,
     load_policy,
 )
+from eaglerl.rl.greedy_outcome import greedy_outcome, greedy_outcomes
 from eaglerl.rl.train_policy import TrainPolicyOptions, same_weights, train_policy
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate, total

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eaglerl.rl.published import (
+from eaglerl.resps.policies import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
 )

@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.envs import observations
-from eaglerl.evaluation.published_flags import FlagError, PublishedFlags, flag_name
 from eaglerl.fingerprints import head_id
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.files import check_wanted, read_card, read_weights
-from eaglerl.rl.published.load import POLICIES
+from eaglerl.resps.flags import FlagError, PublishedFlags, flag_name
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.load_saved import POLICIES
+from eaglerl.resps.policies.policy_file import check_wanted, read_card, read_weights
 
 Version = Literal["standard", "ofl"]
 

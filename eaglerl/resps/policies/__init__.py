@@ -4,10 +4,10 @@ Re-SpS (https://arxiv.org/abs/2601.12212) chooses the draft tree by PPO or DQN. 
 of the same interface and defaults, on stable-baselines3's own algorithms, faults put right.
 """
 
-from eaglerl.rl.published.dqn import OptimizedOnlineTreePolicy
-from eaglerl.rl.published.load import load_policy
-from eaglerl.rl.published.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
-from eaglerl.rl.published.settings import PolicySettings
+from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy
+from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.policies.policy_settings import PolicySettings
+from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
 
 __all__ = [
     "OptimizedOnlineTreePolicy",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.published.files import read_card
+from eaglerl.resps.policies.policy_file import read_card
 
 _TREE = ("total_token", "depth", "top_k")
 #: Flags of every policy, and those that only a new one, or one that learns, has a use for.

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.envs.observations import ObservationSpec
 from eaglerl.fingerprints import head_id
-from eaglerl.rl.published import load_policy
+from eaglerl.resps.policies import load_policy
 from eaglerl.runs.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.traces.simulation import simulate
 

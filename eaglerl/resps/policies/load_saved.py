@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.dqn import OptimizedOnlineTreePolicy
-from eaglerl.rl.published.files import read_card
-from eaglerl.rl.published.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy
+from eaglerl.resps.policies.policy_file import read_card
+from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
 
 POLICIES: dict[str, type[PublishedTreePolicy]] = {
     policy.algorithm: policy

@@ -8,10 +8,10 @@ from pathlib import Path
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.load import POLICIES
-from eaglerl.rl.published.settings import PolicySettings
-from eaglerl.rl.train_online import learn_from_traces
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.load_saved import POLICIES
+from eaglerl.resps.policies.policy_settings import PolicySettings
+from eaglerl.resps.train_online import learn_from_traces
 from eaglerl.traces.trace_set import Trace
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eaglerl.rl.published.base import PublishedTreePolicy
-from eaglerl.rl.published.settings import PolicySettings, split_options
+from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
 
 if TYPE_CHECKING:
-    from eaglerl.rl.published.learner import Learner
+    from eaglerl.resps.policies.learner import Learner
 
 #: Entropy coefficient of the published standard mode, whatever is asked for.
 _PUBLISHED_STANDARD_ENTROPY = 0.01
@@ -122,7 +122,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         from stable_baselines3 import PPO
         from torch import nn
 
-        from eaglerl.rl.published.compression import extractor_options
+        from eaglerl.resps.policies.compression import extractor_options
 
         options = dict(self._model_options)
         net_arch = options.pop("net_arch")
@@ -137,7 +137,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         return PPO("MlpPolicy", env, policy_kwargs=policy, device="cpu", **options)
 
     def _make_learner(self) -> Learner:
-        from eaglerl.rl.published.learner import PPOLearner, SpacesOnly
+        from eaglerl.resps.policies.learner import PPOLearner, SpacesOnly
 
         settings = self.settings
         spaces = SpacesOnly(settings.spec.size, len(settings.actions), settings.horizon)

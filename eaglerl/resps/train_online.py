@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.published.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import PublishedTreePolicy
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 

@@ -5,8 +5,8 @@ import pytest
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.envs.observations import ObservationSpec
-from eaglerl.rl.published import PolicySettings
-from eaglerl.rl.published.window import RewardWindow
+from eaglerl.resps.policies import PolicySettings
+from eaglerl.resps.policies.window import RewardWindow
 from eaglerl.traces.simulation import simulate, total
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
@@ -18,7 +18,7 @@ from .published import BOTH, DQN, PPO, features, make_policy, policy_for
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The transitions that learners are given, in place of learning from them."""
-    from eaglerl.rl.published import learner
+    from eaglerl.resps.policies import learner
 
     transitions: list[tuple] = []
 
