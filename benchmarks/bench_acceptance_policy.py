@@ -23,10 +23,15 @@ from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.eagle3.tree.tree_drafter import DraftMoment, TreeDrafter
-from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.candidates import Candidates
-from eaglerl.rl.small_net import SmallNet
+from eaglerl.policies.acceptance_model import (
+    CHAIN_INPUTS,
+    POOL_INPUTS,
+    STOP_INPUTS,
+    AcceptanceModel,
+)
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.candidates import Candidates
+from eaglerl.policies.small_net import SmallNet
 
 VOCAB, HIDDEN, MAX_DEPTH, MAX_ROWS, CHAIN = 1000, 24, 5, 32, 12
 CONTEXT = 400

@@ -34,12 +34,12 @@ from eaglerl.evaluation.machine import describe_machine
 from eaglerl.evaluation.shuffled import ShuffledProgress
 from eaglerl.evaluation.statistics import loops
 from eaglerl.files import atomic_path
+from eaglerl.policies.acceptance_file import load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
+from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.policy_folder import find_policy
 from eaglerl.resps.policies.load_saved import load_policy
-from eaglerl.rl.acceptance_file import load_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
-from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.policy_files import find_policy
 from eaglerl.traces.oracle import bounds, oracle_actions, trace_tables
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace

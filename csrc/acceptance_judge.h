@@ -1,4 +1,4 @@
-// Judges the draft of one cycle, pass by pass, as eaglerl.rl.acceptance_model does for many.
+// Judges the draft of one cycle, pass by pass, as eaglerl.policies.acceptance_model does for many.
 #pragma once
 
 #include <cstdint>

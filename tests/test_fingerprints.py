@@ -14,12 +14,12 @@ from eaglerl.actions import ActionSpace
 from eaglerl.eagle3 import Eagle3DraftHead
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.fingerprints import head_id, is_same_model, prompt_id, target_id
+from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.resps.policies.policy_file import read_card
-from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.traces.recording import RecordOptions, record
 
-from .rl.test_acceptance import random_model
+from .policies.test_acceptance import random_model
 from .traces.worlds import tiny_decoder, tiny_prompts
 
 

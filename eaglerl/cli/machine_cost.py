@@ -17,8 +17,8 @@ from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.policies.policy_folder import PolicyFiles
     from eaglerl.rl import CostTable
-    from eaglerl.rl.policy_files import PolicyFiles
 
 _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
@@ -119,8 +119,8 @@ def measured_cost(
         ValueError: a file is no table, or the machine is too busy and there is no other.
     """
     from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.policies.policy_folder import COST_NAME
     from eaglerl.rl import CostTable
-    from eaglerl.rl.policy_files import COST_NAME
 
     if not policy.is_acceptance:
         return None

@@ -12,7 +12,7 @@ from eaglerl.prepare import MODELS, default_policy_path, shipped_policies
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder, TreePolicy
-    from eaglerl.rl.policy_files import PolicyFiles
+    from eaglerl.policies.policy_folder import PolicyFiles
 
 
 def find_chosen_policy(policy: Path) -> PolicyFiles:
@@ -24,7 +24,7 @@ def find_chosen_policy(policy: Path) -> PolicyFiles:
     Raises:
         ValueError: there is none.
     """
-    from eaglerl.rl.policy_files import find_policy
+    from eaglerl.policies.policy_folder import find_policy
 
     return find_policy(_folder(policy))
 
@@ -42,7 +42,7 @@ def open_chosen_policy(
     Raises:
         ValueError: it cannot be read, or belongs to another target or head.
     """
-    from eaglerl.rl.policy_files import open_policy
+    from eaglerl.policies.policy_folder import open_policy
 
     return open_policy(files, decoder, cost=measured_cost(cost, decoder, files))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams, TreePolicy
-from eaglerl.rl.baselines import (
+from eaglerl.policies.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,
     RandomPolicy,
@@ -16,7 +16,7 @@ from eaglerl.rl.baselines import (
     UCB1Policy,
     best_constant,
 )
-from eaglerl.rl.lookup_rule import best_lookup_rule, lookup_alone
+from eaglerl.policies.lookup_rule import best_lookup_rule, lookup_alone
 from eaglerl.traces.trace_set import Trace
 
 #: Looked-up tokens of the baseline without a tree, transformers' default for prompt lookup.

@@ -9,11 +9,11 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.evaluation.shuffled import ShuffledProgress
+from eaglerl.policies.acceptance_file import load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import ShuffledStates
+from eaglerl.policies.policy_folder import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
 from eaglerl.resps.policies.load_saved import load_policy
-from eaglerl.rl.acceptance_file import load_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import ShuffledStates
-from eaglerl.rl.policy_files import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
 
 __all__ = ["COST_NAME", "PolicyFiles", "cache_counts", "find_policy", "load_live_policy"]
 

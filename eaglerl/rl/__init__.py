@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.observations import ObservationSpec
-from eaglerl.resps.policies import (
-    OptimizedOnlineTreePolicy,
-    OptimizedSB3DiscretePPOOnlineTreePolicy,
-    load_policy,
-)
-from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
-from eaglerl.rl.acceptance_model import AcceptanceModel
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import (
+from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.policies.acceptance_model import AcceptanceModel
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,
     RandomPolicy,
@@ -27,8 +22,13 @@ from eaglerl.rl.baselines import (
     UCB1Policy,
     best_constant,
 )
-from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
+from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
+from eaglerl.resps.policies import (
+    OptimizedOnlineTreePolicy,
+    OptimizedSB3DiscretePPOOnlineTreePolicy,
+    load_policy,
+)
 from eaglerl.traces.oracle import Bounds, bounds
 from eaglerl.traces.recording import Prompt, RecordOptions
 from eaglerl.traces.simulation import Outcome, StagedPolicy, simulate

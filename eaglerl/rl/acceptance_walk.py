@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.acceptance_model import (
+from eaglerl.policies.acceptance_model import (
     AcceptanceModel,
     Survival,
     needed_rows,
     plan_of_ranked,
     rank_candidates,
 )
-from eaglerl.rl.acceptance_policy import PRIOR_TOKENS
-from eaglerl.rl.candidates import INITIAL_SUCCESS, Candidates, next_success
+from eaglerl.policies.acceptance_policy import PRIOR_TOKENS
+from eaglerl.policies.candidates import INITIAL_SUCCESS, Candidates, next_success
 from eaglerl.rl.judged import TracePositions
 from eaglerl.traces.trace_set import Trace
 

@@ -8,10 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.rl.acceptance_model import STOP_INPUTS, AcceptanceModel, plan_of_ranked, stop_features
-from eaglerl.rl.candidates import chain_features, pool_features
+from eaglerl.policies.acceptance_model import (
+    STOP_INPUTS,
+    AcceptanceModel,
+    plan_of_ranked,
+    stop_features,
+)
+from eaglerl.policies.candidates import chain_features, pool_features
+from eaglerl.policies.small_net import SmallNet, fit_net
 from eaglerl.rl.judged import Judged, TracePositions, judge_positions
-from eaglerl.rl.small_net import SmallNet, fit_net
 from eaglerl.traces.trace_set import Trace
 
 _NO_ORDER = np.empty((0, 0), dtype=np.int64)

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eaglerl.rl.acceptance_model import AcceptanceModel, Survival, needed_rows, rank_candidates
-from eaglerl.rl.candidates import Candidates, trace_candidates
+from eaglerl.policies.acceptance_model import (
+    AcceptanceModel,
+    Survival,
+    needed_rows,
+    rank_candidates,
+)
+from eaglerl.policies.candidates import Candidates, trace_candidates
 from eaglerl.traces.trace_set import Trace
 
 # Positions that are judged together: few enough for the nets' activations to stay small.

@@ -17,11 +17,12 @@ import torch
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.rl.acceptance_file import save_acceptance
-from eaglerl.rl.acceptance_model import AcceptanceModel
+from eaglerl.policies.acceptance_file import save_acceptance
+from eaglerl.policies.acceptance_model import AcceptanceModel
+from eaglerl.policies.baselines import best_constant
+from eaglerl.policies.small_net import SmallNet
 from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
 from eaglerl.rl.acceptance_walk import walk_traces
-from eaglerl.rl.baselines import best_constant
 from eaglerl.rl.cross_validation import (
     Gain,
     assign_folds,
@@ -39,7 +40,6 @@ from eaglerl.rl.fit_acceptance import (
     read_positions,
 )
 from eaglerl.rl.judged import judge_positions
-from eaglerl.rl.small_net import SmallNet
 from eaglerl.runs.checkpoints import resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.traces.trace_set import Trace

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.rl.policy_files import NoPolicyError, PolicyFiles, find_policy, open_policy
+from eaglerl.policies.policy_folder import NoPolicyError, PolicyFiles, find_policy, open_policy
 from eaglerl.server.modes import NAME, Mode
 
 _DESCRIPTIONS = {

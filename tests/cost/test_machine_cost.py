@@ -15,8 +15,8 @@ from eaglerl.cost.cost_check import why_unusable
 from eaglerl.cost.cost_table import CostError
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.evaluation.machine import describe_machine
+from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.rl import CostTable
-from eaglerl.rl.policy_files import PolicyFiles
 
 FAST = {"passes": 3, "longest_context": 400}
 

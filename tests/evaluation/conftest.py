@@ -9,11 +9,11 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.fingerprints import head_id, target_id
+from eaglerl.policies.acceptance_file import save_acceptance
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy
-from eaglerl.rl.acceptance_file import save_acceptance
 from eaglerl.traces.recording import Prompt, RecordOptions, record
 
-from ..rl.test_acceptance import random_model
+from ..policies.test_acceptance import random_model
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 COST = CostTable(

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.fingerprints import split_of
-from eaglerl.rl.acceptance_file import save_acceptance
+from eaglerl.policies.acceptance_file import save_acceptance
 
-from ..rl.test_acceptance import random_model
+from ..policies.test_acceptance import random_model
 from ..traces.test_oracle import COST
 from ..traces.worlds import made_up_trace
 from .made_up import write_comparison, write_policy, write_traces

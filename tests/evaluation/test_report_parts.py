@@ -28,11 +28,11 @@ from eaglerl.evaluation.report.trace_study import (
 )
 from eaglerl.evaluation.report.words import verdict, with_interval
 from eaglerl.fingerprints import split_of
-from eaglerl.rl.candidates import trace_candidates
+from eaglerl.policies.candidates import trace_candidates
 from eaglerl.traces.oracle import TraceTable, bounds, constant_seconds, oracle_actions
 from eaglerl.traces.simulation import simulate, total
 
-from ..rl.test_acceptance import random_model
+from ..policies.test_acceptance import random_model
 from ..traces.test_oracle import ACTIONS, COST
 from ..traces.worlds import made_up_trace
 from .made_up import made_up_record, write_comparison

@@ -29,13 +29,13 @@ from eaglerl.json_file import JsonObject, read_json
 from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
 from eaglerl.ops import PolicyWeights
+from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.policy_folder import find_policy
 from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.resps.bench import summarise_answers
 from eaglerl.resps.policies.load_saved import load_policy
 from eaglerl.resps.presets import _check_settings
-from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.policy_files import find_policy
 from eaglerl.runs.run_folder import RunFolder
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import Row, read_rows
@@ -46,9 +46,9 @@ from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, wr
 from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
+from ..policies.test_acceptance import COST, random_model
 from ..resps.published import DQN, PPO, make_policy
 from ..resps.test_policy_files import sequences
-from ..rl.test_acceptance import COST, random_model
 from ..traces.planted import ACTIONS
 from ..traces.worlds import made_up_trace
 
@@ -285,7 +285,7 @@ KINDS: dict[str, FileKind] = {
             "eaglerl.resps.policies.policy_settings",
             "eaglerl.rl.policy_card",
             "eaglerl.envs.observations",
-            "eaglerl.rl.policy_files",
+            "eaglerl.policies.policy_folder",
         ),
     ),
     "DQN policy": FileKind(lambda folder: make_policy(DQN).save(folder), _read_policy, ()),
@@ -295,7 +295,7 @@ KINDS: dict[str, FileKind] = {
         ("eaglerl.ops._policy_files",),
     ),
     "acceptance policy": FileKind(
-        _write_acceptance, _read_acceptance, ("eaglerl.rl.acceptance_file",)
+        _write_acceptance, _read_acceptance, ("eaglerl.policies.acceptance_file",)
     ),
     "head": FileKind(
         _write_head,

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.candidates import trace_candidates
 from eaglerl.rl.acceptance_walk import walk_traces
-from eaglerl.rl.candidates import trace_candidates
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 
+from ..policies.test_acceptance import D, K, random_model
 from ..traces.test_oracle import COST
 from ..traces.worlds import made_up_trace, with_repetitive_text
-from .test_acceptance import D, K, random_model
 
 
 def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:

@@ -18,9 +18,9 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.acceptance_file import load_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import best_constant
+from eaglerl.policies.acceptance_file import load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import best_constant
 from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
 from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.rl.judged import TracePositions, judge_positions
@@ -29,8 +29,8 @@ from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
 
+from ..policies.test_acceptance import DEAR, D, K, planted_trace
 from ..traces.worlds import with_repetitive_text
-from .test_acceptance import DEAR, D, K, planted_trace
 
 GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
 FIT = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=2, steps=40, rounds=2)

@@ -23,11 +23,11 @@ from eaglerl.eagle3.policy import (
 from eaglerl.envs.action_repeat import KeptDecision
 from eaglerl.evaluation.policy_files import find_policy
 from eaglerl.fingerprints import split_of
+from eaglerl.policies.acceptance_file import load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import best_constant
 from eaglerl.resps.policies.load_saved import load_policy
 from eaglerl.resps.policies.policy_file import read_card
-from eaglerl.rl.acceptance_file import load_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import best_constant
 from eaglerl.traces.oracle import (
     Bounds,
     TraceTable,

@@ -16,7 +16,7 @@ from eaglerl.eagle3.policy import (
     as_policy,
 )
 from eaglerl.eagle3.session import StepResult
-from eaglerl.rl.baselines import (
+from eaglerl.policies.baselines import (
     DraftConfidencePolicy,
     Exp3Policy,
     RandomPolicy,

@@ -12,8 +12,13 @@ from eaglerl._ext import C
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress, Selection
 from eaglerl.ops._check import NativeState
-from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
-from eaglerl.rl.small_net import SmallNet
+from eaglerl.policies.acceptance_model import (
+    CHAIN_INPUTS,
+    POOL_INPUTS,
+    STOP_INPUTS,
+    AcceptanceModel,
+)
+from eaglerl.policies.small_net import SmallNet
 
 
 class CycleJudge(NativeState):

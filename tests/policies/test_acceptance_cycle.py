@@ -11,8 +11,8 @@ from eaglerl._ext import C, build_info
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
-from eaglerl.rl.acceptance_cycle import CycleJudge
-from eaglerl.rl.acceptance_model import (
+from eaglerl.policies.acceptance_cycle import CycleJudge
+from eaglerl.policies.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,
     STOP_INPUTS,
@@ -20,8 +20,8 @@ from eaglerl.rl.acceptance_model import (
     Survival,
     stop_features,
 )
-from eaglerl.rl.candidates import Candidates, chain_features, pool_features
-from eaglerl.rl.small_net import SmallNet
+from eaglerl.policies.candidates import Candidates, chain_features, pool_features
+from eaglerl.policies.small_net import SmallNet
 
 UNIT = 2.0**-24  # of float32: the largest relative error of one rounding
 # What a longer tree costs goes up and down, as what is measured does.

@@ -15,8 +15,8 @@ import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.candidates import Candidates, chain_features, pool_features
-from eaglerl.rl.small_net import SmallNet
+from eaglerl.policies.candidates import Candidates, chain_features, pool_features
+from eaglerl.policies.small_net import SmallNet
 
 #: Inputs of the net that judges the draft's candidates, of the chain's, and of the stopping rule.
 POOL_INPUTS, CHAIN_INPUTS, STOP_INPUTS = 14, 13, 66

@@ -8,7 +8,7 @@ import torch
 
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, TreeParams, TreePolicy
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
-from eaglerl.rl.lookup_rule import NEVER, LookupRule, best_lookup_rule, lookup_alone
+from eaglerl.policies.lookup_rule import NEVER, LookupRule, best_lookup_rule, lookup_alone
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace

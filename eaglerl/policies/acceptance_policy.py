@@ -16,9 +16,9 @@ from eaglerl.eagle3.policy import (
     StepResult,
     TreeParams,
 )
-from eaglerl.rl.acceptance_cycle import CycleJudge
-from eaglerl.rl.acceptance_model import AcceptanceModel
-from eaglerl.rl.candidates import INITIAL_SUCCESS, next_success
+from eaglerl.policies.acceptance_cycle import CycleJudge
+from eaglerl.policies.acceptance_model import AcceptanceModel
+from eaglerl.policies.candidates import INITIAL_SUCCESS, next_success
 
 #: Tokens that the rate of the training counts for beside those that are decoded.
 PRIOR_TOKENS = 200.0

@@ -16,8 +16,13 @@ from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId, is_same_model
 from eaglerl.json_file import Schema, parse_json
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE
-from eaglerl.rl.acceptance_model import CHAIN_INPUTS, POOL_INPUTS, STOP_INPUTS, AcceptanceModel
-from eaglerl.rl.small_net import SmallNet
+from eaglerl.policies.acceptance_model import (
+    CHAIN_INPUTS,
+    POOL_INPUTS,
+    STOP_INPUTS,
+    AcceptanceModel,
+)
+from eaglerl.policies.small_net import SmallNet
 from eaglerl.tensor_file import check_finite, check_tensor, read_tensors
 
 FORMAT = "eaglerl-acceptance"

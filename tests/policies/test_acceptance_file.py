@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.rl.acceptance_file import load_acceptance, save_acceptance
+from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
 
 from .test_acceptance import random_candidates, random_model
 

@@ -7,10 +7,10 @@ import torch
 
 from eaglerl.eagle3 import NO_DRAFT, TreeParams
 from eaglerl.eagle3.policy import StepResult
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.baselines import TierPolicy
-from eaglerl.rl.guard import GuardedPolicy
-from eaglerl.rl.lookup_rule import LookupRule
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import TierPolicy
+from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.lookup_rule import LookupRule
 
 from ..resps.published import BOTH, policy_for
 from ..traces.test_record import tiny_decoder, tiny_prompts

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.fingerprints import head_id, target_id
+from eaglerl.policies.acceptance_file import FORMAT, load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.fallback import GuardedPolicy
 from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.resps.policies.base import PublishedTreePolicy
 from eaglerl.resps.policies.load_saved import load_policy
 from eaglerl.resps.policies.policy_file import CARD_NAME
-from eaglerl.rl.acceptance_file import FORMAT, load_acceptance
-from eaglerl.rl.acceptance_policy import AcceptancePolicy
-from eaglerl.rl.guard import GuardedPolicy
 from eaglerl.tensor_file import open_tensors
 
 if TYPE_CHECKING:
