@@ -15,9 +15,9 @@ from eaglerl.cli.app import app
 from eaglerl.cli.options import question_paths
 from eaglerl.cli.traces import read_traces
 from eaglerl.evaluation.questions import Question, choose_split, question_files, read_questions
+from eaglerl.fitting.cross_validation import assign_folds
 from eaglerl.prepare import sample_questions_path
 from eaglerl.resps.bench import find_bench
-from eaglerl.rl.cross_validation import assign_folds
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["code", "everyday", "facts", "math", "summary"]

@@ -81,8 +81,8 @@ def learn_acceptance(
     Raises:
         ValueError: traces of different targets or heads; see `train_acceptance`.
     """
-    from eaglerl.rl.fit_acceptance import AcceptanceOptions
-    from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, train_acceptance
+    from eaglerl.fitting.fit_acceptance import AcceptanceOptions
+    from eaglerl.fitting.train_acceptance import TrainAcceptanceOptions, train_acceptance
     from eaglerl.traces.trace_set import TraceSet
 
     sets = [TraceSet(folder) for folder in folders]

@@ -20,13 +20,13 @@ from eaglerl.evaluation.modes import parse_modes
 from eaglerl.evaluation.options import CompareOptions
 from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.files import AlreadyLockedError
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions
+from eaglerl.fitting.train_acceptance import TrainAcceptanceOptions, train_acceptance
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.resps.bench import EvaluationOptions, evaluate
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.resps.presets import preset_policies, train_preset
 from eaglerl.resps.train_reference import train_reference
-from eaglerl.rl.fit_acceptance import AcceptanceOptions
-from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, train_acceptance
 from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy, train_policy_live
 from eaglerl.traces.recording import Prompt, RecordOptions, record
 from eaglerl.traces.trace_set import TraceSet

@@ -8,6 +8,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.policies.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,
@@ -20,7 +21,6 @@ from eaglerl.policies.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
 from eaglerl.policies.candidates import Candidates, chain_features, pool_features, trace_candidates
 from eaglerl.policies.small_net import SmallNet, fit_net
-from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.traces.recording import RecordOptions, pool_ranks, record
 from eaglerl.traces.simulation import simulate, total
 from eaglerl.traces.trace_set import Trace

@@ -16,10 +16,10 @@ from eaglerl.eagle3.policy import (
     StepResult,
     TreeParams,
 )
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
 from eaglerl.policies.fallback import GuardedPolicy
-from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.traces.simulation import simulate, total
 
 from .test_acceptance import DEAR, D, K, planted_trace

@@ -17,13 +17,9 @@ import torch
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.policies.acceptance_file import save_acceptance
-from eaglerl.policies.acceptance_model import AcceptanceModel
-from eaglerl.policies.baselines import best_constant
-from eaglerl.policies.small_net import SmallNet
-from eaglerl.rl.acceptance_report import plot_fit, write_calibration, write_card
-from eaglerl.rl.acceptance_walk import walk_traces
-from eaglerl.rl.cross_validation import (
+from eaglerl.fitting.acceptance_report import plot_fit, write_calibration, write_card
+from eaglerl.fitting.batch_simulate import walk_traces
+from eaglerl.fitting.cross_validation import (
     Gain,
     assign_folds,
     constant_seconds_held_out,
@@ -31,7 +27,7 @@ from eaglerl.rl.cross_validation import (
     gain_over,
     reliability,
 )
-from eaglerl.rl.fit_acceptance import (
+from eaglerl.fitting.fit_acceptance import (
     AcceptanceOptions,
     fit_chain_net,
     fit_pool_net,
@@ -39,7 +35,11 @@ from eaglerl.rl.fit_acceptance import (
     new_model,
     read_positions,
 )
-from eaglerl.rl.judged import judge_positions
+from eaglerl.fitting.scored_positions import judge_positions
+from eaglerl.policies.acceptance_file import save_acceptance
+from eaglerl.policies.acceptance_model import AcceptanceModel
+from eaglerl.policies.baselines import best_constant
+from eaglerl.policies.small_net import SmallNet
 from eaglerl.runs.checkpoints import resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.traces.trace_set import Trace

@@ -10,10 +10,10 @@ import numpy as np
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.fitting.fit_acceptance import pool_labels
+from eaglerl.fitting.scored_positions import Judged, TracePositions
 from eaglerl.policies.acceptance_model import AcceptanceModel, plan_of_ranked
 from eaglerl.policies.baselines import best_constant
-from eaglerl.rl.fit_acceptance import pool_labels
-from eaglerl.rl.judged import Judged, TracePositions
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.trace_set import Trace
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.fitting.scored_positions import TracePositions
 from eaglerl.policies.acceptance_model import (
     AcceptanceModel,
     Survival,
@@ -21,7 +22,6 @@ from eaglerl.policies.acceptance_model import (
 )
 from eaglerl.policies.acceptance_policy import PRIOR_TOKENS
 from eaglerl.policies.candidates import INITIAL_SUCCESS, Candidates, next_success
-from eaglerl.rl.judged import TracePositions
 from eaglerl.traces.trace_set import Trace
 
 

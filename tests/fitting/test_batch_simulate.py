@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from eaglerl.fitting.batch_simulate import walk_traces
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.candidates import trace_candidates
-from eaglerl.rl.acceptance_walk import walk_traces
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 

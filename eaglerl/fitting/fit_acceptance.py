@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.fitting.scored_positions import Judged, TracePositions, judge_positions
 from eaglerl.policies.acceptance_model import (
     STOP_INPUTS,
     AcceptanceModel,
@@ -16,7 +17,6 @@ from eaglerl.policies.acceptance_model import (
 )
 from eaglerl.policies.candidates import chain_features, pool_features
 from eaglerl.policies.small_net import SmallNet, fit_net
-from eaglerl.rl.judged import Judged, TracePositions, judge_positions
 from eaglerl.traces.trace_set import Trace
 
 _NO_ORDER = np.empty((0, 0), dtype=np.int64)

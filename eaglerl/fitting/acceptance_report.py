@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eaglerl.files import atomic_path
-from eaglerl.rl.cross_validation import Gain, reliability_rows
+from eaglerl.fitting.cross_validation import Gain, reliability_rows
 
 _SOURCES = ("draft", "lookup")
 

@@ -18,13 +18,17 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.fitting.cross_validation import assign_folds, gain_over, reliability
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
+from eaglerl.fitting.scored_positions import TracePositions, judge_positions
+from eaglerl.fitting.train_acceptance import (
+    TrainAcceptanceOptions,
+    TrainedAcceptance,
+    train_acceptance,
+)
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
-from eaglerl.rl.cross_validation import assign_folds, gain_over, reliability
-from eaglerl.rl.fit_acceptance import AcceptanceOptions, fit_acceptance
-from eaglerl.rl.judged import TracePositions, judge_positions
-from eaglerl.rl.train_acceptance import TrainAcceptanceOptions, TrainedAcceptance, train_acceptance
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
