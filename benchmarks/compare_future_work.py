@@ -38,7 +38,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.files import atomic_path
-from eaglerl.rl.greedy_outcome import GreedyOutcomes, greedy_outcomes
+from eaglerl.sb3.greedy_outcome import GreedyOutcomes, greedy_outcomes
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.trace_set import Trace
 
@@ -134,7 +134,7 @@ def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[l
 
 def run(contender: Contender, seed: int, steps: int, settings: dict[str, Any]) -> GreedyOutcomes:
     """Train once, and decode the test's prompts."""
-    from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy
+    from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy
 
     data = _DATA[0]
     options = TrainPolicyOptions(

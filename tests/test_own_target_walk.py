@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.rl import CostTable
+from eaglerl.cost.cost_table import CostTable
 
 pytestmark = [
     pytest.mark.slow,

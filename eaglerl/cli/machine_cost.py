@@ -16,9 +16,9 @@ from eaglerl.cli.terminal import notes, progress_bar
 from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
 
 if TYPE_CHECKING:
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.policies.policy_folder import PolicyFiles
-    from eaglerl.rl import CostTable
 
 _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
@@ -84,7 +84,7 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
     Raises:
         ValueError: the file given is no table.
     """
-    from eaglerl.rl import CostTable
+    from eaglerl.cost.cost_table import CostTable
 
     if cost is not None:
         return CostTable.from_json(cost)
@@ -118,9 +118,9 @@ def measured_cost(
     Raises:
         ValueError: a file is no table, or the machine is too busy and there is no other.
     """
+    from eaglerl.cost.cost_table import CostTable
     from eaglerl.evaluation.machine import describe_machine
     from eaglerl.policies.policy_folder import COST_NAME
-    from eaglerl.rl import CostTable
 
     if not policy.is_acceptance:
         return None

@@ -34,7 +34,7 @@ from eaglerl.prepare import DEFAULT_MODEL
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.rl.train_policy import TrainPolicyOptions
+    from eaglerl.sb3.train_policy import TrainPolicyOptions
     from eaglerl.traces.trace_set import Trace
 
 _ALGORITHMS = ("ppo", "dqn", "acceptance")
@@ -304,7 +304,7 @@ def _check_kind(supervised: bool, by_trial: dict[str, bool], prompts: list[Path]
 
 def _trainer() -> ModuleType:
     try:
-        from eaglerl.rl import train_policy as trainer
+        from eaglerl.sb3 import train_policy as trainer
     except ModuleNotFoundError as error:
         if error.name not in ("gymnasium", "stable_baselines3"):
             raise

@@ -9,7 +9,7 @@ from itertools import islice
 
 from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.eagle3.decoder import DEFAULT_TREE
-from eaglerl.rl import LookupRule, lookup_alone
+from eaglerl.policies.lookup_rule import LookupRule, lookup_alone
 
 #: The largest tree that a client may ask for: its pool of candidates grows with depth * top_k^2.
 LARGEST = {"total_tokens": 128, "depth": 16, "top_k": 16}

@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 from eaglerl.cli.app import app
 from eaglerl.cli.machine_cost import kept_cost_path, machine_cost, measure_cost, measured_cost
 from eaglerl.cost.cost_check import why_unusable
-from eaglerl.cost.cost_table import CostError
+from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.evaluation.machine import describe_machine
 from eaglerl.policies.policy_folder import PolicyFiles
-from eaglerl.rl import CostTable
 
 FAST = {"passes": 3, "longest_context": 400}
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target.target_model import TargetModel
-from eaglerl.rl import lookup_alone
+from eaglerl.policies.lookup_rule import lookup_alone
 
 from .tiny import tiny_model
 

@@ -22,8 +22,7 @@ from eaglerl.evaluation.compare import compare
 from eaglerl.evaluation.modes import parse_modes
 from eaglerl.evaluation.options import CompareOptions
 from eaglerl.evaluation.questions import question_files
-from eaglerl.rl import Prompt, RecordOptions
-from eaglerl.traces.recording import record
+from eaglerl.traces.recording import Prompt, RecordOptions, record
 
 
 def pieces(folder: Path) -> int:

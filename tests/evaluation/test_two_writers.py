@@ -27,7 +27,7 @@ from eaglerl.resps.bench import EvaluationOptions, evaluate
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
 from eaglerl.resps.presets import preset_policies, train_preset
 from eaglerl.resps.train_reference import train_reference
-from eaglerl.rl.train_policy import TrainPolicyOptions, train_policy, train_policy_live
+from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy, train_policy_live
 from eaglerl.traces.recording import Prompt, RecordOptions, record
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.distill import distill

@@ -283,7 +283,7 @@ KINDS: dict[str, FileKind] = {
         (
             "eaglerl.resps.policies.policy_file",
             "eaglerl.resps.policies.policy_settings",
-            "eaglerl.rl.policy_card",
+            "eaglerl.sb3.policy_card",
             "eaglerl.envs.observations",
             "eaglerl.policies.policy_folder",
         ),

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
+from eaglerl.policies.lookup_rule import LookupRule
 from eaglerl.policies.policy_folder import open_policy
 from eaglerl.prepare import DEFAULT_MODEL, default_draft_path, default_policy_path
-from eaglerl.rl import LookupRule
 
 TEXTS = [
     "Count to ten:",

@@ -15,8 +15,8 @@ from eaglerl.resps.policies import (
     PolicySettings,
     load_policy,
 )
-from eaglerl.rl.greedy_outcome import greedy_outcome, greedy_outcomes
-from eaglerl.rl.train_policy import TrainPolicyOptions, same_weights, train_policy
+from eaglerl.sb3.greedy_outcome import greedy_outcome, greedy_outcomes
+from eaglerl.sb3.train_policy import TrainPolicyOptions, same_weights, train_policy
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate, total
 from eaglerl.traces.trace_set import TraceSet

@@ -17,8 +17,8 @@ from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
 from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.resps.policies import load_policy
-from eaglerl.rl.greedy_outcome import greedy_outcome
-from eaglerl.rl.train_policy import (
+from eaglerl.sb3.greedy_outcome import greedy_outcome
+from eaglerl.sb3.train_policy import (
     TrainPolicyOptions,
     same_weights,
     train_policy,
@@ -113,7 +113,7 @@ import torch
 torch.set_num_threads(1)
 from tests.rl.planted import ACTIONS, COST, planted_traces
 from tests.rl.test_train_policy import small_options
-from eaglerl.rl.train_policy import train_policy
+from eaglerl.sb3.train_policy import train_policy
 train_policy(
     planted_traces(4, positions=40), ACTIONS, COST, sys.argv[2], small_options(sys.argv[1], 3200)
 )

@@ -12,10 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._policy_files import gather_fields
-from eaglerl.rl.greedy_outcome import greedy_outcome
 from eaglerl.runs.checkpoints import Checkpoint, resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.sb3_state import load_model_state, model_state
+from eaglerl.sb3.greedy_outcome import greedy_outcome
 
 _BEST = "best."
 

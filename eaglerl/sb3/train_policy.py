@@ -29,10 +29,10 @@ from eaglerl.ops import PolicyWeights
 from eaglerl.resps.policies.base import PublishedTreePolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_settings import PolicySettings
-from eaglerl.rl.policy_card import write_policy_card
-from eaglerl.rl.training_callback import TrainingCallback
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.run_log import RunLog
+from eaglerl.sb3.policy_card import write_policy_card
+from eaglerl.sb3.training_callback import TrainingCallback
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.recording import Prompt
 from eaglerl.traces.trace_set import Trace
