@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import cache_argument
-from eaglerl.evaluation.machine import describe_machine
+from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.prepare import prepare_model
 
 ROWS = (1, 4, 8, 16, 32, 60)

@@ -24,7 +24,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
-from eaglerl.evaluation.machine import describe_machine
+from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.prepare import default_draft_path, prepare_model
 

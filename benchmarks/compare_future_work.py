@@ -36,7 +36,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cli.traces import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.trace_windows import TraceWorld
-from eaglerl.evaluation.machine import describe_machine
+from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.sb3.greedy_outcome import GreedyOutcomes, greedy_outcomes
 from eaglerl.traces.oracle import constant_seconds, trace_tables

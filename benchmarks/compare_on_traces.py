@@ -28,11 +28,11 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cli.traces import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
-from eaglerl.evaluation.baselines import BASELINES, BaselineInputs, make_baseline
-from eaglerl.evaluation.bootstrap import bootstrap_ratio
-from eaglerl.evaluation.machine import describe_machine
-from eaglerl.evaluation.shuffled import ShuffledProgress
-from eaglerl.evaluation.statistics import loops
+from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
+from eaglerl.evaluation.modes.shuffled_states import ShuffledProgress
+from eaglerl.evaluation.running.processor import describe_machine
+from eaglerl.evaluation.statistics.bootstrap import bootstrap_ratio
+from eaglerl.evaluation.statistics.summary import loops
 from eaglerl.files import atomic_path
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy

@@ -38,8 +38,8 @@ from eaglerl.resps.commands.preset_options import (
 )
 
 if TYPE_CHECKING:
-    from eaglerl.evaluation.modes import ModeSpec
-    from eaglerl.evaluation.records import Comparison
+    from eaglerl.evaluation.modes.mode_names import ModeSpec
+    from eaglerl.evaluation.results.records import Comparison
 
 _CONSTANT_PANEL = "Constant trees that are chosen"
 _NEEDS_PANEL = "What some modes need"
@@ -186,11 +186,15 @@ def compare(
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.cost.cost_table import CostTable
-        from eaglerl.evaluation.compare import compare as run
-        from eaglerl.evaluation.disturbance import busy_now
-        from eaglerl.evaluation.modes import POLICY_KINDS
-        from eaglerl.evaluation.options import DEFAULT_GRID, CompareOptions, Extras
-        from eaglerl.evaluation.questions import question_files, read_questions
+        from eaglerl.evaluation.modes.mode_names import POLICY_KINDS
+        from eaglerl.evaluation.questions.question_files import question_files, read_questions
+        from eaglerl.evaluation.running.comparison import compare as run
+        from eaglerl.evaluation.running.comparison_options import (
+            DEFAULT_GRID,
+            CompareOptions,
+            Extras,
+        )
+        from eaglerl.evaluation.statistics.disturbance import busy_now
         from eaglerl.traces.trace_set import TraceSet
 
         # All that can be checked without a model is, before one is loaded.
@@ -252,8 +256,8 @@ def needs_no_head(
 
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
-    from eaglerl.evaluation.records import load_comparison
-    from eaglerl.evaluation.statistics import summarise
+    from eaglerl.evaluation.results.records import load_comparison
+    from eaglerl.evaluation.statistics.summary import summarise
 
     comparison: Comparison = load_comparison(folder)
     summary = summarise(comparison, against or ())
@@ -264,7 +268,7 @@ def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
 
 
 def _parse_modes(texts: list[str] | tuple[str, ...]) -> tuple[ModeSpec, ...]:
-    from eaglerl.evaluation.modes import parse_modes
+    from eaglerl.evaluation.modes.mode_names import parse_modes
 
     try:
         return parse_modes(texts)
@@ -280,7 +284,7 @@ def _check_needs(modes: tuple[ModeSpec, ...], **given: object) -> None:
 
 
 def _check_references(against: list[str] | None, folder: Path, labels: set[str]) -> None:
-    from eaglerl.evaluation.records import MANIFEST_NAME, Manifest
+    from eaglerl.evaluation.results.records import MANIFEST_NAME, Manifest
 
     if (folder / MANIFEST_NAME).exists():
         labels = labels | Manifest.from_json(folder).modes.keys()

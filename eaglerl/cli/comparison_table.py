@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from eaglerl.evaluation.records import Manifest
-    from eaglerl.evaluation.statistics import Interval, ModeSummary, Summary
+    from eaglerl.evaluation.results.records import Manifest
+    from eaglerl.evaluation.statistics.summary import Interval, ModeSummary, Summary
 
 # What fits into 80 columns: ratios with their intervals take 20 each, by file 14 in two lines.
 _LABEL_WIDTH = 26

@@ -26,7 +26,7 @@ _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
     """Where the table for this decoder on this machine is kept, whether or not it is there yet."""
     from eaglerl.eagle3.head.packed_draft import products_dtype
-    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.evaluation.running.processor import describe_machine
     from eaglerl.fingerprints import head_id, target_id
 
     parts = (
@@ -52,7 +52,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
         AlreadyLockedError: another process is measuring it.
     """
     from eaglerl.cost.measure_cost import calibrate
-    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.evaluation.running.processor import describe_machine
 
     chat = decoder.tokenizer.chat_template is not None
     # Two that measure at once would also disturb each other.
@@ -119,7 +119,7 @@ def measured_cost(
         ValueError: a file is no table, or the machine is too busy and there is no other.
     """
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.evaluation.machine import describe_machine
+    from eaglerl.evaluation.running.processor import describe_machine
     from eaglerl.policies.policy_folder import COST_NAME
 
     if not policy.is_acceptance:

@@ -18,11 +18,16 @@ import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.evaluation.answer_schema import AnswerSchema, MeasuredAnswerSchema
-from eaglerl.evaluation.answers import answer_choice
-from eaglerl.evaluation.contenders import DecoderContender, Decoding, answer
-from eaglerl.evaluation.json_lines import LineWriter, read_whole_lines
-from eaglerl.evaluation.questions import Question, files_digest, prepare_questions, read_questions
+from eaglerl.evaluation.modes.runners import DecoderContender, Decoding, answer
+from eaglerl.evaluation.questions.answer_files import answer_choice
+from eaglerl.evaluation.questions.answer_schema import AnswerSchema, MeasuredAnswerSchema
+from eaglerl.evaluation.questions.question_files import (
+    Question,
+    files_digest,
+    prepare_questions,
+    read_questions,
+)
+from eaglerl.evaluation.results.json_lines import LineWriter, read_whole_lines
 from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.fingerprints import head_id, target_id
 from eaglerl.json_file import parse_json, read_lines

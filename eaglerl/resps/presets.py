@@ -18,7 +18,7 @@ from typing import Any
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs import observations
-from eaglerl.evaluation.modes import ModeSpec, parse_mode
+from eaglerl.evaluation.modes.mode_names import ModeSpec, parse_mode
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import JsonObject, read_json
 from eaglerl.resps.bench_policies import NO_CHECKPOINTS_WITHIN, version_options

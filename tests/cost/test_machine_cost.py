@@ -14,7 +14,7 @@ from eaglerl.cli.machine_cost import kept_cost_path, machine_cost, measure_cost,
 from eaglerl.cost.cost_check import why_unusable
 from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.evaluation.machine import describe_machine
+from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.policies.policy_folder import PolicyFiles
 
 FAST = {"passes": 3, "longest_context": 400}
@@ -82,7 +82,7 @@ def test_the_name_depends_on_all_that_a_cycle_costs(
     with torch.no_grad():
         other.head.fc.weight += 1
     names.add(kept_cost_path(other))
-    monkeypatch.setattr("eaglerl.evaluation.machine.processor_name", lambda: "another")
+    monkeypatch.setattr("eaglerl.evaluation.running.processor.processor_name", lambda: "another")
     names.add(kept_cost_path(decoder))
     assert len(names | {first}) == 4
 

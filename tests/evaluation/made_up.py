@@ -8,8 +8,8 @@ import torch
 
 from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.evaluation.json_lines import LineWriter
-from eaglerl.evaluation.records import Cycles, Manifest, Mode, Record, Turn
+from eaglerl.evaluation.results.json_lines import LineWriter
+from eaglerl.evaluation.results.records import Cycles, Manifest, Mode, Record, Turn
 from eaglerl.ops import PolicyWeights
 from eaglerl.resps.policies.policy_file import write_policy_folder
 from eaglerl.resps.policies.policy_settings import PolicySettings

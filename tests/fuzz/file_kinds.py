@@ -18,11 +18,11 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.taps import other_reading
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.target.target_files import load_target_model
-from eaglerl.evaluation.questions import files_digest, read_questions
-from eaglerl.evaluation.records import load_comparison
+from eaglerl.evaluation.questions.question_files import files_digest, read_questions
 from eaglerl.evaluation.report.calibration import read_calibration
 from eaglerl.evaluation.report.evidence import read_answers
-from eaglerl.evaluation.statistics import summarise
+from eaglerl.evaluation.results.records import load_comparison
+from eaglerl.evaluation.statistics.summary import summarise
 from eaglerl.gguf_convert.config import read_config
 from eaglerl.gguf_convert.header import read_gguf
 from eaglerl.json_file import JsonObject, read_json
@@ -328,12 +328,14 @@ KINDS: dict[str, FileKind] = {
         _write_comparison,
         _read_comparison,
         (
-            "eaglerl.evaluation.records",
-            "eaglerl.evaluation.json_lines",
+            "eaglerl.evaluation.results.records",
+            "eaglerl.evaluation.results.json_lines",
             "eaglerl.evaluation.report.evidence",
         ),
     ),
-    "questions": FileKind(_write_questions, _read_questions, ("eaglerl.evaluation.questions",)),
+    "questions": FileKind(
+        _write_questions, _read_questions, ("eaglerl.evaluation.questions.question_files",)
+    ),
     "rows": FileKind(
         _write_rows,
         _read_rows,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.evaluation.questions import chat_ids
+from eaglerl.evaluation.questions.question_files import chat_ids
 from eaglerl.resps.bench import EvaluationSummary, find_bench
 from eaglerl.resps.policies import load_policy
 

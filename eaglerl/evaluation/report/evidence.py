@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.evaluation.answer_schema import AnswerSchema
-from eaglerl.evaluation.bootstrap import RESAMPLES, Interval
-from eaglerl.evaluation.completeness import complete_part
-from eaglerl.evaluation.questions import question_files, read_questions
-from eaglerl.evaluation.records import (
+from eaglerl.evaluation.questions.answer_schema import AnswerSchema
+from eaglerl.evaluation.questions.question_files import question_files, read_questions
+from eaglerl.evaluation.results.completeness import complete_part
+from eaglerl.evaluation.results.records import (
     ANSWERS_NAME,
     PLAIN,
     TUNED,
@@ -21,7 +20,8 @@ from eaglerl.evaluation.records import (
     Record,
     load_comparison,
 )
-from eaglerl.evaluation.statistics import FEWEST_QUESTIONS, ModeSummary, Summary, summarise
+from eaglerl.evaluation.statistics.bootstrap import RESAMPLES, Interval
+from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS, ModeSummary, Summary, summarise
 from eaglerl.json_file import parse_json, read_lines
 
 #: Kinds of mode that a comparison is made for: learned policies.

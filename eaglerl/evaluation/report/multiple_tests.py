@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 
-from eaglerl.evaluation.records import Record
+from eaglerl.evaluation.results.records import Record
 
 
 @dataclass(frozen=True)

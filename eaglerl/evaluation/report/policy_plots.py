@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from eaglerl.evaluation.records import Cycles, Turn
 from eaglerl.evaluation.report.blocks import Picture
 from eaglerl.evaluation.report.figures import COLORS, INK, PAPER, draw
 from eaglerl.evaluation.report.speed_plots import shorten
+from eaglerl.evaluation.results.records import Cycles, Turn
 
 Action = tuple[int, int, int, int]
 

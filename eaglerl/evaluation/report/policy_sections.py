@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 
-from eaglerl.evaluation.records import Record, Turn
 from eaglerl.evaluation.report.blocks import (
     Block,
     Paragraph,
@@ -24,7 +23,8 @@ from eaglerl.evaluation.report.policy_plots import (
     rows_and_depth,
 )
 from eaglerl.evaluation.report.words import number, percent, share
-from eaglerl.evaluation.statistics import uncut_actions
+from eaglerl.evaluation.results.records import Record, Turn
+from eaglerl.evaluation.statistics.summary import uncut_actions
 
 # Policies that are looked at one by one; the table has all.
 _MOST_POLICIES = 3

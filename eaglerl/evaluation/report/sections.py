@@ -38,7 +38,7 @@ from eaglerl.evaluation.report.words import (
     with_interval,
     worth_using,
 )
-from eaglerl.evaluation.statistics import LOOP_PERIOD, LOOP_TOKENS, ModeSummary
+from eaglerl.evaluation.statistics.summary import LOOP_PERIOD, LOOP_TOKENS, ModeSummary
 
 # More markers in one place could not be told apart.
 _MOST_IN_A_FIGURE = 6

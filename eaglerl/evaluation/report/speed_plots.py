@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eaglerl.evaluation.bootstrap import Interval
 from eaglerl.evaluation.report.blocks import Picture
 from eaglerl.evaluation.report.figures import COLORS, HATCHES, INK, MARKERS, PAPER, draw
 from eaglerl.evaluation.report.words import percent, verdict, with_interval
+from eaglerl.evaluation.statistics.bootstrap import Interval
 
 _OUTCOME_MARKERS = {"won": (">", COLORS[2]), "lost": ("<", COLORS[4]), "even": ("o", COLORS[6])}
 

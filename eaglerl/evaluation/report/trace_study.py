@@ -21,7 +21,7 @@ from eaglerl.eagle3.policy import (
     TreePolicy,
 )
 from eaglerl.envs.action_repeat import KeptDecision
-from eaglerl.evaluation.policy_files import find_policy
+from eaglerl.evaluation.modes.policy_modes import find_policy
 from eaglerl.fingerprints import split_of
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy

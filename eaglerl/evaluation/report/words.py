@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eaglerl.evaluation.bootstrap import Interval
 from eaglerl.evaluation.report.blocks import Cell, Headline, Tone
 from eaglerl.evaluation.report.evidence import Evidence
 from eaglerl.evaluation.report.multiple_tests import PairedTest
-from eaglerl.evaluation.statistics import FEWEST_QUESTIONS
+from eaglerl.evaluation.statistics.bootstrap import Interval
+from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS
 
 #: Where there is no figure.
 NOTHING = "\N{EN DASH}"

@@ -254,7 +254,7 @@ def evaluate(
     """
     with progress_bar() as show:
         show("loading libraries", 0.0)
-        from eaglerl.evaluation.contenders import Decoding
+        from eaglerl.evaluation.modes.runners import Decoding
         from eaglerl.resps.bench import EvaluationOptions, find_bench
         from eaglerl.resps.bench import evaluate as run
         from eaglerl.resps.bench_policies import version_options

@@ -12,8 +12,8 @@ from eaglerl.cli.actions import leave_out_unknown
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.evaluation.modes import ModeSpec
-    from eaglerl.evaluation.options import CompareOptions, Extras
+    from eaglerl.evaluation.modes.mode_names import ModeSpec
+    from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
 
 _PANEL = "Published grids"
 #: The published scripts compare with plain decoding and EAGLE's own tree, which is not tuned.
@@ -106,7 +106,11 @@ def learn_preset(
     Raises:
         ValueError: see `train_preset`; or traces of another target or head.
     """
-    from eaglerl.evaluation.questions import choose_split, prepare_questions, read_questions
+    from eaglerl.evaluation.questions.question_files import (
+        choose_split,
+        prepare_questions,
+        read_questions,
+    )
     from eaglerl.fingerprints import head_id, target_id
     from eaglerl.resps.bench_policies import text_model_of
     from eaglerl.resps.presets import PresetInputs, left_over, preset_policies, train_preset

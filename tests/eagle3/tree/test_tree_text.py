@@ -4,7 +4,7 @@ import pytest
 
 from eaglerl.cli.options import parse_trees
 from eaglerl.eagle3 import TreeParams
-from eaglerl.evaluation.modes import parse_mode
+from eaglerl.evaluation.modes.mode_names import parse_mode
 
 
 @pytest.mark.parametrize("text", ["16/3/4", "16,3,4", "16-3-4", " 16/3/4\n"])

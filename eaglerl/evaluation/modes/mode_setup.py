@@ -1,0 +1,124 @@
+"""From the modes that were asked for to contenders that decode."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
+from eaglerl.evaluation.modes.mode_names import POLICY_KINDS, ModeSpec, constant_tree
+from eaglerl.evaluation.modes.policy_modes import find_policy, load_live_policy
+from eaglerl.evaluation.modes.runners import (
+    Contender,
+    DecoderContender,
+    Decoding,
+    TransformersContender,
+)
+
+#: Kinds of mode whose tree is chosen by a pass before the comparison.
+SELECTED_KINDS = ("tuned", "hindsight")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What contenders are made from.
+
+    Attributes:
+        decoder: decodes all but transformers' own.
+        target: folder of the target.
+        decoding: how all decode.
+        inputs: of the baselines; its cost table serves policies, too.
+        target_id: hash of the target.
+        head_id: hash of the head.
+        selection_ids: ids of the questions that a selected tree is chosen on, per kind.
+    """
+
+    decoder: SpeculativeDecoder
+    target: Path
+    decoding: Decoding
+    inputs: BaselineInputs
+    target_id: str
+    head_id: str
+    selection_ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def transformers_model(self) -> Any:
+        """The target as transformers runs it, in the dtype and on the device of the decoder's."""
+        from transformers import AutoModelForCausalLM
+
+        table = self.decoder.target.embed_tokens
+        model = AutoModelForCausalLM.from_pretrained(self.target, dtype=table.dtype)
+        return model.eval().to(table.device)
+
+
+def make_contender(
+    mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None = None
+) -> Contender:
+    """Make a mode decode.
+
+    Args:
+        mode: the mode.
+        resources: what it is made from.
+        trees: of a selected kind, the tree for each split.
+
+    Raises:
+        ValueError: its policy does not fit, or something that it needs is missing.
+    """
+    decoder = resources.decoder
+    if mode.kind == "generate":
+        return TransformersContender(resources.transformers_model)
+    if mode.kind in SELECTED_KINDS:
+        return DecoderContender(decoder, dict(trees or {}))
+    tree = constant_tree(mode)
+    if tree is not None:
+        return DecoderContender(decoder, tree)
+    if mode.kind == "baseline":
+        return DecoderContender(decoder, make_baseline(mode.argument, resources.inputs))
+    policy, counter = load_live_policy(
+        find_policy(Path(mode.argument)),
+        decoder,
+        kind=mode.kind,
+        cost=resources.inputs.cost,
+        target_id=resources.target_id,
+        head_id=resources.head_id,
+        seed=resources.inputs.seed,
+    )
+    return DecoderContender(decoder, policy, counter)
+
+
+def mode_identity(mode: ModeSpec, resources: Resources) -> str | None:
+    """16 hexadecimal digits that change with everything that a mode is made from.
+
+    None where its spec says it all.
+    """
+    inputs = resources.inputs
+    parts: list[Any] = []
+    needs: Sequence[str] = mode.needs
+    if mode.kind in POLICY_KINDS:
+        files = find_policy(Path(mode.argument))
+        parts.append(files.identity)
+        if files.is_acceptance:
+            parts.append(asdict(files.read_cost(inputs.cost)))
+    if mode.kind in SELECTED_KINDS:
+        parts += [_trees(inputs.grid), list(resources.selection_ids[mode.kind])]
+    if mode.kind == "baseline":
+        needs = BASELINES[mode.argument].needs
+        parts += [_trees(inputs.actions), _trees(inputs.grid), inputs.seed]
+    if mode.kind == "baseline" and "cost" in needs:
+        parts.append(asdict(inputs.cost))
+    if "traces" in needs:
+        parts.append(sorted(trace.prompt_id for trace in inputs.traces))
+    if not parts:
+        return None
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _trees(trees: Sequence[TreeParams]) -> list[list[int]]:
+    return [[tree.total_tokens, tree.depth, tree.top_k] for tree in trees]

@@ -1,0 +1,76 @@
+"""Trained policies as modes: as they are, or without guard, lookups, cache, or their own states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from eaglerl.cost.cost_table import CostTable
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.policy import TreePolicy
+from eaglerl.evaluation.modes.shuffled_states import ShuffledProgress
+from eaglerl.policies.acceptance_file import load_acceptance
+from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.baselines import ShuffledStates
+from eaglerl.policies.policy_folder import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
+from eaglerl.resps.policies.load_saved import load_policy
+
+__all__ = ["COST_NAME", "PolicyFiles", "cache_counts", "find_policy", "load_live_policy"]
+
+
+def load_live_policy(
+    files: PolicyFiles,
+    decoder: SpeculativeDecoder,
+    *,
+    kind: str,
+    cost: CostTable | None,
+    target_id: str,
+    head_id: str,
+    seed: int = 0,
+) -> tuple[TreePolicy, Any]:
+    """Load a policy for the decoding loop.
+
+    Args:
+        files: where it lies.
+        decoder: what it decides for.
+        kind: "policy": as `open_policy` gives it; "unguarded": an acceptance policy without its
+            guard; "trees-only": without its lookups either; "uncached": a PPO or DQN policy that
+            decides anew at every cycle; "shuffled": shown the states of other cycles, without its
+            guard and outside the loop's own calls.
+        cost: of this machine; without one, an acceptance policy takes the table beside it.
+        target_id: hash of the target.
+        head_id: hash of the head.
+        seed: of the shuffling.
+
+    Returns:
+        The policy for the loop, and the one that counts its cache's hits, if it has a cache.
+
+    Raises:
+        ValueError: it belongs to another target or head, or lacks its cost table.
+    """
+    if kind == "policy":
+        policy = open_policy(files, decoder, cost=cost)
+        return policy, policy
+    if files.is_acceptance:
+        model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
+        if kind == "trees-only":
+            model = replace(model, chain_length=0, chain_net=None)
+        bare = AcceptancePolicy(model, files.read_cost(cost))
+        return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
+    published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    if kind == "uncached":
+        published.set_action_cache(enabled=False)
+        policy = fastest(published)
+        return policy, policy
+    return ShuffledStates(published, seed=seed), published
+
+
+def cache_counts(policy: Any) -> tuple[int, int] | None:
+    """Hits and misses so far of a policy's cache; None where it has none."""
+    if hasattr(policy, "cache"):
+        stats = policy.cache.stats()
+        return stats.hits, stats.misses
+    if hasattr(policy, "statistics"):
+        counts = policy.statistics.counts
+        return counts["hits"], counts["misses"]
+    return None

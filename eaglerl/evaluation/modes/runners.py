@@ -1,0 +1,219 @@
+"""Modes at work: each decodes conversations and tells what every cycle of it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.policy import StagedPolicy, StepResult, TreeParams, TreePolicy
+from eaglerl.eagle3.prompt_inputs import all_read
+from eaglerl.evaluation.modes.policy_modes import cache_counts
+from eaglerl.evaluation.questions.question_files import Question, chat_ids
+from eaglerl.evaluation.results.records import Cycles, Turn
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How all modes decode.
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature: 0 is greedy.
+        top_p: nucleus mass.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+class Contender(Protocol):
+    """One mode, ready to decode."""
+
+    def decode(
+        self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
+    ) -> Turn:
+        """Answer one prompt."""
+
+    def cache_counts(self) -> tuple[int, int] | None:
+        """Cached and fresh decisions so far; None where there is no cache."""
+
+
+def answer(
+    contender: Contender, question: Question, tokenizer: Any, decoding: Decoding, seed: int
+) -> list[Turn]:
+    """Hold a conversation: every turn sees the mode's own answers to those before.
+
+    Args:
+        contender: the mode.
+        question: what the user says.
+        tokenizer: the target's.
+        decoding: how.
+        seed: of the draws; each turn has its own.
+    """
+    turns: list[Turn] = []
+    answers: list[str] = []
+    for index in range(len(question.turns)):
+        prompt = chat_ids(tokenizer, question.turns[: index + 1], answers)
+        turn = contender.decode(prompt, question, decoding, seed + index)
+        turns.append(turn)
+        answers.append(tokenizer.decode(turn.output_ids, skip_special_tokens=True))
+    return turns
+
+
+class DecoderContender:
+    """A constant tree or a policy in our decoder."""
+
+    def __init__(
+        self,
+        decoder: SpeculativeDecoder,
+        policy_of: TreePolicy | TreeParams | Mapping[str, TreeParams],
+        counter: Any = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            decoder: decodes.
+            policy_of: the policy or the tree; or the tree of each split.
+            counter: what counts cached decisions, see `load_live_policy`.
+        """
+        self._decoder = decoder
+        self._counter = counter
+        self._policy_of = policy_of
+
+    def decode(
+        self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
+    ) -> Turn:
+        """See `Contender`."""
+        policy = self._policy_of
+        if isinstance(policy, Mapping):
+            policy = policy[question.split]
+        output = self._decoder.generate(
+            all_read(prompt_ids),
+            policy,
+            max_new_tokens=decoding.max_new_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            # Whatever the target's generation config says: all contenders draw from the same.
+            top_k=0,
+            seed=seed,
+        )
+        statistics = output.statistics
+        return Turn(
+            prompt_tokens=len(prompt_ids),
+            output_ids=tuple(output.sequences[0, len(prompt_ids) :].tolist()),
+            finish_reason=str(output.finish_reasons[0]),
+            prefill_seconds=statistics.prefill_seconds,
+            decode_seconds=statistics.decode_seconds,
+            cycles=_cycles(statistics.cycles, policy),
+        )
+
+    def cache_counts(self) -> tuple[int, int] | None:
+        """See `Contender`."""
+        return cache_counts(self._counter)
+
+
+class TransformersContender:
+    """transformers' own ``generate`` with its KV cache."""
+
+    def __init__(self, model: Any) -> None:
+        """Set up.
+
+        Args:
+            model: the target, as transformers runs it.
+        """
+        self._model = model
+
+    def decode(
+        self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
+    ) -> Turn:
+        """See `Contender`."""
+        sampling: dict[str, Any] = {"do_sample": False}
+        if decoding.temperature:
+            torch.manual_seed(seed)
+            sampling = {
+                "do_sample": True,
+                "temperature": decoding.temperature,
+                "top_p": decoding.top_p,
+                "top_k": 0,
+            }
+        prompt = torch.tensor([list(prompt_ids)], device=self._model.device)
+        clock = _TokenClock()
+        started = time.perf_counter()
+        output = self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=decoding.max_new_tokens,
+            use_cache=True,
+            streamer=clock,
+            **sampling,
+        )
+        ended = time.perf_counter()
+        new = tuple(output[0, prompt.shape[1] :].tolist())
+        first, gaps = clock.times[0], clock.gaps()
+        limited = len(new) == decoding.max_new_tokens
+        return Turn(
+            prompt_tokens=len(prompt_ids),
+            output_ids=new,
+            finish_reason="length" if limited else "stop",
+            prefill_seconds=first - started,
+            decode_seconds=ended - first,
+            cycles=_plain_cycles(gaps),
+        )
+
+    def cache_counts(self) -> None:
+        """There are no decisions."""
+
+
+class _TokenClock:
+    """A streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt_seen:
+            self.times.append(time.perf_counter())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        pass
+
+    def gaps(self) -> list[float]:
+        """Seconds between tokens."""
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+
+def _cycles(results: Sequence[StepResult], policy: TreeParams | TreePolicy) -> Cycles:
+    def column(value: Callable[[StepResult], Any]) -> tuple[Any, ...]:
+        return tuple(map(value, results))
+
+    # A result's drafting and verification hold what the policy decided meanwhile. Beside that, what
+    # a policy does before and after a cycle takes some microseconds: it is not told apart.
+    in_draft = isinstance(policy, StagedPolicy)
+    in_verify = isinstance(policy, FusedPolicy)
+    return Cycles(
+        tokens=column(lambda result: result.accepted + 1),
+        total_tokens=column(lambda result: result.params.total_tokens),
+        depth=column(lambda result: result.params.depth),
+        top_k=column(lambda result: result.params.top_k),
+        rows=column(lambda result: result.rows),
+        lookup_tokens=column(lambda result: len(result.lookup.token_ids)),
+        lookup_accepted=column(lambda result: result.lookup_accepted),
+        draft_seconds=column(lambda r: max(0.0, r.draft_seconds - in_draft * r.policy_seconds)),
+        verify_seconds=column(lambda r: max(0.0, r.verify_seconds - in_verify * r.policy_seconds)),
+        policy_seconds=column(lambda result: result.policy_seconds),
+    )
+
+
+def _plain_cycles(gaps: Sequence[float]) -> Cycles:
+    ones, zeros = (1,) * len(gaps), (0,) * len(gaps)
+    nothing = (0.0,) * len(gaps)
+    return Cycles(ones, ones, zeros, ones, ones, zeros, zeros, nothing, tuple(gaps), nothing)

@@ -1,0 +1,185 @@
+"""Decoding the same questions with several modes, side by side, in one process."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.evaluation.modes.baseline_modes import BaselineInputs
+from eaglerl.evaluation.modes.mode_names import ModeSpec
+from eaglerl.evaluation.modes.mode_setup import Resources, mode_identity
+from eaglerl.evaluation.modes.runners import Decoding
+from eaglerl.evaluation.questions.answer_files import write_answers
+from eaglerl.evaluation.questions.question_files import (
+    Question,
+    choose_split,
+    files_digest,
+    prepare_questions,
+    read_questions,
+)
+from eaglerl.evaluation.results.json_lines import LineWriter
+from eaglerl.evaluation.results.records import (
+    MANIFEST_NAME,
+    RECORDS_NAME,
+    Comparison,
+    Manifest,
+    Mode,
+    load_comparison,
+    read_records,
+)
+from eaglerl.evaluation.running.agreement import check_agreement
+from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
+from eaglerl.evaluation.running.comparison_process import Progress, Run
+from eaglerl.evaluation.running.processor import describe_machine
+from eaglerl.files import exclusive_folder
+from eaglerl.fingerprints import head_id, target_id
+
+
+def compare(
+    decoder: SpeculativeDecoder,
+    target: str | Path,
+    files: Sequence[Path],
+    modes: Sequence[ModeSpec],
+    output: str | Path,
+    options: CompareOptions,
+    extras: Extras | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Decode questions with several modes and keep every measurement, in a folder.
+
+    Within a repeat every question is decoded by all modes in turn before the next one comes; their
+    order rotates from question to question and is reversed in every other repeat. What the folder
+    holds already is not decoded again, so an interrupted comparison goes on with the same call, and
+    a finished one is extended by calling with one more mode. A policy that learns keeps what it
+    has learned from question to question, but not beyond the process, and no mode sees another's.
+
+    Args:
+        decoder: target, head and tokenizer.
+        target: folder of the target, for transformers' own ``generate``.
+        files: question files.
+        modes: from `parse_modes`.
+        output: folder of the comparison.
+        options: how.
+        extras: what some modes need besides.
+        progress: told what is being done and the fraction done.
+
+    Returns:
+        All records, those from before included.
+
+    Raises:
+        ValueError: the folder holds a comparison of something else, a mode lacks what it needs, or
+            a file is malformed. Nothing was decoded then.
+        AlreadyLockedError: another process is at work in the folder.
+    """
+    progress = progress or (lambda stage, fraction: None)
+    output = Path(output)
+    run = _prepare(decoder, Path(target), files, modes, output, options, extras or Extras())
+    with exclusive_folder(output), LineWriter(output / RECORDS_NAME) as writer:
+        done = {record.key for record in read_records(output / RECORDS_NAME)}
+        labels = {mode.label for _, _, mode in run.missing(done)}
+        contenders = run.contenders(labels, run.manifest, selected=False)
+        manifest = run.begin(output)
+        try:
+            if labels:
+                manifest = run.select(manifest, output, progress)
+                contenders |= run.contenders(labels, manifest, selected=True)
+                run.decode(manifest, contenders, writer, done, progress)
+        finally:
+            write_answers(output, load_comparison(output), decoder.tokenizer)
+    return load_comparison(output)
+
+
+def _prepare(
+    decoder: SpeculativeDecoder,
+    target: Path,
+    files: Sequence[Path],
+    modes: Sequence[ModeSpec],
+    output: Path,
+    options: CompareOptions,
+    extras: Extras,
+) -> Run:
+    every = prepare_questions(
+        read_questions(files),
+        decoder.tokenizer,
+        max_new_tokens=options.max_new_tokens,
+        max_positions=decoder.target.max_positions,
+    )
+    scored = choose_split(every, options.split, options.per_file)
+    validation: Mapping[str, Sequence[Question]] = {}
+    if any(mode.kind == "tuned" for mode in modes):
+        validation = {
+            split: choose_split(every, other, options.validation_per_file)
+            for split, other in (("test", "train"), ("train", "test"))
+            if any(question.split == split for question in scored)
+        }
+    resources = _resources(decoder, target, options, extras, scored, validation)
+    for mode in modes:
+        for need in mode.needs:
+            if not getattr(resources.inputs, need):
+                raise ValueError(
+                    f"the mode {mode.label!r} needs {need}, and none are given, or none are left "
+                    "without the questions that are decoded"
+                )
+    manifest = Manifest(
+        configuration=_configuration(files, options),
+        questions=tuple(question.to_dict() for question in scored),
+        target_id=resources.target_id,
+        head_id=resources.head_id,
+        machine=describe_machine(),
+        versions=_versions(),
+        modes={
+            mode.label: Mode(mode.spec, mode.description, mode_identity(mode, resources))
+            for mode in modes
+        },
+    )
+    if (output / MANIFEST_NAME).exists():
+        check_agreement(Manifest.from_json(output), manifest, output)
+    return Run(resources, tuple(scored), validation, tuple(modes), options, manifest)
+
+
+def _resources(
+    decoder: SpeculativeDecoder,
+    target: Path,
+    options: CompareOptions,
+    extras: Extras,
+    scored: Sequence[Question],
+    validation: Mapping[str, Sequence[Question]],
+) -> Resources:
+    head = "" if decoder.head is None else head_id(decoder.head)
+    ids = {"target_id": target_id(decoder.target), "head_id": head}
+    for traces in extras.traces:
+        traces.check_ids(**ids)
+    known = {question.prompt_id for question in scored}
+    inputs = BaselineInputs(
+        actions=extras.actions,
+        grid=options.grid,
+        cost=extras.cost,
+        traces=[t for traces in extras.traces for t in traces if t.prompt_id not in known],
+        seed=options.seed,
+    )
+    selection_ids = {
+        "tuned": [question.id for asked in validation.values() for question in asked],
+        "hindsight": [question.id for question in scored],
+    }
+    decoding = Decoding(options.max_new_tokens, options.temperature, options.top_p)
+    return Resources(decoder, target, decoding, inputs, **ids, selection_ids=selection_ids)
+
+
+def _configuration(files: Sequence[Path], options: CompareOptions) -> dict[str, object]:
+    own = asdict(options)
+    # Only the modes that have a tree chosen depend on these: they are in the modes' identities.
+    for name in ("grid", "validation_per_file"):
+        del own[name]
+    return own | {"threads": torch.get_num_threads(), "files": files_digest(files)}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("eaglerl", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

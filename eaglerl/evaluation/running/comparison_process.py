@@ -1,0 +1,195 @@
+"""One process's part of a comparison: what is missing is decoded, in turn, and written down."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.evaluation.modes.mode_names import ModeSpec
+from eaglerl.evaluation.modes.mode_setup import SELECTED_KINDS, Resources, make_contender
+from eaglerl.evaluation.modes.runners import Contender, answer
+from eaglerl.evaluation.questions.question_files import Question
+from eaglerl.evaluation.results.json_lines import LineWriter
+from eaglerl.evaluation.results.records import MANIFEST_NAME, Manifest, Record
+from eaglerl.evaluation.running.agreement import add_modes, check_agreement
+from eaglerl.evaluation.running.comparison_options import CompareOptions
+from eaglerl.evaluation.running.tree_selection import WARM_UP_TOKENS, Selector
+from eaglerl.evaluation.statistics.disturbance import processors
+
+Progress = Callable[[str, float], None]
+
+# The turns of a conversation have consecutive seeds.
+_SEEDS_PER_REPEAT = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process decodes.
+
+    Attributes:
+        resources: what contenders are made from.
+        questions: those that are decoded.
+        validation: per split of them, the questions that ``tuned`` is chosen on.
+        modes: the modes of this process.
+        options: how.
+        manifest: what the folder must be a comparison of.
+    """
+
+    resources: Resources
+    questions: tuple[Question, ...]
+    validation: Mapping[str, Sequence[Question]]
+    modes: tuple[ModeSpec, ...]
+    options: CompareOptions
+    manifest: Manifest
+
+    def begin(self, output: Path) -> Manifest:
+        """Write the manifest, with this run and its modes added to what is there."""
+        manifest = self.manifest
+        if (output / MANIFEST_NAME).exists():
+            before = Manifest.from_json(output)
+            check_agreement(before, manifest, output)
+            manifest = add_modes(before, manifest.modes)
+        this = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "load": list(os.getloadavg()),
+            "processors": processors(),
+            "modes": [mode.label for mode in self.modes],
+        }
+        manifest = replace(manifest, runs=(*manifest.runs, this))
+        manifest.to_json(output)
+        return manifest
+
+    def missing(self, done: Iterable[tuple[str, int, str]]) -> list[tuple[Question, int, ModeSpec]]:
+        """What is still to be decoded, in the order in which it will be."""
+        done = set(done)
+        found = []
+        for repeat in range(self.options.repeats):
+            for index, question in enumerate(self.questions):
+                for mode in in_turn(self.modes, index, repeat):
+                    if (question.id, repeat, mode.label) not in done:
+                        found.append((question, repeat, mode))
+        return found
+
+    def select(self, manifest: Manifest, output: Path, progress: Progress) -> Manifest:
+        """Choose the trees of the modes that have one chosen, where that was not done before."""
+        modes = dict(manifest.modes)
+        selector = Selector(
+            self.resources, self.options.grid, self.options.seed, output,
+            len(manifest.runs) - 1, progress,
+        )  # fmt: skip
+        for mode in self.modes:
+            if mode.kind not in SELECTED_KINDS or modes[mode.label].trees:
+                continue
+            if mode.kind == "tuned":
+                sources = self.validation
+            else:
+                splits = sorted({question.split for question in self.questions})
+                sources = dict.fromkeys(splits, self.questions)
+            trees = {split: selector.best(asked) for split, asked in sources.items()}
+            chosen = {
+                split: (tree.total_tokens, tree.depth, tree.top_k) for split, tree in trees.items()
+            }
+            modes[mode.label] = replace(modes[mode.label], trees=chosen)
+        manifest = replace(manifest, modes=modes)
+        manifest.to_json(output)
+        return manifest
+
+    def contenders(
+        self, labels: set[str], manifest: Manifest, *, selected: bool
+    ) -> dict[str, Contender]:
+        """Make modes decode: those whose tree is chosen before, or all others.
+
+        Args:
+            labels: of the modes that have something to decode.
+            manifest: holds the chosen trees.
+            selected: which of the two.
+
+        Raises:
+            ValueError: a policy does not fit.
+        """
+        made = {}
+        for mode in self.modes:
+            if mode.label in labels and (mode.kind in SELECTED_KINDS) == selected:
+                chosen = manifest.modes[mode.label].trees or {}
+                trees = {split: TreeParams(*tree) for split, tree in chosen.items()}
+                made[mode.label] = make_contender(mode, self.resources, trees)
+        return made
+
+    def decode(
+        self,
+        manifest: Manifest,
+        contenders: Mapping[str, Contender],
+        writer: LineWriter,
+        done: Iterable[tuple[str, int, str]],
+        progress: Progress,
+    ) -> None:
+        """Decode what is missing, and write it as it comes.
+
+        Args:
+            manifest: of the comparison; its last run is this one.
+            contenders: the modes at work, by label.
+            writer: of the records.
+            done: keys of the records that there are.
+            progress: told what is being done and the fraction done.
+        """
+        missing = self.missing(done)
+        self._warm_up(contenders, progress)
+        place, last = 0, None
+        for count, (question, repeat, mode) in enumerate(missing):
+            progress(f"repeat {repeat + 1}: {question.id}, {mode.label}", count / len(missing))
+            place = place + 1 if last == (question.id, repeat) else 0
+            last = (question.id, repeat)
+            run = len(manifest.runs) - 1
+            record = self._decode(question, repeat, mode.label, run, place, contenders)
+            writer.append(record.to_dict())
+
+    def _decode(
+        self,
+        question: Question,
+        repeat: int,
+        label: str,
+        run: int,
+        place: int,
+        contenders: Mapping[str, Contender],
+    ) -> Record:
+        decoder, contender = self.resources.decoder, contenders[label]
+        before, started, load = contender.cache_counts(), time.time(), os.getloadavg()[0]
+        seed = self.options.seed + _SEEDS_PER_REPEAT * repeat
+        watch = time.perf_counter(), time.thread_time()
+        turns = answer(contender, question, decoder.tokenizer, self.resources.decoding, seed)
+        took, ran = time.perf_counter() - watch[0], time.thread_time() - watch[1]
+        host = decoder.target.embed_tokens.device.type == "cpu"
+        hits, misses = _difference(contender.cache_counts(), before)
+        return Record(
+            question.id, question.domain, question.category, repeat, label, run, place, started,
+            load, tuple(turns), hits, misses,
+            0 if host else None, min(ran / took, 1.0) if host else None,
+        )  # fmt: skip
+
+    def _warm_up(self, contenders: Mapping[str, Contender], progress: Progress) -> None:
+        """Let everything run once: packed weights, compiled code, the policies' own calls."""
+        question = replace(self.questions[0], turns=self.questions[0].turns[:1])
+        decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)
+        for label, contender in contenders.items():
+            progress(f"warming up {label}", 0.0)
+            answer(contender, question, self.resources.decoder.tokenizer, decoding, seed=0)
+
+
+def in_turn(modes: Sequence[ModeSpec], index: int, repeat: int) -> list[ModeSpec]:
+    """The order of the modes for one question: rotated by its index, reversed in odd repeats."""
+    shift = (index + repeat) % len(modes)
+    turned = [*modes[shift:], *modes[:shift]]
+    return turned[::-1] if repeat % 2 else turned
+
+
+def _difference(
+    after: tuple[int, int] | None, before: tuple[int, int] | None
+) -> tuple[int | None, int | None]:
+    if after is None or before is None:
+        return None, None
+    return after[0] - before[0], after[1] - before[1]

@@ -1,0 +1,107 @@
+"""Choosing a constant tree by decoding with each of some, before the comparison itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.evaluation.modes.mode_setup import Resources
+from eaglerl.evaluation.modes.runners import DecoderContender, answer
+from eaglerl.evaluation.questions.question_files import Question
+from eaglerl.evaluation.results.json_lines import LineWriter
+from eaglerl.evaluation.results.records import SELECTION_NAME, Record, read_records
+
+#: Length of the answers that come before those that are timed.
+WARM_UP_TOKENS = 8
+
+
+class Selector:
+    """Finds the fastest of some constant trees on questions, each of which is decoded once.
+
+    The trees decode a question in turn, in an order that rotates. What was decoded is kept in the
+    comparison's folder: it is not decoded again, after an interruption or for another choice.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        grid: Sequence[TreeParams],
+        seed: int,
+        folder: Path,
+        run: int,
+        progress: Callable[[str, float], None],
+    ) -> None:
+        """Set up.
+
+        Args:
+            resources: the decoder, and how it decodes.
+            grid: the trees.
+            seed: of the draws.
+            folder: of the comparison.
+            run: index of this process in the comparison.
+            progress: told what is being done and the fraction done.
+        """
+        self._resources = resources
+        self._trees = {f"tree:{tree}": tree for tree in grid}
+        self._seed = seed
+        self._path = folder / SELECTION_NAME
+        self._run = run
+        self._progress = progress
+
+    def best(self, questions: Sequence[Question]) -> TreeParams:
+        """The tree with the most tokens per second of decoding on some questions."""
+        if len(self._trees) == 1:
+            return next(iter(self._trees.values()))
+        with LineWriter(self._path) as writer:
+            records = {record.key: record for record in read_records(self._path)}
+            missing = [
+                (question, label)
+                for index, question in enumerate(questions)
+                for label in self._in_turn(index)
+                if (question.id, 0, label) not in records
+            ]
+            if missing:
+                self._warm_up(missing[0][0])
+            for count, (question, label) in enumerate(missing):
+                self._progress(f"choosing a tree: {question.id}, {label}", count / len(missing))
+                record = self._decode(question, label)
+                writer.append(record.to_dict())
+                records[record.key] = record
+        return self._trees[_fastest(records.values(), self._trees, {q.id for q in questions})]
+
+    def _in_turn(self, index: int) -> list[str]:
+        labels = list(self._trees)
+        shift = index % len(labels)
+        return labels[shift:] + labels[:shift]
+
+    def _warm_up(self, question: Question) -> None:
+        short = replace(self._resources.decoding, max_new_tokens=WARM_UP_TOKENS)
+        first = replace(question, turns=question.turns[:1])
+        for tree in self._trees.values():
+            contender = DecoderContender(self._resources.decoder, tree)
+            answer(contender, first, self._resources.decoder.tokenizer, short, self._seed)
+
+    def _decode(self, question: Question, label: str) -> Record:
+        resources = self._resources
+        contender = DecoderContender(resources.decoder, self._trees[label])
+        started, load = time.time(), os.getloadavg()[0]
+        turns = answer(
+            contender, question, resources.decoder.tokenizer, resources.decoding, self._seed
+        )
+        return Record(
+            question.id, question.domain, question.category, 0, label,
+            self._run, self._in_turn(0).index(label), started, load, tuple(turns),
+        )  # fmt: skip
+
+
+def _fastest(records: Iterable[Record], labels: Iterable[str], questions: set[str]) -> str:
+    totals = {label: [0, 0.0] for label in labels}
+    for record in records:
+        if record.mode in totals and record.question in questions:
+            totals[record.mode][0] += record.decode_tokens
+            totals[record.mode][1] += record.decode_seconds
+    return max(totals, key=lambda label: totals[label][0] / max(totals[label][1], 1e-12))

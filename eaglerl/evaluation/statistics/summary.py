@@ -1,0 +1,366 @@
+"""What the records of a comparison say: speeds, paired ratios with intervals, what policies did.
+
+All functions are pure: they read records and change nothing.
+
+Two speeds are told. The headline counts decoding only: all tokens but the first of each answer,
+over all seconds after the prefills (drafting, verification, policy and loop). The other is all-in:
+all tokens over all seconds, prefills included. Both are ratios of sums, never means of ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from eaglerl.evaluation.results.completeness import complete_part, lacking
+from eaglerl.evaluation.results.records import PLAIN, TUNED, Comparison, Record, Turn
+from eaglerl.evaluation.statistics.bootstrap import RESAMPLES, Interval, paired_ratio
+from eaglerl.evaluation.statistics.disturbance import disturbances
+
+#: With fewer questions an interval says nothing, and an unfinished comparison gives no ratio.
+FEWEST_QUESTIONS = 5
+#: An answer loops if its last tokens repeat with a period of at most so many.
+LOOP_TOKENS, LOOP_PERIOD = 48, 24
+
+
+@dataclass(frozen=True)
+class ModeSummary:
+    """What one mode did with some questions.
+
+    Attributes:
+        mode: its label.
+        questions: how many.
+        records: questions times repeats.
+        tokens_per_second: decoding only, the headline.
+        all_in_tokens_per_second: prefills included.
+        acceptance_length: tokens per cycle, the bonus included.
+        token_milliseconds_p50: median time per token; a token's is its cycle's, shared equally.
+        token_milliseconds_p99: 99 % quantile.
+        policy_share: share of the decoding seconds spent in the policy; None where they cannot be
+            told apart.
+        hit_rate: share of the cycles that a cached decision served; None without a cache.
+        distinct_actions: different trees and chain lengths, without what the end of an answer cut.
+        switches: per 100 cycles, how often one differs from the one before.
+        wasted_drafts: share of the drafted rows that were verified and not accepted; None where
+            nothing was drafted.
+        host_syncs: per cycle; None where they are not known.
+        identical: records whose output is that of plain decoding.
+        compared: records that could be compared with it; 0 when sampling.
+        ratios: of tokens per second to other modes, by their labels.
+        runs: processes that decoded it.
+    """
+
+    mode: str
+    questions: int
+    records: int
+    tokens_per_second: float
+    all_in_tokens_per_second: float
+    acceptance_length: float
+    token_milliseconds_p50: float
+    token_milliseconds_p99: float
+    policy_share: float | None
+    hit_rate: float | None
+    distinct_actions: int
+    switches: float
+    wasted_drafts: float | None
+    host_syncs: float | None
+    identical: int
+    compared: int
+    ratios: Mapping[str, Interval]
+    runs: tuple[int, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether its output differed from that of plain decoding: it is not to be ranked."""
+        return self.identical < self.compared
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a comparison says.
+
+    Attributes:
+        modes: of all questions, in the manifest's order.
+        without_looping: the same, without the questions that loop.
+        looping: the questions of which plain decoding's answer loops.
+        by_domain: per file, ratios of each mode to the first reference.
+        by_category: per category, the same.
+        references: labels that the ratios are to.
+        load: median and largest load average at the starts of the records, per repeat.
+        missing: records that are still to come.
+        disturbed: what makes the speeds worthless, a sentence each without its end.
+        questions: how many there are.
+        complete: how many of them all modes that have begun have decoded, at least once; nothing
+            else is compared.
+        lacking: records that the modes which are behind lack for that, by their labels.
+    """
+
+    modes: tuple[ModeSummary, ...]
+    without_looping: tuple[ModeSummary, ...]
+    looping: tuple[str, ...]
+    by_domain: Mapping[str, Mapping[str, Interval]]
+    by_category: Mapping[str, Mapping[str, Interval]]
+    references: tuple[str, ...]
+    load: tuple[tuple[float, float], ...]
+    missing: int
+    disturbed: tuple[str, ...] = ()
+    questions: int = 0
+    complete: int = 0
+    lacking: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def preliminary(self) -> bool:
+        """Whether so few questions are complete yet that there are no ratios."""
+        return self.missing > 0 and self.complete < FEWEST_QUESTIONS
+
+    @property
+    def progress(self) -> str | None:
+        """How far an unfinished comparison is, in a sentence without its end; None when it ends."""
+        if not self.missing:
+            return None
+        behind = ", ".join(f"{label} lacks {count}" for label, count in self.lacking.items())
+        return (
+            f"{self.complete} of {self.questions} questions are complete in every mode that has "
+            f"begun, and only these are compared; {self.missing} records are still missing"
+            + (f" ({behind})" if behind else "")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; figures that do not exist are None. What makes them worthless is first."""
+        first = {"disturbed": list(self.disturbed), "preliminary": self.preliminary}
+        return (
+            first
+            | _without_nan(asdict(self))
+            | {"failed": [mode.mode for mode in self.modes if mode.failed]}
+        )
+
+
+def summarise(
+    comparison: Comparison,
+    references: Sequence[str] = (),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Summary:
+    """All figures of a comparison, finished or not: of the questions that all modes have decoded.
+
+    Where these are fewer than 5 of an unfinished one, there are no ratios. Outputs are compared
+    with plain decoding's wherever there are any.
+
+    Args:
+        comparison: what was recorded.
+        references: labels of the modes that the others are compared with; by default those of the
+            tuned constant and of plain decoding that there are.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: a reference that was not compared.
+    """
+    labels = list(comparison.manifest.modes)
+    for reference in references:
+        if reference not in labels:
+            raise ValueError(f"references must be among {labels}, got {reference!r}")
+    references = tuple(references) or tuple(name for name in (TUNED, PLAIN) if name in labels)
+    records = complete_part(comparison).records
+    complete = len({record.question for record in records})
+    by_mode = {label: [r for r in records if r.mode == label] for label in labels}
+    every = {label: [r for r in comparison.records if r.mode == label] for label in labels}
+    looped = looping_questions(by_mode.get(PLAIN, ()))
+    kept = {label: [r for r in rs if r.question not in looped] for label, rs in by_mode.items()}
+    limit = comparison.manifest.configuration["max_new_tokens"]
+    greedy = not comparison.manifest.configuration["temperature"]
+
+    preliminary = comparison.missing > 0 and complete < FEWEST_QUESTIONS
+    compared = () if preliminary else references
+
+    def identity(label: str, without: set[str]) -> tuple[int, int]:
+        # An output that differs is wrong, whatever else is still missing.
+        own = [record for record in every[label] if record.question not in without]
+        return _identity(own, every.get(PLAIN, ())) if greedy else (0, 0)
+
+    def summaries(
+        of: Mapping[str, Sequence[Record]], without: set[str] = frozenset()
+    ) -> tuple[ModeSummary, ...]:
+        return tuple(
+            _summary(label, of, compared, limit, identity(label, without), resamples, seed)
+            for label in labels
+            if of[label]
+        )
+
+    def grouped(group: Callable[[Record], str]) -> dict[str, dict[str, Interval]]:
+        return _grouped(by_mode, compared[0], group, resamples, seed) if compared else {}
+
+    return Summary(
+        modes=summaries(by_mode),
+        without_looping=summaries(kept, looped),
+        looping=tuple(sorted(looped)),
+        by_domain=grouped(lambda record: record.domain),
+        by_category=grouped(lambda record: record.category),
+        references=references,
+        load=_loads(comparison.records),
+        missing=comparison.missing,
+        disturbed=disturbances(comparison),
+        questions=len(comparison.manifest.questions),
+        complete=complete,
+        lacking=lacking(comparison),
+    )
+
+
+def loops(output_ids: Sequence[int]) -> bool:
+    """Whether the last 48 tokens of an answer repeat with a period of at most 24."""
+    tail = np.asarray(output_ids[-LOOP_TOKENS:])
+    if len(tail) < LOOP_TOKENS:
+        return False
+    periods = range(1, LOOP_PERIOD + 1)
+    return any((tail[period:] == tail[:-period]).all() for period in periods)
+
+
+def looping_questions(records: Iterable[Record]) -> set[str]:
+    """The questions of which an answer loops."""
+    return {record.question for record in records if any(map(loops, record.output_ids))}
+
+
+def _summary(
+    label: str,
+    by_mode: Mapping[str, Sequence[Record]],
+    references: Sequence[str],
+    limit: int,
+    identity: tuple[int, int],
+    resamples: int,
+    seed: int,
+) -> ModeSummary:
+    records = by_mode[label]
+    identical, compared = identity
+    ratios = {
+        reference: paired_ratio(records, by_mode[reference], resamples=resamples, seed=seed)
+        for reference in references
+    }
+    cycles = [turn.cycles for record in records for turn in record.turns]
+    count = sum(map(len, cycles))
+    drafted = sum(sum(one.rows) for one in cycles) - count
+    accepted = sum(sum(one.tokens) for one in cycles) - count
+    times = 1e3 * _token_seconds(records)
+    p50, p99 = np.quantile(times, [0.5, 0.99]) if len(times) else (math.nan, math.nan)
+    actions = [uncut_actions(turn, limit) for record in records for turn in record.turns]
+    pairs = [pair for one in actions for pair in pairwise(one)]
+    switched = sum(before != after for before, after in pairs)
+    seconds = sum(record.decode_seconds for record in records)
+    syncs = [record.host_syncs for record in records]
+    return ModeSummary(
+        mode=label,
+        questions=len({record.question for record in records}),
+        records=len(records),
+        tokens_per_second=_over(sum(r.decode_tokens for r in records), seconds),
+        all_in_tokens_per_second=_over(
+            sum(r.new_tokens for r in records), sum(r.seconds for r in records)
+        ),
+        acceptance_length=_over(accepted + count, count),
+        token_milliseconds_p50=float(p50),
+        token_milliseconds_p99=float(p99),
+        policy_share=_policy_share(records, seconds),
+        hit_rate=_hit_rate(records),
+        distinct_actions=len(Counter(action for one in actions for action in one)),
+        switches=100 * _over(switched, len(pairs)) if pairs else 0.0,
+        wasted_drafts=_over(drafted - accepted, drafted) if drafted else None,
+        host_syncs=None if None in syncs else _over(sum(syncs), count),
+        identical=identical,
+        compared=compared,
+        ratios={name: ratio for name, ratio in ratios.items() if ratio is not None},
+        runs=tuple(sorted({record.run for record in records})),
+    )
+
+
+def uncut_actions(turn: Turn, max_new_tokens: int) -> list[tuple[int, int, int, int]]:
+    """(T, D, K, length of the chain) of every cycle whose plan the answer's end cannot have cut.
+
+    Near the end no draft is deeper than the tokens that are left, so a constant tree changes, too.
+    """
+    found = []
+    left = max_new_tokens - 1
+    cycles = turn.cycles
+    columns = (cycles.total_tokens, cycles.depth, cycles.top_k, cycles.lookup_tokens, cycles.tokens)
+    for total, depth, top_k, chain, emitted in zip(*columns, strict=True):
+        levels = depth + 1 if total > 1 else 0
+        if max(levels, chain) < left - 1:
+            found.append((total, depth, top_k, chain))
+        left -= emitted
+    return found
+
+
+def _identity(records: Sequence[Record], plain: Sequence[Record]) -> tuple[int, int]:
+    """How many records have the output of plain decoding, and how many could be compared."""
+    # Greedy decoding gives the same in every repeat: any of them will do.
+    outputs = {record.question: record.output_ids for record in plain}
+    known = [record for record in records if record.question in outputs]
+    same = sum(record.output_ids == outputs[record.question] for record in known)
+    return same, len(known)
+
+
+def _token_seconds(records: Sequence[Record]) -> np.ndarray:
+    parts = [np.empty(0)]
+    for record in records:
+        for turn in record.turns:
+            cycles = turn.cycles
+            tokens = np.asarray(cycles.tokens, dtype=np.int64)
+            seconds = np.asarray(cycles.draft_seconds) + np.asarray(cycles.verify_seconds)
+            if cycles.policy_seconds is not None:
+                seconds = seconds + np.asarray(cycles.policy_seconds)
+            if len(tokens):
+                parts.append(np.repeat(seconds / tokens, tokens))
+    return np.concatenate(parts)
+
+
+def _policy_share(records: Sequence[Record], seconds: float) -> float | None:
+    spent = [turn.cycles.policy_seconds for record in records for turn in record.turns]
+    return None if None in spent else _over(sum(map(sum, spent)), seconds)
+
+
+def _hit_rate(records: Sequence[Record]) -> float | None:
+    hits = [record.cache_hits for record in records]
+    if None in hits:
+        return None
+    return _over(sum(hits), sum(hits) + sum(record.cache_misses for record in records))
+
+
+def _grouped(
+    by_mode: Mapping[str, Sequence[Record]],
+    reference: str,
+    group: Callable[[Record], str],
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Interval]]:
+    names = sorted({group(record) for records in by_mode.values() for record in records})
+    found: dict[str, dict[str, Interval]] = {}
+    for name in names:
+        parts = {m: [r for r in rs if group(r) == name] for m, rs in by_mode.items()}
+        ratios = {
+            mode: paired_ratio(part, parts[reference], resamples=resamples, seed=seed)
+            for mode, part in parts.items()
+        }
+        found[name] = {mode: ratio for mode, ratio in ratios.items() if ratio is not None}
+    return found
+
+
+def _loads(records: Sequence[Record]) -> tuple[tuple[float, float], ...]:
+    repeats = sorted({record.repeat for record in records})
+    loads = [[r.load for r in records if r.repeat == repeat] for repeat in repeats]
+    return tuple((float(np.median(load)), max(load)) for load in loads)
+
+
+def _over(amount: float, per: float) -> float:
+    return amount / per if per else math.nan
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
