@@ -33,7 +33,7 @@ import torch
 import typer
 
 from eaglerl.actions import ActionSpace
-from eaglerl.cli.traces import read_traces
+from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.evaluation.running.processor import describe_machine

@@ -25,7 +25,7 @@ import numpy as np
 import typer
 
 from eaglerl.actions import ActionSpace
-from eaglerl.cli.traces import read_traces
+from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline

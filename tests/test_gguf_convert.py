@@ -30,7 +30,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.cli.options import resolve_model
+from eaglerl.cli.shared.options import resolve_model
 from eaglerl.gguf_convert import convert, convert_gguf
 from eaglerl.gguf_convert.config import read_config
 from eaglerl.gguf_convert.header import read_gguf

@@ -115,7 +115,7 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
         ("eaglerl.ops.norm", "from ..eagle3.tree import DraftTree"),
         ("eaglerl.ops.norm", "def f():\n    import transformers"),
         ("eaglerl.eagle3.tree.tree_drafter", "from eaglerl.training import distill"),
-        ("eaglerl.training.distill", "from eaglerl.cli.terminal import notes"),
+        ("eaglerl.training.distill", "from eaglerl.cli.shared.terminal import notes"),
         ("eaglerl.files", "from eaglerl.ops import rms_norm"),
     ],
 )

@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from eaglerl.cli.calibrate import calibrate
-from eaglerl.cli.compare import compare
-from eaglerl.cli.demo import demo
-from eaglerl.cli.export_head import export_head
-from eaglerl.cli.generate import generate
-from eaglerl.cli.policy import train_policy
-from eaglerl.cli.prepare import prepare
-from eaglerl.cli.record import record
-from eaglerl.cli.report import report
-from eaglerl.cli.serve import serve
-from eaglerl.cli.training import distill, train_draft
+from eaglerl.cli.calibrate_command import calibrate
+from eaglerl.cli.compare_command import compare
+from eaglerl.cli.demo_command import demo
+from eaglerl.cli.export_head_command import export_head
+from eaglerl.cli.generate_command import generate
+from eaglerl.cli.prepare_command import prepare
+from eaglerl.cli.record_command import record
+from eaglerl.cli.report_command import report
+from eaglerl.cli.serve_command import serve
+from eaglerl.cli.train_draft_command import distill, train_draft
+from eaglerl.cli.train_policy_command import train_policy
 from eaglerl.resps.commands.evaluate_command import evaluate
 
 app = typer.Typer(

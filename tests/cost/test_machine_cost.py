@@ -10,7 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.cli.machine_cost import kept_cost_path, machine_cost, measure_cost, measured_cost
+from eaglerl.cli.shared.machine_cost import (
+    kept_cost_path,
+    machine_cost,
+    measure_cost,
+    measured_cost,
+)
 from eaglerl.cost.cost_check import why_unusable
 from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
@@ -114,7 +119,7 @@ def test_only_an_unknown_machine_is_measured(
         measured.append(output)
         return table
 
-    monkeypatch.setattr("eaglerl.cli.machine_cost.measure_cost", measure)
+    monkeypatch.setattr("eaglerl.cli.shared.machine_cost.measure_cost", measure)
     assert measured_cost(None, decoder, replace(files, is_acceptance=False)) is None
     beside = replace(table, samples=7)
     beside.to_json(tmp_path / "cost.json")

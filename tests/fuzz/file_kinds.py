@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from eaglerl.actions import ActionSpace
-from eaglerl.cli.export_head import _architectures
-from eaglerl.cli.record import read_prompt_files
+from eaglerl.cli.export_head_command import _architectures
+from eaglerl.cli.record_command import read_prompt_files
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.taps import other_reading
@@ -305,7 +305,7 @@ KINDS: dict[str, FileKind] = {
             "eaglerl.eagle3.head.weight_files",
             "eaglerl.eagle3.head.draft_checkpoint",
             "eaglerl.eagle3.head.tap_check",
-            "eaglerl.cli.export_head",
+            "eaglerl.cli.export_head_command",
         ),
     ),
     "head in shards": FileKind(
@@ -339,7 +339,7 @@ KINDS: dict[str, FileKind] = {
     "rows": FileKind(
         _write_rows,
         _read_rows,
-        ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record"),
+        ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record_command"),
     ),
     "features": FileKind(_write_features, _read_features, ("eaglerl.training.features",)),
     "run of a head": FileKind(_write_run, _read_run, ("eaglerl.runs.run_folder",)),

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from eaglerl.actions import ActionSpace
-from eaglerl.cli.actions import read_actions
 from eaglerl.cli.app import app
-from eaglerl.cli.traces import split_traces
+from eaglerl.cli.shared.action_options import read_actions
+from eaglerl.cli.shared.trace_options import split_traces
 from eaglerl.eagle3.policy import NO_DRAFT
 from eaglerl.resps.policies import load_policy
 from eaglerl.resps.train_reference import train_reference

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.cli.serve import served_name
+from eaglerl.cli.serve_command import served_name
 from eaglerl.server.run import is_local, listen
 
 from .tiny import PATIENCE, tiny_folders

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.actions import read_actions
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.action_options import read_actions
+from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     ThreadsOption,
     load_decoder,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, output, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.actions import leave_out_unknown
+from eaglerl.cli.shared.action_options import leave_out_unknown
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder

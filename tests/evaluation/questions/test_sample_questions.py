@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
-from eaglerl.cli.options import question_paths
-from eaglerl.cli.traces import read_traces
+from eaglerl.cli.shared.options import question_paths
+from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.evaluation.questions.question_files import (
     Question,
     choose_split,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from eaglerl.cli.machine_cost import kept_cost_path, measured_cost
+from eaglerl.cli.shared.machine_cost import kept_cost_path, measured_cost
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.mode_names import parse_modes
@@ -157,7 +157,7 @@ def test_calibrate_refuses_and_others_wait_for_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from eaglerl.cli import machine_cost
+    from eaglerl.cli.shared import machine_cost
 
     monkeypatch.setenv("EAGLERL_CACHE", str(tmp_path))
     kept = kept_cost_path(decoder)

@@ -67,7 +67,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("eaglerl.cli.compare.load_decoder", never)
+    monkeypatch.setattr("eaglerl.cli.compare_command.load_decoder", never)
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question_id": 1, "turns": ["a"]}\n{"question_id": 2, "turns": []}\n')
     names = {"COST": policies.cost_file, "BROKEN": broken}
@@ -90,7 +90,7 @@ def test_interrupt_says_how_to_go_on(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eaglerl.cli.compare.load_decoder", lambda *_, **__: None)
+    monkeypatch.setattr("eaglerl.cli.compare_command.load_decoder", lambda *_, **__: None)
     monkeypatch.setattr("eaglerl.evaluation.running.comparison.compare", stop)
     result = run("compare", tmp_path / "new", tiny.questions, *tiny.arguments)
     assert result.exit_code == 130

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from eaglerl.cli.machine_cost import kept_cost_path, measure_cost
-from eaglerl.cli.options import (
+from eaglerl.cli.record_command import parse_widths
+from eaglerl.cli.shared.machine_cost import kept_cost_path, measure_cost
+from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     ThreadsOption,
     load_decoder,
 )
-from eaglerl.cli.record import parse_widths
-from eaglerl.cli.terminal import DebugOption, command
+from eaglerl.cli.shared.terminal import DebugOption, command
 from eaglerl.prepare import DEFAULT_MODEL
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from eaglerl.cli.options import parse_feature_layers, resolve_model
-from eaglerl.cli.terminal import DebugOption, busy, command, notes
+from eaglerl.cli.shared.options import parse_feature_layers, resolve_model
+from eaglerl.cli.shared.terminal import DebugOption, busy, command, notes
 
 
 @command

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
@@ -18,7 +18,7 @@ from eaglerl.cli.options import (
     load_decoder,
     question_paths,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

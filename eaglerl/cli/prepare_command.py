@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL, prepare_gguf, prepare_model
 
 _GGUF_PANEL = "A model of your own"

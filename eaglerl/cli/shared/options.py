@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.terminal import busy, notes, progress_bar
+from eaglerl.cli.shared.terminal import busy, notes, progress_bar
 
 if TYPE_CHECKING:
     import torch

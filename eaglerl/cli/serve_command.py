@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.machine_cost import machine_cost, tell_unmeasured
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
+from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
@@ -20,7 +20,7 @@ from eaglerl.cli.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes
+from eaglerl.cli.shared.terminal import DebugOption, command, notes
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

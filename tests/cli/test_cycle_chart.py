@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from eaglerl.cli.cycle_chart import cycle_chart
+from eaglerl.cli.shared.cycle_chart import cycle_chart
 from eaglerl.eagle3 import StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 

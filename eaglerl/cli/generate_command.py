@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.open_policy import (
+from eaglerl.cli.shared.open_policy import (
     check_cost_is_used,
     find_chosen_policy,
     open_chosen_policy,
 )
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     CostOption,
     DraftDtypeOption,
@@ -27,8 +27,8 @@ from eaglerl.cli.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.terminal import DebugOption, command, notes
+from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
+from eaglerl.cli.shared.terminal import DebugOption, command, notes
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

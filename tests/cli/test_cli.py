@@ -156,7 +156,7 @@ class TestErrors:
         assert one_line(result.stderr).endswith("got 'gpt-5'")
 
     def test_an_unforeseen_error_tells_its_type(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("eaglerl.cli.prepare.prepare_model", lambda *_, **__: {}["key"])
+        monkeypatch.setattr("eaglerl.cli.prepare_command.prepare_model", lambda *_, **__: {}["key"])
         result = run("prepare")
         assert result.exit_code == 1
         assert result.stderr == "error: KeyError: 'key' (--debug shows where)\n"
@@ -165,7 +165,7 @@ class TestErrors:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("eaglerl.cli.prepare.prepare_model", interrupt)
+        monkeypatch.setattr("eaglerl.cli.prepare_command.prepare_model", interrupt)
         result = run("prepare")
         assert result.exit_code == 130
         assert result.stderr.strip() == "interrupted"
@@ -250,7 +250,7 @@ class TestGenerate:
     def test_a_policy_is_looked_for_before_the_model_is_loaded(
         self, options: list[str], code: int, sentence: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delattr("eaglerl.cli.generate.load_decoder")
+        monkeypatch.delattr("eaglerl.cli.generate_command.load_decoder")
         result = run("generate", PROMPT, *options)
         assert (result.exit_code, result.stdout) == (code, "")
         assert sentence in one_line(result.stderr)
@@ -316,7 +316,7 @@ class TestDistill:
 
 class TestTrainDraft:
     def test_defaults_are_those_of_the_library(self) -> None:
-        from eaglerl.cli.training import train_draft
+        from eaglerl.cli.train_draft_command import train_draft
         from eaglerl.training.train_options import TrainOptions
 
         library = dataclasses.asdict(TrainOptions())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eaglerl.cli.terminal import notes
+from eaglerl.cli.shared.terminal import notes
 
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace

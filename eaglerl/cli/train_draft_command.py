@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.options import (
     FeatureLayersOption,
     ModelOption,
     parse_feature_layers,
     resolve_model,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from eaglerl.cli.options import question_paths
-from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.options import question_paths
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
 
 _TRACES_PANEL = "Bounds and policies on traces"
 

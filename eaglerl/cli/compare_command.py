@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.actions import read_actions
-from eaglerl.cli.comparison_table import comparison_tables
-from eaglerl.cli.machine_cost import machine_cost, tell_unmeasured
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.action_options import read_actions
+from eaglerl.cli.shared.comparison_table import comparison_tables
+from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
+from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     DraftDtypeOption,
     DraftOption,
@@ -25,7 +25,7 @@ from eaglerl.cli.options import (
     resolve_draft,
     resolve_model,
 )
-from eaglerl.cli.terminal import DebugOption, command, notes, output, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, output, progress_bar
 from eaglerl.prepare import DEFAULT_MODEL
 from eaglerl.resps.commands.preset_options import (
     PRESET_MODES,

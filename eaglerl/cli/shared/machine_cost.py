@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eaglerl.cli.options import encode
-from eaglerl.cli.terminal import notes, progress_bar
+from eaglerl.cli.shared.options import encode
+from eaglerl.cli.shared.terminal import notes, progress_bar
 from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.acceptance import (
+from eaglerl.cli.record_command import read_prompt_files
+from eaglerl.cli.shared.acceptance_training import (
     ChainLengthOption,
     FoldsOption,
     HiddenOption,
@@ -18,17 +19,16 @@ from eaglerl.cli.acceptance import (
     TopKOption,
     learn_acceptance,
 )
-from eaglerl.cli.actions import leave_out_unknown, read_actions
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.action_options import leave_out_unknown, read_actions
+from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
     ThreadsOption,
     load_decoder,
 )
-from eaglerl.cli.record import read_prompt_files
-from eaglerl.cli.terminal import DebugOption, command, notes, progress_bar
-from eaglerl.cli.traces import read_traces
+from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

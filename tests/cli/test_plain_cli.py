@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from eaglerl.cli.app import app
-from eaglerl.cli.serve import _modes
+from eaglerl.cli.serve_command import _modes
 from eaglerl.eagle3 import SpeculativeDecoder
 
 TERMINAL = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}

@@ -9,14 +9,14 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 
-from eaglerl.cli.cycle_chart import cycle_chart
-from eaglerl.cli.open_policy import (
+from eaglerl.cli.shared.cycle_chart import cycle_chart
+from eaglerl.cli.shared.open_policy import (
     check_cost_is_used,
     default_policy,
     find_chosen_policy,
     open_chosen_policy,
 )
-from eaglerl.cli.options import (
+from eaglerl.cli.shared.options import (
     CostOption,
     DraftDtypeOption,
     DraftOption,
@@ -29,8 +29,8 @@ from eaglerl.cli.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.terminal import EXIT_FAILED, DebugOption, busy, command, notes, output
+from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
+from eaglerl.cli.shared.terminal import EXIT_FAILED, DebugOption, busy, command, notes, output
 from eaglerl.prepare import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eaglerl.cli.machine_cost import measured_cost
+from eaglerl.cli.shared.machine_cost import measured_cost
 from eaglerl.prepare import MODELS, default_policy_path, shipped_policies
 
 if TYPE_CHECKING:
