@@ -13,10 +13,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from eaglerl.server.app import create_app
-from eaglerl.server.learned import find_policies
 from eaglerl.server.modes import Mode, Modes, standard_modes
 from eaglerl.server.run import run_server
 from eaglerl.server.service import Limits, Service
+from eaglerl.server.trained_policies import find_policies
 
 __all__ = [
     "Limits",

@@ -10,8 +10,8 @@ from fastapi import FastAPI
 
 from eaglerl.server.completions_api import completion_routes
 from eaglerl.server.errors import add_error_handlers
-from eaglerl.server.gate import Gate
 from eaglerl.server.live_api import live_routes, page_routes
+from eaglerl.server.middleware import Gate
 from eaglerl.server.monitoring_api import monitoring_routes
 from eaglerl.server.service import Service
 

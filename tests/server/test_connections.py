@@ -173,7 +173,7 @@ def test_who_is_answered_keeps_the_place() -> None:
 
 
 def test_bodies_at_work_are_bounded_together(monkeypatch) -> None:
-    monkeypatch.setattr("eaglerl.server.gate._MOST_BYTES", 300_000)
+    monkeypatch.setattr("eaglerl.server.middleware._MOST_BYTES", 300_000)
     with serving(tiny_service(max_body_bytes=150_000)) as (host, port, _):
         held = []
         for _ in range(3):
