@@ -20,8 +20,8 @@ from torch import Tensor
 from eaglerl.kernels._launch import Decisions, Launch
 from eaglerl.kernels._plan import Tiles
 from eaglerl.kernels._settings import default_tiles, forget_plans, form_of, policy_of
-from eaglerl.kernels.fused_encode import prepare_fused_encode
-from eaglerl.kernels.policy_mlp import prepare_policy_mlp
+from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode
+from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp
 from eaglerl.kernels.tuning import store_tiles, tuning_path
 
 _FORMS = ("fused", "folded", "features")

@@ -79,8 +79,8 @@ def encode_cuda(
             )
         return None, *decide_cuda(weights, low, mid, high, rows, last, cache, slots, *draw)
     from eaglerl.kernels._settings import split_taps
-    from eaglerl.kernels.fused_encode import prepare_fused_encode
-    from eaglerl.kernels.policy_mlp import prepare_policy_mlp
+    from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode
+    from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp
 
     inputs = split_taps(low, mid, high, weights.taps_size is not None)
     if weights.fc_weight is None:
@@ -133,7 +133,7 @@ def action_cache_step_cuda(
     if not has_triton():
         kept = (state, reference, ring, slots, mode)
         return step_cuda(logits, bins, features, *kept, *draw, fallback_action)
-    from eaglerl.kernels.action_cache_step import prepare_action_cache_step
+    from eaglerl.kernels.action_cache_step_kernel import prepare_action_cache_step
 
     cache = CacheView(mode, state, reference, ring)
     launch, action, params = prepare_action_cache_step(

@@ -9,7 +9,16 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from eaglerl.kernels import _decision, _launch, fused_encode, policy_mlp
+from eaglerl.kernels import (
+    _decision,
+    _launch,
+)
+from eaglerl.kernels import (
+    fused_encode_kernel as fused_encode,
+)
+from eaglerl.kernels import (
+    policy_mlp_kernel as policy_mlp,
+)
 from eaglerl.ops import ActionCache, PolicyWeights
 from eaglerl.ops._encode_cuda import encode_cuda
 
