@@ -39,7 +39,7 @@ from eaglerl.envs.trace_windows import TraceWorld
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.sb3.greedy_outcome import GreedyOutcomes, greedy_outcomes
-from eaglerl.traces.oracle import constant_seconds, trace_tables
+from eaglerl.traces.oracle import constant_seconds, known_actions, select_actions, trace_tables
 from eaglerl.traces.trace_set import Trace
 
 TEST_SHARE, CHOICE_SHARE = 0.5, 0.2
@@ -236,13 +236,13 @@ def main(
     started = time.monotonic()
     half, others = read_halves(traces, test or [])
     times = CostTable.from_json(cost)
-    grid = ActionSpace.cpu_grid().known_to([*half, *others], times)
+    grid = known_actions(ActionSpace.cpu_grid(), [*half, *others], times)
     totals = sum(constant_seconds(item) for item in trace_tables(half, grid, times))
     tuned = grid[int(totals.argmin())]
     constant = np.array(
         [constant_seconds(item)[0] for item in trace_tables(others, [tuned], times)]
     )
-    actions = grid.select(half, times, select)
+    actions = grid.subset(select_actions(grid, half, times, select))
     data = Data(*split(half), others, actions, times)
     shared = (traces, test or [], cost, actions.bins.tolist())
     settings = {"gamma": gamma, "learning_rate": learning_rate}

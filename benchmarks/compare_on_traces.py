@@ -39,8 +39,14 @@ from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.policies.fallback import GuardedPolicy
 from eaglerl.policies.policy_folder import find_policy
-from eaglerl.resps.policies.load_saved import load_policy
-from eaglerl.traces.oracle import bounds, oracle_actions, trace_tables
+from eaglerl.resps.policies.load_saved import load_resps_policy
+from eaglerl.traces.oracle import (
+    bounds,
+    known_actions,
+    oracle_actions,
+    select_actions,
+    trace_tables,
+)
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 
@@ -66,7 +72,7 @@ def main(
     if tested_head != head:
         raise typer.BadParameter(f"--test is of the head {tested_head}, --traces of {head}")
     table = CostTable.from_json(cost)
-    grid = ActionSpace.cpu_grid().known_to([*learned, *tested], table)
+    grid = known_actions(ActionSpace.cpu_grid(), [*learned, *tested], table)
     tuned = best_constant(learned, grid, table)
     inputs = few_trees(grid, table, learned)
     rule = make_baseline(RULE, inputs)
@@ -87,7 +93,9 @@ def main(
 
 def few_trees(grid: ActionSpace, table: CostTable, learned: Sequence[Trace]) -> BaselineInputs:
     """What the baselines are tuned with: the rule tries all combinations with its trees."""
-    eight, four = (grid.select(learned[:200], table, count) for count in (8, 4))
+    eight, four = (
+        grid.subset(select_actions(grid, learned[:200], table, count)) for count in (8, 4)
+    )
     return BaselineInputs(eight, list(four), table, learned)
 
 
@@ -106,8 +114,8 @@ def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, Tr
                 yield f"{label}, guarded", guarded
             yield f"{label}, shuffled states", ShuffledProgress(AcceptancePolicy(model, table))
         else:
-            yield label, load_policy(files.path)
-            yield f"{label}, shuffled states", ShuffledStates(load_policy(files.path))
+            yield label, load_resps_policy(files.path)
+            yield f"{label}, shuffled states", ShuffledStates(load_resps_policy(files.path))
 
 
 def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, TreePolicy]]:

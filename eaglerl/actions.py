@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -16,10 +16,6 @@ from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Items, VersionedSchema, check_json, read_json
 from eaglerl.ops.limits import MAX_ACTIONS
-
-if TYPE_CHECKING:
-    from eaglerl.cost.cost_table import CostTable
-    from eaglerl.traces.trace_set import Trace
 
 FORMAT = "eaglerl-actions"
 VERSION = 1
@@ -170,53 +166,14 @@ class ActionSpace(Sequence[TreeParams]):
         except KeyError:
             raise ValueError(f"{params} is none of the {len(self)} actions") from None
 
-    def select(self, traces: Sequence[Trace], cost: CostTable, count: int) -> ActionSpace:
-        """The `count` actions that together cover most of the oracle's gain.
-
-        Greedy: the best constant tree first, then always the action that shortens the exact
-        oracle's time over all traces the most.
-
-        Args:
-            traces: recorded continuations.
-            cost: time of every action.
-            count: actions to choose.
-
-        Returns:
-            The chosen actions, in this space's order.
+    def subset(self, indices: Iterable[int]) -> ActionSpace:
+        """The actions of some indices, in this space's order.
 
         Raises:
-            ValueError: no traces, or `count` outside 1 to the number of actions.
+            IndexError: an index is out of range.
+            ValueError: no index, or one that occurs twice.
         """
-        from eaglerl.traces.oracle import select_actions
-
-        chosen = select_actions(self, traces, cost, count)
-        return ActionSpace(self[index] for index in sorted(chosen))
-
-    def known_to(self, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
-        """The actions that all traces and the cost table have an answer for.
-
-        Args:
-            traces: recorded continuations.
-            cost: of a machine.
-
-        Raises:
-            ValueError: there is none.
-        """
-        widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
-        depth = min(trace.max_depth for trace in traces)
-        rows = cost.total_tokens[-1]
-        known = [
-            tree
-            for tree in self
-            if tree.total_tokens <= rows
-            and (tree.total_tokens == 1 or (tree.top_k in widths and tree.depth <= depth))
-        ]
-        if not known:
-            raise ValueError(
-                f"actions must hold a tree of the traces and the cost table, which have top_k in "
-                f"{sorted(widths)}, depth up to {depth} and {rows} rows, got {self!r}"
-            )
-        return ActionSpace(known)
+        return ActionSpace(self[index] for index in sorted(indices))
 
     def __len__(self) -> int:
         return len(self._actions)

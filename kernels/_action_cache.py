@@ -1,4 +1,4 @@
-"""The action cache's rules on Triton tensors: ``csrc/action_cache.h``, one lane a sequence.
+"""The action cache's rules on Triton tensors: ``csrc/policy/action_cache.h``, one lane a sequence.
 
 Nothing here branches on a sequence: what a lane may do is in its mask. The record's layout is not
 written down a second time, it comes from the extension.

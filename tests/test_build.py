@@ -116,7 +116,7 @@ def test_wheel_installs_into_an_empty_environment(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler")
 @pytest.mark.parametrize("architecture", ["80", "90", "100"])
 def test_cuda_sources_compile(tmp_path: Path, architecture: str) -> None:
-    for source in sorted((ROOT / "csrc").glob("*.cu")):
+    for source in sorted((ROOT / "csrc").rglob("*.cu")):
         target = tmp_path / f"{source.stem}.o"
         subprocess.run(
             ["nvcc", "-std=c++17", "-Werror", "all-warnings", f"-arch=sm_{architecture}", "-c",

@@ -15,7 +15,7 @@ from eaglerl.eagle3 import Eagle3DraftHead
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.fingerprints import head_id, is_same_model, prompt_id, target_id
 from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
-from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.traces.recording import RecordOptions, record
 
@@ -106,11 +106,11 @@ def test_policies_of_another_precision_are_warned_about(tmp_path: Path) -> None:
     OptimizedSB3DiscretePPOOnlineTreePolicy(
         hidden_size=width, actions=ActionSpace.cpu(), head=decoder.head
     ).save(tmp_path / "ppo")
-    load_policy(tmp_path / "ppo", head=tiny_decoder().head)
+    load_resps_policy(tmp_path / "ppo", head=tiny_decoder().head)
     with pytest.warns(UserWarning, match="the policy was made for this model at another precision"):
-        load_policy(tmp_path / "ppo", head=other.head)
+        load_resps_policy(tmp_path / "ppo", head=other.head)
     with pytest.raises(ValueError, match="head_id of the policy is"):
-        load_policy(tmp_path / "ppo", head=stranger.head)
+        load_resps_policy(tmp_path / "ppo", head=stranger.head)
 
 
 def test_traces_pass_it_on(tmp_path: Path) -> None:

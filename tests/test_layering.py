@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A package may import those of a lower rank, and itself.
 RANKS = {
     "eaglerl._C": 0,
+    "eaglerl._lazy": 0,
+    "eaglerl._moved": 0,
     "eaglerl.files": 0,
     "eaglerl.regular_file": 0,
     "eaglerl.gguf_convert": 1,

@@ -30,6 +30,7 @@ from eaglerl.cli.shared.options import (
 from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
 from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.traces.oracle import select_actions
 
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
@@ -265,7 +266,7 @@ def train_policy(
             space = leave_out_unknown(space, [*learned, *checked], table)
             if select is not None:
                 show("choosing actions", 0.0)
-                space = space.select(learned, table, select)
+                space = space.subset(select_actions(space, learned, table, select))
             learn = _learn_as_published if reference else _learn_from_traces
             message = learn(learned, checked, space, table, output, options, head, show)
         else:

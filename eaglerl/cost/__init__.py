@@ -1,0 +1,18 @@
+"""What a cycle costs on a machine: the table, measuring and fitting it, and whether it is usable."""
+
+from typing import TYPE_CHECKING
+
+from eaglerl._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eaglerl.cost.cost_table import CostTable
+
+__all__ = [
+    "CostTable",
+]
+__getattr__, __dir__, _ = lazy_names(
+    __name__,
+    {
+        "CostTable": "eaglerl.cost.cost_table",
+    },
+)

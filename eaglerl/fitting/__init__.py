@@ -1,0 +1,1 @@
+"""Fitting an acceptance model to traces: cross-validation, reports, and the whole run."""

@@ -42,6 +42,7 @@ from eaglerl.policies.baselines import best_constant
 from eaglerl.policies.small_net import SmallNet
 from eaglerl.runs.checkpoints import resuming
 from eaglerl.runs.policy_run import PolicyRun
+from eaglerl.traces.oracle import known_actions
 from eaglerl.traces.trace_set import Trace
 
 #: Penalties of the stopping rule that are tried.
@@ -145,7 +146,7 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         self.traces, self.cost, self.options = list(traces), cost, options
-        self.actions = actions.known_to(self.traces, cost)
+        self.actions = known_actions(actions, self.traces, cost)
         self._fold_of = assign_folds(self.traces, options.folds)
         cost.draft_seconds(0, options.fit.top_k, 0)
         cost.verify_seconds(options.fit.max_rows, 0)

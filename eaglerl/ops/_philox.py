@@ -1,4 +1,4 @@
-"""Philox-4x32-10 in plain torch (Salmon et al., SC 2011); csrc/philox.h is its twin."""
+"""Philox-4x32-10 in plain torch (Salmon et al., SC 2011); csrc/policy/philox.h is its twin."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,59 @@
+"""Policies: what chooses the draft tree while decoding."""
+
+from typing import TYPE_CHECKING
+
+from eaglerl._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
+    from eaglerl.policies.acceptance_model import AcceptanceModel
+    from eaglerl.policies.acceptance_policy import AcceptancePolicy
+    from eaglerl.policies.baselines import (
+        DraftConfidencePolicy,
+        Exp3Policy,
+        RandomPolicy,
+        ShuffledStates,
+        TierPolicy,
+        UCB1Policy,
+        best_constant,
+    )
+    from eaglerl.policies.fallback import GuardedPolicy
+    from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
+
+__all__ = [
+    "AcceptanceModel",
+    "AcceptancePolicy",
+    "DraftConfidencePolicy",
+    "Exp3Policy",
+    "GuardedPolicy",
+    "LookupRule",
+    "RandomPolicy",
+    "ShuffledStates",
+    "TierPolicy",
+    "UCB1Policy",
+    "best_constant",
+    "best_lookup_rule",
+    "load_acceptance",
+    "lookup_alone",
+    "save_acceptance",
+]
+__getattr__, __dir__, _ = lazy_names(
+    __name__,
+    {
+        "AcceptanceModel": "eaglerl.policies.acceptance_model",
+        "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
+        "DraftConfidencePolicy": "eaglerl.policies.baselines",
+        "Exp3Policy": "eaglerl.policies.baselines",
+        "GuardedPolicy": "eaglerl.policies.fallback",
+        "LookupRule": "eaglerl.policies.lookup_rule",
+        "RandomPolicy": "eaglerl.policies.baselines",
+        "ShuffledStates": "eaglerl.policies.baselines",
+        "TierPolicy": "eaglerl.policies.baselines",
+        "UCB1Policy": "eaglerl.policies.baselines",
+        "best_constant": "eaglerl.policies.baselines",
+        "best_lookup_rule": "eaglerl.policies.lookup_rule",
+        "load_acceptance": "eaglerl.policies.acceptance_file",
+        "lookup_alone": "eaglerl.policies.lookup_rule",
+        "save_acceptance": "eaglerl.policies.acceptance_file",
+    },
+)

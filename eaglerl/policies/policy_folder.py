@@ -16,7 +16,7 @@ from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.fallback import GuardedPolicy
 from eaglerl.regular_file import check_regular, open_regular
 from eaglerl.resps.policies.base import PublishedTreePolicy
-from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import CARD_NAME
 from eaglerl.tensor_file import open_tensors
 
@@ -113,7 +113,7 @@ def find_policy(path: str | Path) -> PolicyFiles:
     )
 
 
-def open_policy(
+def load_policy(
     path: str | Path | PolicyFiles,
     decoder: SpeculativeDecoder,
     *,
@@ -143,7 +143,7 @@ def open_policy(
         if model.constant is None:
             return policy
         return GuardedPolicy(policy, model.constant, model.gain)
-    return fastest(load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer))
+    return fastest(load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer))
 
 
 def fastest(policy: PublishedTreePolicy) -> TreePolicy:

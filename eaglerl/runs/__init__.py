@@ -1,0 +1,1 @@
+"""Folders of training runs: checkpoints, metrics, learning curves, resuming."""

@@ -1,0 +1,1 @@
+"""Training of PPO and DQN policies with stable-baselines3."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.policies.policy_folder import NoPolicyError, PolicyFiles, find_policy, open_policy
+from eaglerl.policies.policy_folder import NoPolicyError, PolicyFiles, find_policy, load_policy
 from eaglerl.server.modes import NAME, Mode
 
 _DESCRIPTIONS = {
@@ -54,7 +54,7 @@ def _mode(
     mode = Mode(
         name,
         _DESCRIPTIONS[files.is_acceptance],
-        lambda: open_policy(files, decoder, cost=cost),
+        lambda: load_policy(files, decoder, cost=cost),
         learned=True,
     )
     if not NAME.fullmatch(name):

@@ -207,10 +207,19 @@ def bounds(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable) -> Bo
 def select_actions(
     space: ActionSpace, traces: Iterable[Trace], cost: CostTable, count: int
 ) -> list[int]:
-    """The actions that together cover most of the oracle's gain; see `ActionSpace.select`.
+    """The `count` actions that together cover most of the oracle's gain.
+
+    Greedy: the best constant tree first, then always the action that shortens the exact oracle's
+    time over all traces the most.
+
+    Args:
+        space: the actions to choose from.
+        traces: recorded continuations.
+        cost: time of every action.
+        count: actions to choose.
 
     Returns:
-        Indices, in the order in which they were chosen.
+        Indices, in the order in which they were chosen; see `ActionSpace.subset`.
 
     Raises:
         ValueError: no traces, or `count` outside 1 to the number of actions.
@@ -239,3 +248,31 @@ def _seconds_with_one_more(table: TraceTable, chosen: Sequence[int]) -> np.ndarr
         known = seconds[own, None] + value[position + tokens[own]]
         value[position] = np.minimum(best, known.min(axis=0))
     return value[0]
+
+
+def known_actions(space: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
+    """The actions that all traces and the cost table have an answer for.
+
+    Args:
+        space: the actions.
+        traces: recorded continuations.
+        cost: of a machine.
+
+    Raises:
+        ValueError: there is none.
+    """
+    widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
+    depth = min(trace.max_depth for trace in traces)
+    rows = cost.total_tokens[-1]
+    known = [
+        tree
+        for tree in space
+        if tree.total_tokens <= rows
+        and (tree.total_tokens == 1 or (tree.top_k in widths and tree.depth <= depth))
+    ]
+    if not known:
+        raise ValueError(
+            f"actions must hold a tree of the traces and the cost table, which have top_k in "
+            f"{sorted(widths)}, depth up to {depth} and {rows} rows, got {space!r}"
+        )
+    return ActionSpace(known)

@@ -2,10 +2,10 @@
 // has: what eaglerl._C offers where it is built with CUDA.
 #include "cuda_emulation.h"
 
-#include "folded_decision.h"
+#include "policy/folded_decision.h"
 
 // In one source with the bindings: pybind11's headers take longest to compile.
-#include "cuda_bindings.cpp"
+#include "cuda/cuda_bindings.cpp"
 
 namespace eaglerl {
 namespace {

@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "device_common.h"
+#include "cuda/device_common.h"
 
 namespace eaglerl {
 

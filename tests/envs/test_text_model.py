@@ -16,7 +16,7 @@ from eaglerl.cli.app import app
 from eaglerl.envs.observations import TEXT_MODEL, packaged_text_model, sentence_encoder
 from eaglerl.resps.bench_policies import text_model_of
 from eaglerl.resps.flags import FlagError, PublishedFlags
-from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.policies.policy_settings import PolicySettings
 
 from ..traces.planted import ACTIONS
@@ -71,7 +71,7 @@ def test_the_model_is_saved_with_the_policy(asked: list[tuple[str, bool]], tmp_p
     assert json.loads((tmp_path / "policy.json").read_text())["settings"]["text_model"] == (
         "my/model"
     )
-    loaded = load_policy(tmp_path)
+    loaded = load_resps_policy(tmp_path)
     assert loaded.settings.text_model == "my/model"
     loaded.predict_parameters("some text")
     assert asked == [("my/model", False)]

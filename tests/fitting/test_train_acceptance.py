@@ -29,6 +29,7 @@ from eaglerl.fitting.train_acceptance import (
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
+from eaglerl.traces.oracle import known_actions
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
@@ -260,9 +261,9 @@ def test_folds_and_gains() -> None:
 def test_actions_that_nothing_is_known_of_are_left_out() -> None:
     traces = small_traces(2)
     wider = ActionSpace([*GRID, TreeParams(9, 1, 4), TreeParams(9, 3, K), TreeParams(10, 2, K)])
-    assert wider.known_to(traces, DEAR) == GRID
+    assert known_actions(wider, traces, DEAR) == GRID
     with pytest.raises(ValueError, match=r"have top_k in \[2\], depth up to 2 and 8 rows"):
-        ActionSpace([TreeParams(2, 0, 1)]).known_to(traces, DEAR)
+        known_actions(ActionSpace([TreeParams(2, 0, 1)]), traces, DEAR)
 
 
 def test_wrong_options_are_named(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.policy_folder import find_policy
 from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.resps.bench import summarise_answers
-from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.presets import _check_settings
 from eaglerl.runs.run_folder import RunFolder
 from eaglerl.traces.trace_set import TraceSet
@@ -71,7 +71,7 @@ class FileKind:
 def _read_policy(folder: Path) -> None:
     files = find_policy(folder)
     assert len(files.identity) == 16
-    load_policy(folder).fused()
+    load_resps_policy(folder).fused()
 
 
 def _write_acceptance(folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.policies.lookup_rule import LookupRule
-from eaglerl.policies.policy_folder import open_policy
+from eaglerl.policies.policy_folder import load_policy
 from eaglerl.prepare import DEFAULT_MODEL, default_draft_path, default_policy_path
 
 TEXTS = [
@@ -25,7 +25,7 @@ def test_threads_of_all_kinds_of_policies_write_what_plain_decoding_writes(
     smollm2_path: Path,
 ) -> None:
     decoder = SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
-    learned = open_policy(default_policy_path(DEFAULT_MODEL), decoder)
+    learned = load_policy(default_policy_path(DEFAULT_MODEL), decoder)
     tree = TreeParams(6, 2, 4)
     policies = [None, tree, DraftPlan(tree, 5), LookupRule(tree, 2, 7, 6, 12), learned, learned]
     prompts = [decoder.tokenizer(text).input_ids for text in TEXTS]

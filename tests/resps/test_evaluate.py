@@ -16,7 +16,7 @@ from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.questions.question_files import chat_ids
 from eaglerl.resps.bench import EvaluationSummary, find_bench
-from eaglerl.resps.policies import load_policy
+from eaglerl.resps.policies import load_resps_policy
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 PPO = ["--use-optimized-sb3-discrete-ppo", "--actions", "cpu"]
@@ -330,7 +330,7 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
     assert sorted({*calls}) == [f"sums/s{index}" for index in range(4)]
     assert len(calls) == 5
     assert "windows: " in result.stdout
-    policy = load_policy(saved, head=decoder.head)
+    policy = load_resps_policy(saved, head=decoder.head)
     assert policy.settings.action_cache_steps == 2
     # What was saved decides as a policy that no longer learns.
     result = evaluate(

@@ -13,7 +13,7 @@ from eaglerl.resps.policies import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
     PolicySettings,
-    load_policy,
+    load_resps_policy,
 )
 from eaglerl.sb3.greedy_outcome import greedy_outcome, greedy_outcomes
 from eaglerl.sb3.train_policy import TrainPolicyOptions, same_weights, train_policy
@@ -124,7 +124,7 @@ def test_compression_folds_away(policy_class: type, size: int, tmp_path: Path) -
     assert bool(((folded - apart).abs() <= bound).all())
     # What is loaded goes on to learn from where it was.
     policy.save(tmp_path)
-    again = load_policy(tmp_path)
+    again = load_resps_policy(tmp_path)
     assert again.settings.compressed_size == size
     assert same_weights(again.weights, weights)
     expected, _ = again.learner.model.predict(rows, deterministic=True)
@@ -163,7 +163,7 @@ def test_training_on_traces(changes: dict, tmp_path: Path) -> None:
     # The checkpoint holds all that the policy is made of.
     again = train_policy(traces, ACTIONS, COST, tmp_path, options)
     assert same_weights(trained.policy.weights, again.policy.weights)
-    policy = load_policy(trained.path)
+    policy = load_resps_policy(trained.path)
     assert policy.settings == trained.policy.settings
     # The vectorised walk says what decoding cycle by cycle says.
     outcome = total(simulate(policy, unseen, COST))

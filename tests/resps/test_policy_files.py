@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.envs.observations import ObservationSpec
 from eaglerl.fingerprints import head_id
-from eaglerl.resps.policies import load_policy
+from eaglerl.resps.policies import load_resps_policy
 from eaglerl.runs.checkpoints import CheckpointFolder, read_checkpoint
 from eaglerl.traces.simulation import simulate
 
@@ -45,7 +45,7 @@ def test_what_is_saved_decides_the_same(policy_class: type, tmp_path: Path) -> N
     learn(policy)
     policy.reset()
     policy.save(tmp_path)
-    loaded = load_policy(tmp_path, hidden_size=WIDTH, actions=ACTIONS)
+    loaded = load_resps_policy(tmp_path, hidden_size=WIDTH, actions=ACTIONS)
     assert type(loaded) is policy_class
     assert loaded.settings.to_dict() == policy.settings.to_dict()
     assert loaded.configuration == policy.configuration
@@ -72,11 +72,11 @@ def test_inference_opens_no_pickle_and_needs_no_stable_baselines3(tmp_path: Path
 import pickle, sys, zipfile
 sys.modules["stable_baselines3"] = sys.modules["gymnasium"] = None
 import torch
-from eaglerl.rl import load_policy
+from eaglerl.rl import load_resps_policy
 def forbidden(*args, **kwargs):
     raise AssertionError("a pickle or an archive was opened")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = zipfile.ZipFile = forbidden
-policy = load_policy(sys.argv[1])
+policy = load_resps_policy(sys.argv[1])
 print(policy.predict_parameters(hidden_states=torch.ones(12)))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "policy")]
@@ -93,7 +93,7 @@ class Trap:
 def test_pickles_and_archives_are_refused(tmp_path: Path) -> None:
     make_policy(PPO).learner.model.save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=r"got the file .*model\.zip.*never opened"):
-        load_policy(tmp_path / "model.zip")
+        load_resps_policy(tmp_path / "model.zip")
     folder = tmp_path / "policy"
     make_policy(PPO).save(folder)
     archive = io.BytesIO()
@@ -102,7 +102,7 @@ def test_pickles_and_archives_are_refused(tmp_path: Path) -> None:
     for content in (pickle.dumps(Trap()), archive.getvalue()):
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):
-            load_policy(folder)
+            load_resps_policy(folder)
 
 
 def test_another_width_actions_head_or_algorithm_is_refused(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_malformed_cards_are_named(change, message: str, tmp_path: Path) -> None
     make_policy(PPO).save(tmp_path)
     change_card(tmp_path, change)
     with pytest.raises(ValueError, match=message):
-        load_policy(tmp_path)
+        load_resps_policy(tmp_path)
 
 
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
@@ -194,27 +194,27 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
         (folder / name).unlink()
         os.mkfifo(folder / name)
         with pytest.raises(ValueError, match=f"{name}' must be a regular file, got a pipe"):
-            load_policy(folder)
+            load_resps_policy(folder)
 
 
 def test_malformed_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"policy\.json' cannot be read"):
-        load_policy(tmp_path)
+        load_resps_policy(tmp_path)
     make_policy(PPO).save(tmp_path)
     (tmp_path / "policy.json").write_text("{")
     with pytest.raises(ValueError, match=r"policy\.json' cannot be read"):
-        load_policy(tmp_path)
+        load_resps_policy(tmp_path)
     make_policy(PPO).save(tmp_path)
     file = tmp_path / "model.safetensors"
     # Copies: what is loaded may be a map of the file, which is about to be cut short.
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):
-        load_policy(tmp_path)
+        load_resps_policy(tmp_path)
     tensors.pop("output_bias")
     save_file(tensors, file)
     with pytest.raises(ValueError, match="missing tensors"):
-        load_policy(tmp_path)
+        load_resps_policy(tmp_path)
 
 
 def sequences(policy, first: int, last: int) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.actions import ActionSpace
 from eaglerl.cli.app import app
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
-from eaglerl.resps.policies import load_policy
+from eaglerl.resps.policies import load_resps_policy
 from eaglerl.resps.presets import PresetInputs, left_over, preset_policies, train_preset
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
@@ -63,7 +63,7 @@ def test_every_policy_is_what_its_label_says(name: str, tmp_path: Path) -> None:
     modes = train_preset(policies, inputs(), tmp_path)
     assert [mode.label for mode in modes] == [policy.label for policy in policies]
     for wanted, mode in zip(policies, modes, strict=True):
-        policy = load_policy(mode.argument)
+        policy = load_resps_policy(mode.argument)
         settings, weights = policy.settings, policy.weights
         assert policy.algorithm == wanted.algorithm
         assert settings.use_context_only_state == wanted.context_only
@@ -98,8 +98,8 @@ def test_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     resumed = train_preset(policies, inputs(steps=60), tmp_path / "cut")
     assert first.stat().st_mtime_ns == written
     for one, other in zip(whole, resumed, strict=True):
-        expected = load_policy(one.argument).weights.tensors()
-        actual = load_policy(other.argument).weights.tensors()
+        expected = load_resps_policy(one.argument).weights.tensors()
+        actual = load_resps_policy(other.argument).weights.tensors()
         assert all(torch.equal(value, actual[name]) for name, value in expected.items())
     with pytest.raises(ValueError, match="were trained with other seed, steps"):
         train_preset(policies, inputs(seed=1), tmp_path / "cut")

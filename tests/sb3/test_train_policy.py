@@ -16,7 +16,7 @@ import torch
 from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
 from eaglerl.envs.trace_windows import TraceWorld
-from eaglerl.resps.policies import load_policy
+from eaglerl.resps.policies import load_resps_policy
 from eaglerl.sb3.greedy_outcome import greedy_outcome
 from eaglerl.sb3.train_policy import (
     TrainPolicyOptions,
@@ -49,7 +49,7 @@ def test_a_planted_rule_is_found(algorithm: str, tmp_path: Path) -> None:
     held_out, unseen = planted_traces(10, seed=1), planted_traces(10, seed=2)
     trained = train_policy(planted_traces(20), ACTIONS, COST, tmp_path, options, held_out=held_out)
     best = bounds(unseen, ACTIONS, COST)
-    outcome = total(simulate(load_policy(trained.path), unseen, COST))
+    outcome = total(simulate(load_resps_policy(trained.path), unseen, COST))
     assert outcome.tokens == best.tokens
     assert best.oracle / outcome.seconds >= 0.95
     # No constant tree comes near.
@@ -140,7 +140,7 @@ def test_killed_with_signal_9(algorithm: str, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "b" / "policy").exists()
     assert start("b").wait() == 0
-    whole, resumed = (load_policy(tmp_path / name / "policy") for name in "ab")
+    whole, resumed = (load_resps_policy(tmp_path / name / "policy") for name in "ab")
     assert same_weights(whole.weights, resumed.weights)
 
 
@@ -195,7 +195,7 @@ def test_live(tmp_path: Path) -> None:
     )
     prompt = tiny_prompts(3)[0].token_ids
     expected = decoder.generate(prompt, TREES[0], max_new_tokens=20).sequences
-    policy = load_policy(result.path, head=decoder.head)
+    policy = load_resps_policy(result.path, head=decoder.head)
     for chosen in (policy, policy.fused()):
         assert torch.equal(decoder.generate(prompt, chosen, max_new_tokens=20).sequences, expected)
     # A run that goes on begins a new sequence.

@@ -11,7 +11,7 @@ from eaglerl.cli.app import app
 from eaglerl.cli.shared.action_options import read_actions
 from eaglerl.cli.shared.trace_options import split_traces
 from eaglerl.eagle3.policy import NO_DRAFT
-from eaglerl.resps.policies import load_policy
+from eaglerl.resps.policies import load_resps_policy
 from eaglerl.resps.train_reference import train_reference
 from eaglerl.traces.recording import RecordOptions, record
 
@@ -56,7 +56,7 @@ def test_on_traces(files: Path, algorithm: str, more: dict, tmp_path: Path) -> N
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "% against the best constant tree" in result.stderr
-    policy = load_policy(tmp_path / "policy")
+    policy = load_resps_policy(tmp_path / "policy")
     assert policy.algorithm == algorithm
     assert len(policy.settings.actions) == 3
     assert policy.settings.spec.extras == ("acceptance", "position")
@@ -77,7 +77,7 @@ def test_trees_without_an_answer_are_left_out(files: Path, tmp_path: Path) -> No
         "--held-out", 0, "--net-arch", "8", "--output", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    grid, known = read_actions("cpu-grid"), load_policy(tmp_path / "policy").settings.actions
+    grid, known = read_actions("cpu-grid"), load_resps_policy(tmp_path / "policy").settings.actions
     assert f"{len(grid) - len(known)} of the {len(grid)} trees" in result.stderr
     assert len(known) > 1
     assert {tree.top_k for tree in known} <= {1, 2}
@@ -90,7 +90,7 @@ def test_as_published(files: Path, tmp_path: Path) -> None:
         "--actions", files / "actions.json", "--output", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    policy = load_policy(tmp_path / "policy")
+    policy = load_resps_policy(tmp_path / "policy")
     assert policy.settings.reference
     card = json.loads((tmp_path / "policy" / "policy.json").read_text())
     assert card["training"]["windows"] >= 60

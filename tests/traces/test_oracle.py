@@ -151,13 +151,13 @@ def test_selection_adds_the_action_that_helps_most() -> None:
         others = [i for i in range(5) if i not in chosen[:step]]
         best = min(others, key=lambda i: seconds([*chosen[:step], i]))
         assert chosen[step] == best
-    space = ACTIONS.select(traces, COST, 3)
+    space = ACTIONS.subset(select_actions(ACTIONS, traces, COST, 3))
     assert list(space) == [ACTIONS[i] for i in sorted(chosen)]
-    assert ACTIONS.select(traces, COST, 5) == ACTIONS
+    assert ACTIONS.subset(select_actions(ACTIONS, traces, COST, 5)) == ACTIONS
 
 
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="at least one trace"):
         bounds([], ACTIONS, COST)
     with pytest.raises(ValueError, match=r"count must lie in 1..5, got 6"):
-        ACTIONS.select([made_up_trace(3)], COST, 6)
+        select_actions(ACTIONS, [made_up_trace(3)], COST, 6)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from eaglerl.cli.shared.terminal import notes
+from eaglerl.traces.oracle import known_actions
 
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
@@ -50,7 +51,7 @@ def leave_out_unknown(
     Raises:
         ValueError: none is left.
     """
-    known = actions.known_to(traces, cost)
+    known = known_actions(actions, traces, cost)
     if len(known) < len(actions):
         notes().print(
             f"{len(actions) - len(known)} of the {len(actions)} trees of --actions are left out: "

@@ -42,9 +42,9 @@ def open_chosen_policy(
     Raises:
         ValueError: it cannot be read, or belongs to another target or head.
     """
-    from eaglerl.policies.policy_folder import open_policy
+    from eaglerl.policies.policy_folder import load_policy
 
-    return open_policy(files, decoder, cost=measured_cost(cost, decoder, files))
+    return load_policy(files, decoder, cost=measured_cost(cost, decoder, files))
 
 
 def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:

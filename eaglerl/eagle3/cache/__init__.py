@@ -1,0 +1,1 @@
+"""KV caches of a sequence, and who has them."""

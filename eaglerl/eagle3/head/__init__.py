@@ -1,0 +1,1 @@
+"""The draft head: its config, weights, and inference."""

@@ -12,8 +12,8 @@ from eaglerl.evaluation.modes.shuffled_states import ShuffledProgress
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import ShuffledStates
-from eaglerl.policies.policy_folder import COST_NAME, PolicyFiles, fastest, find_policy, open_policy
-from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.policies.policy_folder import COST_NAME, PolicyFiles, fastest, find_policy, load_policy
+from eaglerl.resps.policies.load_saved import load_resps_policy
 
 __all__ = ["COST_NAME", "PolicyFiles", "cache_counts", "find_policy", "load_live_policy"]
 
@@ -33,7 +33,7 @@ def load_live_policy(
     Args:
         files: where it lies.
         decoder: what it decides for.
-        kind: "policy": as `open_policy` gives it; "unguarded": an acceptance policy without its
+        kind: "policy": as `load_policy` gives it; "unguarded": an acceptance policy without its
             guard; "trees-only": without its lookups either; "uncached": a PPO or DQN policy that
             decides anew at every cycle; "shuffled": shown the states of other cycles, without its
             guard and outside the loop's own calls.
@@ -49,7 +49,7 @@ def load_live_policy(
         ValueError: it belongs to another target or head, or lacks its cost table.
     """
     if kind == "policy":
-        policy = open_policy(files, decoder, cost=cost)
+        policy = load_policy(files, decoder, cost=cost)
         return policy, policy
     if files.is_acceptance:
         model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
@@ -57,7 +57,7 @@ def load_live_policy(
             model = replace(model, chain_length=0, chain_net=None)
         bare = AcceptancePolicy(model, files.read_cost(cost))
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
-    published = load_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    published = load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
     if kind == "uncached":
         published.set_action_cache(enabled=False)
         policy = fastest(published)

@@ -26,13 +26,14 @@ from eaglerl.fingerprints import split_of
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
-from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.traces.oracle import (
     Bounds,
     TraceTable,
     bounds,
     constant_seconds,
+    known_actions,
     oracle_actions,
     trace_tables,
 )
@@ -142,7 +143,7 @@ def study_traces(
     """
     if not traces:
         raise ValueError("traces must hold at least one trace")
-    actions = ActionSpace.cpu_grid().known_to(traces, cost)
+    actions = known_actions(ActionSpace.cpu_grid(), traces, cost)
     progress("bounds on the traces", 0.0)
     found = bounds(traces, actions, cost)
     wider = sum(wider_oracle(trace, actions, cost) for trace in traces)
@@ -203,7 +204,7 @@ def tuned_seconds(
 
 def _known(tree: TreeParams, traces: Sequence[Trace], cost: CostTable) -> bool:
     try:
-        ActionSpace([tree]).known_to(traces, cost)
+        known_actions(ActionSpace([tree]), traces, cost)
     except ValueError:
         return False
     return True
@@ -323,7 +324,7 @@ def _study(
     own = read_card(files.path)["head_id"]
     if own not in (None, head_id):
         raise ValueError(f"head_id of the policy is {own}, that of the traces {head_id}")
-    policy = load_policy(files.path)
+    policy = load_resps_policy(files.path)
     seconds = total(simulate(policy, traces, cost)).seconds
     return PolicyStudy(label, seconds=seconds, sweep=sweep_intervals(policy, traces, cost))
 
@@ -332,7 +333,7 @@ def sweep_intervals(policy: Any, traces: Sequence[Trace], cost: CostTable) -> li
     """A published policy with its decisions cached for different times.
 
     Args:
-        policy: from `load_policy`; its own cache is out of use meanwhile.
+        policy: from `load_resps_policy`; its own cache is out of use meanwhile.
         traces: what is decoded.
         cost: time of the cycles.
     """

@@ -1,0 +1,5 @@
+"""Running a comparison, in one process or several."""
+
+from eaglerl._moved import moved_attributes
+
+__getattr__ = moved_attributes(__name__, "eaglerl.evaluation.running.comparison_process")

@@ -1,0 +1,5 @@
+"""What the records of a comparison say."""
+
+from eaglerl._moved import moved_attributes
+
+__getattr__ = moved_attributes(__name__, "eaglerl.evaluation.statistics.summary")

@@ -1,0 +1,1 @@
+"""The command `eaglerl evaluate`, and the presets of `eaglerl compare`."""

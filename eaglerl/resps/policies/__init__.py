@@ -5,7 +5,7 @@ of the same interface and defaults, on stable-baselines3's own algorithms, fault
 """
 
 from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy
-from eaglerl.resps.policies.load_saved import load_policy
+from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
 
@@ -13,5 +13,5 @@ __all__ = [
     "OptimizedOnlineTreePolicy",
     "OptimizedSB3DiscretePPOOnlineTreePolicy",
     "PolicySettings",
-    "load_policy",
+    "load_resps_policy",
 ]

@@ -16,7 +16,7 @@ POLICIES: dict[str, type[PublishedTreePolicy]] = {
 }
 
 
-def load_policy(path: str | Path, **options: Any) -> PublishedTreePolicy:
+def load_resps_policy(path: str | Path, **options: Any) -> PublishedTreePolicy:
     """Read a policy of either algorithm.
 
     Args:

@@ -24,7 +24,7 @@ from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 from eaglerl.fitting.train_acceptance import TrainAcceptanceOptions, train_acceptance
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.resps.bench import EvaluationOptions, evaluate
-from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_policy
+from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.presets import preset_policies, train_preset
 from eaglerl.resps.train_reference import train_reference
 from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy, train_policy_live
@@ -76,7 +76,9 @@ def evaluated(run: SimpleNamespace) -> None:
 
 
 def learned_while_evaluated(run: SimpleNamespace) -> None:
-    policy = load_policy(run.policies.ppo, head=run.decoder.head, checkpoint_dir=run.folder / "out")
+    policy = load_resps_policy(
+        run.policies.ppo, head=run.decoder.head, checkpoint_dir=run.folder / "out"
+    )
     policy.training_mode = True
     evaluate(
         run.decoder, policy,
@@ -112,9 +114,9 @@ WRITERS: dict[str, tuple[str, Callable[[SimpleNamespace], Any]]] = {
         "ppo", planted_traces(2), ACTIONS, COST, run.folder / "out", total_steps=8)),
     "preset": ("exclusive_folder", lambda run: train_preset(
         preset_policies("ppo-modes", context=False), inputs(), run.folder / "out" / "..")),
-    "a policy": ("exclusive_folder", lambda run: load_policy(run.policies.ppo).save(
+    "a policy": ("exclusive_folder", lambda run: load_resps_policy(run.policies.ppo).save(
         run.folder / "out")),
-    "weights": ("exclusive_folder", lambda run: load_policy(
+    "weights": ("exclusive_folder", lambda run: load_resps_policy(
         run.policies.ppo).weights.save_pretrained(run.folder / "out")),
     "checkpoints": ("exclusive_file", lambda run: learning(run.folder / "out")),
     "compare": ("exclusive_folder", lambda run: compare(

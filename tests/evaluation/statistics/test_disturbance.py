@@ -16,8 +16,9 @@ from eaglerl.evaluation.report.words import headlines
 from eaglerl.evaluation.results.completeness import complete_part, lacking
 from eaglerl.evaluation.results.record_schema import RecordSchema
 from eaglerl.evaluation.results.records import Comparison, Record, load_comparison
+from eaglerl.evaluation.statistics import disturbance
 from eaglerl.evaluation.statistics.disturbance import busy_now, disturbances
-from eaglerl.evaluation.statistics.summary import disturbance, summarise
+from eaglerl.evaluation.statistics.summary import summarise
 from eaglerl.json_file import parse_json
 
 from ..made_up import made_up_record, write_comparison

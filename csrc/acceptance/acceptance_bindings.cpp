@@ -1,0 +1,170 @@
+// Bindings of the judge of one cycle's draft. It is asked several times in every cycle, so its
+// arrays are NumPy's own, read in place.
+#include "acceptance/acceptance_bindings.h"
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <memory>
+#include <string>
+
+#include "acceptance/acceptance_judge.h"
+#include "common/binding_methods.h"
+
+namespace py = pybind11;
+
+namespace eaglerl {
+namespace {
+
+// What a judge keeps of a draft's candidates takes 400 MB at most.
+constexpr int64_t kMostJudged = int64_t(1) << 22;
+constexpr int64_t kWidestLayer = int64_t(1) << 20;
+
+template <typename T>
+const T* read_array(const char* name, const char* type, py::handle value, py::ssize_t count) {
+  if (!py::isinstance<py::array_t<T>>(value)) {
+    const std::string found =
+        py::isinstance<py::array>(value)
+            ? "one of " + std::string(py::str(value.attr("dtype")))
+            : std::string(py::str(py::type::of(value).attr("__name__")));
+    throw py::type_error(std::string(name) + " must be an array of " + type + ", got " + found);
+  }
+  const auto array = py::reinterpret_borrow<py::array>(value);
+  if (array.ndim() != 1 || array.shape(0) != count ||
+      (count > 1 && array.strides(0) != py::ssize_t(sizeof(T))) ||
+      (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    throw py::value_error(std::string(name) + " must be contiguous, of shape (" +
+                          std::to_string(count) + ",), got shape " +
+                          std::string(py::str(value.attr("shape"))) + " and strides " +
+                          std::string(py::str(value.attr("strides"))));
+  }
+  return static_cast<const T*>(array.data());
+}
+
+std::string text(py::handle value) { return std::string(py::str(value)); }
+
+// An array of a net or a table, of any number of axes.
+template <typename T>
+const T* read_weights(const char* name, const char* type, py::handle value,
+                      std::initializer_list<int64_t> shape) {
+  if (!py::isinstance<py::array_t<T>>(value)) {
+    throw py::type_error(std::string(name) + " must be an array of " + type + ", got " +
+                         text(py::type::of(value).attr("__name__")));
+  }
+  const auto array = py::reinterpret_borrow<py::array>(value);
+  const bool fits = array.ndim() == py::ssize_t(shape.size()) &&
+                    std::equal(shape.begin(), shape.end(), array.shape());
+  const int wanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if (!fits || (array.flags() & wanted) != wanted) {
+    py::list sizes;
+    for (const int64_t size : shape) sizes.append(size);
+    throw py::value_error(std::string(name) + " must be contiguous, of shape " +
+                          text(py::tuple(sizes)) + ", got shape " + text(array.attr("shape")) +
+                          " and strides " + text(array.attr("strides")));
+  }
+  return static_cast<const T*>(array.data());
+}
+
+// (weight, bias, weight, bias, weight, bias), which live as long as the tuple.
+SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {
+  if (arrays.size() != 6) {
+    throw py::value_error("a net must have three weights and three biases, got " +
+                          std::to_string(arrays.size()) + " arrays");
+  }
+  SmallNetWeights net = {};
+  net.widths[0] = inputs;
+  for (int layer = 0; layer < 3; ++layer) {
+    const py::handle weight = arrays[2 * layer];
+    int64_t out = 1;
+    if (layer < 2 && py::isinstance<py::array>(weight)) {
+      const auto array = py::reinterpret_borrow<py::array>(weight);
+      if (array.ndim() == 2) out = array.shape(1);
+    }
+    check_between("the width of a net's layer", out, 1, kWidestLayer);
+    net.weights[layer] =
+        read_weights<float>("a net's weight", "float32", weight, {net.widths[layer], out});
+    net.biases[layer] =
+        read_weights<float>("a net's bias", "float32", arrays[2 * layer + 1], {out});
+    net.widths[layer + 1] = out;
+  }
+  return net;
+}
+
+std::unique_ptr<AcceptanceJudge> make_judge(int64_t top_k, int64_t max_depth, int64_t max_rows,
+                                            int64_t chain_length, const py::tuple& pool_net,
+                                            const py::object& chain_net,
+                                            const py::object& stop_weights, const py::object& base,
+                                            const py::object& slope) {
+  check_between("top_k", top_k, 1, kLargestCount);
+  check_between("max_depth", max_depth, 0, kLargestCount);
+  check_between("max_rows", max_rows, 1, kLargestCount);
+  check_between("chain_length", chain_length, 0, kMostJudged);
+  check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostJudged);
+  const AcceptanceSizes sizes = {top_k, max_depth, max_rows, chain_length};
+  SmallNetWeights chain = {};
+  if (!chain_net.is_none()) chain = net_weights(chain_net.cast<py::tuple>(), kChainInputs);
+  return std::make_unique<AcceptanceJudge>(
+      sizes, net_weights(pool_net, kPoolInputs), chain_net.is_none() ? nullptr : &chain,
+      read_weights<float>("stop_weights", "float32", stop_weights, {max_depth, kStopInputs}),
+      read_weights<double>("base", "float64", base, {max_rows}),
+      read_weights<double>("slope", "float64", slope, {max_rows}));
+}
+
+void judge_draft(AcceptanceJudge& judge, const py::object& scores, int64_t depth,
+                 int64_t context_length, int64_t match_length, int64_t chain_tokens,
+                 const py::object& nodes, double rate) {
+  judge.check_usable();
+  if (depth < 0 || depth > judge.sizes().max_depth) {
+    throw py::value_error("depth must be from 0 to the model's " +
+                          std::to_string(judge.sizes().max_depth) + ", got " +
+                          std::to_string(depth));
+  }
+  DraftView draft = {};
+  draft.scores = read_array<float>("scores", "float32", scores, judge.pool_size(depth));
+  draft.depth = depth;
+  draft.context_length = context_length;
+  draft.match_length = match_length;
+  draft.chain_tokens = chain_tokens;
+  if (!nodes.is_none()) {
+    draft.nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
+  }
+  judge.judge(draft, rate);
+}
+
+void check_judged(const AcceptanceJudge& judge) {
+  judge.check_usable();
+  if (judge.known_depth() < 0) throw py::value_error("judge() must be called first");
+}
+
+py::tuple select(const AcceptanceJudge& judge) {
+  check_judged(judge);
+  py::array_t<int64_t> nodes(judge.chosen_nodes());
+  const int64_t chain_tokens = judge.select(nodes.mutable_data());
+  return py::make_tuple(std::move(nodes), chain_tokens);
+}
+
+py::tuple survival(const AcceptanceJudge& judge) {
+  check_judged(judge);
+  const py::ssize_t pool = judge.pool_size(judge.known_depth());
+  return py::make_tuple(py::array_t<float>(pool, judge.pool()),
+                        py::array_t<float>(judge.sizes().chain_length, judge.chain()));
+}
+
+}  // namespace
+
+void bind_acceptance(py::module_& module) {
+  py::class_<AcceptanceJudge>(module, "AcceptanceJudge")
+      .def(py::init(&make_judge))
+      .def("begin", usable(&AcceptanceJudge::begin))
+      .def("judge", &judge_draft)
+      .def("goes_on",
+           [](const AcceptanceJudge& judge) {
+             check_judged(judge);
+             return judge.goes_on();
+           })
+      .def("select", &select)
+      .def("survival", &survival);
+}
+
+}  // namespace eaglerl

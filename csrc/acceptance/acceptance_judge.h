@@ -1,0 +1,138 @@
+// Judges the draft of one cycle, pass by pass, as eaglerl.policies.acceptance_model does for many.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/checks.h"
+#include "policy/policy_kernels.h"
+
+namespace eaglerl {
+
+// Inputs of the net that judges the draft's candidates, of the chain's, figures of the stopping
+// rule, and its weights: of one, of the figures, and of their products.
+constexpr int64_t kPoolInputs = 14;
+constexpr int64_t kChainInputs = 13;
+constexpr int kStopFigures = 10;
+constexpr int64_t kStopInputs = 1 + kStopFigures + kStopFigures * (kStopFigures + 1) / 2;
+
+// Matches that are longer count as this long; lookups above this many count as this many.
+constexpr int64_t kLongestMatch = 16;
+constexpr int64_t kManyLookups = 10;
+
+// Three matrices (widths[i], widths[i + 1]) and their biases; widths[3] is 1.
+struct SmallNetWeights {
+  const float* weights[3];
+  const float* biases[3];
+  int64_t widths[4];
+};
+
+// A small net with its own, padded copy of the weights.
+class SmallNet {
+ public:
+  explicit SmallNet(const SmallNetWeights& source);
+  SmallNet(const SmallNet&) = delete;
+  SmallNet& operator=(const SmallNet&) = delete;
+
+  // Throws where the weights are so large that a probability is not a number.
+  void run(const float* x, int64_t rows, float* out);
+
+ private:
+  std::vector<float> weights_[3];
+  std::vector<float> biases_[2];
+  std::vector<float> scratch_;
+  SmallNetCall call_;
+};
+
+struct AcceptanceSizes {
+  int64_t top_k;
+  int64_t max_depth;
+  int64_t max_rows;
+  int64_t chain_length;
+};
+
+// A draft after one of its passes.
+struct DraftView {
+  const float* scores;  // (top_k + depth * top_k^2)
+  int64_t depth;
+  int64_t context_length;
+  int64_t match_length;
+  int64_t chain_tokens;  // of the looked-up chain
+  const int64_t* nodes;  // (depth + 1) candidates that hold them, -1 for none; null: no chain
+};
+
+class AcceptanceJudge : public PythonObject {
+ public:
+  // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
+  // base[r] + c * slope[r] seconds.
+  AcceptanceJudge(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
+                  const SmallNetWeights* chain_net, const float* stop_weights, const double* base,
+                  const double* slope);
+
+  // Begins a cycle with the running success of lookups and their number so far.
+  void begin(double success, int64_t lookups);
+
+  // Takes in what the draft has found; of the levels that are known already only the plan is made
+  // again. `rate` is in tokens per second.
+  void judge(const DraftView& draft, double rate);
+
+  // After judge(): whether another round promises more than it costs.
+  bool goes_on() const { return goes_on_; }
+
+  // After judge(): the number of the draft's candidates that pay.
+  int64_t chosen_nodes() const;
+  // After judge(): writes those candidates, the best first, and returns how many leading tokens of
+  // the chain pay.
+  int64_t select(int64_t* nodes) const;
+
+  const AcceptanceSizes& sizes() const { return sizes_; }
+  int64_t pool_size(int64_t depth) const {
+    return sizes_.top_k + depth * sizes_.top_k * sizes_.top_k;
+  }
+  int64_t known_depth() const { return known_; }
+  const float* pool() const { return pool_.data(); }
+  const float* chain() const { return pool_.data() + pool_size(known_); }
+
+ private:
+  // Of the survivals of a level's top_k best.
+  struct LevelBest {
+    double sum;
+    float first;
+    float second;
+  };
+
+  void check(const DraftView& draft) const;
+  int64_t level_begin(int64_t level) const { return level == 0 ? 0 : pool_size(level - 1); }
+  void judge_level(const DraftView& draft, int64_t level);
+  void fill_pool_inputs(const DraftView& draft, int64_t level);
+  LevelBest best_of_level(int64_t begin, int64_t end);
+  void judge_chain(const DraftView& draft);
+  void fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end);
+  void plan(const DraftView& draft, double rate);
+  bool decide(const DraftView& draft) const;
+
+  AcceptanceSizes sizes_;
+  SmallNet pool_net_;
+  std::unique_ptr<SmallNet> chain_net_;
+  std::vector<double> stop_weights_;
+  std::vector<double> base_;
+  std::vector<double> slope_;
+
+  double success_ = 0.0;
+  int64_t lookups_ = 0;
+  int64_t known_ = -1;   // levels below and at this one are judged
+  int64_t inside_ = 0;   // leading tokens of the chain that are in the pool
+  int64_t count_ = 0;    // candidates that pay
+  double expected_ = 1.0;
+  bool goes_on_ = false;
+  std::vector<float> pool_;  // survivals of the candidates so far, the chain's right behind them
+  std::vector<LevelBest> best_;
+  std::vector<float> inputs_;
+  std::vector<float> probabilities_;
+  std::vector<float> top_values_;
+  std::vector<int64_t> parents_;
+  std::vector<uint64_t> order_;
+};
+
+}  // namespace eaglerl

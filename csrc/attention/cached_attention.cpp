@@ -1,0 +1,225 @@
+#include "attention/cached_attention.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/parallel.h"
+
+namespace eaglerl {
+namespace {
+
+constexpr int64_t kSerialWriteRows = 32;
+constexpr int64_t kSerialProducts = 200'000;  // below this a second thread costs more than it saves
+constexpr int kTasksPerThread = 3;
+constexpr int kMinChunkKeys = 128;
+constexpr int kChunkAlignment = 8;
+constexpr int kHeadDimStep = 2;  // RoPE turns pairs
+
+void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
+  if (value >= 0 && value < limit) return;
+  throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) + "] = " +
+                              std::to_string(value) + " is outside [0, " + std::to_string(limit) +
+                              ")");
+}
+
+void check_indices(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    check_index("positions", row, call.positions[row], limits.table_length);
+    check_index("cache_rows", row, call.cache_rows[row], call.capacity);
+    check_index("prefix_lengths", row, call.prefix_lengths[row],
+                call.capacity - call.block_length + 1);
+    if (call.slots) check_index("slots", row, call.slots[row], limits.slot_count);
+  }
+}
+
+// Reused by every call of a thread, so that a call allocates only when it is larger than any before.
+struct Scratch {
+  std::vector<AttentionTask> tasks;  // the chunks of one block lie next to each other
+  std::vector<float> partials;
+  std::vector<std::atomic<int>> unfinished;  // chunks of a block that are still to come
+  std::vector<int32_t> indices;
+};
+
+// Copies a call's indices: another thread may change them between check and use.
+AttentionCall with_own_indices(AttentionCall call, int64_t rows, std::vector<int32_t>& indices) {
+  if (int64_t(indices.size()) < 4 * rows) indices.resize(size_t(4 * rows));
+  int32_t* place = indices.data();
+  for (const int32_t** field :
+       {&call.positions, &call.cache_rows, &call.prefix_lengths, &call.slots}) {
+    if (!*field) continue;
+    *field = std::copy_n(*field, rows, place) - rows;
+    place += rows;
+  }
+  return call;
+}
+
+// Rows [begin, end) whose queries may share a pass over the keys.
+struct Run {
+  int64_t begin;
+  int64_t end;
+};
+
+Run next_run(const AttentionCall& call, int64_t begin, int64_t rows) {
+  int64_t end = begin + 1;
+  for (; end < rows; ++end) {
+    if (call.slots && call.slots[end] != call.slots[begin]) break;
+    // Bits of the mask count from the prefix length, so masked rows must have it in common.
+    if (call.block_length > 0 && call.prefix_lengths[end] != call.prefix_lengths[begin]) break;
+  }
+  return {begin, end};
+}
+
+AttentionTask block_task(const AttentionCall& call, int kv_head, int64_t query, int count) {
+  const int group = call.query_heads / call.kv_heads;
+  const int64_t first_row = query / group;
+  const int64_t last_row = (query + count - 1) / group;
+  const auto [shortest, longest] = std::minmax_element(call.prefix_lengths + first_row,
+                                                       call.prefix_lengths + last_row + 1);
+  AttentionTask task = {};
+  task.kv_head = kv_head;
+  task.query_begin = static_cast<int32_t>(query);
+  task.query_count = count;
+  task.key_end = *longest + call.block_length;
+  task.mask_begin = *shortest;
+  task.chunk_count = 1;
+  return task;
+}
+
+// The size of as few blocks as possible that share `queries` evenly, in whole vectors.
+int64_t even_block(int64_t queries, const CpuKernels& kernels) {
+  const int64_t blocks = (queries + kernels.block_queries - 1) / kernels.block_queries;
+  const int64_t share = (queries + blocks - 1) / blocks;
+  return (share + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+}
+
+void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kernels,
+                 std::vector<AttentionTask>& tasks) {
+  const int64_t group = call.query_heads / call.kv_heads;
+  tasks.clear();
+  for (int64_t row = 0; row < rows;) {
+    const Run run = next_run(call, row, rows);
+    const int64_t block_queries = even_block((run.end - run.begin) * group, kernels);
+    for (int64_t query = run.begin * group; query < run.end * group; query += block_queries) {
+      const int count = static_cast<int>(std::min<int64_t>(block_queries, run.end * group - query));
+      for (int head = 0; head < call.kv_heads; ++head) {
+        tasks.push_back(block_task(call, head, query, count));
+      }
+    }
+    row = run.end;
+  }
+}
+
+// Cuts the keys of every block so that all threads have work; returns the chunks per block.
+int chunks_per_block(int64_t blocks, int longest, int threads) {
+  const int64_t wanted = int64_t(kTasksPerThread) * threads;
+  const int64_t allowed = std::max(longest / kMinChunkKeys, 1);
+  int64_t chunks = std::clamp<int64_t>((wanted + blocks - 1) / blocks, 1, allowed);
+  while (chunks > 1 && chunks < allowed && blocks * chunks % threads != 0) ++chunks;
+  return static_cast<int>(chunks);
+}
+
+void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
+  const size_t blocks = scratch.tasks.size();
+  const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
+  const size_t needed = blocks * chunks * stride;
+  if (scratch.partials.size() < needed) scratch.partials.resize(needed);
+  if (scratch.unfinished.size() < blocks) scratch.unfinished = std::vector<std::atomic<int>>(blocks);
+  scratch.tasks.resize(blocks * chunks);
+  for (size_t block = blocks; block-- > 0;) {
+    const AttentionTask whole = scratch.tasks[block];
+    const int per_chunk = (whole.key_end + chunks - 1) / chunks;
+    const int length = (per_chunk + kChunkAlignment - 1) / kChunkAlignment * kChunkAlignment;
+    scratch.unfinished[block].store(chunks, std::memory_order_relaxed);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      AttentionTask& part = scratch.tasks[block * chunks + chunk];
+      part = whole;
+      part.key_begin = std::min(chunk * length, whole.key_end);
+      part.key_end = std::min((chunk + 1) * length, whole.key_end);
+      part.partial = scratch.partials.data() + (block * chunks + chunk) * stride;
+      part.chunk_count = chunks;
+    }
+  }
+}
+
+}  // namespace
+
+void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
+  check_between("rows", rows, 0, kLargestCount);
+  check_between("kv_heads", call.kv_heads, 1, kLargestCount);
+  check_between("query_heads", call.query_heads, 1, kLargestCount);
+  if (call.query_heads % call.kv_heads != 0) {
+    throw std::invalid_argument("query_heads must be a multiple of kv_heads, got " +
+                                std::to_string(call.query_heads) + " and " +
+                                std::to_string(call.kv_heads));
+  }
+  check_between("head_dim", call.head_dim, kHeadDimStep, kMaxHeadDim);
+  if (call.head_dim % kHeadDimStep != 0) {
+    throw std::invalid_argument("head_dim must be a multiple of " + std::to_string(kHeadDimStep) +
+                                ", got " + std::to_string(call.head_dim));
+  }
+  check_between("capacity", call.capacity, 0, kLargestCount);
+  check_between("table_length", limits.table_length, 0, kLargestCount);
+  // Without slots, all rows belong to the first.
+  check_between("slot_count", limits.slot_count, rows > 0 ? 1 : 0, kLargestCount);
+  check_between("block_length", call.block_length, 0, kLargestCount);
+  check_between("mask_words", call.mask_words, (int64_t(call.block_length) + 63) / 64,
+                kLargestCount);
+  const int64_t heads = int64_t(call.query_heads) + 2 * int64_t(call.kv_heads);
+  const int64_t out_width = check_product("out", {call.query_heads, call.head_dim});
+  check_size("qkv_stride", call.qkv_stride);
+  check_product("qkv", {rows, std::max(call.qkv_stride, heads * call.head_dim)});
+  check_between("out_stride", call.out_stride, rows > 1 ? out_width : 0, kLargestSize);
+  check_product("out", {rows, std::max(call.out_stride, out_width)});
+  check_product("queries", {rows, call.query_heads}, kLargestCount);
+  check_product("mask", {rows, call.mask_words});
+  const int64_t slot_size =
+      check_product("a slot of the cache", {call.kv_heads, call.capacity, call.head_dim});
+  check_between("slot_stride", call.slot_stride, limits.slot_count > 1 ? slot_size : 0,
+                kLargestSize);
+  check_product("the cache", {limits.slot_count, std::max(call.slot_stride, slot_size)});
+}
+
+void cached_attention(const AttentionCall& shared_call, const AttentionLimits& limits,
+                      int64_t rows, int threads) {
+  if (rows == 0) return;
+  static thread_local Scratch own_scratch;
+  Scratch& scratch = own_scratch;
+  const AttentionCall call = with_own_indices(shared_call, rows, scratch.indices);
+  check_indices(call, limits, rows);
+  const CpuKernels& kernels = cpu_kernels();
+  parallel_for(rows, kSerialWriteRows, threads, [&](int64_t begin, int64_t end) {
+    kernels.write_keys_values(call, begin, end);
+  });
+
+  plan_blocks(call, rows, kernels, scratch.tasks);
+  int longest = 0;
+  int64_t products = 0;
+  for (const AttentionTask& task : scratch.tasks) {
+    longest = std::max(longest, task.key_end);
+    products += int64_t(task.query_count) * task.key_end * call.head_dim;
+  }
+  if (products < kSerialProducts) threads = 1;
+  const int chunks =
+      threads == 1 ? 1 : chunks_per_block(int64_t(scratch.tasks.size()), longest, threads);
+  if (chunks > 1) cut_blocks(call, chunks, scratch);
+
+  const int64_t count = static_cast<int64_t>(scratch.tasks.size());
+  parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      // From the back: later blocks of a causal chunk see more keys, and long tasks go first.
+      const int64_t index = count - 1 - i;
+      kernels.attend(call, scratch.tasks[index]);
+      if (chunks == 1) continue;
+      const int64_t block = index / chunks;
+      if (scratch.unfinished[block].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        kernels.combine(call, scratch.tasks[block * chunks]);
+      }
+    }
+  });
+}
+
+}  // namespace eaglerl

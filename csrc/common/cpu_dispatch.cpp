@@ -1,0 +1,90 @@
+#include <atomic>
+#include <cstring>
+
+#if defined(EAGLERL_X86)
+#include <cpuid.h>
+#endif
+
+#include "common/cpu_kernels.h"
+#include "policy/policy_kernels.h"
+
+namespace eaglerl {
+
+// Each instruction set's tables lie in its own namespace.
+#define EAGLERL_DECLARE(isa)          \
+  namespace isa {                     \
+  extern const CpuKernels kernels;    \
+  extern const PolicyKernels policy;  \
+  }
+EAGLERL_DECLARE(EAGLERL_PORTABLE_ISA)
+#if defined(EAGLERL_X86)
+EAGLERL_DECLARE(avx2)
+EAGLERL_DECLARE(avx512)
+#endif
+#undef EAGLERL_DECLARE
+
+namespace {
+
+constexpr int kMaxIsas = 3;
+
+#if defined(EAGLERL_X86)
+// Not every compiler's __builtin_cpu_supports knows this one.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
+struct Isa {
+  const CpuKernels* kernels;
+  const PolicyKernels* policy;
+};
+
+struct Available {
+  Isa isas[kMaxIsas];
+  int count = 0;
+
+  Available() {
+#if defined(EAGLERL_X86)
+    __builtin_cpu_init();
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (has_avx512) isas[count++] = {&avx512::kernels, &avx512::policy};
+    if (has_avx2) isas[count++] = {&avx2::kernels, &avx2::policy};
+#endif
+    isas[count++] = {&EAGLERL_PORTABLE_ISA::kernels, &EAGLERL_PORTABLE_ISA::policy};
+  }
+};
+
+const Available available;
+std::atomic<int> chosen{0};  // one word, so that a call in another thread sees no half of a choice
+
+const Isa& chosen_isa() { return available.isas[chosen.load(std::memory_order_relaxed)]; }
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() { return *chosen_isa().kernels; }
+
+const PolicyKernels& policy_kernels() { return *chosen_isa().policy; }
+
+const char* cpu_isa() { return chosen_isa().kernels->name; }
+
+int available_isas(const char** names, int capacity) {
+  const int count = available.count < capacity ? available.count : capacity;
+  for (int i = 0; i < count; ++i) names[i] = available.isas[i].kernels->name;
+  return count;
+}
+
+bool set_isa(const char* name) {
+  for (int i = 0; i < available.count; ++i) {
+    if (std::strcmp(available.isas[i].kernels->name, name) == 0) {
+      chosen.store(i, std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace eaglerl

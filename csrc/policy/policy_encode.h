@@ -1,0 +1,84 @@
+// A policy's whole decision on the CPU: FC, MLP, action, action cache, for checked arguments.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "policy/action_cache.h"
+#include "policy/policy_kernels.h"
+
+namespace eaglerl {
+
+struct PolicyLayer {
+  const void* weight;
+  const float* bias;
+  int64_t in;
+  int64_t out;
+};
+
+// The policy's weights where they lie; nothing is copied.
+struct Policy {
+  std::vector<PolicyLayer> mlp;  // hidden layers, then the logits
+  PolicyLayer fc;                // weight null: none
+  ElementType type;              // of all matrices
+  Activation activation;
+  TapsNorm norm;
+  const int32_t* bins;  // (actions, 3)
+  int64_t actions;
+  int64_t horizon;
+  int32_t fallback_action;
+  bool reads_taps;  // the input is three chunks of taps, not one row of features
+
+  int64_t input_width() const { return fc.weight ? fc.in : mlp.front().in; }
+  int64_t logits_width() const { return mlp.back().out; }
+};
+
+struct ActionCacheView {
+  CacheMode mode;
+  int32_t* state;  // (slots, kRecordWords); null: no cache
+  int64_t slots;
+  float* reference;  // (slots, reference_size), null unless adaptive
+  int64_t reference_size;
+  int32_t* ring;  // (slots, horizon, kRingWords), null unless scheduled
+};
+
+struct EncodeInputs {
+  const void* part[kTapChunks];  // low, mid, high; mid null: one matrix holds all columns
+  int64_t stride[kTapChunks];    // of rows, in elements
+  ElementType type;
+  int64_t available;    // rows that there are
+  const int64_t* rows;  // null: all rows in order
+  int64_t row_count;
+  const int64_t* last;  // null: every row is a sequence of its own
+  int64_t sequences;
+  const int64_t* slots;  // null: sequence s has slot s
+};
+
+struct EncodeOutputs {
+  void* features;  // (row_count, h) of the inputs' type, null: not wanted
+  float* logits;   // (sequences, horizon * actions), null: not wanted
+  int32_t* action;
+  int32_t* params;  // (sequences, 3)
+};
+
+struct Draw {
+  float temperature;
+  uint64_t seed;
+  uint64_t offset;
+};
+
+// Throws std::invalid_argument unless all of index[0, count) lie in [0, end). Null is in range.
+void check_range(const char* name, const int64_t* index, int64_t count, int64_t end);
+
+// One decision. Throws std::invalid_argument before anything changes where an index is out of range
+// or a slot occurs twice. Returns the seconds of it that making the features took, if any are wanted.
+double encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
+              const Draw& draw, const EncodeOutputs& outputs, int threads);
+
+// The step alone, from logits that are there. `features` are (sequences, reference_size), used by an
+// adaptive cache only.
+void action_cache_step(const Policy& policy, const float* logits, const float* features,
+                       int64_t sequences, const int64_t* slots, const ActionCacheView& cache,
+                       const Draw& draw, const EncodeOutputs& outputs);
+
+}  // namespace eaglerl

@@ -1,0 +1,81 @@
+// What every instruction set's build of policy_kernels.cpp provides. Elements of tensors come in
+// three types; sums are float.
+#pragma once
+
+#include <cstdint>
+
+#include "policy/policy_types.h"
+
+namespace eaglerl {
+
+constexpr int kTapChunks = 3;
+
+// One row of taps as it comes in: three chunks of one width.
+struct TapsRow {
+  const void* chunk[kTapChunks];
+  int64_t width;
+  ElementType type;
+};
+
+struct TapsNorm {
+  int32_t chunks;       // that are normalised each by itself: 0, 1 or 3
+  float eps;
+  const float* weight;  // over all chunks; null: ones
+};
+
+// y[row] = activation(x[row] weight^T + bias) for a matrix of (out, in).
+struct LayerCall {
+  const float* const* x;
+  float* const* y;
+  const void* weight;
+  const float* bias;  // null: none
+  int64_t in;
+  int64_t out;
+  ElementType type;
+  Activation activation;
+};
+
+// A layer of a small net. The rows of its matrix (in, out) lie `stride` floats apart, a multiple of
+// kSmallNetPadding, and hold zeros behind `out`, as the bias does.
+constexpr int64_t kSmallNetPadding = 16;
+constexpr int kSmallNetRows = 8;  // that are computed at once
+struct SmallNetLayer {
+  const float* weight;
+  const float* bias;
+  int64_t in;
+  int64_t out;
+  int64_t stride;
+};
+
+struct SmallNetCall {
+  SmallNetLayer hidden[2];
+  const float* last_weight;  // padded as a row of hidden[1]
+  float last_bias;
+  float* scratch;  // kSmallNetRows times both strides
+};
+
+struct PolicyKernels {
+  // Writes a row of 3 * width floats.
+  void (*prepare_taps)(const TapsRow&, const TapsNorm&, float* out);
+  // Writes kSketchSize floats, see sketch_sign in action_cache.h.
+  void (*sketch)(const TapsRow&, float eps, float* out);
+  void (*layer)(const LayerCall&, int64_t row_begin, int64_t row_end, int64_t column_begin,
+                int64_t column_end);
+  void (*to_float)(const void* x, ElementType, int64_t count, float* out);
+  void (*from_float)(const float* x, ElementType, int64_t count, void* out);  // ties to even
+  float (*dot)(const float* x, const float* y, int64_t count);
+  bool (*all_finite)(const float* x, int64_t count);
+  int32_t (*argmax)(const float* logits, int64_t count);  // the first of equal ones
+  // The first index at which the cumulative softmax(logits / temperature) exceeds `uniform`.
+  int32_t (*draw)(const float* logits, int64_t count, float temperature, float uniform,
+                  float* scratch);
+  // Probabilities for rows of inputs that follow each other.
+  void (*small_net)(const SmallNetCall&, const float* x, int64_t rows, float* out);
+  // Reads memory as fast as plain vector code can; the result only keeps the loop from vanishing.
+  float (*read)(const void* memory, int64_t bytes);
+};
+
+// Of the instruction set that cpu_kernels() is of.
+const PolicyKernels& policy_kernels();
+
+}  // namespace eaglerl

@@ -1,0 +1,200 @@
+#include "tree/tree_bindings.h"
+
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/binding_methods.h"
+#include "common/parallel.h"
+#include "tree/tree_builder.h"
+#include "tree/tree_common.h"
+
+#if EAGLERL_HAS_CUDA
+#include "cuda/tree_cuda.h"
+#endif
+
+namespace py = pybind11;
+
+namespace eaglerl {
+namespace {
+
+constexpr int64_t kMaskBits = 64;
+
+DraftLogits draft_logits(uintptr_t logits, int64_t row_stride, int64_t vocab, uintptr_t map,
+                         int threads) {
+  check_between("vocab", vocab, 0, kLargestCount);
+  check_size("row_stride", row_stride);
+  check_between("threads", threads, 1, kMostThreads);
+  return {element_address<const float>("logits", logits, vocab), row_stride, vocab,
+          optional_address<const int64_t>("draft_to_target", map), threads};
+}
+
+TreeRows tree_rows(uintptr_t tokens, uintptr_t parents, uintptr_t levels, uintptr_t mask,
+                   int32_t words, uintptr_t scores) {
+  check_between("words", words, 1, kLargestCount);
+  return {element_address<int64_t>("tokens", tokens, 1),
+          element_address<int32_t>("parents", parents, 1),
+          element_address<int32_t>("levels", levels, 1),
+          element_address<int64_t>("mask", mask, 1),
+          words,
+          element_address<float>("scores", scores, 1)};
+}
+
+std::vector<int64_t> integers(const char* name, py::handle values) {
+  py::detail::make_caster<std::vector<int64_t>> caster;
+  if (!caster.load(values, true)) {
+    throw py::type_error(std::string(name) + " must be a sequence of integers, got " +
+                         std::string(py::repr(values)));
+  }
+  return py::detail::cast_op<std::vector<int64_t>&&>(std::move(caster));
+}
+
+void first(DraftTreeBuilder& builder, uintptr_t logits, int64_t vocab, uintptr_t map) {
+  builder.first(draft_logits(logits, vocab, vocab, map, 1));
+}
+
+void expand(DraftTreeBuilder& builder, uintptr_t logits, int64_t row_stride, int64_t vocab,
+            uintptr_t map, int threads) {
+  builder.expand(draft_logits(logits, row_stride, vocab, map, threads));
+}
+
+void frontier(DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t parents, uintptr_t mask,
+              int32_t words) {
+  check_between("words", words, 0, kLargestCount);
+  const int64_t least = builder.rounds() > 0 ? 1 : 0;  // none yet is for the builder to say
+  builder.frontier(element_address<int64_t>("tokens", tokens, least),
+                   element_address<int64_t>("parents", parents, least),
+                   element_address<int64_t>("mask", mask, least), words);
+}
+
+void finish(DraftTreeBuilder& builder, int total_tokens, uintptr_t tokens, uintptr_t parents,
+            uintptr_t levels, uintptr_t mask, int32_t words, uintptr_t scores) {
+  builder.finish(total_tokens, tree_rows(tokens, parents, levels, mask, words, scores));
+}
+
+int64_t select(DraftTreeBuilder& builder, py::handle nodes, py::handle chain) {
+  std::vector<int64_t> chosen = integers("nodes", nodes);
+  return builder.select(std::move(chosen), integers("chain", chain));
+}
+
+void finish_selected(DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t parents,
+                     uintptr_t levels, uintptr_t mask, int32_t words, uintptr_t scores) {
+  builder.finish_selected(tree_rows(tokens, parents, levels, mask, words, scores));
+}
+
+void chain_nodes(DraftTreeBuilder& builder, py::handle chain, int32_t levels, uintptr_t nodes) {
+  check_between("levels", levels, 0, kLargestCount);
+  builder.chain_nodes(integers("chain", chain), levels,
+                      element_address<int64_t>("nodes", nodes, levels));
+}
+
+void scores(DraftTreeBuilder& builder, uintptr_t out) {
+  builder.scores(element_address<float>("out", out, builder.pool_size()));
+}
+
+void bind_builder(py::module_& module) {
+  py::class_<DraftTreeBuilder>(module, "DraftTreeBuilder")
+      .def(py::init<>())
+      .def("begin", usable(&DraftTreeBuilder::begin))
+      .def("first", usable(&first))
+      .def("expand", usable(&expand))
+      .def("frontier", usable(&frontier))
+      .def("finish", usable(&finish))
+      .def("select", usable(&select))
+      .def("finish_selected", usable(&finish_selected))
+      .def("chain_nodes", usable(&chain_nodes))
+      .def("scores", usable(&scores))
+      .def_property_readonly("top_k", usable(&DraftTreeBuilder::top_k))
+      .def_property_readonly("rounds", usable(&DraftTreeBuilder::rounds))
+      .def_property_readonly("pool_size", usable(&DraftTreeBuilder::pool_size));
+}
+
+// The rows of a tree of this many, whose parents come first.
+const int32_t* checked_parents(uintptr_t address, int32_t rows) {
+  check_between("rows", rows, 1, kMostTreeRows);
+  const int32_t* parents = element_address<const int32_t>("parents", address, rows);
+  for (int32_t row = 1; row < rows; ++row) {
+    if (parents[row] < 0 || parents[row] >= row) {
+      throw std::invalid_argument("parents[" + std::to_string(row) + "] = " +
+                                  std::to_string(parents[row]) +
+                                  " is not one of the rows before it");
+    }
+  }
+  return parents;
+}
+
+int32_t bind_accept_path(uintptr_t parents, uintptr_t tokens, uintptr_t choices, int32_t rows,
+                         uintptr_t out_rows) {
+  return accept_path(checked_parents(parents, rows),
+                     element_address<const int64_t>("tokens", tokens, rows),
+                     element_address<const int64_t>("choices", choices, rows), rows,
+                     element_address<int32_t>("out_rows", out_rows, rows));
+}
+
+void bind_tree_structure(uintptr_t parents, int32_t rows, uintptr_t levels, uintptr_t mask,
+                         int32_t words) {
+  const int32_t* checked = checked_parents(parents, rows);
+  check_between("words", words, (rows + kMaskBits - 1) / kMaskBits, kLargestCount);
+  int64_t* bits = element_address<int64_t>("mask", mask, rows);
+  tree_levels(checked, rows, element_address<int32_t>("levels", levels, rows));
+  for (int32_t word = 0; word < words; ++word) {
+    ancestor_mask_word(checked, rows, words, word, bits);
+  }
+}
+
+#if EAGLERL_HAS_CUDA
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check_launch(const char* error) {
+  if (error) throw std::runtime_error(std::string("CUDA launch failed: ") + error);
+}
+
+// What a tree holds cannot be seen without waiting for the device.
+void check_batch(int32_t rows, int32_t batch) {
+  check_between("rows", rows, 1, kMostTreeRows);
+  check_between("batch", batch, 1, kLargestCount);
+}
+
+void bind_cuda(py::module_& module) {
+  module.def("cuda_accept_path",
+             [](uintptr_t parents, uintptr_t tokens, uintptr_t choices, int32_t rows,
+                int32_t batch, uintptr_t out_rows, uintptr_t counts, uintptr_t stream) {
+               check_batch(rows, batch);
+               check_launch(cuda_accept_path(at<const int32_t>(parents), at<const int64_t>(tokens),
+                                             at<const int64_t>(choices), rows, batch,
+                                             at<int32_t>(out_rows), at<int32_t>(counts),
+                                             at<void>(stream)));
+             });
+  module.def("cuda_tree_structure",
+             [](uintptr_t parents, int32_t rows, int32_t batch, uintptr_t levels, uintptr_t mask,
+                int32_t words, uintptr_t stream) {
+               check_batch(rows, batch);
+               check_between("words", words, (rows + kMaskBits - 1) / kMaskBits, kLargestCount);
+               check_launch(cuda_tree_structure(at<const int32_t>(parents), rows, batch,
+                                                at<int32_t>(levels), at<int64_t>(mask), words,
+                                                at<void>(stream)));
+             });
+}
+#endif
+
+}  // namespace
+
+void bind_tree(py::module_& module) {
+  bind_builder(module);
+  module.attr("max_tree_rows") = kMostTreeRows;
+  module.attr("max_candidates") = kMostCandidates;
+  module.def("accept_path", &bind_accept_path);
+  module.def("tree_structure", &bind_tree_structure);
+#if EAGLERL_HAS_CUDA
+  bind_cuda(module);
+#endif
+}
+
+}  // namespace eaglerl

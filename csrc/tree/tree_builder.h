@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/checks.h"
+
+namespace eaglerl {
+
+// A mask of so many rows takes 32 MB; so many candidates take 400 MB.
+constexpr int64_t kMostTreeRows = int64_t(1) << 14;
+constexpr int64_t kMostCandidates = int64_t(1) << 24;
+
+// Logits of a draft pass and the target ids of the draft vocabulary (null: the same ids).
+struct DraftLogits {
+  const float* logits;
+  int64_t row_stride;
+  int64_t vocab;
+  const int64_t* draft_to_target;
+  int threads;
+};
+
+struct TreeRows {
+  int64_t* tokens;
+  int32_t* parents;  // -1 for the root
+  int32_t* levels;
+  int64_t* mask;  // (rows, words): ancestors and the row itself
+  int32_t words;
+  float* scores;  // cumulative log-probabilities, 0 for the root
+};
+
+// Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025, and its reference implementation):
+// a pool of candidates grows by top_k * top_k in every round; in the end the best of it are chosen.
+// Wherever scores tie the lower pool index wins. An ancestor's index is lower and its score is not,
+// so what is chosen always holds its ancestors.
+class DraftTreeBuilder : public PythonObject {
+ public:
+  void begin(int64_t root_token, int top_k);
+  void first(const DraftLogits& draft);
+  void expand(const DraftLogits& draft);
+  // The top_k nodes that the next pass expands; `parents` are rows of the pass before. Row r of
+  // round i has scratch row i * top_k + r; a mask row holds the ancestors' and its own.
+  void frontier(int64_t* tokens, int64_t* parents, int64_t* mask, int32_t words) const;
+  void finish(int total_tokens, const TreeRows& out);
+  // Writes the candidates' cumulative log-probabilities, in the order of the rounds.
+  void scores(float* out) const;
+  // Writes the candidate that holds each of a chain's first `levels` tokens below the root; -1 from
+  // where there is none.
+  void chain_nodes(const std::vector<int64_t>& chain, int32_t levels, int64_t* nodes) const;
+  // Chooses these candidates in place of the best, in any order, ancestors included, and behind them
+  // what they lack of a chain of tokens below the root. Returns the number of rows, root included.
+  int64_t select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain);
+  // Writes what was selected. The score of the chain's rows is not a number: the draft gave none.
+  void finish_selected(const TreeRows& out);
+
+  int top_k() const { return top_k_; }
+  int rounds() const { return rounds_; }
+  int64_t pool_size() const { return static_cast<int64_t>(pool_.size()); }
+
+ private:
+  struct Node {
+    float score;
+    int32_t parent;  // pool index, -1: the root
+    int32_t level;
+    int64_t token;
+  };
+  struct FrontierNode {
+    int32_t node;    // pool index
+    int32_t parent;  // row of the pass before
+  };
+
+  void check_draft(const DraftLogits& draft, int64_t rows) const;
+  void score_rows(const DraftLogits& draft, int rows);
+  void add_children(const DraftLogits& draft, int row, int32_t parent);
+  int64_t level_begin(int64_t level) const {
+    return level == 0 ? 0 : top_k_ + (level - 1) * top_k_ * top_k_;
+  }
+  int64_t child_with(int64_t token, int64_t parent, int64_t level) const;
+  void check_selected(const std::vector<int64_t>& nodes);
+  // Writes the root and the nodes order_[0, drafted), which ascend.
+  void write_nodes(int64_t drafted, const TreeRows& out);
+  static void check_words(const TreeRows& out, int64_t rows);
+  // Leaves in order_ the best `count` of nodes [begin, end), as pool indices in no order.
+  void select_best(int64_t begin, int64_t end, int64_t count);
+  bool better(int32_t a, int32_t b) const;
+  void advance_masks();
+
+  int64_t root_token_ = 0;
+  int top_k_ = 0;
+  int rounds_ = 0;  // passes whose children are in the pool
+  std::vector<Node> pool_;
+  std::vector<FrontierNode> frontier_;
+  std::vector<uint64_t> masks_;  // (top_k, mask_words_) of the frontier
+  std::vector<uint64_t> next_masks_;
+  int32_t mask_words_ = 0;
+  std::vector<int32_t> order_;
+  std::vector<int32_t> row_of_node_;
+  int64_t selected_ = -1;  // nodes in order_ that select() chose; -1: none were
+  std::vector<int64_t> tail_;  // tokens of the chain behind them
+  int32_t tail_parent_ = 0;    // row that it hangs below
+  std::vector<float> top_values_;
+  std::vector<int32_t> top_ids_;
+  std::vector<float> log_sums_;
+  std::vector<float> scratch_;
+};
+
+}  // namespace eaglerl

@@ -1,0 +1,77 @@
+"""Import paths of the release before: they give the same objects, and warn."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from eaglerl._moved import MOVED_MODULES, MOVED_NAMES
+
+#: Needs a library that the tests do without.
+OPTIONAL = {"eaglerl.rl.wandb_output"}
+BECAME_PACKAGES = {
+    "eaglerl.eagle3.target": ("eaglerl.eagle3.target.target_model", "TargetModel"),
+    "eaglerl.eagle3.tree": ("eaglerl.eagle3.tree.tree_drafter", "TreeDrafter"),
+    "eaglerl.evaluation.modes": ("eaglerl.evaluation.modes.mode_names", "ModeSpec"),
+    "eaglerl.evaluation.questions": ("eaglerl.evaluation.questions.question_files", "Question"),
+    "eaglerl.evaluation.statistics": ("eaglerl.evaluation.statistics.summary", "summarise"),
+}
+
+
+@pytest.mark.parametrize("old", sorted(MOVED_MODULES.keys() - OPTIONAL))
+def test_an_old_module_is_the_new_one(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    new = MOVED_MODULES[old]
+    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated .*import {new}$"):
+        module = importlib.import_module(old)
+    assert module is importlib.import_module(new)
+
+
+@pytest.mark.parametrize("name", sorted(MOVED_NAMES))
+def test_an_old_name_is_the_new_one(name: str) -> None:
+    module, _, attribute = MOVED_NAMES[name].partition(":")
+    with pytest.warns(DeprecationWarning, match=f"eaglerl.rl.{name} is deprecated"):
+        old = getattr(importlib.import_module("eaglerl.rl"), name)
+    assert old is getattr(importlib.import_module(module), attribute or name)
+
+
+@pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))
+def test_a_module_that_became_a_package_offers_what_it_had(old: str) -> None:
+    new, name = BECAME_PACKAGES[old]
+    with pytest.warns(DeprecationWarning, match=f"{name} from {new}"):
+        value = getattr(importlib.import_module(old), name)
+    assert value is getattr(importlib.import_module(new), name)
+
+
+def test_what_never_was_is_missing() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("eaglerl.rl.nothing")
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = importlib.import_module("eaglerl.rl").Nothing
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = importlib.import_module("eaglerl.eagle3.target").Nothing
+
+
+def test_the_warning_points_at_the_import(tmp_path) -> None:
+    script = tmp_path / "old.py"
+    script.write_text("from eaglerl.eagle3.params import TreeParams\nprint(TreeParams.__name__)\n")
+    result = subprocess.run(
+        [sys.executable, "-W", "always", str(script)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "TreeParams\n"
+    assert "old.py:1: DeprecationWarning: eaglerl.eagle3.params is deprecated" in result.stderr
+
+
+def test_the_package_offers_its_names_without_importing_torch() -> None:
+    script = (
+        "import sys, eaglerl; print('torch' in sys.modules, 'load_policy' in dir(eaglerl)); "
+        "from eaglerl import SpeculativeDecoder, TreeParams, load_policy; "
+        "print(TreeParams(1), SpeculativeDecoder.__name__, load_policy.__module__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    first, second = result.stdout.splitlines()
+    assert first == "False True"
+    assert second == "1/0/1 SpeculativeDecoder eaglerl.policies.policy_folder"
