@@ -72,7 +72,7 @@ def test_inference_opens_no_pickle_and_needs_no_stable_baselines3(tmp_path: Path
 import pickle, sys, zipfile
 sys.modules["stable_baselines3"] = sys.modules["gymnasium"] = None
 import torch
-from eaglerl.rl import load_resps_policy
+from eaglerl.resps.policies import load_resps_policy
 def forbidden(*args, **kwargs):
     raise AssertionError("a pickle or an archive was opened")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = zipfile.ZipFile = forbidden
