@@ -88,7 +88,7 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         f"# Acceptance policy, {sources}",
         "",
         "Decides after every draft pass whether to go on, and which candidates the target verifies",
-        "(`eaglerl.rl.AcceptancePolicy`). Fitted by `eaglerl train-policy --algorithm acceptance`.",
+        "(`eaglerl.policies.AcceptancePolicy`). Fitted by `eaglerl train-policy --algorithm acceptance`.",
         "",
         "| | |",
         "|---|---|",

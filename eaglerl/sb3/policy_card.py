@@ -80,7 +80,7 @@ def write_policy_card(folder: str | Path) -> None:
         f"# {card['algorithm'].upper()} policy",
         "",
         f"Chooses one of {len(settings.actions)} draft trees for {settings.interval} cycles",
-        f"(`eaglerl.rl.{_CLASSES[card['algorithm']]}`). Trained by",
+        f"(`eaglerl.resps.policies.{_CLASSES[card['algorithm']]}`). Trained by",
         f"`eaglerl train-policy --algorithm {card['algorithm']}`.",
         "",
         "| | |",

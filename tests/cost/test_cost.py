@@ -195,8 +195,8 @@ def test_isotonic_against_a_quadratic_programme() -> None:
 
 def test_live_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever the machine of the test is busy with; when a table is of use is tested below.
-    for module in ("calibrate", "cost"):
-        monkeypatch.setattr(f"eaglerl.rl.{module}.why_unusable", lambda _: None)
+    for module in ("measure_cost", "cost_table"):
+        monkeypatch.setattr(f"eaglerl.cost.{module}.why_unusable", lambda _: None)
     decoder = tiny_decoder()
     cost = calibrate(
         decoder,

@@ -35,8 +35,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _busy() -> Iterator[None]:
     """Whatever the machine of the test is busy with; `tests/cost/test_cost.py` tests that."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("calibrate", "cost"):
-            patch.setattr(f"eaglerl.rl.{module}.why_unusable", lambda _: None)
+        for module in ("measure_cost", "cost_table"):
+            patch.setattr(f"eaglerl.cost.{module}.why_unusable", lambda _: None)
         yield
 
 

@@ -1,4 +1,4 @@
-"""The baselines of `eaglerl.rl` by name, set up from what a comparison was given."""
+"""The baselines of `eaglerl.policies` by name, set up from what a comparison was given."""
 
 from __future__ import annotations
 
