@@ -22,7 +22,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.tree.tree_drafter import DraftMoment, TreeDrafter
+from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter
 from eaglerl.policies.acceptance_model import (
     CHAIN_INPUTS,
     POOL_INPUTS,
@@ -35,7 +35,7 @@ from eaglerl.policies.small_net import SmallNet
 
 VOCAB, HIDDEN, MAX_DEPTH, MAX_ROWS, CHAIN = 1000, 24, 5, 32, 12
 CONTEXT = 400
-CALLS = ("choose", "show", "goes_on", "select", "observe")
+CALLS = ("choose", "show", "should_continue", "select", "observe")
 
 
 def make_net(draw: np.random.Generator, inputs: int) -> SmallNet:
@@ -88,7 +88,7 @@ class Cycle:
         self.policy = AcceptancePolicy(self.model, self.cost)
         self.drafters, chain = make_drafters(top_k, passes)
         self.lookup = Lookup(5, chain) if with_lookup else NO_LOOKUP
-        self.moment = DraftMoment(CONTEXT, self.lookup, TotalTime())
+        self.moment = DraftContext(CONTEXT, self.lookup, TotalTime())
         self.state = CycleState(torch.zeros(1), CONTEXT, None)
         emitted = (chain[0], 7)
         self.result = StepResult(
@@ -106,8 +106,8 @@ class Cycle:
             progress = drafter._progress(top_k, depth, self.moment)
             yield "show", clock() - started
             started = clock()
-            policy.goes_on(progress)
-            yield "goes_on", clock() - started
+            policy.should_continue(progress)
+            yield "should_continue", clock() - started
         started = clock()
         policy.select(progress)
         yield "select", clock() - started
@@ -140,7 +140,7 @@ class Cycle:
             for candidates in shown:
                 survival = self.model.survival(candidates)
                 plan = self.model.plan(candidates, survival, self.cost, self.policy.rate)
-                self.model.goes_on(candidates, survival, plan)
+                self.model.should_continue(candidates, survival, plan)
 
         return decide
 

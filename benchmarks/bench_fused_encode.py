@@ -3,7 +3,7 @@
     python benchmarks/bench_fused_encode.py [--k 576 2048 4096] [--threads N] [--rounds N]
 
 Prints one Markdown table: microseconds a decision, fp32, one sequence, 177 actions, hidden layers
-of 64 (k = 576) or 128; medians over rounds. Contenders alternate within a round. "Hot" calls follow
+of 64 (k = 576) or 128; medians over rounds. Runners alternate within a round. "Hot" calls follow
 each other; before a "cold" one 256 MB are read, which leaves nothing of the weights in the caches.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from encode_contenders import FOLDED_FLOOR, FUSED_FLOOR, NAMES, Contenders
+from encode_runners import FOLDED_FLOOR, FUSED_FLOOR, NAMES, Runners
 
 from eaglerl._ext import build_info
 
@@ -22,35 +22,35 @@ FLUSH_BYTES = 256 << 20
 BURST_SECONDS = 2e-3
 
 
-def time_burst(contender: Callable[[], object], calls: int, reports_itself: bool) -> float:
+def time_burst(runner: Callable[[], object], calls: int, reports_itself: bool) -> float:
     """Seconds a call takes, one after the other."""
     if reports_itself:
-        return sum(contender() for _ in range(calls)) / calls
+        return sum(runner() for _ in range(calls)) / calls
     started = time.perf_counter()
     for _ in range(calls):
-        contender()
+        runner()
     return (time.perf_counter() - started) / calls
 
 
 @torch.inference_mode()
 def measure(k: int, rounds: int, names: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Median microseconds of each contender, hot and cold."""
-    contenders = Contenders(k)
-    contenders.check()
+    """Median microseconds of each runner, hot and cold."""
+    runners = Runners(k)
+    runners.check()
     flush = torch.ones(FLUSH_BYTES // 4)
     ready, calls = {}, {}
     for name in names:
-        ready[name] = contenders.make(name)
+        ready[name] = runners.make(name)
         taken = min(time_burst(ready[name], 1, False) for _ in range(3))
         calls[name] = max(1, int(BURST_SECONDS / taken))
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     for _ in range(rounds):
-        for name, contender in ready.items():
+        for name, runner in ready.items():
             reports_itself = name in (FUSED_FLOOR, FOLDED_FLOOR)
-            contender()
-            times[name][0].append(time_burst(contender, calls[name], reports_itself))
+            runner()
+            times[name][0].append(time_burst(runner, calls[name], reports_itself))
             flush.sum()
-            times[name][1].append(time_burst(contender, 1, reports_itself))
+            times[name][1].append(time_burst(runner, 1, reports_itself))
     return {
         name: (statistics.median(hot) * 1e6, statistics.median(cold) * 1e6)
         for name, (hot, cold) in times.items()
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[576, 2048, 4096])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by part")
+    parser.add_argument("--without", nargs="*", default=[], help="runners to leave out, by part")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = tuple(n for n in NAMES if not any(part in n for part in arguments.without))

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_target_forward.py [--context 512] [--repeats 30]
 
-One process, all contenders alternating, medians. The products are the very packed weights of the
+One process, all runners alternating, medians. The products are the very packed weights of the
 forward pass, applied in the same order to inputs of the same shape and nothing in between.
 """
 
@@ -69,13 +69,13 @@ def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[
     return run
 
 
-def medians(contenders: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of each contender, run in turn."""
-    times: list[list[float]] = [[] for _ in contenders]
+def medians(runners: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each runner, run in turn."""
+    times: list[list[float]] = [[] for _ in runners]
     for repeat in range(repeats + 2):
-        for contender, samples in zip(contenders, times, strict=True):
+        for runner, samples in zip(runners, times, strict=True):
             started = time.perf_counter()
-            contender()
+            runner()
             if repeat >= 2:
                 samples.append(1e3 * (time.perf_counter() - started))
     return [statistics.median(samples) for samples in times]

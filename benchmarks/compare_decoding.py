@@ -1,9 +1,9 @@
-"""Real questions, decoded greedily by every contender in turn: transformers, plain, constant trees.
+"""Real questions, decoded greedily by every runner in turn: transformers, plain, constant trees.
 
     python benchmarks/compare_decoding.py QUESTIONS_FOLDER [--per-file 8] [--max-new-tokens 128]
 
 QUESTIONS_FOLDER holds `question.jsonl`-like files (`turns`: list of user turns; the first is used).
-All contenders decode a prompt one after another, in an order that rotates from prompt to prompt, in
+All runners decode a prompt one after another, in an order that rotates from prompt to prompt, in
 one process. Times include the prefill. Prints the table and writes every measurement as JSON.
 """
 
@@ -36,7 +36,7 @@ PRECISIONS = ("float32",)
 
 
 @dataclass
-class Contender:
+class Runner:
     """One way to decode and what it has measured so far, one entry for each prompt."""
 
     name: str
@@ -76,7 +76,7 @@ def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
     return prompts
 
 
-def make_contenders(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> list[Contender]:
+def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> list[Runner]:
     """transformers first, plain decoding second, then the trees."""
 
     def reference(input_ids: torch.Tensor) -> tuple[list[int], int]:
@@ -106,11 +106,11 @@ def make_contenders(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> 
     }
     trees = [TreeParams(*values) for values in (*GRID, EAGLE_DEFAULT)]
     return [
-        Contender("transformers generate", reference),
-        Contender("eaglerl plain (1/0/1)", ours(NO_DRAFT)),
-        *(Contender(f"tree {tree}", ours(tree)) for tree in trees),
+        Runner("transformers generate", reference),
+        Runner("eaglerl plain (1/0/1)", ours(NO_DRAFT)),
+        *(Runner(f"tree {tree}", ours(tree)) for tree in trees),
         *(
-            Contender(
+            Runner(
                 f"tree {'/'.join(map(str, PRECISION_TREE))}, {dtype} head",
                 ours(TreeParams(*PRECISION_TREE), other),
             )
@@ -119,13 +119,13 @@ def make_contenders(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> 
     ]
 
 
-def print_table(contenders: list[Contender], prompts: int) -> None:
-    """Tokens per second, acceptance length and ratios of every contender."""
-    reference, plain = contenders[0], contenders[1]
+def print_table(runners: list[Runner], prompts: int) -> None:
+    """Tokens per second, acceptance length and ratios of every runner."""
+    reference, plain = runners[0], runners[1]
     table = Table(title=f"{prompts} prompts, greedy ({describe_machine()})")
-    for title in ("contender", "tokens/s", "tokens/cycle", "/ generate", "/ plain", "identical"):
-        table.add_column(title, justify="left" if title == "contender" else "right")
-    for one in contenders:
+    for title in ("runner", "tokens/s", "tokens/cycle", "/ generate", "/ plain", "identical"):
+        table.add_column(title, justify="left" if title == "runner" else "right")
+    for one in runners:
         speed = one.tokens_per_second
         table.add_row(
             one.name,
@@ -157,7 +157,7 @@ def main(
     )
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     prompts = read_prompts(questions, per_file, AutoTokenizer.from_pretrained(target))
-    contenders = make_contenders(model, decoder, max_new_tokens)
+    runners = make_runners(model, decoder, max_new_tokens)
     settings = {
         "machine": describe_machine(),
         "questions": [file.name for file in sorted(questions.glob("*.jsonl"))],
@@ -165,33 +165,31 @@ def main(
         "max_new_tokens": max_new_tokens,
         "draft_dtype": draft_dtype,
     }
-    done = load(output, settings, contenders)
-    for contender in contenders:
-        contender.decode(prompts[0][:, -16:])
+    done = load(output, settings, runners)
+    for runner in runners:
+        runner.decode(prompts[0][:, -16:])
     for index in track(range(done, len(prompts)), description="decoding"):
-        shift = index % len(contenders)
-        outputs = {
-            one.name: one.run(prompts[index]) for one in contenders[shift:] + contenders[:shift]
-        }
-        for one in contenders:
-            one.per_prompt[-1]["identical"] = outputs[one.name] == outputs[contenders[0].name]
-        record = {**settings, "contenders": {one.name: one.per_prompt for one in contenders}}
+        shift = index % len(runners)
+        outputs = {one.name: one.run(prompts[index]) for one in runners[shift:] + runners[:shift]}
+        for one in runners:
+            one.per_prompt[-1]["identical"] = outputs[one.name] == outputs[runners[0].name]
+        record = {**settings, "runners": {one.name: one.per_prompt for one in runners}}
         with atomic_path(output) as temporary:
             temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    print_table(contenders, len(prompts))
+    print_table(runners, len(prompts))
 
 
-def load(output: Path, settings: dict[str, object], contenders: list[Contender]) -> int:
+def load(output: Path, settings: dict[str, object], runners: list[Runner]) -> int:
     """Take over the measurements of an interrupted run; the number of prompts that it did."""
     if not output.is_file():
         return 0
     record = json.loads(output.read_text(encoding="utf-8"))
-    measured = record.pop("contenders")
-    if record != settings or set(measured) != {one.name for one in contenders}:
+    measured = record.pop("runners")
+    if record != settings or set(measured) != {one.name for one in runners}:
         raise typer.BadParameter(f"{output} holds another comparison; name another --output")
-    for one in contenders:
+    for one in runners:
         one.per_prompt = measured[one.name]
-    return len(contenders[0].per_prompt)
+    return len(runners[0].per_prompt)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
         [--output FILE.md]
 
 Adaptive caching (a decision is kept while the context is similar), learned compression of the
-features, and the trees of several windows at once. Every contender learns from the same prompts,
+features, and the trees of several windows at once. Every runner learns from the same prompts,
 half of them without --test, with the same seeds and the same number of decisions, a fifth of them
 choosing the checkpoint, and then decodes the others with its best actions, by the cost table. The
 time of the policy itself is not in it; how often it is called is.
@@ -35,7 +35,7 @@ import typer
 from eaglerl.actions import ActionSpace
 from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.envs.trace_windows import TraceWorld
+from eaglerl.envs.trace_windows import TraceWindows
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.sb3.greedy_outcome import GreedyOutcomes, greedy_outcomes
@@ -47,12 +47,12 @@ RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
-class Contender:
+class Runner:
     """One way to set PPO up.
 
     Attributes:
         name: row of the table.
-        changes: options that differ from the first contender's.
+        changes: options that differ from the first runner's.
     """
 
     name: str
@@ -60,19 +60,19 @@ class Contender:
 
 
 #: The first one has none of the three.
-CONTENDERS = (
-    Contender("none: a tree is kept for 10 cycles"),
-    Contender("none, kept for 3 cycles", {"cache_steps": 3}),
-    Contender("kept while similarity >= 0.5, 10 cycles at most", {"similarity_threshold": 0.5}),
-    Contender(
+RUNNERS = (
+    Runner("none: a tree is kept for 10 cycles"),
+    Runner("none, kept for 3 cycles", {"cache_steps": 3}),
+    Runner("kept while similarity >= 0.5, 10 cycles at most", {"similarity_threshold": 0.5}),
+    Runner(
         "kept while similarity >= 0.3, 30 cycles at most",
         {"similarity_threshold": 0.3, "cache_steps": 30},
     ),
-    Contender("features compressed to 32", {"compressed_size": 32}),
-    Contender("features compressed to 64", {"compressed_size": 64}),
-    Contender("features compressed to 128", {"compressed_size": 128}),
-    Contender("2 windows of 5 cycles at once", {"horizon": 2, "cache_steps": 5}),
-    Contender("4 windows of 10 cycles at once", {"horizon": 4}),
+    Runner("features compressed to 32", {"compressed_size": 32}),
+    Runner("features compressed to 64", {"compressed_size": 64}),
+    Runner("features compressed to 128", {"compressed_size": 128}),
+    Runner("2 windows of 5 cycles at once", {"horizon": 2, "cache_steps": 5}),
+    Runner("4 windows of 10 cycles at once", {"horizon": 4}),
 )
 
 
@@ -89,9 +89,9 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A contender's outcomes in the test: seconds of each prompt, (seeds, prompts)."""
+    """A runner's outcomes in the test: seconds of each prompt, (seeds, prompts)."""
 
-    contender: Contender
+    runner: Runner
     seconds: np.ndarray
     cycles_per_decision: float
 
@@ -132,20 +132,20 @@ def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[l
     _DATA[:] = [Data(*split(half), others, actions, CostTable.from_json(cost))]
 
 
-def run(contender: Contender, seed: int, steps: int, settings: dict[str, Any]) -> GreedyOutcomes:
+def run(runner: Runner, seed: int, steps: int, settings: dict[str, Any]) -> GreedyOutcomes:
     """Train once, and decode the test's prompts."""
     from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy
 
     data = _DATA[0]
     options = TrainPolicyOptions(
         "ppo", steps, seed=seed, checkpoint_steps=max(steps // 4, 1), **settings,
-        **contender.changes,
+        **runner.changes,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trained = train_policy(
             data.learned, data.actions, data.cost, folder, options, held_out=data.choice
         )
-    world = TraceWorld(
+    world = TraceWindows(
         data.test, data.actions, data.cost, cache_steps=options.cache_steps,
         similarity_threshold=options.similarity_threshold,
     )  # fmt: skip
@@ -177,7 +177,7 @@ def table(rows: Sequence[Row], constant: np.ndarray) -> str:
         mean = row.seconds.mean(axis=0)
         seeds = 100 * (constant.sum() / row.seconds.sum(axis=1) - 1)
         cells = (
-            row.contender.name,
+            row.runner.name,
             f"{row.cycles_per_decision:.1f}",
             gain(mean, constant),
             ", ".join(f"{value:+.1f}" for value in seeds),
@@ -223,7 +223,7 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Markdown file to write as well.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Decisions to learn from.")] = 40_000,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every contender.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every runner.")] = 3,
     gamma: Annotated[float, typer.Option(help="Discount per window.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-4,
     select: Annotated[
@@ -231,7 +231,7 @@ def main(
     ] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
 ) -> None:
-    """Train all contenders with all seeds, and compare them on prompts that none has seen."""
+    """Train all runners with all seeds, and compare them on prompts that none has seen."""
     torch.set_num_threads(1)
     started = time.monotonic()
     half, others = read_halves(traces, test or [])
@@ -249,21 +249,21 @@ def main(
     results: dict[tuple[int, int], GreedyOutcomes] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, shared) as pool:
         jobs = {
-            pool.submit(run, contender, seed, steps, settings): (index, seed)
+            pool.submit(run, runner, seed, steps, settings): (index, seed)
             for seed in range(seeds)
-            for index, contender in enumerate(CONTENDERS)
+            for index, runner in enumerate(RUNNERS)
         }
         for job in as_completed(jobs):
             index, seed = jobs[job]
             results[index, seed] = job.result()
             passed = time.monotonic() - started
-            typer.echo(f"{passed:.0f} s: {CONTENDERS[index].name}, seed {seed}", err=True)
+            typer.echo(f"{passed:.0f} s: {RUNNERS[index].name}, seed {seed}", err=True)
     rows = []
-    for index, contender in enumerate(CONTENDERS):
+    for index, runner in enumerate(RUNNERS):
         runs = [results[index, seed] for seed in range(seeds)]
         decisions = sum(one.decisions.sum() for one in runs)
         kept = sum(one.cycles.sum() for one in runs) / decisions
-        rows.append(Row(contender, np.stack([one.seconds for one in runs]), float(kept)))
+        rows.append(Row(runner, np.stack([one.seconds for one in runs]), float(kept)))
     text = report(rows, data, constant, tuned, steps, settings)
     typer.echo(text)
     if output is not None:

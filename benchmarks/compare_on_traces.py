@@ -37,7 +37,7 @@ from eaglerl.files import atomic_path
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
-from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.policy_folder import find_policy
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.traces.oracle import (
@@ -79,8 +79,8 @@ def main(
     study = Study(tested, table, tuned, rule, grid)
     lines = list(study.header())
     rows = [*policies(policy or [], table), *baselines(grid, inputs), (f"baseline: {RULE}", rule)]
-    for label, contender in rows:
-        lines.append(study.row(label, contender))
+    for label, runner in rows:
+        lines.append(study.row(label, runner))
         typer.echo(lines[-1], err=True)
     command = shlex.join(["python", "benchmarks/compare_on_traces.py", *sys.argv[1:]])
     source = f"`{command}`, cost table of {table.machine}; computed on {describe_machine()}."
@@ -110,7 +110,7 @@ def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, Tr
             model = load_acceptance(files.path)
             yield label, AcceptancePolicy(model, table)
             if model.constant is not None:
-                guarded = GuardedPolicy(AcceptancePolicy(model, table), model.constant, model.gain)
+                guarded = FallbackPolicy(AcceptancePolicy(model, table), model.constant, model.gain)
                 yield f"{label}, guarded", guarded
             yield f"{label}, shuffled states", ShuffledProgress(AcceptancePolicy(model, table))
         else:

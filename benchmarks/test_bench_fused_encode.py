@@ -2,7 +2,7 @@
 
     pytest benchmarks/test_bench_fused_encode.py [-k "576 and hot"]
 
-`bench_fused_encode.py` prints the same contenders as one table.
+`bench_fused_encode.py` prints the same runners as one table.
 """
 
 import functools
@@ -11,15 +11,15 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from .encode_contenders import NAMES, Contenders
+from .encode_runners import NAMES, Runners
 
 # Read between cold calls: many times the caches.
 _FLUSH = torch.ones((256 << 20) // 4)
 
 
 @functools.cache
-def contenders(k: int) -> Contenders:
-    made = Contenders(k)
+def runners(k: int) -> Runners:
+    made = Runners(k)
     made.check()
     return made
 
@@ -30,8 +30,8 @@ def contenders(k: int) -> Contenders:
 @torch.inference_mode()
 def test_decision(benchmark: BenchmarkFixture, k: int, state: str, name: str) -> None:
     benchmark.group = f"k = {k}, {state}"
-    contender = contenders(k).make(name)
+    runner = runners(k).make(name)
     if state == "cold":
-        benchmark.pedantic(contender, setup=lambda: _FLUSH.sum() and None, rounds=15)
+        benchmark.pedantic(runner, setup=lambda: _FLUSH.sum() and None, rounds=15)
     else:
-        benchmark.pedantic(contender, rounds=30, iterations=20 if k < 1024 else 5)
+        benchmark.pedantic(runner, rounds=30, iterations=20 if k < 1024 else 5)

@@ -183,7 +183,7 @@ MOVED_NAMES = {
     "CostTable": "eaglerl.cost.cost_table",
     "DraftConfidencePolicy": "eaglerl.policies.baselines",
     "Exp3Policy": "eaglerl.policies.baselines",
-    "GuardedPolicy": "eaglerl.policies.fallback",
+    "GuardedPolicy": "eaglerl.policies.fallback:FallbackPolicy",
     "LookupRule": "eaglerl.policies.lookup_rule",
     "ObservationSpec": "eaglerl.envs.observations",
     "OptimizedOnlineTreePolicy": "eaglerl.resps.policies",

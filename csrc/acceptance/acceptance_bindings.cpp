@@ -158,10 +158,10 @@ void bind_acceptance(py::module_& module) {
       .def(py::init(&make_judge))
       .def("begin", usable(&AcceptanceJudge::begin))
       .def("judge", &judge_draft)
-      .def("goes_on",
+      .def("should_continue",
            [](const AcceptanceJudge& judge) {
              check_judged(judge);
-             return judge.goes_on();
+             return judge.should_continue();
            })
       .def("select", &select)
       .def("survival", &survival);

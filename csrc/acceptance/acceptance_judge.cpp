@@ -123,7 +123,7 @@ void AcceptanceJudge::judge(const DraftView& draft, double rate) {
   judge_chain(draft);
   plan(draft, rate);
   known_ = draft.depth;
-  goes_on_ = decide(draft);
+  should_continue_ = decide(draft);
 }
 
 void AcceptanceJudge::judge_level(const DraftView& draft, int64_t level) {

@@ -78,7 +78,7 @@ class AcceptanceJudge : public PythonObject {
   void judge(const DraftView& draft, double rate);
 
   // After judge(): whether another round promises more than it costs.
-  bool goes_on() const { return goes_on_; }
+  bool should_continue() const { return should_continue_; }
 
   // After judge(): the number of the draft's candidates that pay.
   int64_t chosen_nodes() const;
@@ -125,7 +125,7 @@ class AcceptanceJudge : public PythonObject {
   int64_t inside_ = 0;   // leading tokens of the chain that are in the pool
   int64_t count_ = 0;    // candidates that pay
   double expected_ = 1.0;
-  bool goes_on_ = false;
+  bool should_continue_ = false;
   std::vector<float> pool_;  // survivals of the candidates so far, the chain's right behind them
   std::vector<LevelBest> best_;
   std::vector<float> inputs_;

@@ -279,7 +279,7 @@ class Selection:
     nodes: np.ndarray
     chain_tokens: int = 0
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows to verify, the root included."""
         nodes = progress.lookup_nodes
         shared = 0 if nodes is None else int((nodes >= 0).sum())
@@ -290,15 +290,15 @@ class Selection:
 class StagedPolicy(Protocol):
     """A `TreePolicy` that also decides while the draft is at work.
 
-    The tree of `choose` is its limit: after every pass `goes_on` may end it before ``depth`` rounds
+    The tree of `choose` is its limit: after every pass `should_continue` may end it before ``depth`` rounds
     are done, and in the end `rows` says how many nodes are verified. Such a policy reads what the
     draft has found, so it decides on the host.
     """
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         """Whether to draft another round."""
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """total_tokens of the tree, the root included: 1 to 1 + len(progress.scores)."""
 
 

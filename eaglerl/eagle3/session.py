@@ -30,7 +30,7 @@ from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.eagle3.tree.tree_drafter import DraftMoment, DraftRunner, TreeDrafter, check_top_k
+from eaglerl.eagle3.tree.tree_drafter import DraftContext, DraftRunner, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
 #: Log-probabilities of a draft pass that a policy may look at.
@@ -364,7 +364,7 @@ class DecodingSession(CacheOwner):
             hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
             self._first_logits = logits
             if staged is not None:
-                moment = DraftMoment(len(self.token_ids), lookup, self.policy_time)
+                moment = DraftContext(len(self.token_ids), lookup, self.policy_time)
                 return self._drafter.grow_in_stages(
                     root, hidden, logits, params, staged, moment, self.slot
                 )

@@ -15,7 +15,7 @@ def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
     """Make sure that how long decisions are kept is said in one way.
 
     Args:
-        similarity_threshold: see `KeptDecision`.
+        similarity_threshold: see `ActionRepeat`.
         horizon: decisions made at once.
 
     Raises:
@@ -59,7 +59,7 @@ def resembles(features: np.ndarray, references: np.ndarray, threshold: float) ->
         return (dot >= threshold * scale) & (scale > 0) & np.isfinite(scale)
 
 
-class KeptDecision:
+class ActionRepeat:
     """The decision in force in one sequence, and how far it has served.
 
     It serves `interval` cycles, with a threshold only as long as the features resemble those that

@@ -16,7 +16,7 @@ from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
-from eaglerl.envs.action_repeat import KeptDecision, check_keeping
+from eaglerl.envs.action_repeat import ActionRepeat, check_keeping
 from eaglerl.envs.observations import ObservationSpec, Observer, TextEncoder
 from eaglerl.envs.rewards import RewardName, WindowReward
 from eaglerl.envs.trace_env import action_space, check_action, observation_space
@@ -118,7 +118,7 @@ class SpeculativeDecodingEnv(gym.Env):
         self._widest = max(action.total_tokens for action in actions)
         self.observation_space = observation_space(observation.size)
         self.action_space = action_space(len(actions), horizon)
-        self._kept = KeptDecision(cache_steps, similarity_threshold)
+        self._kept = ActionRepeat(cache_steps, similarity_threshold)
         self._observation = np.zeros(observation.size, dtype=np.float32)
         self._session: DecodingSession | None = None
         self._acceptance = np.zeros(1)

@@ -20,7 +20,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.envs.action_repeat import check_keeping
 from eaglerl.envs.rewards import RewardName, WindowReward
-from eaglerl.envs.trace_windows import TraceWalk, TraceWorld
+from eaglerl.envs.trace_windows import TraceWalk, TraceWindows
 from eaglerl.traces.trace_set import Trace
 
 
@@ -87,15 +87,15 @@ class TraceEnv(gym.Env):
             extras: of "acceptance" (running acceptance length), "position" (tokens of context, in
                 thousands) and "confidence" (log-probabilities of the newest first draft pass of an
                 earlier cycle).
-            similarity_threshold: ends a window early, see `KeptDecision`.
+            similarity_threshold: ends a window early, see `ActionRepeat`.
             horizon: windows that an action is for; it is a vector then.
             reward: see `WindowReward`.
 
         Raises:
-            ValueError: see `TraceWorld`, `check_keeping` and `WindowReward`.
+            ValueError: see `TraceWindows`, `check_keeping` and `WindowReward`.
         """
         check_keeping(similarity_threshold, horizon)
-        self._world = TraceWorld(
+        self._world = TraceWindows(
             traces, actions, cost, cache_steps=cache_steps, extras=extras,
             similarity_threshold=similarity_threshold,
         )  # fmt: skip
@@ -189,7 +189,7 @@ class TraceVecEnv(VecEnv):
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
         check_keeping(similarity_threshold, horizon)
-        self._world = TraceWorld(
+        self._world = TraceWindows(
             traces, actions, cost, cache_steps=cache_steps, extras=extras,
             similarity_threshold=similarity_threshold,
         )  # fmt: skip

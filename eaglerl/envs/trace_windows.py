@@ -45,7 +45,7 @@ def observation_size(features: int, extras: Sequence[str]) -> int:
     return features + sum(_EXTRA_SIZES[extra] for extra in check_extras(extras))
 
 
-class TraceWorld:
+class TraceWindows:
     """All positions of many traces as nodes of one graph, and where a window leads from each.
 
     A trace of P positions has P + 1 nodes; the last is its end. A window is `cache_steps` cycles
@@ -83,7 +83,7 @@ class TraceWorld:
             cost: time of the cycles.
             cache_steps: cycles of a window.
             extras: what observations hold besides the features.
-            similarity_threshold: see `KeptDecision`.
+            similarity_threshold: see `ActionRepeat`.
 
         Raises:
             ValueError: no traces, features of different widths, a cache of no steps, an unknown
@@ -151,10 +151,10 @@ class TraceWorld:
             if self._similar is not None:
                 place = reached - np.repeat(self.starts, self._lengths)[:, None]
                 following = np.where(self._similar[node, place], following, reached)
-            goes_on = following > reached
-            total += np.where(goes_on, seconds[reached, columns], 0.0)
-            cycles += goes_on
-            last = np.where(goes_on, reached, last)
+            should_continue = following > reached
+            total += np.where(should_continue, seconds[reached, columns], 0.0)
+            cycles += should_continue
+            last = np.where(should_continue, reached, last)
             reached = following
         self.next_node = reached.astype(np.int32)
         self.seconds = total.astype(np.float32)
@@ -210,7 +210,7 @@ class TraceWalk:
         drafted: (n,) int64 nodes of the last cycles that drafted; -1 for none.
     """
 
-    def __init__(self, world: TraceWorld, traces: np.ndarray) -> None:
+    def __init__(self, world: TraceWindows, traces: np.ndarray) -> None:
         """Begin (n,) traces."""
         self._world = world
         self.nodes = world.starts[traces].astype(np.int64)

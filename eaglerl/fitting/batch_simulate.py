@@ -120,7 +120,7 @@ def _cycles(
         survival = Survival(everyone.pool[going], everyone.chain[going])
         order, expected = rank_candidates(survival, model.max_rows)
         plan = plan_of_ranked(order, expected, early.context_length, cost, rate[going])
-        stops = ~model.goes_on(early, survival, plan)
+        stops = ~model.should_continue(early, survival, plan)
         needed = needed_rows(
             order[stops],
             survival.pool.shape[1],

@@ -108,7 +108,7 @@ def train_acceptance(
     The stopping rule's penalty is chosen by cross-validation over prompts: the policy decodes the
     traces of each fold with nets and rules fitted to the others, and the penalty with the most
     tokens per second counts. The gain over the constant tree, which is tuned on the other folds
-    too, goes into the file as what `GuardedPolicy` begins with.
+    too, goes into the file as what `FallbackPolicy` begins with.
 
     Args:
         traces: to learn from.

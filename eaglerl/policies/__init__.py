@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         UCB1Policy,
         best_constant,
     )
-    from eaglerl.policies.fallback import GuardedPolicy
+    from eaglerl.policies.fallback import FallbackPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "AcceptancePolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
-    "GuardedPolicy",
+    "FallbackPolicy",
     "LookupRule",
     "RandomPolicy",
     "ShuffledStates",
@@ -44,7 +44,7 @@ __getattr__, __dir__, _ = lazy_names(
         "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
-        "GuardedPolicy": "eaglerl.policies.fallback",
+        "FallbackPolicy": "eaglerl.policies.fallback",
         "LookupRule": "eaglerl.policies.lookup_rule",
         "RandomPolicy": "eaglerl.policies.baselines",
         "ShuffledStates": "eaglerl.policies.baselines",

@@ -24,7 +24,7 @@ from eaglerl.policies.small_net import SmallNet
 class CycleJudge(NativeState):
     """Judges the draft of one cycle, pass by pass, with a model's nets and rules.
 
-    The results are those of `AcceptanceModel.survival`, `plan` and `goes_on`, up to rounding: nets
+    The results are those of `AcceptanceModel.survival`, `plan` and `should_continue`, up to rounding: nets
     and survivals are float32, lengths, times and the stopping rule float64. Equal survivals keep
     their order, the draft's candidates before the chain's.
     """
@@ -94,13 +94,13 @@ class CycleJudge(NativeState):
             rate,
         )
 
-    def goes_on(self) -> bool:
+    def should_continue(self) -> bool:
         """Whether another round promises more than it costs.
 
         Raises:
             ValueError: nothing was judged in this cycle.
         """
-        return self._native.goes_on()
+        return self._native.should_continue()
 
     def select(self) -> Selection:
         """The candidates that pay, the most probable first.

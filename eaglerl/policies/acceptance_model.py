@@ -150,7 +150,7 @@ class AcceptanceModel:
         order, length = rank_candidates(survival, self.max_rows)
         return plan_of_ranked(order, length, candidates.context_length, cost, rate)
 
-    def goes_on(self, candidates: Candidates, survival: Survival, plan: Plan) -> np.ndarray:
+    def should_continue(self, candidates: Candidates, survival: Survival, plan: Plan) -> np.ndarray:
         """(N,) bool: whether another round promises more than it costs."""
         if candidates.depth >= self.max_depth:
             return np.zeros(len(candidates), dtype=bool)

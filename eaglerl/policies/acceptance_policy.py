@@ -110,11 +110,11 @@ class AcceptancePolicy:
             self._success = next_success(self._success, came_true=came_true)
             self._lookups += 1
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         """Whether another round promises more than it costs."""
         if self._seen is not progress:
             self._look_at(progress)
-        return self._judge.goes_on()
+        return self._judge.should_continue()
 
     def select(self, progress: DraftProgress) -> Selection:
         """The most probable candidates, as many as pay."""
@@ -122,9 +122,9 @@ class AcceptancePolicy:
             self._look_at(progress)
         return self._judge.select()
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
-        return self.select(progress).rows(progress)
+        return self.select(progress).choose_total_tokens(progress)
 
     def _table_seconds(self, result: StepResult) -> float:
         """A cycle's seconds by the cost table; the head drafts in every one of them."""

@@ -281,7 +281,7 @@ class DraftConfidencePolicy:
         self._tokens += len(result.token_ids)
         self._seconds += result.seconds
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         """Whether another round promises more than it costs.
 
         The gain of a round is not known before it is drafted; it is estimated from the last one:
@@ -299,7 +299,7 @@ class DraftConfidencePolicy:
         seconds = seconds - self._cost.draft_seconds(0, progress.top_k, progress.context_length)
         return gain > self._rate * float(seconds)
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """The number of rows at which expected length less lambda times the time is largest."""
         most = min(self._limit.total_tokens, 1 + len(progress.scores))
         nodes = np.sort(self._probabilities(progress.scores))[::-1][: most - 1]

@@ -69,7 +69,7 @@ class _Found:
     due: float = 0.0
 
 
-class GuardedPolicy:
+class FallbackPolicy:
     """Decodes with a policy as long as it is likely to be faster than a constant tree.
 
     Which of the two is faster is estimated from their own cycles in this process, tokens over
@@ -109,7 +109,7 @@ class GuardedPolicy:
         self._found = _Found()
         self._uses_policy = True
 
-    def fork(self) -> GuardedPolicy:
+    def fork(self) -> FallbackPolicy:
         """The same for a sequence beside the one at work; what is found out is found out by both.
 
         Raises:
@@ -153,9 +153,9 @@ class GuardedPolicy:
         self._found.observed += 1
         self.policy.observe(result)
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         """As the policy says; a constant tree is drafted to its end."""
-        return not self._uses_policy or self.policy.goes_on(progress)
+        return not self._uses_policy or self.policy.should_continue(progress)
 
     def select(self, progress: DraftProgress) -> Selection:
         """As the policy says, or the constant tree: the candidates of the best scores."""
@@ -164,9 +164,9 @@ class GuardedPolicy:
         best = np.argsort(-progress.scores, kind="stable")
         return Selection(best[: self.constant.total_tokens - 1])
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
-        return self.select(progress).rows(progress)
+        return self.select(progress).choose_total_tokens(progress)
 
     def _estimate(self) -> tuple[float, float]:
         """Mean and standard deviation of the advantage: a normal prior, and two measured rates."""

@@ -13,9 +13,9 @@ from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.fingerprints import head_id, target_id
 from eaglerl.policies.acceptance_file import FORMAT, load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
-from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.regular_file import check_regular, open_regular
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import CARD_NAME
 from eaglerl.tensor_file import open_tensors
@@ -142,11 +142,11 @@ def load_policy(
         policy = AcceptancePolicy(model, table)
         if model.constant is None:
             return policy
-        return GuardedPolicy(policy, model.constant, model.gain)
+        return FallbackPolicy(policy, model.constant, model.gain)
     return fastest(load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer))
 
 
-def fastest(policy: PublishedTreePolicy) -> TreePolicy:
+def fastest(policy: ReSpSPolicy) -> TreePolicy:
     """A PPO or DQN policy within the decoding loop's own calls, or as it is where they cannot.
 
     Args:

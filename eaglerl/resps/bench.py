@@ -18,7 +18,7 @@ import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.evaluation.modes.runners import DecoderContender, Decoding, answer
+from eaglerl.evaluation.modes.runners import DecoderRunner, Decoding, answer
 from eaglerl.evaluation.questions.answer_files import answer_choice
 from eaglerl.evaluation.questions.answer_schema import AnswerSchema, MeasuredAnswerSchema
 from eaglerl.evaluation.questions.question_files import (
@@ -32,7 +32,7 @@ from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.fingerprints import head_id, target_id
 from eaglerl.json_file import parse_json, read_lines
 from eaglerl.prepare import sample_questions_path
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 
 #: Where a bench's name is looked for, below the current folder.
 BENCH_FOLDERS = ("data", "eagle/data")
@@ -125,7 +125,7 @@ def find_bench(name: str) -> Path:
 
 def evaluate(
     decoder: SpeculativeDecoder,
-    chosen: TreeParams | PublishedTreePolicy,
+    chosen: TreeParams | ReSpSPolicy,
     options: EvaluationOptions,
     *,
     model_id: str,
@@ -162,7 +162,7 @@ def evaluate(
 
 def _evaluate(
     decoder: SpeculativeDecoder,
-    chosen: TreeParams | PublishedTreePolicy,
+    chosen: TreeParams | ReSpSPolicy,
     options: EvaluationOptions,
     questions: Sequence[Question],
     run: str,
@@ -178,19 +178,19 @@ def _evaluate(
         _resume(learner, len(done), resume=options.resume)
         order = np.random.default_rng(learner.settings.seed).permutation(len(left))
         left = [left[index] for index in order]
-    contender = _contender(decoder, chosen)
+    runner = _runner(decoder, chosen)
     with LineWriter(path) as writer:
         for count, question in enumerate(left):
             if progress is not None:
                 progress(question.id, count / len(left))
-            turns = answer(contender, question, decoder.tokenizer, options.decoding, seed=0)
+            turns = answer(runner, question, decoder.tokenizer, options.decoding, seed=0)
             if learner is not None:
                 learner.end_sequence()
                 learner.save_checkpoint()
             choice = answer_choice(0, turns, decoder.tokenizer)
             writer.append(_line(question, _answer_id(run, question.id), model_id, choice))
     _put_in_order(path, options.bench)
-    return summarise_answers(path, _policy_statistics(policy, contender))
+    return summarise_answers(path, _policy_statistics(policy, runner))
 
 
 def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> EvaluationSummary:
@@ -221,7 +221,7 @@ def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> Ev
 
 def _identity(
     decoder: SpeculativeDecoder,
-    chosen: TreeParams | PublishedTreePolicy,
+    chosen: TreeParams | ReSpSPolicy,
     options: EvaluationOptions,
     model_id: str,
 ) -> str:
@@ -272,7 +272,7 @@ def _answered(options: EvaluationOptions, run: str) -> set[str]:
     return found
 
 
-def _resume(policy: PublishedTreePolicy, answered: int, *, resume: bool) -> None:
+def _resume(policy: ReSpSPolicy, answered: int, *, resume: bool) -> None:
     """Go on with what a policy had learned.
 
     Raises:
@@ -293,24 +293,20 @@ def _resume(policy: PublishedTreePolicy, answered: int, *, resume: bool) -> None
         )
 
 
-def _contender(
-    decoder: SpeculativeDecoder, chosen: TreeParams | PublishedTreePolicy
-) -> DecoderContender:
+def _runner(decoder: SpeculativeDecoder, chosen: TreeParams | ReSpSPolicy) -> DecoderRunner:
     if isinstance(chosen, TreeParams):
-        return DecoderContender(decoder, chosen)
+        return DecoderRunner(decoder, chosen)
     settings = chosen.settings
     alone = settings.reference or settings.reads_text or settings.spec.extras
     live = chosen if chosen.training_mode or alone else chosen.fused()
-    return DecoderContender(decoder, live, live)
+    return DecoderRunner(decoder, live, live)
 
 
-def _policy_statistics(
-    policy: PublishedTreePolicy | None, contender: DecoderContender
-) -> dict[str, Any]:
+def _policy_statistics(policy: ReSpSPolicy | None, runner: DecoderRunner) -> dict[str, Any]:
     if policy is None:
         return {}
     found = policy.get_performance_stats()
-    hits, misses = contender.cache_counts() or (0, 0)
+    hits, misses = runner.cache_counts() or (0, 0)
     if not policy.training_mode and not found["decisions"]:
         # The loop's own calls decided, and know no more than this.
         total = hits + misses

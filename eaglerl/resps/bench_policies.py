@@ -12,7 +12,7 @@ from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.envs import observations
 from eaglerl.fingerprints import head_id
 from eaglerl.resps.flags import FlagError, PublishedFlags, flag_name
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_file import check_wanted, read_card, read_weights
 
@@ -61,7 +61,7 @@ def new_policy(
     decoder: SpeculativeDecoder,
     actions: ActionSpace,
     checkpoint_dir: Path,
-) -> PublishedTreePolicy:
+) -> ReSpSPolicy:
     """A policy that has learned nothing yet.
 
     Args:
@@ -105,7 +105,7 @@ def text_model_of(given: str | None) -> str:
 
 def saved_policy(
     flags: PublishedFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
-) -> PublishedTreePolicy:
+) -> ReSpSPolicy:
     """A policy from its folder, with what the flags change of it.
 
     Args:

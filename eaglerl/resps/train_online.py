@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 
@@ -16,7 +16,7 @@ _CHECKPOINT_WINDOWS = 500
 
 
 def learn_from_traces(
-    policy: PublishedTreePolicy,
+    policy: ReSpSPolicy,
     traces: Sequence[Trace],
     cost: CostTable,
     *,

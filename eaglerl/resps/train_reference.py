@@ -8,7 +8,7 @@ from pathlib import Path
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.resps.train_online import learn_from_traces
@@ -28,7 +28,7 @@ def train_reference(
     head: str | None = None,
     progress: Callable[[str, float], None] | None = None,
     **options: object,
-) -> PublishedTreePolicy:
+) -> ReSpSPolicy:
     """Train a policy with ``reference=True``, for comparison; a folder with checkpoints goes on.
 
     All defaults are the published ones. Traces hold the draft head's features, so these are the

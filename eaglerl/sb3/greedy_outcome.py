@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from eaglerl.envs.action_repeat import decide
-from eaglerl.envs.trace_windows import TraceWalk, TraceWorld
+from eaglerl.envs.trace_windows import TraceWalk, TraceWindows
 from eaglerl.ops import PolicyWeights
 
 #: Decisions that one call makes at most.
@@ -32,7 +32,7 @@ class GreedyOutcomes:
     decisions: np.ndarray
 
 
-def greedy_outcomes(weights: PolicyWeights, world: TraceWorld) -> GreedyOutcomes:
+def greedy_outcomes(weights: PolicyWeights, world: TraceWindows) -> GreedyOutcomes:
     """Decode every trace of a world with the policy's best actions.
 
     Args:
@@ -69,7 +69,7 @@ def greedy_outcomes(weights: PolicyWeights, world: TraceWorld) -> GreedyOutcomes
     return GreedyOutcomes(tokens, seconds, cycles, decisions)
 
 
-def greedy_outcome(weights: PolicyWeights, world: TraceWorld) -> tuple[int, float]:
+def greedy_outcome(weights: PolicyWeights, world: TraceWindows) -> tuple[int, float]:
     """Tokens and seconds of all traces together; see `greedy_outcomes`."""
     outcomes = greedy_outcomes(weights, world)
     return int(outcomes.tokens.sum()), float(outcomes.seconds.sum())

@@ -22,11 +22,11 @@ from eaglerl.envs.observations import ObservationSpec
 from eaglerl.envs.rewards import RewardName
 from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
-from eaglerl.envs.trace_windows import TraceWorld, observation_size
+from eaglerl.envs.trace_windows import TraceWindows, observation_size
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.runs.policy_run import PolicyRun
@@ -123,7 +123,7 @@ class TrainedPolicy:
         constant: of the best constant tree there, tuned on the others; None without.
     """
 
-    policy: PublishedTreePolicy
+    policy: ReSpSPolicy
     path: Path
     records: list[dict[str, Any]]
     validation: float | None
@@ -171,7 +171,7 @@ def train_policy(
     )  # fmt: skip
     validate, constant = None, None
     if held_out:
-        world = TraceWorld(held_out, actions, cost, **windows)
+        world = TraceWindows(held_out, actions, cost, **windows)
         constant = _tuned_constant(traces, held_out, actions, cost)
         validate = world
     policy = _new_policy(options, actions, width - observation_size(0, options.extras))
@@ -234,9 +234,7 @@ def train_policy_live(
     )  # fmt: skip
 
 
-def _new_policy(
-    options: TrainPolicyOptions, actions: ActionSpace, width: int
-) -> PublishedTreePolicy:
+def _new_policy(options: TrainPolicyOptions, actions: ActionSpace, width: int) -> ReSpSPolicy:
     settings = PolicySettings(
         hidden_size=width,
         observation=ObservationSpec("features", width, options.extras),
@@ -260,7 +258,7 @@ def _new_policy(
 
 
 def _train(
-    policy: PublishedTreePolicy,
+    policy: ReSpSPolicy,
     env: VecEnv,
     standardization: Standardization,
     output: str | Path,
@@ -274,14 +272,14 @@ def _train(
 
 def _train_in(
     output: str | Path,
-    policy: PublishedTreePolicy,
+    policy: ReSpSPolicy,
     env: VecEnv,
     standardization: Standardization,
     options: TrainPolicyOptions,
     data: Mapping[str, Any],
     *,
     head: str | None,
-    validate: TraceWorld | None = None,
+    validate: TraceWindows | None = None,
     constant: float | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> TrainedPolicy:

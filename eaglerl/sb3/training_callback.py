@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from eaglerl.envs.trace_windows import TraceWorld
+from eaglerl.envs.trace_windows import TraceWindows
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._policy_files import gather_fields
 from eaglerl.runs.checkpoints import Checkpoint, resuming
@@ -35,7 +35,7 @@ class TrainingCallback(BaseCallback):
         weights: Callable[[], PolicyWeights],
         total_steps: int,
         interval: int,
-        validate: TraceWorld | None,
+        validate: TraceWindows | None,
         progress: Callable[[str, float], None] | None,
     ) -> None:
         """Set up.

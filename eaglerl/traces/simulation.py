@@ -155,7 +155,7 @@ def _step(
     if drafts and isinstance(policy, StagedPolicy):
         progress, selection = staged_selection(policy, trace, position, params, lookup)
         rows, length = (
-            selection.rows(progress),
+            selection.choose_total_tokens(progress),
             _selected_length(trace, position, params, selection),
         )
         params = TreeParams(min(rows, 1 + len(progress.scores)), progress.depth, params.top_k)
@@ -202,12 +202,12 @@ def staged_selection(
             lookup=lookup,
             lookup_nodes=nodes[: depth + 1],
         )
-        if depth == limit.depth or not policy.goes_on(progress):
+        if depth == limit.depth or not policy.should_continue(progress):
             break
         depth += 1
     if isinstance(policy, SelectingPolicy):
         return progress, policy.select(progress)
-    best = np.argsort(-progress.scores, kind="stable")[: policy.rows(progress) - 1]
+    best = np.argsort(-progress.scores, kind="stable")[: policy.choose_total_tokens(progress) - 1]
     return progress, Selection(best, len(lookup.token_ids))
 
 

@@ -321,11 +321,11 @@ class TestFailures:
 
     def test_a_policy_that_advances_its_own_generation(self, decoder) -> None:
         class Greedy(Deepening):
-            def goes_on(self, progress) -> bool:
+            def should_continue(self, progress) -> bool:
                 self.generation.advance()
                 return True
 
-            def rows(self, progress) -> int:
+            def choose_total_tokens(self, progress) -> int:
                 return 2
 
         policy = Greedy()

@@ -221,11 +221,11 @@ class Staged:
     def observe(self, result) -> None:
         """Nothing to learn."""
 
-    def goes_on(self, progress) -> bool:
+    def should_continue(self, progress) -> bool:
         self.shown.append(progress)
         return progress.depth < self.rounds
 
-    def rows(self, progress) -> int:
+    def choose_total_tokens(self, progress) -> int:
         return min(self.wanted, 1 + len(progress.scores))
 
 

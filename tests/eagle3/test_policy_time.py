@@ -55,11 +55,11 @@ class Slow:
 class SlowStaged(Slow):
     """Goes on to the end and verifies all candidates."""
 
-    def goes_on(self, progress) -> bool:
-        self._ask("goes_on")
+    def should_continue(self, progress) -> bool:
+        self._ask("should_continue")
         return True
 
-    def rows(self, progress) -> int:
+    def choose_total_tokens(self, progress) -> int:
         self._ask("rows")
         return min(5, 1 + len(progress.scores))
 
@@ -76,8 +76,8 @@ class SlowSelecting(SlowStaged):
     ("kind", "waits"),
     [
         (Slow, ("choose", "observe")),
-        (SlowStaged, ("choose", "goes_on", "rows", "observe")),
-        (SlowSelecting, ("goes_on", "select")),
+        (SlowStaged, ("choose", "should_continue", "rows", "observe")),
+        (SlowSelecting, ("should_continue", "select")),
     ],
 )
 def test_all_that_a_policy_is_asked_is_counted(decoder, kind, waits) -> None:
@@ -89,7 +89,7 @@ def test_all_that_a_policy_is_asked_is_counted(decoder, kind, waits) -> None:
     assert all(found >= count for found, count in zip(waited, policy.waited, strict=True))
     assert sum(policy.waited) >= statistics.num_cycles
     assert statistics.policy_seconds == sum(cycle.policy_seconds for cycle in statistics.cycles)
-    between = {"goes_on", "rows", "select"} & set(waits)
+    between = {"should_continue", "rows", "select"} & set(waits)
     # What is asked between the passes is drafting, too. The last three tokens have smaller trees.
     for cycle in statistics.cycles[:-3]:
         assert (cycle.draft_seconds >= 3 * PAUSE) or not between

@@ -164,10 +164,10 @@ class RandomSelection:
         self.rows_verified.append(result.rows)
         self.lookups += result.lookup_accepted > 0
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         return self._draw.random() < 0.7
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         raise AssertionError("select is asked in its place")
 
     def select(self, progress: DraftProgress) -> Selection:
@@ -188,7 +188,9 @@ class RandomSelection:
             inside = progress.lookup_nodes[:chain]
             nodes |= set(inside[inside >= 0].tolist())
         selection = Selection(np.array(sorted(nodes), dtype=np.int64), chain)
-        self.rows_wanted.append(selection.rows(progress) if chain else 1 + len(nodes))
+        self.rows_wanted.append(
+            selection.choose_total_tokens(progress) if chain else 1 + len(nodes)
+        )
         return selection
 
 

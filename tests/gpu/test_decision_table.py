@@ -70,7 +70,7 @@ def eager_mlp(weights: PolicyWeights, features: Tensor) -> tuple[Tensor, ...]:
     return action, weights.bins[action]
 
 
-def contenders(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[Call, int]]:
+def runners(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[Call, int]]:
     """Calls by name, and the bytes of weights that each has to read."""
     k = weights.taps_size // 3
     taps = [torch.randn(rows, k, device=device).to(weights.dtype) for _ in range(3)]
@@ -163,7 +163,7 @@ def test_table(k: int, dtype: torch.dtype, rows: int, capsys: pytest.CaptureFixt
     flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
     bandwidth = read_bandwidth()
     table = []
-    for name, (call, weight_bytes) in contenders(weights, rows, "cuda").items():
+    for name, (call, weight_bytes) in runners(weights, rows, "cuda").items():
         hot, cold = time_on_device(call, None), time_on_device(call, flush)
         table.append(Row(name, hot, cold, weight_bytes, *count_launches(call)))
     device = torch.cuda.get_device_name()
@@ -180,13 +180,13 @@ def test_table(k: int, dtype: torch.dtype, rows: int, capsys: pytest.CaptureFixt
             assert row.waits == 0, row.name
 
 
-def test_the_contenders_decide_alike() -> None:
+def test_the_runners_decide_alike() -> None:
     """What is compared computes the same; actions may differ where two logits almost agree."""
     weights = make_weights(
         576, 576, HIDDEN, ACTIONS, norm_chunks=3, norm_weight=True, fc_bias=False
     ).to("cuda")
     weights.output_bias.zero_()
-    calls = contenders(weights, 8, "cuda")
+    calls = runners(weights, 8, "cuda")
     features, _, action, _ = calls["ours, miss, with features"][0]()
     g, other, _ = calls["eager"][0]()
     # Stock matrix products of float32 may be of 10 bits on the matrix units.

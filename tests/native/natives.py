@@ -265,7 +265,7 @@ def _acceptance_judge(source: Source, memory: Memory) -> Step:
                     _spoiled_array(scores, source, 0.2), *numbers,
                     source.choice((None, _spoiled_array(nodes, source, 0.2))), 30.0,
                 ),
-                judge.goes_on,
+                judge.should_continue,
                 judge.select,
                 judge.survival,
             ]  # fmt: skip

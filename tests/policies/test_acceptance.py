@@ -221,8 +221,8 @@ def test_one_cycle_is_judged_as_many_are() -> None:
         assert sorted(selection.nodes) == sorted(chosen[chosen < POOL])
         outside = chosen[chosen >= POOL]
         assert selection.chain_tokens == (outside.max() - POOL + 1 if len(outside) else 0)
-        assert selection.rows(progress) == plan.rows[row]
-        assert not policy.goes_on(progress)
+        assert selection.choose_total_tokens(progress) == plan.rows[row]
+        assert not policy.should_continue(progress)
 
 
 def test_the_net_learns_a_probability() -> None:

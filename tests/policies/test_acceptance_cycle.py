@@ -194,10 +194,10 @@ def compare(model: AcceptanceModel, whole: Candidates, rate: float) -> tuple[int
         if depth < model.max_depth and rows == plan.rows[0]:
             worth, doubt = stop_margin(exact, candidates, survival, plan, error)
             if abs(worth) > doubt:
-                assert judge.goes_on() == (worth > 0)
+                assert judge.should_continue() == (worth > 0)
                 clear += 1
                 went_on += worth > 0
-    assert not judge.goes_on()
+    assert not judge.should_continue()
     return clear, went_on
 
 
@@ -356,7 +356,7 @@ def test_drafts_that_are_none_are_refused(changes, error, message) -> None:
 
 def test_nothing_is_said_before_something_was_judged() -> None:
     judge = CycleJudge(fixed_model(), COST)
-    for ask in (judge.goes_on, judge.select, judge.survival):
+    for ask in (judge.should_continue, judge.select, judge.survival):
         with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
             ask()
 
@@ -372,4 +372,4 @@ def test_weights_that_overflow_are_reported() -> None:
     with pytest.raises(ValueError, match="a probability is not a number"):
         judge.judge(replace(PROGRESS, scores=-PROGRESS.scores), 1.0)
     with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
-        judge.goes_on()
+        judge.should_continue()

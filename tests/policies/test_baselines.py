@@ -171,17 +171,17 @@ def test_confidence_verifies_while_a_row_pays() -> None:
         ([0.9, 0.5, 0.3, 0.2, 0.1, 0.05], 6),
     ):
         progress = DraftProgress(2, 1, np.log(np.array(nodes)), 0)
-        assert policy.rows(progress) == expected
+        assert policy.choose_total_tokens(progress) == expected
 
 
 def test_confidence_drafts_while_a_round_pays() -> None:
     policy = DraftConfidencePolicy(COST, limit=LIMIT)
     policy.observe(result(NO_DRAFT, 99, 100.0))
     # A round costs 0.09 tokens. The share that survived the last level is taken to survive again.
-    assert policy.goes_on(DraftProgress(2, 0, np.log(np.array([0.3, 0.1])), 0))
-    assert not policy.goes_on(DraftProgress(2, 0, np.log(np.array([0.2, 0.05])), 0))
+    assert policy.should_continue(DraftProgress(2, 0, np.log(np.array([0.3, 0.1])), 0))
+    assert not policy.should_continue(DraftProgress(2, 0, np.log(np.array([0.2, 0.05])), 0))
     after = np.log(np.array([0.3, 0.1, 0.1, 0.05, 0.01, 0.01]))
-    assert not policy.goes_on(DraftProgress(2, 1, after, 0))
+    assert not policy.should_continue(DraftProgress(2, 1, after, 0))
 
 
 def test_confidence_uses_the_largest_expected_gain() -> None:
@@ -195,7 +195,7 @@ def test_confidence_uses_the_largest_expected_gain() -> None:
         value -= rate * COST.verify_seconds(rows, 50)
         if value > best:
             best, chosen = value, rows
-    assert policy.rows(progress) == chosen
+    assert policy.choose_total_tokens(progress) == chosen
 
 
 def test_shuffled_states_are_those_that_were_seen() -> None:

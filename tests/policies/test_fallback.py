@@ -19,7 +19,7 @@ from eaglerl.eagle3.policy import (
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
-from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.traces.simulation import simulate, total
 
 from .test_acceptance import DEAR, D, K, planted_trace
@@ -43,15 +43,15 @@ class Always:
     def observe(self, result: StepResult) -> None:
         self.observed += 1
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         return True
 
     def select(self, progress: DraftProgress) -> Selection:
         best = np.argsort(-progress.scores, kind="stable")
         return Selection(best[: self.plan.params.total_tokens - 1])
 
-    def rows(self, progress: DraftProgress) -> int:
-        return self.select(progress).rows(progress)
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
+        return self.select(progress).choose_total_tokens(progress)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def traces():
 
 def test_a_constant_cycle_is_that_of_the_constant_tree(traces) -> None:
     tree = TreeParams(4, 1, K)
-    guarded = GuardedPolicy(Always(8, 2), tree, gain=-0.9)
+    guarded = FallbackPolicy(Always(8, 2), tree, gain=-0.9)
     assert isinstance(guarded, SelectingPolicy)
     expected, found = simulate(tree, traces[:1], DEAR), simulate(guarded, traces[:1], DEAR)
     # Trials of the policy apart: the first is due after a dozen cycles.
@@ -76,7 +76,7 @@ def test_a_bad_policy_is_put_aside(traces, gain: float) -> None:
     best = total(simulate(constant, traces, DEAR)).tokens_per_second
     bad = total(simulate(Always(8, D), traces, DEAR)).tokens_per_second
     assert bad < 0.75 * best
-    guarded = GuardedPolicy(Always(8, D), constant, gain)
+    guarded = FallbackPolicy(Always(8, D), constant, gain)
     outcomes = simulate(guarded, traces, DEAR)
     cycles = np.cumsum([outcome.cycles for outcome in outcomes])
     # The learning time that the class states: 500 cycles, twice that where a gain of 20 % was
@@ -112,13 +112,13 @@ def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
     )
     wrong = replace(model, pool_net=net)
     assert later(AcceptancePolicy(wrong, DEAR))[0] < 0.8
-    assert later(GuardedPolicy(AcceptancePolicy(wrong, DEAR), constant, 0.03))[1] >= 0.99
+    assert later(FallbackPolicy(AcceptancePolicy(wrong, DEAR), constant, 0.03))[1] >= 0.99
     # The good one keeps nearly all of its gain.
     free, guarded = (
         later(policy)[0]
         for policy in (
             AcceptancePolicy(model, DEAR),
-            GuardedPolicy(AcceptancePolicy(model, DEAR), constant, 0.05),
+            FallbackPolicy(AcceptancePolicy(model, DEAR), constant, 0.05),
         )
     )
     assert free > 1.05
@@ -127,8 +127,8 @@ def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(TypeError, match="policy must be a SelectingPolicy, got ConstantPolicy"):
-        GuardedPolicy(ConstantPolicy(TreeParams(1)), TreeParams(1))
+        FallbackPolicy(ConstantPolicy(TreeParams(1)), TreeParams(1))
     with pytest.raises(TypeError, match="constant must be TreeParams"):
-        GuardedPolicy(Always(4, 1), None)
+        FallbackPolicy(Always(4, 1), None)
     with pytest.raises(ValueError, match="gain must be finite and above -1, got -1"):
-        GuardedPolicy(Always(4, 1), TreeParams(1), -1)
+        FallbackPolicy(Always(4, 1), TreeParams(1), -1)

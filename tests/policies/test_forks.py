@@ -9,7 +9,7 @@ from eaglerl.eagle3 import NO_DRAFT, TreeParams
 from eaglerl.eagle3.policy import StepResult
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import TierPolicy
-from eaglerl.policies.fallback import GuardedPolicy
+from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.lookup_rule import LookupRule
 
 from ..resps.published import BOTH, policy_for
@@ -22,7 +22,7 @@ MAKERS = {
     "lookups": lambda: LookupRule(TREE, 2, 3, 5, 6),
     "tiers": lambda: TierPolicy([TREE, TreeParams(8, 3, 2)], warm_up=1, interval=1),
     "acceptance": lambda: AcceptancePolicy(random_model(), COST),
-    "guarded": lambda: GuardedPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
+    "guarded": lambda: FallbackPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from eaglerl.envs.action_repeat import resembles
 from eaglerl.envs.observations import ObservationSpec
-from eaglerl.envs.trace_windows import TraceWorld
+from eaglerl.envs.trace_windows import TraceWindows
 from eaglerl.resps.policies import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
@@ -167,7 +167,7 @@ def test_training_on_traces(changes: dict, tmp_path: Path) -> None:
     assert policy.settings == trained.policy.settings
     # The vectorised walk says what decoding cycle by cycle says.
     outcome = total(simulate(policy, unseen, COST))
-    world = TraceWorld(
+    world = TraceWindows(
         unseen, ACTIONS, COST, cache_steps=options.cache_steps, extras=options.extras,
         similarity_threshold=options.similarity_threshold,
     )  # fmt: skip

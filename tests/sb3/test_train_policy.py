@@ -15,7 +15,7 @@ import torch
 
 from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
-from eaglerl.envs.trace_windows import TraceWorld
+from eaglerl.envs.trace_windows import TraceWindows
 from eaglerl.resps.policies import load_resps_policy
 from eaglerl.sb3.greedy_outcome import greedy_outcome
 from eaglerl.sb3.train_policy import (
@@ -55,7 +55,7 @@ def test_a_planted_rule_is_found(algorithm: str, tmp_path: Path) -> None:
     # No constant tree comes near.
     assert best.oracle / best.constant < 0.85
     # The vectorised walk says what decoding cycle by cycle says.
-    world = TraceWorld(unseen, ACTIONS, COST, cache_steps=1)
+    world = TraceWindows(unseen, ACTIONS, COST, cache_steps=1)
     tokens, seconds = greedy_outcome(trained.policy.weights, world)
     assert (tokens, seconds) == (outcome.tokens, pytest.approx(outcome.seconds, rel=1e-6))
 

@@ -50,7 +50,7 @@ class DraftRunner(Protocol):
         """Forget the rows from `length` on."""
 
 
-class DraftMoment(NamedTuple):
+class DraftContext(NamedTuple):
     """The moment at which a policy is asked between the passes of a draft.
 
     Attributes:
@@ -121,7 +121,7 @@ class TreeDrafter:
         logits: torch.Tensor,
         limit: TreeParams,
         policy: StagedPolicy,
-        moment: DraftMoment,
+        moment: DraftContext,
         slot: int = 0,
     ) -> tuple[DraftTree, TreeParams]:
         """Draft for as long as a policy goes on, and verify what it says.
@@ -147,8 +147,8 @@ class TreeDrafter:
         while True:
             with moment.policy_time:
                 progress = self._progress(limit.top_k, depth, moment)
-                goes_on = depth < limit.depth and policy.goes_on(progress)
-            if not goes_on:
+                should_continue = depth < limit.depth and policy.should_continue(progress)
+            if not should_continue:
                 break
             hidden = self._expand(hidden, depth, slot)
             depth += 1
@@ -159,7 +159,7 @@ class TreeDrafter:
             tree = self._builder.finish_selected(selection.nodes, chain[: selection.chain_tokens])
             return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
         with moment.policy_time:
-            params = TreeParams(policy.rows(progress), depth, limit.top_k)
+            params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
         return merge_chain(self._builder.finish(params.total_tokens), chain), params
 
     def _selects(self, policy: StagedPolicy) -> bool:
@@ -168,7 +168,7 @@ class TreeDrafter:
             self._asked, self._asked_selects = policy, isinstance(policy, SelectingPolicy)
         return self._asked_selects
 
-    def _progress(self, top_k: int, depth: int, moment: DraftMoment) -> DraftProgress:
+    def _progress(self, top_k: int, depth: int, moment: DraftContext) -> DraftProgress:
         scores = self._builder.scores().numpy()
         lookup, nodes = moment.lookup, None
         if lookup.token_ids:

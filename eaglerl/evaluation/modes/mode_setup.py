@@ -1,4 +1,4 @@
-"""From the modes that were asked for to contenders that decode."""
+"""From the modes that were asked for to runners that decode."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, m
 from eaglerl.evaluation.modes.mode_names import POLICY_KINDS, ModeSpec, constant_tree
 from eaglerl.evaluation.modes.policy_modes import find_policy, load_live_policy
 from eaglerl.evaluation.modes.runners import (
-    Contender,
-    DecoderContender,
+    DecoderRunner,
     Decoding,
-    TransformersContender,
+    Runner,
+    TransformersRunner,
 )
 
 #: Kinds of mode whose tree is chosen by a pass before the comparison.
@@ -28,7 +28,7 @@ SELECTED_KINDS = ("tuned", "hindsight")
 
 @dataclass(frozen=True)
 class Resources:
-    """What contenders are made from.
+    """What runners are made from.
 
     Attributes:
         decoder: decodes all but transformers' own.
@@ -58,9 +58,9 @@ class Resources:
         return model.eval().to(table.device)
 
 
-def make_contender(
+def make_runner(
     mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None = None
-) -> Contender:
+) -> Runner:
     """Make a mode decode.
 
     Args:
@@ -73,14 +73,14 @@ def make_contender(
     """
     decoder = resources.decoder
     if mode.kind == "generate":
-        return TransformersContender(resources.transformers_model)
+        return TransformersRunner(resources.transformers_model)
     if mode.kind in SELECTED_KINDS:
-        return DecoderContender(decoder, dict(trees or {}))
+        return DecoderRunner(decoder, dict(trees or {}))
     tree = constant_tree(mode)
     if tree is not None:
-        return DecoderContender(decoder, tree)
+        return DecoderRunner(decoder, tree)
     if mode.kind == "baseline":
-        return DecoderContender(decoder, make_baseline(mode.argument, resources.inputs))
+        return DecoderRunner(decoder, make_baseline(mode.argument, resources.inputs))
     policy, counter = load_live_policy(
         find_policy(Path(mode.argument)),
         decoder,
@@ -90,7 +90,7 @@ def make_contender(
         head_id=resources.head_id,
         seed=resources.inputs.seed,
     )
-    return DecoderContender(decoder, policy, counter)
+    return DecoderRunner(decoder, policy, counter)
 
 
 def mode_identity(mode: ModeSpec, resources: Resources) -> str | None:

@@ -33,7 +33,7 @@ class Decoding:
     top_p: float = 1.0
 
 
-class Contender(Protocol):
+class Runner(Protocol):
     """One mode, ready to decode."""
 
     def decode(
@@ -46,12 +46,12 @@ class Contender(Protocol):
 
 
 def answer(
-    contender: Contender, question: Question, tokenizer: Any, decoding: Decoding, seed: int
+    runner: Runner, question: Question, tokenizer: Any, decoding: Decoding, seed: int
 ) -> list[Turn]:
     """Hold a conversation: every turn sees the mode's own answers to those before.
 
     Args:
-        contender: the mode.
+        runner: the mode.
         question: what the user says.
         tokenizer: the target's.
         decoding: how.
@@ -61,13 +61,13 @@ def answer(
     answers: list[str] = []
     for index in range(len(question.turns)):
         prompt = chat_ids(tokenizer, question.turns[: index + 1], answers)
-        turn = contender.decode(prompt, question, decoding, seed + index)
+        turn = runner.decode(prompt, question, decoding, seed + index)
         turns.append(turn)
         answers.append(tokenizer.decode(turn.output_ids, skip_special_tokens=True))
     return turns
 
 
-class DecoderContender:
+class DecoderRunner:
     """A constant tree or a policy in our decoder."""
 
     def __init__(
@@ -90,7 +90,7 @@ class DecoderContender:
     def decode(
         self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
     ) -> Turn:
-        """See `Contender`."""
+        """See `Runner`."""
         policy = self._policy_of
         if isinstance(policy, Mapping):
             policy = policy[question.split]
@@ -100,7 +100,7 @@ class DecoderContender:
             max_new_tokens=decoding.max_new_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            # Whatever the target's generation config says: all contenders draw from the same.
+            # Whatever the target's generation config says: all runners draw from the same.
             top_k=0,
             seed=seed,
         )
@@ -115,11 +115,11 @@ class DecoderContender:
         )
 
     def cache_counts(self) -> tuple[int, int] | None:
-        """See `Contender`."""
+        """See `Runner`."""
         return cache_counts(self._counter)
 
 
-class TransformersContender:
+class TransformersRunner:
     """transformers' own ``generate`` with its KV cache."""
 
     def __init__(self, model: Any) -> None:
@@ -133,7 +133,7 @@ class TransformersContender:
     def decode(
         self, prompt_ids: Sequence[int], question: Question, decoding: Decoding, seed: int
     ) -> Turn:
-        """See `Contender`."""
+        """See `Runner`."""
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature:
             torch.manual_seed(seed)

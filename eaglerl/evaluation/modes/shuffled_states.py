@@ -53,9 +53,9 @@ class ShuffledProgress:
         """Pass the result on."""
         self._policy.observe(result)
 
-    def goes_on(self, progress: DraftProgress) -> bool:
+    def should_continue(self, progress: DraftProgress) -> bool:
         """What the policy says of another cycle's draft of the same depth."""
-        return self._policy.goes_on(self._other(progress))
+        return self._policy.should_continue(self._other(progress))
 
     def select(self, progress: DraftProgress) -> Selection:
         """As many of the best candidates, and as much of the chain, as of another cycle's."""
@@ -64,9 +64,9 @@ class ShuffledProgress:
         best = np.argsort(-progress.scores, kind="stable")[: len(other.nodes)]
         return Selection(np.sort(best), min(other.chain_tokens, len(progress.lookup.token_ids)))
 
-    def rows(self, progress: DraftProgress) -> int:
+    def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""
-        return self.select(progress).rows(progress)
+        return self.select(progress).choose_total_tokens(progress)
 
     def _other(self, progress: DraftProgress) -> DraftProgress:
         """Another cycle's draft of the same depth; this one's while there is no other."""
@@ -79,7 +79,7 @@ class ShuffledProgress:
             self._shown = deep[self._draw.integers(len(deep))] if deep else self._current
             # The policy judges a cycle pass by pass.
             for earlier in self._shown[:depth]:
-                self._policy.goes_on(earlier)
+                self._policy.should_continue(earlier)
         return self._shown[depth]
 
     def _begin(self) -> None:

@@ -20,7 +20,7 @@ from eaglerl.eagle3.policy import (
     TreeParams,
     TreePolicy,
 )
-from eaglerl.envs.action_repeat import KeptDecision
+from eaglerl.envs.action_repeat import ActionRepeat
 from eaglerl.evaluation.modes.policy_modes import find_policy
 from eaglerl.fingerprints import split_of
 from eaglerl.policies.acceptance_file import load_acceptance
@@ -256,7 +256,7 @@ class CachedDecisions:
                 None keeps it whatever they are.
         """
         self._policy = policy
-        self._kept = KeptDecision(interval, threshold)
+        self._kept = ActionRepeat(interval, threshold)
         self.decisions = 0
 
     def reset(self) -> None:

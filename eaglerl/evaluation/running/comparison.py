@@ -84,13 +84,13 @@ def compare(
     with exclusive_folder(output), LineWriter(output / RECORDS_NAME) as writer:
         done = {record.key for record in read_records(output / RECORDS_NAME)}
         labels = {mode.label for _, _, mode in run.missing(done)}
-        contenders = run.contenders(labels, run.manifest, selected=False)
+        runners = run.runners(labels, run.manifest, selected=False)
         manifest = run.begin(output)
         try:
             if labels:
                 manifest = run.select(manifest, output, progress)
-                contenders |= run.contenders(labels, manifest, selected=True)
-                run.decode(manifest, contenders, writer, done, progress)
+                runners |= run.runners(labels, manifest, selected=True)
+                run.decode(manifest, runners, writer, done, progress)
         finally:
             write_answers(output, load_comparison(output), decoder.tokenizer)
     return load_comparison(output)

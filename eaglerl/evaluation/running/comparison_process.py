@@ -11,8 +11,8 @@ from pathlib import Path
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.mode_names import ModeSpec
-from eaglerl.evaluation.modes.mode_setup import SELECTED_KINDS, Resources, make_contender
-from eaglerl.evaluation.modes.runners import Contender, answer
+from eaglerl.evaluation.modes.mode_setup import SELECTED_KINDS, Resources, make_runner
+from eaglerl.evaluation.modes.runners import Runner, answer
 from eaglerl.evaluation.questions.question_files import Question
 from eaglerl.evaluation.results.json_lines import LineWriter
 from eaglerl.evaluation.results.records import MANIFEST_NAME, Manifest, Record
@@ -32,7 +32,7 @@ class Run:
     """What one process decodes.
 
     Attributes:
-        resources: what contenders are made from.
+        resources: what runners are made from.
         questions: those that are decoded.
         validation: per split of them, the questions that ``tuned`` is chosen on.
         modes: the modes of this process.
@@ -99,9 +99,7 @@ class Run:
         manifest.to_json(output)
         return manifest
 
-    def contenders(
-        self, labels: set[str], manifest: Manifest, *, selected: bool
-    ) -> dict[str, Contender]:
+    def runners(self, labels: set[str], manifest: Manifest, *, selected: bool) -> dict[str, Runner]:
         """Make modes decode: those whose tree is chosen before, or all others.
 
         Args:
@@ -117,13 +115,13 @@ class Run:
             if mode.label in labels and (mode.kind in SELECTED_KINDS) == selected:
                 chosen = manifest.modes[mode.label].trees or {}
                 trees = {split: TreeParams(*tree) for split, tree in chosen.items()}
-                made[mode.label] = make_contender(mode, self.resources, trees)
+                made[mode.label] = make_runner(mode, self.resources, trees)
         return made
 
     def decode(
         self,
         manifest: Manifest,
-        contenders: Mapping[str, Contender],
+        runners: Mapping[str, Runner],
         writer: LineWriter,
         done: Iterable[tuple[str, int, str]],
         progress: Progress,
@@ -132,20 +130,20 @@ class Run:
 
         Args:
             manifest: of the comparison; its last run is this one.
-            contenders: the modes at work, by label.
+            runners: the modes at work, by label.
             writer: of the records.
             done: keys of the records that there are.
             progress: told what is being done and the fraction done.
         """
         missing = self.missing(done)
-        self._warm_up(contenders, progress)
+        self._warm_up(runners, progress)
         place, last = 0, None
         for count, (question, repeat, mode) in enumerate(missing):
             progress(f"repeat {repeat + 1}: {question.id}, {mode.label}", count / len(missing))
             place = place + 1 if last == (question.id, repeat) else 0
             last = (question.id, repeat)
             run = len(manifest.runs) - 1
-            record = self._decode(question, repeat, mode.label, run, place, contenders)
+            record = self._decode(question, repeat, mode.label, run, place, runners)
             writer.append(record.to_dict())
 
     def _decode(
@@ -155,29 +153,29 @@ class Run:
         label: str,
         run: int,
         place: int,
-        contenders: Mapping[str, Contender],
+        runners: Mapping[str, Runner],
     ) -> Record:
-        decoder, contender = self.resources.decoder, contenders[label]
-        before, started, load = contender.cache_counts(), time.time(), os.getloadavg()[0]
+        decoder, runner = self.resources.decoder, runners[label]
+        before, started, load = runner.cache_counts(), time.time(), os.getloadavg()[0]
         seed = self.options.seed + _SEEDS_PER_REPEAT * repeat
         watch = time.perf_counter(), time.thread_time()
-        turns = answer(contender, question, decoder.tokenizer, self.resources.decoding, seed)
+        turns = answer(runner, question, decoder.tokenizer, self.resources.decoding, seed)
         took, ran = time.perf_counter() - watch[0], time.thread_time() - watch[1]
         host = decoder.target.embed_tokens.device.type == "cpu"
-        hits, misses = _difference(contender.cache_counts(), before)
+        hits, misses = _difference(runner.cache_counts(), before)
         return Record(
             question.id, question.domain, question.category, repeat, label, run, place, started,
             load, tuple(turns), hits, misses,
             0 if host else None, min(ran / took, 1.0) if host else None,
         )  # fmt: skip
 
-    def _warm_up(self, contenders: Mapping[str, Contender], progress: Progress) -> None:
+    def _warm_up(self, runners: Mapping[str, Runner], progress: Progress) -> None:
         """Let everything run once: packed weights, compiled code, the policies' own calls."""
         question = replace(self.questions[0], turns=self.questions[0].turns[:1])
         decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)
-        for label, contender in contenders.items():
+        for label, runner in runners.items():
             progress(f"warming up {label}", 0.0)
-            answer(contender, question, self.resources.decoder.tokenizer, decoding, seed=0)
+            answer(runner, question, self.resources.decoder.tokenizer, decoding, seed=0)
 
 
 def in_turn(modes: Sequence[ModeSpec], index: int, repeat: int) -> list[ModeSpec]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.mode_setup import Resources
-from eaglerl.evaluation.modes.runners import DecoderContender, answer
+from eaglerl.evaluation.modes.runners import DecoderRunner, answer
 from eaglerl.evaluation.questions.question_files import Question
 from eaglerl.evaluation.results.json_lines import LineWriter
 from eaglerl.evaluation.results.records import SELECTION_NAME, Record, read_records
@@ -82,15 +82,15 @@ class Selector:
         short = replace(self._resources.decoding, max_new_tokens=WARM_UP_TOKENS)
         first = replace(question, turns=question.turns[:1])
         for tree in self._trees.values():
-            contender = DecoderContender(self._resources.decoder, tree)
-            answer(contender, first, self._resources.decoder.tokenizer, short, self._seed)
+            runner = DecoderRunner(self._resources.decoder, tree)
+            answer(runner, first, self._resources.decoder.tokenizer, short, self._seed)
 
     def _decode(self, question: Question, label: str) -> Record:
         resources = self._resources
-        contender = DecoderContender(resources.decoder, self._trees[label])
+        runner = DecoderRunner(resources.decoder, self._trees[label])
         started, load = time.time(), os.getloadavg()[0]
         turns = answer(
-            contender, question, resources.decoder.tokenizer, resources.decoding, self._seed
+            runner, question, resources.decoder.tokenizer, resources.decoding, self._seed
         )
         return Record(
             question.id, question.domain, question.category, 0, label,

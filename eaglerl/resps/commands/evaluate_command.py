@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.resps.bench import EvaluationSummary
     from eaglerl.resps.flags import PublishedFlags
-    from eaglerl.resps.policies.base import PublishedTreePolicy
+    from eaglerl.resps.policies.base import ReSpSPolicy
 
 _TREE_PANEL = "A constant tree, without a policy"
 _POLICY_PANEL = "A policy"
@@ -300,9 +300,7 @@ def _read_flags(context: typer.Context) -> PublishedFlags:
         raise typer.BadParameter(error.reason, param_hint=error.flag) from error
 
 
-def _policy(
-    flags: PublishedFlags, decoder: SpeculativeDecoder, answer_file: Path
-) -> PublishedTreePolicy:
+def _policy(flags: PublishedFlags, decoder: SpeculativeDecoder, answer_file: Path) -> ReSpSPolicy:
     from eaglerl.resps.bench_policies import new_policy, saved_policy
 
     default = answer_file.with_name(f"{answer_file.stem}-checkpoints")

@@ -19,7 +19,7 @@ from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import CycleState, TreeParams
 from eaglerl.eagle3.session import StepResult
-from eaglerl.envs.action_repeat import KeptDecision, decide
+from eaglerl.envs.action_repeat import ActionRepeat, decide
 from eaglerl.envs.observations import Observer, TextEncoder
 from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.fingerprints import head_id
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HISTOGRAM_INTERVAL = 100
 
 
-class PublishedTreePolicy(Persistence):
+class ReSpSPolicy(Persistence):
     """A `TreePolicy` under a published name; see `OptimizedSB3DiscretePPOOnlineTreePolicy`.
 
     Attributes:
@@ -123,7 +123,7 @@ class PublishedTreePolicy(Persistence):
         self._training: dict[str, Any] = {}
         # Of the policy and its forks together, so that none repeats another's draws.
         self._draws = count(1)
-        self._kept = KeptDecision(settings.interval, settings.similarity_threshold)
+        self._kept = ActionRepeat(settings.interval, settings.similarity_threshold)
         self._forget_sequence()
 
     @property
@@ -250,7 +250,7 @@ class PublishedTreePolicy(Persistence):
         self.weights  # noqa: B018 (made now, so that both share them)
         other = copy.copy(self)
         settings = self.settings
-        other._kept = KeptDecision(settings.interval, settings.similarity_threshold)
+        other._kept = ActionRepeat(settings.interval, settings.similarity_threshold)
         other._window = RewardWindow(settings.reward, published=settings.reference)
         other._forget_sequence()
         return other
@@ -324,7 +324,7 @@ class PublishedTreePolicy(Persistence):
     def set_action_cache(self, *, enabled: bool) -> None:
         """Turn the action cache on or off; the decision in force is forgotten."""
         self.settings = replace(self.settings, action_cache_enabled=enabled)
-        self._kept = KeptDecision(self.settings.interval, self.settings.similarity_threshold)
+        self._kept = ActionRepeat(self.settings.interval, self.settings.similarity_threshold)
 
     def close(self) -> None:
         """End the sequence, close the logs, and leave the checkpoints to others."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _DROPOUT = 0.2
 _PUBLISHED_STANDARD_TEMPERATURE = 0.5
 
 
-class OptimizedOnlineTreePolicy(PublishedTreePolicy):
+class OptimizedOnlineTreePolicy(ReSpSPolicy):
     """DQN (Mnih et al. 2015) over draft trees, that of stable-baselines3.
 
     With ``gamma`` 0 nothing after a window counts: it is a contextual bandit then, and says so
@@ -74,7 +74,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
             max_grad_norm: gradients are clipped to it.
             net_arch: hidden layers.
             settings: see `PolicySettings`; or its fields by their names.
-            options: those, and what `PublishedTreePolicy` takes.
+            options: those, and what `ReSpSPolicy` takes.
 
         Raises:
             ValueError: a value out of its range, or a horizon over 1: values of single actions
@@ -104,7 +104,7 @@ class OptimizedOnlineTreePolicy(PublishedTreePolicy):
         super().__init__(settings, model, **options)
 
     def new_model(self, env: Any, **changes: Any) -> Any:
-        """See `PublishedTreePolicy`."""
+        """See `ReSpSPolicy`."""
         from stable_baselines3 import DQN
 
         from eaglerl.resps.policies.compression import extractor_options

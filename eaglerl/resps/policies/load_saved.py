@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
 
-POLICIES: dict[str, type[PublishedTreePolicy]] = {
+POLICIES: dict[str, type[ReSpSPolicy]] = {
     policy.algorithm: policy
     for policy in (OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy)
 }
 
 
-def load_resps_policy(path: str | Path, **options: Any) -> PublishedTreePolicy:
+def load_resps_policy(path: str | Path, **options: Any) -> ReSpSPolicy:
     """Read a policy of either algorithm.
 
     Args:
         path: folder that its `save` wrote.
-        options: see `PublishedTreePolicy.load`.
+        options: see `ReSpSPolicy.load`.
 
     Raises:
         ValueError: see there; or an algorithm that is none of these.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Persistence(ABC):
-    """The part of a `PublishedTreePolicy` that saves, loads, resumes and reports."""
+    """The part of a `ReSpSPolicy` that saves, loads, resumes and reports."""
 
     algorithm: ClassVar[str]
     settings: PolicySettings

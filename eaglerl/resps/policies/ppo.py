@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eaglerl.resps.policies.base import PublishedTreePolicy
+from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _PUBLISHED_STANDARD_ENTROPY = 0.01
 _DEFAULT_ACTIVATION = "tanh"
 
 
-class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
+class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
     """PPO (Schulman et al. 2017) over draft trees, that of stable-baselines3.
 
     A decision serves a window of ``action_cache_steps`` cycles, which is one transition. In
@@ -84,7 +84,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
             net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
             activation: "tanh", as in the published OFL version, or "relu", as in the standard one.
             settings: see `PolicySettings`; or its fields by their names.
-            options: those, and what `PublishedTreePolicy` takes.
+            options: those, and what `ReSpSPolicy` takes.
 
         Raises:
             ValueError: a value out of its range.
@@ -118,7 +118,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(PublishedTreePolicy):
         return self._model_options["ent_coef"]
 
     def new_model(self, env: Any, **changes: Any) -> Any:
-        """See `PublishedTreePolicy`."""
+        """See `ReSpSPolicy`."""
         from stable_baselines3 import PPO
         from torch import nn
 

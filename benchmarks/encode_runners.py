@@ -41,7 +41,7 @@ class _Observations(gymnasium.Env):
         self.action_space = gymnasium.spaces.Discrete(ACTIONS)
 
 
-class Contenders:
+class Runners:
     """Every way to decide, for features of width k."""
 
     def __init__(self, k: int) -> None:
@@ -66,7 +66,7 @@ class Contenders:
         )
 
     def make(self, name: str) -> Callable[[], object]:
-        """One contender, prepared: calling it decides once."""
+        """One runner, prepared: calling it decides once."""
         make = {
             HIT: lambda: self._ours(self.weights, self.taps, ActionCache(1, 2**30), False),
             FROM_G: lambda: self._ours(without_fc(self.weights), [self._features()]),
@@ -80,10 +80,10 @@ class Contenders:
             PREDICT: self._predict,
             PUBLISHED: self._published,
         }
-        contender = make[name]()
+        runner = make[name]()
         for _ in range(3):
-            contender()
-        return contender
+            runner()
+        return runner
 
     def check(self) -> None:
         """Compares our results with torch's before anything is timed.
