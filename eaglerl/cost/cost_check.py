@@ -1,31 +1,65 @@
-"""Whether a cost table is good enough to decide by, and if not, why."""
+"""Check that a cost table is good enough to base decisions on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from eaglerl.cost.cost_table import CostTable
-
-#: Largest errors of a fit (see `CostError`) that a table is kept with. A machine that does nothing
-#: else gives about 0.03 and 0.1. The error of the total has no bound: it holds every disturbance,
-#: which the medians that a table is made of do not.
+#: Largest errors of a fit (see `CostError`) with which a table is accepted. An otherwise idle
+#: machine gives about 0.03 and 0.1. The error of the total has no bound: it includes every
+#: disturbance, to which the medians that a table is fitted to are robust.
 MOST_MEDIAN, MOST_WORST = 0.25, 1.0
-#: What T rows may take at most, beside T passes of one row each; below a smaller number of rows,
-#: at least.
+# One pass over T rows may take at most 2.0 times as long as T passes over one row, and at least 0.5
+# times as long as a pass over fewer rows: anything beyond is noise, not a machine.
 _MOST_BESIDE_SINGLE, _LEAST_BESIDE_FEWER = 2.0, 0.5
-# A context at which a table is looked at.
+# Context length, besides 0, at which the times are checked.
 _CONTEXT = 256
 
 
-def why_unusable(table: CostTable) -> str | None:
-    """Why a table must not be decided by, in a sentence without its end; None if it may be.
+@dataclass(frozen=True)
+class CostError:
+    """How closely a table reproduces the measurements it was fitted to.
 
-    A policy divides by these times and chooses by their differences: what seems to cost nothing
-    would be done always.
+    Attributes:
+        median: median over the measured kinds of cycle of |median measured / predicted - 1|.
+        worst: largest of the same.
+        total: predicted time of all measured cycles together over their measured time, less 1.
+    """
+
+    median: float
+    worst: float
+    total: float
+
+
+class Costs(Protocol):
+    """The part of a `CostTable` that is checked."""
+
+    @property
+    def total_tokens(self) -> tuple[int, ...]: ...
+    @property
+    def verify_base(self) -> tuple[float, ...]: ...
+    @property
+    def top_ks(self) -> tuple[int, ...]: ...
+    @property
+    def first_pass(self) -> tuple[float, ...]: ...
+    @property
+    def later_pass(self) -> tuple[float, ...]: ...
+    @property
+    def error(self) -> CostError | None: ...
+
+    def verify_seconds(
+        self, rows: np.ndarray | int, context_length: np.ndarray | int
+    ) -> np.ndarray | float: ...
+
+
+def why_unusable(table: Costs) -> str | None:
+    """Return why a table is unusable, as a clause without a full stop; None if it is usable.
+
+    A policy divides by these times and chooses by their differences, so an operation that seems to
+    cost nothing would always be chosen.
     """
     rows = np.array(table.total_tokens)
     if (free := np.asarray(table.verify_base) <= 0).any():
@@ -49,29 +83,29 @@ def _why_uneven(rows: np.ndarray, seconds: np.ndarray) -> str | None:
             f"verifying {rows[i]} rows takes {seconds[i]:.3g} s, less than half of the "
             f"{seconds[j]:.3g} s of {rows[j]} rows"
         )
-    if (dear := seconds > _MOST_BESIDE_SINGLE * rows * seconds[0]).any():
-        i = int(dear.argmax())
+    if (slow := seconds > _MOST_BESIDE_SINGLE * rows * seconds[0]).any():
+        i = int(slow.argmax())
         return (
             f"verifying {rows[i]} rows takes {seconds[i] / seconds[0]:.0f} times as long as one row"
         )
     return None
 
 
-def _why_inexact(table: CostTable) -> str | None:
+def _why_inexact(table: Costs) -> str | None:
     if table.error is None:
         return None
     for value, most, words in (
         (table.error.median, MOST_MEDIAN, "half of the kinds of cycle are off by more than"),
         (table.error.worst, MOST_WORST, "the worst kind of cycle is off by"),
     ):
-        # So that NaN is none that passes.
+        # Written so that NaN fails.
         if not value <= most:
             return f"{words} {100 * value:.0f} %, where at most {100 * most:.0f} % are allowed"
     return None
 
 
 def ranges(grid: np.ndarray, chosen: np.ndarray) -> str:
-    """The chosen of some ascending numbers, neighbours as a range."""
+    """Return the chosen ones of ascending numbers as text, with neighbours as a range."""
     parts: list[list[int]] = []
     last: int | None = None
     for index in np.flatnonzero(chosen):

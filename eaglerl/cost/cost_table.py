@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from eaglerl.cost.cost_check import why_unusable
+from eaglerl.cost.cost_check import CostError, why_unusable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Count, Items, Schema, Seconds, VersionedSchema, read_json
@@ -20,21 +20,6 @@ from eaglerl.ops.limits import LARGEST_TREE
 
 FORMAT = "eaglerl-cost"
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class CostError:
-    """How well a table gives back what it was fitted to.
-
-    Attributes:
-        median: median over the measured kinds of cycle of |median measured / predicted - 1|.
-        worst: largest of the same.
-        total: predicted time of all measured cycles together over their measured time, less 1.
-    """
-
-    median: float
-    worst: float
-    total: float
 
 
 @dataclass(frozen=True)
