@@ -8,7 +8,7 @@ import warnings
 import torch
 
 try:
-    from eaglerl import _C as C
+    import eaglerl._C as C
 except ImportError as error:
     raise ImportError(
         "eaglerl's native extension eaglerl._C is missing or was built for another Python. "

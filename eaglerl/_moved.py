@@ -50,7 +50,7 @@ MOVED_MODULES = {
     "eaglerl.eagle3.config_file": "eaglerl.eagle3.head.draft_config_file",
     "eaglerl.eagle3.device_tree": "eaglerl.eagle3.tree.device_tree",
     "eaglerl.eagle3.draft": "eaglerl.eagle3.head.draft_head",
-    "eaglerl.eagle3.draft_runner": "eaglerl.eagle3.head.draft_runner",
+    "eaglerl.eagle3.draft_runner": "eaglerl.eagle3.head.make_draft_runner",
     "eaglerl.eagle3.export": "eaglerl.eagle3.head.export_head",
     "eaglerl.eagle3.generation_arguments": "eaglerl.eagle3.generation_config.generation_arguments",
     "eaglerl.eagle3.generation_fields": "eaglerl.eagle3.generation_config.generation_fields",

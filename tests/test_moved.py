@@ -7,6 +7,11 @@ import sys
 import pytest
 
 from eaglerl._moved import MOVED_MODULES, MOVED_NAMES
+from eaglerl.eagle3 import TargetModel
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.transformers_target import TransformersTarget
+
+from .eagle3.tiny import tiny_model
 
 #: Needs a library that the tests do without.
 OPTIONAL = {"eaglerl.rl.wandb_output"}
@@ -51,6 +56,18 @@ def test_what_never_was_is_missing() -> None:
         _ = importlib.import_module("eaglerl.rl").Nothing
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = importlib.import_module("eaglerl.eagle3.target").Nothing
+
+
+def test_a_target_is_still_made_by_its_old_methods(tmp_path) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"TargetModel\.from_model .* call make_target"):
+        assert isinstance(TargetModel.from_model(model, backend="packed"), PackedTarget)
+    with pytest.warns(
+        DeprecationWarning, match=r"TargetModel\.from_pretrained .* call load_target"
+    ):
+        target = TargetModel.from_pretrained(tmp_path, backend="transformers")
+    assert isinstance(target, TransformersTarget)
 
 
 def test_the_warning_points_at_the_import(tmp_path) -> None:

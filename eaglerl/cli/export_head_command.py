@@ -125,11 +125,9 @@ def _compare(target: Path, head) -> None:
 
         from eaglerl.eagle3.fit import check_fit
         from eaglerl.eagle3.head.tap_check import compare_neighbours
-        from eaglerl.eagle3.target.target_model import TargetModel
+        from eaglerl.eagle3.target.make_target import load_target
 
-        model = TargetModel.from_pretrained(
-            target, feature_layers=head.config.resolve_feature_layers
-        )
+        model = load_target(target, feature_layers=head.config.resolve_feature_layers)
         check_fit(model, head)
         head.to(model.embed_tokens.device)
         if head.embed_tokens is None:

@@ -18,6 +18,7 @@ from eaglerl.eagle3.policy import (
     TreePolicy,
 )
 from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import ContextLookup, Lookup
 
@@ -42,4 +43,6 @@ __all__ = [
     "TargetModel",
     "TreeParams",
     "TreePolicy",
+    "load_target",
+    "make_target",
 ]

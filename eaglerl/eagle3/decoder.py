@@ -13,8 +13,9 @@ from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
 from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import CachedDraft, DraftDtype, make_runner
+from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
 from eaglerl.eagle3.loading import load_pair
 from eaglerl.eagle3.open_session import open_session
 from eaglerl.eagle3.output import GenerateOutput
@@ -96,7 +97,7 @@ class SpeculativeDecoder:
         if draft.embed_tokens is None:
             draft.set_embed_tokens(target.embed_tokens)
         self.default_policy = as_policy(default_policy or DEFAULT_TREE)
-        self.draft = make_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
+        self.draft = make_draft_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
         self._pool = CachePool(target.new_cache, self.draft.with_own_cache)
 
     @classmethod
@@ -123,9 +124,9 @@ class SpeculativeDecoder:
                 compared on a page of text, and a warning names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
-            backend: see `TargetModel.from_pretrained`.
-            dtype: see `TargetModel.from_pretrained`.
-            device: see `TargetModel.from_pretrained`.
+            backend: see `load_target`.
+            dtype: see `load_target`.
+            device: see `load_target`.
 
         Raises:
             ValueError: a checkpoint breaks an invariant, or the two do not fit.

@@ -13,6 +13,7 @@ from eaglerl.eagle3.fit import check_fit
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.tap_check import check_taps_of
+from eaglerl.eagle3.target.make_target import load_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
 
@@ -31,9 +32,9 @@ def load_pair(
         target: folder or hub name of the target.
         draft: folder of the draft head; None for a target without one, which taps no layers.
         feature_layers: see `SpeculativeDecoder.from_pretrained`.
-        backend: see `TargetModel.from_pretrained`.
-        dtype: see `TargetModel.from_pretrained`.
-        device: see `TargetModel.from_pretrained`.
+        backend: see `load_target`.
+        dtype: see `load_target`.
+        device: see `load_target`.
 
     Raises:
         ValueError: a checkpoint breaks an invariant, or the two do not fit.
@@ -41,7 +42,7 @@ def load_pair(
     config = None
     if draft is not None:
         config = Eagle3Config.from_pretrained(draft, feature_layers=feature_layers)
-    model = TargetModel.from_pretrained(
+    model = load_target(
         target,
         feature_layers=() if config is None else config.resolve_feature_layers,
         backend=backend,

@@ -7,8 +7,8 @@ from functools import partial
 
 from eaglerl.eagle3.cache.caches import CachePool, Caches
 from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import CachedDraft
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import begin_use, use_verifier
 from eaglerl.eagle3.sampling import Verifier

@@ -12,6 +12,7 @@ from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, Ho
 from eaglerl.eagle3.cache.cache_owner import CacheOwner
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
+from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.logprobs import LogprobRecorder
 from eaglerl.eagle3.pending_rows import PendingRows
@@ -30,7 +31,7 @@ from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
-from eaglerl.eagle3.tree.tree_drafter import DraftContext, DraftRunner, TreeDrafter, check_top_k
+from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
 #: Log-probabilities of a draft pass that a policy may look at.

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from eaglerl.eagle3.target.target_files import decoder_layers, load_target_model
+from eaglerl.eagle3.target.target_files import decoder_layers, load_transformers_model
 from eaglerl.eagle3.target.target_model import checked_feature_layers, default_feature_layers
 
 # Activations of so many tokens still fit the last cache level of a desktop or server CPU.
@@ -74,7 +74,7 @@ class FeatureModel:
         dtype: torch.dtype = torch.float32,
     ) -> "FeatureModel":
         """Loads the target in the folder ``path``; see the constructor."""
-        model = load_target_model(path, torch.float32)
+        model = load_transformers_model(path, torch.float32)
         return cls(model, feature_layers, dtype=dtype)
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.layers.rope import DEFAULT_ROPE_THETA, read_rope_parameters
-from eaglerl.eagle3.target.target_files import load_target_model, read_target_config
+from eaglerl.eagle3.target.target_files import load_transformers_model, read_target_config
 from eaglerl.eagle3.target.target_model import checked_feature_layers, default_feature_layers
 from eaglerl.training.data import Row, choose_draft_vocabulary
 from eaglerl.training.train_options import TrainOptions
@@ -120,7 +120,7 @@ def make_head(
         The head in fp32, and the target's output layer (V, k), scaled as the target scales its
         logits.
     """
-    model = load_target_model(target, torch.float32)
+    model = load_transformers_model(target, torch.float32)
     embeddings = model.get_input_embeddings().weight.detach()
     lm_head = model.get_output_embeddings().weight.detach() * logit_scale(model)
     if initial is not None:

@@ -11,7 +11,7 @@ import torch
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.packed_target import DifferentModulesError, PackedTarget, why_not_packed
-from eaglerl.eagle3.target.target_files import load_target_model
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 
@@ -56,11 +56,11 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
         slots: sequences side by side.
 
     Raises:
-        ValueError: an unknown dtype, or a model that is refused; see `load_target_model`.
+        ValueError: an unknown dtype, or a model that is refused; see `load_transformers_model`.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
-    model = load_target_model(path, torch.float32)
+    model = load_transformers_model(path, torch.float32)
     reason = why_not_packed(model)
     if reason is None:
         packed_dtype = dtype

@@ -8,7 +8,7 @@ from transformers import TextStreamer
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .heads import make_config, make_head
 from .tiny import tiny_head, tiny_model
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     return SpeculativeDecoder(target, tiny_head(target))
 
 
@@ -154,4 +154,4 @@ class TestHeadThatDoesNotFit:
     def test_error_names_both_values(self, model, changes, message):
         head = make_head(make_config(**changes))
         with pytest.raises(ValueError, match=message):
-            SpeculativeDecoder(TargetModel.from_model(model), head)
+            SpeculativeDecoder(make_target(model), head)

@@ -19,7 +19,7 @@ from eaglerl.eagle3 import (
     TreeParams,
 )
 from eaglerl.eagle3.sampling import GreedyVerifier
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .test_device_loop import HEAD, MODEL
 from .test_device_loop import policies as fused_policies
@@ -60,7 +60,7 @@ def any_decoder(model, request) -> SpeculativeDecoder:
 
 
 def make_decoder(model, backend: str) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     head = tiny_head(target, draft_vocab_size=VOCAB)
     return SpeculativeDecoder(target, head, draft_dtype="float32")
 
@@ -395,7 +395,7 @@ class TestPolicies:
 
     @pytest.mark.parametrize("name", ["features", "taps", "adaptive"])
     def test_fused_policies_decide_for_each_as_for_it_alone(self, name) -> None:
-        target = TargetModel.from_model(tiny_model(**MODEL))
+        target = make_target(tiny_model(**MODEL))
         decoder = SpeculativeDecoder(target, tiny_head(target, **HEAD), draft_dtype="float32")
         prompts = [[(7 * i * i + n) % VOCAB for i in range(4 + n)] for n in range(4)]
 
@@ -410,7 +410,7 @@ class TestPolicies:
         assert len({tree for _, trees in alone for tree in trees}) > 1
 
     def test_the_default_policy_may_be_one_that_forks(self) -> None:
-        target = TargetModel.from_model(tiny_model(**MODEL))
+        target = make_target(tiny_model(**MODEL))
         decoder = SpeculativeDecoder(
             target,
             tiny_head(target, **HEAD),

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .tiny import tiny_head, tiny_model
 
@@ -23,7 +23,7 @@ WIDE = TreeParams(400, 2, VOCAB)
 
 
 def make_decoder(model, **changes: object) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     return SpeculativeDecoder(target, tiny_head(target, **changes))
 
 
@@ -146,7 +146,7 @@ class TestEndOfSequence:
         assert output.finish_reasons == ("stop_string",)
 
     def test_single_stop_string_with_the_tokenizer_of_the_decoder(self, model, tokenizer):
-        target = TargetModel.from_model(model)
+        target = make_target(model)
         decoder = SpeculativeDecoder(target, tiny_head(target), tokenizer=tokenizer)
         new_ids = reference(model, PROMPT, max_new_tokens=12)[len(PROMPT) :]
         stop = tokenizer.decode(new_ids)[4:6]
@@ -305,7 +305,7 @@ def test_long_sequence_after_a_short_one(model):
 @pytest.mark.parametrize("draft_dtype", ["float32", "auto"])
 def test_a_dynamic_head_drafts_within_its_own_length(short_model, draft_dtype):
     """The rows that are kept free for trees do not count: those of a text alone do."""
-    target = TargetModel.from_model(short_model)
+    target = make_target(short_model)
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     head = tiny_head(target, max_position_embeddings=32, rope_parameters=dynamic)
     dynamic_decoder = SpeculativeDecoder(target, head, draft_dtype=draft_dtype)

@@ -13,7 +13,7 @@ from eaglerl.eagle3 import (
     TreeParams,
 )
 from eaglerl.eagle3.acceptance import accepted_rows
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.ops import PolicyWeights, accept_path_ref, tree_structure
 
@@ -56,8 +56,8 @@ def mlp_policy(width: int, mlp_input: str = "features", seed: int = 0) -> Policy
 
 def emulated_decoder(mode: EmulatedDevice) -> SpeculativeDecoder:
     model = mode.move(tiny_model(**MODEL))
-    target = TargetModel.from_model(model, backend="transformers")
-    head = tiny_head(TargetModel.from_model(tiny_model(**MODEL)), **HEAD)
+    target = make_target(model, backend="transformers")
+    head = tiny_head(make_target(tiny_model(**MODEL)), **HEAD)
     embed_tokens = head.embed_tokens
     mode.move(head)
     head.embed_tokens = EmulatedTensor(embed_tokens)
@@ -145,7 +145,7 @@ def test_mixing_devices_raises() -> None:
 def test_decisions_are_those_of_the_host(name: str) -> None:
     """Host and device decide from the same features by other routes."""
     host_policy, device_policy = policies()[name], policies()[name]
-    target = TargetModel.from_model(tiny_model(**MODEL), backend="transformers")
+    target = make_target(tiny_model(**MODEL), backend="transformers")
     head = tiny_head(target, **HEAD)
     host = SpeculativeDecoder(target, head, draft_dtype="float32")
     on_host = host.generate(PROMPT, host_policy, max_new_tokens=NEW_TOKENS)

@@ -10,7 +10,7 @@ from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.acceptance import accepted_rows
 from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
 from eaglerl.eagle3.session import DecodingSession
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
 from eaglerl.ops import DraftTree, accept_path_ref, tree_structure
@@ -43,7 +43,7 @@ def expected(model) -> list[int]:
 
 @pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     head = tiny_head(target, draft_vocab_size=10, seed=5)
     return SpeculativeDecoder(target, head, draft_dtype="float32")
 
@@ -175,7 +175,7 @@ def test_merging_on_a_device_accepts_the_same() -> None:
 def test_sampling_keeps_its_distribution() -> None:
     """The next token after a prompt whose end stood in it before, drafted by both sources."""
     model = tiny_model(vocab_size=10, num_hidden_layers=3, logit_scale=0.75, seed=2)
-    target = TargetModel.from_model(model, feature_layers=(0, 1, 2), backend="packed")
+    target = make_target(model, feature_layers=(0, 1, 2), backend="packed")
     draft = tiny_runner(tiny_head(target, draft_vocab_size=8, seed=3), 64)
     cache = target.new_cache(64)
     # Whatever comes next stood after a 4 before.

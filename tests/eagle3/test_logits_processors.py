@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.prepare import default_draft_path
 
 from .tiny import tiny_head, tiny_model
@@ -79,7 +79,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     return SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
 
 
@@ -304,7 +304,7 @@ class TestGenerationConfig:
     def test_the_targets_own(self, own, arguments):
         own_model = tiny_model(vocab_size=VOCAB, logit_scale=2.0)
         own_model.generation_config.update(**own)
-        target = TargetModel.from_model(own_model)
+        target = make_target(own_model)
         own_decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
         if not {"max_new_tokens", "max_length"} & set(own):
             arguments = {"max_new_tokens": 12} | arguments
@@ -314,7 +314,7 @@ class TestGenerationConfig:
         """A temperature says by itself that tokens are drawn, and greedy is the default."""
         own_model = tiny_model(vocab_size=VOCAB, logit_scale=2.0)
         own_model.generation_config.update(do_sample=True, top_k=4, repetition_penalty=1.2)
-        target = TargetModel.from_model(own_model)
+        target = make_target(own_model)
         own_decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
         torch.manual_seed(5)
         drawn = own_decoder.generate(PROMPT, WIDE, temperature=0.9, max_new_tokens=12)
@@ -395,7 +395,7 @@ class TestGenerationConfig:
         for name, value in own.items():
             setattr(own_model.generation_config, name, value)
         with pytest.raises(ValueError, match=message):
-            TargetModel.from_model(own_model)
+            make_target(own_model)
 
     @pytest.mark.parametrize(
         "own",
@@ -410,7 +410,7 @@ class TestGenerationConfig:
     def test_neutral_values_are_not(self, own):
         own_model = tiny_model(vocab_size=VOCAB)
         own_model.generation_config.update(**own)
-        TargetModel.from_model(own_model)
+        make_target(own_model)
 
 
 class TestGenerationConfigFile:
@@ -431,7 +431,7 @@ class TestGenerationConfigFile:
     def test_is_honoured(self, tmp_path):
         path = self.folder(tmp_path, eos_token_id=[2, 30], no_repeat_ngram_size=3)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        target = TargetModel.from_pretrained(path)
+        target = load_target(path)
         decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
         for do_sample in (False, True):
             check(model, decoder, {"max_new_tokens": 20, "do_sample": do_sample}, WIDE)
@@ -445,7 +445,7 @@ class TestGenerationConfigFile:
         file.write_text(json.dumps(content))
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         assert model.generation_config.repetition_penalty == 1.3
-        target = TargetModel.from_pretrained(path)
+        target = load_target(path)
         decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
         check(model, decoder, {"max_new_tokens": 14}, WIDE)
 
@@ -456,7 +456,7 @@ class TestGenerationConfigFile:
         ids=str,
     )  # fmt: skip
     def test_is_taken(self, tmp_path, changes):
-        TargetModel.from_pretrained(self.folder(tmp_path, **changes))
+        load_target(self.folder(tmp_path, **changes))
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -486,7 +486,7 @@ class TestGenerationConfigFile:
         path = self.folder(tmp_path, **{name: value})
         with pytest.raises(ValueError, match=rf"{name}(.|\n)*generation_config\.json|"
                            rf"generation_config\.json(.|\n)*{name}"):  # fmt: skip
-            TargetModel.from_pretrained(path)
+            load_target(path)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.policies.lookup_rule import lookup_alone
 
 from .tiny import tiny_model
@@ -39,7 +39,7 @@ def test_text_is_the_target_s_own(name: str) -> None:
     expected = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30, pad_token_id=0
     )
-    decoder = SpeculativeDecoder(TargetModel.from_model(model, feature_layers=()), None)
+    decoder = SpeculativeDecoder(make_target(model, feature_layers=()), None)
     output = decoder.generate(PROMPT, max_new_tokens=30)
     assert output.sequences.tolist() == expected.tolist()
     assert output.statistics.mean_acceptance_length == 1.0
@@ -70,7 +70,7 @@ def test_from_folders(tiny_folders: SimpleNamespace) -> None:
     ],
 )
 def test_a_policy_is_refused_by_name(policy, name: str) -> None:
-    target = TargetModel.from_model(tiny_model(), feature_layers=())
+    target = make_target(tiny_model(), feature_layers=())
     decoder = SpeculativeDecoder(target, None)
     for call in (decoder.generate, decoder.start):
         with pytest.raises(ValueError, match=rf"no draft head: None or .* got .*{name}"):
@@ -82,4 +82,4 @@ def test_a_policy_is_refused_by_name(policy, name: str) -> None:
 def test_a_model_without_positions_is_refused_by_name() -> None:
     model = tiny_model("bloom", num_hidden_layers=2, n_head=4)
     with pytest.raises(ValueError, match=r"'bloom' is not supported .* takes no position_ids"):
-        TargetModel.from_model(model, feature_layers=())
+        make_target(model, feature_layers=())

@@ -13,7 +13,7 @@ from eaglerl.eagle3 import (
     TreePolicy,
 )
 from eaglerl.eagle3.policy import as_policy
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .tiny import tiny_head, tiny_model
 
@@ -47,7 +47,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     return SpeculativeDecoder(target, tiny_head(target))
 
 

@@ -9,7 +9,7 @@ from transformers import BatchEncoding, TextIteratorStreamer
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.prompt_inputs import all_read, read_prompts
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .tiny import tiny_head, tiny_model
 
@@ -32,7 +32,7 @@ def sliding_model():
 
 def make_decoder(model) -> SpeculativeDecoder:
     backend = "transformers" if model.config.model_type == "mistral" else "auto"
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     return SpeculativeDecoder(target, tiny_head(target))
 
 

@@ -13,11 +13,12 @@ from scipy.stats import chi2
 
 from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.head.draft_runner import CachedDraft
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.policy import StagedPolicy, TreeParams
 from eaglerl.eagle3.sampling import GreedyVerifier, SamplingVerifier
 from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.ops import DraftTree
@@ -127,7 +128,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.model = tiny_model(vocab_size=VOCAB, num_hidden_layers=3, logit_scale=0.75, seed=2)
-        self.target = TargetModel.from_model(self.model, feature_layers=(0, 1, 2), backend="packed")
+        self.target = make_target(self.model, feature_layers=(0, 1, 2), backend="packed")
         head = tiny_head(self.target, draft_vocab_size=DRAFT_VOCAB, seed=3)
         self.draft = tiny_runner(head, CAPACITY)
         self.cache = self.target.new_cache(CAPACITY)

@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.sampling import SamplingVerifier
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from .tiny import tiny_head, tiny_model
 
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def decoder(model) -> SpeculativeDecoder:
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     return SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=60))
 
 
@@ -71,7 +71,7 @@ def test_first_token_of_a_cycle_over_a_larger_vocabulary():
     """300 tokens, most of which the tree does not hold."""
     vocab, draws = 300, 20_000
     model = tiny_model(vocab_size=vocab, logit_scale=1.5)
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=200))
     verifier = SamplingVerifier(0.8, 1.0, 0, torch.Generator().manual_seed(5))
     session = decoder.new_session(verifier, 40)

@@ -3,8 +3,9 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import CachedDraft, ModuleDraft
+from eaglerl.eagle3.head.module_draft import ModuleDraft
 from eaglerl.eagle3.head.packed_draft import PackedDraft
 from eaglerl.eagle3.target.target_model import TargetModel
 

@@ -17,7 +17,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.taps import other_reading
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.eagle3.target.target_files import load_target_model
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.questions.question_files import files_digest, read_questions
 from eaglerl.evaluation.report.calibration import read_calibration
 from eaglerl.evaluation.report.evidence import read_answers
@@ -314,7 +314,7 @@ KINDS: dict[str, FileKind] = {
     "head as .bin": FileKind(_write_bin_head, Eagle3DraftHead.from_pretrained, ()),
     "target": FileKind(
         _write_target,
-        lambda folder: load_target_model(folder, torch.float32),
+        lambda folder: load_transformers_model(folder, torch.float32),
         (
             "eaglerl.eagle3.target.target_files",
             "eaglerl.eagle3.target.target_header",

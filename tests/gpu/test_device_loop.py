@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DraftPlan, FusedPolicy, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import make_target
 
 from ..eagle3.test_device_loop import HEAD, MODEL, NEW_TOKENS, PROMPT, mlp_policy
 from ..eagle3.tiny import tiny_head, tiny_model
@@ -19,9 +19,9 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 @pytest.fixture(scope="module")
 def decoder() -> SpeculativeDecoder:
     model = tiny_model(**MODEL)
-    head = tiny_head(TargetModel.from_model(model), **HEAD).cuda()
+    head = tiny_head(make_target(model), **HEAD).cuda()
     head.embed_tokens = head.embed_tokens.cuda()
-    return SpeculativeDecoder(TargetModel.from_model(model.cuda()), head)
+    return SpeculativeDecoder(make_target(model.cuda()), head)
 
 
 def policies() -> dict[str, object]:

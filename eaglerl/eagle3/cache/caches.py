@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.head.draft_runner import CachedDraft
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 
 #: Caches that wait for the next sequence: so many sets, and so many bytes together. The largest
 #: set waits whatever its size.

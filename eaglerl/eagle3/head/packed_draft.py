@@ -10,8 +10,8 @@ import torch
 
 from eaglerl._ext import C
 from eaglerl.eagle3.head.attention_window import first_visible, scratch_window, stable_mask
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import CachedDraft
 from eaglerl.eagle3.head.packed_rows import NormWeight, Place, RowBuffers, Visible
 from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear, is_supported
 

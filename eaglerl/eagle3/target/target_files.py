@@ -107,7 +107,7 @@ def check_target_config(config: PreTrainedConfig) -> None:
             )
 
 
-def load_target_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
+def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """Loads a target's weights with transformers, on the CPU and in evaluation mode.
 
     Args:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -20,7 +21,6 @@ from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.target_files import (
     check_target_config,
     decoder_layers,
-    load_target_model,
 )
 
 LogitsRows = Literal["all", "last", "none"]
@@ -84,8 +84,7 @@ def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int,
 
 
 class TargetModel(ABC):
-    """Interface of a target. `from_pretrained` and `from_model` choose the fastest
-    implementation.
+    """Interface of a target. `load_target` and `make_target` choose the fastest implementation.
 
     Several threads may run passes at once, each over a cache of its own.
 
@@ -148,77 +147,23 @@ class TargetModel(ABC):
             logits: rows whose logits are wanted.
         """
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
-        backend: Literal["auto", "packed", "transformers"] = "auto",
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> TargetModel:
-        """Load any dense causal language model that transformers loads.
-
-        Args:
-            path: folder or hub name.
-            feature_layers: three layers whose inputs are tapped, or what names them for a number
-                of layers; EAGLE-3's choice by default, and none, for decoding without a draft
-                head, if it is empty.
-            backend: "packed" is the fast CPU path, "transformers" runs the library's own modules,
-                "auto" takes the first where it can.
-            dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
-            device: where to run; CUDA if there is one.
-
-        Raises:
-            ValueError: "packed" was asked for a model that it cannot run, layers that collide, or a
-                folder that `load_target_model` refuses, or whose generation config asks for what is
-                not supported.
-        """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype is None:
-            dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        model = load_target_model(path, dtype).to(device)
-        if callable(feature_layers):
-            feature_layers = feature_layers(model.config.num_hidden_layers)
-        return cls.from_model(model, feature_layers=feature_layers, backend=backend)
+    @staticmethod
+    def from_pretrained(path: str | Path, **options: Any) -> TargetModel:
+        """Load a target: the old name of `load_target`."""
+        return _deprecated("from_pretrained", "load_target")(path, **options)
 
     @staticmethod
-    def from_model(
-        model: PreTrainedModel,
-        *,
-        feature_layers: Sequence[int] | None = None,
-        backend: Literal["auto", "packed", "transformers"] = "auto",
-    ) -> TargetModel:
-        """Wrap a model that is already loaded; arguments as in `from_pretrained`.
+    def from_model(model: PreTrainedModel, **options: Any) -> TargetModel:
+        """Wrap a loaded model: the old name of `make_target`."""
+        return _deprecated("from_model", "make_target")(model, **options)
 
-        What it is now counts: the packed path keeps a copy of its weights.
-        """
-        from eaglerl.eagle3.target.packed_target import (
-            DifferentModulesError,
-            PackedTarget,
-            why_not_packed,
-        )
-        from eaglerl.eagle3.target.transformers_target import TransformersTarget
 
-        if backend not in ("auto", "packed", "transformers"):
-            raise ValueError(f'backend must be "auto", "packed" or "transformers", got {backend!r}')
-        if backend == "transformers":
-            return TransformersTarget(model, feature_layers)
-        reason = why_not_packed(model)
-        if reason is None:
-            try:
-                return PackedTarget(model, feature_layers)
-            except DifferentModulesError as error:
-                if backend == "packed":
-                    raise
-                reason = str(error)
-        if backend == "packed":
-            raise ValueError(f"the packed CPU path cannot run this model: {reason}")
-        if model.device.type == "cpu":
-            warnings.warn(
-                f"the target runs through transformers' modules, which is slower: {reason}",
-                stacklevel=3,
-            )
-        return TransformersTarget(model, feature_layers)
+def _deprecated(old: str, new: str) -> Callable[..., TargetModel]:
+    warnings.warn(
+        f"TargetModel.{old} is deprecated and goes with the next release: "
+        f"call {new} from eaglerl.eagle3",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    # By name, so that the interface does not import its implementations.
+    return getattr(importlib.import_module("eaglerl.eagle3.target.make_target"), new)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.eagle3.tree.tree_drafter import DraftRunner
 
 
 class TreeRows(NamedTuple):

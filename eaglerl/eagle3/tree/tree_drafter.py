@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
+from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.policy import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.merge import merge_chain
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
-
-
-class DraftRunner(Protocol):
-    """Inference with a draft head over its own KV cache, one sequence per slot."""
-
-    lengths: list[int]
-    draft_to_target: torch.Tensor | None
-    draft_vocab_size: int
-
-    def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (R, 3k) target features to (R, h)."""
-
-    def extend(
-        self,
-        token_ids: torch.Tensor,
-        features: torch.Tensor,
-        slot: int = 0,
-        *,
-        reduced: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take in R new rows with real features; (h,) output and (Vd,) logits of the last."""
-
-    def expand(
-        self,
-        token_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        round: int,
-        mask: torch.Tensor,
-        slot: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass over K frontier nodes; (K, h) outputs and (K, Vd) logits."""
-
-    def reset(self, slot: int = 0) -> None:
-        """Forget a sequence."""
-
-    def truncate(self, length: int, slot: int = 0) -> None:
-        """Forget the rows from `length` on."""
 
 
 class DraftContext(NamedTuple):

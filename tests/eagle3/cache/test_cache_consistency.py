@@ -5,11 +5,12 @@ import random
 import pytest
 import torch
 
-from eaglerl.eagle3.head.draft_runner import CachedDraft
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
 from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
 from ..tiny import tiny_head, tiny_model, tiny_runner
@@ -58,7 +59,7 @@ def fresh_pass(
 @pytest.mark.parametrize("backend", ["packed", "transformers"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_after_random_cycles(backend: str, temperature: float) -> None:
-    target = TargetModel.from_model(tiny_model(vocab_size=12, seed=4), backend=backend)
+    target = make_target(tiny_model(vocab_size=12, seed=4), backend=backend)
     head = tiny_head(target, draft_vocab_size=10, seed=5)
     packed = backend == "packed"
     draft = tiny_runner(head, CAPACITY, packed=packed)
@@ -88,7 +89,7 @@ def test_after_random_cycles(backend: str, temperature: float) -> None:
 
 
 def test_a_new_session_forgets_the_old_sequence() -> None:
-    target = TargetModel.from_model(tiny_model(seed=4), backend="packed")
+    target = make_target(tiny_model(seed=4), backend="packed")
     draft = tiny_runner(tiny_head(target), 200)
     cache = target.new_cache(200)
     outputs = []
@@ -104,7 +105,7 @@ def test_a_new_session_forgets_the_old_sequence() -> None:
 def test_caches_equal_those_of_other_implementations() -> None:
     """transformers' cache; and for the draft, a float64 head over transformers' features."""
     model = tiny_model(vocab_size=12, seed=4)
-    target = TargetModel.from_model(model, backend="packed")
+    target = make_target(model, backend="packed")
     head = tiny_head(target, draft_vocab_size=10, seed=5)
     draft = tiny_runner(head, CAPACITY)
     session = DecodingSession(target, draft, GreedyVerifier(), target.new_cache(CAPACITY))

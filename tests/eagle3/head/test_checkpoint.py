@@ -14,7 +14,7 @@ from eaglerl.eagle3.head import draft_checkpoint as checkpoint
 from eaglerl.eagle3.head.draft_checkpoint import complete_state_dict
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import ModuleDraft
+from eaglerl.eagle3.head.module_draft import ModuleDraft
 
 from ..heads import (
     DRAFT_VOCAB,

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from eaglerl.eagle3.head import packed_draft
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import CachedDraft, ModuleDraft, make_runner
+from eaglerl.eagle3.head.make_draft_runner import make_draft_runner
+from eaglerl.eagle3.head.module_draft import ModuleDraft
 from eaglerl.eagle3.head.packed_draft import PackedDraft
 from eaglerl.eagle3.layers.linear import is_supported
 
@@ -271,7 +273,7 @@ def test_packed_draft_refuses_unknown_tokens_in_a_tree() -> None:
 def test_runners_need_an_embedding_table() -> None:
     head = Eagle3DraftHead(make_config())
     with pytest.raises(ValueError, match="embed_tokens"):
-        make_runner(head, capacity=8)
+        make_draft_runner(head, capacity=8)
     with pytest.raises(ValueError, match="embed_tokens"):
         head.embed(torch.tensor([0]))
     with pytest.raises(ValueError, match="embed_tokens must have shape"):
@@ -283,21 +285,23 @@ def test_packed_draft_refuses_odd_head_dims() -> None:
         PackedDraft(make_head(make_config(head_dim=12)), capacity=8)
 
 
-def test_make_runner_runs_an_unpackable_head_as_a_module_and_says_so() -> None:
+def test_make_draft_runner_runs_an_unpackable_head_as_a_module_and_says_so() -> None:
     head = make_head(make_config(head_dim=12))
     with pytest.warns(UserWarning, match="unpacked.*head_dim"):
-        assert isinstance(make_runner(head, capacity=8), ModuleDraft)
+        assert isinstance(make_draft_runner(head, capacity=8), ModuleDraft)
     with pytest.raises(ValueError, match="head_dim"):
-        make_runner(head, capacity=8, dtype="float32")
+        make_draft_runner(head, capacity=8, dtype="float32")
 
 
-def test_make_runner_chooses_int8_on_the_cpu() -> None:
-    runner = make_runner(make_head(make_config()), capacity=8)
+def test_make_draft_runner_chooses_int8_on_the_cpu() -> None:
+    runner = make_draft_runner(make_head(make_config()), capacity=8)
     assert isinstance(runner, PackedDraft)
     assert isinstance(runner, CachedDraft)
     assert runner.dtype == "int8"
     assert runner.draft_vocab_size == DRAFT_VOCAB
-    assert make_runner(make_head(make_config()), capacity=8, dtype="float32").dtype == "float32"
+    assert (
+        make_draft_runner(make_head(make_config()), capacity=8, dtype="float32").dtype == "float32"
+    )
 
 
 def test_draft_vocabulary_maps() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.draft_runner import ModuleDraft
+from eaglerl.eagle3.head.module_draft import ModuleDraft
 from eaglerl.eagle3.head.packed_draft import PackedDraft
 
 FOLDER = Path(__file__).parent / "speculators"

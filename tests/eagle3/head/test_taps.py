@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.head.tap_check import TapReading, check_taps_of, compare_taps
 from eaglerl.eagle3.head.taps import other_reading
+from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
 from ..heads import eagle_json, make_config, speculators_json
@@ -55,7 +56,7 @@ def test_where_another_reading_may_be_meant(
 def test_readings_equal_the_heads_own_passes(backend: str) -> None:
     """Against one draft pass per row, and the target's own logits by transformers."""
     model = tiny_model(logit_scale=3.0)
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     head = tiny_head(target)
     ids = torch.randint(60, (150,), generator=torch.Generator().manual_seed(1)).tolist()
     readings = [(2, 3, 4), (1, 2, 3)]
@@ -64,7 +65,7 @@ def test_readings_equal_the_heads_own_passes(backend: str) -> None:
     with torch.inference_mode():
         output = model(torch.tensor([ids]), output_hidden_states=True)
     teacher = torch.softmax(output.logits[0].double()[:, head.draft_to_target], -1)
-    from eaglerl.eagle3.head.draft_runner import ModuleDraft
+    from eaglerl.eagle3.head.module_draft import ModuleDraft
 
     for layers, result in zip(readings, results, strict=True):
         features = torch.cat([output.hidden_states[layer][0] for layer in layers], dim=-1)
@@ -106,7 +107,7 @@ def test_loading_warns_of_the_better_reading(
     words = {f"w{i}": i for i in range(60)}
     tokenizer = _word_tokenizer(words)
     tokenizer.save_pretrained(tmp_path / "target")
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     head = tiny_head(target)
     head.save_pretrained(tmp_path / "head")
     file = tmp_path / "head" / "config.json"
@@ -151,7 +152,7 @@ def test_the_shipped_heads_layers_are_told_from_their_neighbours(tmp_path: Path)
     folder = prepare_model()
     config = json.loads((default_draft_path() / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {KEY: [1, 14, 26]}))
-    target = TargetModel.from_pretrained(folder, feature_layers=(1, 14, 26), device="cpu")
+    target = load_target(folder, feature_layers=(1, 14, 26), device="cpu")
     head = Eagle3DraftHead.from_pretrained(default_draft_path(), feature_layers=(1, 14, 26))
     head.set_embed_tokens(target.embed_tokens)
     with pytest.warns(UserWarning, match=r"those of \[2, 15, 27\] suit it better"):

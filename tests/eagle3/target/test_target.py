@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.packed_target import PackedTarget, why_not_packed
 from eaglerl.eagle3.target.target_model import (
-    TargetModel,
     checked_feature_layers,
     default_feature_layers,
 )
@@ -84,7 +84,7 @@ def test_logits_and_features_equal_transformers(variant: str, backend: str) -> N
     model = tiny_model(family, **changes)
     prompt = make_prompt(45)
     logits, features = reference(model, prompt, (2, 3, 4))
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     assert target.feature_layers == (2, 3, 4)
     output = target.forward(RowBatch.causal(prompt, 0), target.new_cache(45))
     assert_near(output.logits, logits, TINY_TOLERANCE)
@@ -100,7 +100,7 @@ def test_nothing_behind_the_cache_is_read() -> None:
     model = tiny_model("llama", head_dim=12)
     prompt = make_prompt(45)
     logits, _ = reference(model, prompt, (2, 3, 4))
-    target = TargetModel.from_model(model, backend="packed")
+    target = make_target(model, backend="packed")
     cache = target.new_cache(45)
     poisoned = torch.full((cache.data.numel() + 64,), torch.nan)
     cache.data = poisoned[:-64].view(cache.data.shape)
@@ -123,7 +123,7 @@ def test_layers_in_any_order(backend: str) -> None:
     prompt = make_prompt(6)
     layers = (6, 0, 3)
     features = reference(model, prompt, layers)[1]
-    target = TargetModel.from_model(model, feature_layers=layers, backend=backend)
+    target = make_target(model, feature_layers=layers, backend=backend)
     output = target.forward(RowBatch.causal(prompt, 0), target.new_cache(6), "none")
     assert output.logits is None
     assert_near(output.features, features, TINY_TOLERANCE)
@@ -131,7 +131,7 @@ def test_layers_in_any_order(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_prefill_in_chunks(backend: str) -> None:
-    target = TargetModel.from_model(tiny_model(), backend=backend)
+    target = make_target(tiny_model(), backend=backend)
     prompt = make_prompt(100)
     whole, pieces = target.new_cache(100), target.new_cache(120)
     at_once = target.forward(RowBatch.causal(prompt, 0), whole)
@@ -159,7 +159,7 @@ def random_tree(rows: int, seed: int) -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("rows", [1, 2, 9, 70])
 def test_tree_rows_equal_the_chain_of_their_path(rows: int, backend: str) -> None:
     model = tiny_model("qwen3")
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     prompt = make_prompt(20)
     cache = target.new_cache(100)
     target.forward(RowBatch.causal(prompt, 0), cache, "none")
@@ -180,7 +180,7 @@ def test_tree_rows_equal_the_chain_of_their_path(rows: int, backend: str) -> Non
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slots_are_apart(backend: str) -> None:
-    target = TargetModel.from_model(tiny_model(), backend=backend)
+    target = make_target(tiny_model(), backend=backend)
     prompts = [make_prompt(9, seed=1), make_prompt(9, seed=2)]
     cache = target.new_cache(12, slots=2)
     for slot, prompt in enumerate(prompts):
@@ -195,7 +195,7 @@ def test_slots_are_apart(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["packed", "transformers"])
 def test_one_pass_over_several_slots(backend: str) -> None:
     model = tiny_model()
-    target = TargetModel.from_model(model, backend=backend)
+    target = make_target(model, backend=backend)
     prompts = [make_prompt(length, seed=length) for length in (9, 4, 17)]
     cache = target.new_cache(20, slots=3)
     for slot, prompt in enumerate(prompts):
@@ -216,7 +216,7 @@ def test_one_pass_over_several_slots(backend: str) -> None:
 
 
 def test_modules_take_one_row_of_each_slot() -> None:
-    target = TargetModel.from_model(tiny_model(), backend="transformers")
+    target = make_target(tiny_model(), backend="transformers")
     rows = RowBatch.one_per_slot(torch.tensor([5, 6]), torch.zeros(2).int())
     twice = dataclasses.replace(rows, slots=torch.zeros(2).int())
     with pytest.raises(ValueError, match=r"slots must be distinct: .* one slot per pass"):
@@ -226,7 +226,7 @@ def test_modules_take_one_row_of_each_slot() -> None:
 @pytest.mark.parametrize("backend", ["packed", "transformers"])
 def test_no_layers_are_tapped(backend: str) -> None:
     model = tiny_model(num_hidden_layers=2)
-    target = TargetModel.from_model(model, backend=backend, feature_layers=())
+    target = make_target(model, backend=backend, feature_layers=())
     output = target.forward(RowBatch.causal([3, 4, 5], 0), target.new_cache(3))
     assert output.features.shape == (3, 0)
     with torch.inference_mode():
@@ -239,7 +239,7 @@ def test_real_model(smollm2_path: Path) -> None:
     prompt = tokenizer("The capital of France is Paris, and its river is called")["input_ids"]
     layers = (2, 15, 27)
     logits, features = reference(model, prompt, layers)
-    target = TargetModel.from_model(model)
+    target = make_target(model)
     assert isinstance(target, PackedTarget)
     assert target.feature_layers == layers
     output = target.forward(RowBatch.causal(prompt, 0), target.new_cache(len(prompt)))
@@ -274,11 +274,11 @@ def test_packed_path_says_why_not(case: str) -> None:
     model = tiny_model(family, **changes)
     assert reason in why_not_packed(model)
     with pytest.raises(ValueError, match="the packed CPU path cannot run this model: .*" + reason):
-        TargetModel.from_model(model, backend="packed")
+        make_target(model, backend="packed")
     with pytest.raises(ValueError, match=reason):
         PackedTarget(model)
     with pytest.warns(UserWarning, match="transformers' modules, which is slower: .*" + reason):
-        target = TargetModel.from_model(model)
+        target = make_target(model)
     assert isinstance(target, TransformersTarget)
 
 
@@ -340,7 +340,7 @@ def test_contradicting_rope_is_read_as_transformers_reads_it(tmp_path: Path, cas
     del data["rope_parameters"]
     file.write_text(json.dumps(data | CONTRADICTING_ROPE[case]))
     with pytest.warns(UserWarning, match=r"config.json of the target: .* transformers reads"):
-        target = TargetModel.from_pretrained(tmp_path, device="cpu", backend="transformers")
+        target = load_target(tmp_path, device="cpu", backend="transformers")
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     prompt = make_prompt(200)
     logits = reference(expected, prompt, (2, 3, 4))[0]
@@ -355,7 +355,7 @@ def test_contradicting_rope_is_read_as_transformers_reads_it(tmp_path: Path, cas
 def test_other_dtypes_are_not_packed() -> None:
     model = tiny_model().to(torch.bfloat16)
     assert why_not_packed(model) == "its dtype is torch.bfloat16"
-    target = TargetModel.from_model(model, backend="transformers")
+    target = make_target(model, backend="transformers")
     assert target.new_cache(4).data.dtype == torch.bfloat16
 
 
@@ -363,7 +363,7 @@ def test_other_families_run_through_transformers() -> None:
     model = tiny_model("gemma")
     prompt = make_prompt(12)
     logits, features = reference(model, prompt, (2, 3, 4))
-    target = TargetModel.from_model(model, backend="transformers")
+    target = make_target(model, backend="transformers")
     cache = target.new_cache(12)
     target.forward(RowBatch.causal(prompt[:7], 0), cache, "none")
     cache.commit(range(7))
@@ -376,21 +376,21 @@ def test_warned_once_and_only_where_slower() -> None:
     slow, fast = tiny_model("gemma"), tiny_model()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        target = TargetModel.from_model(slow)
+        target = make_target(slow)
         cache = target.new_cache(4)
         for start in range(4):
             target.forward(RowBatch.causal([1], start), cache)
         assert len(caught) == 1
         # Asked for by name, or not needed: nothing to say.
-        TargetModel.from_model(slow, backend="transformers")
-        assert isinstance(TargetModel.from_model(fast), PackedTarget)
+        make_target(slow, backend="transformers")
+        assert isinstance(make_target(fast), PackedTarget)
         assert len(caught) == 1
 
 
 def test_from_pretrained(tmp_path: Path) -> None:
     model = tiny_model("qwen2")
     model.save_pretrained(tmp_path)
-    target = TargetModel.from_pretrained(tmp_path, feature_layers=(1, 2, 5), device="cpu")
+    target = load_target(tmp_path, feature_layers=(1, 2, 5), device="cpu")
     assert isinstance(target, PackedTarget)
     prompt = make_prompt(5)
     logits, features = reference(model, prompt, (1, 2, 5))
@@ -401,7 +401,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
 
 def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match=r"backend must be .*, got 'fast'"):
-        TargetModel.from_model(tiny_model(), backend="fast")
+        make_target(tiny_model(), backend="fast")
 
 
 @pytest.mark.parametrize("num_layers", [4, 5, 6])
@@ -409,8 +409,8 @@ def test_unknown_backend() -> None:
 def test_shallow_targets_need_explicit_layers(num_layers: int, backend: str) -> None:
     model = tiny_model(num_hidden_layers=num_layers)
     with pytest.raises(ValueError, match=f"distinct layers, got .* {num_layers} layers; name them"):
-        TargetModel.from_model(model, backend=backend)
-    target = TargetModel.from_model(model, feature_layers=(0, 1, 2), backend=backend)
+        make_target(model, backend=backend)
+    target = make_target(model, feature_layers=(0, 1, 2), backend=backend)
     assert target.feature_layers == (0, 1, 2)
 
 
@@ -432,12 +432,12 @@ def test_wrong_layers(layers: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked_feature_layers(layers, 7)
     with pytest.raises(ValueError, match=message):
-        TargetModel.from_model(tiny_model(), feature_layers=layers)
+        make_target(tiny_model(), feature_layers=layers)
 
 
 def test_cache_fits_the_model() -> None:
     for backend in BACKENDS:
-        cache = TargetModel.from_model(tiny_model(), backend=backend).new_cache(11, slots=2)
+        cache = make_target(tiny_model(), backend=backend).new_cache(11, slots=2)
         assert isinstance(cache, KVCache)
         assert cache.data.shape == (2, 7, 2, 2, 11, 8)
 
@@ -473,9 +473,9 @@ def test_what_modules_compute_besides_their_weights_is_kept(change) -> None:
     expected = reference(model, prompt, (2, 3, 4))[0]
     assert float((expected - before).abs().max()) > 0.1
     with pytest.raises(ValueError, match="cannot run this model: its logits are off by"):
-        TargetModel.from_model(model, backend="packed")
+        make_target(model, backend="packed")
     with pytest.warns(UserWarning, match="an adapter, a hook or a module of another kind"):
-        target = TargetModel.from_model(model)
+        target = make_target(model)
     logits = target.forward(RowBatch.causal(prompt, 0), target.new_cache(12)).logits
     assert_near(logits, expected, TINY_TOLERANCE)
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.target.target_files import load_target_model, read_target_config
-from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.target.make_target import load_target
+from eaglerl.eagle3.target.target_files import load_transformers_model, read_target_config
 
 from ..heads import make_config, make_head
 from ..tiny import tiny_model
@@ -49,7 +49,7 @@ def test_broken_configs_are_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_target_config(config_folder(tmp_path, **fields))
     with pytest.raises(ValueError, match=message):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
 
 
 OTHER_KINDS = {
@@ -68,7 +68,7 @@ OTHER_KINDS = {
 def test_other_kinds_are_refused_by_name(tmp_path: Path, model_type: str) -> None:
     config_folder(tmp_path, model_type=model_type)
     with pytest.raises(ValueError, match=OTHER_KINDS[model_type]):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
     make_head(make_config()).save_pretrained(tmp_path / "head")
     with pytest.raises(ValueError, match=OTHER_KINDS[model_type]):
         SpeculativeDecoder.from_pretrained(tmp_path, tmp_path / "head", device="cpu")
@@ -96,7 +96,7 @@ def test_layers_under_another_name_are_refused(tmp_path: Path) -> None:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"'gpt2' is not supported .*GPT2Model.*'layers'"):
-        TargetModel.from_pretrained(tmp_path, device="cpu", backend="transformers")
+        load_target(tmp_path, device="cpu", backend="transformers")
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
@@ -104,12 +104,12 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     os.mkfifo(tmp_path / "generation_config.json.json")
     with pytest.raises(ValueError, match="must be a regular file, got a pipe"):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
     os.remove(tmp_path / "generation_config.json.json")
     os.remove(tmp_path / "model.safetensors")
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="must be a regular file, got a pipe"):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
 
 
 def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
@@ -119,16 +119,16 @@ def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 of its weights.*layers.3.mlp.up_proj.weight"):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match=r"file of weights .* cannot be read"):
-        TargetModel.from_pretrained(tmp_path, device="cpu")
+        load_target(tmp_path, device="cpu")
 
 
 def test_a_tied_target_lacks_nothing(tmp_path: Path) -> None:
     model = tiny_model(tie_word_embeddings=True)
     model.save_pretrained(tmp_path)
-    target = TargetModel.from_pretrained(tmp_path, device="cpu")
+    target = load_target(tmp_path, device="cpu")
     assert torch.equal(target.embed_tokens, model.get_input_embeddings().weight)
 
 
@@ -151,4 +151,4 @@ def test_sizes_are_compared_with_the_weights_before_they_are_made(
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
-        load_target_model(tmp_path, torch.float32)
+        load_transformers_model(tmp_path, torch.float32)

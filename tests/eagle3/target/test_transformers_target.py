@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.ops import tree_structure
@@ -31,11 +32,11 @@ MODELS = {
 WINDOWED = [name for name, (_, changes) in MODELS.items() if changes]
 
 
-def make_target(name: str) -> tuple[PreTrainedModel, TargetModel]:
+def family_target(name: str) -> tuple[PreTrainedModel, TargetModel]:
     """A tiny model and a target that runs it."""
     family, changes = MODELS[name]
     model = tiny_model(family, logit_scale=4.0, **changes)
-    return model, TargetModel.from_model(model, backend="transformers")
+    return model, make_target(model, backend="transformers")
 
 
 @torch.inference_mode()
@@ -56,7 +57,7 @@ def test_window_matters_to_these_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_prefill_in_chunks(name: str) -> None:
-    model, target = make_target(name)
+    model, target = family_target(name)
     expected = reference(model, PROMPT)
     cache = target.new_cache(40)
     for start, end, wanted in ((0, 5, "all"), (5, 6, "none"), (6, 29, "last"), (29, 30, "all")):
@@ -74,7 +75,7 @@ def test_prefill_in_chunks(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_tree_rows_equal_the_chain_of_their_path(name: str) -> None:
-    model, target = make_target(name)
+    model, target = family_target(name)
     cache = target.new_cache(80)
     target.forward(RowBatch.causal(PROMPT, 0), cache, "none")
     cache.commit(range(len(PROMPT)))
@@ -97,7 +98,7 @@ def test_tree_rows_equal_the_chain_of_their_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_output_is_that_of_generate(name: str) -> None:
-    model, target = make_target(name)
+    model, target = family_target(name)
     decoder = SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=60))
     prompt = torch.tensor([PROMPT])
     expected = model.generate(
@@ -120,7 +121,7 @@ def test_other_kinds_of_attention_are_refused() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_row_of_each_of_several_slots(name: str) -> None:
-    model, target = make_target(name)
+    model, target = family_target(name)
     prompts = [PROMPT[:length] for length in (25, 4, 12)]
     cache = target.new_cache(40, slots=3)
     for slot, prompt in enumerate(prompts):
@@ -154,7 +155,7 @@ def test_longrope_ends_where_its_frequencies_change() -> None:
     """Beyond, keys would depend on the chunks of the prompt, and logits on the rows of the tree."""
     model = longrope_model(24)
     with pytest.warns(UserWarning, match="end at 24 of the target's 256 positions"):
-        target = TargetModel.from_model(model, backend="transformers")
+        target = make_target(model, backend="transformers")
     decoder = SpeculativeDecoder(target, tiny_head(target), draft_dtype="float32")
     prompt = PROMPT[1:11]
     expected = model.generate(torch.tensor([prompt]), max_length=24, do_sample=False)[0].tolist()
@@ -166,5 +167,5 @@ def test_longrope_ends_where_its_frequencies_change() -> None:
 
 
 def test_longrope_up_to_its_frequencies_is_no_limit() -> None:
-    target = TargetModel.from_model(longrope_model(256), backend="transformers")
+    target = make_target(longrope_model(256), backend="transformers")
     assert target.max_positions == 256

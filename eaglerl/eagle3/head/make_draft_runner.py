@@ -1,0 +1,40 @@
+"""The choice of a draft head's runner."""
+
+import warnings
+from typing import Literal
+
+from eaglerl.eagle3.head.cached_draft import CachedDraft
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.module_draft import ModuleDraft
+from eaglerl.eagle3.head.packed_draft import PackedDraft, why_not_packed
+
+DraftDtype = Literal["auto", "float32", "bfloat16", "int8"]
+
+
+def make_draft_runner(
+    head: Eagle3DraftHead, *, capacity: int, slots: int = 1, dtype: DraftDtype = "auto"
+) -> CachedDraft:
+    """Returns the fastest runner for a head: `PackedDraft` on the CPU, else `ModuleDraft`.
+
+    A head on the CPU that cannot be packed runs as a module with ``dtype="auto"``, and a warning
+    says so.
+
+    Args:
+        head: The head; it must have an embedding table.
+        capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
+        slots: Number of sequences.
+        dtype: What the packed products run in; "auto" takes int8. Elsewhere than on the CPU the
+            head's own dtype counts.
+
+    Raises:
+        ValueError: The head has no embedding table, an argument is out of range, or a ``dtype``
+            was asked for and the head cannot be packed.
+    """
+    if head.fc.weight.device.type != "cpu":
+        return ModuleDraft(head, capacity=capacity, slots=slots)
+    reason = why_not_packed(head)
+    if reason is not None and dtype == "auto":
+        warnings.warn(f"the draft head runs unpacked, which is slower: {reason}", stacklevel=2)
+        return ModuleDraft(head, capacity=capacity, slots=slots)
+    packed_dtype = "int8" if dtype == "auto" else dtype
+    return PackedDraft(head, capacity=capacity, slots=slots, dtype=packed_dtype)

@@ -1,0 +1,119 @@
+"""A draft head run as a plain PyTorch module."""
+
+import torch
+from torch import nn
+
+from eaglerl.eagle3.head.cached_draft import CachedDraft
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+
+
+class ModuleDraft(CachedDraft):
+    """A draft head run as a plain module, on any device; the reference of the fast one."""
+
+    def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int = 1) -> None:
+        """Prepares inference.
+
+        Args:
+            head: The head; it must have an embedding table.
+            capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
+            slots: Number of sequences.
+
+        Raises:
+            ValueError: The head has no embedding table.
+        """
+        super().__init__(head, capacity=capacity, slots=slots)
+        self.head = head
+
+    @torch.inference_mode()
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps target features (R, 3k) to the draft's width (R, h)."""
+        return self.head.reduce(features.to(self.head.fc.weight.dtype))
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        token_ids: torch.Tensor,
+        features: torch.Tensor,
+        slot: int = 0,
+        *,
+        reduced: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes in stable rows; see `PackedDraft.extend`."""
+        self._check_extend(token_ids, features, slot, reduced)
+        start, rows = self.lengths[slot], len(token_ids)
+        positions = torch.arange(start, start + rows, device=features.device)
+        keys = torch.arange(start + rows, device=features.device)
+        visible = keys <= positions[:, None]
+        if self.head_config.sliding_window is not None:
+            visible &= positions[:, None] - keys < self.head_config.sliding_window
+        hidden = features if reduced else self.reduce(features)
+        output, logits = self._run(token_ids, hidden, positions, start, visible, slot)
+        self.lengths[slot] = start + rows
+        return output[-1], logits[-1]
+
+    @torch.inference_mode()
+    def expand(
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        round: int,
+        mask: torch.Tensor,
+        slot: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs one frontier; see `PackedDraft.expand`."""
+        self._check_expand(token_ids, hidden, round, mask, slot)
+        length, rows = self.lengths[slot], len(token_ids)
+        positions = torch.full((rows,), length + round, device=hidden.device)
+        ancestors = mask.to(hidden.device)
+        if mask.dtype == torch.int64:
+            block = torch.arange((round + 1) * rows, device=hidden.device)
+            ancestors = (ancestors[:, block // 64] >> (block % 64) & 1).bool()
+        visible = torch.cat((ancestors.new_ones(rows, length), ancestors), dim=1)
+        if self.head_config.sliding_window is not None:
+            rounds = torch.arange((round + 1) * rows, device=hidden.device) // rows
+            keys = torch.cat((torch.arange(length, device=hidden.device), length + rounds))
+            visible &= length + round - keys < self.head_config.sliding_window
+        start = length + round * rows
+        return self._run(token_ids, hidden, positions, start, visible, slot)
+
+    def _run(
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        start: int,
+        visible: torch.Tensor,
+        slot: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass whose rows are written from cache row ``start`` on.
+
+        Args:
+            token_ids: (M,) int64.
+            hidden: (M, h) features.
+            positions: (M,) rotary positions.
+            start: First cache row to write.
+            visible: (M, start + M) bool, the cache rows that each row sees.
+            slot: The sequence.
+
+        Returns:
+            Feedback (M, h) and logits (M, Vd).
+        """
+        keys, values = self.cache.keys(0)[slot], self.cache.values(0)[slot]
+        end = start + len(token_ids)
+
+        def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            keys[:, start:end] = k.transpose(0, 1)
+            values[:, start:end] = v.transpose(0, 1)
+            attended = nn.functional.scaled_dot_product_attention(
+                q.transpose(0, 1)[None],
+                keys[None, :, :end].to(q.dtype),
+                values[None, :, :end].to(q.dtype),
+                attn_mask=visible,
+                enable_gqa=True,
+            )
+            return attended[0].transpose(0, 1)
+
+        head = self.head
+        cos, sin = self._cos[positions], self._sin[positions]
+        output = head.midlayer(head.embed(token_ids.to(self._device)), hidden, cos, sin, attention)
+        return head.feedback(output), head.logits(output)
