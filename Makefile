@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a fresh clone needs; `make help` lists the rest.
+# `make demo` and `make check` are all that a fresh clone needs; `make help` lists the rest.
 #
 # Every step of the environment ends by writing a stamp file, so that an interrupted run is taken up
 # where it stopped, and a finished one costs nothing the next time.
@@ -23,7 +23,7 @@ STAMPS := $(VENV)/.stamps
 UNFINISHED := $(VENV)/.unfinished
 MADE_IN := $(VENV)/.made-in
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CHECKED := eaglerl kernels benchmarks tests setup.py
+CHECKED := eaglerl kernels benchmarks examples tests tools setup.py
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # Bold on a terminal, unless NO_COLOR asks for text alone.
@@ -50,13 +50,15 @@ $(error $(VENV) was made in another folder: run `make clean` first)
 endif
 endif
 
-.PHONY: help demo test bench lint format build clean environment
+.PHONY: help demo check test bench lint types format build clean environment
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
 
 demo: $(STAMPS)/package  ## build, prepare the model, generate plainly and speculatively
 	@$(BIN)/eaglerl demo
+
+check: lint types test  ## everything that must hold: style, types, tests
 
 test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_ARGS="-k tree")
 	@$(BIN)/eaglerl prepare
@@ -72,6 +74,9 @@ lint: $(STAMPS)/development  ## check style and formatting
 	@$(BIN)/ruff check $(wildcard $(CHECKED))
 	@$(BIN)/ruff format --check $(wildcard $(CHECKED))
 
+types: $(STAMPS)/development  ## check types; pyproject.toml lists what is still missing
+	@$(BIN)/python tools/check_types.py
+
 format: $(STAMPS)/development  ## correct style and formatting
 	@$(BIN)/ruff check --fix $(wildcard $(CHECKED))
 	@$(BIN)/ruff format $(wildcard $(CHECKED))
@@ -83,8 +88,8 @@ build: $(STAMPS)/python  ## build a wheel into dist/
 environment: $(STAMPS)/development  ## make .venv with everything for development
 
 clean:  ## remove build products and .venv; the prepared model in the user's cache stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
-	find eaglerl kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	find eaglerl kernels tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 	find eaglerl -name '_C*.so' -delete
 
 # A .venv that this file began and did not finish is made anew: pip may have been killed midway. One

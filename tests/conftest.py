@@ -37,6 +37,13 @@ def smollm2_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that all processes of a parallel run share, for what one of them makes for all."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
 def tiny_folders(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Folders of a small random target with SmolLM2's tokenizer, and of a random head for it."""
     torch.manual_seed(0)

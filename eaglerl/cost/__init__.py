@@ -1,4 +1,4 @@
-"""What a cycle costs on a machine: the table, measuring and fitting it, and whether it is usable."""
+"""What a cycle costs on a machine: the table, its measurement and fit, and a check of both."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Traces: recorded decoding in which every draft tree can be replayed; recording, replay, bounds."""
+"""Traces: recorded decoding in which every draft tree can be replayed."""
 
 from typing import TYPE_CHECKING
 

@@ -70,7 +70,8 @@ def compile_sources(folder: Path, architecture: str) -> Compiled:
         result = subprocess.run(
             [NVCC, "-O3", "-std=c++17", "-Werror", "all-warnings", f"-arch=sm_{architecture}",
              "-Xptxas", "-v", "--keep", "--keep-dir", str(kept), "-cubin",
-             f"-I{ROOT / 'csrc'}", str(ROOT / "csrc" / "cuda" / f"{source}.cu"), "-o", str(cubins[source])],
+             f"-I{ROOT / 'csrc'}", str(ROOT / "csrc" / "cuda" / f"{source}.cu"),
+             "-o", str(cubins[source])],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         kernels += parse_report(source, result.stderr + result.stdout)

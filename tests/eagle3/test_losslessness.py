@@ -7,9 +7,11 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from eaglerl.eagle3 import CycleState, SpeculativeDecoder, StepResult, TreeParams
@@ -116,17 +118,14 @@ class RandomPolicy:
 
 
 @pytest.fixture(scope="module")
-def model(smollm2_path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
 def decoder(smollm2_path) -> SpeculativeDecoder:
     return SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
 
 
-@pytest.fixture(scope="module")
-def references(model, smollm2_path) -> dict[str, Reference]:
+def write_references(smollm2_path: Path) -> dict[str, Reference]:
+    """Let transformers answer every prompt."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32)
+    model.eval()
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     found = {}
     for name, text in PROMPTS.items():
@@ -144,6 +143,17 @@ def references(model, smollm2_path) -> dict[str, Reference]:
         new_ids = output.sequences[0, prompt.shape[1] :].tolist()
         found[name] = Reference(prompt, new_ids, torch.cat(output.logits).float())
     return found
+
+
+@pytest.fixture(scope="module")
+def references(smollm2_path: Path, shared_folder: Path) -> dict[str, Reference]:
+    """Answers of transformers, which one process computes for all: they take 20 seconds."""
+    path = shared_folder / "losslessness.pt"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            found = write_references(smollm2_path)
+            torch.save({name: vars(reference) for name, reference in found.items()}, path)
+    return {name: Reference(**fields) for name, fields in torch.load(path).items()}
 
 
 def assert_identical(

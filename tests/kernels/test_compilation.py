@@ -22,9 +22,9 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET is set: nothing is compiled", allow_module_level=True)
 
 from eaglerl.kernels._launch import Launch  # noqa: E402
-from eaglerl.kernels.action_cache_step_kernel import prepare_action_cache_step
-from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode
-from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp
+from eaglerl.kernels.action_cache_step_kernel import prepare_action_cache_step  # noqa: E402
+from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode  # noqa: E402
+from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp  # noqa: E402
 from eaglerl.ops.action_cache import CacheView  # noqa: E402
 from eaglerl.ops.policy_weights import PolicyWeights  # noqa: E402
 
