@@ -9,7 +9,7 @@ import torch  # noqa: F401
 import triton
 import triton.language as tl
 
-from eaglerl import _C as C
+import eaglerl._C as C
 
 STEP = tl.constexpr(C.cache_words["step"])
 INTERVAL = tl.constexpr(C.cache_words["interval"])

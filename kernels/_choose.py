@@ -9,7 +9,7 @@ from eaglerl.kernels._action_cache import ACTION, RING_WORDS, record_misses, wri
 
 @triton.jit
 def philox_uniform(seed_low, seed_high, offset_low, offset_high, sequence, window):
-    """Numbers in [0, 1) with 24 bits: ``csrc/policy/philox.h``, its arguments in halves of 32 bits."""
+    """Return draws in [0, 1) with 24 bits, as csrc/policy/philox.h; 64-bit arguments in halves."""
     zero = sequence * 0
     seed = (seed_high.to(tl.int64) << 32) | (seed_low.to(tl.int64) & 0xFFFFFFFF)
     word, _, _, _ = philox(seed, zero + offset_low, zero + offset_high, sequence, zero + window)

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from eaglerl import _C as C
+import eaglerl._C as C
 from eaglerl.kernels._action_cache import (
     COMPARE_FEATURES,
     COMPARE_INPUT,

@@ -31,8 +31,9 @@ def sketch_sign(element):
 def sketch_taps(taps, strides, input_row, exists, PLAN: tl.constexpr):
     """Count sketches (S, buckets) of rows whose three chunks are divided by their root mean square.
 
-    The formula is in ``csrc/policy/action_cache.h``. Blocks start at multiples of the number of buckets in
-    the whole row, so that a lane's bucket is the same in every block, wherever a chunk starts.
+    The formula is in ``csrc/policy/action_cache.h``. Blocks start at multiples of the number of
+    buckets in the whole row, so that a lane's bucket is the same in every block, wherever a chunk
+    starts.
     """
     K: tl.constexpr = PLAN.policy.k
     GROUP: tl.constexpr = PLAN.group

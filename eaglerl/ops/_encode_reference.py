@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from eaglerl.ops._philox import philox_uniform
-from eaglerl.ops.policy_weights import PolicyWeights
+from eaglerl.ops._policy_fields import PolicyFields
 
 
-def compute_dtype(weights: PolicyWeights) -> torch.dtype:
+def compute_dtype(weights: PolicyFields) -> torch.dtype:
     """float64 for float64 weights, else float32."""
     return torch.float64 if weights.dtype == torch.float64 else torch.float32
 
@@ -30,7 +30,7 @@ def scale_chunks(x: Tensor, scales: Tensor) -> Tensor:
     return (x.unflatten(-1, (chunks, -1)) * scales[..., None]).flatten(-2)
 
 
-def normalise(x: Tensor, weights: PolicyWeights) -> Tensor:
+def normalise(x: Tensor, weights: PolicyFields) -> Tensor:
     """The taps as the FC, or a folded first layer, reads them."""
     if weights.norm_chunks:
         x = scale_chunks(x, chunk_scales(x, weights.norm_chunks, weights.eps))
@@ -39,13 +39,13 @@ def normalise(x: Tensor, weights: PolicyWeights) -> Tensor:
     return x
 
 
-def reduce_taps(x: Tensor, weights: PolicyWeights) -> Tensor:
+def reduce_taps(x: Tensor, weights: PolicyFields) -> Tensor:
     """Features g (N, h) of taps (N, 3k)."""
     g = normalise(x, weights) @ weights.fc_weight.to(x.dtype).T
     return g if weights.fc_bias is None else g + weights.fc_bias.to(x.dtype)
 
 
-def mlp_layers(x: Tensor, weights: PolicyWeights) -> list[Tensor]:
+def mlp_layers(x: Tensor, weights: PolicyFields) -> list[Tensor]:
     """What each layer of the MLP reads, and last the logits (S, horizon * A)."""
     activate = {"tanh": torch.tanh, "relu": torch.relu, "silu": torch.nn.functional.silu}
     activation = activate[weights.activation]

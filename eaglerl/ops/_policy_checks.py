@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from eaglerl.ops._check import check_memory
+from eaglerl.ops._policy_fields import Activation, MlpInput, PolicyFields
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE, MAX_ACTIONS
-
-if TYPE_CHECKING:
-    from eaglerl.ops.policy_weights import PolicyWeights
-
-Activation = Literal["tanh", "relu", "silu"]
-MlpInput = Literal["features", "taps"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHOICES = {
@@ -44,7 +39,7 @@ def read_bins(bins: Tensor | Sequence[Sequence[int]]) -> Tensor:
     return narrow
 
 
-def check_policy_weights(weights: PolicyWeights) -> None:
+def check_policy_weights(weights: PolicyFields) -> None:
     """Checks all fields.
 
     Raises:
@@ -61,7 +56,7 @@ def check_policy_weights(weights: PolicyWeights) -> None:
     _check_largest(weights.bins)
 
 
-def check_policy_layout(weights: PolicyWeights) -> None:
+def check_policy_layout(weights: PolicyFields) -> None:
     """Checks all that can be said without the tensors' values, which a device would wait for.
 
     Raises:
@@ -75,7 +70,7 @@ def check_policy_layout(weights: PolicyWeights) -> None:
     _check_vectors(weights)
 
 
-def _check_settings(weights: PolicyWeights) -> None:
+def _check_settings(weights: PolicyFields) -> None:
     for name, allowed in _CHOICES.items():
         value = getattr(weights, name)
         if value not in allowed or isinstance(value, bool):
@@ -96,7 +91,7 @@ def _check_settings(weights: PolicyWeights) -> None:
         raise ValueError('mlp_input must be "features" where fc_weight is given, got "taps"')
 
 
-def _check_tensors(weights: PolicyWeights) -> None:
+def _check_tensors(weights: PolicyFields) -> None:
     for name, tensor in weights.tensors().items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -116,7 +111,7 @@ def _check_tensors(weights: PolicyWeights) -> None:
             raise ValueError(f"{name} must be contiguous, its strides are {tensor.stride()}")
 
 
-def _check_matrices(weights: PolicyWeights) -> None:
+def _check_matrices(weights: PolicyFields) -> None:
     width = weights.mlp_in_features
     fc_weight = weights.fc_weight
     if fc_weight is not None and (fc_weight.shape[0] != width or fc_weight.shape[1] == 0):
@@ -131,7 +126,7 @@ def _check_matrices(weights: PolicyWeights) -> None:
         width = weight.shape[0]
 
 
-def _check_bins(weights: PolicyWeights) -> None:
+def _check_bins(weights: PolicyFields) -> None:
     bins, actions = weights.bins, weights.bins.shape[0]
     if not 1 <= actions <= MAX_ACTIONS or bins.shape[1] != 3:
         raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
@@ -161,7 +156,7 @@ def _check_largest(bins: Tensor) -> None:
         )
 
 
-def _check_vectors(weights: PolicyWeights) -> None:
+def _check_vectors(weights: PolicyFields) -> None:
     taps = weights.taps_size
     if weights.norm_chunks and (taps is None or taps % weights.norm_chunks):
         raise ValueError(

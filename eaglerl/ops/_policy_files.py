@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Schema, read_json
-from eaglerl.ops._policy_checks import Activation, MlpInput
+from eaglerl.ops._policy_fields import Activation, MlpInput, gather_fields
 from eaglerl.ops.limits import MAX_ACTIONS, MAX_HORIZON
 from eaglerl.tensor_file import read_tensors
 
@@ -21,9 +21,6 @@ FORMAT_VERSION = 1
 MODEL_TYPE = "eaglerl_policy"
 _WEIGHTS_NAME, _CONFIG_NAME = "model.safetensors", "config.json"
 _SETTINGS = ("activation", "mlp_input", "norm_chunks", "eps", "horizon", "fallback_action")
-_REQUIRED = ("output_weight", "output_bias", "bins")
-_OPTIONAL = ("fc_weight", "fc_bias", "norm_weight")
-_LISTS = ("hidden_weights", "hidden_biases")
 
 
 class _Config(Schema):
@@ -68,24 +65,3 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"the policy's weights {str(file)!r} cannot be used: {error}") from None
     return {**fields, **{name: getattr(config, name) for name in _SETTINGS}}
-
-
-def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Turns tensors, named as in a file, into the fields of a `PolicyWeights`.
-
-    Raises:
-        ValueError: A tensor is missing or unknown.
-    """
-    fields: dict[str, Any] = {name: tensors[name] for name in _REQUIRED if name in tensors}
-    fields |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
-    known = set(fields)
-    for field in _LISTS:
-        parts = []
-        while (key := f"{field}.{len(parts)}") in tensors:
-            parts.append(tensors[key])
-            known.add(key)
-        fields[field] = tuple(parts)
-    missing, unknown = set(_REQUIRED) - known, tensors.keys() - known
-    if missing or unknown:
-        raise ValueError(f"missing tensors: {sorted(missing)}, unknown: {sorted(unknown)}")
-    return fields

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from eaglerl.ops._policy_checks import Activation, MlpInput, read_bins
+from eaglerl.ops._policy_checks import read_bins
+from eaglerl.ops._policy_fields import Activation, MlpInput
 from eaglerl.ops.undisturbed import undisturbed
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {

@@ -10,17 +10,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eaglerl.ops._encode_reference import mlp_layers
+from eaglerl.ops._policy_fields import PolicyFields
 from eaglerl.ops.undisturbed import undisturbed
 
-if TYPE_CHECKING:
-    from eaglerl.ops.policy_weights import PolicyWeights
+_Weights = TypeVar("_Weights", bound=PolicyFields)
 
 # Observations of each scale; of bounded ones, as many evenly from all of the space.
 _ROWS = 256
@@ -182,7 +182,7 @@ def _wrappers(model: Any, beside: Any = None) -> Iterator[Any]:
         waiting += [own.get("venv"), own.get("env"), *(own.get("envs") or ())]
 
 
-def fold_normalization(weights: PolicyWeights, vec_normalize: Any) -> PolicyWeights:
+def fold_normalization(weights: _Weights, vec_normalize: Any) -> _Weights:
     """Multiplies VecNormalize's statistics into the first layer, its clipping left out.
 
     W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
@@ -220,9 +220,9 @@ def _statistics(vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def check_reproduced(
     model: Any,
-    weights: PolicyWeights,
+    weights: PolicyFields,
     vec_normalize: Any = None,
-    unfolded: PolicyWeights | None = None,
+    unfolded: PolicyFields | None = None,
 ) -> None:
     """Compare what weights say with what a model predicts, on random observations.
 
@@ -332,7 +332,7 @@ def _scores(policy: Any, observations: np.ndarray) -> Tensor | None:
     return torch.cat([part.logits for part in parts], dim=-1).double().cpu()
 
 
-def _roundings(rows: Tensor, weights: PolicyWeights) -> Tensor:
+def _roundings(rows: Tensor, weights: PolicyFields) -> Tensor:
     """(n, horizon * A) by how much scores in the weights' precision may be off, at most about.
 
     Each layer's sum is off by a few units of the sum of its terms' magnitudes, which the next

@@ -149,33 +149,6 @@ class ActionCache:
         """Width of the features that are compared; None unless adaptive."""
         return None if self.reference is None else self.reference.shape[1]
 
-    def step(
-        self,
-        logits: Tensor,
-        bins: Tensor,
-        *,
-        slots: Tensor | None = None,
-        features: Tensor | None = None,
-        temperature: float = 0.0,
-        seed: int = 0,
-        offset: int = 0,
-        fallback_action: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """One step from logits that are there already; see `eaglerl.ops.action_cache_step`."""
-        from eaglerl.ops.action_cache_step import action_cache_step
-
-        return action_cache_step(
-            logits,
-            bins,
-            self,
-            slots=slots,
-            features=features,
-            temperature=temperature,
-            seed=seed,
-            offset=offset,
-            fallback_action=fallback_action,
-        )
-
     def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
         """Forgets the decisions and the counters of some slots, or of all.
 

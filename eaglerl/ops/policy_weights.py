@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from eaglerl.files import exclusive_folder
-from eaglerl.ops._policy_checks import Activation, MlpInput, check_policy_weights, read_bins
-from eaglerl.ops._policy_files import gather_fields, read_policy, write_policy
+from eaglerl.ops import _policy_sb3 as sb3
+from eaglerl.ops._policy_checks import check_policy_weights, read_bins
+from eaglerl.ops._policy_fields import MlpInput, PolicyFields
+from eaglerl.ops._policy_files import read_policy, write_policy
 from eaglerl.ops._policy_modules import read_modules
 
 
 @dataclass(frozen=True, eq=False)
-class PolicyWeights:
+class PolicyWeights(PolicyFields):
     """FC reduction, policy MLP and the parameters of every action.
 
     For the taps ``x`` of a token, [low | mid | high] of width 3k, a policy computes
@@ -53,57 +55,9 @@ class PolicyWeights:
             unknown. The message names the field.
     """
 
-    hidden_weights: tuple[Tensor, ...]
-    hidden_biases: tuple[Tensor, ...]
-    output_weight: Tensor
-    output_bias: Tensor
-    bins: Tensor
-    fc_weight: Tensor | None = None
-    fc_bias: Tensor | None = None
-    norm_weight: Tensor | None = None
-    norm_chunks: int = 0
-    eps: float = 1e-6
-    activation: Activation = "tanh"
-    mlp_input: MlpInput = "features"
-    horizon: int = 1
-    fallback_action: int = 0
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_weights", tuple(self.hidden_weights))
-        object.__setattr__(self, "hidden_biases", tuple(self.hidden_biases))
+        super().__post_init__()
         check_policy_weights(self)
-
-    @property
-    def num_actions(self) -> int:
-        """A, the number of actions."""
-        return self.bins.shape[0]
-
-    @property
-    def mlp_in_features(self) -> int:
-        """Width of what the MLP reads."""
-        return self.hidden_weights[0].shape[1]
-
-    @property
-    def feature_size(self) -> int | None:
-        """h, the width of g; None for a policy that never sees it."""
-        return self.mlp_in_features if self.mlp_input == "features" else None
-
-    @property
-    def taps_size(self) -> int | None:
-        """3k, the width of the taps; None for a policy of features that came from elsewhere."""
-        if self.fc_weight is not None:
-            return self.fc_weight.shape[1]
-        return self.mlp_in_features if self.mlp_input == "taps" else None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the matrices."""
-        return self.output_weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where all tensors lie."""
-        return self.output_weight.device
 
     @classmethod
     def unchecked(cls, **fields: object) -> PolicyWeights:
@@ -192,8 +146,6 @@ class PolicyWeights:
                 observations. Or it was trained with a ``VecNormalize`` that is not given, or one
                 that clips what is usual.
         """
-        from eaglerl.ops import _policy_sb3 as sb3
-
         layers = sb3.read_layers(model)
         bins = read_bins(bins)
         horizon = sb3.read_horizon(model, len(bins))
@@ -247,24 +199,6 @@ class PolicyWeights:
             mlp_input="taps",
         )
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> PolicyWeights:
-        """Moves all tensors, and converts the matrices; biases and norms stay float32.
-
-        With float64, which only the reference computes in, they become float64 too.
-        """
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-        def moved(name: str, tensor: Tensor) -> Tensor:
-            if name == "bins":
-                return tensor.to(device)
-            narrow = name.endswith("_bias") or name.startswith(("hidden_biases", "norm"))
-            return tensor.to(device, wide if narrow else dtype or tensor.dtype)
-
-        tensors = {name: moved(name, tensor) for name, tensor in self.tensors().items()}
-        return replace(self, **gather_fields(tensors))
-
     def save_pretrained(self, path: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` into a folder, each as a whole.
 
@@ -294,14 +228,3 @@ class PolicyWeights:
         except (TypeError, ValueError) as error:
             raise ValueError(f"the policy in {str(path)!r} cannot be used: {error}") from error
         return weights if torch.device(device).type == "cpu" else weights.to(device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors that are there, by the names that they have in a file."""
-        named = {
-            name: getattr(self, name)
-            for name in ("output_weight", "output_bias", "bins", "fc_weight", "fc_bias")
-        }
-        named["norm_weight"] = self.norm_weight
-        for field in ("hidden_weights", "hidden_biases"):
-            named |= {f"{field}.{i}": tensor for i, tensor in enumerate(getattr(self, field))}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}

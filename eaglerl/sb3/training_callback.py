@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from eaglerl.envs.trace_windows import TraceWindows
 from eaglerl.ops import PolicyWeights
-from eaglerl.ops._policy_files import gather_fields
+from eaglerl.ops._policy_fields import gather_fields
 from eaglerl.runs.checkpoints import Checkpoint, resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.sb3_state import load_model_state, model_state

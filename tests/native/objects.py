@@ -116,8 +116,9 @@ def action_cache(source: Source) -> str:
 
     def step(**options: Any) -> None:
         features = source.floats(rows, 5)
-        action, params = caches[0].step(
-            source.floats(rows, horizon * 4), bins, features=features, **options
+        logits = source.floats(rows, horizon * 4)
+        action, params = ops.action_cache_step(
+            logits, bins, caches[0], features=features, **options
         )
         assert action.shape == (rows,) and params.shape == (rows, 3), "different"  # noqa: PT018
 

@@ -24,7 +24,7 @@ def test_an_action_is_kept_for_its_interval() -> None:
 
 def test_an_interval_of_one_keeps_nothing() -> None:
     cache = ActionCache(1, 1)
-    actions = [int(cache.step(logits_for(a), BINS)[0]) for a in (2, 1, 0, 1)]
+    actions = [int(action_cache_step(logits_for(a), BINS, cache)[0]) for a in (2, 1, 0, 1)]
     assert actions == [2, 1, 0, 1]
     assert cache.stats().hit_rate == 0
 
