@@ -40,7 +40,7 @@ def _fixed_info() -> dict[str, str | bool]:
 
 
 def build_info() -> dict[str, str | bool]:
-    """Describes how the extension was built and what it uses on this machine.
+    """Describe how the extension was built and what it uses on this machine.
 
     Returns:
         ``compiler``; ``isa``, the instruction set in use; ``available_isas``; ``threading``

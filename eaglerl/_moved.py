@@ -69,8 +69,8 @@ MOVED_MODULES = {
     "eaglerl.eagle3.pending": "eaglerl.eagle3.pending_rows",
     "eaglerl.eagle3.rope": "eaglerl.eagle3.layers.rope",
     "eaglerl.eagle3.rows": "eaglerl.eagle3.layers.row_batch",
-    "eaglerl.eagle3.tap_check": "eaglerl.eagle3.head.tap_check",
-    "eaglerl.eagle3.taps": "eaglerl.eagle3.head.taps",
+    "eaglerl.eagle3.tap_check": "eaglerl.eagle3.head.feature_layer_check",
+    "eaglerl.eagle3.taps": "eaglerl.eagle3.head.feature_layers",
     "eaglerl.eagle3.target_files": "eaglerl.eagle3.target.target_files",
     "eaglerl.eagle3.target_header": "eaglerl.eagle3.target.target_header",
     "eaglerl.eagle3.transformers_target": "eaglerl.eagle3.target.transformers_target",
@@ -99,6 +99,11 @@ MOVED_MODULES = {
     "eaglerl.evaluation.selection": "eaglerl.evaluation.running.tree_selection",
     "eaglerl.evaluation.setup": "eaglerl.evaluation.modes.mode_setup",
     "eaglerl.evaluation.shuffled": "eaglerl.evaluation.modes.shuffled_states",
+    # eaglerl.gguf_convert
+    "eaglerl.gguf_convert.config": "eaglerl.gguf_convert.gguf_config",
+    "eaglerl.gguf_convert.header": "eaglerl.gguf_convert.gguf_file",
+    "eaglerl.gguf_convert.names": "eaglerl.gguf_convert.tensor_names",
+    "eaglerl.gguf_convert.rope": "eaglerl.gguf_convert.gguf_rope",
     # eaglerl.kernels
     "eaglerl.kernels.action_cache_step": "eaglerl.kernels.action_cache_step_kernel",
     "eaglerl.kernels.fused_encode": "eaglerl.kernels.fused_encode_kernel",

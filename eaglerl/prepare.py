@@ -250,7 +250,7 @@ def _shipped(folder: str, file: str) -> Path:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Tell whether a folder holds everything that its marker lists, with the sizes it lists."""
+    """Return whether a folder holds everything that its marker lists, with the sizes it lists."""
     try:
         marker = read_json(folder / MARKER_NAME, _MarkerSchema, "marker")
         return all(

@@ -26,7 +26,7 @@ class MissingFileError(ValueError, FileNotFoundError):
 
 
 def check_regular(path: str | Path, what: str) -> int:
-    """Make sure that a path names a regular file, or a link to one.
+    """Check that a path names a regular file, or a link to one.
 
     Args:
         path: the file.
@@ -48,7 +48,7 @@ def check_regular(path: str | Path, what: str) -> int:
 
 @contextmanager
 def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
-    """Opens a regular file, and nothing else: what would block is not opened.
+    """Open a regular file, and nothing else: what would block is not opened.
 
     The block does no more than read it: its errors of the system are taken for the file's.
 

@@ -29,7 +29,7 @@ _LARGE_BYTES, _MAX_HEADER_BYTES = 1 << 28, 100_000_000
 
 @contextmanager
 def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
-    """Opens a safetensors file.
+    """Open a safetensors file.
 
     The block does no more than read it: its errors of the library are taken for the file's.
 
@@ -54,7 +54,7 @@ def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
 
 
 def _check_length(path: str | Path, what: str) -> None:
-    """Make sure that a file is no longer than its tensors: it takes that much of the addresses."""
+    """Check that a file is no longer than its tensors: it takes that much of the addresses."""
     with open_regular(path, what) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -88,7 +88,7 @@ def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Make sure that no tensor holds NaN or an infinite value.
+    """Check that no tensor holds NaN or an infinite value.
 
     Args:
         tensors: by name, of any dtype and device; integers pass.
@@ -117,7 +117,7 @@ def _is_finite(tensor: Tensor) -> bool:
 def check_tensor(
     name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None], where: str
 ) -> None:
-    """Make sure of a tensor's dtype and shape.
+    """Check of a tensor's dtype and shape.
 
     Args:
         name: of the tensor.

@@ -32,9 +32,9 @@ from typer.testing import CliRunner
 from eaglerl.cli.app import app
 from eaglerl.cli.shared.options import resolve_model
 from eaglerl.gguf_convert import convert, convert_gguf
-from eaglerl.gguf_convert.config import read_config
-from eaglerl.gguf_convert.header import read_gguf
-from eaglerl.gguf_convert.rope import parameters_of
+from eaglerl.gguf_convert.gguf_config import read_config
+from eaglerl.gguf_convert.gguf_file import read_gguf
+from eaglerl.gguf_convert.gguf_rope import parameters_of
 
 from .gguf_files import VOCAB_SIZE, rope_divisors, write_gguf
 

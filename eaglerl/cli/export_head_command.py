@@ -124,7 +124,7 @@ def _compare(target: Path, head) -> None:
         from transformers import AutoTokenizer
 
         from eaglerl.eagle3.fit import check_fit
-        from eaglerl.eagle3.head.tap_check import compare_neighbours
+        from eaglerl.eagle3.head.feature_layer_check import compare_neighbours
         from eaglerl.eagle3.target.make_target import load_target
 
         model = load_target(target, feature_layers=head.config.resolve_feature_layers)

@@ -119,9 +119,9 @@ class SpeculativeDecoder:
             target: folder or hub name of the target.
             draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout; None
                 for plain decoding alone.
-            feature_layers: the layers whose inputs the head taps, whatever its config says. Where
-                its ids may mean other layers, as `taps.other_reading` decides, both readings are
-                compared on a page of text, and a warning names the better one.
+            feature_layers: the layers whose inputs are the features, whatever the head's config
+                says. Where its ids may mean other layers (see `feature_layers.other_reading`), both
+                readings are compared on a page of text, and a warning names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
             backend: see `load_target`.

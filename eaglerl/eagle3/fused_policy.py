@@ -27,7 +27,8 @@ class FusedPolicy:
     were accepted, and waits for nothing else.
 
     Attributes:
-        weights: the policy, of the head's features g (``mlp_input`` "features") or of the taps.
+        weights: the policy, of the reduced features g (``mlp_input`` "features") or of the target's
+            low, mid and high features ("taps").
         cache: keeps its decisions; its ``stats()`` tell how often, of a fork's cycles not. Made
             when the policy is bound.
     """
@@ -119,7 +120,7 @@ class FusedPolicy:
         Args:
             head: the head whose features it reads.
             reduce: the head's FC as its runner has it, (R, 3k) to (R, h); used where the policy
-                reads the taps themselves.
+                reads the target's features themselves.
 
         Raises:
             ValueError: the policy reads features of another width, or an action is wider than the

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from eaglerl.eagle3.fit import check_fit
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.tap_check import check_taps_of
+from eaglerl.eagle3.head.feature_layer_check import check_layer_ids
 from eaglerl.eagle3.target.make_target import load_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
@@ -30,7 +30,8 @@ def load_pair(
 
     Args:
         target: folder or hub name of the target.
-        draft: folder of the draft head; None for a target without one, which taps no layers.
+        draft: folder of the draft head; None for a target without one, which computes no
+            features.
         feature_layers: see `SpeculativeDecoder.from_pretrained`.
         backend: see `load_target`.
         dtype: see `load_target`.
@@ -60,5 +61,5 @@ def load_pair(
     if head.embed_tokens is None:
         head.set_embed_tokens(model.embed_tokens)
     if feature_layers is None:
-        check_taps_of(draft, model, head, tokenizer)
+        check_layer_ids(draft, model, head, tokenizer)
     return model, head, tokenizer

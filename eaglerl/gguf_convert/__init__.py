@@ -6,6 +6,6 @@ tokenizer is left to transformers.
 """
 
 from eaglerl.gguf_convert.convert import Progress, convert_gguf
-from eaglerl.gguf_convert.names import ARCHITECTURES, weight_name
+from eaglerl.gguf_convert.tensor_names import ARCHITECTURES, weight_name
 
 __all__ = ["ARCHITECTURES", "Progress", "convert_gguf", "weight_name"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from eaglerl.files import atomic_path
-from eaglerl.gguf_convert.config import read_config
-from eaglerl.gguf_convert.header import GGUFFile, GGUFTensor, read_gguf
-from eaglerl.gguf_convert.names import ARCHITECTURES, weight_name
-from eaglerl.gguf_convert.rope import FREQUENCIES
+from eaglerl.gguf_convert.gguf_config import read_config
+from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor, read_gguf
+from eaglerl.gguf_convert.gguf_rope import FREQUENCIES
+from eaglerl.gguf_convert.tensor_names import ARCHITECTURES, weight_name
 
 Progress = Callable[[str, float], None]
 """Called with what is being done (a few words) and the fraction of the whole that is done."""

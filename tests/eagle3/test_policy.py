@@ -61,7 +61,7 @@ def test_calls_come_in_the_documented_order(decoder):
 
 
 def test_state_is_that_before_the_cycle(decoder, model):
-    """Features are the inputs of the three tapped layers at the token before the root."""
+    """Features are the inputs of the three feature layers at the token before the root."""
     policy = RecordingPolicy()
     output = decoder.generate(PROMPT, policy, max_new_tokens=20)
     with torch.no_grad():

@@ -15,7 +15,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def tiny_config(family: str = "llama", **changes: object):
-    """A config of seven layers, the fewest whose default taps are distinct."""
+    """A config of seven layers, the fewest whose default feature layers are distinct."""
     fields: dict[str, object] = {
         "vocab_size": 60,
         "hidden_size": 32,

@@ -15,7 +15,7 @@ from eaglerl.cli.export_head_command import _architectures
 from eaglerl.cli.record_command import read_prompt_files
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.taps import other_reading
+from eaglerl.eagle3.head.feature_layers import other_reading
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.questions.question_files import files_digest, read_questions
@@ -23,8 +23,8 @@ from eaglerl.evaluation.report.calibration import read_calibration
 from eaglerl.evaluation.report.evidence import read_answers
 from eaglerl.evaluation.results.records import load_comparison
 from eaglerl.evaluation.statistics.summary import summarise
-from eaglerl.gguf_convert.config import read_config
-from eaglerl.gguf_convert.header import read_gguf
+from eaglerl.gguf_convert.gguf_config import read_config
+from eaglerl.gguf_convert.gguf_file import read_gguf
 from eaglerl.json_file import JsonObject, read_json
 from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
@@ -304,7 +304,7 @@ KINDS: dict[str, FileKind] = {
             "eaglerl.eagle3.head.draft_config",
             "eaglerl.eagle3.head.weight_files",
             "eaglerl.eagle3.head.draft_checkpoint",
-            "eaglerl.eagle3.head.tap_check",
+            "eaglerl.eagle3.head.feature_layer_check",
             "eaglerl.cli.export_head_command",
         ),
     ),
@@ -373,6 +373,6 @@ KINDS: dict[str, FileKind] = {
     "GGUF file": FileKind(
         _write_gguf,
         lambda folder: read_config(read_gguf(folder / "model.gguf")),
-        ("eaglerl.gguf_convert.header",),
+        ("eaglerl.gguf_convert.gguf_file",),
     ),
 }

@@ -12,7 +12,7 @@ _WORD_BITS = 64
 
 
 def first_visible(position: int, window: int | None) -> int:
-    """Returns the first position that a row at ``position`` sees; ``window`` None is none."""
+    """Return the first position that a row at ``position`` sees; ``window`` None is none."""
     return 0 if window is None else max(0, position - window + 1)
 
 

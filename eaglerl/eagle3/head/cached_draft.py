@@ -50,7 +50,7 @@ class CachedDraft:
         self._cos, self._sin = self._rope.first(capacity)
 
     def with_own_cache(self, capacity: int, slots: int = 1) -> Self:
-        """Returns a runner of the same weights, which are shared, over an empty cache of its own.
+        """Return a runner of the same weights, which are shared, over an empty cache of its own.
 
         Either may be used while another thread uses the other.
 
@@ -66,7 +66,7 @@ class CachedDraft:
         return other
 
     def resize(self, capacity: int) -> None:
-        """Makes room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.
+        """Make room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.
 
         Raises:
             ValueError: ``capacity`` is less than the rows of a slot.
@@ -91,11 +91,11 @@ class CachedDraft:
         return self.head_config.draft_vocab_size
 
     def reset(self, slot: int = 0) -> None:
-        """Forgets a slot's rows."""
+        """Forget a slot's rows."""
         self.cache.truncate(0, slot)
 
     def truncate(self, length: int, slot: int = 0) -> None:
-        """Forgets a slot's stable rows from ``length`` on.
+        """Forget a slot's stable rows from ``length`` on.
 
         Raises:
             ValueError: ``length`` is negative or more than there are.

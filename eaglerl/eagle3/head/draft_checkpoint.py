@@ -21,7 +21,7 @@ SAFETENSORS_NAME = "model.safetensors"
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Reads a head's tensors under EAGLE's key names, whatever the layout of the files.
+    """Read a head's tensors under EAGLE's key names, whatever the layout of the files.
 
     ``model.`` prefixes are stripped, ``layers.0.`` becomes ``midlayer.``, rotary buffers are left
     out. A ``.bin`` file is read with ``weights_only=True``: it cannot run code.
@@ -44,7 +44,7 @@ def complete_state_dict(
     config: Eagle3Config,
     embed_tokens: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Adds the tensors that follow from others, which some exporters leave out.
+    """Add the tensors that follow from others, which some exporters leave out.
 
     Of d2t and t2d either gives the other: NVIDIA ModelOpt writes d2t alone. With
     ``tie_word_embeddings`` an absent ``lm_head.weight`` is the embedding table.
@@ -101,7 +101,7 @@ def complete_state_dict(
 
 
 def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) -> None:
-    """Checks a head's tensors against its configuration.
+    """Check a head's tensors against its configuration.
 
     Args:
         state: As `read_state_dict` returns.
@@ -133,7 +133,7 @@ def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) ->
 
 
 def expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor that a head may have, by key."""
+    """Return the shape of every tensor that a head may have, by key."""
     hidden, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
     features = 3 * config.feature_hidden_size
@@ -168,7 +168,7 @@ def expected_shapes(config: Eagle3Config) -> dict[str, tuple[int, ...]]:
 def check_vocabulary_maps(
     d2t: torch.Tensor | None, t2d: torch.Tensor | None, config: Eagle3Config
 ) -> None:
-    """Checks that d2t and t2d describe one strictly increasing map of draft ids to target ids.
+    """Check that d2t and t2d describe one strictly increasing map of draft ids to target ids.
 
     Args:
         d2t: (Vd,) integer offsets, or None.
@@ -200,7 +200,7 @@ def write_checkpoint(
     *,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` in EAGLE's layout.
+    """Write ``config.json`` and ``model.safetensors`` in EAGLE's layout.
 
     Each file appears complete or not at all; the folder is made if it is not there.
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from eaglerl.eagle3.head.draft_config_file import NormOutputConvention, read_config_fields
-from eaglerl.eagle3.head.taps import AuxLayerConvention, check_feature_layers, default_taps
+from eaglerl.eagle3.head.feature_layers import (
+    AuxLayerConvention,
+    as_feature_layers,
+    eagle_feature_layers,
+)
 from eaglerl.json_file import JsonObject, read_json
 from eaglerl.regular_file import naming
 
@@ -50,7 +54,7 @@ class Eagle3Config:
         qk_norm: One RMSNorm over every head of q and one over every head of k, before RoPE, as in
             Qwen3's layers.
         sliding_window: Positions that a row sees, its own included; None for all.
-        feature_layers: The three tapped layers as indices into transformers' ``hidden_states``
+        feature_layers: The three feature layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
         tie_word_embeddings: A checkpoint without ``lm_head.weight`` means the embedding table; one
             with it has its own all the same.
@@ -111,7 +115,7 @@ class Eagle3Config:
             )
         self._check_switches()
         if self.feature_layers is not None:
-            check_feature_layers(self.feature_layers, "feature_layers")
+            as_feature_layers(self.feature_layers, "feature_layers")
 
     def _check_switches(self) -> None:
         if self.fc_norm and self.norm_before_fc:
@@ -126,7 +130,7 @@ class Eagle3Config:
 
     @property
     def feature_hidden_size(self) -> int:
-        """Width k of one tapped layer of the target."""
+        """Width k of the hidden states of one layer of the target."""
         return self.target_hidden_size or self.hidden_size
 
     @property
@@ -140,7 +144,7 @@ class Eagle3Config:
         return self.draft_vocab_size < self.vocab_size
 
     def resolve_feature_layers(self, num_target_layers: int) -> tuple[int, int, int]:
-        """Returns the tapped layers for a target with ``num_target_layers`` layers.
+        """Return the feature layers for a target with ``num_target_layers`` layers.
 
         Args:
             num_target_layers: N, the target's number of decoder layers.
@@ -154,11 +158,11 @@ class Eagle3Config:
         """
         layers = self.feature_layers
         if layers is None:
-            layers = default_taps(num_target_layers)
+            layers = eagle_feature_layers(num_target_layers)
             origin = f"EAGLE's default feature layers (2, N // 2, N - 3) at N = {num_target_layers}"
         else:
             origin = "feature_layers"
-        check_feature_layers(layers, origin)
+        as_feature_layers(layers, origin)
         if max(layers) >= num_target_layers:
             raise ValueError(
                 f"{origin} must be inputs of the target's {num_target_layers} layers, "
@@ -167,14 +171,14 @@ class Eagle3Config:
         return layers
 
     def without_default_layers(self, num_target_layers: int) -> "Eagle3Config":
-        """Returns the configuration with no layers named, if they are the target's default ones.
+        """Return the configuration with no layers named, if they are the target's default ones.
 
         Engines understand the same ids as different layers, and no ids as the same ones.
 
         Args:
             num_target_layers: N, the target's number of decoder layers.
         """
-        if self.feature_layers != default_taps(num_target_layers):
+        if self.feature_layers != eagle_feature_layers(num_target_layers):
             return self
         return self.replace(feature_layers=None)
 
@@ -187,7 +191,7 @@ class Eagle3Config:
         aux_layer_convention: AuxLayerConvention | None = None,
         norm_output_convention: NormOutputConvention | None = None,
     ) -> "Eagle3Config":
-        """Reads ``config.json`` in the folder ``path``; see `from_dict`."""
+        """Read ``config.json`` in the folder ``path``; see `from_dict`."""
         file = Path(path) / "config.json"
         if not os.path.lexists(file):
             raise ValueError(f"path must be a folder with a config.json, got {str(path)!r}")
@@ -209,13 +213,13 @@ class Eagle3Config:
         aux_layer_convention: AuxLayerConvention | None = None,
         norm_output_convention: NormOutputConvention | None = None,
     ) -> "Eagle3Config":
-        """Reads the content of a ``config.json`` in any of the three layouts.
+        """Read the content of a ``config.json`` in any of the three layouts.
 
         Args:
             data: The parsed JSON object.
-            feature_layers: The tapped layers by their inputs, whatever the file says.
+            feature_layers: The feature layers by their inputs, whatever the file says.
             aux_layer_convention: What ``eagle_aux_hidden_state_layer_ids`` name: "output" of the
-                layers or "input". None: as their producer means them, see `taps.read_taps`.
+                layers or "input". None: by the rules of `read_feature_layers`.
             norm_output_convention: What ``norm_output`` means: "logits" (the final norm is
                 applied before ``lm_head``; SpecForge at first) or "feedback" (the normed output
                 is fed back; speculators, vLLM, SGLang, later SpecForge). None: "feedback" in the
@@ -237,7 +241,7 @@ class Eagle3Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the EAGLE layout's ``config.json``, readable by EAGLE, SpecForge and eaglerl.
+        """Return the EAGLE layout's ``config.json``, readable by EAGLE, SpecForge and eaglerl.
 
         ``eaglerl_*`` keys hold what the common keys leave to convention; they take precedence
         when eaglerl reads the file.
@@ -273,7 +277,7 @@ class Eagle3Config:
             data["eaglerl_norm_feedback"] = self.norm_feedback
         if self.feature_layers is not None:
             data["eaglerl_feature_layers"] = list(self.feature_layers)
-            # vLLM reads the first and taps inputs, SGLang the second and taps outputs.
+            # vLLM reads the first and takes inputs, SGLang the second and takes outputs.
             data["eagle_aux_hidden_state_layer_ids"] = list(self.feature_layers)
             data["eagle_config"] = {
                 "eagle_aux_hidden_state_layer_ids": [index - 1 for index in self.feature_layers],
@@ -282,5 +286,5 @@ class Eagle3Config:
         return data
 
     def replace(self, **changes: Any) -> "Eagle3Config":
-        """Returns a copy with some fields changed, checked anew."""
+        """Return a copy with some fields changed, checked anew."""
         return dataclasses.replace(self, **changes)

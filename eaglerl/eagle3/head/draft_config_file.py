@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from eaglerl.eagle3.head.taps import (
+from eaglerl.eagle3.head.feature_layers import (
     AuxLayerConvention,
-    check_feature_layers,
+    as_feature_layers,
     eagle_config,
     is_speculators,
-    read_taps,
+    read_feature_layers,
 )
 from eaglerl.eagle3.layers.rope import read_rope_parameters
 
@@ -31,7 +31,7 @@ def read_config_fields(
     aux_layer_convention: AuxLayerConvention | None,
     norm_output_convention: NormOutputConvention | None,
 ) -> dict[str, Any]:
-    """Returns `Eagle3Config`'s fields; arguments and errors are those of its ``from_dict``."""
+    """Return `Eagle3Config`'s fields; arguments and errors are those of its ``from_dict``."""
     _check_choice("aux_layer_convention", aux_layer_convention, ("input", "output"))
     _check_choice("norm_output_convention", norm_output_convention, ("logits", "feedback"))
     if not isinstance(data, Mapping):
@@ -63,16 +63,16 @@ def read_config_fields(
         "norm_before_fc": _flag(data, "norm_before_fc"),
         "norm_before_residual": _norm_before_residual(data),
         "tie_word_embeddings": _flag(data, "tie_word_embeddings"),
-        "feature_layers": read_taps(data, aux_layer_convention)
+        "feature_layers": read_feature_layers(data, aux_layer_convention)
         if feature_layers is None
-        else check_feature_layers(list(feature_layers), "feature_layers"),
+        else as_feature_layers(list(feature_layers), "feature_layers"),
         "token_ids": _read_token_ids(data, layer),
         **_read_norm_output(data, norm_output_convention),
     }
 
 
 def _layer_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the mapping that holds the decoder layer's fields."""
+    """Return the mapping that holds the decoder layer's fields."""
     if not is_speculators(data):
         return data
     layer = data.get("transformer_layer_config")
@@ -115,7 +115,7 @@ def _reject_unsupported(data: Mapping[str, Any], layer: Mapping[str, Any]) -> No
 
 
 def _read_sliding_window(layer: Mapping[str, Any]) -> int | None:
-    """Returns the window of the head's layer as transformers and speculators understand it."""
+    """Return the window of the head's layer as transformers and speculators understand it."""
     window, types = layer.get("sliding_window"), layer.get("layer_types")
     is_qwen3 = layer.get("model_type") == "qwen3"
     # Qwen3 does not slide unless it is told to, whatever the type of its layers.

@@ -18,7 +18,7 @@ from eaglerl.eagle3.head.draft_checkpoint import (
 )
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_config_file import NormOutputConvention
-from eaglerl.eagle3.head.taps import AuxLayerConvention
+from eaglerl.eagle3.head.feature_layers import AuxLayerConvention
 from eaglerl.eagle3.layers.rope import apply_rope
 from eaglerl.regular_file import naming
 
@@ -103,7 +103,7 @@ class DraftLayer(nn.Module):
         sin: torch.Tensor,
         attention: Attention,
     ) -> torch.Tensor:
-        """Runs the layer.
+        """Run the layer.
 
         Args:
             token_embeddings: (..., h) of the row's token.
@@ -135,7 +135,7 @@ class Eagle3DraftHead(nn.Module):
     """
 
     def __init__(self, config: Eagle3Config, *, embed_tokens: torch.Tensor | None = None) -> None:
-        """Makes a head with random weights.
+        """Make a head with random weights.
 
         Args:
             config: The configuration.
@@ -176,7 +176,7 @@ class Eagle3DraftHead(nn.Module):
         aux_layer_convention: AuxLayerConvention | None = None,
         norm_output_convention: NormOutputConvention | None = None,
     ) -> "Eagle3DraftHead":
-        """Reads a head in the layout of EAGLE, SpecForge or speculators.
+        """Read a head in the layout of EAGLE, SpecForge or speculators.
 
         Args:
             path: A folder with ``config.json`` and the weights (safetensors or ``.bin``).
@@ -228,7 +228,7 @@ class Eagle3DraftHead(nn.Module):
         return head.eval()
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Writes the head in EAGLE's layout as ``config.json`` and ``model.safetensors``.
+        """Write the head in EAGLE's layout as ``config.json`` and ``model.safetensors``.
 
         Args:
             path: The folder, made if it is not there.
@@ -246,7 +246,7 @@ class Eagle3DraftHead(nn.Module):
         write_checkpoint(path, self.config, state)
 
     def set_embed_tokens(self, table: torch.Tensor) -> None:
-        """Sets the embedding table (V, h), without a copy.
+        """Set the embedding table (V, h), without a copy.
 
         Raises:
             ValueError: The table's shape does not fit the configuration.
@@ -260,7 +260,7 @@ class Eagle3DraftHead(nn.Module):
         self.embed_tokens = table.detach()
 
     def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
-        """Sets d2t and t2d so that draft id i means the i-th smallest of ``target_ids``.
+        """Set d2t and t2d so that draft id i means the i-th smallest of ``target_ids``.
 
         Args:
             target_ids: (Vd,) distinct integer ids of the target's vocabulary, in any order.
@@ -291,7 +291,7 @@ class Eagle3DraftHead(nn.Module):
         return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Returns the embeddings (..., h) of target token ids (...), in the head's dtype.
+        """Return the embeddings (..., h) of target token ids (...), in the head's dtype.
 
         Raises:
             ValueError: The head has no embedding table.
@@ -301,7 +301,7 @@ class Eagle3DraftHead(nn.Module):
         return nn.functional.embedding(token_ids, self.embed_tokens).to(self.fc.weight.dtype)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps features (..., 3k), [low | mid | high], to the draft's width (..., h)."""
+        """Map features (..., 3k), [low | mid | high], to the draft's width (..., h)."""
         if self.input_norm is not None:
             features = self.input_norm(features)
         if self.fc_norm is not None:
@@ -311,9 +311,9 @@ class Eagle3DraftHead(nn.Module):
         return self.fc(features)
 
     def feedback(self, output: torch.Tensor) -> torch.Tensor:
-        """Returns the feature (..., h) of the next draft step from the layer's output."""
+        """Return the feature (..., h) of the next draft step from the layer's output."""
         return self.norm(output) if self.config.norm_feedback else output
 
     def logits(self, output: torch.Tensor) -> torch.Tensor:
-        """Returns draft logits (..., Vd) from the layer's output (..., h)."""
+        """Return draft logits (..., Vd) from the layer's output (..., h)."""
         return self.lm_head(self.norm(output) if self.config.norm_output else output)

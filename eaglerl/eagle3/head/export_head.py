@@ -1,7 +1,7 @@
-"""Writing a head for another engine: the tapped layers where it looks for them, and what it loses.
+"""Write a draft head for another engine, with the feature layers where that engine looks for them.
 
 What each engine reads was taken from the source of the release named in `ENGINES`; docs/heads.md
-says what of it was run.
+says which engines were run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from eaglerl.eagle3.head.draft_checkpoint import write_checkpoint
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.taps import Taps, default_taps
+from eaglerl.eagle3.head.feature_layers import FeatureLayers, eagle_feature_layers
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
-# What sets heads apart, with the value that every engine runs, and the tensors that go with it.
+# Options in which heads differ: the value that every engine runs, and the tensors that belong to
+# the option.
 _FEATURES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "fc_norm": (False, ("fc_norm.",)),
     "norm_before_fc": (False, ("input_norm.",)),
@@ -33,19 +34,19 @@ _FEATURES: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Engine:
-    """What an engine makes of a head.
+    """How an engine reads a head.
 
     Attributes:
-        name: With the release whose source was read.
-        reads: The fields of `Eagle3Config` that it runs as they are meant.
-        place: Puts tapped layers that are not EAGLE's default ones into a config, in place.
-        hints: What a user has to do for these layers and this head, one sentence each.
+        name: Its name and the release whose source was read.
+        reads: The fields of `Eagle3Config` that it honours.
+        place: Writes feature layers other than EAGLE's default ones into a config, in place.
+        hints: Returns what a user has to do for these layers and this head, a sentence each.
     """
 
     name: str
     reads: frozenset[str]
-    place: Callable[[dict[str, Any], Taps], None]
-    hints: Callable[[Eagle3Config, Taps | None, int | None], list[str]]
+    place: Callable[[dict[str, Any], FeatureLayers], None]
+    hints: Callable[[Eagle3Config, FeatureLayers | None, int | None], list[str]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class ExportedHead:
 
     Attributes:
         path: Its folder.
-        lost: What the engine does not run as the head means it, one sentence each.
-        hints: What is left to do, one sentence each.
+        lost: What the engine ignores in this head, a sentence each.
+        hints: What the user still has to do, a sentence each.
     """
 
     path: Path
@@ -66,20 +67,20 @@ class ExportedHead:
 def export_head(
     head: Eagle3DraftHead, output: str | Path, engine: str, *, num_target_layers: int | None = None
 ) -> ExportedHead:
-    """Writes a head so that an engine taps the layers that the head was trained on.
+    """Write a head so that an engine takes the features of the layers it was trained on.
 
     Args:
         head: The head, as `Eagle3DraftHead.from_pretrained` reads it.
-        output: Folder for ``config.json`` and ``model.safetensors``, made if it is not there.
+        output: Folder for ``config.json`` and ``model.safetensors``; created if missing.
         engine: One of `ENGINES`.
-        num_target_layers: N, the target's number of layers, if known: layers that are EAGLE's
-            default ones are not named then.
+        num_target_layers: N, the target's number of layers, if known: EAGLE's default layers are
+            then left out of the config.
 
     Returns:
-        Where it lies and what it loses.
+        The folder, what the engine loses, and what is left to do.
 
     Raises:
-        ValueError: The engine is unknown, or the layers are none of the target's.
+        ValueError: The engine is unknown, or the target does not have the layers.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")
@@ -87,7 +88,7 @@ def export_head(
     layers = config.feature_layers
     if num_target_layers is not None:
         layers = config.resolve_feature_layers(num_target_layers)
-        if layers == default_taps(num_target_layers):
+        if layers == eagle_feature_layers(num_target_layers):
             layers = None
     kept = {
         name: getattr(config, name) if name in about.reads else plain
@@ -112,7 +113,7 @@ def export_head(
 
 
 def _tensors(head: Eagle3DraftHead, written: Eagle3Config) -> Mapping[str, torch.Tensor]:
-    """The head's tensors without those of what ``written`` leaves out."""
+    """Return the head's tensors without those of the options that ``written`` leaves out."""
     dropped = tuple(
         prefix
         for name, (_, prefixes) in _FEATURES.items()
@@ -137,29 +138,31 @@ def _described(name: str, config: Eagle3Config) -> str:
     }[name]
 
 
-def _place_everywhere(data: dict[str, Any], layers: Taps) -> None:
+def _place_everywhere(data: dict[str, Any], layers: FeatureLayers) -> None:
     data["eaglerl_feature_layers"] = list(layers)
     _place_for_vllm(data, layers)
     _place_for_sglang(data, layers)
 
 
-def _place_for_vllm(data: dict[str, Any], layers: Taps) -> None:
+def _place_for_vllm(data: dict[str, Any], layers: FeatureLayers) -> None:
     data[_IDS] = list(layers)
 
 
-def _place_for_sglang(data: dict[str, Any], layers: Taps) -> None:
+def _place_for_sglang(data: dict[str, Any], layers: FeatureLayers) -> None:
     data["eagle_config"] = {_IDS: [layer - 1 for layer in layers], "use_aux_hidden_state": True}
 
 
-def _place_nowhere(data: dict[str, Any], layers: Taps) -> None:
-    """The engine reads them from no config."""
+def _place_nowhere(data: dict[str, Any], layers: FeatureLayers) -> None:
+    """Leave the config as it is: the engine does not read the layers from it."""
 
 
-def _no_hints(config: Eagle3Config, layers: Taps | None, count: int | None) -> list[str]:
+def _no_hints(config: Eagle3Config, layers: FeatureLayers | None, count: int | None) -> list[str]:
     return []
 
 
-def _sglang_hints(config: Eagle3Config, layers: Taps | None, count: int | None) -> list[str]:
+def _sglang_hints(
+    config: Eagle3Config, layers: FeatureLayers | None, count: int | None
+) -> list[str]:
     hints = []
     if layers is not None:
         hints.append(
@@ -171,21 +174,25 @@ def _sglang_hints(config: Eagle3Config, layers: Taps | None, count: int | None) 
     return hints
 
 
-def _openvino_hints(config: Eagle3Config, layers: Taps | None, count: int | None) -> list[str]:
-    taps = layers or (None if count is None else default_taps(count))
-    if taps is None:
+def _openvino_hints(
+    config: Eagle3Config, layers: FeatureLayers | None, count: int | None
+) -> list[str]:
+    inputs = layers or (None if count is None else eagle_feature_layers(count))
+    if inputs is None:
         return [
             "OpenVINO GenAI takes outputs of the layers in hidden_layers_list; name the model to "
             "be told which these are"
         ]
-    outputs = [layer - 1 for layer in taps]
+    outputs = [layer - 1 for layer in inputs]
     return [
         f"pass hidden_layers_list={outputs} to the draft model's pipeline: OpenVINO GenAI takes "
         "the outputs of these layers, and by default those of 2, N / 2 and N - 3, one later"
     ]
 
 
-def _llama_cpp_hints(config: Eagle3Config, layers: Taps | None, count: int | None) -> list[str]:
+def _llama_cpp_hints(
+    config: Eagle3Config, layers: FeatureLayers | None, count: int | None
+) -> list[str]:
     hints = ["convert it with llama.cpp's convert_hf_to_gguf.py and --target-model-dir TARGET"]
     if layers is not None:
         hints.append(

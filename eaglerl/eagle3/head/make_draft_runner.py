@@ -14,7 +14,7 @@ DraftDtype = Literal["auto", "float32", "bfloat16", "int8"]
 def make_draft_runner(
     head: Eagle3DraftHead, *, capacity: int, slots: int = 1, dtype: DraftDtype = "auto"
 ) -> CachedDraft:
-    """Returns the fastest runner for a head: `PackedDraft` on the CPU, else `ModuleDraft`.
+    """Return the fastest runner for a head: `PackedDraft` on the CPU, else `ModuleDraft`.
 
     A head on the CPU that cannot be packed runs as a module with ``dtype="auto"``, and a warning
     says so.

@@ -11,7 +11,7 @@ class ModuleDraft(CachedDraft):
     """A draft head run as a plain module, on any device; the reference of the fast one."""
 
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int = 1) -> None:
-        """Prepares inference.
+        """Prepare inference.
 
         Args:
             head: The head; it must have an embedding table.
@@ -26,7 +26,7 @@ class ModuleDraft(CachedDraft):
 
     @torch.inference_mode()
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps target features (R, 3k) to the draft's width (R, h)."""
+        """Map target features (R, 3k) to the draft's width (R, h)."""
         return self.head.reduce(features.to(self.head.fc.weight.dtype))
 
     @torch.inference_mode()
@@ -38,7 +38,7 @@ class ModuleDraft(CachedDraft):
         *,
         reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes in stable rows; see `PackedDraft.extend`."""
+        """Append stable rows; see `PackedDraft.extend`."""
         self._check_extend(token_ids, features, slot, reduced)
         start, rows = self.lengths[slot], len(token_ids)
         positions = torch.arange(start, start + rows, device=features.device)
@@ -60,7 +60,7 @@ class ModuleDraft(CachedDraft):
         mask: torch.Tensor,
         slot: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs one frontier; see `PackedDraft.expand`."""
+        """Run one frontier; see `PackedDraft.expand`."""
         self._check_expand(token_ids, hidden, round, mask, slot)
         length, rows = self.lengths[slot], len(token_ids)
         positions = torch.full((rows,), length + round, device=hidden.device)

@@ -23,7 +23,7 @@ _KEPT_BUFFER_ROWS = 64
 
 
 def why_not_packed(head: Eagle3DraftHead) -> str | None:
-    """Returns why `PackedDraft` cannot run a head; None if it can."""
+    """Return why `PackedDraft` cannot run a head; None if it can."""
     if head.fc.weight.device.type != "cpu":
         return f"head must be on the CPU, got {head.fc.weight.device}"
     head_dim = head.config.head_dim
@@ -60,7 +60,7 @@ class PackedDraft(CachedDraft):
         dtype: LinearDtype = "float32",
         rows_hint: int = 16,
     ) -> None:
-        """Packs the head; later changes of its weights are not seen.
+        """Pack the head; later changes of its weights are not seen.
 
         Args:
             head: The head, on the CPU, with an embedding table.
@@ -144,7 +144,7 @@ class PackedDraft(CachedDraft):
         *,
         reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes in stable rows, which pair features of token t with the embedding of token t + 1.
+        """Append stable rows, which pair features of token t with the embedding of token t + 1.
 
         Args:
             token_ids: (R,) int64 target ids of the tokens t + 1.
@@ -182,7 +182,7 @@ class PackedDraft(CachedDraft):
         mask: torch.Tensor,
         slot: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the frontier of one round: K rows at one rotary position, in scratch rows.
+        """Run the frontier of one round: K rows at one rotary position, in scratch rows.
 
         Args:
             token_ids: (K,) int64 target ids.
@@ -241,7 +241,7 @@ class PackedDraft(CachedDraft):
         place: Place,
         visible: Visible,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the layer's first half.
+        """Run the layer's first half.
 
         Args:
             token_ids: (M,) int64, contiguous.
@@ -312,7 +312,7 @@ class PackedDraft(CachedDraft):
 
     @torch.inference_mode()
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps target features (R, 3k) to the draft's width (R, h) fp32."""
+        """Map target features (R, 3k) to the draft's width (R, h) fp32."""
         features = features.float().contiguous()
         if not self._feature_norms:
             return self._fc(features)

@@ -23,7 +23,7 @@ _WHAT = "checkpoint"
 
 
 def read_weight_folder(path: str | Path) -> dict[str, Tensor]:
-    """Reads all tensors of a folder, on the CPU and in the dtypes of the files.
+    """Read all tensors of a folder, on the CPU and in the dtypes of the files.
 
     A ``.bin`` file is read with ``weights_only=True``: it cannot run code.
 

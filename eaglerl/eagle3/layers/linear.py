@@ -37,7 +37,7 @@ class PackedLinear:
         dtype: LinearDtype = "float32",
         rows_hint: int = 16,
     ) -> None:
-        """Packs the weight; the given tensors are not kept.
+        """Pack the weight; the given tensors are not kept.
 
         Args:
             weight: (out, in) floating point, on the CPU.
@@ -66,11 +66,11 @@ class PackedLinear:
         self._product = _make_product(weight, bias, self.dtype, rows_hint)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns (M, out) fp32 for ``x`` (M, in) fp32."""
+        """Return (M, out) fp32 for ``x`` (M, in) fp32."""
         return self._product(x)
 
     def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Returns ``residual`` + y as a new tensor (M, out) fp32; ``residual`` (M, out) fp32."""
+        """Return ``residual`` + y as a new tensor (M, out) fp32; ``residual`` (M, out) fp32."""
         return self._product.add_to(x, residual)
 
 
@@ -156,14 +156,14 @@ def _has_onednn() -> bool:
 
 
 def is_supported(dtype: LinearDtype) -> bool:
-    """Tells whether products in ``dtype`` run on this CPU; float32 always does."""
+    """Return whether products in ``dtype`` run on this CPU; float32 always does."""
     if dtype == "bfloat16":
         return _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return dtype != "int8" or torch.backends.quantized.engine != "none"
 
 
 def keeps_8_bits() -> bool:
-    """Tells whether int8 products round their inputs to 8 bits rather than 7.
+    """Return whether int8 products round their inputs to 8 bits rather than 7.
 
     Without VNNI the kernels add pairs of 8 bit products in 16 bits, which only 7 bit inputs cannot
     overflow.
@@ -180,7 +180,7 @@ def _supported_dtype(dtype: LinearDtype) -> LinearDtype:
 
 
 def _quantize_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Returns ``weight`` (out, in) as a quantised tensor, symmetric with one scale per row."""
+    """Return ``weight`` (out, in) as a quantised tensor, symmetric with one scale per row."""
     scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     codes = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
     zero_points = torch.zeros(len(scales), dtype=torch.int64)

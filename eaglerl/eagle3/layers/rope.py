@@ -46,7 +46,7 @@ Angles = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def read_rope_parameters(
     data: Mapping[str, Any], *, layer_type: str = "full_attention"
 ) -> dict[str, Any]:
-    """Reads RoPE's parameters from the fields of a model's config.
+    """Read RoPE's parameters from the fields of a model's config.
 
     Accepts transformers v5's ``rope_parameters`` and the older ``rope_theta`` with
     ``rope_scaling``, whose type is called ``rope_type`` or ``type``. Either may be given per type
@@ -78,7 +78,7 @@ def read_rope_parameters(
 
 
 def rope_contradiction(data: Mapping[str, Any]) -> str | None:
-    """Returns in what places RoPE's parameters contradict each other; None if nowhere.
+    """Return in what places RoPE's parameters contradict each other; None if nowhere.
 
     Args:
         data: A config's fields, of any type of RoPE. What differs per type of layer is none.
@@ -104,7 +104,7 @@ class RopeTables:
     """
 
     def __init__(self, angles: Angles, *, device: torch.device | str = "cpu") -> None:
-        """Makes nothing yet.
+        """Make nothing yet.
 
         Args:
             angles: Gives cos and sin of any positions.
@@ -117,7 +117,7 @@ class RopeTables:
 
     @torch.no_grad()
     def first(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns cos and sin of at least ``rows`` positions from 0, each (P, D / 2) fp32."""
+        """Return cos and sin of at least ``rows`` positions from 0, each (P, D / 2) fp32."""
         tables = self._tables
         if tables is not None and len(tables[0]) >= rows:
             return tables
@@ -142,7 +142,7 @@ def head_rope_tables(
     max_position_embeddings: int,
     device: torch.device | str = "cpu",
 ) -> RopeTables:
-    """Returns a draft head's tables, which grow.
+    """Return a draft head's tables, which grow.
 
     Beyond ``max_position_embeddings`` the type "dynamic" goes on with the frequencies that it has
     up to there: only rows drafted past the end of a text may stand there, see
@@ -164,7 +164,7 @@ def head_rope_tables(
 def check_rope_length(
     rope_parameters: Mapping[str, Any], rows: int, max_position_embeddings: int
 ) -> None:
-    """Makes sure that the frequencies of ``rows`` positions do not change with the length.
+    """Check that the frequencies of ``rows`` positions do not change with the length.
 
     Raises:
         ValueError: The type is "dynamic" and there are more rows than the model was made for.
@@ -184,7 +184,7 @@ def rope_tables(
     *,
     max_position_embeddings: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin of every rotary angle, scaled by the type's attention factor.
+    """Return cos and sin of every rotary angle, scaled by the type's attention factor.
 
     The angles are transformers' own, in fp32 to the bit: a table that is more exact would move the
     logits away from those that the decoder promises to reproduce.
@@ -211,7 +211,7 @@ def rope_tables(
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the heads of ``x``: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
+    """Rotate the heads of ``x``: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
 
     Args:
         x: (..., H, D), the halves of D being x1 and x2.
@@ -287,7 +287,7 @@ def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[
 
 
 def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks one object of parameters, and adds what stands beside it in the config."""
+    """Check one object of parameters, and adds what stands beside it in the config."""
     parameters = {key: value for key, value in given.items() if value is not None}
     legacy_type = parameters.pop("type", None)
     rope_type = parameters.setdefault("rope_type", legacy_type or "default")
@@ -304,7 +304,7 @@ def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> d
 
 
 def _inherit(name: str, parameters: dict[str, Any], data: Mapping[str, Any]) -> None:
-    """Adds what stands beside ``data[name]``, unless it contradicts what stands inside."""
+    """Add what stands beside ``data[name]``, unless it contradicts what stands inside."""
     inherited = ["rope_theta"]
     if parameters["rope_type"] in ("llama3", "yarn"):
         inherited.append("original_max_position_embeddings")

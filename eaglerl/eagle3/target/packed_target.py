@@ -96,12 +96,14 @@ _LEAST_BUFFER_ROWS = 64
 class _Buffers:
     """Room for the intermediate results of `rows` rows of passes over one cache."""
 
-    def __init__(self, rows: int, hidden: int, heads: int, intermediate: int, taps: int) -> None:
-        self.rows, self.widths = rows, (hidden, heads, intermediate, taps)
+    def __init__(
+        self, rows: int, hidden: int, heads: int, intermediate: int, features: int
+    ) -> None:
+        self.rows, self.widths = rows, (hidden, heads, intermediate, features)
         self.normed = torch.empty(rows, hidden)
         self.attended = torch.empty(rows, heads)
         self.activated = torch.empty(rows, intermediate)
-        self.features = torch.empty(rows, taps * hidden)
+        self.features = torch.empty(rows, features * hidden)
         self.last = torch.empty(rows, hidden)
 
 
@@ -183,8 +185,8 @@ class PackedTarget(TargetModel):
 
     def _buffers_of(self, cache: KVCache, rows: int) -> _Buffers:
         """Buffers for `rows` rows: those of the passes before, where they are large enough."""
-        heads, taps = self.num_heads * self.head_dim, len(self.feature_layers)
-        widths = (self.hidden_size, heads, self.intermediate_size, taps)
+        heads, features = self.num_heads * self.head_dim, len(self.feature_layers)
+        widths = (self.hidden_size, heads, self.intermediate_size, features)
         buffers = cache.workspace
         fits = isinstance(buffers, _Buffers) and buffers.widths == widths and rows <= buffers.rows
         if not fits:

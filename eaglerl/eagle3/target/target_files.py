@@ -40,7 +40,7 @@ _READ_ENDINGS = (".json", ".safetensors", ".bin", ".model")
 
 
 def read_target_config(path: str | Path) -> PreTrainedConfig:
-    """Reads the config of a target, a dense causal language model.
+    """Read the config of a target, a dense causal language model.
 
     Where a config gives RoPE in two notations that contradict each other, a warning says so:
     transformers' reading counts, since what the model writes with transformers is what it is.
@@ -84,7 +84,7 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
 
 
 def check_target_config(config: PreTrainedConfig) -> None:
-    """Makes sure that a config is that of a causal language model of text.
+    """Check that a config is that of a causal language model of text.
 
     Raises:
         ValueError: It is not, or lacks a size; the message names it.
@@ -108,7 +108,7 @@ def check_target_config(config: PreTrainedConfig) -> None:
 
 
 def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    """Loads a target's weights with transformers, on the CPU and in evaluation mode.
+    """Load a target's weights with transformers, on the CPU and in evaluation mode.
 
     Args:
         path: Folder or hub name.
@@ -150,7 +150,7 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Returns the decoder layers of a causal language model.
+    """Return the decoder layers of a causal language model.
 
     Raises:
         ValueError: The model keeps them elsewhere than in ``layers`` of its decoder.

@@ -15,7 +15,7 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def check_fits_header(path: str | Path, config: PreTrainedConfig) -> None:
-    """Makes sure that the sizes of a config are those of the tensors in its folder.
+    """Check that the sizes of a config are those of the tensors in its folder.
 
     transformers makes a model of the config's sizes first: an absurd one would fill the machine.
     What is quantised is not looked at, since its tensors have other shapes; neither are folders

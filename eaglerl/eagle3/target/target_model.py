@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.generation_config.generation_settings import check_generation_config
-from eaglerl.eagle3.head.taps import default_taps
+from eaglerl.eagle3.head.feature_layers import eagle_feature_layers
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.target_files import (
     check_target_config,
@@ -32,8 +32,8 @@ class TargetOutput:
 
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
-        features: (M, 3 * hidden_size) tapped hidden states, low, mid and high concatenated; (M, 0)
-            of a target that taps none. A view of a buffer that the next pass over the same cache
+        features: (M, 3 * hidden_size) hidden states, low, mid and high concatenated; (M, 0) of a
+            target without feature layers. A view of a buffer that the next pass over the same cache
             overwrites.
         last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
     """
@@ -44,7 +44,7 @@ class TargetOutput:
 
 
 def default_feature_layers(num_layers: int) -> tuple[int, ...]:
-    """Layers whose inputs EAGLE-3 taps: the third, the middle one and the third from last.
+    """Return EAGLE-3's default feature layers: the third, the middle and the third from last.
 
     Args:
         num_layers: decoder layers of the target.
@@ -55,11 +55,11 @@ def default_feature_layers(num_layers: int) -> tuple[int, ...]:
     Raises:
         ValueError: the model is so shallow that the three collide.
     """
-    return checked_feature_layers(default_taps(num_layers), num_layers)
+    return checked_feature_layers(eagle_feature_layers(num_layers), num_layers)
 
 
 def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """Validate three tapped layers, or none.
+    """Check three feature layers, or none.
 
     Raises:
         ValueError: neither three nor none, not distinct, or outside the model.
@@ -121,7 +121,7 @@ class TargetModel(ABC):
             decoder_layers(model)
 
     def set_feature_layers(self, layers: Sequence[int]) -> None:
-        """Tap the inputs of other layers from the next pass on; not while one runs elsewhere.
+        """Take the features from other layers from the next pass on; not during a pass.
 
         Raises:
             ValueError: not three distinct layers of the model.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def merge_chain(tree: DraftTree, chain: Sequence[int]) -> DraftTree:
-    """Adds the chain below the root; nodes that the tree has already are shared.
+    """Add the chain below the root; nodes that the tree has already are shared.
 
     Args:
         tree: a tree of T rows.

@@ -155,7 +155,7 @@ class TreeDrafter:
 
 
 def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:
-    """Make sure that a tree is not wider than the draft's vocabulary.
+    """Check that a tree is not wider than the draft's vocabulary.
 
     Raises:
         ValueError: it is.

@@ -1,4 +1,4 @@
-"""Heads for other engines: each taps the layers that it would, by its own rule, be told to."""
+"""Heads for other engines: each takes the layers that it would, by its own rule, be told to."""
 
 import json
 from pathlib import Path
@@ -17,41 +17,41 @@ DEFAULT = (2, 5, 7)
 LAYERS = 10
 
 
-def vllm_taps(data: dict) -> list[int]:
+def vllm_layers(data: dict) -> list[int]:
     """Both of vLLM's runners: the top level first, which names inputs."""
     return data.get(KEY) or list(DEFAULT)
 
 
-def sglang_taps(data: dict) -> list[int]:
+def sglang_layers(data: dict) -> list[int]:
     """SGLang's Llama: only inside eagle_config, and one more."""
     ids = data.get("eagle_config", {}).get(KEY)
     return list(DEFAULT) if ids is None else [index + 1 for index in ids]
 
 
-RULES = {"vllm": vllm_taps, "sglang": sglang_taps}
+RULES = {"vllm": vllm_layers, "sglang": sglang_layers}
 
 
 @pytest.mark.parametrize("engine", RULES)
-@pytest.mark.parametrize("taps", [None, DEFAULT, (1, 4, 8), (0, 4, 9)])
-def test_engines_tap_the_heads_layers(
-    tmp_path: Path, engine: str, taps: tuple[int, int, int] | None
+@pytest.mark.parametrize("layers", [None, DEFAULT, (1, 4, 8), (0, 4, 9)])
+def test_engines_take_the_heads_layers(
+    tmp_path: Path, engine: str, layers: tuple[int, int, int] | None
 ) -> None:
-    head = make_head(make_config(feature_layers=taps, fc_norm=True))
+    head = make_head(make_config(feature_layers=layers, fc_norm=True))
     for count in (LAYERS, None):
         folder = tmp_path / str(count)
         exported = export_head(head, folder, engine, num_target_layers=count)
         data = json.loads((folder / "config.json").read_text())
-        assert RULES[engine](data) == list(taps or DEFAULT)
+        assert RULES[engine](data) == list(layers or DEFAULT)
         assert exported.lost == ()
         assert not [key for key in data if key.startswith("eaglerl_")]
-        if count == LAYERS and taps in (None, DEFAULT):
+        if count == LAYERS and layers in (None, DEFAULT):
             assert KEY not in data
             assert "eagle_config" not in data
         # Read here, a head means the same, whoever it was written for.
         again = Eagle3DraftHead.from_pretrained(
             folder, aux_layer_convention="input" if engine == "vllm" else None
         )
-        assert again.config.resolve_feature_layers(LAYERS) == (taps or DEFAULT)
+        assert again.config.resolve_feature_layers(LAYERS) == (layers or DEFAULT)
         written = load_file(folder / "model.safetensors")
         assert all(torch.equal(written[key], value) for key, value in head.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Both targets against transformers: logits, tapped features, caches and trees."""
+"""Both targets against transformers: logits, features, caches and trees."""
 
 import dataclasses
 import json
@@ -224,7 +224,7 @@ def test_modules_take_one_row_of_each_slot() -> None:
 
 
 @pytest.mark.parametrize("backend", ["packed", "transformers"])
-def test_no_layers_are_tapped(backend: str) -> None:
+def test_no_feature_layers(backend: str) -> None:
     model = tiny_model(num_hidden_layers=2)
     target = make_target(model, backend=backend, feature_layers=())
     output = target.forward(RowBatch.causal([3, 4, 5], 0), target.new_cache(3))

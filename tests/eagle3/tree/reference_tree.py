@@ -36,9 +36,9 @@ class Float64Head:
             out[:, i + half] = y * math.cos(angle) + x * math.sin(angle)
         return out
 
-    def feature(self, taps: torch.Tensor) -> torch.Tensor:
-        """The draft's feature (h,) of a token from the target's taps (3k,)."""
-        parts = list(taps.double().chunk(3))
+    def feature(self, features: torch.Tensor) -> torch.Tensor:
+        """The draft's feature (h,) of a token from the target's features (3k,)."""
+        parts = list(features.double().chunk(3))
         if self.config.fc_norm:
             parts = [self._norm(part, f"fc_norm.{i}.weight") for i, part in enumerate(parts)]
         return self.state["fc.weight"] @ torch.cat(parts)
@@ -82,17 +82,17 @@ class Float64Head:
         return (logits - torch.logsumexp(logits, 0)).tolist()
 
     def stable_rows(
-        self, tokens: list[int], taps: torch.Tensor
+        self, tokens: list[int], features: torch.Tensor
     ) -> tuple[torch.Tensor, list[KeyValue]]:
         """The last row's output and all keys and values after reading committed tokens.
 
         Args:
-            tokens: the tokens after those whose taps are given.
-            taps: (n, 3k).
+            tokens: the tokens after those whose features are given.
+            features: (n, 3k).
         """
         seen: list[KeyValue] = []
         for position, token in enumerate(tokens):
-            output, key_value = self.row(token, self.feature(taps[position]), position, seen)
+            output, key_value = self.row(token, self.feature(features[position]), position, seen)
             seen.append(key_value)
         return output, seen
 
@@ -141,7 +141,7 @@ class ReferenceTree:
 def grow_reference_tree(
     head: Float64Head,
     tokens: list[int],
-    taps: torch.Tensor,
+    features: torch.Tensor,
     total_tokens: int,
     depth: int,
     top_k: int,
@@ -151,7 +151,7 @@ def grow_reference_tree(
     Args:
         head: the head.
         tokens: committed tokens from the second one on; the last is the tree's root.
-        taps: (len(tokens), 3k) features of the committed tokens without the root.
+        features: (len(tokens), 3k) features of the committed tokens without the root.
         total_tokens: nodes of the tree, the root included.
         depth: rounds of expansion.
         top_k: width of the frontier and children per node.
@@ -174,7 +174,7 @@ def grow_reference_tree(
             for i in best(log_probabilities, top_k, ordered=True)
         ]
 
-    output, stable = head.stable_rows(tokens, taps)
+    output, stable = head.stable_rows(tokens, features)
     pool = frontier = children(None, output)
     for round_index in range(depth):
         candidates: list[Node] = []

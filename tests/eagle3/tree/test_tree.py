@@ -62,11 +62,11 @@ def grow_both(case: Case) -> tuple[DraftTree, ReferenceTree]:
     head = make_head(make_config(**VARIANTS[case.variant]), case.seed)
     generator = torch.Generator().manual_seed(case.seed)
     tokens = torch.randint(VOCAB, (case.rows,), generator=generator)
-    taps = torch.randn(case.rows, 96, generator=generator)
+    features = torch.randn(case.rows, 96, generator=generator)
     params = case.params
     capacity = case.rows + params.depth * params.top_k + 1
     draft = tiny_runner(head, capacity, packed=case.packed)
-    hidden, logits = draft.extend(tokens, taps)
+    hidden, logits = draft.extend(tokens, features)
     if case.on_device:
         drafter = DeviceTreeDrafter(draft, torch.device("cpu"))
         tree = on_host(drafter.grow(int(tokens[-1]), hidden, logits, params))
@@ -75,7 +75,7 @@ def grow_both(case: Case) -> tuple[DraftTree, ReferenceTree]:
     reference = grow_reference_tree(
         Float64Head(head),
         tokens.tolist(),
-        taps,
+        features,
         params.total_tokens,
         params.depth,
         params.top_k,

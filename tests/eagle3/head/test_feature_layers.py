@@ -1,4 +1,4 @@
-"""Which of two readings of a head's layer ids is meant, told by what the head foresees."""
+"""Which of two readings of a head's layer ids is meant, told by how well the head predicts."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.head.tap_check import TapReading, check_taps_of, compare_taps
-from eaglerl.eagle3.head.taps import other_reading
+from eaglerl.eagle3.head.feature_layer_check import (
+    LayerReading,
+    check_layer_ids,
+    compare_feature_layers,
+)
+from eaglerl.eagle3.head.feature_layers import other_reading
 from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
@@ -34,7 +38,7 @@ def flat(**changes: Any) -> dict[str, Any]:
         # Of a flat file the producer is unknown.
         (flat(**{KEY: [1, 3, 5]}), (1, 3, 5), 7, (2, 4, 6)),
         (flat(**{KEY: [1, 3, 6]}), (1, 3, 6), 7, None),
-        # A converted head with the ids of the format that it came from: 10 layers, taps 2, 5, 7.
+        # A converted head with the ids of its former format: 10 layers, features of 2, 5, 7.
         (speculators_json(make_config()) | {KEY: [1, 4, 6]}, (1, 4, 6), 10, (2, 5, 7)),
         (speculators_json(make_config()) | {KEY: [2, 5, 7]}, (2, 5, 7), 10, None),
         (speculators_json(make_config()) | {KEY: [1, 3, 6]}, (1, 3, 6), 10, None),
@@ -60,7 +64,7 @@ def test_readings_equal_the_heads_own_passes(backend: str) -> None:
     head = tiny_head(target)
     ids = torch.randint(60, (150,), generator=torch.Generator().manual_seed(1)).tolist()
     readings = [(2, 3, 4), (1, 2, 3)]
-    results = compare_taps(target, head, readings, ids)
+    results = compare_feature_layers(target, head, readings, ids)
     assert target.feature_layers == (2, 3, 4)
     with torch.inference_mode():
         output = model(torch.tensor([ids]), output_hidden_states=True)
@@ -87,15 +91,15 @@ def test_only_a_clear_difference_counts() -> None:
     base = torch.rand(400, generator=generator, dtype=torch.float64) + 3
     noise = torch.randn(400, generator=generator, dtype=torch.float64)
 
-    def reading(shift: float) -> TapReading:
-        return TapReading((2, 3, 4), 0.5, base - shift + 0.5 * noise)
+    def reading(shift: float) -> LayerReading:
+        return LayerReading((2, 3, 4), 0.5, base - shift + 0.5 * noise)
 
-    read = TapReading((1, 2, 3), 0.4, base)
+    read = LayerReading((1, 2, 3), 0.4, base)
     assert reading(0.2).clearly_better_than(read)
     assert not reading(0.0).clearly_better_than(read)
     assert not read.clearly_better_than(read)
     # Beyond doubt, and beneath notice.
-    assert not TapReading((2, 3, 4), 0.5, base - 0.001).clearly_better_than(read)
+    assert not LayerReading((2, 3, 4), 0.5, base - 0.001).clearly_better_than(read)
 
 
 def test_loading_warns_of_the_better_reading(
@@ -114,12 +118,12 @@ def test_loading_warns_of_the_better_reading(
     file.write_text(json.dumps(json.loads(file.read_text()) | {KEY: [1, 2, 3]}))
     seen = []
 
-    def compare(target: TargetModel, head: Any, readings: Any, ids: Any) -> list[TapReading]:
+    def compare(target: TargetModel, head: Any, readings: Any, ids: Any) -> list[LayerReading]:
         seen.append(list(readings))
         losses = (torch.full((50,), 4.0).double(), torch.linspace(3.0, 3.5, 50).double())
-        return [TapReading(tuple(r), 0.3, loss) for r, loss in zip(readings, losses, strict=True)]
+        return [LayerReading(tuple(r), 0.3, loss) for r, loss in zip(readings, losses, strict=True)]
 
-    monkeypatch.setattr("eaglerl.eagle3.head.tap_check.compare_taps", compare)
+    monkeypatch.setattr("eaglerl.eagle3.head.feature_layer_check.compare_feature_layers", compare)
     with (
         pytest.warns(UserWarning, match="at the top level of config.json"),
         pytest.warns(UserWarning, match=r"those of \[2, 3, 4\] suit it better.*--taps 2,3,4"),
@@ -143,7 +147,7 @@ def _word_tokenizer(words: dict[str, int]) -> PreTrainedTokenizerFast:
 
 @pytest.mark.slow
 def test_the_shipped_heads_layers_are_told_from_their_neighbours(tmp_path: Path) -> None:
-    """Its ids used to be written as outputs, [1, 14, 26], and vLLM taps the inputs of those."""
+    """Its ids used to be written as outputs, [1, 14, 26], and vLLM takes the inputs of those."""
     from transformers import AutoTokenizer
 
     from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
@@ -156,4 +160,4 @@ def test_the_shipped_heads_layers_are_told_from_their_neighbours(tmp_path: Path)
     head = Eagle3DraftHead.from_pretrained(default_draft_path(), feature_layers=(1, 14, 26))
     head.set_embed_tokens(target.embed_tokens)
     with pytest.warns(UserWarning, match=r"those of \[2, 15, 27\] suit it better"):
-        check_taps_of(tmp_path, target, head, AutoTokenizer.from_pretrained(folder))
+        check_layer_ids(tmp_path, target, head, AutoTokenizer.from_pretrained(folder))

@@ -280,7 +280,7 @@ class _Reader:
         return value
 
     def _check_count(self, count: int, size: int, what: str) -> None:
-        """Make sure that the file is long enough for so many, each of at least `size` bytes."""
+        """Check that the file is long enough for so many, each of at least `size` bytes."""
         left = len(self._data) - self._place
         if count * size > left:
             raise self._error(

@@ -1,7 +1,8 @@
-"""Which layers of the target a head taps: read from its config by the rules of who wrote it.
+"""The target layers whose hidden states a head takes as features, read from its config.
 
-No single placement of ``eagle_aux_hidden_state_layer_ids`` means the same layers to everyone.
-Layers are named here by their inputs, as indices into transformers' ``hidden_states``.
+``eagle_aux_hidden_state_layer_ids`` stands in several places and means the inputs of layers to some
+engines and the outputs to others, so the ids are read by the rules of whoever wrote the config.
+Here a layer is always named by its input, as an index into transformers' ``hidden_states``.
 """
 
 import warnings
@@ -9,32 +10,34 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 AuxLayerConvention = Literal["input", "output"]
-Taps = tuple[int, int, int]
+FeatureLayers = tuple[int, int, int]
 
 _KEY = "eagle_aux_hidden_state_layer_ids"
 _OWN_KEY = "eaglerl_feature_layers"
 
 
-def read_taps(data: Mapping[str, Any], convention: AuxLayerConvention | None) -> Taps | None:
-    """Returns the tapped layers that a head's config names; None for EAGLE's default ones.
+def read_feature_layers(
+    data: Mapping[str, Any], convention: AuxLayerConvention | None
+) -> FeatureLayers | None:
+    """Read the feature layers that a head's config names; None for EAGLE's default layers.
 
-    - ``eaglerl_feature_layers``, eaglerl's own key: inputs.
-    - The ids of a speculators config: inputs, as its trainer and vLLM take them.
-    - The ids inside ``eagle_config``, as SpecForge and NVIDIA's ModelOpt write them and SGLang
-      reads them: outputs. ``layer_ids`` there is a key of vLLM: inputs.
-    - The ids at the top level of any other config: inputs, as vLLM reads them. Beside ids inside
-      ``eagle_config`` they must name the same layers; alone, their producer is unknown, and a
-      warning says so.
+    - ``eaglerl_feature_layers``, eaglerl's own key, names inputs.
+    - The ids of a speculators config name inputs: its trainer and vLLM take them so.
+    - The ids inside ``eagle_config`` name outputs: SpecForge and NVIDIA's ModelOpt write them and
+      SGLang reads them so. ``layer_ids`` in the same place is a key of vLLM and names inputs.
+    - The ids at the top level of any other config name inputs, as vLLM reads them. If there are
+      also ids inside ``eagle_config``, both must name the same layers. If there are not, nothing
+      tells who wrote the config, and a warning says so.
 
     Args:
         data: The content of ``config.json``.
-        convention: What the ids name, whoever wrote them; None for these rules.
+        convention: What the ids name, regardless of these rules; None to apply them.
 
     Raises:
         ValueError: The ids are not three different layers, or two places name different ones.
     """
     if data.get(_OWN_KEY) is not None:
-        return check_feature_layers(data[_OWN_KEY], _OWN_KEY)
+        return as_feature_layers(data[_OWN_KEY], _OWN_KEY)
     inside = eagle_config(data)
     named = {
         _KEY: _read_ids(data, _KEY, _KEY, convention or "input"),
@@ -66,15 +69,17 @@ def read_taps(data: Mapping[str, Any], convention: AuxLayerConvention | None) ->
     return layers
 
 
-def other_reading(data: Mapping[str, Any], layers: Taps | None, num_layers: int) -> Taps | None:
-    """Returns the layers that a head's ids name by the other convention, if that may be meant.
+def other_reading(
+    data: Mapping[str, Any], layers: FeatureLayers | None, num_layers: int
+) -> FeatureLayers | None:
+    """Return the layers that a head's ids name by the other convention, if that may be meant.
 
-    It may where the producer is unknown, and where only the other reading gives EAGLE's default
-    layers: a converted head may keep the ids of the format that it came from.
+    That is possible if it is unknown who wrote the config, or if only the other reading gives
+    EAGLE's default layers: a converted head may keep the ids of its former format.
 
     Args:
         data: The content of ``config.json``.
-        layers: What `read_taps` made of it.
+        layers: The layers that `read_feature_layers` read from it.
         num_layers: N, the target's number of layers.
     """
     if layers is None or data.get(_OWN_KEY) is not None:
@@ -87,19 +92,19 @@ def other_reading(data: Mapping[str, Any], layers: Taps | None, num_layers: int)
     if min(low, middle, high) < 0 or max(low, middle, high) >= num_layers:
         return None
     unknown = bool(top) and not is_speculators(data)
-    default = default_taps(num_layers)
+    default = eagle_feature_layers(num_layers)
     if unknown or (default == (low, middle, high) and layers != default):
         return low, middle, high
     return None
 
 
-def default_taps(num_layers: int) -> Taps:
-    """Returns the layers that EAGLE taps in a target of N layers, by their inputs."""
+def eagle_feature_layers(num_layers: int) -> FeatureLayers:
+    """Return EAGLE's default feature layers for a target of N layers, by their inputs."""
     return 2, num_layers // 2, num_layers - 3
 
 
-def check_feature_layers(ids: Any, name: str, lowest: int = 0) -> tuple[int, int, int]:
-    """Returns ``ids`` as a tuple if they are three different layer indices.
+def as_feature_layers(ids: Any, name: str, lowest: int = 0) -> tuple[int, int, int]:
+    """Return ``ids`` as a tuple after checking that they are three different layer indices.
 
     Raises:
         ValueError: They are not; the message calls them ``name``.
@@ -116,7 +121,7 @@ def check_feature_layers(ids: Any, name: str, lowest: int = 0) -> tuple[int, int
 
 
 def is_speculators(data: Mapping[str, Any]) -> bool:
-    """Whether a config has the layout of speculators."""
+    """Return whether a config has the layout of speculators."""
     return any(
         key in data
         for key in ("speculators_model_type", "speculators_config", "transformer_layer_config")
@@ -124,7 +129,7 @@ def is_speculators(data: Mapping[str, Any]) -> bool:
 
 
 def eagle_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the ``eagle_config`` of a head's config; empty if there is none.
+    """Return the ``eagle_config`` of a head's config; empty if there is none.
 
     Raises:
         ValueError: It is no object.
@@ -137,11 +142,11 @@ def eagle_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _read_ids(
     data: Mapping[str, Any], key: str, name: str, convention: AuxLayerConvention
-) -> Taps | None:
+) -> FeatureLayers | None:
     ids = data.get(key)
     # Some exporters write an empty list for the default.
     if ids is None or ids == []:
         return None
     shift = 0 if convention == "input" else 1
-    low, middle, high = check_feature_layers(ids, name, lowest=-shift)
+    low, middle, high = as_feature_layers(ids, name, lowest=-shift)
     return low + shift, middle + shift, high + shift

@@ -1,8 +1,8 @@
-"""Whether a head's ids of tapped layers were read as they are meant: what it foresees tells.
+"""Check that a head's layer ids were read as they are meant, by how well it predicts the target.
 
-A head that is given other layers than it learned from drafts worse and nothing else shows it. Over
-a text of a page, the head's distributions under two readings are compared with the target's, row by
-row; shares of accepted tokens would need thousands of tokens to tell neighbouring layers apart.
+A head with the wrong feature layers drafts worse, and nothing else shows the mistake. The check
+compares the head's distributions under two readings of its ids with the target's, row by row, over
+one page of text. Acceptance rates would need thousands of tokens to tell neighbouring layers apart.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from torch import nn
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.head.taps import Taps, other_reading
+from eaglerl.eagle3.head.feature_layers import FeatureLayers, other_reading
 from eaglerl.eagle3.layers.rope import head_rope_tables
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.json_file import JsonObject, read_json
 
-# Rows whose logits are looked at together.
+# Rows per pass: the target's logits of one pass are (128, V) float64 after the softmax.
 _CHUNK_ROWS = 128
-# Standard errors by which a reading must be better, and nats per token, to be worth a warning.
+# A reading must be better by this many standard errors, and by this many nats per token, for a
+# warning.
 _CLEAR_ERRORS, _CLEAR_NATS = 3.0, 0.01
 _TEXT = """\
 Rivers do not run straight. A stream that starts down a smooth slope soon meets a stone or a
@@ -58,109 +59,108 @@ run again.
 
 
 @dataclass(frozen=True)
-class TapReading:
-    """How well a head foresees a text with one choice of tapped layers.
+class LayerReading:
+    """How well a head predicts the target over a text with one choice of feature layers.
 
     Attributes:
         layers: The layers, by their inputs.
-        accuracy: Share of rows whose likeliest token is the target's.
-        cross_entropy: (n,) float64 of every row, in nats: of the draft's distribution against the
-            target's over the draft's vocabulary.
+        accuracy: Share of rows in which the head's most probable token is the target's.
+        cross_entropy: (n,) float64, in nats, of the draft's distribution against the target's over
+            the draft's vocabulary, one number per row.
     """
 
-    layers: Taps
+    layers: FeatureLayers
     accuracy: float
     cross_entropy: torch.Tensor
 
     @property
     def mean_cross_entropy(self) -> float:
-        """Nats per row."""
+        """Mean over the rows, in nats."""
         return float(self.cross_entropy.mean())
 
-    def clearly_better_than(self, other: TapReading) -> bool:
-        """Whether the difference is more than chance, by a paired test, and worth a warning."""
+    def clearly_better_than(self, other: LayerReading) -> bool:
+        """Return whether a paired test finds the gain significant, and large enough to matter."""
         gain = other.cross_entropy - self.cross_entropy
         error = float(gain.std()) / math.sqrt(len(gain))
         return float(gain.mean()) > max(_CLEAR_ERRORS * error, _CLEAR_NATS)
 
 
-def compare_taps(
+def compare_feature_layers(
     target: TargetModel,
     head: Eagle3DraftHead,
-    readings: Sequence[Taps],
+    readings: Sequence[FeatureLayers],
     token_ids: Sequence[int],
-) -> list[TapReading]:
-    """Compares what a head foresees of a text under each reading with what the target expects.
+) -> list[LayerReading]:
+    """Compare a head's predictions with the target's under several choices of feature layers.
 
-    Costs one pass of the target over the text for each reading, and leaves the target's tapped
-    layers as they were.
+    Runs one pass of the target over the text per choice, and restores the target's feature layers.
 
     Args:
         target: The target.
         head: The head, with an embedding table.
-        readings: Choices of tapped layers, by their inputs.
-        token_ids: The text, four tokens at least.
+        readings: Choices of feature layers, by their inputs.
+        token_ids: The text, at least four tokens.
 
     Returns:
-        What each reading gives, in their order.
+        One result per choice, in the order of `readings`.
 
     Raises:
-        ValueError: Layers that the target does not have, or too short a text.
+        ValueError: The target does not have these layers, or the text is too short.
     """
     ids = list(token_ids)[: target.max_positions]
     if len(ids) < 4:
-        raise ValueError(f"token_ids must be four tokens at least, got {len(ids)}")
+        raise ValueError(f"token_ids must be at least four tokens, got {len(ids)}")
     before = target.feature_layers
     results = []
     try:
         for layers in readings:
             target.set_feature_layers(layers)
-            results.append(_foresee(target, head, ids))
+            results.append(_predict(target, head, ids))
     finally:
         target.set_feature_layers(before)
     return results
 
 
-def check_taps_of(
+def check_layer_ids(
     path: str | Path, target: TargetModel, head: Eagle3DraftHead, tokenizer
-) -> list[TapReading]:
-    """Compares two readings of a head's layer ids where the ids leave it open which is meant.
+) -> list[LayerReading]:
+    """Compare both readings of a head's layer ids, if the ids are ambiguous.
 
     Args:
         path: The head's folder.
-        target: The target, with the layers that the head's config was read to name.
+        target: The target, with the feature layers as they were read from the head's config.
         head: The head.
         tokenizer: The target's.
 
     Returns:
-        Both readings, see `warn_of_other_taps`; none where the ids are plain.
+        Both readings, see `warn_of_other_layers`; an empty list if the ids are unambiguous.
     """
     data = read_json(Path(path) / "config.json", JsonObject, "draft head's config")
     other = other_reading(data, head.config.feature_layers, target.num_layers)
-    return [] if other is None else warn_of_other_taps(target, head, other, tokenizer)
+    return [] if other is None else warn_of_other_layers(target, head, other, tokenizer)
 
 
-def warn_of_other_taps(
-    target: TargetModel, head: Eagle3DraftHead, other: Taps, tokenizer
-) -> list[TapReading]:
-    """Compares the target's tapped layers with another reading, and warns if that does better.
+def warn_of_other_layers(
+    target: TargetModel, head: Eagle3DraftHead, other: FeatureLayers, tokenizer
+) -> list[LayerReading]:
+    """Compare the target's feature layers with another reading, and warn if that is better.
 
     Args:
-        target: The target, with the layers that the head's config was read to name.
+        target: The target, with the feature layers as they were read from the head's config.
         head: The head.
         other: The layers that its ids name by the other convention.
         tokenizer: The target's.
 
     Returns:
-        Both readings, see `compare_taps`.
+        Both readings, see `compare_feature_layers`.
     """
     readings = [target.feature_layers, other]
-    read, alternative = compare_taps(target, head, readings, tokenizer(_TEXT).input_ids)
+    read, alternative = compare_feature_layers(target, head, readings, tokenizer(_TEXT).input_ids)
     if alternative.clearly_better_than(read):
         gain = read.mean_cross_entropy - alternative.mean_cross_entropy
         warnings.warn(
             f"the head's layer ids were read as the inputs of layers {list(read.layers)}, but "
-            f"those of {list(other)} suit it better: it foresees {alternative.accuracy:.1%} "
+            f"those of {list(other)} suit it better: it predicts {alternative.accuracy:.1%} "
             f"instead of {read.accuracy:.1%} of {len(read.cross_entropy)} tokens and is "
             f"{gain:.3f} nats closer to the target. Pass feature_layers={list(other)}, or "
             f"rewrite the head by eaglerl export-head --taps {','.join(map(str, other))}",
@@ -169,28 +169,29 @@ def warn_of_other_taps(
     return [read, alternative]
 
 
-def compare_neighbours(target: TargetModel, head: Eagle3DraftHead, tokenizer) -> list[TapReading]:
-    """Compares the target's tapped layers with those one before and one after all of them.
+def compare_neighbours(target: TargetModel, head: Eagle3DraftHead, tokenizer) -> list[LayerReading]:
+    """Compare the target's feature layers with those one layer before and one after.
 
     Args:
-        target: The target, with the layers that the head's config was read to name.
+        target: The target, with the feature layers as they were read from the head's config.
         head: The head, with an embedding table.
         tokenizer: The target's.
 
     Returns:
-        The layers as they are first, then the neighbours that the target has.
+        First the layers as they are, then those of the neighbours that exist in the target.
     """
-    layers = target.feature_layers
-    shifted = [tuple(layer + shift for layer in layers) for shift in (-1, 1)]
-    fitting = [taps for taps in shifted if min(taps) >= 0 and max(taps) < target.num_layers]
-    return compare_taps(target, head, [layers, *fitting], tokenizer(_TEXT).input_ids)
+    layers = low, mid, high = target.feature_layers
+    shifted = [(low + shift, mid + shift, high + shift) for shift in (-1, 1)]
+    fitting = [ids for ids in shifted if min(ids) >= 0 and max(ids) < target.num_layers]
+    return compare_feature_layers(target, head, [layers, *fitting], tokenizer(_TEXT).input_ids)
 
 
 @torch.inference_mode()
-def _foresee(target: TargetModel, head: Eagle3DraftHead, ids: list[int]) -> TapReading:
-    """Row t has features of token t and the embedding of token t + 1, and foresees token t + 2.
+def _predict(target: TargetModel, head: Eagle3DraftHead, ids: list[int]) -> LayerReading:
+    """Predict a text with the head, and compare with the target.
 
-    What the target expects of token t + 2 are its logits after token t + 1.
+    Row t of the head has the features of token t and the embedding of token t + 1, and predicts
+    token t + 2. The target's prediction of that token is its logits after token t + 1.
     """
     rows = len(ids) - 1
     known = head.draft_to_target
@@ -205,14 +206,14 @@ def _foresee(target: TargetModel, head: Eagle3DraftHead, ids: list[int]) -> TapR
         teacher.append(torch.softmax(logits.double(), -1))
     log_probs = _draft_log_probs(head, ids, torch.cat(features)[:rows])
     cross_entropy = -(torch.cat(teacher)[1:] * log_probs).sum(-1)
-    foreseen = log_probs.argmax(-1)
-    hits = (foreseen if known is None else known[foreseen]) == torch.cat(best)[1:]
+    predicted = log_probs.argmax(-1)
+    hits = (predicted if known is None else known[predicted]) == torch.cat(best)[1:]
     accuracy = float(hits.double().mean())
-    return TapReading(target.feature_layers, accuracy, cross_entropy.cpu())
+    return LayerReading(target.feature_layers, accuracy, cross_entropy.cpu())
 
 
 def _draft_log_probs(head: Eagle3DraftHead, ids: list[int], features: torch.Tensor) -> torch.Tensor:
-    """(n - 1, Vd) float64 of all rows of a text, each the first of a draft."""
+    """Return (n - 1, Vd) float64 log-probabilities: every row as the first of a draft."""
     config, device = head.config, head.fc.weight.device
     rows = len(features)
     tables = head_rope_tables(

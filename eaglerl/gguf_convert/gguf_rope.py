@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from eaglerl.gguf_convert.header import GGUFFile
+from eaglerl.gguf_convert.gguf_file import GGUFFile
 
 FREQUENCIES = "rope_freqs.weight"
 _DEFAULT_BASE = 10000.0

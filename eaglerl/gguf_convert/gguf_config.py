@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eaglerl.gguf_convert.header import GGUFFile
-from eaglerl.gguf_convert.names import ARCHITECTURES, Sizes, layer_shapes, weight_name
-from eaglerl.gguf_convert.rope import FREQUENCIES, read_rope
+from eaglerl.gguf_convert.gguf_file import GGUFFile
+from eaglerl.gguf_convert.gguf_rope import FREQUENCIES, read_rope
+from eaglerl.gguf_convert.tensor_names import ARCHITECTURES, Sizes, layer_shapes, weight_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -220,7 +220,7 @@ def _read_sizes(file: GGUFFile, architecture: str) -> Sizes:
 
 
 def _check_tensors(file: GGUFFile, architecture: str, sizes: Sizes) -> frozenset[str]:
-    """Make sure that exactly the model's tensors are there; the parts that have biases."""
+    """Check that exactly the model's tensors are there; the parts that have biases."""
     family = ARCHITECTURES[architecture]
     biased = set(family.biases)
     for group in family.optional_biases:
