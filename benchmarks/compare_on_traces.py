@@ -31,7 +31,6 @@ from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.modes.shuffled_states import ShuffledProgress
 from eaglerl.evaluation.running.processor import describe_machine
-from eaglerl.evaluation.statistics.bootstrap import bootstrap_ratio
 from eaglerl.evaluation.statistics.summary import loops
 from eaglerl.files import atomic_path
 from eaglerl.policies.acceptance_file import load_acceptance
@@ -39,6 +38,7 @@ from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
 from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.policy_folder import find_policy
+from eaglerl.ratio_intervals import ratio_interval
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.traces.oracle import (
     bounds,
@@ -175,7 +175,7 @@ class Study:
         sums = np.hstack((own, self._reference))
         cells = [with_interval(sums), with_interval(sums[self._straight])]
         for name in sorted(set(self._domains)):
-            cells.append(f"{100 * (bootstrap_ratio(sums[self._domains == name]).ratio - 1):+.1f}")
+            cells.append(f"{100 * (ratio_interval(sums[self._domains == name]).ratio - 1):+.1f}")
         cells.append(with_interval(np.hstack((own, self._rule))))
         return f"| {' | '.join([label, *cells])} |"
 
@@ -218,7 +218,7 @@ def decoded(trace: Trace) -> list[int]:
 
 def with_interval(sums: np.ndarray) -> str:
     """A gain in percent."""
-    found = bootstrap_ratio(sums)
+    found = ratio_interval(sums)
     low, middle, high = (100 * (x - 1) for x in (found.low, found.ratio, found.high))
     return f"{middle:+.1f} [{low:.1f}, {high:.1f}]"
 

@@ -81,7 +81,7 @@ MOVED_MODULES = {
     "eaglerl.evaluation.answer_schema": "eaglerl.evaluation.questions.answer_schema",
     "eaglerl.evaluation.answers": "eaglerl.evaluation.questions.answer_files",
     "eaglerl.evaluation.baselines": "eaglerl.evaluation.modes.baseline_modes",
-    "eaglerl.evaluation.bootstrap": "eaglerl.evaluation.statistics.bootstrap",
+    "eaglerl.evaluation.bootstrap": "eaglerl.evaluation.statistics.paired_speeds",
     "eaglerl.evaluation.compare": "eaglerl.evaluation.running.comparison",
     "eaglerl.evaluation.completeness": "eaglerl.evaluation.results.completeness",
     "eaglerl.evaluation.contenders": "eaglerl.evaluation.modes.runners",

@@ -14,6 +14,7 @@ RANKS = {
     "eaglerl._lazy": 0,
     "eaglerl._moved": 0,
     "eaglerl.files": 0,
+    "eaglerl.ratio_intervals": 0,
     "eaglerl.regular_file": 0,
     "eaglerl.gguf_convert": 1,
     "eaglerl.json_file": 1,

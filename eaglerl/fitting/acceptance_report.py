@@ -108,7 +108,7 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         "",
         f"Cross-validated: {report['options']['folds']} folds of prompts, dealt by hash; policy",
         "and constant tree are fitted to the others. Gain in tokens per second by the cost table,",
-        "the policy's own time not counted; 95 % intervals by a bootstrap over prompts. The",
+        "the policy's own time not counted; 95 % confidence intervals over prompts. The",
         "penalty is chosen by the same figures.",
         "",
         "| penalty | gain over the best constant tree |",

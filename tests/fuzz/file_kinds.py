@@ -141,7 +141,7 @@ def _read_comparison(folder: Path) -> None:
     comparison = load_comparison(folder)
     read_answers(folder / "answers")
     if comparison.records:
-        summarise(comparison, [comparison.records[0].mode], resamples=2)
+        summarise(comparison, [comparison.records[0].mode])
 
 
 def _write_lines(path: Path, *rows: object) -> None:

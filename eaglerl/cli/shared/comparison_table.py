@@ -171,7 +171,7 @@ def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
     yield manifest.machine
     yield (
         "tokens/s: decoding only, drafting, verification and policy included; all-in: with the "
-        "prefills. In brackets: 95 %, by a bootstrap over questions."
+        "prefills. In brackets: 95 % confidence intervals over questions."
     )
     loads = ", ".join(f"{median:.1f} (up to {largest:.1f})" for median, largest in summary.load)
     yield f"load average by repeat: {loads}"
@@ -211,6 +211,8 @@ def _table(title: str) -> Table:
 def _interval(interval: Interval | None, between: str = " ") -> str:
     if interval is None or not math.isfinite(interval.ratio):
         return ""
+    if not math.isfinite(interval.low):
+        return f"{interval.ratio:.3f}"
     return f"{interval.ratio:.3f}{between}[{interval.low:.3f}, {interval.high:.3f}]"
 
 

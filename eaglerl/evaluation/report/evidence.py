@@ -20,9 +20,15 @@ from eaglerl.evaluation.results.records import (
     Record,
     load_comparison,
 )
-from eaglerl.evaluation.statistics.bootstrap import RESAMPLES, Interval
-from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS, ModeSummary, Summary, summarise
+from eaglerl.evaluation.statistics.summary import (
+    FEWEST_QUESTIONS,
+    ModeSummary,
+    Summary,
+    summarise,
+    warn_of_resampling,
+)
 from eaglerl.json_file import parse_json, read_lines
+from eaglerl.ratio_intervals import Interval
 
 #: Kinds of mode that a comparison is made for: learned policies.
 POLICY_KINDS = ("policy", "trees-only")
@@ -56,7 +62,7 @@ class Evidence:
         *,
         questions: Iterable[str | Path] = (),
         name: str = "",
-        resamples: int = RESAMPLES,
+        resamples: int | None = None,
     ) -> Evidence:
         """Read a comparison's folder.
 
@@ -64,12 +70,14 @@ class Evidence:
             folder: what `compare` wrote.
             questions: the question files, or folders of them, for the prompts' texts.
             name: what the report calls it; the folder's by default.
-            resamples: of the bootstrap.
+            resamples: deprecated and ignored.
 
         Raises:
             ValueError: no comparison, one of which too little is complete, or questions that are
                 none.
         """
+        if resamples is not None:
+            warn_of_resampling("Evidence.read")
         folder = Path(folder)
         comparison = load_comparison(folder)
         if not comparison.records:
@@ -79,7 +87,7 @@ class Evidence:
         prompts = {}
         if paths := list(questions):
             prompts = {q.id: q.turns for q in read_questions(question_files(paths))}
-        summary = _summarise(comparison, resamples)
+        summary = _summarise(comparison)
         if summary.preliminary:
             raise ValueError(
                 f"{str(folder)!r} must hold {FEWEST_QUESTIONS} complete questions to be reported "
@@ -187,13 +195,13 @@ def read_answers(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
     return found
 
 
-def _summarise(comparison: Comparison, resamples: int) -> Summary:
+def _summarise(comparison: Comparison) -> Summary:
     """A summary whose reference has records, and the right output."""
     begun = list(dict.fromkeys(record.mode for record in comparison.records))
     references = [label for label in (TUNED, PLAIN) if label in begun] or begun[:1]
-    summary = summarise(comparison, references, resamples=resamples)
+    summary = summarise(comparison, references)
     failed = {mode.mode for mode in summary.modes if mode.failed}
     valid = [label for label in references if label not in failed]
     if not valid or valid == references:
         return summary
-    return summarise(comparison, valid, resamples=resamples)
+    return summarise(comparison, valid)

@@ -10,6 +10,7 @@ from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 
 from eaglerl.evaluation.results.records import Record
+from eaglerl.evaluation.statistics.paired_speeds import paired_sums
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,7 @@ def log_ratios(records: Sequence[Record], reference: Sequence[Record]) -> np.nda
 
     Only what both decoded counts, and only questions of which something came after the prefill.
     """
-    mine = {(record.question, record.repeat): record for record in records}
-    others = {(record.question, record.repeat): record for record in reference}
-    sums: dict[str, np.ndarray] = {}
-    for key in sorted(mine.keys() & others.keys()):
-        one, other = mine[key], others[key]
-        row = np.array(
-            [one.decode_tokens, one.decode_seconds, other.decode_tokens, other.decode_seconds]
-        )
-        sums[key[0]] = sums.get(key[0], 0.0) + row
-    # Products first: equal speeds must give 0, for a rounding error would have a sign and a rank.
-    return np.array([np.log(r[0] * r[3] / (r[2] * r[1])) for r in sums.values() if (r > 0).all()])
+    sums = paired_sums(records, reference)
+    known = sums[(sums > 0).all(axis=1)]
+    # Products first: equal speeds must give exactly 0, because a rounding error would get a rank.
+    return np.log(known[:, 0] * known[:, 3] / (known[:, 2] * known[:, 1]))

@@ -337,9 +337,9 @@ def _method(evidence: Evidence, anchor: str) -> Section:
     texts = [
         "All modes decode the same questions in the same run, question by question in changing "
         "order. The headline is total tokens over total seconds, never a mean of ratios. Intervals "
-        "are 95 % percentile intervals of a bootstrap that draws whole questions, all repeats of "
-        f"one together. Mode {PLAIN} must give the same output as every other when decoding "
-        "greedily; a mode that differs is failed and not ranked.",
+        "are 95 % confidence intervals over questions, all repeats of one summed: the delta method "
+        "on the logarithm of the ratio, with Student's t. When decoding greedily, every mode must "
+        f"give the output of {PLAIN}; a mode that does not has failed and is not ranked.",
         f"A question loops if the last {LOOP_TOKENS} tokens of plain decoding's answer repeat with "
         f"a period of at most {LOOP_PERIOD}: such answers favour lookups.",
         f"Settings: {settings}. Versions: {versions}. Target {manifest.target_id}, head "

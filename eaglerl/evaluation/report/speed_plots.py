@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from eaglerl.evaluation.report.blocks import Picture
 from eaglerl.evaluation.report.figures import COLORS, HATCHES, INK, MARKERS, PAPER, draw
 from eaglerl.evaluation.report.words import percent, verdict, with_interval
-from eaglerl.evaluation.statistics.bootstrap import Interval
+from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS
+from eaglerl.ratio_intervals import Interval
 
 _OUTCOME_MARKERS = {"won": (">", COLORS[2]), "lost": ("<", COLORS[4]), "even": ("o", COLORS[6])}
 
@@ -69,9 +70,9 @@ def gains(name: str, rows: Mapping[str, Interval], reference: str) -> Picture:
         paint,
         alt=f"Gain in tokens per second over {reference}: {told}.",
         caption=(
-            f"Gain in decoding tokens per second over {reference}, with 95 % intervals from a "
-            "bootstrap over questions. A triangle to the right won, one to the left lost, a circle "
-            "shows no difference."
+            f"Gain in decoding tokens per second over {reference}, with 95 % intervals "
+            "over questions. A triangle to the right won, one to the left lost, a circle shows no "
+            "difference."
         ),
     )
 
@@ -273,18 +274,26 @@ def _interval(axes: Axes, interval: Interval, place: float) -> None:
 
 
 def _errors(intervals: Sequence[Interval]) -> np.ndarray:
-    """(2, n) lengths of the whiskers, in percent."""
-    low = [max(0.0, interval.ratio - interval.low) for interval in intervals]
-    high = [max(0.0, interval.high - interval.ratio) for interval in intervals]
+    """Return the lengths of the whiskers in percent, (2, n)."""
+    ends = [_ends(interval) for interval in intervals]
+    low = [max(0.0, one.ratio - end) for one, (end, _) in zip(intervals, ends, strict=True)]
+    high = [max(0.0, end - one.ratio) for one, (_, end) in zip(intervals, ends, strict=True)]
     return 100 * np.array([low, high])
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    """Return the ends of an interval, or the ratio twice for too few questions to show one."""
+    if interval.questions < FEWEST_QUESTIONS:
+        return interval.ratio, interval.ratio
+    return interval.low, interval.high
 
 
 def _gain_axis(axes: Axes, reference: str, intervals: Sequence[Interval]) -> None:
     axes.axvline(0, color=INK, linewidth=1.1)
     axes.set_xlabel(f"tokens per second over {reference}, %")
     axes.grid(axis="x")
-    low = 100 * (min(interval.low for interval in intervals) - 1)
-    high = 100 * (max(interval.high for interval in intervals) - 1)
+    low = 100 * (min(_ends(interval)[0] for interval in intervals) - 1)
+    high = 100 * (max(_ends(interval)[1] for interval in intervals) - 1)
     margin = 0.06 * max(high - low, 1.0)
     axes.set_xlim(min(low, 0) - margin, max(high, 0) + margin)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from eaglerl.evaluation.report.blocks import Cell, Headline, Tone
 from eaglerl.evaluation.report.evidence import Evidence
 from eaglerl.evaluation.report.multiple_tests import PairedTest
-from eaglerl.evaluation.statistics.bootstrap import Interval
 from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS
+from eaglerl.ratio_intervals import Interval
 
 #: Where there is no figure.
 NOTHING = "\N{EN DASH}"

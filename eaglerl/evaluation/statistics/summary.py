@@ -10,9 +10,10 @@ all tokens over all seconds, prefills included. Both are ratios of sums, never m
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,8 +21,9 @@ import numpy as np
 
 from eaglerl.evaluation.results.completeness import complete_part, lacking
 from eaglerl.evaluation.results.records import PLAIN, TUNED, Comparison, Record, Turn
-from eaglerl.evaluation.statistics.bootstrap import RESAMPLES, Interval, paired_ratio
 from eaglerl.evaluation.statistics.disturbance import disturbances
+from eaglerl.evaluation.statistics.paired_speeds import paired_ratio
+from eaglerl.ratio_intervals import Interval
 
 #: With fewer questions an interval says nothing, and an unfinished comparison gives no ratio.
 FEWEST_QUESTIONS = 5
@@ -145,64 +147,42 @@ def summarise(
     comparison: Comparison,
     references: Sequence[str] = (),
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    resamples: int | None = None,
+    seed: int | None = None,
 ) -> Summary:
-    """All figures of a comparison, finished or not: of the questions that all modes have decoded.
+    """Summarise a comparison, finished or not, over the questions that all modes have decoded.
 
-    Where these are fewer than 5 of an unfinished one, there are no ratios. Outputs are compared
-    with plain decoding's wherever there are any.
+    An unfinished comparison with fewer than 5 such questions gets no ratios. Outputs are compared
+    with plain decoding's wherever plain decoding has one.
 
     Args:
         comparison: what was recorded.
-        references: labels of the modes that the others are compared with; by default those of the
-            tuned constant and of plain decoding that there are.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        references: labels of the modes that the others are compared with; by default the tuned
+            constant tree and plain decoding, if they were recorded.
+        resamples: deprecated and ignored.
+        seed: deprecated and ignored.
 
     Raises:
-        ValueError: a reference that was not compared.
+        ValueError: a reference was not compared.
     """
+    if resamples is not None or seed is not None:
+        warn_of_resampling("summarise")
     labels = list(comparison.manifest.modes)
     for reference in references:
         if reference not in labels:
             raise ValueError(f"references must be among {labels}, got {reference!r}")
     references = tuple(references) or tuple(name for name in (TUNED, PLAIN) if name in labels)
-    records = complete_part(comparison).records
-    complete = len({record.question for record in records})
-    by_mode = {label: [r for r in records if r.mode == label] for label in labels}
-    every = {label: [r for r in comparison.records if r.mode == label] for label in labels}
+    by_mode = _by_mode(labels, complete_part(comparison).records)
+    complete = len({record.question for records in by_mode.values() for record in records})
     looped = looping_questions(by_mode.get(PLAIN, ()))
-    kept = {label: [r for r in rs if r.question not in looped] for label, rs in by_mode.items()}
-    limit = comparison.manifest.configuration["max_new_tokens"]
-    greedy = not comparison.manifest.configuration["temperature"]
-
     preliminary = comparison.missing > 0 and complete < FEWEST_QUESTIONS
     compared = () if preliminary else references
-
-    def identity(label: str, without: set[str]) -> tuple[int, int]:
-        # An output that differs is wrong, whatever else is still missing.
-        own = [record for record in every[label] if record.question not in without]
-        return _identity(own, every.get(PLAIN, ())) if greedy else (0, 0)
-
-    def summaries(
-        of: Mapping[str, Sequence[Record]], without: set[str] = frozenset()
-    ) -> tuple[ModeSummary, ...]:
-        return tuple(
-            _summary(label, of, compared, limit, identity(label, without), resamples, seed)
-            for label in labels
-            if of[label]
-        )
-
-    def grouped(group: Callable[[Record], str]) -> dict[str, dict[str, Interval]]:
-        return _grouped(by_mode, compared[0], group, resamples, seed) if compared else {}
-
     return Summary(
-        modes=summaries(by_mode),
-        without_looping=summaries(kept, looped),
+        modes=_summaries(comparison, by_mode, compared, set()),
+        without_looping=_summaries(comparison, by_mode, compared, looped),
         looping=tuple(sorted(looped)),
-        by_domain=grouped(lambda record: record.domain),
-        by_category=grouped(lambda record: record.category),
+        by_domain=_grouped(by_mode, compared, lambda record: record.domain),
+        by_category=_grouped(by_mode, compared, lambda record: record.category),
         references=references,
         load=_loads(comparison.records),
         missing=comparison.missing,
@@ -210,6 +190,16 @@ def summarise(
         questions=len(comparison.manifest.questions),
         complete=complete,
         lacking=lacking(comparison),
+    )
+
+
+def warn_of_resampling(function: str) -> None:
+    """Warn the caller of a public function that arguments of the bootstrap have no effect."""
+    warnings.warn(
+        f"resamples and seed of {function} are deprecated, have no effect and go with the next "
+        "release: intervals are no longer from a bootstrap",
+        DeprecationWarning,
+        stacklevel=3,
     )
 
 
@@ -227,21 +217,43 @@ def looping_questions(records: Iterable[Record]) -> set[str]:
     return {record.question for record in records if any(map(loops, record.output_ids))}
 
 
-def _summary(
-    label: str,
+def _by_mode(labels: Sequence[str], records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {label: [] for label in labels}
+    for record in records:
+        found[record.mode].append(record)
+    return found
+
+
+def _summaries(
+    comparison: Comparison,
     by_mode: Mapping[str, Sequence[Record]],
     references: Sequence[str],
-    limit: int,
-    identity: tuple[int, int],
-    resamples: int,
-    seed: int,
+    left_out: set[str],
+) -> tuple[ModeSummary, ...]:
+    """Summarise every mode that has records, without the questions `left_out`."""
+    configuration = comparison.manifest.configuration
+    kept = {m: [r for r in rs if r.question not in left_out] for m, rs in by_mode.items()}
+    # Outputs are compared over all records, because a different output is wrong even while the
+    # comparison is incomplete.
+    every = _by_mode(list(by_mode), comparison.records)
+    found = []
+    for label in by_mode:
+        if kept[label]:
+            own = [record for record in every[label] if record.question not in left_out]
+            plain = every.get(PLAIN, []) if not configuration["temperature"] else []
+            identical, compared = _count_identical(own, plain)
+            limit = configuration["max_new_tokens"]
+            one = _mode_summary(label, kept, references, limit)
+            found.append(replace(one, identical=identical, compared=compared))
+    return tuple(found)
+
+
+def _mode_summary(
+    label: str, by_mode: Mapping[str, Sequence[Record]], references: Sequence[str], limit: int
 ) -> ModeSummary:
+    """Summarise one mode; no output is compared yet."""
     records = by_mode[label]
-    identical, compared = identity
-    ratios = {
-        reference: paired_ratio(records, by_mode[reference], resamples=resamples, seed=seed)
-        for reference in references
-    }
+    ratios = {name: paired_ratio(records, by_mode[name]) for name in references}
     cycles = [turn.cycles for record in records for turn in record.turns]
     count = sum(map(len, cycles))
     drafted = sum(sum(one.rows) for one in cycles) - count
@@ -270,8 +282,8 @@ def _summary(
         switches=100 * _over(switched, len(pairs)) if pairs else 0.0,
         wasted_drafts=_over(drafted - accepted, drafted) if drafted else None,
         host_syncs=None if None in syncs else _over(sum(syncs), count),
-        identical=identical,
-        compared=compared,
+        identical=0,
+        compared=0,
         ratios={name: ratio for name, ratio in ratios.items() if ratio is not None},
         runs=tuple(sorted({record.run for record in records})),
     )
@@ -294,9 +306,9 @@ def uncut_actions(turn: Turn, max_new_tokens: int) -> list[tuple[int, int, int, 
     return found
 
 
-def _identity(records: Sequence[Record], plain: Sequence[Record]) -> tuple[int, int]:
-    """How many records have the output of plain decoding, and how many could be compared."""
-    # Greedy decoding gives the same in every repeat: any of them will do.
+def _count_identical(records: Sequence[Record], plain: Sequence[Record]) -> tuple[int, int]:
+    """Count the records with the output of plain decoding, and those that could be compared."""
+    # Greedy decoding gives the same output in every repeat: any of them will do.
     outputs = {record.question: record.output_ids for record in plain}
     known = [record for record in records if record.question in outputs]
     same = sum(record.output_ids == outputs[record.question] for record in known)
@@ -331,19 +343,17 @@ def _hit_rate(records: Sequence[Record]) -> float | None:
 
 def _grouped(
     by_mode: Mapping[str, Sequence[Record]],
-    reference: str,
+    references: Sequence[str],
     group: Callable[[Record], str],
-    resamples: int,
-    seed: int,
 ) -> dict[str, dict[str, Interval]]:
+    """Return the ratio of each mode to the first reference, per group of questions."""
+    if not references:
+        return {}
     names = sorted({group(record) for records in by_mode.values() for record in records})
     found: dict[str, dict[str, Interval]] = {}
     for name in names:
         parts = {m: [r for r in rs if group(r) == name] for m, rs in by_mode.items()}
-        ratios = {
-            mode: paired_ratio(part, parts[reference], resamples=resamples, seed=seed)
-            for mode, part in parts.items()
-        }
+        ratios = {mode: paired_ratio(part, parts[references[0]]) for mode, part in parts.items()}
         found[name] = {mode: ratio for mode, ratio in ratios.items() if ratio is not None}
     return found
 

@@ -207,7 +207,7 @@ def test_wrong_use(folder: Path, tmp_path: Path) -> None:
     result = run(tmp_path, "-o", tmp_path / "a.html")
     assert result.exit_code == 1
     assert "cannot be read" in result.stderr
-    evidence = Evidence.read(folder / "first", resamples=10)
+    evidence = Evidence.read(folder / "first")
     with pytest.raises(ValueError, match="question must be one"):
         write_report([evidence], tmp_path / "a.html", question="qa/99")
     with pytest.raises(ValueError, match="distinct names"):

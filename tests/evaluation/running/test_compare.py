@@ -90,7 +90,7 @@ def test_every_mode_decodes_the_same(
         max_new_tokens=16, repeats=1, per_file=1, validation_per_file=1, grid=GRID, split="all"
     )
     found = setting.run(tmp_path, *modes, options=options, extras=extras)
-    summary = summarise(found, resamples=100)
+    summary = summarise(found)
     by_label = {mode.mode: mode for mode in summary.modes}
     assert len(by_label) == 12 + len(BASELINES)
     assert found.missing == 0
@@ -202,7 +202,7 @@ def test_interrupted_comparison_goes_on(setting: Setting, tmp_path: Path) -> Non
     assert whole.records[:8] == half.records
     assert keys(whole) == wanted(whole, "plain", "tree:4/1/2")
     assert [record.run for record in whole.records] == [0] * 8 + [1] * 8
-    assert summarise(whole, resamples=10).modes[1].identical == 8
+    assert summarise(whole).modes[1].identical == 8
 
 
 def test_finished_comparison_is_extended_by_a_mode(
@@ -267,7 +267,7 @@ def test_sampled_outputs_are_not_compared(setting: Setting, tmp_path: Path) -> N
         max_new_tokens=12, repeats=2, per_file=1, split="all", temperature=0.7, grid=GRID
     )
     found = setting.run(tmp_path, "generate", "tree:4/1/2", options=options)
-    for mode in summarise(found, resamples=10).modes:
+    for mode in summarise(found).modes:
         assert mode.compared == 0
         assert not mode.failed
     plain = [record.output_ids for record in found.records if record.mode == "plain"]

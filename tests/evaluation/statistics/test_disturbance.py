@@ -106,7 +106,7 @@ def test_only_what_all_modes_decoded_is_compared() -> None:
     unfinished = replace(comparison, records=comparison.records[:-1])
     assert lacking(unfinished) == {"tuned": 1}
     assert len(complete_part(unfinished).records) == 14
-    summary = summarise(unfinished, resamples=10)
+    summary = summarise(unfinished)
     plain, tuned = summary.modes
     assert (plain.records, tuned.records) == (7, 7)
     assert plain.tokens_per_second == pytest.approx(8 / 4)
@@ -123,7 +123,7 @@ def test_too_few_questions_give_no_ratio() -> None:
     records = [made_record("plain", "a/0", seconds=80.0), made_record("tuned", "a/0")]
     records += [made_record(mode, f"a/{n}") for n in range(1, 9) for mode in ("plain", "tuned")]
     whole = made_comparison(records)
-    summary = summarise(replace(whole, records=whole.records[:3]), resamples=10)
+    summary = summarise(replace(whole, records=whole.records[:3]))
     assert summary.preliminary
     assert [mode.ratios for mode in summary.modes] == [{}, {}]
     assert summary.by_domain == {}
@@ -135,10 +135,10 @@ def test_too_few_questions_give_no_ratio() -> None:
     # A wrong output is one, though.
     wrong = made_record("tuned", "a/0", ids=range(1, 10))
     broken = replace(whole, records=(whole.records[0], wrong))
-    assert [mode.failed for mode in summarise(broken, resamples=10).modes] == [False, True]
+    assert [mode.failed for mode in summarise(broken).modes] == [False, True]
     # A small comparison that is finished has its ratios.
     small = made_comparison(records[:2])
-    assert summarise(small, resamples=10).modes[1].ratios["plain"].ratio == pytest.approx(80.0)
+    assert summarise(small).modes[1].ratios["plain"].ratio == pytest.approx(80.0)
 
 
 def test_the_command_says_it_first(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_report_says_it_first(tmp_path: Path) -> None:
     slow = json.loads(lines[0])
     slow["turns"][0]["cycles"]["verify_seconds"][3] = 50.0
     (folder / "records.jsonl").write_text(json.dumps(slow) + "\n" + "".join(lines[1:-1]))
-    evidence = Evidence.read(folder, resamples=10)
+    evidence = Evidence.read(folder)
     first, second, *_ = headlines(evidence, {})
     assert first.text.startswith("Worthless as a measurement of speed: decoding stalled")
     assert second.text.startswith("Preliminary: 8 of 8 questions are complete")
