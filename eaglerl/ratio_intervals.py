@@ -2,7 +2,7 @@
 
 Speeds are total tokens over total seconds, and gains are ratios of two speeds that were measured on
 the same questions. The percentile bootstrap over questions is too narrow for such ratios: where it
-claims 95 %, it covers 87 to 89 % with 8 questions, 92 to 93 % with 19 and 93 to 94 % with 95. The
+claims 95 %, it covers 87 to 89 % with 8 questions, 91 to 93 % with 19 and 93 to 94 % with 95. The
 delta method on the logarithm with Student's t, leaving out one question at a time, covers 94 to
 95 % at all three sizes if answers have skewed lengths of up to 128 tokens, and at least 92 % if the
 logarithm of the length has a standard deviation of 0.8 (2,000 simulations each).
