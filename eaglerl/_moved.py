@@ -177,7 +177,7 @@ MOVED_MODULES = {
     "eaglerl.server.learned": "eaglerl.server.trained_policies",
     # eaglerl.training
     "eaglerl.training.curves": "eaglerl.runs.learning_curve",
-    "eaglerl.training.run_folder": "eaglerl.runs.run_folder",
+    "eaglerl.training.run_folder": "eaglerl.runs.head_run",
 }
 #: The old package ``eaglerl.rl``: which module defines each name that it offered.
 MOVED_NAMES = {

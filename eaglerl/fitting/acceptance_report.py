@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from eaglerl.files import atomic_path
 from eaglerl.fitting.cross_validation import Gain, reliability_rows
+from eaglerl.runs.extras import new_figure
 
 _SOURCES = ("draft", "lookup")
 
@@ -24,8 +23,7 @@ def plot_fit(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         records: of the run's phases, see `train_acceptance`.
         path: PNG file to write.
     """
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 4.2)
     axes = figure.subplots(1, 3)
     for kind, place in zip(_SOURCES, axes, strict=False):
         for record in records:

@@ -1,26 +1,26 @@
-"""Learning curve of a draft head as a picture."""
+"""The learning curve of a draft head as a picture."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from eaglerl.runs.extras import new_figure
 
 
 def plot_curves(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draws loss and accuracy over the steps.
+    """Draw loss and accuracy over the steps.
 
     Args:
-        records: The run's metrics, see `RunFolder.log`.
+        records: the run's metrics, see `HeadRun.log`.
         path: PNG file to write.
     """
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
-    # The last validation, on all held-out rows, is no point of the curve of some of them.
+    # The last validation reads all held-out rows, the others some of them: it is not on the curve.
     validation = [record for record in validation if record["rows"] == validation[0]["rows"]]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     loss_axes.plot(*_series(train, "step_losses", 0), color="0.7", label="training")
     loss_axes.plot(*_series(validation, "step_losses", 0), color="tab:red", label="held out")

@@ -1,70 +1,66 @@
-"""Files of a run that trains a policy: checkpoints, metrics, and the curve as a picture."""
+"""Folder of a run that trains a policy: checkpoints, metrics, and the curve as a picture."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from eaglerl.files import atomic_path
-from eaglerl.runs.checkpoints import CheckpointFolder
+from eaglerl.runs.extras import check_train_extra, new_figure
+from eaglerl.runs.run_folder import KEPT_CHECKPOINTS, RunFolder
 
 
-class PolicyRun:
-    """One run's folder.
+class PolicyRun(RunFolder):
+    """The folder of one run.
 
-    It holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``reward_curve.png`` and, in the
-    end, the policy in ``policy/``.
+    It holds ``checkpoints/``, ``metrics.jsonl``, ``tensorboard/``, ``reward_curve.png`` and, when
+    the run is done, the policy in ``policy/``.
 
     Attributes:
-        path: the folder.
-        checkpoints: its checkpoints.
         records: metrics so far, oldest first.
     """
 
-    def __init__(self, path: str | Path, configuration: Mapping[str, Any], keep: int = 2) -> None:
-        """Name the folder and make it if it is not there.
+    def __init__(
+        self, path: str | Path, configuration: Mapping[str, Any], keep: int = KEPT_CHECKPOINTS
+    ) -> None:
+        """Name the folder, and make it if it does not exist.
 
         Args:
             path: the folder.
             configuration: see `CheckpointFolder`.
             keep: see `CheckpointFolder`.
+
+        Raises:
+            ImportError: what logs or draws the metrics is not installed.
         """
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = CheckpointFolder(self.path / "checkpoints", configuration, keep)
+        check_train_extra()
+        super().__init__(path, configuration, keep=keep)
         self.records: list[dict[str, Any]] = []
 
     @property
     def policy_path(self) -> Path:
-        """Where the trained policy lies."""
+        """Folder of the trained policy."""
         return self.path / "policy"
 
     def restore(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Begin with the records of a checkpoint, or with none: what came after is dropped."""
+        """Start with the records of a checkpoint, or with none; drop what was logged later."""
         self.records = [dict(record) for record in records]
-        with atomic_path(self.path / "metrics.jsonl") as temporary:
-            lines = (json.dumps(record) + "\n" for record in self.records)
-            temporary.write_text("".join(lines), encoding="utf-8")
+        self._replace_metrics(self.records)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a record: "step" and numbers."""
         self.records.append(dict(record))
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        self._append_metrics(record)
 
     def plot(self, *, constant: float | None = None) -> None:
-        """Draw the curves anew.
+        """Draw the curves again, with all records so far.
 
         Args:
-            constant: tokens per second of the best constant tree, for a line to compare with.
+            constant: tokens per second of the best constant tree, drawn as a line.
         """
-        with atomic_path(self.path / "reward_curve.png") as temporary:
-            plot_rewards(self.records, temporary, constant=constant)
+        self._replace_picture(
+            "reward_curve.png", lambda path: plot_rewards(self.records, path, constant=constant)
+        )
 
 
 def plot_rewards(
@@ -77,8 +73,7 @@ def plot_rewards(
         path: PNG file to write.
         constant: tokens per second of the best constant tree.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2)
     reward_axes, speed_axes = figure.subplots(1, 2)
     reward_axes.plot(*_series(records, "reward"), color="tab:blue", label="exploring")
     reward_axes.set(xlabel="windows", ylabel="mean reward of a window")

@@ -1,4 +1,4 @@
-"""Where training tells what it does: TensorBoard and Weights & Biases, both if asked for."""
+"""Logs of training: TensorBoard, Weights & Biases, or both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from eaglerl.runs.extras import check_train_extra
+
 
 class RunLog:
-    """A logger that models of stable-baselines3 write to as well; made when it is first needed."""
+    """A stable-baselines3 logger, made when it is first needed; models write to it as well."""
 
     def __init__(
         self,
@@ -21,7 +23,7 @@ class RunLog:
         wandb_run_name: str | None = None,
         configuration: Mapping[str, Any] | None = None,
     ) -> None:
-        """Set up.
+        """Choose the outputs.
 
         Args:
             tensorboard_dir: folder of TensorBoard's files; None for none.
@@ -30,37 +32,42 @@ class RunLog:
             configuration: settings that it shows.
 
         Raises:
-            ImportError: Weights & Biases was asked for and is not installed.
+            ImportError: an output that was asked for is not installed.
         """
+        if tensorboard_dir is not None:
+            check_train_extra("tensorboard")
         if wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise ImportError(
                 "Weights & Biases is not installed: install the extra with "
                 "pip install 'eaglerl[wandb]'"
             )
         self._folder = None if tensorboard_dir is None else str(tensorboard_dir)
-        self._wandb = (wandb_project, wandb_run_name, configuration)
+        self._wandb_project, self._wandb_run_name = wandb_project, wandb_run_name
+        self._configuration = configuration
         self._logger: Any = None
 
     @property
     def logger(self) -> Any:
-        """stable-baselines3's logger."""
+        """The logger of stable-baselines3."""
         if self._logger is None:
             from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
             outputs: list[Any] = []
             if self._folder is not None:
                 outputs.append(TensorBoardOutputFormat(self._folder))
-            if self._wandb[0] is not None:
+            if self._wandb_project is not None:
                 from eaglerl.runs.wandb_output import WandbOutput
 
-                outputs.append(WandbOutput(*self._wandb))
+                outputs.append(
+                    WandbOutput(self._wandb_project, self._wandb_run_name, self._configuration)
+                )
             self._logger = Logger(self._folder, outputs)
         return self._logger
 
     def write(
         self, step: int, values: Mapping[str, Any], actions: Mapping[int, int] | None = None
     ) -> None:
-        """Write values, with what a model has recorded.
+        """Write values, and what a model has recorded since the last call.
 
         Args:
             step: their step.
@@ -69,7 +76,7 @@ class RunLog:
         """
         logger = self.logger
         if not logger.output_formats:
-            # Nobody reads it, and the model's records would pile up.
+            # Without an output, the model's records would pile up.
             logger.name_to_value.clear()
             return
         for name, value in values.items():
@@ -80,7 +87,7 @@ class RunLog:
         logger.dump(step)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the outputs."""
         if self._logger is not None:
             self._logger.close()
             self._logger = None

@@ -1,7 +1,7 @@
 """The whole state of a stable-baselines3 model as tensors and JSON values, without a pickle.
 
-With it, a run that was killed goes on as if it had not been: parameters, optimizer, buffers,
-counters and the draws of every generator.
+It holds parameters, optimizer, buffers, counters and the state of every random generator, so that a
+killed run can be resumed bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BufferState(Schema):
 
 
 class ModelState(Schema):
-    """What `model_state` gives beside tensors; generators check their own states."""
+    """The JSON values of `model_state`; the generators check their own states."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,15 +53,15 @@ _ROLLOUT_ARRAYS = ("observations", "actions", "rewards", "episode_starts", "valu
 
 
 def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `load_model_state` needs to go on with a PPO or DQN.
+    """Return what `load_model_state` needs to resume a PPO or DQN.
 
     Args:
-        model: the model, between two rollouts or while one is being collected by hand.
+        model: the model, between two rollouts or while the caller collects one.
 
     Returns:
         Tensors and JSON values.
     """
-    # Actor and critic may share layers, of which a file must hold copies.
+    # Actor and critic may share layers; safetensors does not save shared storage.
     parameters = model.policy.state_dict()
     tensors = {f"policy.{name}": value.clone() for name, value in parameters.items()}
     for index, values in model.policy.optimizer.state_dict()["state"].items():
@@ -73,11 +73,11 @@ def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     buffer, names = _buffer(model)
     pos, full = buffer.pos, buffer.full
     if full and names is _ROLLOUT_ARRAYS:
-        # Its update is done: PPO learns from a full buffer at once, and begins it anew.
+        # PPO learns from a full buffer at once, and clears it: this update is done.
         pos, full = 0, False
     filled = buffer.buffer_size if full else pos
     if _shares_observations(buffer):
-        # Such a buffer keeps the observation that follows in the next row.
+        # Such a buffer keeps the next observation in the next row.
         filled = min(filled + 1, buffer.buffer_size)
     for name in names:
         if filled:
@@ -88,8 +88,8 @@ def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     info["buffer"] = {"pos": pos, "full": full}
     info["episodes"] = [dict(episode) for episode in model.ep_info_buffer or ()]
     tensors["torch_draws"] = torch.get_rng_state()
-    name, keys, *rest = np.random.get_state()
-    info["numpy_draws"] = [name, keys.tolist(), *rest]
+    name, keys, *rest = np.random.get_state(legacy=True)
+    info["numpy_draws"] = [name, np.asarray(keys).tolist(), *rest]
     version, values, gauss = random.getstate()
     info["python_draws"] = [version, list(values), gauss]
     info["action_draws"] = model.action_space.np_random.bit_generator.state
@@ -97,17 +97,17 @@ def model_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_model_state(model: Any, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Go on where `model_state` was asked, with a model of the same settings.
+    """Restore the state that `model_state` returned, into a model of the same settings.
 
     Raises:
-        ValueError: the tensors are not those of such a model.
+        ValueError: the state belongs to another model.
     """
     saved = check_json(info, ModelState, "the model's state")
     policy = _with_prefix(tensors, "policy.")
     try:
         model.policy.load_state_dict(policy)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint is of another network: {error}") from error
+        raise ValueError(f"the checkpoint belongs to another network: {error}") from error
     optimizer = model.policy.optimizer.state_dict()
     optimizer["state"] = {}
     for key, value in _with_prefix(tensors, "optimizer.").items():
@@ -149,7 +149,7 @@ def _buffer(model: Any) -> tuple[Any, tuple[str, ...]]:
     replay = getattr(model, "replay_buffer", None)
     if replay is None:
         return model.rollout_buffer, _ROLLOUT_ARRAYS
-    names = _REPLAY_ARRAYS
+    names: tuple[str, ...] = _REPLAY_ARRAYS
     if _shares_observations(replay):
         names = tuple(name for name in names if name != "next_observations")
     return replay, names

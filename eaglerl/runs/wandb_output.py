@@ -11,17 +11,17 @@ from stable_baselines3.common.logger import KVWriter
 
 
 class WandbOutput(KVWriter):
-    """Sends what is logged to a run; WANDB_MODE, WANDB_DIR and the like say how."""
+    """Send the log to a run; WANDB_MODE, WANDB_DIR and the like are honoured."""
 
     def __init__(
         self, project: str, run_name: str | None, configuration: Mapping[str, Any] | None
     ) -> None:
-        """Begin a run.
+        """Start a run.
 
         Args:
             project: its project.
-            run_name: its name; one that is made up without.
-            configuration: settings that it shows.
+            run_name: its name; None lets Weights & Biases make one up.
+            configuration: settings shown with the run.
         """
         self._run = wandb.init(project=project, name=run_name, config=dict(configuration or {}))
 
@@ -31,7 +31,7 @@ class WandbOutput(KVWriter):
         key_excluded: dict[str, tuple[str, ...]],
         step: int = 0,
     ) -> None:
-        """Send what was recorded since the last time."""
+        """Send the values recorded since the last call."""
         values = {
             name: wandb.Histogram(value.numpy()) if isinstance(value, torch.Tensor) else value
             for name, value in key_values.items()

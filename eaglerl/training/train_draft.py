@@ -8,7 +8,8 @@ import torch
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import exclusive_folder
-from eaglerl.runs.run_folder import RunFolder
+from eaglerl.runs.extras import check_train_extra
+from eaglerl.runs.head_run import HeadRun
 from eaglerl.training.batches import draft_row_count
 from eaglerl.training.data import Row, read_rows, split_rows
 from eaglerl.training.features import FeatureDataset, extract_features
@@ -68,6 +69,7 @@ def train_draft(
         AlreadyLockedError: Another process is at work in a folder.
         KeyboardInterrupt: The run was interrupted; its state is saved.
     """
+    check_train_extra()
     options = options or TrainOptions()
     report = progress or (lambda stage, fraction: None)
     dtype = resolve_dtype(options.dtype)
@@ -77,7 +79,7 @@ def train_draft(
     _check_amount(rows)
     with exclusive_folder(output):
         return _train(
-            target, rows, features, RunFolder(output), options, layers, initial, dtype, report
+            target, rows, features, HeadRun(output), options, layers, initial, dtype, report
         )
 
 
@@ -85,7 +87,7 @@ def _train(
     target: str | Path,
     rows: Sequence[Row],
     features: str | Path,
-    folder: RunFolder,
+    folder: HeadRun,
     options: TrainOptions,
     layers: tuple[int, int, int],
     initial: Eagle3DraftHead | None,
@@ -93,7 +95,7 @@ def _train(
     report: Progress,
 ) -> TrainResult:
     settings = {k: v for k, v in asdict(options).items() if k not in RESUMABLE_CHANGES}
-    recorded = folder.settle({**settings, "rows": [row.digest for row in rows]})
+    recorded = folder.check_settings({**settings, "rows": [row.digest for row in rows]})
     rows = _recorded_rows(rows, recorded["rows"])
     splits = split_rows(rows)
     shards = extract_features(

@@ -11,7 +11,8 @@ from itertools import islice
 import torch
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.runs.run_folder import RunFolder
+from eaglerl.runs.checkpoints import resuming
+from eaglerl.runs.head_run import HeadRun
 from eaglerl.training.batches import batch_order, pack
 from eaglerl.training.features import FeatureDataset
 from eaglerl.training.optimizer import DraftOptimizer, learning_rate_scale
@@ -38,7 +39,7 @@ class TrainingLoop:
         train: FeatureDataset,
         held_out: FeatureDataset,
         options: TrainOptions,
-        folder: RunFolder,
+        folder: HeadRun,
         report: Progress,
     ) -> None:
         """Prepares the loop.
@@ -144,24 +145,24 @@ class TrainingLoop:
         tensors = {f"head.{name}": value for name, value in self._head.state_dict().items()}
         state = self._optimizer.state_tensors()
         tensors |= {f"optimizer.{name}": value for name, value in state.items()}
-        self._folder.save_checkpoint(self._step, tensors, {"seconds": self._seconds})
+        self._folder.checkpoints.save(self._step, tensors, {"seconds": self._seconds})
 
     def _resume(self) -> None:
-        found = self._folder.load_checkpoint()
-        if found is None:
+        checkpoint = self._folder.checkpoints.newest()
+        if checkpoint is None:
             return
-        self._step, tensors, info = found
-        self._seconds = info["seconds"]
+        self._step, self._seconds = checkpoint.step, checkpoint.info["seconds"]
         parts = {
             prefix: {
                 name.removeprefix(prefix): value
-                for name, value in tensors.items()
+                for name, value in checkpoint.tensors.items()
                 if name.startswith(prefix)
             }
             for prefix in ("head.", "optimizer.")
         }
-        self._head.load_state_dict(parts["head."])
-        self._optimizer.load_state_tensors(parts["optimizer."])
+        with resuming(checkpoint):
+            self._head.load_state_dict(parts["head."])
+            self._optimizer.load_state_tensors(parts["optimizer."])
 
 
 def _steps_of_epochs(draft_rows: list[int], options: TrainOptions) -> int:

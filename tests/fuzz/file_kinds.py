@@ -36,7 +36,7 @@ from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.resps.bench import summarise_answers
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.presets import _check_settings
-from eaglerl.runs.run_folder import RunFolder
+from eaglerl.runs.head_run import HeadRun
 from eaglerl.traces.trace_set import TraceSet
 from eaglerl.training.data import Row, read_rows
 from eaglerl.training.distill import append_row, recover
@@ -195,9 +195,9 @@ def _read_features(folder: Path) -> None:
 
 
 def _write_run(folder: Path) -> None:
-    run = RunFolder(folder)
-    run.settle({"ttt_steps": 3, "rows": ["a", "b"]})
-    run.save_checkpoint(4, {"head.fc": torch.ones(3)}, {"seconds": 2.5})
+    run = HeadRun(folder)
+    run.check_settings({"ttt_steps": 3, "rows": ["a", "b"]})
+    run.checkpoints.save(4, {"head.fc": torch.ones(3)}, {"seconds": 2.5})
     for step in range(1, 4):
         values = {"rows": 8, "step_losses": [2.0, 1.5], "accuracy": [0.5, 0.25]}
         run.log(step, "train", values)
@@ -205,9 +205,9 @@ def _write_run(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> None:
-    run = RunFolder(folder)
-    run.settle({"ttt_steps": 3, "rows": []})
-    run.load_checkpoint()
+    run = HeadRun(folder)
+    run.check_settings({"ttt_steps": 3, "rows": []})
+    run.checkpoints.newest()
     run.read_metrics()
 
 
@@ -342,7 +342,7 @@ KINDS: dict[str, FileKind] = {
         ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record_command"),
     ),
     "features": FileKind(_write_features, _read_features, ("eaglerl.training.features",)),
-    "run of a head": FileKind(_write_run, _read_run, ("eaglerl.runs.run_folder",)),
+    "run of a head": FileKind(_write_run, _read_run, ("eaglerl.runs.head_run",)),
     "checkpoints of PPO": FileKind(
         _write_checkpoints(PPO),
         _read_checkpoints(PPO),

@@ -47,7 +47,7 @@ ALLOWED_BARE = {
     "eaglerl.eagle3.head.weight_files": {"torch.load"},
     # Through text and back: tuples become lists.
     "eaglerl.runs.checkpoints": {"json.loads"},
-    "eaglerl.runs.run_folder": {"json.loads"},
+    "eaglerl.runs.head_run": {"json.loads"},
     "eaglerl.resps.presets": {"json.loads"},
     # A file that `open_tensors` has read before.
     "eaglerl.training.features": {"safe_open"},

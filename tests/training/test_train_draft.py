@@ -139,6 +139,19 @@ def test_a_half_written_checkpoint_and_metric_are_passed_over(train, tmp_path):
     assert train("run").steps == 12
 
 
+def test_a_truncated_checkpoint_resumes_from_the_one_before(train, tmp_path):
+    unbroken = train("unbroken")
+    with pytest.raises(KilledError):
+        train("run", at_step(7, kill))
+    newest = max((tmp_path / "run/checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=f"skipped a broken checkpoint: .*{newest.name}"):
+        result = train("run")
+    one, other = (load_file(r.head_path / "model.safetensors") for r in (unbroken, result))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert unbroken.validation == result.validation
+
+
 def test_a_run_is_not_resumed_with_other_options(train, tmp_path):
     with pytest.raises(KilledError):
         train("run", at_step(2, kill))
