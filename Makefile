@@ -50,7 +50,7 @@ $(error $(VENV) was made in another folder: run `make clean` first)
 endif
 endif
 
-.PHONY: help demo check test bench lint types format build clean environment
+.PHONY: help demo check test bench lint types format docs build clean environment
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -81,6 +81,11 @@ format: $(STAMPS)/development  ## correct style and formatting
 	@$(BIN)/ruff check --fix $(wildcard $(CHECKED))
 	@$(BIN)/ruff format $(wildcard $(CHECKED))
 
+docs: $(STAMPS)/docs  ## build the documentation with the API reference into site/
+	@$(BIN)/python tools/check_public_names.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 build: $(STAMPS)/python  ## build a wheel into dist/
 	@$(call step,'building the wheel')
 	@$(BIN)/pip wheel --no-deps --wheel-dir dist .
@@ -88,8 +93,8 @@ build: $(STAMPS)/python  ## build a wheel into dist/
 environment: $(STAMPS)/development  ## make .venv with everything for development
 
 clean:  ## remove build products and .venv; the prepared model in the user's cache stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
-	find eaglerl kernels tests benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
+	find eaglerl kernels tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 	find eaglerl -name '_C*.so' -delete
 
 # A .venv that this file began and did not finish is made anew: pip may have been killed midway. One
@@ -131,4 +136,12 @@ $(STAMPS)/development: $(STAMPS)/package
 	@$(call step,'installing the development tools')
 	@$(BIN)/python -c "$$REQUIREMENTS" dev > $(STAMPS)/development.txt
 	@$(BIN)/pip install --requirement $(STAMPS)/development.txt
+	@touch $@
+
+# The packages are read, not imported: their sources and the tools of mkdocs are enough.
+$(STAMPS)/docs: $(STAMPS)/python pyproject.toml
+	@$(repair)
+	@$(call step,'installing mkdocs')
+	@$(BIN)/python -c "$$REQUIREMENTS" docs > $(STAMPS)/docs.txt
+	@$(BIN)/pip install --requirement $(STAMPS)/docs.txt
 	@touch $@

@@ -83,8 +83,8 @@ class TreeParams:
         return TreeParams(min(self.total_tokens, pool + 1), depth, self.top_k)
 
 
-#: Verify the root alone: one token per cycle, as in plain decoding.
 NO_DRAFT = TreeParams(1, 0, 1)
+"""Verify the root alone: one token per cycle, as in plain decoding."""
 
 
 @dataclass(frozen=True, slots=True)

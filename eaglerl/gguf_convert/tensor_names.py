@@ -62,6 +62,7 @@ ARCHITECTURES = {
         norm_shift=1.0,
     ),
 }
+"""The architectures that are converted, by the name that a GGUF file gives them."""
 
 
 @dataclass(frozen=True)
