@@ -24,7 +24,7 @@ from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter
 from eaglerl.policies.acceptance_model import (
-    CHAIN_INPUTS,
+    LOOKUP_INPUTS,
     POOL_INPUTS,
     STOP_INPUTS,
     AcceptanceModel,
@@ -52,9 +52,9 @@ def make_model(top_k: int) -> AcceptanceModel:
         top_k=top_k,
         max_depth=MAX_DEPTH,
         max_rows=MAX_ROWS,
-        chain_length=CHAIN,
+        lookup_tokens=CHAIN,
         pool_net=make_net(draw, POOL_INPUTS),
-        chain_net=make_net(draw, CHAIN_INPUTS),
+        lookup_net=make_net(draw, LOOKUP_INPUTS),
         stop_weights=draw.standard_normal((MAX_DEPTH, STOP_INPUTS)).astype(np.float32),
         rate=70.0,
     )

@@ -1,4 +1,4 @@
-"""Packages that offer names of their modules without importing them."""
+"""Lazy packages: they offer names of their modules without importing them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def lazy_names(
     """Make a package's ``__getattr__``, ``__dir__`` and ``__all__`` (PEP 562).
 
     Args:
-        package: its ``__name__``.
-        homes: every name that it offers, and the module that defines it.
-        extras: libraries that may be missing, and the extra of eaglerl that installs each.
+        package: the package's ``__name__``.
+        homes: every public name of the package, and the module that defines it.
+        extras: optional libraries, and the extra of eaglerl that installs each.
 
     Returns:
-        The two functions, and the names in alphabetical order. A name is imported when it is first
-        asked for. An ImportError names the extra where one of `extras` is missing.
+        The two functions, and the names in alphabetical order. A name is imported on first use. If
+        one of the optional libraries is missing, the ImportError names the extra to install.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807
@@ -29,11 +29,11 @@ def lazy_names(
         try:
             value = getattr(importlib.import_module(homes[name]), name)
         except ModuleNotFoundError as error:
-            if error.name not in (extras or {}):
+            extra = (extras or {}).get(error.name or "")
+            if extra is None:
                 raise
             raise ImportError(
-                f"{name} needs {error.name}: install the extra with "
-                f"pip install 'eaglerl[{extras[error.name]}]'"
+                f"{name} needs {error.name}: install the extra with pip install 'eaglerl[{extra}]'"
             ) from error
         setattr(sys.modules[package], name, value)
         return value

@@ -1,10 +1,11 @@
-"""Import paths of release 0.1, which keep working for one release and warn.
+"""Names and import paths of release 0.1, which keep working for one release and warn.
 
-Remove this module, and what calls `moved_attributes`, in the release after 0.2.
+Remove this module, and every use of its functions, in the release after 0.2.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
@@ -13,7 +14,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 #: Old module -> the module that it has become.
 MOVED_MODULES = {
@@ -220,6 +223,19 @@ _RESPS = (
     "OptimizedSB3DiscretePPOOnlineTreePolicy",
     "PolicySettings",
 )
+#: New module -> old name -> new name, for imports from the module's old path.
+RENAMED_IN_MODULES = {
+    "eaglerl.fitting.batch_simulate": {"Walk": "BatchOutcome", "walk_traces": "batch_simulate"},
+    "eaglerl.fitting.fit_acceptance": {"fit_chain_net": "fit_lookup_net"},
+    "eaglerl.fitting.scored_positions": {
+        "Judged": "ScoredPositions",
+        "judge_positions": "score_positions",
+    },
+    "eaglerl.policies.acceptance_cycle": {"CycleJudge": "CycleScorer"},
+    "eaglerl.policies.acceptance_model": {"CHAIN_INPUTS": "LOOKUP_INPUTS"},
+    "eaglerl.policies.candidates": {"chain_features": "lookup_features"},
+    "eaglerl.policies.fallback": {"GuardedPolicy": "FallbackPolicy"},
+}
 _PACKAGES = {
     "eaglerl.rl": MOVED_NAMES,
     "eaglerl.rl.published": dict.fromkeys(_RESPS, "eaglerl.resps.policies")
@@ -260,13 +276,16 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         if name in _PACKAGES:
-            module.__getattr__ = _attributes(name, _PACKAGES[name])
-            module.__all__ = sorted(_PACKAGES[name])
+            vars(module)["__getattr__"] = _attributes(name, _PACKAGES[name])
+            vars(module)["__all__"] = sorted(_PACKAGES[name])
         else:
             new = MOVED_MODULES[name]
             _warn(name, new)
             # The import system returns what stands here in the end.
             sys.modules[name] = importlib.import_module(new)
+            if new in RENAMED_IN_MODULES:
+                names = {k: f"{new}:{v}" for k, v in RENAMED_IN_MODULES[new].items()}
+                vars(sys.modules[name])["__getattr__"] = _attributes(name, names)
 
 
 def _attributes(old: str, names: dict[str, str]) -> Callable[[str], Any]:
@@ -299,6 +318,69 @@ def moved_attributes(package: str, module: str) -> Callable[[str], Any]:
         return value
 
     return __getattr__
+
+
+class RenamedAttribute:
+    """The old name of an attribute or method, for the body of its class."""
+
+    def __init__(self, new: str) -> None:
+        """Stand for the attribute that is called `new` now."""
+        self._new = new
+        self._old = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._old = name
+
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        _warn_renamed(f"{owner.__name__}.{self._old}", self._new)
+        return getattr(owner if instance is None else instance, self._new)
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+    """Make a decorator that accepts keyword arguments under their old names too.
+
+    Args:
+        names: old name = new name. The old one counts where both are given, as
+            `dataclasses.replace` does with a field's old name.
+    """
+
+    def decorate(function: Callable[..., _T]) -> Callable[..., _T]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> _T:
+            for old in names.keys() & kwargs.keys():
+                _warn_renamed(f"The argument {old}", names[old])
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def renamed_fields(**names: str) -> Callable[[type[_T]], type[_T]]:
+    """Make a decorator that gives a dataclass its fields under their old names too.
+
+    Args:
+        names: old name = new name.
+    """
+
+    def decorate(owner: type[_T]) -> type[_T]:
+        setattr(owner, "__init__", renamed_arguments(**names)(owner.__init__))  # noqa: B010
+        for old, new in names.items():
+            attribute = RenamedAttribute(new)
+            attribute.__set_name__(owner, old)
+            setattr(owner, old, attribute)
+        return owner
+
+    return decorate
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} is deprecated and goes with the next release: use {new}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def install() -> None:

@@ -3,13 +3,21 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from eaglerl._moved import MOVED_MODULES, MOVED_NAMES
+from eaglerl._moved import (
+    MOVED_MODULES,
+    MOVED_NAMES,
+    RENAMED_IN_MODULES,
+    RenamedAttribute,
+    renamed_arguments,
+)
 from eaglerl.eagle3 import TargetModel
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 
 from .eagle3.tiny import tiny_model
 
@@ -39,6 +47,42 @@ def test_an_old_name_is_the_new_one(name: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"eaglerl.rl.{name} is deprecated"):
         old = getattr(importlib.import_module("eaglerl.rl"), name)
     assert old is getattr(importlib.import_module(module), attribute or name)
+
+
+@pytest.mark.parametrize("new", sorted(RENAMED_IN_MODULES))
+def test_an_old_module_offers_its_old_names(new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (old,) = (name for name, module in MOVED_MODULES.items() if module == new)
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated"):
+        module = importlib.import_module(old)
+    for name, renamed in RENAMED_IN_MODULES[new].items():
+        with pytest.warns(DeprecationWarning, match=f"{old}.{name} .*import {renamed} from {new}$"):
+            value = getattr(module, name)
+        assert value is getattr(module, renamed)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = module.Nothing
+
+
+def test_old_arguments_and_fields_work() -> None:
+    with pytest.warns(DeprecationWarning, match="argument chain_length .*use lookup_tokens$"):
+        options = AcceptanceOptions(chain_length=3)
+    assert options == AcceptanceOptions(lookup_tokens=3)
+    with pytest.warns(DeprecationWarning, match=r"AcceptanceOptions.chain_length .*lookup_tokens$"):
+        assert options.chain_length == 3
+    with pytest.warns(DeprecationWarning, match="argument chain_length"):
+        assert replace(options, chain_length=5).lookup_tokens == 5
+
+    class Home:
+        old = RenamedAttribute("new")
+
+        @classmethod
+        def new(cls, first: int, second: int) -> tuple[int, int]:
+            return first, second
+
+    with pytest.warns(DeprecationWarning, match=r"Home.old is deprecated .*use new$"):
+        assert Home.old(1, 2) == (1, 2)
+    with pytest.warns(DeprecationWarning, match="The argument last"):
+        assert renamed_arguments(last="second")(Home.new)(1, last=2) == (1, 2)
 
 
 @pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))

@@ -239,7 +239,7 @@ def train_policy(
             message = learn_acceptance(
                 traces, read_actions(actions), CostTable.from_json(cost), output, show,
                 steps=steps, seed=seed, top_k=top_k, max_depth=max_depth, max_rows=max_rows,
-                chain_length=chain_length, hidden=hidden, folds=folds,
+                lookup_tokens=chain_length, hidden=hidden, folds=folds,
             )  # fmt: skip
             notes().print(message, markup=False, soft_wrap=True)
             return

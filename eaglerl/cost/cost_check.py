@@ -50,9 +50,7 @@ class Costs(Protocol):
     @property
     def error(self) -> CostError | None: ...
 
-    def verify_seconds(
-        self, rows: np.ndarray | int, context_length: np.ndarray | int
-    ) -> np.ndarray | float: ...
+    def verify_seconds(self, rows: np.ndarray, context_length: int) -> np.ndarray: ...
 
 
 def why_unusable(table: Costs) -> str | None:
@@ -68,7 +66,7 @@ def why_unusable(table: Costs) -> str | None:
         if (free := np.asarray(getattr(table, name)) <= 0).any():
             return f"{words} of width {ranges(np.array(table.top_ks), free)} takes 0.0 s"
     for context in (0, _CONTEXT):
-        why = _why_uneven(rows, np.asarray(table.verify_seconds(rows, context)))
+        why = _why_uneven(rows, table.verify_seconds(rows, context))
         if why is not None:
             return f"after {context} tokens, {why}"
     return _why_inexact(table)

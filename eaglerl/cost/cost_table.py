@@ -1,4 +1,4 @@
-"""What a cycle costs on a machine: t(T, D, K, context), measured once and kept as a small table."""
+"""The cost of a cycle on a machine, t(T, D, K, context), measured once and kept as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, overload
 
 import numpy as np
 from pydantic import Field
@@ -24,31 +24,31 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CostTable:
-    """Seconds of a cycle: a verification of T rows and D + 1 draft passes of width K.
+    """Seconds of a cycle: one verification of T rows, and D + 1 draft passes of width K.
 
-    t(T, D, K, c) = verify(T, c) + draft(D, K, c), where c is the context's length. A row's
-    attention grows with the context, so both are linear in it:
-    verify(T, c) = ``verify_base[T]`` + c ``verify_slope[T]``, between the measured T by linear
-    interpolation, and draft(D, K, c) = ``first_pass[K]`` + D ``later_pass[K]`` +
-    c (1 + D) ``draft_slope``. A cycle that drafts nothing costs verify(1, c), one that looks its
-    m drafts up in the text verify(1 + m, c).
+    t(T, D, K, c) = verify(T, c) + draft(D, K, c), where c is the context length. The attention of
+    a row grows with the context, so both terms are linear in it:
+    verify(T, c) = ``verify_base[T]`` + c ``verify_slope[T]``, interpolated linearly between the
+    measured T, and draft(D, K, c) = ``first_pass[K]`` + D ``later_pass[K]`` +
+    c (1 + D) ``draft_slope``. A cycle without drafts costs verify(1, c), and one with m looked-up
+    tokens alone verify(1 + m, c).
 
     Attributes:
-        machine: what was measured on.
-        draft_dtype: precision of the draft's products.
+        machine: description of the measured machine.
+        draft_dtype: precision of the draft's matrix products.
         total_tokens: measured T, ascending from 1.
         verify_base: seconds.
         verify_slope: seconds per token of context.
         top_ks: measured K, ascending.
-        first_pass: seconds of the pass over accepted tokens, with the choice of K children.
+        first_pass: seconds of the pass over the accepted tokens, the choice of K children included.
         later_pass: seconds of a pass over K nodes.
         draft_slope: seconds per token of context and pass.
-        samples: measured cycles.
-        error: of the fit; None for a table that was not measured.
+        samples: number of measured cycles.
+        error: error of the fit; None for a table that was not measured.
 
     Raises:
-        ValueError: lengths that do not fit each other, grids that do not ascend, a negative or
-            infinite number, or a verification that takes no time.
+        ValueError: lengths do not match, a grid does not ascend, a number is negative or infinite,
+            or a verification takes no time.
     """
 
     machine: str
@@ -83,16 +83,23 @@ class CostTable:
         if not (np.isfinite(self.draft_slope) and self.draft_slope >= 0):
             raise ValueError(f"draft_slope must not be negative, got {self.draft_slope}")
         if not all(seconds > 0 for seconds in self.verify_base):
-            # Speeds are tokens over these.
+            # Rates are tokens divided by these.
             raise ValueError(f"verify_base must be positive, got {list(self.verify_base)}")
+
+    @overload
+    def verify_seconds(self, rows: int, context_length: int) -> float: ...
+    @overload
+    def verify_seconds(self, rows: np.ndarray, context_length: np.ndarray | int) -> np.ndarray: ...
+    @overload
+    def verify_seconds(self, rows: int, context_length: np.ndarray) -> np.ndarray: ...
 
     def verify_seconds(
         self, rows: np.ndarray | int, context_length: np.ndarray | int
     ) -> np.ndarray | float:
-        """Seconds of verifying rows (any shape) at context lengths that broadcast to it.
+        """Return the seconds of verifying `rows` at context lengths that broadcast to them.
 
         Raises:
-            ValueError: more rows than were measured, or less than one.
+            ValueError: more rows than were measured, or fewer than one.
         """
         rows = np.asarray(rows)
         if rows.size and (rows.min() < 1 or rows.max() > self.total_tokens[-1]):
@@ -101,13 +108,22 @@ class CostTable:
         base = np.interp(rows, self.total_tokens, self.verify_base)
         return base + context_length * np.interp(rows, self.total_tokens, self.verify_slope)
 
+    @overload
+    def draft_seconds(self, depth: int, top_k: int, context_length: int) -> float: ...
+    @overload
+    def draft_seconds(
+        self, depth: np.ndarray, top_k: int, context_length: np.ndarray | int
+    ) -> np.ndarray: ...
+    @overload
+    def draft_seconds(self, depth: int, top_k: int, context_length: np.ndarray) -> np.ndarray: ...
+
     def draft_seconds(
         self, depth: np.ndarray | int, top_k: int, context_length: np.ndarray | int
     ) -> np.ndarray | float:
-        """Seconds of the first pass and of `depth` passes over `top_k` nodes.
+        """Return the seconds of the first pass and of `depth` passes over `top_k` nodes.
 
         Raises:
-            ValueError: a width that was not measured.
+            ValueError: the width was not measured.
         """
         if top_k not in self.top_ks:
             raise ValueError(f"top_k must be one of {list(self.top_ks)}, got {top_k}")
@@ -115,15 +131,20 @@ class CostTable:
         passes = self.first_pass[column] + np.asarray(depth) * self.later_pass[column]
         return passes + self.draft_slope * (1 + np.asarray(depth)) * context_length
 
+    @overload
+    def seconds(self, params: TreeParams, context_length: int) -> float: ...
+    @overload
+    def seconds(self, params: TreeParams, context_length: np.ndarray) -> np.ndarray: ...
+
     def seconds(self, params: TreeParams, context_length: np.ndarray | int) -> np.ndarray | float:
-        """Seconds of a cycle with a tree, for one context length or many."""
+        """Return the seconds of a cycle with a tree, for one context length or many."""
         verify = self.verify_seconds(params.total_tokens, context_length)
         if params.total_tokens == 1:
             return verify
         return verify + self.draft_seconds(params.depth, params.top_k, context_length)
 
     def matrix(self, actions: Sequence[TreeParams], context_lengths: np.ndarray) -> np.ndarray:
-        """(P, A) float64 seconds of A trees at P context lengths."""
+        """Return the (P, A) float64 seconds of A trees at P context lengths."""
         lengths = np.asarray(context_lengths)
         return np.stack([self.seconds(tree, lengths) for tree in actions], axis=1)
 
@@ -138,7 +159,7 @@ class CostTable:
         """Read a file that `to_json` wrote.
 
         Raises:
-            ValueError: the file is not one, or its times cannot be decided by.
+            ValueError: the file is not a cost table, or its times are unusable.
         """
         content = read_json(path, _CostSchema, "cost table", form=(FORMAT, VERSION))
         values = {field.name: getattr(content, field.name) for field in fields(cls)}
@@ -149,8 +170,8 @@ class CostTable:
             raise ValueError(f"the cost table {str(path)!r}: {problem}") from None
         if (why := why_unusable(table)) is not None:
             raise ValueError(
-                f"the cost table {str(path)!r} must not be decided by: {why}; measure the machine "
-                "again while nothing else runs on it (eaglerl calibrate)"
+                f"the cost table {str(path)!r} is unusable: {why}; measure the machine again while "
+                "nothing else runs on it (eaglerl calibrate)"
             )
         return table
 

@@ -1,4 +1,4 @@
-"""What the training of an acceptance policy leaves for its readers: card, curves, calibration."""
+"""Model card, learning curves and calibration of a trained acceptance policy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SOURCES = ("draft", "lookup")
 
 
 def plot_fit(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw the losses of the nets and the tokens per second of the rounds of the stopping rule.
+    """Plot the losses of the nets, and the tokens per second by rounds of the stopping rule.
 
     Args:
-        records: of the run's phases, see `train_acceptance`.
+        records: records of the run's phases.
         path: PNG file to write.
     """
     figure = new_figure(13, 4.2)
@@ -49,12 +49,12 @@ def plot_fit(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def write_calibration(path: str | Path, tables: np.ndarray, lengths: np.ndarray) -> None:
-    """Write how often came true, on the folds held out, what was called how probable.
+    """Write the calibration on held-out folds: predicted and actual acceptance.
 
     Args:
         path: JSON file to write.
-        tables: see `reliability`.
-        lengths: see `expected_lengths`.
+        tables: tables of `reliability`.
+        lengths: table of `expected_lengths`.
     """
     content = {
         source: reliability_rows(table) for source, table in zip(_SOURCES, tables, strict=True)
@@ -72,8 +72,8 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
 
     Args:
         path: Markdown file to write.
-        report: what the run found, as in the model's file.
-        tables: see `reliability`.
+        report: results of the run, as in the model's file.
+        tables: tables of `reliability`.
     """
     fit, tree = report["options"]["fit"], report["constant"]
     lookups = fit["chain_length"] > 0
@@ -86,7 +86,8 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         f"# Acceptance policy, {sources}",
         "",
         "Decides after every draft pass whether to go on, and which candidates the target verifies",
-        "(`eaglerl.policies.AcceptancePolicy`). Fitted by `eaglerl train-policy --algorithm acceptance`.",
+        "(`eaglerl.policies.AcceptancePolicy`). Fitted by",
+        "`eaglerl train-policy --algorithm acceptance`.",
         "",
         "| | |",
         "|---|---|",
@@ -100,14 +101,14 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         f"| stopping rule | {fit['rounds']} rounds, penalty {report['ridge']:g} |",
         f"| cost table | {report['machine']}, draft in {report['draft_dtype']} |",
         f"| constant tree (T, D, K) | {tree['total_tokens']}, {tree['depth']}, {tree['top_k']} |",
-        f"| lambda | {report['rate']:.1f} tokens/s |",
+        f"| rate in training | {report['rate']:.1f} tokens/s |",
         "",
-        "## What it is worth",
+        "## Gain over the best constant tree",
         "",
-        f"Cross-validated: {report['options']['folds']} folds of prompts, dealt by hash; policy",
-        "and constant tree are fitted to the others. Gain in tokens per second by the cost table,",
-        "the policy's own time not counted; 95 % confidence intervals over prompts. The",
-        "penalty is chosen by the same figures.",
+        f"Cross-validated over {report['options']['folds']} folds of prompts, dealt by hash:",
+        "policy and constant tree are fitted to the others. Gains are in tokens per second by the",
+        "cost table, without the policy's own time; with 95 % confidence intervals over prompts.",
+        "The penalty is chosen by the same figures.",
         "",
         "| penalty | gain over the best constant tree |",
         "|---|---|",
@@ -121,7 +122,7 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         ),
         f"| all | {report['prompts']} | {Gain(**report['gain'])} |",
         "",
-        "## Calibration on the folds held out",
+        "## Calibration on held-out folds",
         "",
     ]
     for source, table in zip(_SOURCES[: 1 + lookups], tables, strict=False):
@@ -135,7 +136,7 @@ def _calibration_lines(source: str, table: np.ndarray) -> list[str]:
     return [
         f"Candidates of the {source}:",
         "",
-        "| called | candidates | mean | came true |",
+        "| predicted | candidates | mean prediction | accepted |",
         "|---|---|---|---|",
         *(
             f"| {row['from']:.1f} to {row['to']:.1f} | {row['candidates']:,} "

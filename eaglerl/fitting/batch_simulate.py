@@ -1,7 +1,7 @@
-"""Decoding many traces side by side with an acceptance model: what its policy does, in fewer calls.
+"""Decode many traces side by side with the policy of an acceptance model, in batches.
 
-Every trace is decoded by a policy of its own, new at its beginning. `simulate` with such policies
-gives the same cycles, up to the rounding of the nets.
+Every trace has a new policy of its own. `simulate` with such policies gives the same cycles, up to
+the rounding of the nets.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from eaglerl.traces.trace_set import Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class BatchOutcome:
     """What the policies did with n traces.
 
     Attributes:
-        tokens: (n,) tokens emitted.
-        seconds: (n,) time by the cost table.
+        tokens: (n,) emitted tokens.
+        seconds: (n,) duration by the cost table.
         cycles: (n,) number of cycles.
     """
 
@@ -41,7 +41,7 @@ class Walk:
 
     @property
     def tokens_per_second(self) -> float:
-        """Ratio of the sums."""
+        """Tokens of all traces over their seconds."""
         return float(self.tokens.sum() / self.seconds.sum())
 
 
@@ -56,20 +56,23 @@ class _Sequences:
     seconds: np.ndarray
 
 
-def walk_traces(model: AcceptanceModel, traces: Sequence[Trace], cost: CostTable) -> Walk:
+def batch_simulate(
+    model: AcceptanceModel, traces: Sequence[Trace], cost: CostTable
+) -> BatchOutcome:
     """Decode traces with the policy of a model.
 
     The policy's own time is not counted.
 
     Args:
         model: a fitted model.
-        traces: what is decoded.
-        cost: time of the cycles.
+        traces: the traces to decode.
+        cost: duration of the cycles.
 
     Raises:
-        ValueError: no traces, or a width, depth or chain that they or the cost table do not know.
+        ValueError: there are no traces, or they or the cost table lack the model's width, depth or
+            looked-up tokens.
     """
-    positions = TracePositions.of(traces, model.top_k, model.max_depth, model.chain_length)
+    positions = TracePositions.of(traces, model.top_k, model.max_depth, model.lookup_tokens)
     count = len(positions.lengths)
     starts, lengths = positions.starts, np.array(positions.lengths)
     state = _Sequences(
@@ -91,16 +94,16 @@ def walk_traces(model: AcceptanceModel, traces: Sequence[Trace], cost: CostTable
         length, seconds = _cycles(model, candidates, positions, rows, cost, rate)
         total[active] += seconds
         cycles[active] += 1
-        # lambda counts what a cycle emits, past the end of the trace too.
+        # The policy's rate counts all tokens of a cycle, those past the trace's end included.
         state.tokens[active] += length
         state.seconds[active] += seconds
         state.position[active] += np.minimum(length, positions.remaining[rows])
         looked = candidates.match_length > 0
-        came_true = positions.chain_accepted[rows] > 0
+        came_true = positions.lookup_accepted[rows] > 0
         later = next_success(candidates.success, came_true=came_true)
         state.success[active] = np.where(looked, later, candidates.success)
         state.lookups[active] += looked
-    return Walk(lengths, total, cycles)
+    return BatchOutcome(lengths, total, cycles)
 
 
 def _cycles(
@@ -111,13 +114,13 @@ def _cycles(
     cost: CostTable,
     rate: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Acceptance lengths and seconds of one cycle of each of some sequences."""
+    """Return acceptance lengths and seconds of one cycle of each sequence."""
     length, seconds = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     survivals = model.survivals(candidates)
     going = np.arange(len(rows))
     for depth, everyone in enumerate(survivals):
         early = candidates.at_depth(depth).take(going)
-        survival = Survival(everyone.pool[going], everyone.chain[going])
+        survival = Survival(everyone.pool[going], everyone.lookup[going])
         order, expected = rank_candidates(survival, model.max_rows)
         plan = plan_of_ranked(order, expected, early.context_length, cost, rate[going])
         stops = ~model.should_continue(early, survival, plan)
@@ -125,9 +128,9 @@ def _cycles(
             order[stops],
             survival.pool.shape[1],
             positions.path[rows[going[stops]]],
-            early.chain_nodes[stops],
-            positions.chain_accepted[rows[going[stops]]],
-            model.chain_length,
+            early.lookup_nodes[stops],
+            positions.lookup_accepted[rows[going[stops]]],
+            model.lookup_tokens,
         )
         done = going[stops]
         length[done] = 1 + (needed <= plan.rows[stops, None]).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What an acceptance policy is worth on prompts that it was not fitted to."""
+"""The gain and the calibration of an acceptance policy on held-out prompts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.fitting.fit_acceptance import pool_labels
-from eaglerl.fitting.scored_positions import Judged, TracePositions
+from eaglerl.fitting.scored_positions import ScoredPositions, TracePositions
 from eaglerl.policies.acceptance_model import AcceptanceModel, plan_of_ranked
-from eaglerl.policies.baselines import best_constant
+from eaglerl.policies.baselines import best_constant_tree
 from eaglerl.ratio_intervals import ratio_interval
 from eaglerl.traces.oracle import constant_seconds, trace_tables
 from eaglerl.traces.trace_set import Trace
 
-#: Bins of equal width that probabilities are sorted into.
+#: Number of equally wide bins of the calibration table.
 BINS = 10
 
 
 def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
-    """(n,) fold of every trace: those of a prompt together, dealt in the order of their hashes.
+    """Assign every trace to a fold, all traces of a prompt to the same one.
+
+    Prompts are dealt to the folds in the order of their hashes.
+
+    Returns:
+        (n,) fold of each trace.
 
     Raises:
-        ValueError: fewer than 2 folds, or fewer prompts than folds.
+        ValueError: there are fewer than 2 folds, or fewer prompts than folds.
     """
     ids = {trace.prompt_id for trace in traces}
     if not 2 <= folds <= len(ids):
@@ -34,7 +39,7 @@ def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
         raise ValueError(
             f"folds must lie in 2..{len(ids)}, the number of prompts, got {folds}: {remedy}"
         )
-    # Hashed anew: the digits of the ids may have split the prompts before.
+    # Hashed again, because training and test prompts may have been split by the ids' own digits.
     order = sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
     place = {name: index % folds for index, name in enumerate(order)}
     return np.array([place[trace.prompt_id] for trace in traces])
@@ -43,17 +48,17 @@ def assign_folds(traces: Sequence[Trace], folds: int) -> np.ndarray:
 def constant_seconds_held_out(
     training: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
 ) -> np.ndarray:
-    """(n,) seconds of the traces held out with the constant tree tuned on the others."""
-    tables = trace_tables(held_out, [best_constant(training, actions, cost).params], cost)
+    """Return the (n,) seconds of held-out traces with the constant tree tuned on the others."""
+    tables = trace_tables(held_out, [best_constant_tree(training, actions, cost)], cost)
     return np.array([constant_seconds(table)[0] for table in tables])
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain in tokens per second: 0.03 for 3 %.
+    """A relative gain in tokens per second: 0.03 for 3 %.
 
     Attributes:
-        gain: ratio of the sums, less 1.
+        gain: ratio of the total times, less 1.
         low: lower end of the 95 % interval; None with one prompt.
         high: upper end; None with one prompt.
     """
@@ -69,13 +74,16 @@ class Gain:
 
 
 def gain_over(seconds: np.ndarray, reference: np.ndarray) -> Gain:
-    """Return the gain on the same tokens in other times, with its 95 % interval over prompts.
+    """Return the gain in speed on the same tokens, with its 95 % interval over prompts.
+
+    Prompts, not cycles, are the sample: cycles of one text are not independent. The fits are not
+    repeated: the interval covers the choice of the test prompts, not the variance of training.
 
     Args:
         seconds: (n,) time of every prompt.
-        reference: (n,) time of the same prompts with what it is compared with.
+        reference: (n,) time of the same prompts in the comparison's baseline.
     """
-    # The tokens are the same in both, so that they cancel: any positive number will do.
+    # Both decode the same tokens, which cancel in the ratio: any positive number will do.
     tokens = np.ones_like(seconds)
     found = ratio_interval(np.column_stack((tokens, seconds, tokens, reference)))
     if found.questions < 2:
@@ -84,40 +92,47 @@ def gain_over(seconds: np.ndarray, reference: np.ndarray) -> Gain:
 
 
 def reliability(
-    model: AcceptanceModel, judged: Sequence[Judged], positions: TracePositions
+    model: AcceptanceModel, scored: Sequence[ScoredPositions], positions: TracePositions
 ) -> np.ndarray:
-    """How often came true what was called how probable.
+    """Count how often candidates came true, by predicted probability.
 
     Args:
         model: a model that was not fitted to the positions.
-        judged: the positions as its nets judge them.
-        positions: the same with what came true.
+        scored: the positions as scored by its nets.
+        positions: the same positions with what came true.
 
     Returns:
-        (2, BINS, 3) float64 for the draft's candidates and the looked-up chain's: number of
+        (2, BINS, 3) float64, for the draft's candidates and for looked-up tokens: number of
         candidates, sum of their probabilities, number that came true.
     """
     table = np.zeros((2, BINS, 3))
     labels = pool_labels(positions)
     for chunk in positions.chunks():
-        _count(table[0], judged[-1].survival.pool[chunk].ravel(), labels[chunk].ravel())
-    if not model.chain_length:
+        _count(table[0], scored[-1].survival.pool[chunk].ravel(), labels[chunk].ravel())
+    if not model.lookup_tokens:
         return table
-    levels = np.arange(model.chain_length)
-    came_true = positions.chain_accepted[:, None] > levels
-    for found in judged:
-        outside = levels >= found.candidates.chain_levels()[:, None]
+    levels = np.arange(model.lookup_tokens)
+    came_true = positions.lookup_accepted[:, None] > levels
+    for found in scored:
+        outside = levels >= found.candidates.lookup_levels()[:, None]
         asked = outside & (found.candidates.match_length > 0)[:, None]
-        _count(table[1], found.survival.chain[asked], came_true[asked])
+        _count(table[1], found.survival.lookup[asked], came_true[asked])
     return table
 
 
 def expected_lengths(
-    model: AcceptanceModel, judged: Sequence[Judged], positions: TracePositions, cost: CostTable
+    model: AcceptanceModel,
+    scored: Sequence[ScoredPositions],
+    positions: TracePositions,
+    cost: CostTable,
 ) -> np.ndarray:
-    """(D + 1, 3) after every number of rounds: positions, summed lengths expected and found."""
+    """Compare expected with actual acceptance lengths after every number of rounds.
+
+    Returns:
+        (D + 1, 3) float64: number of positions, sum of expected lengths, sum of actual lengths.
+    """
     rows = []
-    for found in judged:
+    for found in scored:
         context = found.candidates.context_length
         plan = plan_of_ranked(np.empty((0, 0)), found.length, context, cost, model.rate)
         length = 1 + (found.needed <= plan.rows[:, None]).sum(axis=1)
@@ -132,7 +147,7 @@ def _count(table: np.ndarray, predicted: np.ndarray, came_true: np.ndarray) -> N
 
 
 def reliability_rows(table: np.ndarray) -> list[dict[str, float | int | None]]:
-    """A table of one source, (BINS, 3), as JSON values; None where a bin is empty."""
+    """Return a (BINS, 3) table of one source as JSON values, with None for empty bins."""
     rows = []
     for index, (count, predicted, found) in enumerate(table.tolist()):
         rows.append(

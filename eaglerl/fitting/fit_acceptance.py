@@ -1,50 +1,59 @@
-"""Fitting an acceptance model to traces: full information, no exploration."""
+"""Fit an acceptance model to traces, which answer for every tree: no exploration is needed.
+
+The nets learn which candidates came true. The stopping rule is fitted backwards from the last
+round: the value of going on, with the rule for the rounds after, less the value of stopping, by
+ridge regression. The rate is what the whole policy then reaches; the rule is fitted to it again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from eaglerl._moved import renamed_fields
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.fitting.scored_positions import Judged, TracePositions, judge_positions
+from eaglerl.fitting.scored_positions import ScoredPositions, TracePositions
 from eaglerl.policies.acceptance_model import (
+    POOL_INPUTS,
     STOP_INPUTS,
     AcceptanceModel,
     plan_of_ranked,
     stop_features,
 )
-from eaglerl.policies.candidates import chain_features, pool_features
+from eaglerl.policies.candidates import lookup_features, pool_features
 from eaglerl.policies.small_net import SmallNet, fit_net
 from eaglerl.traces.trace_set import Trace
 
+# `plan_of_ranked` passes the order on, and the fit has no use for it.
 _NO_ORDER = np.empty((0, 0), dtype=np.int64)
 
 
+@renamed_fields(chain_length="lookup_tokens")
 @dataclass(frozen=True)
 class AcceptanceOptions:
-    """How a model is fitted.
+    """Sizes of an acceptance model, and options of its fit.
 
     Attributes:
         top_k: K of the trees.
         max_depth: most rounds after the first.
         max_rows: most rows to verify.
-        chain_length: looked-up tokens that may be verified; 0 for no lookups.
+        lookup_tokens: most looked-up tokens to verify; 0 for no lookups.
         hidden: width of the nets' hidden layers.
-        steps: steps of a net's fit.
-        rounds: how often lambda and the stopping rule are fitted to each other.
+        steps: optimizer steps per net.
+        rounds: number of times that the stopping rule and the rate are fitted to each other.
         ridge: penalty of the stopping rule's weights.
-        seed: of the nets.
+        seed: seed of the nets.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
 
     top_k: int = 4
     max_depth: int = 5
     max_rows: int = 32
-    chain_length: int = 12
+    lookup_tokens: int = 12
     hidden: int = 24
     steps: int = 1200
     rounds: int = 4
@@ -53,59 +62,35 @@ class AcceptanceOptions:
 
     def __post_init__(self) -> None:
         minima = {"top_k": 1, "max_rows": 2, "hidden": 1, "steps": 1, "rounds": 1}
-        for name, minimum in (minima | {"max_depth": 0, "chain_length": 0, "seed": 0}).items():
+        for name, minimum in (minima | {"max_depth": 0, "lookup_tokens": 0, "seed": 0}).items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
         if not 0 < self.ridge < float("inf"):
             raise ValueError(f"ridge must be positive, got {self.ridge!r}")
 
-
-def fit_acceptance(
-    traces: Sequence[Trace], cost: CostTable, options: AcceptanceOptions | None = None
-) -> AcceptanceModel:
-    """Fit a model to all positions of some traces.
-
-    The nets learn which candidates came true. The stopping rule is fitted backwards from the last
-    round: what going on gave, with the rule for the rounds after, less what stopping gave, by ridge
-    regression. lambda is then what the whole policy reaches, and the rule is fitted to it again.
-
-    Args:
-        traces: recorded continuations.
-        cost: time of the cycles.
-        options: how to fit.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: no traces, or a width, depth or chain that they or the cost table do not know.
-    """
-    options = options or AcceptanceOptions()
-    positions = read_positions(list(traces), options)
-    cost.draft_seconds(0, options.top_k, 0)
-    model = new_model(
-        options, cost, fit_pool_net(positions, options), fit_chain_net(positions, options)
-    )
-    return fit_stopping(model, judge_positions(model, positions), positions, cost, options)
+    def to_dict(self) -> dict[str, int | float]:
+        """Return the options under the names that they have in files."""
+        names = {"lookup_tokens": "chain_length"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 def read_positions(traces: Sequence[Trace], options: AcceptanceOptions) -> TracePositions:
-    """The positions that a model is fitted to; see `TracePositions.of`."""
-    return TracePositions.of(traces, options.top_k, options.max_depth, options.chain_length)
+    """Read the positions that a model is fitted to; see `TracePositions.of`."""
+    return TracePositions.of(traces, options.top_k, options.max_depth, options.lookup_tokens)
 
 
 def new_model(
-    options: AcceptanceOptions, cost: CostTable, pool_net: SmallNet, chain_net: SmallNet | None
+    options: AcceptanceOptions, cost: CostTable, pool_net: SmallNet, lookup_net: SmallNet | None
 ) -> AcceptanceModel:
-    """A model with nets, but without a stopping rule, and with the lambda of plain decoding."""
+    """Make a model of fitted nets, without a stopping rule and with the rate of plain decoding."""
     return AcceptanceModel(
         top_k=options.top_k,
         max_depth=options.max_depth,
         max_rows=options.max_rows,
-        chain_length=options.chain_length,
+        lookup_tokens=options.lookup_tokens,
         pool_net=pool_net,
-        chain_net=chain_net,
+        lookup_net=lookup_net,
         stop_weights=np.zeros((options.max_depth, STOP_INPUTS), dtype=np.float32),
         rate=1.0 / float(cost.verify_seconds(1, 0)),
     )
@@ -116,16 +101,17 @@ def fit_pool_net(
     options: AcceptanceOptions,
     report: Callable[[int, float], None] | None = None,
 ) -> SmallNet:
-    """The net that judges the draft's candidates; `report` as in `fit_net`."""
+    """Fit the net for the draft's candidates; `report` as in `fit_net`.
+
+    Raises:
+        ValueError: there are no positions.
+    """
     labels = pool_labels(positions)
-    whole = positions.candidates
-    examples: np.ndarray | None = None
+    # Filled chunk by chunk: joining the chunks would hold the millions of examples twice.
+    examples = np.empty((*labels.shape, POOL_INPUTS), dtype=np.float32)
     for chunk in positions.chunks():
-        part = whole.take(chunk)
-        features = pool_features(part, part.parents())
-        if examples is None:
-            examples = np.empty((*labels.shape, features.shape[-1]), dtype=np.float32)
-        examples[chunk] = features
+        part = positions.candidates.take(chunk)
+        examples[chunk] = pool_features(part, part.parents())
     return fit_net(
         examples.reshape(labels.size, -1),
         labels.reshape(-1),
@@ -137,34 +123,38 @@ def fit_pool_net(
 
 
 def pool_labels(positions: TracePositions) -> np.ndarray:
-    """(N, K + D K^2) float32: 1 for the draft's candidates that came true."""
+    """Return (N, K + D K^2) float32 labels: 1 for the draft's candidates that came true."""
     labels = np.zeros(positions.candidates.scores.shape, dtype=np.float32)
     rows, levels = np.nonzero(positions.path >= 0)
     labels[rows, positions.path[rows, levels]] = 1.0
     return labels
 
 
-def fit_chain_net(
+def fit_lookup_net(
     positions: TracePositions,
     options: AcceptanceOptions,
     report: Callable[[int, float], None] | None = None,
 ) -> SmallNet | None:
-    """Each level given the one before, after every number of rounds; None without any lookup."""
+    """Fit the net for looked-up tokens; None without any lookup.
+
+    The examples are the levels whose predecessor came true, after every number of rounds, as far as
+    the draft has not proposed them by then.
+    """
     whole = positions.candidates
     matched = whole.match_length > 0
     if not matched.any():
         return None
-    levels = np.arange(options.chain_length)
-    came_true = positions.chain_accepted[:, None] > levels
-    reached = matched[:, None] & (positions.chain_accepted[:, None] >= levels)
+    levels = np.arange(options.lookup_tokens)
+    came_true = positions.lookup_accepted[:, None] > levels
+    reached = matched[:, None] & (positions.lookup_accepted[:, None] >= levels)
     examples, labels = [], []
     for chunk in positions.chunks():
         part = whole.take(chunk)
         for depth in range(options.max_depth + 1):
             candidates = part.at_depth(depth)
-            # Levels in the pool are judged there.
-            asked = reached[chunk] & (levels >= candidates.chain_levels()[:, None])
-            examples.append(chain_features(candidates, options.chain_length)[asked])
+            # Levels in the pool are scored as the draft's candidates.
+            asked = reached[chunk] & (levels >= candidates.lookup_levels()[:, None])
+            examples.append(lookup_features(candidates, options.lookup_tokens)[asked])
             labels.append(came_true[chunk][asked])
     return fit_net(
         np.concatenate(examples),
@@ -178,28 +168,28 @@ def fit_chain_net(
 
 def fit_stopping(
     model: AcceptanceModel,
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredPositions],
     positions: TracePositions,
     cost: CostTable,
     options: AcceptanceOptions,
     report: Callable[[int, float], None] | None = None,
 ) -> AcceptanceModel:
-    """The stopping rule and lambda, fitted to each other in turn.
+    """Fit the stopping rule and the rate to each other in turn.
 
     Args:
-        model: its nets count, and its lambda to begin with.
-        judged: the positions as the nets judge them.
-        positions: the same with what came true.
-        cost: time of the cycles.
-        options: `rounds` and `ridge` count.
-        report: is told rounds done and the tokens per second that were reached.
+        model: the fitted nets, and the rate to begin with.
+        scored: the positions as scored by the nets.
+        positions: the same positions with what came true.
+        cost: duration of the cycles.
+        options: `rounds` and `ridge`.
+        report: called with the rounds done and the tokens per second reached.
     """
     drafted = [
         cost.draft_seconds(depth, model.top_k, positions.candidates.context_length)
         for depth in range(model.max_depth + 1)
     ]
     for number in range(1, options.rounds + 1):
-        model = _fit_round(model, judged, positions, cost, drafted, options.ridge)
+        model = _fit_round(model, scored, positions, cost, drafted, options.ridge)
         if report is not None:
             report(number, model.rate)
     return model
@@ -207,17 +197,22 @@ def fit_stopping(
 
 def _fit_round(
     model: AcceptanceModel,
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredPositions],
     positions: TracePositions,
     cost: CostTable,
     drafted: Sequence[np.ndarray],
     ridge: float,
 ) -> AcceptanceModel:
-    """The rule for the present lambda, and the lambda that it reaches."""
+    """Fit the rule for the current rate, and measure the rate that it reaches.
+
+    One step of Dinkelbach's method (1967) for the ratio of tokens to seconds: a rule that is
+    optimal for tokens - rate * seconds reaches a rate no lower than the one it was made for.
+    """
     weights = model.stop_weights.copy()
+    # Of going on from the round below: reward, tokens and seconds at every position.
     gained = tokens = seconds = np.empty(0)
     for depth in range(model.max_depth, -1, -1):
-        found = judged[depth]
+        found = scored[depth]
         context = found.candidates.context_length
         plan = plan_of_ranked(_NO_ORDER, found.length, context, cost, model.rate)
         length = 1 + (found.needed <= plan.rows[:, None]).sum(axis=1)
@@ -228,6 +223,7 @@ def _fit_round(
             gained, tokens, seconds = reward, stop_tokens, stop_seconds
             continue
         features = stop_features(found.candidates, found.survival, plan)
+        # The label: how much better going on was than stopping, with the rules of later rounds.
         weights[depth] = _ridge(features, gained - reward, ridge)
         on = features @ weights[depth] > 0
         gained = np.where(on, gained, reward)
@@ -238,7 +234,11 @@ def _fit_round(
 
 
 def _ridge(features: np.ndarray, target: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights of the least squares with a penalty on all of the scaled columns but the first."""
+    """Return ridge-regression weights, float32, for columns scaled to unit deviation.
+
+    The first column, the constant, is left almost free; 1e-3 keeps the matrix regular.
+    """
+    # At least 1e-3, so that a constant column does not divide by 0.
     scale = np.maximum(features.std(axis=0), 1e-3)
     scale[0] = 1.0
     scaled = features / scale

@@ -1,4 +1,4 @@
-"""Positions of traces as the nets judge them, and what came true there."""
+"""Positions of traces, scored by an acceptance model's nets, and what came true there."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from eaglerl.policies.acceptance_model import (
 from eaglerl.policies.candidates import Candidates, trace_candidates
 from eaglerl.traces.trace_set import Trace
 
-# Positions that are judged together: few enough for the nets' activations to stay small.
+# Positions that are scored together; more would only enlarge the nets' activations.
 _CHUNK = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class TracePositions:
-    """All positions of some traces, one after another.
+    """All positions of some traces, one trace after another.
 
     Attributes:
-        candidates: what was drafted and looked up, all rounds done.
+        candidates: the candidates of draft and lookup after all rounds.
         path: (N, D + 1) index in the pool of the true node of each level; -1 for none.
-        chain_accepted: (N,) leading tokens of the looked-up chain that came true.
+        lookup_accepted: (N,) leading looked-up tokens that came true.
         remaining: (N,) tokens to the end of the trace.
-        lengths: positions of each trace.
+        lengths: number of positions of each trace.
     """
 
     candidates: Candidates
     path: np.ndarray
-    chain_accepted: np.ndarray
+    lookup_accepted: np.ndarray
     remaining: np.ndarray
     lengths: list[int]
 
     @classmethod
     def of(
-        cls, traces: Sequence[Trace], top_k: int, depth: int, chain_length: int
+        cls, traces: Sequence[Trace], top_k: int, depth: int, lookup_tokens: int
     ) -> TracePositions:
-        """Read traces as a policy with such trees and chains sees them.
+        """Read traces as a policy with trees and lookups of these sizes sees them.
 
         Raises:
-            ValueError: no traces, or a width, depth or chain that they do not have.
+            ValueError: there are no traces, or they lack the width, depth or looked-up tokens.
         """
         if not traces:
             raise ValueError("traces must hold at least one trace")
-        candidates = trace_candidates(traces, top_k, depth, chain_length)
+        candidates = trace_candidates(traces, top_k, depth, lookup_tokens)
         column = traces[0].top_ks.index(top_k)
         accepted = np.concatenate([trace.lookup_accepted for trace in traces]).astype(np.int64)
         return cls(
@@ -57,7 +57,7 @@ class TracePositions:
             np.concatenate([trace.path[:, column, : depth + 1] for trace in traces]).astype(
                 np.int64
             ),
-            np.minimum(accepted, chain_length),
+            np.minimum(accepted, lookup_tokens),
             np.concatenate([trace.remaining for trace in traces]),
             [len(trace) for trace in traces],
         )
@@ -67,15 +67,15 @@ class TracePositions:
 
     @property
     def starts(self) -> np.ndarray:
-        """(traces,) first position of each trace."""
+        """First position of each trace, (traces,)."""
         return np.concatenate(([0], np.cumsum(self.lengths)[:-1])).astype(np.int64)
 
     def chunks(self, size: int = _CHUNK) -> Iterator[slice]:
-        """Slices of positions that together are all."""
+        """Split the positions into slices."""
         return (slice(begin, begin + size) for begin in range(0, len(self), size))
 
     def seconds(self, tokens: np.ndarray, seconds: np.ndarray) -> float:
-        """Time to decode all traces with a choice per position."""
+        """Return the time to decode all traces, given each position's tokens and seconds."""
         total = 0.0
         for start, length in zip(self.starts, self.lengths, strict=True):
             position = int(start)
@@ -86,14 +86,14 @@ class TracePositions:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """What a model's nets say after a number of rounds, which no lambda changes.
+class ScoredPositions:
+    """What a model's nets predict after some number of rounds, independent of the rate.
 
     Attributes:
         candidates: the candidates so far.
-        survival: of each of them.
+        survival: their survivals.
         length: (N, n + 1) expected acceptance lengths of the best trees of 1, 2, ... rows.
-        needed: see `needed_rows`.
+        needed: rows needed for each level to be accepted; see `needed_rows`.
     """
 
     candidates: Candidates
@@ -102,17 +102,17 @@ class Judged:
     needed: np.ndarray
 
 
-def judge_positions(
+def score_positions(
     model: AcceptanceModel,
     positions: TracePositions,
     progress: Callable[[float], None] | None = None,
-) -> list[Judged]:
-    """Judge all positions after each number of rounds.
+) -> list[ScoredPositions]:
+    """Score all positions as of the first pass and of each round.
 
     Args:
-        model: its nets count, not its stopping rule.
-        positions: of the traces.
-        progress: is told the share done.
+        model: a model whose nets are fitted; its stopping rule is not used.
+        positions: the positions.
+        progress: called with the share done.
 
     Returns:
         One entry for each depth from 0 on.
@@ -126,22 +126,21 @@ def judge_positions(
                 order,
                 survival.pool.shape[1],
                 positions.path[chunk],
-                candidates.chain_nodes[:, : depth + 1],
-                positions.chain_accepted[chunk],
-                model.chain_length,
+                candidates.lookup_nodes[:, : depth + 1],
+                positions.lookup_accepted[chunk],
+                model.lookup_tokens,
             )
-            parts[depth].append((survival.pool, survival.chain, length, needed))
+            parts[depth].append((survival.pool, survival.lookup, length, needed))
         if progress is not None:
             progress(min(1.0, chunk.stop / len(positions)))
-    judged = []
-    # The pool of the last round holds those of the rounds before.
+    scored = []
+    # A pool begins with those of the rounds before, so one array serves all depths.
     whole = np.concatenate([pool for pool, *_ in parts[-1]])
     for depth, found in enumerate(parts):
         candidates = positions.candidates.at_depth(depth)
-        _, chain, length, needed = (
-            np.concatenate(arrays) if index else None
-            for index, arrays in enumerate(zip(*found, strict=True))
+        lookup, length, needed = (
+            np.concatenate([arrays[index] for arrays in found]) for index in (1, 2, 3)
         )
-        survival = Survival(whole[:, : candidates.scores.shape[1]], chain)
-        judged.append(Judged(candidates, survival, length, needed))
-    return judged
+        survival = Survival(whole[:, : candidates.scores.shape[1]], lookup)
+        scored.append(ScoredPositions(candidates, survival, length, needed))
+    return scored

@@ -1,13 +1,15 @@
-"""Training of an acceptance policy as a run: phases that are saved one by one, and what it leaves.
+"""Training of an acceptance policy as a resumable run of phases.
 
-A run that was killed goes on behind the last phase that it finished. Every phase is determined by
-the traces, the options and the phases before, so it ends with the weights of an unbroken run.
+A checkpoint follows every phase, and a killed run resumes after the last finished one. Each phase
+depends only on the traces, the options and the phases before, so a resumed run ends with the same
+weights as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import torch
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import exclusive_folder
 from eaglerl.fitting.acceptance_report import plot_fit, write_calibration, write_card
-from eaglerl.fitting.batch_simulate import walk_traces
+from eaglerl.fitting.batch_simulate import batch_simulate
 from eaglerl.fitting.cross_validation import (
     Gain,
     assign_folds,
@@ -29,23 +32,23 @@ from eaglerl.fitting.cross_validation import (
 )
 from eaglerl.fitting.fit_acceptance import (
     AcceptanceOptions,
-    fit_chain_net,
+    fit_lookup_net,
     fit_pool_net,
     fit_stopping,
     new_model,
     read_positions,
 )
-from eaglerl.fitting.scored_positions import judge_positions
+from eaglerl.fitting.scored_positions import score_positions
 from eaglerl.policies.acceptance_file import save_acceptance
 from eaglerl.policies.acceptance_model import AcceptanceModel
-from eaglerl.policies.baselines import best_constant
+from eaglerl.policies.baselines import best_constant_tree
 from eaglerl.policies.small_net import SmallNet
 from eaglerl.runs.checkpoints import resuming
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.traces.oracle import known_actions
 from eaglerl.traces.trace_set import Trace
 
-#: Penalties of the stopping rule that are tried.
+#: Penalties of the stopping rule to choose from.
 RIDGES = (10.0, 100.0, 1000.0, 10_000.0)
 
 Progress = Callable[[str, float], None]
@@ -53,15 +56,15 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class TrainAcceptanceOptions:
-    """How an acceptance policy is trained.
+    """Options of the training of an acceptance policy.
 
     Attributes:
-        fit: how a model is fitted; its penalty is chosen among `ridges`.
-        folds: parts that the prompts are dealt into, each held out once.
+        fit: options of a fit; `ridges` replace its penalty.
+        folds: number of folds of the cross-validation over prompts.
         ridges: penalties of the stopping rule to choose from, by cross-validation.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
 
     fit: AcceptanceOptions = field(default_factory=AcceptanceOptions)
@@ -74,16 +77,20 @@ class TrainAcceptanceOptions:
         if not self.ridges or not all(0 < ridge < float("inf") for ridge in self.ridges):
             raise ValueError(f"ridges must be positive numbers, got {self.ridges!r}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options under the names that they have in files."""
+        return {"fit": self.fit.to_dict(), "folds": self.folds, "ridges": self.ridges}
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedAcceptance:
-    """What a run gave.
+    """A trained acceptance policy.
 
     Attributes:
-        model: fitted to all traces.
-        path: folder of the policy: the model, its card and its curves.
-        gain: over the best constant tree, cross-validated.
-        ridge: penalty that was chosen.
+        model: the model fitted to all traces.
+        path: folder of the policy, with the model, its card and its curves.
+        gain: cross-validated gain over the best constant tree.
+        ridge: chosen penalty.
     """
 
     model: AcceptanceModel
@@ -103,28 +110,28 @@ def train_acceptance(
     head_id: str,
     progress: Progress | None = None,
 ) -> TrainedAcceptance:
-    """Fit an acceptance policy to traces; a folder with checkpoints goes on.
+    """Fit an acceptance policy to traces, or resume the run in a folder with checkpoints.
 
     The stopping rule's penalty is chosen by cross-validation over prompts: the policy decodes the
-    traces of each fold with nets and rules fitted to the others, and the penalty with the most
-    tokens per second counts. The gain over the constant tree, which is tuned on the other folds
-    too, goes into the file as what `FallbackPolicy` begins with.
+    traces of each fold with nets and rules fitted to the other folds, and the penalty with the most
+    tokens per second wins. The gain over the constant tree, which is tuned on the other folds too,
+    is written to the model's file, where it is the prior of `FallbackPolicy`.
 
     Args:
-        traces: to learn from.
-        actions: constant trees to compare with; those that the traces or the cost table do not
-            know are left out.
-        cost: time of the cycles.
+        traces: training traces.
+        actions: constant trees to compare with; those that the traces or the cost table lack are
+            ignored.
+        cost: duration of the cycles.
         output: the run's folder.
         options: see `TrainAcceptanceOptions`.
         target_id: hash of the target that wrote the continuations.
         head_id: hash of the head that was replayed.
-        progress: is told a stage and the share done.
+        progress: called with a stage and the share done.
 
     Raises:
-        ValueError: fewer prompts than folds, a tree or chain that the traces or the cost table do
-            not know, or a folder of a run with other options.
-        AlreadyLockedError: another process is at work in the folder.
+        ValueError: there are fewer prompts than folds; the traces or the cost table lack the
+            policy's trees or looked-up tokens; or the folder holds a run with other options.
+        AlreadyLockedError: another process is using the folder.
     """
     run = _Run(traces, actions, cost, output, options or TrainAcceptanceOptions(), progress)
     with exclusive_folder(output):
@@ -134,7 +141,11 @@ def train_acceptance(
 
 
 class _Run:
-    """The phases of a run and what they found."""
+    """The phases of a run and their results.
+
+    The results are tensors, by names that begin with "fold 1", ..., or "all": a net's weights, the
+    seconds of the held-out prompts for each penalty and for the constant tree, and calibration.
+    """
 
     def __init__(
         self,
@@ -150,7 +161,7 @@ class _Run:
         self._fold_of = assign_folds(self.traces, options.folds)
         cost.draft_seconds(0, options.fit.top_k, 0)
         cost.verify_seconds(options.fit.max_rows, 0)
-        # What the traces lack is named before anything is written.
+        # Raises for sizes that the cost table (above) or the traces lack, before files are written.
         read_positions(self.traces[:1], options.fit)
         self.output = Path(output)
         self.tensors: dict[str, torch.Tensor] = {}
@@ -162,9 +173,9 @@ class _Run:
         self._phase = 0
 
     def configure(self, target_id: str, head_id: str) -> None:
-        """Open the folder, and take up what a run before has left there."""
+        """Open the folder, and restore the newest checkpoint if there is one."""
         configuration = {
-            **asdict(self.options),
+            **self.options.to_dict(),
             "actions": [[*asdict(tree).values()] for tree in self.actions],
             "target_id": target_id,
             "head_id": head_id,
@@ -181,7 +192,7 @@ class _Run:
             self._phase, self.tensors = checkpoint.step, dict(checkpoint.tensors)
 
     def go_through(self) -> None:
-        """Do the phases that are left, and save after each."""
+        """Run the remaining phases, with a checkpoint after each."""
         for number, (name, kind) in enumerate(self.phases[self._phase :], start=self._phase):
             self._phase = number
             self._show(name, kind, 0.0)
@@ -195,26 +206,28 @@ class _Run:
             plot_fit(self.run.records, self.run.path / "learning_curve.png")
 
     def finish(self, target_id: str, head_id: str) -> TrainedAcceptance:
-        """Write the policy."""
+        """Write the policy's folder."""
         ridge = self._chosen_ridge()
         gain = self._gain(ridge)
+        constant = best_constant_tree(self.traces, self.actions, self.cost)
         model = replace(
             self._bare_model("all"),
             stop_weights=self.tensors["all.stop_weights"].numpy(),
             rate=float(self.tensors["all.rate"]),
-            constant=best_constant(self.traces, self.actions, self.cost).params,
+            constant=constant,
             gain=gain.gain,
         )
         folder = self.run.policy_path
         folder.mkdir(exist_ok=True)
-        report = {"target_id": target_id, "head_id": head_id} | self._report(ridge, gain, model)
+        report = {"target_id": target_id, "head_id": head_id}
+        report |= self._report(ridge, gain, constant, model.rate)
         write_calibration(self.run.path / "calibration.json", self._sum("reliability"),
                           self._sum("expected"))  # fmt: skip
         save_acceptance(
             model, folder / "model.safetensors", target_id=target_id, head_id=head_id,
             training=report,
         )  # fmt: skip
-        # The guard's gain and lambda are those of this table.
+        # The model's gain and rate hold for this table.
         self.cost.to_json(folder / "cost.json")
         plot_fit(self.run.records, folder / "learning_curve.png")
         write_card(folder / "README.md", report, self._sum("reliability"))
@@ -227,10 +240,10 @@ class _Run:
             losses.append((step, loss))
             self._show(name, kind, step / self.options.fit.steps)
 
-        fit = fit_pool_net if kind == "draft" else fit_chain_net
+        fit = fit_pool_net if kind == "draft" else fit_lookup_net
         net = None
-        # Without chains there is nothing for the second net to judge.
-        if kind == "draft" or self.options.fit.chain_length:
+        # Without lookups there are no candidates for the second net.
+        if kind == "draft" or self.options.fit.lookup_tokens:
             positions = read_positions(self._training(name), self.options.fit)
             net = fit(positions, self.options.fit, report)
         if net is not None:
@@ -238,10 +251,13 @@ class _Run:
         return {"losses": losses}
 
     def _fit_rules(self, name: str) -> dict[str, Any]:
-        """The rules of all penalties and what they are worth on the fold; of all traces, one."""
+        """Fit the stopping rule; on a fold with every penalty, and measure each on held-out traces.
+
+        On all traces, the rule is fitted with the chosen penalty alone.
+        """
         model = self._bare_model(name)
         positions = read_positions(self._training(name), self.options.fit)
-        judged = judge_positions(
+        scored = score_positions(
             model, positions, lambda share: self._show(name, "stopping", 0.5 * share)
         )
         ridges = [self._chosen_ridge()] if name == "all" else self.options.ridges
@@ -251,11 +267,11 @@ class _Run:
         for index, ridge in enumerate(ridges):
             curve = rates.setdefault(f"{ridge:g}", [])
             fitted = fit_stopping(
-                model, judged, positions, self.cost, replace(self.options.fit, ridge=ridge),
-                lambda _, rate, curve=curve: curve.append(rate),
+                model, scored, positions, self.cost, replace(self.options.fit, ridge=ridge),
+                _appender(curve),
             )  # fmt: skip
             if held_out:
-                seconds.append(walk_traces(fitted, held_out, self.cost).seconds)
+                seconds.append(batch_simulate(fitted, held_out, self.cost).seconds)
             self._show(name, "stopping", 0.5 + 0.5 * (index + 1) / len(ridges))
         if name == "all":
             self.tensors["all.stop_weights"] = torch.from_numpy(fitted.stop_weights)
@@ -266,19 +282,20 @@ class _Run:
         )
         self._keep(f"{name}.seconds", np.stack(seconds))
         self._keep(f"{name}.constant", constant)
-        del judged
+        # The training positions fill most of the memory.
+        del scored
         asked = read_positions(held_out, self.options.fit)
-        judged = judge_positions(fitted, asked)
-        self._keep(f"{name}.reliability", reliability(fitted, judged, asked))
-        self._keep(f"{name}.expected", expected_lengths(fitted, judged, asked, self.cost))
+        scored = score_positions(fitted, asked)
+        self._keep(f"{name}.reliability", reliability(fitted, scored, asked))
+        self._keep(f"{name}.expected", expected_lengths(fitted, scored, asked, self.cost))
         return {"rates": rates}
 
     def _bare_model(self, name: str) -> AcceptanceModel:
-        nets = {}
-        for kind in ("draft", "lookup"):
-            there = f"{name}.{kind}.weight.0" in self.tensors
-            nets[kind] = SmallNet.from_tensors(self.tensors, f"{name}.{kind}") if there else None
-        return new_model(self.options.fit, self.cost, nets["draft"], nets["lookup"])
+        """Make a model of the fitted nets, without a stopping rule."""
+        draft = SmallNet.from_tensors(self.tensors, f"{name}.draft")
+        has_lookups = f"{name}.lookup.weight.0" in self.tensors
+        lookup = SmallNet.from_tensors(self.tensors, f"{name}.lookup") if has_lookups else None
+        return new_model(self.options.fit, self.cost, draft, lookup)
 
     def _training(self, name: str) -> list[Trace]:
         pairs = zip(self.traces, self._fold_of, strict=True)
@@ -289,7 +306,7 @@ class _Run:
         return [trace for trace, fold in pairs if name == f"fold {fold + 1}"]
 
     def _by_prompt(self, what: str) -> np.ndarray:
-        """(..., n) values of the folds, each in the place of its trace."""
+        """Join the folds' values of held-out traces to (..., n), in the order of the traces."""
         parts = [
             self.tensors[f"fold {fold + 1}.{what}"].numpy() for fold in range(self.options.folds)
         ]
@@ -306,11 +323,14 @@ class _Run:
         return gain_over(seconds, self._by_prompt("constant"))
 
     def _sum(self, what: str) -> np.ndarray:
-        return sum(
-            self.tensors[f"fold {fold + 1}.{what}"].numpy() for fold in range(self.options.folds)
-        )
+        """Sum a result over the folds."""
+        folds = range(self.options.folds)
+        return reduce(np.add, (self.tensors[f"fold {fold + 1}.{what}"].numpy() for fold in folds))
 
-    def _report(self, ridge: float, gain: Gain, model: AcceptanceModel) -> dict[str, Any]:
+    def _report(
+        self, ridge: float, gain: Gain, constant_tree: TreeParams, rate: float
+    ) -> dict[str, Any]:
+        """Describe the training and its gains, as JSON values."""
         chosen = self._by_prompt("seconds")[self.options.ridges.index(ridge)]
         constant = self._by_prompt("constant")
         domains = np.array([trace.domain for trace in self.traces])
@@ -319,10 +339,9 @@ class _Run:
             "positions": sum(len(trace) for trace in self.traces),
             "machine": self.cost.machine,
             "draft_dtype": self.cost.draft_dtype,
-            "options": asdict(self.options)
-            | {"fit": asdict(replace(self.options.fit, ridge=ridge))},
-            "constant": asdict(model.constant),
-            "rate": model.rate,
+            "options": replace(self.options, fit=replace(self.options.fit, ridge=ridge)).to_dict(),
+            "constant": asdict(constant_tree),
+            "rate": rate,
             "ridge": ridge,
             "gain": asdict(gain),
             "gain_by_ridge": {
@@ -343,3 +362,12 @@ class _Run:
     def _show(self, name: str, kind: str, share: float) -> None:
         if self._progress is not None:
             self._progress(f"{name}: {kind}", (self._phase + share) / len(self.phases))
+
+
+def _appender(rates: list[float]) -> Callable[[int, float], None]:
+    """Make a report for `fit_stopping` that collects the rates."""
+
+    def report(_: int, rate: float) -> None:
+        rates.append(rate)
+
+    return report

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 
+from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId, is_same_model
 from eaglerl.json_file import Schema, parse_json
 from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE
 from eaglerl.policies.acceptance_model import (
-    CHAIN_INPUTS,
+    LOOKUP_INPUTS,
     POOL_INPUTS,
     STOP_INPUTS,
     AcceptanceModel,
@@ -28,15 +29,14 @@ from eaglerl.tensor_file import check_finite, check_tensor, read_tensors
 FORMAT = "eaglerl-acceptance"
 VERSION = 1
 
-_SIZES = ("top_k", "max_depth", "max_rows", "chain_length")
-_LONGEST_CHAIN = 1024
+_LONGEST_LOOKUP = 1024
 
 
 class _SettingsSchema(Schema):
     top_k: Annotated[int, Field(ge=1, le=LARGEST_TREE["top_k"])]
     max_depth: Annotated[int, Field(ge=0, le=LARGEST_TREE["depth"])]
     max_rows: Annotated[int, Field(ge=2, le=LARGEST_TREE["total_tokens"])]
-    chain_length: Annotated[int, Field(ge=0, le=_LONGEST_CHAIN)]
+    chain_length: Annotated[int, Field(ge=0, le=_LONGEST_LOOKUP)]
     rate: Annotated[float, Field(gt=0.0)]
     constant: TreeRow | None
     gain: Annotated[float, Field(gt=-1.0)]
@@ -59,22 +59,25 @@ def save_acceptance(
     head_id: str,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model.
+    """Write a model to a file.
 
     Args:
         model: the model.
         path: the file.
         target_id: hash of the target whose text it was fitted to.
-        head_id: hash of the head whose candidates it judges.
-        training: JSON values that say how it was fitted and what it is worth.
+        head_id: hash of the head whose candidates it scores.
+        training: JSON values about the fit and its gain, for readers.
     """
     tensors = model.pool_net.tensors("pool")
-    if model.chain_net is not None:
-        tensors |= model.chain_net.tensors("chain")
+    if model.lookup_net is not None:
+        tensors |= model.lookup_net.tensors("chain")
     tensors["stop_weights"] = torch.from_numpy(model.stop_weights)
-    settings = {name: getattr(model, name) for name in _SIZES}
     tree = model.constant
-    settings |= {
+    settings = {
+        "top_k": model.top_k,
+        "max_depth": model.max_depth,
+        "max_rows": model.max_rows,
+        "chain_length": model.lookup_tokens,
         "rate": model.rate,
         "constant": None if tree is None else [tree.total_tokens, tree.depth, tree.top_k],
         "gain": model.gain,
@@ -99,16 +102,18 @@ def save_acceptance(
 def load_acceptance(
     path: str | Path, *, target_id: str | None = None, head_id: str | None = None
 ) -> AcceptanceModel:
-    """Read a model.
+    """Read a model from a file.
+
+    The same target or head at another precision is accepted with a warning.
 
     Args:
         path: a file that `save_acceptance` wrote.
-        target_id: hash of the target that it will be used with; None does not compare.
-        head_id: hash of the head that it will be used with; None does not compare.
+        target_id: hash of the target that it will be used with; None skips the check.
+        head_id: hash of the head that it will be used with; None skips the check.
 
     Raises:
-        ValueError: the file is not one, or belongs to another target or head; the message says
-            both. The same one at another precision is warned about.
+        ValueError: the file is not an acceptance model, or belongs to another target or head,
+            which the message names.
     """
     tensors, metadata = read_tensors(path, "policy")
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
@@ -137,17 +142,24 @@ def load_acceptance(
     try:
         model = AcceptanceModel(
             pool_net=SmallNet.from_tensors(tensors, "pool"),
-            chain_net=(
+            lookup_net=(
                 SmallNet.from_tensors(tensors, "chain") if "chain.weight.0" in tensors else None
             ),
             stop_weights=tensors["stop_weights"].numpy(),
-            **dict(settings),
+            top_k=settings.top_k,
+            max_depth=settings.max_depth,
+            max_rows=settings.max_rows,
+            lookup_tokens=settings.chain_length,
+            rate=settings.rate,
+            # The validator of `TreeRow` has made it a tree.
+            constant=cast("TreeParams | None", settings.constant),
+            gain=settings.gain,
         )
     except ValueError as error:
         raise ValueError(f"{where} cannot be used: {error}") from error
     for name, net, inputs in (
         ("pool", model.pool_net, POOL_INPUTS),
-        ("chain", model.chain_net, CHAIN_INPUTS),
+        ("chain", model.lookup_net, LOOKUP_INPUTS),
     ):
         if net is not None and net.inputs != inputs:
             raise ValueError(

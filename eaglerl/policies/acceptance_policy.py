@@ -1,4 +1,4 @@
-"""The policy that predicts what is accepted and weighs it against what it costs."""
+"""The policy that weighs predicted acceptance against cost."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from eaglerl.eagle3.policy import (
     StepResult,
     TreeParams,
 )
-from eaglerl.policies.acceptance_cycle import CycleJudge
+from eaglerl.policies.acceptance_cycle import CycleScorer
 from eaglerl.policies.acceptance_model import AcceptanceModel
 from eaglerl.policies.candidates import INITIAL_SUCCESS, next_success
 
-#: Tokens that the rate of the training counts for beside those that are decoded.
+#: Weight of the training's rate, in tokens, beside the tokens that are decoded.
 PRIOR_TOKENS = 200.0
 
 
 @dataclass(slots=True)
 class _Total:
-    """Tokens and table seconds of all cycles, of a policy and its forks."""
+    """Tokens and seconds by the cost table of all cycles of a policy and its forks."""
 
     tokens: float
     seconds: float
 
 
 class AcceptancePolicy:
-    """Drafts while it pays, and verifies the candidates that pay, of the head and of the lookup.
+    """A policy that drafts, and verifies candidates of head and lookup, while it is worth the cost.
 
-    What is accepted is predicted by an `AcceptanceModel`, which knows nothing of the machine; what
-    it costs is read from the cost table of the machine. lambda, what a second is worth, is the
-    running ratio of all tokens to all seconds, by the same table: on a machine that is busy, and
-    slower than the table by a factor, the decisions stay those that are best.
+    An `AcceptanceModel`, which is independent of the machine, predicts what is accepted; the cost
+    table of the machine says how long it takes. The rate, what a second is worth in tokens, is the
+    running ratio of all tokens to all seconds, by the same table. On a busy machine that is slower
+    than the table by a constant factor, the decisions therefore stay optimal.
 
     Attributes:
-        model: judges candidates.
-        cost: of this machine.
+        model: predicts survivals.
+        cost: cost table of this machine.
     """
 
     def __init__(self, model: AcceptanceModel, cost: CostTable) -> None:
@@ -50,12 +50,12 @@ class AcceptancePolicy:
 
         Args:
             model: a fitted model.
-            cost: time of the cycles on this machine.
+            cost: duration of the cycles on this machine.
 
         Raises:
-            ValueError: the cost table lacks the model's width, or its rows; see `CycleJudge` for
-                what the model must be.
-            TypeError: see `CycleJudge`.
+            ValueError: the cost table lacks the model's width or its rows, or the model is
+                malformed; see `CycleScorer`.
+            TypeError: see `CycleScorer`.
         """
         first, later, longer = (
             float(cost.draft_seconds(depth, model.top_k, context))
@@ -63,45 +63,44 @@ class AcceptancePolicy:
         )
         self.model = model
         self.cost = cost
-        self._judge = CycleJudge(model, cost)
+        self._scorer = CycleScorer(model, cost)
         pool = model.top_k + model.max_depth * model.top_k**2
         limit = TreeParams(min(model.max_rows, pool + 1), model.max_depth, model.top_k)
-        self._plan = DraftPlan(limit, model.chain_length)
+        self._plan = DraftPlan(limit, model.lookup_tokens)
         rows = np.arange(1, model.max_rows + 1)
-        base = cost.verify_seconds(rows, 0)
-        self._verify = list(
-            zip(base.tolist(), (cost.verify_seconds(rows, 1) - base).tolist(), strict=True)
-        )
+        base = np.asarray(cost.verify_seconds(rows, 0))
+        slope = cost.verify_seconds(rows, 1) - base
+        self._verify = list(zip(base.tolist(), slope.tolist(), strict=True))
         self._first_pass, self._later_pass = first, later - first
         self._draft_slope = longer - first
         self._total = _Total(PRIOR_TOKENS, PRIOR_TOKENS / model.rate)
         self.reset()
 
     def fork(self) -> AcceptancePolicy:
-        """The same policy for a sequence beside the one at work; lambda is of both together."""
+        """Return the same policy for another concurrent sequence; the two share the rate."""
         other = copy.copy(self)
-        other._judge = CycleJudge(self.model, self.cost)
+        other._scorer = CycleScorer(self.model, self.cost)
         other.reset()
         return other
 
     @property
     def rate(self) -> float:
-        """lambda, in tokens per second of the cost table."""
+        """What a second is worth, in tokens by the cost table."""
         return self._total.tokens / self._total.seconds
 
     def reset(self) -> None:
-        """Forget the sequence's lookups; lambda goes on."""
+        """Forget the lookups of the sequence before; the rate stays."""
         self._success = INITIAL_SUCCESS
         self._lookups = 0
         self._seen: DraftProgress | None = None
 
     def choose(self, state: CycleState) -> DraftPlan:
-        """The largest tree and the longest chain that the policy may end with."""
+        """Return the largest tree and the most looked-up tokens that the policy may end with."""
         self._seen = None
         return self._plan
 
     def observe(self, result: StepResult) -> None:
-        """Count the cycle for lambda, and its lookup for the success of lookups."""
+        """Update the rate, and the running success of lookups."""
         self._total.tokens += len(result.token_ids)
         self._total.seconds += self._table_seconds(result)
         lookup = result.lookup
@@ -111,25 +110,25 @@ class AcceptancePolicy:
             self._lookups += 1
 
     def should_continue(self, progress: DraftProgress) -> bool:
-        """Whether another round promises more than it costs."""
+        """Return whether another round promises more than it costs."""
         if self._seen is not progress:
             self._look_at(progress)
-        return self._judge.should_continue()
+        return self._scorer.should_continue()
 
     def select(self, progress: DraftProgress) -> Selection:
-        """The most probable candidates, as many as pay."""
+        """Return the most probable candidates, as many as are worth verifying."""
         if self._seen is not progress:
             self._look_at(progress)
-        return self._judge.select()
+        return self._scorer.select()
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
-        """Rows that `select` verifies."""
+        """Return the number of rows that `select` verifies."""
         return self.select(progress).choose_total_tokens(progress)
 
     def _table_seconds(self, result: StepResult) -> float:
-        """A cycle's seconds by the cost table; the head drafts in every one of them."""
-        # In plain floats: after a forward pass NumPy's code has left the caches, and asking the
-        # table took a third of the policy's time.
+        """Return the seconds of a cycle by the cost table; the head drafts in every cycle."""
+        # In plain floats: after a forward pass NumPy's code is out of the processor's caches, and
+        # asking the table took a third of the policy's time.
         context, rows = result.context_length - len(result.token_ids), result.rows
         depth = result.params.depth
         if rows <= len(self._verify):
@@ -141,7 +140,8 @@ class AcceptancePolicy:
         return verify + passes + self._draft_slope * (1 + depth) * context
 
     def _look_at(self, progress: DraftProgress) -> None:
+        # A pass that is not deeper than the last one belongs to a new cycle.
         if self._seen is None or progress.depth <= self._seen.depth:
-            self._judge.begin(self._success, self._lookups)
-        self._judge.judge(progress, self._total.tokens / self._total.seconds)
+            self._scorer.begin(self._success, self._lookups)
+        self._scorer.score(progress, self._total.tokens / self._total.seconds)
         self._seen = progress

@@ -1,4 +1,4 @@
-"""Policies to compare with: constants, bandits, tiers, draft confidence, and controls."""
+"""Baseline policies: constants, bandits, tiers, draft confidence, and controls."""
 
 from __future__ import annotations
 
@@ -12,47 +12,59 @@ import numpy as np
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.eagle3.policy import ConstantPolicy, CycleState, TreeParams, TreePolicy
-from eaglerl.eagle3.session import StepResult
-from eaglerl.traces.oracle import constant_seconds, trace_tables
-from eaglerl.traces.simulation import DraftProgress
+from eaglerl.eagle3.policy import (
+    ConstantPolicy,
+    CycleState,
+    DraftPlan,
+    DraftProgress,
+    StepResult,
+    TreeParams,
+    TreePolicy,
+)
+from eaglerl.traces.oracle import total_constant_seconds, trace_tables
 from eaglerl.traces.trace_set import Trace
 
 
 def best_constant(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable) -> ConstantPolicy:
-    """The tuned constant tree: the action with the most tokens per second on training traces.
+    """Find the tuned constant tree: the action with the most tokens per second on training traces.
 
     Raises:
         ValueError: no traces, or an action that a trace or the cost table does not know.
     """
-    tables = trace_tables(traces, actions, cost)
-    total = sum(constant_seconds(table) for table in tables)
-    return ConstantPolicy(actions[int(total.argmin())])
+    return ConstantPolicy(best_constant_tree(traces, actions, cost))
+
+
+def best_constant_tree(
+    traces: Iterable[Trace], actions: ActionSpace, cost: CostTable
+) -> TreeParams:
+    """Find the action with the most tokens per second on some traces; see `best_constant`."""
+    total = total_constant_seconds(trace_tables(traces, actions, cost))
+    return actions[int(total.argmin())]
 
 
 class RandomPolicy:
-    """A tree drawn evenly at every cycle: the control for having actions but no reason."""
+    """A tree drawn uniformly at every cycle: the control for choices without a reason."""
 
     def __init__(self, actions: ActionSpace, seed: int = 0) -> None:
         self._actions = actions
         self._draw = np.random.default_rng(seed)
 
     def reset(self) -> None:
-        """Nothing to forget: the draws go on."""
+        """Do nothing: the random draws continue."""
 
     def choose(self, state: CycleState) -> TreeParams:
-        """Any action."""
+        """Return a random action."""
         return self._actions[int(self._draw.integers(len(self._actions)))]
 
     def observe(self, result: StepResult) -> None:
-        """Nothing to learn."""
+        """Do nothing: the policy does not learn."""
 
 
 class UCB1Policy:
-    """UCB1 (Auer et al. 2002) over the actions, without a look at the state.
+    """UCB1 (Auer et al. 2002) over the actions, blind to the state.
 
-    An arm's value is the ratio of its tokens and seconds over the last `window` cycles, as a share
-    of the best arm's; its index is value + c sqrt(2 ln n / n_arm). What was learned is kept from
+    An arm's value is the ratio of its tokens to its seconds over the last `window` cycles, relative
+    to the best arm's; its index is value + c sqrt(2 ln n / n_arm). Statistics carry over from
     sequence to sequence.
     """
 
@@ -62,10 +74,10 @@ class UCB1Policy:
         Args:
             actions: the arms.
             exploration: c, the weight of the confidence bound.
-            window: cycles that are remembered.
+            window: number of recent cycles to use.
 
         Raises:
-            ValueError: a window too short to try every action.
+            ValueError: the window is too short to try every action.
         """
         if window < len(actions):
             raise ValueError(
@@ -80,10 +92,10 @@ class UCB1Policy:
         self._chosen = 0
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: statistics carry over."""
 
     def choose(self, state: CycleState) -> TreeParams:
-        """The action with the largest index; one that was not tried first of all."""
+        """Return the action with the largest index; untried actions come first."""
         untried = np.flatnonzero(self._counts == 0)
         if len(untried):
             self._chosen = int(untried[0])
@@ -94,7 +106,7 @@ class UCB1Policy:
         return self._actions[self._chosen]
 
     def observe(self, result: StepResult) -> None:
-        """Count the cycle for the arm that was chosen."""
+        """Count the cycle for the chosen arm."""
         if len(self._window) == self._window.maxlen:
             self._add(*self._window[0], sign=-1)
         entry = (self._chosen, len(result.token_ids), result.seconds)
@@ -108,9 +120,9 @@ class UCB1Policy:
 
 
 class Exp3Policy:
-    """Exp3 (Auer et al. 2002) over the actions: a bandit that assumes nothing of the rewards.
+    """Exp3 (Auer et al. 2002) over the actions: a bandit without assumptions on the rewards.
 
-    The reward of a cycle is its tokens per second, as a share of the largest seen so far.
+    The reward of a cycle is its tokens per second, relative to the largest seen so far.
     """
 
     def __init__(self, actions: ActionSpace, *, gamma: float = 0.1, seed: int = 0) -> None:
@@ -118,11 +130,11 @@ class Exp3Policy:
 
         Args:
             actions: the arms.
-            gamma: share of even exploration, in (0, 1].
-            seed: of the draws.
+            gamma: share of uniform exploration, in (0, 1].
+            seed: seed of the draws.
 
         Raises:
-            ValueError: `gamma` outside its range.
+            ValueError: `gamma` is out of range.
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
@@ -135,21 +147,21 @@ class Exp3Policy:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(A,) probability of every action in the next cycle."""
+        """Probability of each of the A actions in the next cycle."""
         weights = np.exp(self._log_weights - self._log_weights.max())
         even = 1 / len(weights)
         return (1 - self._gamma) * weights / weights.sum() + self._gamma * even
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: statistics carry over."""
 
     def choose(self, state: CycleState) -> TreeParams:
-        """A draw."""
+        """Draw an action."""
         self._chosen = int(self._draw.choice(len(self._actions), p=self.probabilities))
         return self._actions[self._chosen]
 
     def observe(self, result: StepResult) -> None:
-        """Raise the weight of the arm by its reward over the probability that it had."""
+        """Raise the arm's weight by its reward divided by its probability."""
         rate = len(result.token_ids) / result.seconds
         self._largest = max(self._largest, rate)
         reward = rate / self._largest / self.probabilities[self._chosen]
@@ -157,11 +169,11 @@ class Exp3Policy:
 
 
 class TierPolicy:
-    """Tiers by the acceptance length of late, as SGLang's ``--speculative-adaptive`` has them.
+    """Tiers by recent acceptance length, as in SGLang's ``--speculative-adaptive``.
 
-    An exponential average of the accepted tokens (alpha 0.2) is compared with the tiers' levels
-    every `interval` cycles, after a warm-up: the wanted number of levels is its nearest whole
-    number, and one. Going down needs a margin, so that the tier does not swing.
+    After a warm-up, every `interval` cycles an exponential average of the accepted tokens is
+    rounded, and the lowest tier whose tree is deep enough for one token more is chosen. Going down
+    needs a margin, so that the tier does not oscillate.
     """
 
     def __init__(
@@ -180,10 +192,10 @@ class TierPolicy:
             alpha: weight of the newest cycle.
             warm_up: cycles before the first change.
             interval: cycles between changes.
-            down_margin: accepted tokens below the boundary at which the tier is left for a lower.
+            down_margin: accepted tokens below a boundary at which a lower tier is chosen.
 
         Raises:
-            ValueError: no tiers, or depths that do not ascend.
+            ValueError: there are no tiers, or depths do not ascend.
         """
         depths = [tree.depth for tree in tiers]
         if not depths or sorted(set(depths)) != depths:
@@ -196,23 +208,23 @@ class TierPolicy:
         self.reset()
 
     def fork(self) -> TierPolicy:
-        """The same tiers for a sequence beside the one at work."""
+        """Return the same tiers for another concurrent sequence."""
         other = copy.copy(self)
         other.reset()
         return other
 
     def reset(self) -> None:
-        """Begin in the middle, without an average."""
+        """Begin with the middle tier and no average."""
         self._tier = len(self._tiers) // 2
         self._average: float | None = None
         self._cycles = 0
 
     def choose(self, state: CycleState) -> TreeParams:
-        """The tree of the current tier."""
+        """Return the tree of the current tier."""
         return self._tiers[self._tier]
 
     def observe(self, result: StepResult) -> None:
-        """Update the average, and the tier when it is time."""
+        """Update the average, and the tier when it is due."""
         self._cycles += 1
         previous = self._average
         self._average = (
@@ -223,41 +235,40 @@ class TierPolicy:
         due = self._cycles > self._warm_up and self._cycles % self._interval == 0
         if not due:
             return
-        lower, upper = (
-            self._tier_of(self._average + self._down_margin),
-            self._tier_of(self._average),
-        )
+        lower = self._tier_of(self._average + self._down_margin)
+        upper = self._tier_of(self._average)
         if upper > self._tier:
             self._tier = upper
         elif lower < self._tier:
             self._tier = lower
 
     def _tier_of(self, accepted: float) -> int:
+        """Return the lowest tier whose tree holds the accepted tokens and one more."""
         levels = round(accepted) + 1
         fitting = (i for i, tree in enumerate(self._tiers) if tree.depth + 1 >= levels)
         return next(fitting, len(self._tiers) - 1)
 
 
 class DraftConfidencePolicy:
-    """Grows the tree while the draft's own confidence promises more than it costs.
+    """A tree that grows while the draft's own confidence promises more than it costs.
 
-    The draft's probability of a node's path is taken as the probability that the path is accepted
-    (as in EAGLE-2 and OPT-Tree), so that a tree's expected acceptance length is 1 + the sum over
-    its nodes. A round is drafted, and a node verified, if that adds more than lambda times its
-    time, where lambda is the running ratio of all tokens to all seconds. Needs no training.
+    As in EAGLE-2 and OPT-Tree, the draft's probability of a node's path is taken as the probability
+    that the path is accepted, so a tree's expected acceptance length is 1 + the sum over its nodes.
+    A round is drafted, and a node verified, if that adds more tokens than rate * seconds, where the
+    rate is the running ratio of all tokens to all seconds. The policy needs no training.
     """
 
     def __init__(self, cost: CostTable, *, limit: TreeParams, temperature: float = 1.0) -> None:
         """Set up.
 
         Args:
-            cost: time of draft passes and of verified rows.
-            limit: the largest tree; its width is the tree's.
-            temperature: of the path probabilities, exp(score / temperature); above 1 trusts the
-                draft more, below 1 less.
+            cost: duration of draft passes and of the verification.
+            limit: the largest tree; every tree has its width.
+            temperature: temperature of the path probabilities, exp(score / temperature); above 1
+                trusts the draft more, below 1 less.
 
         Raises:
-            ValueError: a limit that drafts nothing, or a temperature that is not positive.
+            ValueError: the limit drafts nothing, or the temperature is not positive.
         """
         if limit.total_tokens == 1:
             raise ValueError("limit must draft at least one node, got total_tokens=1")
@@ -270,22 +281,22 @@ class DraftConfidencePolicy:
         self._seconds = float(cost.verify_seconds(1, 0))
 
     def reset(self) -> None:
-        """Nothing to forget: lambda goes on."""
+        """Do nothing: the rate carries over."""
 
     def choose(self, state: CycleState) -> TreeParams:
-        """The limit."""
+        """Return the limit."""
         return self._limit
 
     def observe(self, result: StepResult) -> None:
-        """Update lambda."""
+        """Update the rate."""
         self._tokens += len(result.token_ids)
         self._seconds += result.seconds
 
     def should_continue(self, progress: DraftProgress) -> bool:
-        """Whether another round promises more than it costs.
+        """Return whether another round promises more than it costs.
 
-        The gain of a round is not known before it is drafted; it is estimated from the last one:
-        the share of the probability that survives from level to level is taken to stay.
+        The gain of a round is unknown before it is drafted. It is extrapolated from the last one,
+        assuming that the share of the probability that survives from level to level stays the same.
         """
         widest = progress.scores[-(progress.top_k**2) :] if progress.depth else progress.scores
         reached = float(np.sort(self._probabilities(widest))[-progress.top_k :].sum())
@@ -300,7 +311,7 @@ class DraftConfidencePolicy:
         return gain > self._rate * float(seconds)
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
-        """The number of rows at which expected length less lambda times the time is largest."""
+        """Return the number of rows that maximises expected length - rate * seconds."""
         most = min(self._limit.total_tokens, 1 + len(progress.scores))
         nodes = np.sort(self._probabilities(progress.scores))[::-1][: most - 1]
         length = 1 + np.concatenate(([0.0], np.cumsum(nodes)))
@@ -316,10 +327,10 @@ class DraftConfidencePolicy:
 
 
 class ShuffledStates:
-    """A policy that is shown the states of other cycles: the control for the worth of the state.
+    """A policy that sees the states of other cycles: the control for the value of the state.
 
-    It keeps the policy's mix of actions, but not their reason. States are drawn from those seen so
-    far, of all sequences.
+    It keeps the policy's mix of actions, but not their reason. States are drawn from those of all
+    sequences so far.
     """
 
     def __init__(self, policy: TreePolicy, *, memory: int = 1000, seed: int = 0) -> None:
@@ -327,8 +338,8 @@ class ShuffledStates:
 
         Args:
             policy: the policy to control.
-            memory: states that are kept.
-            seed: of the draws.
+            memory: number of states to keep.
+            seed: seed of the draws.
 
         Raises:
             ValueError: `memory` is below 1.
@@ -344,9 +355,9 @@ class ShuffledStates:
         """Reset the policy; the states stay."""
         self._policy.reset()
 
-    def choose(self, state: CycleState) -> TreeParams:
-        """What the policy says to another state."""
-        # Features are views that the next cycle overwrites.
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+        """Return the policy's choice for another state."""
+        # The features are a view that the next cycle overwrites.
         kept = replace(state, features=state.features.clone())
         if len(self._states) < self._memory:
             self._states.append(kept)
@@ -355,5 +366,5 @@ class ShuffledStates:
         return self._policy.choose(self._states[int(self._draw.integers(len(self._states)))])
 
     def observe(self, result: StepResult) -> None:
-        """Pass the result on."""
+        """Pass the result on to the policy."""
         self._policy.observe(result)

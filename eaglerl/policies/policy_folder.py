@@ -1,4 +1,4 @@
-"""Trained policies on disk, of whatever kind: finding out which, and opening one to decode with."""
+"""Trained policies of any kind on disk: recognise and load them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eaglerl._moved import RenamedAttribute
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.fingerprints import head_id, target_id
@@ -23,14 +24,14 @@ from eaglerl.tensor_file import open_tensors
 if TYPE_CHECKING:
     from eaglerl.eagle3.decoder import SpeculativeDecoder
 
-#: The cost table that an acceptance policy's folder may hold: of the machine that it was fitted on.
+#: Cost table in an acceptance policy's folder, of the machine that it was fitted on.
 COST_NAME = "cost.json"
-#: Of one file; the policies that ship have some 100,000.
+# Largest file; those of the policies in `models/` have some 100,000 bytes.
 _MOST_BYTES = 1 << 28
 
 
 class NoPolicyError(ValueError):
-    """A path holds no policy, but something else or nothing."""
+    """A path does not hold a policy."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class PolicyFiles:
     """A policy on disk.
 
     Attributes:
-        path: the folder of a published policy, or the file of an acceptance policy.
-        is_acceptance: which of the two.
+        path: the folder of a PPO or DQN policy, or the file of an acceptance policy.
+        is_acceptance: whether it is an acceptance policy.
     """
 
     path: Path
     is_acceptance: bool
 
     @property
-    def identity(self) -> str:
-        """16 hexadecimal digits of SHA-256 over the files that inference reads."""
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the files that inference reads."""
         files = [self.path]
         if not self.is_acceptance:
             files = [
@@ -65,11 +66,13 @@ class PolicyFiles:
                     digest.update(chunk)
         return digest.hexdigest()[:16]
 
+    identity = RenamedAttribute("fingerprint")
+
     def read_cost(self, cost: CostTable | str | Path | None) -> CostTable:
-        """The table given, or the file of one, else the one beside an acceptance policy.
+        """Return the given cost table, read it, or read the one next to an acceptance policy.
 
         Raises:
-            ValueError: none is given and there is none, or the file is none.
+            ValueError: no table is given and the policy has none, or the file is not a cost table.
         """
         if isinstance(cost, CostTable):
             return cost
@@ -83,17 +86,17 @@ class PolicyFiles:
 
 
 def find_policy(path: str | Path) -> PolicyFiles:
-    """Find out what a path holds, without loading it.
+    """Find the policy at a path, without loading it.
 
     Args:
         path: the folder of a policy, or the file of an acceptance policy.
 
     Raises:
-        NoPolicyError: it holds neither; a ValueError.
-        ValueError: it holds several acceptance policies, or files that cannot be read.
+        NoPolicyError: the path holds no policy; a ValueError.
+        ValueError: the path holds several acceptance policies, or files that cannot be read.
     """
     path = Path(path)
-    # Whatever is there under the card's name: what it is, is told when it is read.
+    # Not `exists`: reading reports a broken link or a folder of this name.
     if os.path.lexists(path / CARD_NAME):
         return PolicyFiles(path, is_acceptance=False)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] * path.exists()
@@ -119,23 +122,25 @@ def load_policy(
     *,
     cost: CostTable | str | Path | None = None,
 ) -> TreePolicy:
-    """Open a policy as it decodes fastest: within the loop's own calls where it can.
+    """Load a policy in its fastest form: fused into the calls of the decoding loop if possible.
 
-    An acceptance policy comes with its guard, if its file tells the constant tree that it must not
-    fall behind.
+    An acceptance policy falls back to the best constant tree if its file names one.
 
     Args:
-        path: where it lies.
-        decoder: what it decides for.
-        cost: time of the cycles on this machine, which an acceptance policy needs; else it takes
-            the table that lies beside it, of the machine that it was fitted on.
+        path: the policy's folder or file.
+        decoder: the decoder whose trees it will choose.
+        cost: duration of the cycles on this machine, for an acceptance policy; the default is the
+            table next to the policy, of the machine that it was fitted on.
 
     Raises:
-        ValueError: there is no policy, it belongs to another target or head, or lacks its table.
+        ValueError: there is no policy, it belongs to another target or head, or it has no cost
+            table.
     """
     files = path if isinstance(path, PolicyFiles) else find_policy(path)
     if files.is_acceptance:
         table = files.read_cost(cost)
+        if decoder.head is None:
+            raise ValueError("decoder must have a draft head for an acceptance policy")
         model = load_acceptance(
             files.path, target_id=target_id(decoder.target), head_id=head_id(decoder.head)
         )
@@ -147,23 +152,24 @@ def load_policy(
 
 
 def fastest(policy: ReSpSPolicy) -> TreePolicy:
-    """A PPO or DQN policy within the decoding loop's own calls, or as it is where they cannot.
+    """Return a PPO or DQN policy fused into the calls of the decoding loop, if it can be fused.
 
     Args:
-        policy: decides.
+        policy: the policy.
     """
     settings = policy.settings
-    # As published, the first tree comes before the first decision: only the policy itself does so.
+    # With `reference`, as in Re-SpS, the first tree comes before the first decision, which the
+    # fused call cannot do; text and extra observations are not among its inputs.
     if settings.reference or settings.reads_text or settings.spec.extras:
         return policy
     return policy.fused()
 
 
 def _is_acceptance(file: Path) -> bool:
-    """Whether it is one, or weights of something else.
+    """Return whether a file holds an acceptance policy rather than other weights.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     with open_tensors(file, "policy") as opened:
         return (opened.metadata() or {}).get("format") == FORMAT

@@ -1,22 +1,23 @@
-"""A small net that says how probable something is: fitted with torch, run with NumPy."""
+"""A small net that predicts a probability: fitted with torch, run with NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-# Points of a fit's curve, and examples that are looked at together.
+# Points of a fit's curve.
 _REPORTS = 40
+# Examples whose moments are computed together.
 _CHUNK = 65_536
 
 
 @dataclass(frozen=True, eq=False)
 class SmallNet:
-    """Two hidden layers with SiLU, and one logit.
+    """A net of two hidden layers with SiLU and one logit.
 
     Attributes:
         weights: three matrices (in, out) float32; the inputs' scaling is folded into the first.
@@ -44,7 +45,7 @@ class SmallNet:
         return self.weights[0].shape[0]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Probabilities (...,) float32 for inputs (..., inputs) float32."""
+        """Return probabilities (...,) float32 for inputs (..., inputs) float32."""
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             if index < 2:
@@ -52,7 +53,7 @@ class SmallNet:
         return 1.0 / (1.0 + np.exp(-np.clip(x[..., 0], -60.0, 60.0)))
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The arrays by name, for a file."""
+        """Return the arrays by their names in a file."""
         return {
             f"{prefix}.{kind}.{index}": torch.from_numpy(np.ascontiguousarray(array))
             for kind, arrays in (("weight", self.weights), ("bias", self.biases))
@@ -61,10 +62,10 @@ class SmallNet:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> SmallNet:
-        """The net whose arrays `tensors` named.
+        """Build the net from the arrays of `tensors`.
 
         Raises:
-            ValueError: one is missing, is not float32, or does not fit the others.
+            ValueError: an array is missing, is not float32, or does not match the others.
         """
         arrays = []
         for name in (f"{prefix}.{kind}.{i}" for kind in ("weight", "bias") for i in range(3)):
@@ -73,7 +74,7 @@ class SmallNet:
                 found = "nothing" if tensor is None else str(tensor.dtype)
                 raise ValueError(f"{name!r} must be a float32 tensor, got {found}")
             arrays.append(tensor.numpy())
-        return cls(tuple(arrays[:3]), tuple(arrays[3:]))
+        return cls(_three(arrays[:3]), _three(arrays[3:]))
 
 
 def fit_net(
@@ -86,41 +87,65 @@ def fit_net(
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> SmallNet:
-    """Fit a net to labelled examples by the cross-entropy.
+    """Fit a net to labelled examples by cross-entropy.
 
     Args:
         x: (n, inputs) float32.
         y: (n,) labels, 0 or 1.
         hidden: width of the hidden layers.
-        steps: steps of AdamW, whose rate rises to 0.01 and falls again.
-        batch: examples of a step.
-        seed: of initial weights and draws.
-        report: is told steps done and their mean loss, now and then.
-
-    Returns:
-        The net.
+        steps: steps of AdamW, on a one-cycle schedule with a peak learning rate of 0.01.
+        batch: examples per step.
+        seed: seed of initial weights and draws.
+        report: called about 40 times with the steps done and their mean loss.
 
     Raises:
-        ValueError: no examples, or a value that is not finite.
+        ValueError: there are no examples, or a value is not finite.
     """
     if not len(x) or not np.isfinite(x).all():
         raise ValueError(f"x must hold finite examples, got {len(x)} rows")
     x = np.ascontiguousarray(x, dtype=np.float32)
     mean, scale = _moments(x)
+    layers = _new_layers(x.shape[1], hidden, seed)
+    _train(layers, x, y, mean, scale, steps=steps, batch=batch, seed=seed, report=report)
+    weights = [layer.weight.detach().numpy().T.astype(np.float64) for layer in layers]
+    biases = [layer.bias.detach().numpy().astype(np.float64) for layer in layers]
+    # (x - mean) / scale is folded into the first layer.
+    biases[0] = biases[0] - (mean / scale) @ weights[0]
+    weights[0] = weights[0] / scale[:, None]
+    return SmallNet(
+        _three([weight.astype(np.float32) for weight in weights]),
+        _three([bias.astype(np.float32) for bias in biases]),
+    )
+
+
+def _new_layers(inputs: int, hidden: int, seed: int) -> list[nn.Linear]:
+    """Make the linear layers with initial weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
+
+
+def _train(
+    layers: list[nn.Linear],
+    x: np.ndarray,
+    y: np.ndarray,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    report: Callable[[int, float], None] | None,
+) -> None:
+    """Fit the layers to standardised inputs; see `fit_net`."""
+    net = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
     generator = torch.Generator().manual_seed(seed)
-    # Scaled batch by batch: a scaled copy of millions of examples would double their memory.
+    # Standardised batch by batch: a copy of millions of examples would double their memory.
     inputs = torch.from_numpy(x)
     shift, factor = torch.from_numpy(mean), torch.from_numpy(scale)
     labels = torch.from_numpy(y.astype(np.float32))
     interval = max(1, steps // _REPORTS)
     total = 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Linear(x.shape[1], hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, 1),
-        )  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for step in range(1, steps + 1):
@@ -135,20 +160,16 @@ def fit_net(
         if report is not None and (step % interval == 0 or step == steps):
             report(step, total / ((step - 1) % interval + 1))
             total = 0.0
-    layers = [net[0], net[2], net[4]]
-    weights = [layer.weight.detach().numpy().T.astype(np.float64) for layer in layers]
-    biases = [layer.bias.detach().numpy().astype(np.float64) for layer in layers]
-    biases[0] = biases[0] - (mean / scale) @ weights[0]
-    weights[0] = weights[0] / scale[:, None]
-    return SmallNet(
-        tuple(weight.astype(np.float32) for weight in weights),
-        tuple(bias.astype(np.float32) for bias in biases),
-    )
+
+
+def _three(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    first, second, third = arrays
+    return first, second, third
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of the columns, float32."""
-    # In float64, by chunks: float32 sums over millions of rows lose what they add.
+    """Return mean and scale of the columns, float32."""
+    # Summed in float64, by chunks: a float32 sum over millions of rows loses the small terms.
     chunks = [x[begin : begin + _CHUNK] for begin in range(0, len(x), _CHUNK)]
     mean = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks) / len(x)
     square = sum(((chunk - mean) ** 2).sum(axis=0) for chunk in chunks) / len(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import groupby
 
 import numpy as np
@@ -75,6 +76,11 @@ def constant_seconds(table: TraceTable) -> np.ndarray:
     return total[0]
 
 
+def total_constant_seconds(tables: Iterable[TraceTable]) -> np.ndarray:
+    """Return the (A,) float64 seconds that each action takes for all traces together."""
+    return reduce(np.add, (constant_seconds(table) for table in tables))
+
+
 def oracle_actions(table: TraceTable) -> tuple[np.ndarray, np.ndarray]:
     """The fastest choice at every position, by dynamic programming from the end.
 
@@ -129,7 +135,7 @@ def myopic_seconds(
         Total seconds, and lambda in tokens per second.
     """
     tokens = sum(len(table) for table in tables)
-    best_seconds = sum(constant_seconds(table) for table in tables).min()
+    best_seconds = total_constant_seconds(tables).min()
     rate = tokens / best_seconds
     for _ in range(max_rounds):
         seconds = 0.0
@@ -227,10 +233,10 @@ def select_actions(
     if not 1 <= count <= len(space):
         raise ValueError(f"count must lie in 1..{len(space)}, got {count}")
     tables = trace_tables(traces, space, cost)
-    total = sum(constant_seconds(table) for table in tables)
+    total = total_constant_seconds(tables)
     chosen = [int(total.argmin())]
     while len(chosen) < count:
-        seconds = sum(_seconds_with_one_more(table, chosen) for table in tables)
+        seconds = reduce(np.add, (_seconds_with_one_more(table, chosen) for table in tables))
         seconds[chosen] = np.inf
         chosen.append(int(seconds.argmin()))
     return chosen

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eaglerl.fitting.batch_simulate import walk_traces
+from eaglerl.fitting.batch_simulate import batch_simulate
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.candidates import trace_candidates
 from eaglerl.traces.simulation import simulate
@@ -21,11 +21,11 @@ def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:
     trace = Trace(**{name: getattr(base, name) for name in Trace.__dataclass_fields__} | changes)
     hidden = trace_candidates([trace], K, D, 0)
     assert not hidden.match_length.any()
-    assert (hidden.chain_nodes == -1).all()
+    assert (hidden.lookup_nodes == -1).all()
     assert (hidden.success == 0.5).all()
     shown = trace_candidates([trace], K, D, 2)
     assert (shown.match_length == 3).all()
-    assert (shown.chain_nodes == [1, 4, -1]).all()
+    assert (shown.lookup_nodes == [1, 4, -1]).all()
 
 
 def test_traces_side_by_side_are_decoded_as_one_by_one() -> None:
@@ -35,7 +35,7 @@ def test_traces_side_by_side_are_decoded_as_one_by_one() -> None:
         for n in range(4)
     ]
     assert min((trace.lookup_match > 0).sum() for trace in traces) > 5
-    walk = walk_traces(model, traces, COST)
+    walk = batch_simulate(model, traces, COST)
     for index, trace in enumerate(traces):
         outcome = simulate(AcceptancePolicy(model, COST), [trace], COST)[0]
         assert outcome.tokens == walk.tokens[index] == len(trace)

@@ -19,8 +19,8 @@ from eaglerl.cli.app import app
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.fitting.cross_validation import assign_folds, gain_over, reliability
-from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
-from eaglerl.fitting.scored_positions import TracePositions, judge_positions
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions
+from eaglerl.fitting.scored_positions import TracePositions, score_positions
 from eaglerl.fitting.train_acceptance import (
     TrainAcceptanceOptions,
     TrainedAcceptance,
@@ -34,11 +34,12 @@ from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
 
-from ..policies.test_acceptance import DEAR, D, K, planted_trace
+from ..policies.test_acceptance import COSTLY, D, K, planted_trace
 from ..traces.worlds import with_repetitive_text
+from .fitted import fit_acceptance
 
 GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
-FIT = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=2, steps=40, rounds=2)
+FIT = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, lookup_tokens=2, steps=40, rounds=2)
 OPTIONS = TrainAcceptanceOptions(FIT, folds=2, ridges=(1.0, 1e6))
 
 
@@ -55,7 +56,7 @@ def small_traces(count: int = 6) -> list[Trace]:
 
 def train(folder: Path, options: TrainAcceptanceOptions = OPTIONS, **extra) -> TrainedAcceptance:
     return train_acceptance(
-        small_traces(), GRID, DEAR, folder, options, target_id="t", head_id="h", **extra
+        small_traces(), GRID, COSTLY, folder, options, target_id="t", head_id="h", **extra
     )
 
 
@@ -86,18 +87,20 @@ def test_the_gain_is_that_of_policies_that_never_saw_the_prompt(whole) -> None:
     for fold in range(2):
         training = [trace for trace, own in zip(traces, fold_of, strict=True) if own != fold]
         held_out = [trace for trace, own in zip(traces, fold_of, strict=True) if own == fold]
-        tree = best_constant(training, GRID, DEAR)
-        constant += sum(outcome.seconds for outcome in simulate(tree, held_out, DEAR))
+        tree = best_constant(training, GRID, COSTLY)
+        constant += sum(outcome.seconds for outcome in simulate(tree, held_out, COSTLY))
         for ridge in OPTIONS.ridges:
-            model = fit_acceptance(training, DEAR, replace(FIT, ridge=ridge))
+            model = fit_acceptance(training, COSTLY, replace(FIT, ridge=ridge))
             for trace in held_out:
-                seconds[ridge] += simulate(AcceptancePolicy(model, DEAR), [trace], DEAR)[0].seconds
+                seconds[ridge] += simulate(AcceptancePolicy(model, COSTLY), [trace], COSTLY)[
+                    0
+                ].seconds
     best = min(seconds, key=seconds.get)
     assert trained.ridge == best
     assert seconds[1.0] != seconds[1e6]
     assert trained.gain.gain == pytest.approx(constant / seconds[best] - 1, rel=1e-9)
     assert trained.gain.low < trained.gain.gain < trained.gain.high
-    expected = fit_acceptance(traces, DEAR, replace(FIT, ridge=best))
+    expected = fit_acceptance(traces, COSTLY, replace(FIT, ridge=best))
     np.testing.assert_array_equal(trained.model.stop_weights, expected.stop_weights)
     assert trained.model.rate == expected.rate
 
@@ -106,10 +109,10 @@ def test_what_a_run_leaves(whole) -> None:
     folder, trained = whole
     model = load_acceptance(trained.path / "model.safetensors", target_id="t", head_id="h")
     assert (model.gain, model.constant) == (trained.gain.gain, trained.model.constant)
-    assert model.constant == best_constant(small_traces(), GRID, DEAR).params
+    assert model.constant == best_constant(small_traces(), GRID, COSTLY).params
     for picture in (folder / "learning_curve.png", trained.path / "learning_curve.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
-    assert CostTable.from_json(trained.path / "cost.json") == DEAR
+    assert CostTable.from_json(trained.path / "cost.json") == COSTLY
     card = (trained.path / "README.md").read_text()
     for text in (
         "180 positions of 6 prompts", "| made up, draft in float32 |", "| kind 1 | 3 | ",
@@ -194,7 +197,7 @@ def test_the_command(tmp_path: Path) -> None:
         "max_new_tokens": 30, "lookup_tokens": 12, "shards": shards,
     }  # fmt: skip
     write_index(traces, index)
-    DEAR.to_json(tmp_path / "cost.json")
+    COSTLY.to_json(tmp_path / "cost.json")
     GRID.to_json(tmp_path / "actions.json")
     arguments = [
         "train-policy", "-a", "acceptance", "--traces", traces, "--cost", tmp_path / "cost.json",
@@ -206,7 +209,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "cross-validated: " in result.stderr
     model = load_acceptance(tmp_path / "run" / "policy" / "model.safetensors", head_id="h")
-    assert (model.chain_length, model.chain_net, model.top_k) == (0, None, K)
+    assert (model.lookup_tokens, model.lookup_net, model.top_k) == (0, None, K)
     arguments[arguments.index("--max-depth") + 1] = 7
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=terminal)
     assert result.exit_code == 1
@@ -219,9 +222,9 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_reliability_by_counting() -> None:
     traces = small_traces(2)
-    model = fit_acceptance(traces, DEAR, FIT)
+    model = fit_acceptance(traces, COSTLY, FIT)
     positions = TracePositions.of(traces, K, D, 2)
-    table = reliability(model, judge_positions(model, positions), positions)
+    table = reliability(model, score_positions(model, positions), positions)
     expected = np.zeros_like(table)
     start = 0
     for trace in traces:
@@ -234,7 +237,7 @@ def test_reliability_by_counting() -> None:
                 if not trace.lookup_match[position]:
                     continue
                 # The draft never proposes what these chains hold.
-                for level, chance in enumerate(model.survival(one.at_depth(depth)).chain[0]):
+                for level, chance in enumerate(model.survival(one.at_depth(depth)).lookup[0]):
                     true = trace.lookup_accepted[position] > level
                     expected[1, min(int(chance * 10), 9)] += (1, chance, true)
         start += len(trace)
@@ -261,9 +264,9 @@ def test_folds_and_gains() -> None:
 def test_actions_that_nothing_is_known_of_are_left_out() -> None:
     traces = small_traces(2)
     wider = ActionSpace([*GRID, TreeParams(9, 1, 4), TreeParams(9, 3, K), TreeParams(10, 2, K)])
-    assert known_actions(wider, traces, DEAR) == GRID
+    assert known_actions(wider, traces, COSTLY) == GRID
     with pytest.raises(ValueError, match=r"have top_k in \[2\], depth up to 2 and 8 rows"):
-        known_actions(ActionSpace([TreeParams(2, 0, 1)]), traces, DEAR)
+        known_actions(ActionSpace([TreeParams(2, 0, 1)]), traces, COSTLY)
 
 
 def test_wrong_options_are_named(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class FileKind:
 
 def _read_policy(folder: Path) -> None:
     files = find_policy(folder)
-    assert len(files.identity) == 16
+    assert len(files.fingerprint) == 16
     load_resps_policy(folder).fused()
 
 

@@ -8,9 +8,9 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
-from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 from eaglerl.policies.acceptance_model import (
-    CHAIN_INPUTS,
+    LOOKUP_INPUTS,
     POOL_INPUTS,
     STOP_INPUTS,
     AcceptanceModel,
@@ -19,12 +19,13 @@ from eaglerl.policies.acceptance_model import (
 )
 from eaglerl.policies.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
-from eaglerl.policies.candidates import Candidates, chain_features, pool_features, trace_candidates
+from eaglerl.policies.candidates import Candidates, lookup_features, pool_features, trace_candidates
 from eaglerl.policies.small_net import SmallNet, fit_net
 from eaglerl.traces.recording import RecordOptions, pool_ranks, record
 from eaglerl.traces.simulation import simulate, total
 from eaglerl.traces.trace_set import Trace
 
+from ..fitting.fitted import fit_acceptance
 from ..traces.test_oracle import COST
 from ..traces.worlds import made_up_trace, tiny_decoder, tiny_prompts
 
@@ -46,19 +47,19 @@ def random_model(seed: int = 0) -> AcceptanceModel:
         top_k=K,
         max_depth=D,
         max_rows=8,
-        chain_length=4,
+        lookup_tokens=4,
         pool_net=random_net(POOL_INPUTS, seed),
-        chain_net=random_net(CHAIN_INPUTS, seed + 1),
+        lookup_net=random_net(LOOKUP_INPUTS, seed + 1),
         stop_weights=np.random.default_rng(seed).standard_normal((D, STOP_INPUTS)).astype("f4"),
         rate=0.9,
     )
 
 
 def random_candidates(count: int, seed: int = 0) -> Candidates:
-    """Scores as a draft gives them, and chains that follow the pool for a while."""
+    """Scores as a draft gives them, and looked-up tokens that follow the pool for a while."""
     draw = np.random.default_rng(seed)
     scores = np.empty((count, POOL), dtype=np.float32)
-    chains = np.full((count, D + 1), -1)
+    looked_up = np.full((count, D + 1), -1)
     for row in range(count):
         scores[row, :K] = -np.sort(draw.random(K))
         begin, end = 0, K
@@ -75,15 +76,15 @@ def random_candidates(count: int, seed: int = 0) -> Candidates:
         while node >= 0:
             path.append(node)
             node = node_parent[node]
-        chains[row, : len(path)] = path[::-1]
-    match = np.where(chains[:, 0] >= 0, draw.integers(2, 20, count), draw.integers(0, 3, count))
+        looked_up[row, : len(path)] = path[::-1]
+    match = np.where(looked_up[:, 0] >= 0, draw.integers(2, 20, count), draw.integers(0, 3, count))
     return Candidates(
         top_k=K,
         depth=D,
         scores=scores,
         context_length=draw.integers(5, 300, count),
         match_length=match,
-        chain_nodes=chains,
+        lookup_nodes=looked_up,
         success=draw.random(count),
         lookups=draw.integers(0, 20, count),
     )
@@ -100,16 +101,16 @@ def naive_parents(scores: np.ndarray) -> list[int]:
     return parents
 
 
-def test_parents_levels_and_chains() -> None:
+def test_parents_levels_and_looked_up_tokens() -> None:
     candidates = random_candidates(30)
     assert candidates.levels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     parents = candidates.parents()
-    on_chain = candidates.on_chain()
+    looked_up = candidates.looked_up()
     for row in range(30):
         assert parents[row].tolist() == naive_parents(candidates.scores[row])
-        chain = [node for node in candidates.chain_nodes[row] if node >= 0]
-        assert np.flatnonzero(on_chain[row]).tolist() == sorted(chain)
-        assert candidates.chain_levels()[row] == len(chain)
+        lookup = [node for node in candidates.lookup_nodes[row] if node >= 0]
+        assert np.flatnonzero(looked_up[row]).tolist() == sorted(lookup)
+        assert candidates.lookup_levels()[row] == len(lookup)
 
 
 def test_what_is_known_early_does_not_depend_on_what_comes_later() -> None:
@@ -123,7 +124,7 @@ def test_what_is_known_early_does_not_depend_on_what_comes_later() -> None:
     for one, two in ((early, changed),):
         first, second = model.survival(one), model.survival(two)
         np.testing.assert_array_equal(first.pool, second.pool)
-        np.testing.assert_array_equal(first.chain, second.chain)
+        np.testing.assert_array_equal(first.lookup, second.lookup)
 
 
 def test_feature_widths() -> None:
@@ -132,7 +133,7 @@ def test_feature_widths() -> None:
     survival = model.survival(candidates)
     plan = model.plan(candidates, survival, COST, 1.0)
     assert pool_features(candidates, candidates.parents()).shape == (5, POOL, POOL_INPUTS)
-    assert chain_features(candidates, 4).shape == (5, 4, CHAIN_INPUTS)
+    assert lookup_features(candidates, 4).shape == (5, 4, LOOKUP_INPUTS)
     assert stop_features(candidates, survival, plan).shape == (5, STOP_INPUTS)
 
 
@@ -143,14 +144,14 @@ def test_a_node_never_survives_without_its_parent() -> None:
         parents = naive_parents(candidates.scores[row])
         for node, parent in enumerate(parents):
             assert parent < 0 or survival.pool[row, node] <= survival.pool[row, parent]
-        inside = (candidates.chain_nodes[row] >= 0).sum()
-        chain = survival.chain[row]
-        assert (chain[:inside] == 0).all()
-        assert (np.diff(chain[inside:]) <= 0).all()
+        inside = (candidates.lookup_nodes[row] >= 0).sum()
+        lookup = survival.lookup[row]
+        assert (lookup[:inside] == 0).all()
+        assert (np.diff(lookup[inside:]) <= 0).all()
         if inside and inside < 4:
-            assert chain[inside] <= survival.pool[row, candidates.chain_nodes[row, inside - 1]]
+            assert lookup[inside] <= survival.pool[row, candidates.lookup_nodes[row, inside - 1]]
         if not candidates.match_length[row]:
-            assert (chain == 0).all()
+            assert (lookup == 0).all()
 
 
 def test_plans_by_trying_every_number_of_rows() -> None:
@@ -159,7 +160,7 @@ def test_plans_by_trying_every_number_of_rows() -> None:
     survival = model.survival(candidates)
     plan = model.plan(candidates, survival, COST, 0.9)
     for row in range(25):
-        best = sorted([*survival.pool[row], *survival.chain[row]], reverse=True)
+        best = sorted([*survival.pool[row], *survival.lookup[row]], reverse=True)
         context = int(candidates.context_length[row])
         values = [
             1 + sum(best[: rows - 1]) - 0.9 * float(COST.verify_seconds(rows, context))
@@ -175,22 +176,22 @@ def test_accepted_lengths_by_walking_the_tree() -> None:
     survival = model.survival(candidates)
     plan = model.plan(candidates, survival, COST, 0.4)
     draw = np.random.default_rng(0)
-    paths = random_candidates(60, seed=4).chain_nodes
+    paths = random_candidates(60, seed=4).lookup_nodes
     accepted = draw.integers(0, 5, 60)
     for row in range(60):
-        # What of the chain comes true stands where the true path stands.
+        # Looked-up tokens that come true stand where the true path stands.
         true = min(int(accepted[row]), D + 1)
         if draw.random() < 0.7:
-            paths[row, :true] = candidates.chain_nodes[row, :true]
-    lengths = accepted_lengths(plan, POOL, paths, candidates.chain_nodes, accepted, 4)
+            paths[row, :true] = candidates.lookup_nodes[row, :true]
+    lengths = accepted_lengths(plan, POOL, paths, candidates.lookup_nodes, accepted, 4)
     for row in range(60):
         chosen = set(plan.order[row, : plan.rows[row] - 1].tolist())
-        inside = (candidates.chain_nodes[row] >= 0).sum()
+        inside = (candidates.lookup_nodes[row] >= 0).sum()
         length = 1
         for level in range(4):
             by_tree = level <= D and paths[row, level] >= 0 and paths[row, level] in chosen
-            by_chain = level >= inside and accepted[row] > level and POOL + level in chosen
-            if not (by_tree or by_chain):
+            by_lookup = level >= inside and accepted[row] > level and POOL + level in chosen
+            if not (by_tree or by_lookup):
                 break
             length += 1
         assert lengths[row] == length
@@ -213,7 +214,7 @@ def test_one_cycle_is_judged_as_many_are() -> None:
             scores=candidates.scores[row],
             context_length=int(candidates.context_length[row]),
             lookup=Lookup(match, (1, 2, 3, 4) if match else ()),
-            lookup_nodes=candidates.chain_nodes[row] if match else None,
+            lookup_nodes=candidates.lookup_nodes[row] if match else None,
         )
         policy.choose(None)
         selection = policy.select(progress)
@@ -257,17 +258,19 @@ def planted_trace(seed: int, positions: int = 120) -> Trace:
 
 
 # Rows that cost enough to make a wrong one worse than a right one is good.
-DEAR = CostTable("made up", "float32", (1, 8), (1.0, 4.5), (0.0, 0.0), (2,), (0.02,), (0.05,))
+COSTLY = CostTable("made up", "float32", (1, 8), (1.0, 4.5), (0.0, 0.0), (2,), (0.02,), (0.05,))
 
 
 def test_it_finds_a_planted_rule() -> None:
     grid = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
     training = [planted_trace(seed) for seed in range(20)]
     test = [planted_trace(seed) for seed in range(100, 106)]
-    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=0, steps=400)
-    policy = AcceptancePolicy(fit_acceptance(training, DEAR, options), DEAR)
-    reached = total(simulate(policy, test, DEAR)).tokens_per_second
-    constant = total(simulate(best_constant(training, grid, DEAR), test, DEAR)).tokens_per_second
+    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, lookup_tokens=0, steps=400)
+    policy = AcceptancePolicy(fit_acceptance(training, COSTLY, options), COSTLY)
+    reached = total(simulate(policy, test, COSTLY)).tokens_per_second
+    constant = total(
+        simulate(best_constant(training, grid, COSTLY), test, COSTLY)
+    ).tokens_per_second
     # Who knew beforehand how far the draft is right would verify just that; all passes are needed
     # to see it, one more than the draft is right for.
     seconds = tokens = 0.0
@@ -276,7 +279,7 @@ def test_it_finds_a_planted_rule() -> None:
         while position < len(trace):
             right = int((trace.path[position, 0] >= 0).sum())
             passes = min(right, D)
-            seconds += DEAR.verify_seconds(1 + right, 0) + DEAR.draft_seconds(passes, K, 0)
+            seconds += COSTLY.verify_seconds(1 + right, 0) + COSTLY.draft_seconds(passes, K, 0)
             step = min(1 + right, len(trace) - position)
             tokens, position = tokens + step, position + step
     assert reached >= 0.95 * tokens / seconds
@@ -288,7 +291,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory):
     decoder = tiny_decoder()
     options = RecordOptions(top_ks=(2,), max_depth=2, max_new_tokens=40, slots=4)
     traces = record(decoder, tiny_prompts(8), tmp_path_factory.mktemp("traces"), options=options)
-    chosen = AcceptanceOptions(top_k=2, max_depth=2, max_rows=12, chain_length=6, steps=200)
+    chosen = AcceptanceOptions(top_k=2, max_depth=2, max_rows=12, lookup_tokens=6, steps=200)
     return decoder, traces, fit_acceptance(traces, COST, chosen)
 
 
@@ -384,6 +387,6 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one trace"):
         fit_acceptance([], COST)
     with pytest.raises(ValueError, match="at most the 12 looked-up tokens of the trace, got 13"):
-        fit_acceptance([planted_trace(0)], DEAR, AcceptanceOptions(2, 2, 8, 13))
+        fit_acceptance([planted_trace(0)], COSTLY, AcceptanceOptions(2, 2, 8, 13))
     with pytest.raises(ValueError, match="ridge must be positive, got 0"):
         AcceptanceOptions(ridge=0)

@@ -1,4 +1,4 @@
-"""`CycleJudge` against `AcceptanceModel` in float64: random models and drafts, ties, bad input."""
+"""`CycleScorer` against `AcceptanceModel` in float64: random models and drafts, ties, bad input."""
 
 from dataclasses import replace
 
@@ -11,16 +11,16 @@ from eaglerl._ext import C, build_info
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
-from eaglerl.policies.acceptance_cycle import CycleJudge
+from eaglerl.policies.acceptance_cycle import CycleScorer
 from eaglerl.policies.acceptance_model import (
-    CHAIN_INPUTS,
+    LOOKUP_INPUTS,
     POOL_INPUTS,
     STOP_INPUTS,
     AcceptanceModel,
     Survival,
     stop_features,
 )
-from eaglerl.policies.candidates import Candidates, chain_features, pool_features
+from eaglerl.policies.candidates import Candidates, lookup_features, pool_features
 from eaglerl.policies.small_net import SmallNet
 
 UNIT = 2.0**-24  # of float32: the largest relative error of one rounding
@@ -40,22 +40,22 @@ def random_net(draw: np.random.Generator, inputs: int, hidden: int) -> SmallNet:
 
 
 def random_model(draw: np.random.Generator, *, hidden: int | None = None) -> AcceptanceModel:
-    depth, chain = int(draw.integers(4)), int(draw.integers(7))
+    depth, lookup = int(draw.integers(4)), int(draw.integers(7))
     widths = [int(draw.integers(1, 40)) if hidden is None else hidden for _ in range(2)]
     return AcceptanceModel(
         top_k=int(draw.integers(1, 6)),
         max_depth=depth,
         max_rows=int(draw.integers(1, 40)),
-        chain_length=chain,
+        lookup_tokens=lookup,
         pool_net=random_net(draw, POOL_INPUTS, widths[0]),
-        chain_net=random_net(draw, CHAIN_INPUTS, widths[1]) if chain else None,
+        lookup_net=random_net(draw, LOOKUP_INPUTS, widths[1]) if lookup else None,
         stop_weights=draw.standard_normal((depth, STOP_INPUTS)).astype(np.float32),
         rate=1.0,
     )
 
 
 def random_draft(draw: np.random.Generator, model: AcceptanceModel) -> Candidates:
-    """One draft, in part of equal scores, and a chain that follows it for a while."""
+    """One draft, in part of equal scores, and looked-up tokens that follow it for a while."""
     width, depth = model.top_k, model.max_depth
     parents: list[int] = [-1] * width
     scores = list(-np.sort(draw.integers(0, 4, width) / 2))
@@ -67,33 +67,33 @@ def random_draft(draw: np.random.Generator, model: AcceptanceModel) -> Candidate
             scores += list(scores[node] - np.sort(gains))
             parents += [node] * width
         begin, end = end, end + width**2
-    match = int(draw.integers(0, 20)) if model.chain_length else 0
+    match = int(draw.integers(0, 20)) if model.lookup_tokens else 0
     node, path = int(draw.integers(-1, len(scores))) if match else -1, []
     while node >= 0:
         path.insert(0, node)
         node = parents[node]
-    path = path[: model.chain_length]
+    path = path[: model.lookup_tokens]
     return Candidates(
         top_k=width,
         depth=depth,
         scores=np.array([scores], dtype=np.float32),
         context_length=draw.integers(5, 3000, 1),
         match_length=np.array([match]),
-        chain_nodes=np.array([path + [-1] * (depth + 1 - len(path))]),
+        lookup_nodes=np.array([path + [-1] * (depth + 1 - len(path))]),
         success=draw.random(1),
         lookups=draw.integers(0, 20, 1),
     )
 
 
-def progress_of(candidates: Candidates, chain_length: int) -> DraftProgress:
+def progress_of(candidates: Candidates, lookup_tokens: int) -> DraftProgress:
     match = int(candidates.match_length[0])
     return DraftProgress(
         top_k=candidates.top_k,
         depth=candidates.depth,
         scores=candidates.scores[0],
         context_length=int(candidates.context_length[0]),
-        lookup=Lookup(match, tuple(range(chain_length))) if match else NO_LOOKUP,
-        lookup_nodes=candidates.chain_nodes[0] if match else None,
+        lookup=Lookup(match, tuple(range(lookup_tokens))) if match else NO_LOOKUP,
+        lookup_nodes=candidates.lookup_nodes[0] if match else None,
     )
 
 
@@ -106,8 +106,8 @@ def widened(model: AcceptanceModel) -> AcceptanceModel:
             tuple(b.astype(np.float64) for b in net.biases),
         )
 
-    chain_net = None if model.chain_net is None else wide(model.chain_net)
-    return replace(model, pool_net=wide(model.pool_net), chain_net=chain_net)
+    lookup_net = None if model.lookup_net is None else wide(model.lookup_net)
+    return replace(model, pool_net=wide(model.pool_net), lookup_net=lookup_net)
 
 
 def probability_error(net: SmallNet, x: np.ndarray) -> float:
@@ -134,10 +134,10 @@ def probability_error(net: SmallNet, x: np.ndarray) -> float:
 def survival_error(model: AcceptanceModel, candidates: Candidates) -> float:
     """Bound for the survivals of one draft: a product adds up what its factors are wrong by."""
     error = probability_error(model.pool_net, pool_features(candidates, candidates.parents()))
-    if model.chain_net is None:
+    if model.lookup_net is None:
         return error
-    inputs = chain_features(candidates, model.chain_length)
-    return error + model.chain_length * (probability_error(model.chain_net, inputs) + 2 * UNIT)
+    inputs = lookup_features(candidates, model.lookup_tokens)
+    return error + model.lookup_tokens * (probability_error(model.lookup_net, inputs) + 2 * UNIT)
 
 
 def stop_margin(
@@ -161,28 +161,28 @@ def stop_margin(
 def compare(model: AcceptanceModel, whole: Candidates, rate: float) -> tuple[int, int]:
     """Judge a draft pass by pass; how often a decision was beyond rounding, and went on."""
     exact = widened(model)
-    judge = CycleJudge(model, COST)
-    judge.begin(float(whole.success[0]), int(whole.lookups[0]))
+    scorer = CycleScorer(model, COST)
+    scorer.begin(float(whole.success[0]), int(whole.lookups[0]))
     clear = went_on = 0
     for depth in range(model.max_depth + 1):
         candidates = whole.at_depth(depth)
-        progress = progress_of(candidates, model.chain_length)
+        progress = progress_of(candidates, model.lookup_tokens)
         survival = exact.survival(candidates)
         error = survival_error(exact, candidates)
         assert error < 1e-3
-        judge.judge(progress, rate)
-        pool, chain = judge.survival()
+        scorer.score(progress, rate)
+        pool, lookup = scorer.survival()
         np.testing.assert_allclose(pool, survival.pool[0], rtol=0, atol=error)
-        np.testing.assert_allclose(chain, survival.chain[0], rtol=0, atol=error)
+        np.testing.assert_allclose(lookup, survival.lookup[0], rtol=0, atol=error)
 
         # The tree must be the best one, but for others that are as good within rounding.
         plan = exact.plan(candidates, survival, COST, rate)
-        selection = judge.select()
+        selection = scorer.select()
         size = len(progress.scores)
-        inside = candidates.chain_levels()[0]
+        inside = candidates.lookup_levels()[0]
         tail = np.arange(max(inside, 0), max(inside, selection.chain_tokens)) + size
         chosen = np.concatenate((selection.nodes, tail)).astype(np.int64)
-        joined = np.concatenate((survival.pool[0], survival.chain[0]))
+        joined = np.concatenate((survival.pool[0], survival.lookup[0]))
         rows = 1 + len(chosen)
         if not (joined[plan.order[0, : plan.rows[0] - 1]] == 0).any():
             reached = (
@@ -194,10 +194,10 @@ def compare(model: AcceptanceModel, whole: Candidates, rate: float) -> tuple[int
         if depth < model.max_depth and rows == plan.rows[0]:
             worth, doubt = stop_margin(exact, candidates, survival, plan, error)
             if abs(worth) > doubt:
-                assert judge.should_continue() == (worth > 0)
+                assert scorer.should_continue() == (worth > 0)
                 clear += 1
                 went_on += worth > 0
-    assert not judge.should_continue()
+    assert not scorer.should_continue()
     return clear, went_on
 
 
@@ -233,17 +233,17 @@ def test_judging_again_and_judging_late_change_nothing() -> None:
         draw = np.random.default_rng(seed)
         model = random_model(draw)
         whole = random_draft(draw, model)
-        judges = [CycleJudge(model, COST) for _ in range(2)]
-        for judge in judges:
-            judge.begin(float(whole.success[0]), int(whole.lookups[0]))
+        scorers = [CycleScorer(model, COST) for _ in range(2)]
+        for scorer in scorers:
+            scorer.begin(float(whole.success[0]), int(whole.lookups[0]))
         for depth in range(model.max_depth + 1):
-            progress = progress_of(whole.at_depth(depth), model.chain_length)
-            judges[0].judge(progress, 2.0)
-            judges[0].judge(progress, 0.7)
-        judges[1].judge(progress, 0.7)
-        for one, two in zip(judges[0].survival(), judges[1].survival(), strict=True):
+            progress = progress_of(whole.at_depth(depth), model.lookup_tokens)
+            scorers[0].score(progress, 2.0)
+            scorers[0].score(progress, 0.7)
+        scorers[1].score(progress, 0.7)
+        for one, two in zip(scorers[0].survival(), scorers[1].survival(), strict=True):
             np.testing.assert_array_equal(one, two)
-        one, two = (judge.select() for judge in judges)
+        one, two = (scorer.select() for scorer in scorers)
         np.testing.assert_array_equal(one.nodes, two.nodes)
         assert one.chain_tokens == two.chain_tokens
 
@@ -259,9 +259,9 @@ def fixed_model(**changes) -> AcceptanceModel:
         top_k=2,
         max_depth=2,
         max_rows=9,
-        chain_length=3,
+        lookup_tokens=3,
         pool_net=constant_net(POOL_INPUTS, 0.0),
-        chain_net=constant_net(CHAIN_INPUTS, 40.0),
+        lookup_net=constant_net(LOOKUP_INPUTS, 40.0),
         stop_weights=np.zeros((2, STOP_INPUTS), "f4"),
         rate=1.0,
     )
@@ -275,17 +275,17 @@ PROGRESS = DraftProgress(
 
 @pytest.mark.parametrize("rows", range(2, 10))
 def test_equal_survivals_keep_their_order(rows: int) -> None:
-    # Every candidate survives with 1/2; the chain's tokens behind the pool do, too, and come last.
+    # Every candidate survives with 1/2, and so do the looked-up tokens after the pool.
     cost = CostTable("", "", (1, rows, 20), (1.0, 1.0, 99.0), (0.0,) * 3, (2,), (0.1,), (0.1,))
-    judge = CycleJudge(fixed_model(), cost)
-    judge.begin(0.5, 3)
-    judge.judge(PROGRESS, 1.0)
-    pool, chain = judge.survival()
+    scorer = CycleScorer(fixed_model(), cost)
+    scorer.begin(0.5, 3)
+    scorer.score(PROGRESS, 1.0)
+    pool, lookup = scorer.survival()
     assert pool.tolist() == [0.5] * 6
-    assert chain.tolist() == [0.0, 0.5, 0.5]
-    selection = judge.select()
+    assert lookup.tolist() == [0.0, 0.5, 0.5]
+    selection = scorer.select()
     assert selection.nodes.tolist() == list(range(min(rows - 1, 6)))
-    # Behind six of the pool, the first token of the chain that it lacks is the chain's second.
+    # After six of the pool comes the first looked-up token that it lacks, which is the second.
     assert selection.chain_tokens == {8: 2, 9: 3}.get(rows, 0)
 
 
@@ -295,7 +295,7 @@ def test_equal_survivals_keep_their_order(rows: int) -> None:
         ({"top_k": 0}, ValueError, "top_k of the model must be at least 1, got 0"),
         ({"max_rows": 2.0}, TypeError, "max_rows of the model must be an int, got 2.0"),
         ({"max_depth": True}, TypeError, "max_depth of the model must be an int"),
-        ({"chain_length": -1}, ValueError, "chain_length of the model must be at least 0"),
+        ({"lookup_tokens": -1}, ValueError, "lookup_tokens of the model must be at least 0"),
         ({"max_rows": 65}, ValueError, r"rows must lie in 1\.\.64, got 65"),
         (
             {"stop_weights": np.zeros((3, STOP_INPUTS), "f4")},
@@ -313,20 +313,20 @@ def test_equal_survivals_keep_their_order(rows: int) -> None:
             "stop_weights of the model must be a float32 array, got list",
         ),
         (
-            {"pool_net": constant_net(CHAIN_INPUTS, 0.0)},
+            {"pool_net": constant_net(LOOKUP_INPUTS, 0.0)},
             ValueError,
             r"pool_net.weights\[0\] of the model must have shape \(14, 3\), got \(13, 3\)",
         ),
         (
-            {"chain_net": constant_net(CHAIN_INPUTS, np.nan)},
+            {"lookup_net": constant_net(LOOKUP_INPUTS, np.nan)},
             ValueError,
-            r"chain_net.biases\[2\] of the model must be finite",
+            r"lookup_net.biases\[2\] of the model must be finite",
         ),
     ],
 )
 def test_models_that_are_none_are_refused(changes, error, message) -> None:
     with pytest.raises(error, match=message):
-        CycleJudge(fixed_model(**changes), COST)
+        CycleScorer(fixed_model(**changes), COST)
 
 
 @pytest.mark.parametrize(
@@ -346,17 +346,17 @@ def test_models_that_are_none_are_refused(changes, error, message) -> None:
     ],
 )
 def test_drafts_that_are_none_are_refused(changes, error, message) -> None:
-    judge = CycleJudge(fixed_model(), COST)
-    judge.begin(0.5, 0)
+    scorer = CycleScorer(fixed_model(), COST)
+    scorer.begin(0.5, 0)
     with pytest.raises(error, match=message):
-        judge.judge(replace(PROGRESS, **changes), 1.0)
-    judge.judge(PROGRESS, 1.0)
-    assert judge.survival()[0].tolist() == [0.5] * 6
+        scorer.score(replace(PROGRESS, **changes), 1.0)
+    scorer.score(PROGRESS, 1.0)
+    assert scorer.survival()[0].tolist() == [0.5] * 6
 
 
 def test_nothing_is_said_before_something_was_judged() -> None:
-    judge = CycleJudge(fixed_model(), COST)
-    for ask in (judge.should_continue, judge.select, judge.survival):
+    scorer = CycleScorer(fixed_model(), COST)
+    for ask in (scorer.should_continue, scorer.select, scorer.survival):
         with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
             ask()
 
@@ -367,9 +367,9 @@ def test_weights_that_overflow_are_reported() -> None:
     second = np.array([[3e38, -3e38, 0]] * 3, "f4")
     last = np.array([[1], [1], [1]], "f4")
     net = SmallNet((huge, second, last), net.biases)
-    judge = CycleJudge(fixed_model(pool_net=net), COST)
-    judge.begin(0.5, 0)
+    scorer = CycleScorer(fixed_model(pool_net=net), COST)
+    scorer.begin(0.5, 0)
     with pytest.raises(ValueError, match="a probability is not a number"):
-        judge.judge(replace(PROGRESS, scores=-PROGRESS.scores), 1.0)
+        scorer.score(replace(PROGRESS, scores=-PROGRESS.scores), 1.0)
     with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
-        judge.should_continue()
+        scorer.should_continue()

@@ -22,7 +22,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     candidates = random_candidates(6)
     one, two = model.survival(candidates), loaded.survival(candidates)
     np.testing.assert_array_equal(one.pool, two.pool)
-    np.testing.assert_array_equal(one.chain, two.chain)
+    np.testing.assert_array_equal(one.lookup, two.lookup)
     np.testing.assert_array_equal(model.stop_weights, loaded.stop_weights)
     assert (loaded.rate, loaded.constant, loaded.gain) == (model.rate, model.constant, 0.03)
     with pytest.raises(ValueError, match=r"head_id of the policy .* is b, this one is c"):

@@ -16,13 +16,14 @@ from eaglerl.eagle3.policy import (
     StepResult,
     TreeParams,
 )
-from eaglerl.fitting.fit_acceptance import AcceptanceOptions, fit_acceptance
+from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
 from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.traces.simulation import simulate, total
 
-from .test_acceptance import DEAR, D, K, planted_trace
+from ..fitting.fitted import fit_acceptance
+from .test_acceptance import COSTLY, D, K, planted_trace
 
 GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()
 
@@ -63,7 +64,7 @@ def test_a_constant_cycle_is_that_of_the_constant_tree(traces) -> None:
     tree = TreeParams(4, 1, K)
     guarded = FallbackPolicy(Always(8, 2), tree, gain=-0.9)
     assert isinstance(guarded, SelectingPolicy)
-    expected, found = simulate(tree, traces[:1], DEAR), simulate(guarded, traces[:1], DEAR)
+    expected, found = simulate(tree, traces[:1], COSTLY), simulate(guarded, traces[:1], COSTLY)
     # Trials of the policy apart: the first is due after a dozen cycles.
     assert found[0].trees[(4, 1, K)] > 0.9 * sum(found[0].trees.values())
     assert expected[0].trees.keys() == {(4, 1, K)}
@@ -72,31 +73,31 @@ def test_a_constant_cycle_is_that_of_the_constant_tree(traces) -> None:
 
 @pytest.mark.parametrize("gain", [0.03, 0.2])
 def test_a_bad_policy_is_put_aside(traces, gain: float) -> None:
-    constant = best_constant(traces, GRID, DEAR).params
-    best = total(simulate(constant, traces, DEAR)).tokens_per_second
-    bad = total(simulate(Always(8, D), traces, DEAR)).tokens_per_second
+    constant = best_constant(traces, GRID, COSTLY).params
+    best = total(simulate(constant, traces, COSTLY)).tokens_per_second
+    bad = total(simulate(Always(8, D), traces, COSTLY)).tokens_per_second
     assert bad < 0.75 * best
     guarded = FallbackPolicy(Always(8, D), constant, gain)
-    outcomes = simulate(guarded, traces, DEAR)
+    outcomes = simulate(guarded, traces, COSTLY)
     cycles = np.cumsum([outcome.cycles for outcome in outcomes])
     # The learning time that the class states: 500 cycles, twice that where a gain of 20 % was
     # promised.
     begin = int(np.searchsorted(cycles, 500 if gain < 0.1 else 1000)) + 1
     assert len(outcomes) - begin > 5
     later = total(outcomes[begin:]).tokens_per_second
-    reference = total(simulate(constant, traces[begin:], DEAR)).tokens_per_second
+    reference = total(simulate(constant, traces[begin:], COSTLY)).tokens_per_second
     assert later >= 0.99 * reference
     assert guarded.advantage < 0
 
 
 def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
-    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, chain_length=0, steps=200)
-    model = fit_acceptance([planted_trace(seed) for seed in range(10)], DEAR, options)
-    constant = best_constant(traces, GRID, DEAR).params
-    reference = simulate(constant, traces, DEAR)
+    options = AcceptanceOptions(top_k=K, max_depth=D, max_rows=8, lookup_tokens=0, steps=200)
+    model = fit_acceptance([planted_trace(seed) for seed in range(10)], COSTLY, options)
+    constant = best_constant(traces, GRID, COSTLY).params
+    reference = simulate(constant, traces, COSTLY)
 
     def later(policy) -> tuple[float, float]:
-        outcomes = simulate(policy, traces, DEAR)
+        outcomes = simulate(policy, traces, COSTLY)
         begin = int(np.searchsorted(np.cumsum([o.cycles for o in outcomes]), 500)) + 1
         return (
             total(outcomes).tokens_per_second / total(reference).tokens_per_second,
@@ -111,14 +112,14 @@ def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
         biases=(*model.pool_net.biases[:last], -model.pool_net.biases[last]),
     )
     wrong = replace(model, pool_net=net)
-    assert later(AcceptancePolicy(wrong, DEAR))[0] < 0.8
-    assert later(FallbackPolicy(AcceptancePolicy(wrong, DEAR), constant, 0.03))[1] >= 0.99
+    assert later(AcceptancePolicy(wrong, COSTLY))[0] < 0.8
+    assert later(FallbackPolicy(AcceptancePolicy(wrong, COSTLY), constant, 0.03))[1] >= 0.99
     # The good one keeps nearly all of its gain.
     free, guarded = (
         later(policy)[0]
         for policy in (
-            AcceptancePolicy(model, DEAR),
-            FallbackPolicy(AcceptancePolicy(model, DEAR), constant, 0.05),
+            AcceptancePolicy(model, COSTLY),
+            FallbackPolicy(AcceptancePolicy(model, COSTLY), constant, 0.05),
         )
     )
     assert free > 1.05

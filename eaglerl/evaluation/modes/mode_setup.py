@@ -103,7 +103,7 @@ def mode_identity(mode: ModeSpec, resources: Resources) -> str | None:
     needs: Sequence[str] = mode.needs
     if mode.kind in POLICY_KINDS:
         files = find_policy(Path(mode.argument))
-        parts.append(files.identity)
+        parts.append(files.fingerprint)
         if files.is_acceptance:
             parts.append(asdict(files.read_cost(inputs.cost)))
     if mode.kind in SELECTED_KINDS:

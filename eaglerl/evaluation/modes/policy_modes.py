@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from eaglerl.cost.cost_table import CostTable
@@ -54,7 +53,7 @@ def load_live_policy(
     if files.is_acceptance:
         model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
         if kind == "trees-only":
-            model = replace(model, chain_length=0, chain_net=None)
+            model = model.without_lookups()
         bare = AcceptancePolicy(model, files.read_cost(cost))
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
     published = load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,7 @@ class ExpectingPolicy(AcceptancePolicy):
     def select(self, progress: DraftProgress) -> Selection:
         """What the policy selects."""
         selection = super().select(progress)
-        pool, chain = self._judge.survival()
+        pool, chain = self._scorer.survival()
         self._expectation = 1.0 + float(pool[selection.nodes].sum())
         self._expectation += float(chain[: selection.chain_tokens].sum())
         return selection
@@ -316,7 +316,7 @@ def _study(
     if files.is_acceptance:
         model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
         if kind == "trees-only":
-            model = replace(model, chain_length=0, chain_net=None)
+            model = model.without_lookups()
         policy = ExpectingPolicy(model, cost)
         seconds = total(simulate(policy, traces, cost)).seconds
         expected, found = np.array(policy.expected), np.array(policy.found)

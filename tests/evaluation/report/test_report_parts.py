@@ -1,7 +1,6 @@
 """Parts of the report against calculations by hand, plain loops, and the model itself."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -203,14 +202,14 @@ def test_a_cached_decision_serves_its_interval() -> None:
 
 def test_expectations_are_the_models() -> None:
     # Without lookups: those of a made-up trace do not come from its text, which the policy reads.
-    model = replace(random_model(), chain_length=0, chain_net=None)
+    model = random_model().without_lookups()
     for seed in range(6):
         trace = made_up_trace(1, seed=seed)
         trace.lookup_match[:] = 0
         policy = ExpectingPolicy(model, COST)
         outcome = total(simulate(policy, [trace], COST))
         ((_, depth, _),) = outcome.trees
-        candidates = trace_candidates([trace], model.top_k, model.max_depth, model.chain_length)
+        candidates = trace_candidates([trace], model.top_k, model.max_depth, model.lookup_tokens)
         candidates = candidates.at_depth(depth)
         plan = model.plan(candidates, model.survival(candidates), COST, model.rate)
         # The policy's nets and survivals are float32.

@@ -109,7 +109,7 @@ WRITERS: dict[str, tuple[str, Callable[[SimpleNamespace], Any]]] = {
     "acceptance": ("exclusive_folder", lambda run: train_acceptance(
         planted_traces(4), ACTIONS, COST, run.folder / "out",
         TrainAcceptanceOptions(
-            AcceptanceOptions(top_k=2, max_depth=1, max_rows=6, chain_length=0), folds=2), **IDS)),
+            AcceptanceOptions(top_k=2, max_depth=1, max_rows=6, lookup_tokens=0), folds=2), **IDS)),
     "as published": ("exclusive_folder", lambda run: train_reference(
         "ppo", planted_traces(2), ACTIONS, COST, run.folder / "out", total_steps=8)),
     "preset": ("exclusive_folder", lambda run: train_preset(
