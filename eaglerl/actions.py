@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -20,10 +21,18 @@ from eaglerl.ops.limits import MAX_ACTIONS
 FORMAT = "eaglerl-actions"
 VERSION = 1
 
-#: Bins of Re-SpS (https://arxiv.org/abs/2601.12212).
-PUBLISHED_TOTAL_TOKENS = (32, 48, 64, 80, 96, 128)
-PUBLISHED_DEPTHS = (3, 4, 5, 6, 7, 8)
-PUBLISHED_TOP_KS = (8, 12, 16, 20, 32)
+#: Actions of Re-SpS.
+RESPS_TOTAL_TOKENS = (32, 48, 64, 80, 96, 128)
+RESPS_DEPTHS = (3, 4, 5, 6, 7, 8)
+RESPS_TOP_KS = (8, 12, 16, 20, 32)
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} is deprecated and goes with the next release: use {new}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 class ActionsSchema(VersionedSchema):
@@ -68,7 +77,8 @@ class ActionSpace(Sequence[TreeParams]):
         depths: Sequence[int],
         top_ks: Sequence[int],
         *,
-        published_rule: bool = False,
+        resps_rule: bool = False,
+        published_rule: bool | None = None,
     ) -> ActionSpace:
         """All trees of a grid that exist, `total_tokens` slowest and `top_k` fastest.
 
@@ -76,30 +86,44 @@ class ActionSpace(Sequence[TreeParams]):
             total_tokens: values of T.
             depths: values of D.
             top_ks: values of K.
-            published_rule: keep only T <= K^(D - 1), Re-SpS's rule. Without it the true bound
-                holds: T - 1 <= K + D K^2, the candidates that there are.
+            resps_rule: keep only T <= K^(D - 1), the rule of Re-SpS. Without it the exact bound
+                holds: T - 1 <= K + D K^2, the number of candidates.
+            published_rule: the deprecated name of `resps_rule`.
 
         Raises:
             ValueError: no tree is left.
         """
+        if published_rule is not None:
+            _warn_renamed("published_rule", "resps_rule")
+            resps_rule = published_rule
         actions = []
         for total, depth, top_k in product(total_tokens, depths, top_ks):
             fits = total - 1 <= top_k + depth * top_k**2
-            if fits and (not published_rule or total <= top_k ** (depth - 1)):
+            if fits and (not resps_rule or total <= top_k ** (depth - 1)):
                 actions.append(TreeParams(total, depth, top_k))
         return cls(actions)
 
     @classmethod
+    def resps(cls) -> ActionSpace:
+        """Return the 177 actions of Re-SpS: its grid of 180 less the 3 that its rule excludes."""
+        return cls.grid(RESPS_TOTAL_TOKENS, RESPS_DEPTHS, RESPS_TOP_KS, resps_rule=True)
+
+    @classmethod
+    def resps_grid(cls) -> ActionSpace:
+        """Return the whole grid of Re-SpS: 180 actions, all of which are possible trees."""
+        return cls.grid(RESPS_TOTAL_TOKENS, RESPS_DEPTHS, RESPS_TOP_KS)
+
+    @classmethod
     def published(cls) -> ActionSpace:
-        """The 177 actions of Re-SpS: 180 bins less the three that its rule takes out."""
-        return cls.grid(
-            PUBLISHED_TOTAL_TOKENS, PUBLISHED_DEPTHS, PUBLISHED_TOP_KS, published_rule=True
-        )
+        """Return `resps()`; the deprecated name of it."""
+        _warn_renamed("ActionSpace.published", "ActionSpace.resps")
+        return cls.resps()
 
     @classmethod
     def published_bins(cls) -> ActionSpace:
-        """All 180 bins of Re-SpS; every one of them is a tree that exists."""
-        return cls.grid(PUBLISHED_TOTAL_TOKENS, PUBLISHED_DEPTHS, PUBLISHED_TOP_KS)
+        """Return `resps_grid()`; the deprecated name of it."""
+        _warn_renamed("ActionSpace.published_bins", "ActionSpace.resps_grid")
+        return cls.resps_grid()
 
     @classmethod
     def cpu_grid(cls) -> ActionSpace:

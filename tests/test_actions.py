@@ -1,4 +1,4 @@
-"""The action spaces: the published bins, JSON, and errors that name what is wrong."""
+"""The action spaces: those of Re-SpS, JSON, and errors that name what is wrong."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 
 
-def test_the_published_rule_takes_three_of_the_180_bins_out() -> None:
-    published, bins = ActionSpace.published(), ActionSpace.published_bins()
-    assert (len(published), len(bins)) == (177, 180)
-    missing = set(bins) - set(published)
+def test_the_rule_of_resps_excludes_three_of_the_180_actions() -> None:
+    resps, grid = ActionSpace.resps(), ActionSpace.resps_grid()
+    assert (len(resps), len(grid)) == (177, 180)
+    missing = set(grid) - set(resps)
     assert {(tree.total_tokens, tree.depth, tree.top_k) for tree in missing} == {
         (80, 3, 8), (96, 3, 8), (128, 3, 8),
     }  # fmt: skip
 
 
-def test_bins_are_in_the_published_order() -> None:
+def test_actions_are_in_the_order_of_resps() -> None:
     totals, depths, widths = (32, 48, 64, 80, 96, 128), range(3, 9), (8, 12, 16, 20, 32)
     expected = [(total, depth, width) for total in totals for depth in depths for width in widths]
-    bins = ActionSpace.published_bins().bins
+    bins = ActionSpace.resps_grid().bins
     assert bins.dtype == torch.int32
     assert bins.tolist() == [list(triple) for triple in expected]
 
@@ -49,7 +49,7 @@ def test_no_draft_is_added_once_and_first() -> None:
 
 
 def test_index_is_the_inverse_of_item() -> None:
-    space = ActionSpace.published()
+    space = ActionSpace.resps()
     assert [space.index(tree) for tree in space] == list(range(177))
     with pytest.raises(ValueError, match="none of the 177 actions"):
         space.index(NO_DRAFT)
@@ -97,3 +97,13 @@ def test_wrong_actions_are_refused() -> None:
         ActionSpace([(1, 0, 1)])
     with pytest.raises(ValueError, match="at least one tree"):
         ActionSpace.grid((99,), (0,), (1,))
+
+
+def test_the_names_of_before_warn_and_work() -> None:
+    with pytest.warns(DeprecationWarning, match=r"use ActionSpace\.resps$"):
+        assert list(ActionSpace.published()) == list(ActionSpace.resps())
+    with pytest.warns(DeprecationWarning, match=r"use ActionSpace\.resps_grid$"):
+        assert list(ActionSpace.published_bins()) == list(ActionSpace.resps_grid())
+    with pytest.warns(DeprecationWarning, match="use resps_rule$"):
+        old = ActionSpace.grid((80,), (3, 4), (8,), published_rule=True)
+    assert list(old) == [TreeParams(80, 4, 8)]

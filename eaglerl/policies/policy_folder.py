@@ -16,9 +16,9 @@ from eaglerl.policies.acceptance_file import FORMAT, load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.regular_file import check_regular, open_regular
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import CARD_NAME
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 from eaglerl.tensor_file import open_tensors
 
 if TYPE_CHECKING:

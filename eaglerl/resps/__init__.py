@@ -1,4 +1,7 @@
-"""Reproduction of Re-SpS (https://arxiv.org/abs/2601.12212): policies, command, flags, grids.
+"""Reproduction of Re-SpS: its policies, its evaluation command with all flags, its grids.
 
-Nothing else needs this package but trained PPO and DQN policies, which `policies` holds.
+Re-SpS (https://arxiv.org/abs/2601.12212) chooses the draft tree of EAGLE-3 by reinforcement
+learning. `resps.policies` holds its PPO and DQN policies, which `eaglerl.sb3` trains as well.
+Nothing else in the project needs this package. The setting ``reference`` restores the original
+behaviour, faults included.
 """

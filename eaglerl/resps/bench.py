@@ -32,7 +32,7 @@ from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.fingerprints import head_id, target_id
 from eaglerl.json_file import parse_json, read_lines
 from eaglerl.prepare import sample_questions_path
-from eaglerl.resps.policies.base import ReSpSPolicy
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 #: Where a bench's name is looked for, below the current folder.
 BENCH_FOLDERS = ("data", "eagle/data")

@@ -1,4 +1,4 @@
-"""Policies as the published command and its scripts set them up, new ones and saved ones."""
+"""Policies as the command and the scripts of Re-SpS set them up, new or saved."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from eaglerl.actions import ActionSpace
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.envs import observations
 from eaglerl.fingerprints import head_id
-from eaglerl.resps.flags import FlagError, PublishedFlags, flag_name
-from eaglerl.resps.policies.base import ReSpSPolicy
+from eaglerl.resps.flags import FlagError, ReSpSFlags, flag_name
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_file import check_wanted, read_card, read_weights
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 Version = Literal["standard", "ofl"]
 
 #: A checkpoint is written where a sequence has ended, not in the middle of one.
 NO_CHECKPOINTS_WITHIN = 2**31
-#: The two published PPOs differ in their code and their nets; of these, what inference can hold.
+#: Re-SpS has two PPOs. They differ in code and nets; this is the part that affects inference.
 VERSIONS: Mapping[str, Mapping[str, Any]] = {
     "standard": {"net_arch": (512, 256, 128), "activation": "relu"},
     "ofl": {"net_arch": (64, 64), "activation": "tanh"},
 }
-#: Entropy bonus without max-entropy, as the published command has it.
+#: Entropy bonus without max-entropy, as in the command of Re-SpS.
 _ENTROPY = 0.01
 
 
 def version_options(version: str, net_arch: str = "") -> dict[str, Any]:
-    """PPO's arguments for a published version.
+    """Return the arguments of PPO for one of the two versions of Re-SpS.
 
     Args:
         version: "standard" or "ofl".
@@ -57,7 +57,7 @@ def version_options(version: str, net_arch: str = "") -> dict[str, Any]:
 
 
 def new_policy(
-    flags: PublishedFlags,
+    flags: ReSpSFlags,
     decoder: SpeculativeDecoder,
     actions: ActionSpace,
     checkpoint_dir: Path,
@@ -104,7 +104,7 @@ def text_model_of(given: str | None) -> str:
 
 
 def saved_policy(
-    flags: PublishedFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
+    flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> ReSpSPolicy:
     """A policy from its folder, with what the flags change of it.
 
@@ -151,7 +151,7 @@ def saved_policy(
 
 
 def _running(
-    flags: PublishedFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
+    flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> dict[str, Any]:
     """What does not belong to a policy, but to the run that it is used in."""
     running: dict[str, Any] = {"head": decoder.head, "tokenizer": decoder.tokenizer}

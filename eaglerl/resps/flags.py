@@ -1,4 +1,4 @@
-"""The flags of the published evaluation command: which of them have an effect, and why not."""
+"""The flags of the evaluation command of Re-SpS: which of them have an effect, and why not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FlagError(ValueError):
 
 
 @dataclass(frozen=True)
-class PublishedFlags:
+class ReSpSFlags:
     """What the flags say; see ``eaglerl evaluate --help``.
 
     Attributes:

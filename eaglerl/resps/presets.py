@@ -1,4 +1,4 @@
-"""The grids of policies that the published scripts train and compare, each as one list of modes.
+"""The grids of policies that the scripts of Re-SpS train and compare, each as one list of modes.
 
 PPO: {standard, OFL} x {features, context only} x {max-entropy, not}. DQN has no versions, there as
 here: {features, context only} x {max-entropy, not}.
@@ -30,7 +30,7 @@ from eaglerl.traces.trace_set import Trace
 PRESETS = ("ppo-modes", "dqn-modes")
 #: Folder of the policies below that of a comparison.
 POLICIES_NAME = "policies"
-#: Cycles that a decision serves while a policy learns and when it is evaluated, as published.
+#: Cycles that a decision serves while a policy learns and when it is evaluated, as in Re-SpS.
 LEARNING_CACHE_STEPS, EVALUATION_CACHE_STEPS = 10, 30
 #: Widths of the paper's net, which its default combination has.
 _OFL_WIDTHS = "128,128"

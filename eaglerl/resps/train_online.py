@@ -1,4 +1,4 @@
-"""Training as it was published: the policy watches traces being decoded, cycle by cycle."""
+"""Training as in Re-SpS: the policy watches traces being decoded, cycle by cycle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.resps.policies.base import ReSpSPolicy
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 

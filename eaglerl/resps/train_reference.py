@@ -1,4 +1,4 @@
-"""Training as published, faults included, for comparison."""
+"""Training as in Re-SpS, faults included, for comparison."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.files import exclusive_folder
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_settings import PolicySettings
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 from eaglerl.resps.train_online import learn_from_traces
 from eaglerl.traces.trace_set import Trace
 
@@ -31,7 +31,7 @@ def train_reference(
 ) -> ReSpSPolicy:
     """Train a policy with ``reference=True``, for comparison; a folder with checkpoints goes on.
 
-    All defaults are the published ones. Traces hold the draft head's features, so these are the
+    All defaults are those of Re-SpS. Traces hold the draft head's features, so these are the
     state, not the mean of the taps.
 
     Args:

@@ -26,9 +26,9 @@ from eaglerl.envs.trace_windows import TraceWindows, observation_size
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.load_saved import POLICIES
 from eaglerl.resps.policies.policy_settings import PolicySettings
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 from eaglerl.runs.policy_run import PolicyRun
 from eaglerl.runs.run_log import RunLog
 from eaglerl.sb3.policy_card import write_policy_card

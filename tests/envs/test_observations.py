@@ -87,7 +87,7 @@ def test_features_of_every_shape() -> None:
     assert observer.observe() is None
 
 
-def test_taps_are_reduced_by_the_head_or_as_published() -> None:
+def test_features_are_reduced_by_the_head_or_as_in_resps() -> None:
     decoder = tiny_decoder()
     width, k = decoder.head.config.hidden_size, decoder.target.hidden_size
     taps = torch.randn(3 * k)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from eaglerl.cli.app import app
 from eaglerl.envs.observations import TEXT_MODEL, packaged_text_model, sentence_encoder
 from eaglerl.resps.bench_policies import text_model_of
-from eaglerl.resps.flags import FlagError, PublishedFlags
+from eaglerl.resps.flags import FlagError, ReSpSFlags
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.policies.policy_settings import PolicySettings
 
@@ -96,9 +96,9 @@ def test_a_folder_is_saved_by_its_whole_path(
 def test_the_flag_needs_a_policy_of_text() -> None:
     given: dict[str, Any] = {"use_optimized_dqn": True, "text_model": "x", "given": {"text_model"}}
     with pytest.raises(FlagError, match="without --use-context-only-state"):
-        PublishedFlags(**given)
-    assert PublishedFlags(**given, use_context_only_state=True).text_model == "x"
-    assert PublishedFlags(**given, use_eagle3_features=False).text_model == "x"
+        ReSpSFlags(**given)
+    assert ReSpSFlags(**given, use_context_only_state=True).text_model == "x"
+    assert ReSpSFlags(**given, use_eagle3_features=False).text_model == "x"
 
 
 @pytest.mark.slow

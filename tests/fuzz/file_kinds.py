@@ -47,7 +47,7 @@ from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
 from ..policies.test_acceptance import COST, random_model
-from ..resps.published import DQN, PPO, make_policy
+from ..resps.small_policies import DQN, PPO, make_policy
 from ..resps.test_policy_files import sequences
 from ..traces.planted import ACTIONS
 from ..traces.worlds import made_up_trace
@@ -349,7 +349,7 @@ KINDS: dict[str, FileKind] = {
         (
             "eaglerl.runs.checkpoints",
             "eaglerl.runs.sb3_state",
-            "eaglerl.resps.policies.persistence",
+            "eaglerl.resps.policies.policy_saving",
         ),
     ),
     "checkpoints of DQN": FileKind(_write_checkpoints(DQN), _read_checkpoints(DQN), ()),

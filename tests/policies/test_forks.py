@@ -12,7 +12,7 @@ from eaglerl.policies.baselines import TierPolicy
 from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.lookup_rule import LookupRule
 
-from ..resps.published import BOTH, policy_for
+from ..resps.small_policies import BOTH, policy_for
 from ..traces.test_record import tiny_decoder, tiny_prompts
 from .test_acceptance import COST, random_model
 

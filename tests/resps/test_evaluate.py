@@ -1,4 +1,4 @@
-"""The command `evaluate`: what each published flag changes, or why it is refused; resuming."""
+"""The command `evaluate`: what each flag of Re-SpS changes, or why it is refused; resuming."""
 
 import json
 from collections.abc import Callable
@@ -23,8 +23,8 @@ PPO = ["--use-optimized-sb3-discrete-ppo", "--actions", "cpu"]
 DQN = ["--use-optimized-dqn", "--actions", "cpu"]
 OFL = [*PPO, "--optimized-policy-version", "ofl"]
 SAVED = ["--online-policy-path", "SAVED", "--online-inference-only"]
-#: The list of the published command.
-PUBLISHED = {
+#: The flags of the command of Re-SpS.
+RESPS_FLAGS = {
     "--use-optimized-sb3-discrete-ppo", "--use-optimized-dqn", "--optimized-policy-version",
     "--action-cache-steps", "--action-cache-enabled", "--no-action-cache-enabled",
     "--use-eagle3-features", "--use-context-only-state", "--hidden-size",
@@ -185,7 +185,7 @@ def captured(
         def close(self) -> None: ...
 
     monkeypatch.setattr("eaglerl.resps.bench.evaluate", stand_in)
-    monkeypatch.setattr("eaglerl.resps.policies.base.RunLog", Log)
+    monkeypatch.setattr("eaglerl.resps.policies.resps_policy.RunLog", Log)
 
     def run(*arguments: str) -> SimpleNamespace:
         result = evaluate(*arguments)
@@ -197,7 +197,7 @@ def captured(
 
 def test_no_flag_is_forgotten() -> None:
     always = {"--bench-name", "--answer-file"}
-    assert PUBLISHED - always <= CHANGES.keys() | SAME.keys()
+    assert RESPS_FLAGS - always <= CHANGES.keys() | SAME.keys()
 
 
 @pytest.mark.parametrize("flag", CHANGES)
@@ -303,9 +303,9 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     kind: list[str],
 ) -> None:
-    from eaglerl.resps import bench as published
+    from eaglerl.resps import bench
 
-    own, calls = published.answer, []
+    own, calls = bench.answer, []
 
     def third_is_interrupted(*arguments: Any, **more: Any) -> Any:
         calls.append(arguments[1].id)
@@ -313,7 +313,7 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
             raise KeyboardInterrupt
         return own(*arguments, **more)
 
-    monkeypatch.setattr(published, "answer", third_is_interrupted)
+    monkeypatch.setattr(bench, "answer", third_is_interrupted)
     answers, saved = tmp_path / "answers.jsonl", tmp_path / "policy"
     command = [*kind, "--max-new-token", "16", "--action-cache-steps", "2", "--question-end", "4",
                "--online-policy-save-path", str(saved)]  # fmt: skip

@@ -26,7 +26,7 @@ from eaglerl.traces.simulation import simulate
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.worlds import tiny_decoder
-from .published import BOTH, DQN, PPO, features, make_policy
+from .small_policies import BOTH, DQN, PPO, features, make_policy
 
 
 def decide(policy, count: int = 12) -> list[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""Published grids: their policies, training that is resumed, and the comparison that follows."""
+"""Grids of Re-SpS: policies, training that is resumed, and the comparison that follows."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_every_policy_is_what_its_label_says(name: str, tmp_path: Path) -> None:
         assert weights.mlp_in_features == (384 if wanted.context_only else WIDTH)
         assert settings.enable_max_entropy == wanted.max_entropy
         assert settings.max_entropy_inference == wanted.max_entropy
-        # As published: 10 cycles while learning, 30 when it is evaluated.
+        # As in Re-SpS: 10 cycles while learning, 30 when it is evaluated.
         assert settings.action_cache_steps == 30
         widths = tuple(len(bias) for bias in weights.hidden_biases)
         expected = {"ofl": ((128, 128), "tanh")}.get(wanted.version, ((512, 256, 128), "relu"))

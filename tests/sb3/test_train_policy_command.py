@@ -140,6 +140,8 @@ def test_named_actions_and_the_split() -> None:
     assert read_actions("cpu-grid")[0] == NO_DRAFT
     assert len(read_actions("published")) == 177
     assert len(read_actions("published-bins")) == 180
+    assert len(read_actions("resps")) == 177
+    assert len(read_actions("resps-grid")) == 180
 
     class Named:
         def __init__(self, number: int) -> None:

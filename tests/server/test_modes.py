@@ -10,7 +10,7 @@ from eaglerl.eagle3 import DraftPlan, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
 from eaglerl.server import Mode, Modes, find_policies, standard_modes
 
-from ..resps.published import PPO, make_policy
+from ..resps.small_policies import PPO, make_policy
 from .tiny import greedy_text, tiny_decoder
 
 

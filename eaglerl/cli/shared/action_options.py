@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 _ACTION_SPACES = {
     "cpu": "cpu",
     "cpu-grid": "cpu_grid",
-    "published": "published",
-    "published-bins": "published_bins",
+    "resps": "resps",
+    "resps-grid": "resps_grid",
+    # The names of release 0.1.
+    "published": "resps",
+    "published-bins": "resps_grid",
 }
 
 

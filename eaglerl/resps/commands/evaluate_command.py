@@ -1,4 +1,4 @@
-"""`eaglerl evaluate`: one bench, with the flags of the published evaluation command."""
+"""`eaglerl evaluate`: one bench, with the flags of the evaluation command of Re-SpS."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from eaglerl.prepare import DEFAULT_MODEL
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.resps.bench import EvaluationSummary
-    from eaglerl.resps.flags import PublishedFlags
-    from eaglerl.resps.policies.base import ReSpSPolicy
+    from eaglerl.resps.flags import ReSpSFlags
+    from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 _TREE_PANEL = "A constant tree, without a policy"
 _POLICY_PANEL = "A policy"
@@ -246,7 +246,7 @@ def evaluate(
     threads: ThreadsOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Answer the questions of one bench, with the flags of the published evaluation command.
+    """Answer the questions of one bench, with the flags of the evaluation command of Re-SpS.
 
     Without a policy, a constant tree drafts. A new policy learns while it decodes, and so does a
     saved one unless --online-inference-only is given. Answers are written as they come, in EAGLE's
@@ -282,25 +282,25 @@ def evaluate(
     notes().print(f"the answers are in {answer_file}", markup=False, soft_wrap=True)
 
 
-def _read_flags(context: typer.Context) -> PublishedFlags:
+def _read_flags(context: typer.Context) -> ReSpSFlags:
     """The flags, each of which has an effect.
 
     Raises:
         typer.BadParameter: one has none.
     """
-    from eaglerl.resps.flags import FlagError, PublishedFlags
+    from eaglerl.resps.flags import FlagError, ReSpSFlags
 
-    names = [field.name for field in fields(PublishedFlags) if field.name != "given"]
+    names = [field.name for field in fields(ReSpSFlags) if field.name != "given"]
     # By its name: typer may bring a click of its own, with an enumeration of its own.
     sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in names}
     given = {name for name, source in sources.items() if source in ("COMMANDLINE", "ENVIRONMENT")}
     try:
-        return PublishedFlags(**{name: context.params[name] for name in names}, given=given)
+        return ReSpSFlags(**{name: context.params[name] for name in names}, given=given)
     except FlagError as error:
         raise typer.BadParameter(error.reason, param_hint=error.flag) from error
 
 
-def _policy(flags: PublishedFlags, decoder: SpeculativeDecoder, answer_file: Path) -> ReSpSPolicy:
+def _policy(flags: ReSpSFlags, decoder: SpeculativeDecoder, answer_file: Path) -> ReSpSPolicy:
     from eaglerl.resps.bench_policies import new_policy, saved_policy
 
     default = answer_file.with_name(f"{answer_file.stem}-checkpoints")
@@ -313,7 +313,7 @@ def _policy(flags: PublishedFlags, decoder: SpeculativeDecoder, answer_file: Pat
     return policy
 
 
-def _model_id(flags: PublishedFlags, temperature: float) -> str:
+def _model_id(flags: ReSpSFlags, temperature: float) -> str:
     if flags.algorithm is None:
         name = f"tree-{flags.total_token}-{flags.depth}-{flags.top_k}"
     else:

@@ -1,4 +1,4 @@
-"""`eaglerl compare --preset`: the published grids of policies, trained and then compared."""
+"""`eaglerl compare --preset`: the grids of policies of Re-SpS, trained and then compared."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from eaglerl.evaluation.modes.mode_names import ModeSpec
     from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
 
-_PANEL = "Published grids"
-#: The published scripts compare with plain decoding and EAGLE's own tree, which is not tuned.
+_PANEL = "Grids of Re-SpS"
+#: The scripts of Re-SpS compare with plain decoding and EAGLE's own tree, which is not tuned.
 PRESET_MODES = ("plain", "tuned", "eagle=tree:60/5/10")
 
 PresetOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Train a published grid of policies on --traces and --cost first, below FOLDER: "
+        help="Train a grid of policies of Re-SpS on --traces and --cost first, below FOLDER: "
         "ppo-modes (8: standard or ofl, features or context only, max-entropy or not) or dqn-modes "
         "(4: no versions). Their modes join those of --mode.",
         show_default=False,

@@ -1,7 +1,7 @@
-"""The policies of Re-SpS under the names that they were published with.
+"""The policies of Re-SpS under their original names.
 
-Re-SpS (https://arxiv.org/abs/2601.12212) chooses the draft tree by PPO or DQN. These are policies
-of the same interface and defaults, on stable-baselines3's own algorithms, faults put right.
+Re-SpS chooses the draft tree by PPO or DQN. These policies have the same interface and defaults,
+but run on the algorithms of stable-baselines3, with the faults corrected.
 """
 
 from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy

@@ -1,4 +1,4 @@
-"""DQN that chooses the draft tree, by its published name."""
+"""DQN that chooses the draft tree, under the name that Re-SpS gave it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 if TYPE_CHECKING:
-    from eaglerl.resps.policies.learner import Learner
+    from eaglerl.resps.policies.sb3_learner import Learner
 
 _DROPOUT = 0.2
-#: Temperature of the published standard mode at inference.
-_PUBLISHED_STANDARD_TEMPERATURE = 0.5
+#: Temperature of the standard mode of Re-SpS at inference.
+_RESPS_STANDARD_TEMPERATURE = 0.5
 
 
 class OptimizedOnlineTreePolicy(ReSpSPolicy):
@@ -36,7 +36,7 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
     - Nothing is dropped out. Reference: a fifth of the first two layers' units is, at inference
       too; initial weights are Xavier's, biases 0.1.
 
-    The loss is stable-baselines3's, Huber's, in both; published is the squared error.
+    The loss is that of stable-baselines3 (Huber) in both; Re-SpS has the squared error.
     ``entropy_weight``, which the publication stores and does not use, is not taken.
     """
 
@@ -125,11 +125,11 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
         policy = {"net_arch": own["net_arch"], **extractor_options(self.settings)}
         model = DQN("MlpPolicy", env, policy_kwargs=policy, device="cpu", **{**options, **changes})
         if self.settings.reference:
-            _publish(model)
+            _restore_reference(model)
         return model
 
     def _make_learner(self) -> Learner:
-        from eaglerl.resps.policies.learner import DQNLearner, SpacesOnly
+        from eaglerl.resps.policies.sb3_learner import DQNLearner, SpacesOnly
 
         settings, own = self.settings, self._model_options
         size = settings.spec.size
@@ -139,12 +139,12 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
             model,
             epsilon=(own["epsilon_start"], own["epsilon_end"], own["epsilon_decay"]),
             temperature=own["temperature"] if drawn else None,
-            published=settings.reference,
+            reference=settings.reference,
         )
 
     def _temperature(self) -> float:
         if self.settings.reference and not self.settings.max_entropy_inference:
-            return _PUBLISHED_STANDARD_TEMPERATURE
+            return _RESPS_STANDARD_TEMPERATURE
         return super()._temperature()
 
     def _infer(self, observation: np.ndarray) -> tuple[int, ...]:
@@ -160,9 +160,9 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
         return (int(torch.multinomial(torch.softmax(values / self._temperature(), -1), 1)),)
 
 
-def _publish(model: Any) -> None:
-    """Give a model the published dropout and initial parameters."""
-    from eaglerl.resps.policies.learner import ReLUDropout
+def _restore_reference(model: Any) -> None:
+    """Give a model the dropout and the initial parameters of Re-SpS."""
+    from eaglerl.resps.policies.sb3_learner import ReLUDropout
 
     for net in (model.q_net, model.q_net_target):
         for index in (1, 3):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.dqn import OptimizedOnlineTreePolicy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 POLICIES: dict[str, type[ReSpSPolicy]] = {
     policy.algorithm: policy

@@ -1,4 +1,4 @@
-"""What all published policies are set up with."""
+"""Settings of all policies of Re-SpS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
 
 #: The tree of Re-SpS where there is no state.
-PUBLISHED_TREE = TreeParams(96, 8, 20)
+RESPS_TREE = TreeParams(96, 8, 20)
 
 
 class SettingsSchema(Schema):
@@ -67,7 +67,7 @@ class PolicySettings:
         max_entropy_inference: draw actions at inference too.
         inference_temperature: of these draws.
         reward: see `WindowReward`.
-        reference: behave as published, faults included.
+        reference: behave as Re-SpS does, faults included.
         text_model: what embeds the context's text, see `sentence_encoder`.
         seed: of initial parameters and all draws.
 
@@ -79,7 +79,7 @@ class PolicySettings:
     use_eagle3_features: bool = True
     use_context_only_state: bool = False
     observation: ObservationSpec | None = None
-    actions: ActionSpace = field(default_factory=ActionSpace.published)
+    actions: ActionSpace = field(default_factory=ActionSpace.resps)
     action_cache_steps: int = 10
     action_cache_enabled: bool = True
     similarity_threshold: float | None = None
@@ -162,7 +162,7 @@ class PolicySettings:
     @property
     def fallback_action(self) -> int:
         """The action without a state, or where a score is not finite."""
-        return self.actions.index(PUBLISHED_TREE) if PUBLISHED_TREE in self.actions else 0
+        return self.actions.index(RESPS_TREE) if RESPS_TREE in self.actions else 0
 
     def to_dict(self) -> dict[str, Any]:
         """A description that JSON can hold."""

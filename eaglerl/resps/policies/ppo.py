@@ -1,18 +1,18 @@
-"""PPO that chooses the draft tree, by its published name."""
+"""PPO that chooses the draft tree, under the name that Re-SpS gave it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eaglerl.resps.policies.base import ReSpSPolicy
 from eaglerl.resps.policies.policy_settings import PolicySettings, split_options
+from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 if TYPE_CHECKING:
-    from eaglerl.resps.policies.learner import Learner
+    from eaglerl.resps.policies.sb3_learner import Learner
 
-#: Entropy coefficient of the published standard mode, whatever is asked for.
-_PUBLISHED_STANDARD_ENTROPY = 0.01
+#: Entropy coefficient of the standard mode of Re-SpS, whatever `ent_coef` is.
+_RESPS_STANDARD_ENTROPY = 0.01
 #: Not among a policy's options: a checkpoint from before there was a choice can still go on.
 _DEFAULT_ACTIVATION = "tanh"
 
@@ -24,21 +24,22 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
     max-entropy mode the entropy bonus is ``max_entropy_ent_coef``, and actions are drawn at
     inference too; in standard mode it is ``ent_coef``.
 
-    Put right against the publication; ``reference=True`` restores what is said of it:
+    Corrected faults of Re-SpS; ``reference=True`` restores what "Reference" says:
 
     - A cycle's time includes drafting, and its reward goes to the decision that drafted its tree.
       Reference: without drafting, to the decision of the cycle after.
     - A window's reward comes from the sums of its tokens and seconds; by default it is tokens -
-      lambda x seconds, whose maximum is that of all tokens over all seconds. Reference: the mean of
+      rate x seconds, whose maximum is that of all tokens over all seconds. Reference: the mean of
       the cycles' tokens per second.
     - A sequence's windows follow each other: what comes after one counts, discounted by ``gamma``.
       Reference: every window is an episode, so that gamma and lambda do nothing.
-    - Taps become the state by the draft head's own reduction. Reference: by their mean.
+    - The draft head's own reduction turns low, mid and high features into the state. Reference:
+      their mean.
     - The first tree is the policy's own. Reference: (96, 8, 20), where that is an action.
     - ``ent_coef`` is honoured. Reference: it is 0.01 in standard mode.
     - Without the cache, a decision is one cycle's; both can be turned off.
 
-    What the publication leaves to future work is in the settings: ``similarity_threshold`` (a
+    What Re-SpS leaves to future work is in the settings: ``similarity_threshold`` (a
     window ends where the context changes), ``compressed_size`` (learned compression of the
     features) and ``horizon`` (the trees of the next windows at once: a head of the actor for each).
 
@@ -82,7 +83,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
             max_grad_norm: gradients are clipped to it.
             max_entropy_ent_coef: entropy bonus in max-entropy mode.
             net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
-            activation: "tanh", as in the published OFL version, or "relu", as in the standard one.
+            activation: "tanh", as in the OFL version, or "relu", as in the standard one.
             settings: see `PolicySettings`; or its fields by their names.
             options: those, and what `ReSpSPolicy` takes.
 
@@ -114,7 +115,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
         if self.settings.enable_max_entropy:
             return self._model_options["max_entropy_ent_coef"]
         if self.settings.reference:
-            return _PUBLISHED_STANDARD_ENTROPY
+            return _RESPS_STANDARD_ENTROPY
         return self._model_options["ent_coef"]
 
     def new_model(self, env: Any, **changes: Any) -> Any:
@@ -137,7 +138,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
         return PPO("MlpPolicy", env, policy_kwargs=policy, device="cpu", **options)
 
     def _make_learner(self) -> Learner:
-        from eaglerl.resps.policies.learner import PPOLearner, SpacesOnly
+        from eaglerl.resps.policies.sb3_learner import PPOLearner, SpacesOnly
 
         settings = self.settings
         spaces = SpacesOnly(settings.spec.size, len(settings.actions), settings.horizon)

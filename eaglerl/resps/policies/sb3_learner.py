@@ -222,7 +222,7 @@ class DQNLearner(Learner):
         *,
         epsilon: tuple[float, float, float],
         temperature: float | None = None,
-        published: bool = False,
+        reference: bool = False,
         **options: Any,
     ) -> None:
         """Set up.
@@ -231,14 +231,14 @@ class DQNLearner(Learner):
             model: the model.
             epsilon: at the start, at the end, and its factor per update.
             temperature: of the softmax over the values that exploration draws from; evenly without.
-            published: draw from a softmax where nothing is explored too, of half the temperature.
+            reference: draw from a softmax where nothing is explored too, of half the temperature.
             options: see `Learner`.
         """
         super().__init__(model, **options)
         self.epsilon, self._lowest, self._decay = epsilon
         self._temperature = temperature
-        self._published = self.drops_out = published
-        model.policy.set_training_mode(published)
+        self._reference = self.drops_out = reference
+        model.policy.set_training_mode(reference)
 
     def act(self, observation: np.ndarray) -> tuple[int, ...]:
         """The best action, or with probability epsilon another."""
@@ -248,7 +248,7 @@ class DQNLearner(Learner):
         with torch.no_grad():
             row = torch.from_numpy(observation[None]).to(self.model.device)
             values = self.model.q_net(row)[0]
-        if explores or self._published:
+        if explores or self._reference:
             temperature = self._temperature * (1.0 if explores else 0.5)
             return (int(torch.multinomial(torch.softmax(values / temperature, -1), 1)),)
         return (int(values.argmax()),)

@@ -1,4 +1,4 @@
-"""The published policies at the size of tests."""
+"""The policies of Re-SpS at the size of tests."""
 
 import pytest
 import torch

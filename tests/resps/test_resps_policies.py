@@ -1,4 +1,4 @@
-"""The published policies: cache, transitions, rewards, faults put right and restored."""
+"""The policies of Re-SpS: cache, transitions, rewards, faults put right and restored."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,19 @@ import pytest
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.envs.observations import ObservationSpec
 from eaglerl.resps.policies import PolicySettings
-from eaglerl.resps.policies.window import RewardWindow
+from eaglerl.resps.policies.reward_window import RewardWindow
 from eaglerl.traces.simulation import simulate, total
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.worlds import tiny_decoder, tiny_prompts
-from .published import BOTH, DQN, PPO, features, make_policy, policy_for
+from .small_policies import BOTH, DQN, PPO, features, make_policy, policy_for
 
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The transitions that learners are given, in place of learning from them."""
-    from eaglerl.resps.policies import learner
+    from eaglerl.resps.policies import sb3_learner
 
     transitions: list[tuple] = []
 
@@ -26,7 +26,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         transitions.append((observation, action, reward, following, done))
         return False
 
-    for kind in (learner.PPOLearner, learner.DQNLearner):
+    for kind in (sb3_learner.PPOLearner, sb3_learner.DQNLearner):
         monkeypatch.setattr(kind, "add", add)
     return transitions
 
@@ -58,9 +58,9 @@ def test_the_cache_can_be_turned_off(policy_class: type, off: dict) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("published", [False, True])
-def test_the_cache_can_be_turned_off_and_on_again(policy_class: type, published: bool) -> None:
-    policy = make_policy(policy_class, reference=published)
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_cache_can_be_turned_off_and_on_again(policy_class: type, reference: bool) -> None:
+    policy = make_policy(policy_class, reference=reference)
 
     def fresh() -> int:
         before = policy.get_performance_stats()["cache_hits"]
@@ -76,7 +76,7 @@ def test_the_cache_can_be_turned_off_and_on_again(policy_class: type, published:
 
 
 @BOTH
-def test_the_published_defaults(policy_class: type) -> None:
+def test_the_defaults_of_resps(policy_class: type) -> None:
     policy = policy_class()
     assert policy.settings.hidden_size == 4096
     assert len(policy.settings.actions) == 177
@@ -135,7 +135,7 @@ def test_lambda_is_the_ratio_of_the_sums_so_far() -> None:
 
 
 @BOTH
-def test_as_published(policy_class: type, recorded: list) -> None:
+def test_as_in_resps(policy_class: type, recorded: list) -> None:
     """Rewards without drafting, one cycle late, their mean, and every window an episode."""
     decoder = tiny_decoder()
     k = decoder.target.hidden_size

@@ -10,8 +10,8 @@ from eaglerl.envs.rewards import RewardName, WindowReward
 class RewardWindow:
     """Sums a window's cycles and turns them into its reward.
 
-    The reward is that of the sums, never a mean of ratios, unless only ratios are given. As
-    published, it is the mean of the cycles' rewards.
+    The reward is that of the sums, never a mean of ratios, unless only ratios are given. In
+    Re-SpS it is the mean of the rewards of the cycles.
 
     Attributes:
         tokens: tokens of the window so far.
@@ -20,15 +20,15 @@ class RewardWindow:
         total_seconds: seconds of all windows.
     """
 
-    def __init__(self, kind: RewardName, *, published: bool = False) -> None:
+    def __init__(self, kind: RewardName, *, reference: bool = False) -> None:
         """Set up.
 
         Args:
             kind: see `WindowReward`.
-            published: take the mean of what `add` is given as rewards.
+            reference: take the mean of what `add` is given as rewards.
         """
         self._kind = kind
-        self._published = published
+        self._reference = reference
         self._reward: WindowReward | None = None
         self.total_tokens = 0
         self.total_seconds = 0.0
@@ -82,7 +82,7 @@ class RewardWindow:
         return reward
 
     def _sum_up(self) -> float | None:
-        by_sums = self.seconds > 0 and not self._published
+        by_sums = self.seconds > 0 and not self._reference
         if by_sums:
             if self._reward is None:
                 # lambda begins with what the first window shows.

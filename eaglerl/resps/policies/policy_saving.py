@@ -15,6 +15,7 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.files import AlreadyLockedError, exclusive_file
 from eaglerl.json_file import check_json
 from eaglerl.ops import PolicyWeights, check_reproduced
+from eaglerl.resps.policies.checkpoint_state import PolicyState
 from eaglerl.resps.policies.policy_file import (
     check_wanted,
     check_weights,
@@ -24,13 +25,12 @@ from eaglerl.resps.policies.policy_file import (
 )
 from eaglerl.resps.policies.policy_settings import PolicySettings
 from eaglerl.resps.policies.policy_statistics import PolicyStatistics
-from eaglerl.resps.policies.saved_state import PolicyState
-from eaglerl.resps.policies.window import RewardWindow
+from eaglerl.resps.policies.reward_window import RewardWindow
 from eaglerl.runs.checkpoints import CheckpointFolder, resuming
 
 if TYPE_CHECKING:
     from eaglerl.envs.standardize import Standardization
-    from eaglerl.resps.policies.learner import Learner
+    from eaglerl.resps.policies.sb3_learner import Learner
 
 
 class Persistence(ABC):
@@ -224,7 +224,7 @@ class Persistence(ABC):
         }
 
     def _export(self, model: Any) -> PolicyWeights:
-        from eaglerl.resps.policies.learner import actor_weights
+        from eaglerl.resps.policies.sb3_learner import actor_weights
 
         return actor_weights(
             model,

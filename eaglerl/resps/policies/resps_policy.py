@@ -1,4 +1,4 @@
-"""What the published policies share: decisions and their cache, transitions, files, checkpoints."""
+"""What the policies of Re-SpS share: decisions and their cache, transitions, checkpoints."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from eaglerl.envs.observations import Observer, TextEncoder
 from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
-from eaglerl.resps.policies.persistence import Persistence
+from eaglerl.resps.policies.policy_saving import Persistence
 from eaglerl.resps.policies.policy_settings import PolicySettings, check_model_options
 from eaglerl.resps.policies.policy_statistics import PolicyStatistics
-from eaglerl.resps.policies.window import RewardWindow
+from eaglerl.resps.policies.reward_window import RewardWindow
 from eaglerl.runs.checkpoints import CheckpointFolder
 from eaglerl.runs.run_log import RunLog
 
 if TYPE_CHECKING:
-    from eaglerl.resps.policies.learner import Learner
+    from eaglerl.resps.policies.sb3_learner import Learner
 
 #: Windows between two histograms of actions in the log.
 _HISTOGRAM_INTERVAL = 100
 
 
 class ReSpSPolicy(Persistence):
-    """A `TreePolicy` under a published name; see `OptimizedSB3DiscretePPOOnlineTreePolicy`.
+    """A `TreePolicy` of Re-SpS; see `OptimizedSB3DiscretePPOOnlineTreePolicy`.
 
     Attributes:
         algorithm: "ppo" or "dqn".
@@ -105,7 +105,7 @@ class ReSpSPolicy(Persistence):
         )
         self._learner: Learner | None = None
         self._weights: PolicyWeights | None = None
-        self._window = RewardWindow(settings.reward, published=settings.reference)
+        self._window = RewardWindow(settings.reward, reference=settings.reference)
         self._log = RunLog(
             tensorboard_dir,
             wandb_project=wandb_project if use_wandb else None,
@@ -251,7 +251,7 @@ class ReSpSPolicy(Persistence):
         other = copy.copy(self)
         settings = self.settings
         other._kept = ActionRepeat(settings.interval, settings.similarity_threshold)
-        other._window = RewardWindow(settings.reward, published=settings.reference)
+        other._window = RewardWindow(settings.reward, reference=settings.reference)
         other._forget_sequence()
         return other
 
@@ -288,7 +288,7 @@ class ReSpSPolicy(Persistence):
         if not self.settings.reference:
             self._window.add(seconds=result.seconds, tokens=tokens)
             return
-        # As published: without the time of drafting, for the action after the one that drafted.
+        # As in Re-SpS: without the time of drafting, and credited to the action of the next cycle.
         late, self._late = self._late, (tokens / result.verify_seconds)
         self._window.total_tokens += tokens
         self._window.total_seconds += result.seconds

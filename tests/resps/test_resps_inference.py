@@ -1,4 +1,4 @@
-"""What the published policies decide, and that it is what their nets say."""
+"""What the policies of Re-SpS decide, and that it is what their nets say."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from ..traces.planted import ACTIONS, WIDTH
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.worlds import tiny_decoder, tiny_prompts
-from .published import BOTH, DQN, PPO, features, make_policy, policy_for
+from .small_policies import BOTH, DQN, PPO, features, make_policy, policy_for
 
 
 @BOTH
@@ -49,15 +49,15 @@ def test_max_entropy_inference_draws_from_the_softmax(policy_class: type) -> Non
     assert chisquare(observed, expected).pvalue > 0.001
 
 
-def test_dropout_is_off_at_inference_unless_as_published() -> None:
+def test_dropout_is_off_at_inference_unless_as_in_resps() -> None:
     """With one state and the best action, only dropout can make a difference."""
     options = {"action_cache_enabled": False, "net_arch": (32, 16, 8), "hidden_size": WIDTH}
     policy = make_policy(DQN, **options)
     assert not any(isinstance(m, torch.nn.Dropout) for m in policy.learner.model.policy.modules())
     kinds = [type(layer).__name__ for layer in policy.learner.model.q_net.q_net]
     assert kinds == ["Linear", "ReLU"] * 3 + ["Linear"]
-    published = make_policy(DQN, reference=True, **options)
-    model = published.learner.model
+    reference = make_policy(DQN, reference=True, **options)
+    model = reference.learner.model
     kinds = [type(layer).__name__ for layer in model.q_net.q_net]
     assert kinds == ["Linear", "ReLUDropout"] * 2 + ["Linear", "ReLU", "Linear"]
     row = torch.randn(1, WIDTH)
