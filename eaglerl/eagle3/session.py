@@ -29,7 +29,7 @@ from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import Stopwatch, TotalTime
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
-from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
+from eaglerl.eagle3.tree.merge import merge_looked_up, merge_looked_up_on_device
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
 from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
@@ -115,11 +115,11 @@ class DecodingSession(CacheOwner):
         if self._device.type != "cpu" if on_device is None else on_device:
             self._drafter = DeviceTreeDrafter(draft, self._device)
             self._accept = self._accept_on_device(verifier)
-            self._merge = merge_chain_on_device
+            self._merge = merge_looked_up_on_device
         else:
             self._drafter = TreeDrafter(draft)
             self._accept = HostAcceptance(verifier, self.policy_time)
-            self._merge = merge_chain
+            self._merge = merge_looked_up
         cache.truncate(0, slot)
         if draft is not None:
             draft.reset(slot)

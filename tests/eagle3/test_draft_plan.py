@@ -12,7 +12,7 @@ from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.device_tree import DeviceTree
-from eaglerl.eagle3.tree.merge import merge_chain, merge_chain_on_device
+from eaglerl.eagle3.tree.merge import merge_looked_up, merge_looked_up_on_device
 from eaglerl.ops import DraftTree, accept_path_ref, tree_structure
 
 from .emulated_device import EmulatedDevice
@@ -118,7 +118,7 @@ def test_merging_joins_what_is_shared() -> None:
         tree = random_tree(generator)
         chain = torch.randint(3, (int(torch.randint(8, (1,), generator=generator)),),
                               generator=generator).tolist()  # fmt: skip
-        merged = merge_chain(tree, chain)
+        merged = merge_looked_up(tree, chain)
         prefixes = {tuple(chain[: end + 1]) for end in range(len(chain))}
         assert paths(merged) == paths(tree) | prefixes
         levels, mask = tree_structure(merged.parents)
@@ -141,7 +141,7 @@ def test_merging_on_a_device_accepts_the_same() -> None:
         total = len(tree.parents)
         ancestors = ((tree.mask >> torch.arange(total)) & 1).bool()
         parents = tree.parents.long().clamp(min=0)
-        on_device = merge_chain_on_device(
+        on_device = merge_looked_up_on_device(
             DeviceTree(
                 tree.token_ids,
                 parents,
@@ -154,7 +154,7 @@ def test_merging_on_a_device_accepts_the_same() -> None:
             chain,
         )
         # The choice after a node follows from its tokens, so that both see the same ones.
-        merged = merge_chain(tree, chain)
+        merged = merge_looked_up(tree, chain)
 
         def choices(parents: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
             found: list[tuple[int, ...]] = [()]

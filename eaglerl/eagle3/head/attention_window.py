@@ -1,8 +1,9 @@
 """Sliding windows of a draft layer: a row sees the last W positions, its own included.
 
-The rule is transformers' and vLLM's, ``query position - key position < W``, and counts rotary
-positions: a drafted row stands as many positions behind the last stable row as there are rounds,
-however many rows its tree has.
+The rule is that of transformers and vLLM, ``query position - key position < W``. It counts rotary
+positions and not cache rows: all rows of round i stand i positions behind the last stable row,
+while they lie in the scratch rows i K to (i + 1) K - 1. Masks are bit words, as the native
+attention takes them.
 """
 
 import numpy as np
@@ -12,15 +13,15 @@ _WORD_BITS = 64
 
 
 def first_visible(position: int, window: int | None) -> int:
-    """Return the first position that a row at ``position`` sees; ``window`` None is none."""
+    """Return the first position that a row at ``position`` sees; ``window`` None for no window."""
     return 0 if window is None else max(0, position - window + 1)
 
 
 def stable_mask(position: int, rows: int, window: int) -> tuple[int, torch.Tensor]:
-    """Who sees what among consecutive stable rows.
+    """Make the masks of consecutive stable rows, whose windows begin at different rows.
 
     Args:
-        position: Position of the first of the rows, which stand in cache rows of the same numbers.
+        position: Position of the first row. Stable rows lie in the cache row of their position.
         rows: Number M of rows.
         window: W.
 
@@ -35,16 +36,17 @@ def stable_mask(position: int, rows: int, window: int) -> tuple[int, torch.Tenso
 
 
 def scratch_window(round: int, rows: int, window: int) -> torch.Tensor | None:
-    """Which scratch rows are within the window of a round's rows.
+    """Make the mask of the scratch rows that are within the window of a round's rows.
 
     Args:
-        round: Number of the round, from 0; its rows are scratch rows ``round * rows`` and so on.
+        round: Number of the round, from 0; its rows are scratch rows from ``round * rows`` on.
         rows: Rows K of every round.
         window: W.
 
     Returns:
-        (words,) int64 mask over the scratch rows up to this round's; None if it hides none.
+        (words,) int64 mask over the scratch rows up to this round's; None if all are visible.
     """
+    # The oldest scratch rows are `round` positions back.
     if round < window:
         return None
     rounds = np.arange((round + 1) * rows) // rows
@@ -52,7 +54,7 @@ def scratch_window(round: int, rows: int, window: int) -> torch.Tensor | None:
 
 
 def _words(bits: np.ndarray) -> torch.Tensor:
-    """(M, n) bool as (M, words) int64 bit words, bit j % 64 of word j // 64."""
+    """Pack (M, n) bool into (M, words) int64: bit j % 64 of word j // 64."""
     padding = -bits.shape[1] % _WORD_BITS
     padded = np.pad(bits, ((0, 0), (0, padding)))
     return torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int64))

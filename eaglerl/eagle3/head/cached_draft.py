@@ -11,15 +11,16 @@ from eaglerl.eagle3.layers.rope import check_rope_length, head_rope_tables
 
 
 class CachedDraft:
-    """A draft head's KV cache and the rules of its rows; runners derive from it.
+    """The base of the draft runners: a KV cache and the rules of its rows.
 
-    A slot's stable rows pair the features of token t with the embedding of token t + 1 at rotary
-    position t. Drafting writes scratch rows behind them, which the next call of `extend`
-    overwrites: nothing has to be moved.
+    A slot's stable rows pair the features of token t with the embedding of token t + 1, at rotary
+    position t. Drafting writes scratch rows behind them. These are never kept, since their features
+    are the head's own and not the target's: the next `extend` overwrites them with the accepted
+    tokens, so no row is ever moved.
 
     Attributes:
         head_config: The head's configuration.
-        cache: The KV cache, of one layer.
+        cache: The KV cache, with one layer.
         draft_to_target: (Vd,) int64 target id of every draft id; None if the two are equal.
     """
 
@@ -50,9 +51,9 @@ class CachedDraft:
         self._cos, self._sin = self._rope.first(capacity)
 
     def with_own_cache(self, capacity: int, slots: int = 1) -> Self:
-        """Return a runner of the same weights, which are shared, over an empty cache of its own.
+        """Return a runner that shares the weights but has an empty cache of its own.
 
-        Either may be used while another thread uses the other.
+        Two threads may use the two runners at the same time.
 
         Args:
             capacity: Rows per slot.
@@ -66,7 +67,7 @@ class CachedDraft:
         return other
 
     def resize(self, capacity: int) -> None:
-        """Make room for ``capacity`` rows per slot, without packing weights anew; keeps the rows.
+        """Make room for ``capacity`` rows per slot; keep the rows and the packed weights.
 
         Raises:
             ValueError: ``capacity`` is less than the rows of a slot.
@@ -117,7 +118,7 @@ class CachedDraft:
             raise ValueError(
                 f"features must have shape {(rows, width)}, got {tuple(features.shape)}"
             )
-        # Ids on a device are the target's own choices; to look at them would be to wait for it.
+        # Ids on a device are the target's own choices; checking them would mean a synchronisation.
         if token_ids.device.type == "cpu":
             low, high = (int(bound) for bound in token_ids.aminmax())
             if low < 0 or high >= config.vocab_size:

@@ -23,12 +23,12 @@ def make_draft_runner(
         head: The head; it must have an embedding table.
         capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
         slots: Number of sequences.
-        dtype: What the packed products run in; "auto" takes int8. Elsewhere than on the CPU the
-            head's own dtype counts.
+        dtype: The dtype of the packed products. "auto" is int8, which costs SmolLM2's head no
+            measurable acceptance. On other devices the head keeps its own dtype.
 
     Raises:
-        ValueError: The head has no embedding table, an argument is out of range, or a ``dtype``
-            was asked for and the head cannot be packed.
+        ValueError: The head has no embedding table, an argument is out of range, or ``dtype`` is
+            not "auto" and the head cannot be packed.
     """
     if head.fc.weight.device.type != "cpu":
         return ModuleDraft(head, capacity=capacity, slots=slots)

@@ -8,10 +8,10 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 
 
 class ModuleDraft(CachedDraft):
-    """A draft head run as a plain module, on any device; the reference of the fast one."""
+    """A draft head run as a plain module, on any device; the reference for `PackedDraft`."""
 
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int = 1) -> None:
-        """Prepare inference.
+        """Set up the cache.
 
         Args:
             head: The head; it must have an embedding table.
@@ -64,6 +64,7 @@ class ModuleDraft(CachedDraft):
         self._check_expand(token_ids, hidden, round, mask, slot)
         length, rows = self.lengths[slot], len(token_ids)
         positions = torch.full((rows,), length + round, device=hidden.device)
+        # (K, (round + 1) K) bool, from the builder's bit words or from a device's own mask.
         ancestors = mask.to(hidden.device)
         if mask.dtype == torch.int64:
             block = torch.arange((round + 1) * rows, device=hidden.device)
@@ -85,7 +86,7 @@ class ModuleDraft(CachedDraft):
         visible: torch.Tensor,
         slot: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass whose rows are written from cache row ``start`` on.
+        """Run one pass, whose rows are written from cache row ``start`` on.
 
         Args:
             token_ids: (M,) int64.
@@ -96,7 +97,7 @@ class ModuleDraft(CachedDraft):
             slot: The sequence.
 
         Returns:
-            Feedback (M, h) and logits (M, Vd).
+            Features for the next round (M, h) and draft logits (M, Vd).
         """
         keys, values = self.cache.keys(0)[slot], self.cache.values(0)[slot]
         end = start + len(token_ids)

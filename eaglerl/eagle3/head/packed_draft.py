@@ -1,8 +1,11 @@
-"""The fast CPU runner of a draft head: packed products, fused ops, buffers made once.
+"""The fast CPU runner of a draft head: packed products, fused ops, preallocated buffers.
 
-A pass takes a few hundred microseconds, so that the time between the products counts: addresses are
-looked up once, the ops are called without a second check of their arguments, and no tensor is
-sliced in a pass whose number of rows was seen before.
+A pass runs five matrix products. For SmolLM2-135M's head they read 8.8 million weights, 35 MB in
+fp32 and 9 MB in int8, more than half of them in the LM head. A pass takes about 1 ms, so
+the time between the products counts: addresses are looked up once, the native ops are called
+without a second check of their arguments, and a pass with a number of rows that was seen before
+makes no buffers. With AVX2 a pass takes 1.10 to 1.16 times its products in fp32 and 1.23 to 1.34
+times in int8 (``benchmarks/bench_draft_pass.py``, 1 to 16 rows behind 512).
 """
 
 import numpy as np
@@ -17,8 +20,10 @@ from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear, is_supported
 
 _FLOAT_BYTES = 4
 _INT32_BYTES = 4
-# Rows of one pass over a long prompt.
+# Rows of one pass over a long prompt: bounds the buffers, 15 KB per row for SmolLM2's head.
 _CHUNK_ROWS = 256
+# Passes of up to this many rows keep their buffers, one set per number of rows. Rounds of drafting
+# have a few widths only, but all 64 sets together would take 32 MB for SmolLM2's head.
 _KEPT_BUFFER_ROWS = 64
 
 
@@ -33,22 +38,22 @@ def why_not_packed(head: Eagle3DraftHead) -> str | None:
 
 
 def products_dtype(draft: CachedDraft) -> LinearDtype:
-    """What a draft's products run in, as traces and cost tables note it: float32 for a module."""
+    """Return the dtype of a draft's products, as traces and cost tables record it."""
     return draft.dtype if isinstance(draft, PackedDraft) else "float32"
 
 
 def _fc_dtype(dtype: LinearDtype) -> LinearDtype:
-    # Nobody asked for bf16, so its absence is no reason for a warning.
+    # bf16 is chosen here and not by the caller, so that no warning is due where the CPU lacks it.
     if dtype == "int8":
         return "bfloat16" if is_supported("bfloat16") else "float32"
     return dtype
 
 
 class PackedDraft(CachedDraft):
-    """A draft head on the CPU with weights packed once in fp32, bf16 or int8.
+    """A draft head on the CPU, its weights packed once in fp32, bf16 or int8.
 
-    Everything but the products runs in fp32. Not for use from two threads at once, which is what
-    `with_own_cache` is for.
+    Everything but the products runs in fp32. Two threads must not use the same runner at once;
+    `with_own_cache` gives each its own, over the same weights.
     """
 
     def __init__(
@@ -60,16 +65,16 @@ class PackedDraft(CachedDraft):
         dtype: LinearDtype = "float32",
         rows_hint: int = 16,
     ) -> None:
-        """Pack the head; later changes of its weights are not seen.
+        """Pack the head; later changes to its weights have no effect.
 
         Args:
             head: The head, on the CPU, with an embedding table.
             capacity: Rows per slot: stable rows and the scratch rows of the widest tree,
                 ``depth * top_k``.
             slots: Number of sequences.
-            dtype: What the products run in. With "int8", ``fc`` runs in bf16 where the CPU has it,
-                else in fp32: the target's features have outliers that leave 8 bits nothing for the
-                rest.
+            dtype: The dtype of the products. With "int8", ``fc`` still runs in bf16, or in fp32 if
+                the CPU lacks bf16: the target's features have outliers, and one scale for all of
+                them would leave the other channels no resolution in 8 bits.
             rows_hint: Number of rows for which the weights are laid out.
 
         Raises:
@@ -82,14 +87,18 @@ class PackedDraft(CachedDraft):
         super().__init__(head, capacity=capacity, slots=slots)
         self.dtype = dtype
         self._pack(head, dtype, rows_hint)
+        assert head.embed_tokens is not None, "checked by CachedDraft"
         self._table = head.embed_tokens.float().contiguous()
         self._table_address = self._table.data_ptr()
 
     def _allocate(self, capacity: int, slots: int) -> None:
         super()._allocate(capacity, slots)
         self._buffers: dict[int, RowBuffers] = {}
-        # Row numbers, from which positions and cache rows of consecutive rows are read in place.
+        # The ops read positions, cache rows and prefix lengths as int32 arrays. For consecutive
+        # rows these are slices of 0, 1, 2, ..., so a pass only computes an address. The + 1 is
+        # there since the prefix of row r, itself included, is r + 1 long.
         self._row_numbers = np.arange(capacity + 1, dtype=np.int32)
+        # A round of drafting has one position and one prefix for all of its rows: these are filled.
         self._same_position, self._same_length = np.empty((2, capacity), dtype=np.int32)
         self._look_up_addresses()
 
@@ -102,7 +111,8 @@ class PackedDraft(CachedDraft):
         qkv_width = (heads + 2 * key_value_heads) * config.head_dim
         tables = (self._cos.data_ptr(), self._sin.data_ptr(), self._cos.shape[0])
         self._attention_tables = (qkv_width, *tables)
-        # A slot's own addresses make it slot 0 of a cache of one slot.
+        # The op takes (slots, keys, values, number of slots, slot stride, capacity). A pass stays
+        # in one slot, which is presented as a cache of one slot: no slot array, stride 0.
         self._attention_caches = [
             (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity)
             for keys, values in zip(cache.keys(0), cache.values(0), strict=True)
@@ -144,12 +154,12 @@ class PackedDraft(CachedDraft):
         *,
         reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append stable rows, which pair features of token t with the embedding of token t + 1.
+        """Append stable rows, which pair the features of token t with the embedding of token t + 1.
 
         Args:
             token_ids: (R,) int64 target ids of the tokens t + 1.
-            features: (R, 3k) fp32 features of the tokens t, [low | mid | high]; or what `reduce`
-                makes of them, (R, h) fp32.
+            features: (R, 3k) fp32 features of the tokens t, [low | mid | high]; or their reduction
+                by `reduce`, (R, h) fp32.
             slot: The sequence; its rows grow by R.
             reduced: Whether the features are reduced already.
 
@@ -170,6 +180,7 @@ class PackedDraft(CachedDraft):
                 *self._stable_view(self.lengths[slot], end - begin),
             )
             self.lengths[slot] += end - begin
+        # The other rows leave nothing but keys and values: MLP and LM head run for the last alone.
         output, logits = self._finish(attended[-1:], residual[-1:])
         return output[0], logits[0]
 
@@ -183,6 +194,9 @@ class PackedDraft(CachedDraft):
         slot: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the frontier of one round: K rows at one rotary position, in scratch rows.
+
+        A row attends to all stable rows and, of the scratch rows, to its ancestors. Both are left
+        out where a sliding window ends before them.
 
         Args:
             token_ids: (K,) int64 target ids.
@@ -201,6 +215,8 @@ class PackedDraft(CachedDraft):
         self._check_expand(token_ids, hidden, round, mask, slot)
         rows, length = token_ids.shape[0], self.cache.lengths[slot]
         window = self.head_config.sliding_window
+        # Stable rows before `first` are outside the window of the whole round. The op is given the
+        # cache from there on, so cache rows and prefix lengths count from `first`.
         first = min(first_visible(length + round, window), length)
         within = None if window is None else scratch_window(round, rows, window)
         if within is not None:
@@ -219,16 +235,17 @@ class PackedDraft(CachedDraft):
         return self._finish(attended, residual)
 
     def _row_number(self, number: int) -> int:
-        """Address from which consecutive numbers, int32, are read."""
+        """Return the address of the int32 numbers from `number` on."""
         return self._row_numbers_address + _INT32_BYTES * number
 
     def _stable_view(self, length: int, rows: int) -> tuple[Place, Visible]:
-        """Where ``rows`` rows behind ``length`` stable ones stand, and what they see."""
+        """Return the place of ``rows`` rows behind ``length`` stable ones, and what they see."""
         here, window = self._row_number(length), self.head_config.sliding_window
         if window is None or length + rows <= window:
+            # Causal: row r sees the prefix of r + 1 rows, and no masked block.
             return Place(here, here, 0), Visible(here + _INT32_BYTES, 0, None)
         first, mask = stable_mask(length, rows, window)
-        # With no prefix in common, the masks say it all.
+        # The windows of the rows begin at different rows: there is no common prefix, only masks.
         self._same_length[:rows] = 0
         place = Place(here, self._row_number(length - first), first)
         return place, Visible(self._same_length_address, length + rows - first, mask)
@@ -241,14 +258,14 @@ class PackedDraft(CachedDraft):
         place: Place,
         visible: Visible,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the layer's first half.
+        """Run the layer's first half: norms, q, k and v, attention.
 
         Args:
             token_ids: (M,) int64, contiguous.
             hidden: (M, h) fp32, contiguous.
             slot: The sequence.
-            place: Where they stand.
-            visible: What they see.
+            place: Their positions and cache rows.
+            visible: What they attend to.
 
         Returns:
             The heads' outputs (M, Hq D), a buffer, and the residual (M, h).
@@ -256,6 +273,8 @@ class PackedDraft(CachedDraft):
         rows, width = hidden.shape
         eps, threads = self.head_config.rms_norm_eps, torch.get_num_threads()
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
+        # The layer's input is [embedding | hidden], each normed. Both norms write into one buffer
+        # with rows 2 h wide, so nothing is concatenated; the first also gathers the embeddings.
         C.rms_norm(
             self._table_address, width, self.head_config.vocab_size, token_ids.data_ptr(),
             self._embedding_norm.address, buffers.pair_left, 2 * width, rows, width, eps, threads,
@@ -279,7 +298,15 @@ class PackedDraft(CachedDraft):
     def _finish(
         self, attended: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """From the heads' outputs to the next step's features (M, h) and the logits (M, Vd)."""
+        """Run the layer's second half and the LM head.
+
+        Args:
+            attended: (M, Hq D) outputs of the heads.
+            residual: (M, h).
+
+        Returns:
+            Features for the next round (M, h) and draft logits (M, Vd).
+        """
         config, threads = self.head_config, torch.get_num_threads()
         (rows, width), inner, eps = residual.shape, config.intermediate_size, config.rms_norm_eps
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
@@ -308,11 +335,12 @@ class PackedDraft(CachedDraft):
         if not config.norm_output:
             return x, self._lm_head(x)
         logits = self._lm_head(norm(x, self._final_norm))
+        # A clone, since the next pass overwrites the buffer.
         return buffers.normed.clone() if config.norm_feedback else x, logits
 
     @torch.inference_mode()
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
-        """Map target features (R, 3k) to the draft's width (R, h) fp32."""
+        """Map target features (R, 3k) to the draft's width (R, h), fp32."""
         features = features.float().contiguous()
         if not self._feature_norms:
             return self._fc(features)
@@ -347,7 +375,7 @@ class PackedDraft(CachedDraft):
             activated,
             activated.data_ptr(),
         )
-        # Prompts come in all lengths: keeping buffers for each of them would add up.
+        # Prompts have all lengths: keeping buffers for each would add up.
         if rows <= _KEPT_BUFFER_ROWS:
             self._buffers[rows] = buffers
         return buffers

@@ -1,4 +1,4 @@
-"""What one native pass of a packed draft head works on, with the addresses that it takes."""
+"""Buffers and arguments of one native pass of a packed draft head, with their addresses."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,14 @@ from eaglerl.eagle3.head.draft_head import RMSNorm
 
 @dataclass(slots=True)
 class RowBuffers:
-    """Buffers of one number of rows M, with the addresses that a pass needs."""
+    """Buffers for M rows, and their addresses.
+
+    Attributes:
+        pair: (M, 2 h): the normed embedding on the left, the normed hidden state on the right.
+        attended: (M, Hq D) outputs of the attention heads.
+        normed: (M, h) input of the MLP and, later in the pass, of the LM head.
+        activated: (M, intermediate_size) input of the MLP's second product.
+    """
 
     pair: torch.Tensor
     pair_left: int
@@ -24,13 +31,13 @@ class RowBuffers:
 
 @dataclass(slots=True)
 class Place:
-    """Where the rows of a pass stand.
+    """Positions and cache rows of a pass's rows.
 
     Attributes:
         positions: Address of their rotary positions, (M,) int32.
         cache_rows: Address of the cache rows that they write, (M,) int32.
-        first_row: The cache row that row 0 of `cache_rows`, and of what they see, stands for: what
-            lies before it is outside their window.
+        first_row: The cache row from which `cache_rows` and `Visible` count. The rows before it
+            are outside the window.
     """
 
     positions: int
@@ -40,12 +47,12 @@ class Place:
 
 @dataclass(slots=True)
 class Visible:
-    """What the rows of a pass see.
+    """What the rows of a pass attend to: a prefix, and a masked block behind it.
 
     Attributes:
-        prefix_lengths: Address of the lengths of the prefix that each sees whole, (M,) int32.
+        prefix_lengths: Address of the length of each row's prefix, (M,) int32.
         block_length: Rows of the masked block behind the prefix.
-        mask: (M, words) int64 over that block; None without one.
+        mask: (M, words) int64 bits over that block; None without a block.
     """
 
     prefix_lengths: int
@@ -53,7 +60,7 @@ class Visible:
     mask: torch.Tensor | None
 
     def arguments(self) -> tuple[int, int, int, int]:
-        """As the native attention takes them."""
+        """Return them as the native attention takes them."""
         if self.mask is None:
             return self.prefix_lengths, 0, 0, 0
         return self.prefix_lengths, self.mask.data_ptr(), self.mask.shape[1], self.block_length
@@ -61,12 +68,13 @@ class Visible:
 
 @dataclass(slots=True)
 class NormWeight:
-    """A norm's weight, kept alive, and its address."""
+    """A norm's weight and its address, which is valid while the weight is kept here."""
 
     weight: torch.Tensor
     address: int
 
     @classmethod
     def of(cls, norm: RMSNorm) -> "NormWeight":
+        """Take the weight of a module."""
         weight = norm.weight.detach().float().contiguous()
         return cls(weight, weight.data_ptr())

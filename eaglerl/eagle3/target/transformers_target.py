@@ -18,11 +18,11 @@ from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOu
 
 
 class _CacheView(CacheLayerMixin):
-    """One layer of a preallocated cache, in the shape that transformers' attention asks for.
+    """One layer of a preallocated cache, with the interface of transformers' attention.
 
     Attributes:
-        rows: cache rows of this pass: those of the one slot, or one of each slot.
-        visible: cache rows that some row may see.
+        rows: cache rows that this pass writes: those of one slot, or one of each slot.
+        visible: number of cache rows that any row may attend to.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class _CacheView(CacheLayerMixin):
         self._slots = slots
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """The memory is there already."""
+        """Do nothing: the memory is allocated."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the rows of this pass in place and give the visible part of the cache."""
+        """Write the rows of this pass in place and return the visible part of the cache."""
         visible = []
         for whole, states in ((self.keys, key_states), (self.values, value_states)):
             if isinstance(self._slots, slice):
@@ -52,23 +52,23 @@ class _CacheView(CacheLayerMixin):
         return visible[0], visible[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys."""
+        """Return length and offset of the keys."""
         return self.visible, 0
 
     def get_seq_length(self) -> int:
-        """Rows before this pass."""
+        """Return the number of rows before this pass."""
         return self.visible - (len(self.rows) if isinstance(self._slots, slice) else 1)
 
     def get_max_length(self) -> int:
-        """Rows that fit."""
+        """Return the number of rows that fit."""
         return self.keys.shape[2]
 
 
 def _check_forward(model: PreTrainedModel) -> None:
-    """Refuse a model that cannot be told where its rows stand.
+    """Refuse a model whose forward takes no positions.
 
     Raises:
-        ValueError: its forward takes no positions.
+        ValueError: it has no argument `position_ids`.
     """
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise ValueError(
@@ -88,15 +88,15 @@ def _distinct(slots: torch.Tensor) -> torch.Tensor:
 
 
 def cache_argument(module: torch.nn.Module) -> str:
-    """The name under which a model's forward takes its KV cache: transformers 5.24 renamed it."""
+    """Return the argument for the KV cache in a model's forward; transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
 def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
-    """Sliding window of every kind of layer that a model has; None where there is none.
+    """Return the sliding window of every kind of layer in a model; None for full attention.
 
     Raises:
-        ValueError: a kind of attention that a KV cache of all rows cannot serve.
+        ValueError: a kind of attention that needs another cache than one of all rows.
     """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -112,10 +112,10 @@ def _attention_windows(config: PreTrainedConfig) -> dict[str, int | None]:
 
 
 def _steady_positions(config: PreTrainedConfig) -> int | None:
-    """Positions up to which LongRoPE keeps its frequencies; None for other kinds of RoPE.
+    """Return the positions up to which LongRoPE keeps its frequencies; None for other types.
 
-    Beyond, transformers takes other frequencies for all rows of a pass, so that the keys of a
-    prompt depend on how it is cut into passes, and a row's logits on the rows beside it.
+    Beyond them, transformers takes other frequencies for all rows of a pass. The keys of a prompt
+    would then depend on how it is split into passes, and a row's logits on the rows beside it.
     """
     given = getattr(config, "rope_parameters", None) or {}
     kinds = [value for value in given.values() if isinstance(value, Mapping)] or [given]
@@ -146,7 +146,8 @@ class TransformersTarget(TargetModel):
             self.max_positions = steady
         self._cache_argument = cache_argument(model)
         decoder = model.get_decoder()
-        # The model may run elsewhere meanwhile: in another target, or in its own `generate`.
+        # Per thread, since the model may run elsewhere at the same time: in another target, or in
+        # its own `generate`.
         self._captured = threading.local()
         self._decoder = decoder
         self._hooks: list[RemovableHandle] = []
@@ -154,7 +155,7 @@ class TransformersTarget(TargetModel):
         decoder.register_forward_hook(self._capture_last)
 
     def set_feature_layers(self, layers: Sequence[int]) -> None:
-        """See `TargetModel.set_feature_layers`."""
+        """Move the hooks to other layers; see `TargetModel.set_feature_layers`."""
         super().set_feature_layers(layers)
         for hook in self._hooks:
             hook.remove()
@@ -178,7 +179,7 @@ class TransformersTarget(TargetModel):
         return hook
 
     def _states(self) -> dict[int | str, torch.Tensor] | None:
-        """What this thread's pass has captured so far; None where it runs none of this target."""
+        """Return what this thread's pass has captured; None if it runs no pass of this target."""
         return getattr(self._captured, "states", None)
 
     @property
@@ -187,7 +188,7 @@ class TransformersTarget(TargetModel):
         return self.model.get_input_embeddings().weight.detach()
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """An empty cache in the model's dtype, on its device."""
+        """Make an empty cache in the model's dtype, on its device."""
         return KVCache(
             self.num_layers,
             self.num_kv_heads,
@@ -200,14 +201,17 @@ class TransformersTarget(TargetModel):
 
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
-        """See `TargetModel.forward`; the rows belong to one slot, or each to one of its own."""
+        """Run one pass; see `TargetModel.forward`.
+
+        The rows belong to one slot, or each to a slot of its own.
+        """
         device = self.model.device
         visible = int(rows.cache_rows.max()) + 1 if rows.end is None else rows.end
         if rows.slots is None:
             slots: slice | torch.Tensor = slice(rows.slot, rows.slot + 1)
         else:
             slots = _distinct(rows.slots).to(device)
-        # Rows of one slot are one sequence of transformers', rows of several are a batch.
+        # For transformers, rows of one slot are one sequence and rows of several slots a batch.
         axis = 0 if rows.slots is None else 1
         arguments = {
             "input_ids": rows.token_ids.unsqueeze(axis).to(device),
@@ -222,7 +226,7 @@ class TransformersTarget(TargetModel):
             if logits == "none":
                 self._decoder(**arguments)
             else:
-                # The model's own call, because some families scale or cap their logits.
+                # The model's own forward, because some families scale or cap their logits.
                 keep = 1 if logits == "last" and rows.slots is None else 0
                 wanted = self.model(**arguments, logits_to_keep=keep).logits.flatten(0, 1)
                 wanted = wanted[-1:] if logits == "last" else wanted
@@ -238,7 +242,7 @@ class TransformersTarget(TargetModel):
     def _views(
         self, cache: KVCache, slots: slice | torch.Tensor, cache_rows: torch.Tensor, visible: int
     ) -> Cache:
-        """The preallocated cache as transformers' attention asks for it."""
+        """Wrap the preallocated cache for transformers' attention."""
         views = Cache(layers=[])
         for layer in range(self.num_layers):
             view = _CacheView(cache.keys(layer), cache.values(layer), slots)
@@ -249,16 +253,16 @@ class TransformersTarget(TargetModel):
     def _attention_mask(
         self, rows: RowBatch, columns: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive (1, 1, M, columns) mask, or (M, 1, 1, columns) for rows of several slots.
+        """Make the additive mask, (1, 1, M, columns), or (M, 1, 1, columns) for several slots.
 
-        There is one per kind of layer where a model mixes them.
-
-        transformers takes such a mask as it is, so a sliding window has to be part of it.
+        transformers takes a 4-D mask as it is, so a sliding window has to be part of it. A model
+        with several kinds of layers gets one mask per kind.
         """
         visible = rows.visibility(columns)
         positions = rows.positions.long()
         key_positions = torch.arange(columns, device=positions.device)
-        # In other slots' caches every row but the last is committed, and stands where it lies.
+        # A committed row lies in the cache row of its position, but siblings of a tree share a
+        # position. With several slots, every row but the last of each is committed.
         if rows.slots is None:
             key_positions[rows.cache_rows.long()] = positions
         distance = positions[:, None] - key_positions

@@ -1,7 +1,7 @@
-"""Growing a draft tree on a device, without asking it anything.
+"""Draft trees that grow on a device without a synchronisation with the host.
 
-All shapes follow from (total_tokens, depth, top_k), which the host knows; what the tree holds stays
-on the device until the cycle's one copy to the host.
+All shapes follow from (total_tokens, depth, top_k), which the host knows. The tree's tokens and
+parents stay on the device until the cycle's one copy to the host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eaglerl.eagle3.policy import TreeParams
 
 
 class TreeRows(NamedTuple):
-    """What a walk down a tree needs of it.
+    """The part of a tree that a walk from the root needs.
 
     Attributes:
         token_ids: (T,) int64 target ids.
@@ -37,8 +37,8 @@ class DeviceTree:
         levels: (T,) int64 distance from the root.
         ancestors: (T, T) bool, whether column j is row i itself or an ancestor of it.
         scores: (T,) float32 cumulative log-probability under the draft; 0 for the root.
-        enabled: (T,) bool, rows that a path may lead through.
-        longest_path: rows that a path can have at most, the root included.
+        enabled: (T,) bool, rows that a path may lead through; see `merge_looked_up_on_device`.
+        longest_path: the most rows that a path can have, the root included.
     """
 
     token_ids: torch.Tensor
@@ -51,11 +51,11 @@ class DeviceTree:
 
     @property
     def mask(self) -> torch.Tensor:
-        """What `RowBatch.tree` takes as the mask."""
+        """The tree's attention mask, as `RowBatch.tree` takes it."""
         return self.ancestors
 
     def on_host(self) -> TreeRows:
-        """Tokens and parents, with one copy to the host.
+        """Copy tokens and parents to the host, in one transfer.
 
         The parent of the root, and of rows that no path may lead through, is -1.
         """
@@ -67,7 +67,16 @@ class DeviceTree:
 
 @dataclass(slots=True)
 class _Pool:
-    """Candidates so far, pass by pass: scores, target ids and pool index of the parent."""
+    """The candidates so far, one tensor per pass.
+
+    The root's children have the pool indices 0 to K - 1. Round i, from 0, appends K^2 candidates
+    from index K + i K^2 on: the K children of each of its K frontier nodes, node by node.
+
+    Attributes:
+        scores: float32 cumulative log-probabilities.
+        token_ids: int64 target ids.
+        parents: int64 pool index of the parent; -1 for the root.
+    """
 
     scores: list[torch.Tensor]
     token_ids: list[torch.Tensor]
@@ -77,8 +86,8 @@ class _Pool:
 class DeviceTreeDrafter:
     """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) on the draft's device.
 
-    The tree is that of `TreeDrafter`, up to logits of the draft that are equal at the border of a
-    top-k, of which either may be taken.
+    The tree is that of `TreeDrafter`, except that of equal draft logits at the border of a top-k
+    either may be taken: torch's `topk` does not define which.
     """
 
     def __init__(self, draft: DraftRunner | None, device: torch.device) -> None:
@@ -89,7 +98,7 @@ class DeviceTreeDrafter:
         self._draft_to_target = None if table is None else table.to(device)
 
     def root_only(self, root: int) -> DeviceTree:
-        """The tree that drafts nothing."""
+        """Return the tree of the root alone, which drafts nothing."""
         return self._tree(root, torch.empty(0, dtype=torch.int64, device=self._device), None, None)
 
     def grow(
@@ -100,13 +109,16 @@ class DeviceTreeDrafter:
         params: TreeParams,
         slot: int = 0,
     ) -> DeviceTree:
-        """See `TreeDrafter.grow`."""
+        """Grow a tree; see `TreeDrafter.grow`."""
+        assert self.draft is not None, "a tree is grown by a draft head"
         top_k = params.top_k
         token_ids, scores = self._children(logits[None], top_k)
         token_ids, scores = token_ids[0], scores[0]
-        # The parent of the first pass is the root, index -1.
+        # Pool indices of the nodes that the next pass expands; the root's is -1.
         frontier = torch.arange(top_k, device=self._device)
         pool = _Pool([scores], [token_ids], [torch.full_like(frontier, -1)])
+        # Which scratch rows the frontier sees: K more columns every round, of which the last K are
+        # the frontier itself and the others its ancestors.
         own = torch.eye(top_k, dtype=torch.bool, device=self._device)
         visible, hidden = own, hidden[None].expand(top_k, -1)
         for round_index in range(params.depth):
@@ -116,7 +128,10 @@ class DeviceTreeDrafter:
             pool.scores.append(flat)
             pool.token_ids.append(children.flatten())
             pool.parents.append(frontier[:, None].expand(-1, top_k).flatten())
+            # A stable sort takes the first of equal scores, as the native builder does; `topk` may
+            # take either.
             best = flat.sort(descending=True, stable=True).indices[:top_k]
+            # Children lie node by node, K each: which frontier node a child belongs to.
             rank = best.div(top_k, rounding_mode="floor")
             token_ids, scores = pool.token_ids[-1][best], flat[best]
             frontier = best + (top_k + round_index * top_k**2)
@@ -125,18 +140,25 @@ class DeviceTreeDrafter:
         return self._choose(root, pool, params)
 
     def _children(self, logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable children of each row: target ids and log-probabilities (M, K)."""
+        """Return the K best children of M rows: target ids and log-probabilities (M, K)."""
         top = logits.float().log_softmax(-1).topk(top_k, dim=-1)
         ids = top.indices if self._draft_to_target is None else self._draft_to_target[top.indices]
-        # Rounding must not make a child more probable than its parent: it would be chosen alone.
+        # A log-probability that rounding lifts above 0 would make a child more probable than its
+        # parent. `_choose` could then take the child without the parent.
         return ids, top.values.clamp(max=0)
 
     def _choose(self, root: int, pool: _Pool, params: TreeParams) -> DeviceTree:
-        """Take the best T - 1 candidates, the earlier drafted one where scores tie."""
+        """Keep the best T - 1 candidates; of equal scores, the one drafted first.
+
+        No candidate scores above its parent and parents are drafted first, so the parent of every
+        kept candidate is kept, too.
+        """
         scores, ids = torch.cat(pool.scores), torch.cat(pool.token_ids)
         best = scores.sort(descending=True, stable=True).indices[: params.total_tokens - 1]
+        # In the order of the pool, in which parents stand before their children.
         chosen = best.sort().values
         rows = torch.arange(1, params.total_tokens, device=self._device)
+        # Row of every pool index, shifted by one: place 0 is for the parent -1, the root's row 0.
         row_of = torch.zeros(len(scores) + 1, dtype=torch.int64, device=self._device)
         row_of = row_of.scatter(0, chosen + 1, rows)
         parents = row_of[torch.cat(pool.parents)[chosen] + 1]
@@ -150,13 +172,15 @@ class DeviceTreeDrafter:
         scores: torch.Tensor | None,
         levels: int = 0,
     ) -> DeviceTree:
-        """Put the root before the drafted rows and follow the parents upwards."""
+        """Put the root in front of the drafted rows, and derive ancestors and levels."""
         first = torch.full((1,), root, dtype=torch.int64, device=self._device)
         zero = torch.zeros(1, dtype=torch.int64, device=self._device)
         parents = zero if parents is None else torch.cat((zero, parents))
         scores = zero.float() if scores is None else torch.cat((zero.float(), scores))
         rows = torch.arange(len(parents), device=self._device)
         ancestors, above = rows[:, None] == rows, parents
+        # All rows go up one parent at a time. `levels` steps reach the root from anywhere, and the
+        # root is its own parent, so that shallower rows stay there.
         for _ in range(levels):
             ancestors = ancestors | (above[:, None] == rows)
             above = parents[above]
@@ -166,6 +190,6 @@ class DeviceTreeDrafter:
             levels=ancestors.sum(-1) - 1,
             ancestors=ancestors,
             scores=scores,
-            enabled=rows >= 0,
+            enabled=torch.ones_like(rows, dtype=torch.bool),
             longest_path=min(len(parents), levels + 1),
         )

@@ -1,4 +1,4 @@
-"""Drafts looked up in the text itself: what followed the last tokens where they stood before."""
+"""Prompt lookup: drafts copied from where the last tokens of the text occurred before."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _SHORTEST = 2
 
 
 class Lookup(NamedTuple):
-    """A chain of drafted tokens.
+    """Looked-up tokens.
 
     Attributes:
-        match_length: tokens at the end of the text that stood there before; 0 for no match.
-        token_ids: what followed them, the first drafted token first.
+        match_length: length of the n-gram at the end of the text that occurred before; 0 for none.
+        token_ids: the tokens that followed it there, the first drafted token first.
     """
 
     match_length: int
@@ -26,9 +26,14 @@ NO_LOOKUP = Lookup(0, ())
 class ContextLookup:
     """An index of one text's n-grams that grows with it.
 
-    Prompt lookup (as in transformers' ``prompt_lookup_num_tokens``): of the n-grams at the end of
-    the text, the longest that occurred before, at least two tokens; of its earlier occurrences the
-    last. A token costs a fixed number of dictionary entries, `longest` at most.
+    Prompt lookup, as with transformers' ``prompt_lookup_num_tokens``: of the n-grams at the end of
+    the text, at least two tokens long, it takes the longest one that occurred before, and of its
+    earlier occurrences the last one.
+
+    Instead of searching the text in every cycle, the index enters each new token's n-grams of all
+    lengths from 2 to `longest` into dictionaries: at most 15 entries by default, about 3 kB per
+    token of text that does not repeat. A proposal then takes at most as many look-ups, however
+    long the text is.
     """
 
     def __init__(self, token_ids: Iterable[int] = (), *, longest: int = 16) -> None:
@@ -36,7 +41,7 @@ class ContextLookup:
 
         Args:
             token_ids: its tokens.
-            longest: longest match that is told apart.
+            longest: longest n-gram that is indexed; longer matches count as this long.
 
         Raises:
             ValueError: `longest` is below 2.
@@ -45,8 +50,8 @@ class ContextLookup:
             raise ValueError(f"longest must be at least {_SHORTEST}, got {longest}")
         self._longest = longest
         self._tokens: list[int] = []
-        # End of the last occurrence of every n-gram, and of the one before, which is wanted when
-        # the last one is the text's own end.
+        # By length: where each n-gram ended last, and where it ended before that. The n-gram at the
+        # end of the text has its last occurrence there, so a proposal needs the one before.
         self._ends: list[dict[tuple[int, ...], tuple[int, int]]] = [
             {} for _ in range(longest - _SHORTEST + 1)
         ]
@@ -74,24 +79,25 @@ class ContextLookup:
                 ends[gram] = (end, 0 if previous is None else previous[0])
 
     def propose(self, max_tokens: int) -> Lookup:
-        """The chain that follows the longest match.
+        """Propose the tokens that followed the longest match.
 
-        Where the match is so late that the text ends before the chain does, the chain goes on with
-        itself: text that repeats is expected to go on repeating.
+        If the match is so close to the end that fewer than `max_tokens` tokens follow it, the
+        proposal repeats them: a text that repeats itself is expected to continue to.
 
         Args:
-            max_tokens: longest chain.
+            max_tokens: the most tokens to propose.
         """
         tokens = self._tokens
         tail = tuple(tokens[-self._longest :])
         best_length, best_end = 0, 0
         for length in range(_SHORTEST, len(tail) + 1):
             _, earlier = self._ends[length - _SHORTEST][tail[-length:]]
+            # Where an n-gram did not occur before, no longer one that ends with it did.
             if not earlier:
                 break
             best_length, best_end = length, earlier
         if not best_length or max_tokens < 1:
             return NO_LOOKUP
         period = len(tokens) - best_end
-        chain = [tokens[best_end + index % period] for index in range(max_tokens)]
-        return Lookup(best_length, tuple(chain))
+        proposed = [tokens[best_end + index % period] for index in range(max_tokens)]
+        return Lookup(best_length, tuple(proposed))

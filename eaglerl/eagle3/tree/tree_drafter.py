@@ -1,4 +1,4 @@
-"""Growing one draft tree: the passes of the draft head between two verifications."""
+"""Draft trees that grow on the host: the draft head's passes between two verifications."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.policy import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
 from eaglerl.eagle3.stopwatch import TotalTime
-from eaglerl.eagle3.tree.merge import merge_chain
+from eaglerl.eagle3.tree.merge import merge_looked_up
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
 class DraftContext(NamedTuple):
-    """The moment at which a policy is asked between the passes of a draft.
+    """What a policy is told between the passes of a draft, besides the draft itself.
 
     Attributes:
         context_length: tokens before the tree, the root included.
-        lookup: the chain that was looked up in the text.
-        policy_time: adds up what the policy takes, with what it is shown.
+        lookup: the tokens that were looked up in the text.
+        policy_time: adds up the policy's time, including that of preparing its input.
     """
 
     context_length: int
@@ -29,20 +29,28 @@ class DraftContext(NamedTuple):
 
 
 class TreeDrafter:
-    """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) with a draft head."""
+    """Grows EAGLE-3's dynamic tree (EAGLE-2, section 4; EAGLE-3, section 3) with a draft head.
+
+    The first pass proposes the K children of the root. Every further round expands the K best
+    nodes of the last one into K children each, so that D rounds leave a pool of K + D K^2
+    candidates: 710 for EAGLE's default tree 60/7/10. The best total_tokens - 1 of them, by the sum
+    of the log-probabilities from the root, are verified. A score never rises from parent to child,
+    so the chosen nodes always form a tree.
+
+    The native `DraftTreeBuilder` keeps this bookkeeping on the host, wherever the head runs.
+    """
 
     def __init__(self, draft: DraftRunner | None) -> None:
         """Set up; without a draft there is only `root_only`."""
         self.draft = draft
         self._builder = DraftTreeBuilder()
-        # The bookkeeping runs on the host, wherever the draft does.
         table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.cpu()
         self._asked: StagedPolicy | None = None
         self._asked_selects = False
 
     def root_only(self, root: int) -> DraftTree:
-        """The tree that drafts nothing: row 0 alone."""
+        """Return the tree of the root alone, which drafts nothing."""
         return DraftTree(
             token_ids=torch.tensor([root]),
             parents=torch.tensor([-1], dtype=torch.int32),
@@ -59,7 +67,7 @@ class TreeDrafter:
         params: TreeParams,
         slot: int = 0,
     ) -> DraftTree:
-        """Draft ``params.depth`` rounds from the last stable row and choose the best nodes.
+        """Draft ``params.depth`` rounds from the last stable row, and keep the best nodes.
 
         Args:
             root: the target's next token, already known.
@@ -71,7 +79,6 @@ class TreeDrafter:
 
         Returns:
             The tree.
-
         """
         hidden = self._begin(root, hidden, logits, params.top_k)
         for round_index in range(params.depth):
@@ -88,7 +95,7 @@ class TreeDrafter:
         moment: DraftContext,
         slot: int = 0,
     ) -> tuple[DraftTree, TreeParams]:
-        """Draft for as long as a policy goes on, and verify what it says.
+        """Draft until a policy stops it, and keep the nodes that the policy chooses.
 
         Args:
             root: see `grow`.
@@ -96,15 +103,15 @@ class TreeDrafter:
             logits: see `grow`.
             limit: the largest tree.
             policy: asked after every pass.
-            moment: what it is told besides.
+            moment: what the policy is told besides the draft.
             slot: the sequence.
 
         Returns:
-            The tree, with as much of the looked-up chain as a `SelectingPolicy` wants, or all of
-            it; and the parameters of the head's part.
+            The tree, and the parameters of the head's part of it. A `SelectingPolicy` says how many
+            of the looked-up tokens are merged in; with other policies it is all of them.
 
         Raises:
-            ValueError: the policy asked for rows or nodes that the pool cannot give.
+            ValueError: the policy chose more rows than the pool has, or nodes that are not in it.
         """
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
@@ -116,18 +123,20 @@ class TreeDrafter:
                 break
             hidden = self._expand(hidden, depth, slot)
             depth += 1
-        chain = moment.lookup.token_ids
+        looked_up = moment.lookup.token_ids
         if self._selects(policy):
             with moment.policy_time:
                 selection = policy.select(progress)
-            tree = self._builder.finish_selected(selection.nodes, chain[: selection.chain_tokens])
+            wanted = looked_up[: selection.chain_tokens]
+            tree = self._builder.finish_selected(selection.nodes, wanted)
             return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
         with moment.policy_time:
             params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
-        return merge_chain(self._builder.finish(params.total_tokens), chain), params
+        return merge_looked_up(self._builder.finish(params.total_tokens), looked_up), params
 
     def _selects(self, policy: StagedPolicy) -> bool:
-        # Asking the protocol takes longer than a policy's decision.
+        # isinstance() against a protocol looks up every method by name, tens of microseconds in
+        # Python 3.11, so the answer is kept for as long as the policy stays the same.
         if policy is not self._asked:
             self._asked, self._asked_selects = policy, isinstance(policy, SelectingPolicy)
         return self._asked_selects
@@ -142,12 +151,23 @@ class TreeDrafter:
     def _begin(
         self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int
     ) -> torch.Tensor:
+        """Propose the root's children from `logits`; the root's feature as (1, h)."""
         self._builder.begin(root, top_k)
         self._builder.first(logits.float().cpu(), self._draft_to_target)
         return hidden[None]
 
     def _expand(self, hidden: torch.Tensor, round_index: int, slot: int) -> torch.Tensor:
-        """One more round; the features of its frontier, from those of the one before."""
+        """Run one more round.
+
+        Args:
+            hidden: (M, h) features of the nodes that the round before expanded.
+            round_index: number of the round, from 0.
+            slot: the sequence.
+
+        Returns:
+            (K, h) features of the nodes that this round expanded.
+        """
+        assert self.draft is not None, "a tree is grown by a draft head"
         token_ids, parents, mask = self._builder.frontier()
         hidden, logits = self.draft.expand(token_ids, hidden[parents], round_index, mask, slot)
         self._builder.expand(logits.float().cpu(), self._draft_to_target)

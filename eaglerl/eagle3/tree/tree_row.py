@@ -20,7 +20,7 @@ def _as_tree(row: tuple[int, int, int]) -> TreeParams:
     return tree
 
 
-#: The list in JSON, `TreeParams` once it is read.
+#: A list in JSON, a `TreeParams` after reading.
 TreeRow = Annotated[
     tuple[
         Annotated[int, Field(ge=1, le=LARGEST_TREE["total_tokens"])],
