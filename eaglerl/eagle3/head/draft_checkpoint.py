@@ -68,6 +68,7 @@ def complete_state_dict(
     if not config.prunes_vocabulary or (d2t is None) == (t2d is None):
         return result
     if t2d is None:
+        assert d2t is not None, "one of the two is there"
         _check_integer(d2t, (config.draft_vocab_size,))
         if not bool(d2t.any()):
             raise ValueError(

@@ -64,7 +64,7 @@ class _SelfAttention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         attended = attention(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)
         return self.o_proj(attended.flatten(-2))
@@ -133,6 +133,10 @@ class Eagle3DraftHead(nn.Module):
         d2t: (Vd,) int64 buffer of offsets, None if the vocabulary is not pruned.
         t2d: (V,) bool buffer, None if the vocabulary is not pruned.
     """
+
+    d2t: torch.Tensor | None
+    t2d: torch.Tensor | None
+    embed_tokens: torch.Tensor | None
 
     def __init__(self, config: Eagle3Config, *, embed_tokens: torch.Tensor | None = None) -> None:
         """Make a head with random weights.
@@ -278,6 +282,8 @@ class Eagle3DraftHead(nn.Module):
                 f"target_ids must be {config.draft_vocab_size} distinct ids in "
                 f"0..{config.vocab_size - 1}, got {len(target_ids)} ids, {len(used)} distinct"
             )
+        assert self.d2t is not None, "a head that prunes its vocabulary has both maps"
+        assert self.t2d is not None, "a head that prunes its vocabulary has both maps"
         used = used.to(self.d2t.device)
         self.d2t.copy_(used - torch.arange(len(used), device=used.device))
         self.t2d.fill_(False)

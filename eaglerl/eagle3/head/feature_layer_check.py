@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.feature_layers import FeatureLayers, other_reading
@@ -69,7 +70,7 @@ class LayerReading:
             the draft's vocabulary, one number per row.
     """
 
-    layers: FeatureLayers
+    layers: tuple[int, ...]
     accuracy: float
     cross_entropy: torch.Tensor
 
@@ -88,7 +89,7 @@ class LayerReading:
 def compare_feature_layers(
     target: TargetModel,
     head: Eagle3DraftHead,
-    readings: Sequence[FeatureLayers],
+    readings: Sequence[tuple[int, ...]],
     token_ids: Sequence[int],
 ) -> list[LayerReading]:
     """Compare a head's predictions with the target's under several choices of feature layers.
@@ -122,7 +123,7 @@ def compare_feature_layers(
 
 
 def check_layer_ids(
-    path: str | Path, target: TargetModel, head: Eagle3DraftHead, tokenizer
+    path: str | Path, target: TargetModel, head: Eagle3DraftHead, tokenizer: PreTrainedTokenizerBase
 ) -> list[LayerReading]:
     """Compare both readings of a head's layer ids, if the ids are ambiguous.
 
@@ -141,7 +142,10 @@ def check_layer_ids(
 
 
 def warn_of_other_layers(
-    target: TargetModel, head: Eagle3DraftHead, other: FeatureLayers, tokenizer
+    target: TargetModel,
+    head: Eagle3DraftHead,
+    other: FeatureLayers,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[LayerReading]:
     """Compare the target's feature layers with another reading, and warn if that is better.
 
@@ -169,7 +173,9 @@ def warn_of_other_layers(
     return [read, alternative]
 
 
-def compare_neighbours(target: TargetModel, head: Eagle3DraftHead, tokenizer) -> list[LayerReading]:
+def compare_neighbours(
+    target: TargetModel, head: Eagle3DraftHead, tokenizer: PreTrainedTokenizerBase
+) -> list[LayerReading]:
     """Compare the target's feature layers with those one layer before and one after.
 
     Args:
@@ -200,6 +206,7 @@ def _predict(target: TargetModel, head: Eagle3DraftHead, ids: list[int]) -> Laye
         chunk = ids[start : start + _CHUNK_ROWS]
         output = target.forward(RowBatch.causal(chunk, start), cache, "all")
         cache.commit(range(len(chunk)))
+        assert output.logits is not None, "all were asked for"
         features.append(output.features.clone())
         best.append(output.logits.argmax(-1))
         logits = output.logits if known is None else output.logits[:, known]

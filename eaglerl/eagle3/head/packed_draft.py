@@ -14,7 +14,7 @@ import torch
 from eaglerl._ext import C
 from eaglerl.eagle3.head.attention_window import first_visible, scratch_window, stable_mask
 from eaglerl.eagle3.head.cached_draft import CachedDraft
-from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.head.packed_rows import NormWeight, Place, RowBuffers, Visible
 from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear, is_supported
 
@@ -143,7 +143,9 @@ class PackedDraft(CachedDraft):
         self._mlp_norm = NormWeight.of(layer.post_attention_layernorm)
         self._final_norm = NormWeight.of(head.norm)
         feature_norms = head.fc_norm if head.fc_norm is not None else [head.input_norm]
-        self._feature_norms = [NormWeight.of(norm) for norm in feature_norms if norm is not None]
+        self._feature_norms = [
+            NormWeight.of(norm) for norm in feature_norms if isinstance(norm, RMSNorm)
+        ]
 
     @torch.inference_mode()
     def extend(

@@ -50,7 +50,10 @@ def load_target(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = torch.float32 if torch.device(device).type == "cpu" else "auto"
-    model = load_transformers_model(path, stored if dtype is None else dtype).to(device)
+    model = load_transformers_model(path, stored if dtype is None else dtype)
+    # In place. Called through the base class, since transformers' own wrapper is not typed.
+    module: torch.nn.Module = model
+    module.to(device)
     if callable(feature_layers):
         feature_layers = feature_layers(model.config.num_hidden_layers)
     return make_target(model, feature_layers=feature_layers, backend=backend)

@@ -10,7 +10,7 @@ what lies between two products is a single native call: norm, attention, or the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from eaglerl._ext import C
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.layers.linear import PackedLinear
+from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
 from eaglerl.eagle3.layers.rope import RopeTables, module_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.target_files import embedding_table
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 from eaglerl.ops.undisturbed import undisturbed
 
@@ -62,6 +63,33 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     return None
 
 
+class _Attention(Protocol):
+    """The projections of one attention; Qwen3 has norms of q and k, too."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    scaling: float
+
+
+class _MLP(Protocol):
+    """The projections of one gated MLP."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+
+class _DecoderLayer(Protocol):
+    """A decoder layer of one of `FAST_FAMILIES`, as transformers builds it."""
+
+    self_attn: _Attention
+    mlp: _MLP
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
+
 class _Layer:
     """The packed weights of one decoder layer.
 
@@ -69,27 +97,30 @@ class _Layer:
     in place of seven.
     """
 
-    def __init__(self, layer: nn.Module, dtype: str, rows_hint: int) -> None:
+    def __init__(self, layer: _DecoderLayer, dtype: LinearDtype, rows_hint: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.input_norm = _norm_weight(layer.input_layernorm)
         self.post_norm = _norm_weight(layer.post_attention_layernorm)
-        self.q_norm = _norm_weight(getattr(attention, "q_norm", None))
-        self.k_norm = _norm_weight(getattr(attention, "k_norm", None))
+        q_norm, k_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.q_norm = None if q_norm is None else _norm_weight(q_norm)
+        self.k_norm = None if k_norm is None else _norm_weight(k_norm)
         self.qkv = _join((attention.q_proj, attention.k_proj, attention.v_proj), dtype, rows_hint)
         self.out = _join((attention.o_proj,), dtype, rows_hint)
         self.gate_up = _join((mlp.gate_proj, mlp.up_proj), dtype, rows_hint)
         self.down = _join((mlp.down_proj,), dtype, rows_hint)
 
 
-def _norm_weight(norm: nn.Module | None) -> torch.Tensor | None:
-    return None if norm is None else norm.weight.detach().float().contiguous()
+def _norm_weight(norm: nn.Module) -> torch.Tensor:
+    weight = norm.weight
+    assert isinstance(weight, torch.Tensor), "a norm of these families has a weight"
+    return weight.detach().float().contiguous()
 
 
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _join(modules: Sequence[nn.Linear], dtype: str, rows_hint: int) -> PackedLinear:
+def _join(modules: Sequence[nn.Linear], dtype: LinearDtype, rows_hint: int) -> PackedLinear:
     weight = torch.cat([module.weight.detach() for module in modules])
     biases = [module.bias for module in modules]
     bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
@@ -159,7 +190,7 @@ class PackedTarget(TargetModel):
         self.eps = float(self.config.rms_norm_eps)
         self.num_heads = self.config.num_attention_heads
         self.intermediate_size = self.config.intermediate_size
-        self._embedding = model.get_input_embeddings().weight.detach().float()
+        self._embedding = embedding_table(model).float()
         self._layers = [_Layer(layer, dtype, rows_hint) for layer in decoder.layers]
         self._norm = _norm_weight(decoder.norm)
         self._head = _join((model.get_output_embeddings(),), dtype, rows_hint)
@@ -262,7 +293,7 @@ class PackedTarget(TargetModel):
         element = data.element_size()
         layer_bytes, half_bytes = (data.stride(axis) * element for axis in (1, 2))
         first = data.data_ptr()
-        mask = rows.mask.contiguous() if rows.block_length else None
+        mask = None if rows.mask is None or not rows.block_length else rows.mask.contiguous()
         # No position exceeds the capacity of the cache, so its length of cos and sin is enough.
         cos, sin = self._rope.first(min(cache.capacity, self.max_positions))
         before = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -132,7 +132,7 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
         check_fits_header(path, config)
     try:
         with naming(f"the target {str(path)!r}"):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, output_loading_info=True
             )
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -141,6 +141,8 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
         # A damaged file can raise any exception in its reader.
         reason = " ".join(str(error).split())
         raise ValueError(f"transformers cannot load the target {str(path)!r}: {reason}") from error
+    # A pair with output_loading_info, which transformers' annotations leave out.
+    model, found = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(
@@ -148,6 +150,13 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
             f"{missing[0]!r}; transformers would fill them with random numbers"
         )
     return model.eval()
+
+
+def embedding_table(model: PreTrainedModel) -> torch.Tensor:
+    """Return the input embeddings (vocab_size, hidden_size) of a model."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor), "an embedding has a table"
+    return weight.detach()
 
 
 def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.target_files import embedding_table
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 
 
@@ -30,6 +34,7 @@ class _CacheView(CacheLayerMixin):
     ) -> None:
         super().__init__()
         self.keys, self.values = keys, values
+        self._both = (keys, values)
         self.is_initialized = True
         self.rows = torch.empty(0, dtype=torch.int64, device=keys.device)
         self.visible = 0
@@ -39,11 +44,11 @@ class _CacheView(CacheLayerMixin):
         """Do nothing: the memory is allocated."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the rows of this pass in place and return the visible part of the cache."""
         visible = []
-        for whole, states in ((self.keys, key_states), (self.values, value_states)):
+        for whole, states in zip(self._both, (key_states, value_states), strict=True):
             if isinstance(self._slots, slice):
                 whole[self._slots][:, :, self.rows] = states
             else:
@@ -61,7 +66,7 @@ class _CacheView(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Return the number of rows that fit."""
-        return self.keys.shape[2]
+        return self._both[0].shape[2]
 
 
 def _check_forward(model: PreTrainedModel) -> None:
@@ -87,7 +92,7 @@ def _distinct(slots: torch.Tensor) -> torch.Tensor:
     return slots
 
 
-def cache_argument(module: torch.nn.Module) -> str:
+def cache_argument(module: nn.Module) -> str:
     """Return the argument for the KV cache in a model's forward; transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
@@ -166,12 +171,15 @@ class TransformersTarget(TargetModel):
             for index, layer in enumerate(self.feature_layers)
         ]
 
-    def _capture_last(self, module, args, output) -> None:
+    def _capture_last(
+        self, module: nn.Module, args: tuple, output: BaseModelOutputWithPast
+    ) -> None:
         if (states := self._states()) is not None:
+            assert output.last_hidden_state is not None, "a decoder gives its last states"
             states["last"] = output.last_hidden_state.flatten(0, 1)
 
-    def _capture(self, index: int):
-        def hook(module, args, kwargs):
+    def _capture(self, index: int) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if (states := self._states()) is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 states[index] = hidden.flatten(0, 1)
@@ -185,7 +193,7 @@ class TransformersTarget(TargetModel):
     @property
     def embed_tokens(self) -> torch.Tensor:
         """(vocab_size, hidden_size) embedding table of the model."""
-        return self.model.get_input_embeddings().weight.detach()
+        return embedding_table(self.model)
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
         """Make an empty cache in the model's dtype, on its device."""
@@ -221,7 +229,8 @@ class TransformersTarget(TargetModel):
             "use_cache": True,
         }
         wanted = None
-        self._captured.states = states = {}
+        states: dict[int | str, torch.Tensor] = {}
+        self._captured.states = states
         try:
             if logits == "none":
                 self._decoder(**arguments)

@@ -47,7 +47,7 @@ class TreeDrafter:
         table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.cpu()
         self._asked: StagedPolicy | None = None
-        self._asked_selects = False
+        self._selecting: SelectingPolicy | None = None
 
     def root_only(self, root: int) -> DraftTree:
         """Return the tree of the root alone, which drafts nothing."""
@@ -124,9 +124,10 @@ class TreeDrafter:
             hidden = self._expand(hidden, depth, slot)
             depth += 1
         looked_up = moment.lookup.token_ids
-        if self._selects(policy):
+        selecting = self._as_selecting(policy)
+        if selecting is not None:
             with moment.policy_time:
-                selection = policy.select(progress)
+                selection = selecting.select(progress)
             wanted = looked_up[: selection.chain_tokens]
             tree = self._builder.finish_selected(selection.nodes, wanted)
             return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
@@ -134,12 +135,13 @@ class TreeDrafter:
             params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
         return merge_looked_up(self._builder.finish(params.total_tokens), looked_up), params
 
-    def _selects(self, policy: StagedPolicy) -> bool:
+    def _as_selecting(self, policy: StagedPolicy) -> SelectingPolicy | None:
         # isinstance() against a protocol looks up every method by name, tens of microseconds in
         # Python 3.11, so the answer is kept for as long as the policy stays the same.
         if policy is not self._asked:
-            self._asked, self._asked_selects = policy, isinstance(policy, SelectingPolicy)
-        return self._asked_selects
+            self._asked = policy
+            self._selecting = policy if isinstance(policy, SelectingPolicy) else None
+        return self._selecting
 
     def _progress(self, top_k: int, depth: int, moment: DraftContext) -> DraftProgress:
         scores = self._builder.scores().numpy()
