@@ -16,7 +16,7 @@ CUDA_CHOICES = ("0", "1", "auto")
 
 
 def require_compiler() -> None:
-    """Stops with what to install where a C++ compiler or Python's headers are missing."""
+    """Stop with what to install where a C++ compiler or Python's headers are missing."""
     named = os.environ.get("CXX", "").split()
     candidates = named[:1] or ["c++", "g++", "clang++"]
     if not any(shutil.which(candidate) for candidate in candidates):
@@ -34,7 +34,7 @@ def require_compiler() -> None:
 
 
 def require_tool(name: str) -> str:
-    """Returns the path of a build tool, or stops with how to get it."""
+    """Return the path of a build tool, or stops with how to get it."""
     path = shutil.which(name)
     if path is None:
         raise SystemExit(f"eaglerl: '{name}' was not found. Install it: 'pip install {name}'.")
@@ -42,7 +42,7 @@ def require_tool(name: str) -> str:
 
 
 def torch_is_for_the_cpu() -> bool:
-    """Tells whether the environment that is built for has a torch that cannot use CUDA.
+    """Return whether the environment that is built for has a torch without CUDA.
 
     It is not imported: in build isolation it is out of sight. Where there is none yet, nobody
     knows.
@@ -56,7 +56,7 @@ def torch_is_for_the_cpu() -> bool:
 
 
 def cuda_choice() -> str:
-    """Returns what is asked for in EAGLERL_WITH_CUDA; else 0 for a torch without CUDA, or auto."""
+    """Return EAGLERL_WITH_CUDA; if unset, 0 for a torch without CUDA, else auto."""
     asked = os.environ.get("EAGLERL_WITH_CUDA")
     if asked is None:
         return "0" if torch_is_for_the_cpu() else "auto"
@@ -66,7 +66,7 @@ def cuda_choice() -> str:
 
 
 def discard_stale_build(folder: Path, configure: list[str]) -> None:
-    """Empties a build folder left by other settings or tools, which CMake would keep using.
+    """Empty a build folder left by other settings or tools, which CMake would keep using.
 
     Build isolation, for one, brings its own cmake and ninja from a folder that is gone afterwards.
     """
@@ -125,6 +125,7 @@ setup(
     packages=[*find_packages(include=["eaglerl", "eaglerl.*"]), *folders],
     package_dir=folders,
     package_data={
+        "eaglerl": ["py.typed", "_C.pyi"],
         "eaglerl.evaluation.report": ["page.css", "page.html"],
         "eaglerl.models": ["*/*"],
         "eaglerl.questions": ["*"],

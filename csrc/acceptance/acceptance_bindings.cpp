@@ -1,5 +1,5 @@
-// Bindings of the judge of one cycle's draft. It is asked several times in every cycle, so its
-// arrays are NumPy's own, read in place.
+// Bindings of the scorer of one cycle's draft. It is called two or three times a cycle, so NumPy
+// arrays are read in place instead of being converted.
 #include "acceptance/acceptance_bindings.h"
 
 #include <pybind11/numpy.h>
@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "acceptance/acceptance_judge.h"
+#include "acceptance/acceptance_scorer.h"
 #include "common/binding_methods.h"
 
 namespace py = pybind11;
@@ -17,8 +17,8 @@ namespace py = pybind11;
 namespace eaglerl {
 namespace {
 
-// What a judge keeps of a draft's candidates takes 400 MB at most.
-constexpr int64_t kMostJudged = int64_t(1) << 22;
+// 2^22 candidates: what a scorer keeps of them takes at most 400 MB.
+constexpr int64_t kMostScored = int64_t(1) << 22;
 constexpr int64_t kWidestLayer = int64_t(1) << 20;
 
 template <typename T>
@@ -91,7 +91,7 @@ SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {
   return net;
 }
 
-std::unique_ptr<AcceptanceJudge> make_judge(int64_t top_k, int64_t max_depth, int64_t max_rows,
+std::unique_ptr<AcceptanceScorer> make_scorer(int64_t top_k, int64_t max_depth, int64_t max_rows,
                                             int64_t chain_length, const py::tuple& pool_net,
                                             const py::object& chain_net,
                                             const py::object& stop_weights, const py::object& base,
@@ -99,29 +99,29 @@ std::unique_ptr<AcceptanceJudge> make_judge(int64_t top_k, int64_t max_depth, in
   check_between("top_k", top_k, 1, kLargestCount);
   check_between("max_depth", max_depth, 0, kLargestCount);
   check_between("max_rows", max_rows, 1, kLargestCount);
-  check_between("chain_length", chain_length, 0, kMostJudged);
-  check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostJudged);
+  check_between("chain_length", chain_length, 0, kMostScored);
+  check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostScored);
   const AcceptanceSizes sizes = {top_k, max_depth, max_rows, chain_length};
   SmallNetWeights chain = {};
   if (!chain_net.is_none()) chain = net_weights(chain_net.cast<py::tuple>(), kChainInputs);
-  return std::make_unique<AcceptanceJudge>(
+  return std::make_unique<AcceptanceScorer>(
       sizes, net_weights(pool_net, kPoolInputs), chain_net.is_none() ? nullptr : &chain,
       read_weights<float>("stop_weights", "float32", stop_weights, {max_depth, kStopInputs}),
       read_weights<double>("base", "float64", base, {max_rows}),
       read_weights<double>("slope", "float64", slope, {max_rows}));
 }
 
-void judge_draft(AcceptanceJudge& judge, const py::object& scores, int64_t depth,
+void score_draft(AcceptanceScorer& scorer, const py::object& scores, int64_t depth,
                  int64_t context_length, int64_t match_length, int64_t chain_tokens,
                  const py::object& nodes, double rate) {
-  judge.check_usable();
-  if (depth < 0 || depth > judge.sizes().max_depth) {
+  scorer.check_usable();
+  if (depth < 0 || depth > scorer.sizes().max_depth) {
     throw py::value_error("depth must be from 0 to the model's " +
-                          std::to_string(judge.sizes().max_depth) + ", got " +
+                          std::to_string(scorer.sizes().max_depth) + ", got " +
                           std::to_string(depth));
   }
   DraftView draft = {};
-  draft.scores = read_array<float>("scores", "float32", scores, judge.pool_size(depth));
+  draft.scores = read_array<float>("scores", "float32", scores, scorer.pool_size(depth));
   draft.depth = depth;
   draft.context_length = context_length;
   draft.match_length = match_length;
@@ -129,39 +129,39 @@ void judge_draft(AcceptanceJudge& judge, const py::object& scores, int64_t depth
   if (!nodes.is_none()) {
     draft.nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
   }
-  judge.judge(draft, rate);
+  scorer.score(draft, rate);
 }
 
-void check_judged(const AcceptanceJudge& judge) {
-  judge.check_usable();
-  if (judge.known_depth() < 0) throw py::value_error("judge() must be called first");
+void check_scored(const AcceptanceScorer& scorer) {
+  scorer.check_usable();
+  if (scorer.known_depth() < 0) throw py::value_error("score() must be called first");
 }
 
-py::tuple select(const AcceptanceJudge& judge) {
-  check_judged(judge);
-  py::array_t<int64_t> nodes(judge.chosen_nodes());
-  const int64_t chain_tokens = judge.select(nodes.mutable_data());
+py::tuple select(const AcceptanceScorer& scorer) {
+  check_scored(scorer);
+  py::array_t<int64_t> nodes(scorer.chosen_nodes());
+  const int64_t chain_tokens = scorer.select(nodes.mutable_data());
   return py::make_tuple(std::move(nodes), chain_tokens);
 }
 
-py::tuple survival(const AcceptanceJudge& judge) {
-  check_judged(judge);
-  const py::ssize_t pool = judge.pool_size(judge.known_depth());
-  return py::make_tuple(py::array_t<float>(pool, judge.pool()),
-                        py::array_t<float>(judge.sizes().chain_length, judge.chain()));
+py::tuple survival(const AcceptanceScorer& scorer) {
+  check_scored(scorer);
+  const py::ssize_t pool = scorer.pool_size(scorer.known_depth());
+  return py::make_tuple(py::array_t<float>(pool, scorer.pool()),
+                        py::array_t<float>(scorer.sizes().chain_length, scorer.chain()));
 }
 
 }  // namespace
 
 void bind_acceptance(py::module_& module) {
-  py::class_<AcceptanceJudge>(module, "AcceptanceJudge")
-      .def(py::init(&make_judge))
-      .def("begin", usable(&AcceptanceJudge::begin))
-      .def("judge", &judge_draft)
+  py::class_<AcceptanceScorer>(module, "AcceptanceScorer")
+      .def(py::init(&make_scorer))
+      .def("begin", usable(&AcceptanceScorer::begin))
+      .def("score", &score_draft)
       .def("should_continue",
-           [](const AcceptanceJudge& judge) {
-             check_judged(judge);
-             return judge.should_continue();
+           [](const AcceptanceScorer& scorer) {
+             check_scored(scorer);
+             return scorer.should_continue();
            })
       .def("select", &select)
       .def("survival", &survival);

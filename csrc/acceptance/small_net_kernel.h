@@ -1,4 +1,4 @@
-// The small nets that judge a draft's candidates: two hidden layers with SiLU, and a probability.
+// The small nets that score candidates: two hidden layers with SiLU, then a probability.
 // Included only by policy_kernels.cpp.
 #pragma once
 

@@ -14,12 +14,17 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
+// 48 queries in a block with AVX-512, 24 with AVX2, 12 with vectors of four floats. At head_dim 64
+// and 48 queries, the queries, their outputs and a tile's scores take 12 KiB each; a tile of 64
+// keys and its values take 16 KiB each.
 constexpr int kMaxVectors = 3;
 constexpr int kBlockQueries = kMaxVectors * kLanes;
 static_assert(kBlockQueries <= kMaxBlockQueries);
 
 // Keys (or value columns) that are worked on together: their accumulators, one per vector of
 // queries, must stay in registers, and eight or more of them hide the latency of a product.
+// AVX-512, 3 vectors: 8 * 3 accumulators, 3 queries and 1 broadcast use 28 of 32 registers.
+// AVX2 and SSE, 3 vectors: 4 * 3, 3 and 1 use all 16.
 constexpr int group_of(int vectors) {
 #if defined(__AVX512F__)
   return 8;
@@ -28,12 +33,14 @@ constexpr int group_of(int vectors) {
 #endif
 }
 
+// Keys are fetched 16 ahead of the one that is scored: 4 KiB at head_dim 64.
 constexpr int kPrefetchKeys = 16;
-constexpr int kLineFloats = 16;
+constexpr int kLineFloats = 16;  // of a cache line, 64 bytes
 
 template <int Vectors>
 struct QueryBlock {
   static constexpr int kColumns = Vectors * kLanes;
+  // Transposed, so that one element of head_dim is a vector of queries.
   alignas(64) float queries[kMaxHeadDim * kColumns];  // (head_dim, columns)
   alignas(64) float output[kMaxHeadDim * kColumns];   // (head_dim, columns), not normalised
   alignas(64) float scores[kTileKeys * kColumns];     // (keys, columns)
@@ -49,6 +56,7 @@ static void load_queries(const AttentionCall& call, const AttentionTask& task,
   constexpr int kColumns = QueryBlock<Vectors>::kColumns;
   alignas(64) float rotated[kMaxHeadDim];
   alignas(64) int32_t prefix[kColumns];
+  // Columns past the last query repeat its row, whose indices are valid, with a query of zeros.
   for (int column = 0; column < kColumns; ++column) {
     const bool used = column < task.query_count;
     const Query query = query_of(call, task, used ? column : task.query_count - 1);
@@ -120,7 +128,8 @@ static void score_tile(const QueryBlock<Vectors>& block, const float* keys, cons
   }
 }
 
-// Hides what the prefix lengths and the mask hide, for keys [begin, begin + count).
+// Hides what the prefix lengths and the mask hide, for keys [begin, begin + count). The mask is
+// read 32 bits at a time, as wide as a lane: 32 keys share one gather of the block's mask words.
 template <int Vectors>
 static void hide_keys(const AttentionCall& call, const QueryBlock<Vectors>& block, int begin,
                       int count, float* scores) {
@@ -153,6 +162,7 @@ static void hide_keys(const AttentionCall& call, const QueryBlock<Vectors>& bloc
 }
 
 // Turns scores into weights; returns in `rescale` what earlier sums and outputs are multiplied by.
+// One rescaling for 64 keys instead of one for each: that is what the tile is for.
 template <int Vectors>
 static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
   constexpr int kColumns = Vectors * kLanes;
@@ -172,7 +182,8 @@ static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
   }
 }
 
-// Adds the weighted values of columns [d, d + Columns) of head_dim.
+// Adds the weighted values of columns [d, d + Columns) of head_dim. The sums stay in registers for
+// the whole tile, so that an output is loaded and stored once for 64 keys.
 template <int Vectors, int Columns>
 static inline void add_columns(QueryBlock<Vectors>& block, const float* values, int d, int head_dim,
                                int count, const VecF* rescale) {
@@ -244,6 +255,8 @@ static void attend_block(const AttentionCall& call, const AttentionTask& task) {
   }
 }
 
+// Queries are padded to whole vectors in attend_block: 6 of 16 lanes (AVX-512) or 4 of 8 (AVX2)
+// would leave half or more of the work unused, so that so few take the other form.
 static void attend(const AttentionCall& call, const AttentionTask& task) {
   const bool whole_vectors = call.head_dim % kLanes == 0;
   if (whole_vectors && task.query_count <= kMaxFewQueries) {

@@ -1,5 +1,5 @@
 // Parts of attention that work on single rows: RoPE, the cache write, blocks of few queries, and
-// putting partial results together. Included only by cpu_kernels.cpp.
+// combining partial results. Included only by cpu_kernels.cpp.
 #pragma once
 
 #include <math.h>
@@ -10,7 +10,7 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-constexpr int kTileKeys = 64;
+constexpr int kTileKeys = 64;  // keys between two updates of the running maximum
 #if defined(__AVX512F__)
 constexpr int kMaxFewQueries = 6;
 #else
@@ -109,6 +109,8 @@ static inline void finish_query(const AttentionCall& call, const AttentionTask& 
   std::memcpy(partial_row(call, task.partial, index), row, call.head_dim * sizeof(float));
 }
 
+// Puts a block's chunks of keys together: each chunk's sum and output count relative to its own
+// maximum, so they are scaled by exp2(maximum - largest) before they are added (online softmax).
 static void combine(const AttentionCall& call, const AttentionTask& task) {
   const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
   alignas(64) float row[kMaxHeadDim];
@@ -138,6 +140,7 @@ static inline bool visible(const AttentionCall& call, int64_t row, int key) {
   return (uint64_t(call.mask[row * call.mask_words + bit / 64]) >> (bit % 64)) & 1;
 }
 
+// Rows of queries, outputs and scores of a block with few queries: vectors run along head_dim.
 template <int Queries>
 struct FewQueries {
   alignas(64) float queries[Queries * kMaxHeadDim];
@@ -213,6 +216,8 @@ static inline void add_few(const float* scores, const float* values, int head_di
 
 template <int Queries>
 static void attend_few_of(const AttentionCall& call, const AttentionTask& task) {
+  // Columns of the values at a time: with 6 queries 24 sums (AVX-512), with 4 queries 8 (AVX2),
+  // which leaves registers for the values themselves.
   constexpr int kVectors = kLanes == 16 ? 4 : 2;
   FewQueries<Queries> block;
   const int head_dim = call.head_dim;

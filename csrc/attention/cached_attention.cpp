@@ -14,9 +14,9 @@ namespace {
 
 constexpr int64_t kSerialWriteRows = 32;
 constexpr int64_t kSerialProducts = 200'000;  // below this a second thread costs more than it saves
-constexpr int kTasksPerThread = 3;
-constexpr int kMinChunkKeys = 128;
-constexpr int kChunkAlignment = 8;
+constexpr int kTasksPerThread = 3;    // so that a thread that is held up does not keep the others
+constexpr int kMinChunkKeys = 128;    // two tiles
+constexpr int kChunkAlignment = 8;    // group_of() at most: whole groups of keys
 constexpr int kHeadDimStep = 2;  // RoPE turns pairs
 
 void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
@@ -36,7 +36,8 @@ void check_indices(const AttentionCall& call, const AttentionLimits& limits, int
   }
 }
 
-// Reused by every call of a thread, so that a call allocates only when it is larger than any before.
+// Reused by every call of a thread, so that a call allocates only when it is larger than any
+// before.
 struct Scratch {
   std::vector<AttentionTask> tasks;  // the chunks of one block lie next to each other
   std::vector<float> partials;
@@ -113,7 +114,8 @@ void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kern
   }
 }
 
-// Cuts the keys of every block so that all threads have work; returns the chunks per block.
+// Cuts the keys of every block so that all threads have work; returns the chunks per block. A tree
+// of a few rows has as many blocks as KV heads, fewer than the tasks that keep all threads busy.
 int chunks_per_block(int64_t blocks, int longest, int threads) {
   const int64_t wanted = int64_t(kTasksPerThread) * threads;
   const int64_t allowed = std::max(longest / kMinChunkKeys, 1);
@@ -122,12 +124,17 @@ int chunks_per_block(int64_t blocks, int longest, int threads) {
   return static_cast<int>(chunks);
 }
 
+// A chunk's partial result takes 48 * (2 + head_dim) floats: 12,672 bytes at head_dim 64. Blocks
+// are cut from the last to the first, in place: chunk 0 of block b lies at b * chunks, never before
+// b.
 void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
   const size_t blocks = scratch.tasks.size();
   const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
   const size_t needed = blocks * chunks * stride;
   if (scratch.partials.size() < needed) scratch.partials.resize(needed);
-  if (scratch.unfinished.size() < blocks) scratch.unfinished = std::vector<std::atomic<int>>(blocks);
+  if (scratch.unfinished.size() < blocks) {
+    scratch.unfinished = std::vector<std::atomic<int>>(blocks);
+  }
   scratch.tasks.resize(blocks * chunks);
   for (size_t block = blocks; block-- > 0;) {
     const AttentionTask whole = scratch.tasks[block];

@@ -1,11 +1,11 @@
-// How methods of objects that Python holds are bound.
+// Wrappers for binding methods of objects that Python holds.
 #pragma once
 
 #include "common/checks.h"
 
 namespace eaglerl {
 
-// The method, for objects that are whole and not at work in another thread.
+// Wraps a method so that it refuses an object that is incomplete or in use by another thread.
 template <typename Class, typename Result, typename... Arguments>
 auto usable(Result (Class::*method)(Arguments...)) {
   return [method](Class& object, Arguments... arguments) -> Result {
@@ -22,7 +22,7 @@ auto usable(Result (Class::*method)(Arguments...) const) {
   };
 }
 
-// The same for a function whose first argument is the object.
+// Likewise for a function whose first argument is the object.
 template <typename Class, typename Result, typename... Arguments>
 auto usable(Result (*function)(Class&, Arguments...)) {
   return [function](Class& object, Arguments... arguments) -> Result {

@@ -1,5 +1,5 @@
-// Python bindings. Tensors arrive as addresses and sizes, whose memory eaglerl.ops has checked; what
-// the numbers themselves can say is checked here. Nothing here is linked with torch.
+// Python bindings. Tensors arrive as addresses and sizes, whose memory eaglerl.ops has checked;
+// what the numbers themselves can say is checked here. Nothing here is linked with torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

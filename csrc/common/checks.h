@@ -1,5 +1,5 @@
-// What native code can verify of the numbers and addresses that it is given. Whether memory lies
-// behind an address it cannot know; everything else is checked before anything is read or written.
+// Checks of the numbers and addresses that native code is given, made before anything is read or
+// written. Whether memory lies behind an address cannot be checked here; eaglerl.ops does that.
 #pragma once
 
 #include <cstdint>

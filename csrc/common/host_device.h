@@ -1,5 +1,5 @@
-// Marks a function that the CPU code and the CUDA kernels share: what the CPU's tests check is what
-// a GPU runs.
+// Marks a function that CPU code and CUDA kernels share, so that tests on a CPU check what a GPU
+// runs.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -5,7 +5,9 @@
 
 namespace eaglerl {
 
-constexpr int kWarpRows = 4;  // of a matrix, that a warp multiplies at a time
+// Rows of a matrix that a warp multiplies at a time. With the 8 sequences of a block, a lane keeps
+// 4 * 8 = 32 sums; each float of x that is read serves 4 rows.
+constexpr int kWarpRows = 4;
 
 // A few rows of floats in the order in which vectors of Weight meet them: each lane takes 16 bytes
 // of weights, and its floats in reads of 16 bytes side by side with its neighbours'.

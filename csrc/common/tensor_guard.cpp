@@ -176,6 +176,7 @@ bool TensorGuard::unchanged() const {
   return true;
 }
 
+// Two questions to torch for each tensor, where unchanged() asks six and compares an array.
 bool TensorGuard::memory_unchanged() const {
   check_usable();
   if (layouts_) return unchanged();

@@ -12,8 +12,8 @@
 
 namespace eaglerl {
 
-// Keeps tensors, and remembers where their memory is, how much of it, and how it is laid out. All of
-// that can change behind a tensor that stays the same object: by `set_`, `resize_`, `t_`,
+// Keeps tensors, and remembers where their memory is, how much of it, and how it is laid out. All
+// of that can change behind a tensor that stays the same object: by `set_`, `resize_`, `t_`,
 // `tensor.data = other`, or an operation on its storage.
 class TensorGuard : public PythonObject {
  public:
@@ -29,6 +29,8 @@ class TensorGuard : public PythonObject {
   bool first_has_rows(int64_t rows) const;
 
  private:
+  // Sizes and strides are compared in a fixed array; no tensor of a policy, a cache or an encoder
+  // has more than three axes.
   static constexpr int64_t kMostAxes = 4;
   struct HandleDeleter {
     void operator()(void* handle) const;

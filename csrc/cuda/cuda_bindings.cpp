@@ -54,7 +54,7 @@ class CudaFoldedDecision : public PythonObject {
  public:
   CudaFoldedDecision(const std::vector<uintptr_t>& matrices, const std::vector<uintptr_t>& vectors,
                      const std::vector<int64_t>& widths, int32_t type, int32_t activation,
-                     uintptr_t norm_weight, int32_t norm_chunks, float eps, bool reads_taps,
+                     uintptr_t norm_weight, int32_t norm_chunks, float eps, bool reads_layers,
                      uintptr_t bins, int64_t actions, int64_t horizon, int32_t fallback_action) {
     const size_t layers = matrices.size();
     check_widths(layers, vectors.size(), widths);
@@ -72,13 +72,13 @@ class CudaFoldedDecision : public PythonObject {
     }
     check_actions(actions, horizon, fallback_action);
     check_logits_width(actions, horizon, widths.back());
-    check_taps(norm_chunks, eps, reads_taps, widths.front());
+    check_feature_layers(norm_chunks, eps, reads_layers, widths.front());
     call_.layer_count = int32_t(layers);
     call_.activation = checked_activation(activation);
     call_.norm_weight = optional_address<const float>("norm_weight", norm_weight);
     call_.norm_chunks = norm_chunks;
     call_.eps = eps;
-    call_.piece_count = reads_taps ? kMaxPieces : 1;
+    call_.piece_count = reads_layers ? kMaxPieces : 1;
     call_.width = call_.layers[0].in / call_.piece_count;
     call_.rule.bins = element_address<const int32_t>("bins", bins, 3);
     call_.rule.actions = int32_t(actions);

@@ -61,7 +61,8 @@ class CudaBlock {
 
  private:
   // Sums over the warp. With every exchange a lane hands over half of what it still sums, so that
-  // few exchanges are needed; in the end it holds the total of number lane * kCount / 32.
+  // few exchanges are needed: 16 + 8 + 4 + 2 + 1 = 31 for 32 sums, where one butterfly a sum would
+  // take 5 * 32 = 160. In the end it holds the total of number lane * kCount / 32.
   template <int kCount, int kOffset = kWarpLanes / 2>
   __device__ __forceinline__ static float total_of_lane(const float (&sums)[kCount]) {
     if constexpr (kOffset == 0) {

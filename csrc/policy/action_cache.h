@@ -1,6 +1,6 @@
-// The action cache: how long a policy's decision is kept, slot by slot. One layout and one set of
-// rules for the CPU loop, the CUDA kernels and (through the constants that the bindings export) the
-// Triton kernels.
+// The action cache: how long a policy's decision is kept, slot by slot. The CPU loop and the CUDA
+// kernels compile these rules; the Triton kernels take the layout from constants that the bindings
+// export.
 #pragma once
 
 #include <cfloat>
@@ -39,7 +39,9 @@ enum CacheWord : int32_t {
 // An entry of the ring: action, total_tokens, depth, top_k.
 constexpr int32_t kRingWords = 4;
 
-// Buckets of the sketch that stands for the features where g is not computed.
+// Buckets of the sketch that stands for the features where g is not computed: 256 bytes a slot. For
+// normal vectors of 3 * 576 numbers with a cosine of 0.9, the sketches' cosine is 0.90 +- 0.025 (of
+// 0.98: +- 0.005; of 0: +- 0.125, which is 1 / sqrt(64)).
 constexpr int32_t kSketchSize = 64;
 
 EAGLERL_HOST_DEVICE inline float word_as_float(int32_t word) {
@@ -77,7 +79,8 @@ EAGLERL_HOST_DEVICE inline bool cache_resembles(const int32_t* record, float dot
 }
 
 // A step that the decision in force serves: one that is in time. `ring` is the slot's, null unless
-// scheduled. Another thread may have changed the record since, so that the entry is looked up again.
+// scheduled. Another thread may have changed the record since, so that the entry is looked up
+// again.
 EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring, int64_t horizon) {
   if (ring != nullptr) {
     const int32_t step = record[kStep], interval = record[kInterval];

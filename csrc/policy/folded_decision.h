@@ -123,7 +123,8 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
         });
   }
 
-  // One of the tiles' sums, over all tiles in their order, each piece by its scale.
+  // One of the tiles' sums, over all tiles in their order, each piece by its scale. Float atomics
+  // would add in any order: the same inputs could then give another action.
   EAGLERL_DEVICE float add_tiles(int s, int number, const float* scales) const {
     float total = 0.0f;
     for (int piece = 0; piece < call.piece_count; ++piece) {

@@ -21,7 +21,9 @@ EAGLERL_HOST_DEVICE inline void philox4x32_10(uint32_t counter[4], uint32_t key_
   }
 }
 
-// A number in [0, 1) with 24 bits. The counter is (offset, sequence, window), the key the seed.
+// A number in [0, 1) with 24 bits, as many as a float has: more could round up to 1. An action
+// whose probability is below 2^-24 = 6e-8 may therefore never be drawn. The counter is (offset,
+// sequence, window), the key the seed.
 EAGLERL_HOST_DEVICE inline float philox_uniform(uint64_t seed, uint64_t offset, uint32_t sequence,
                                                 uint32_t window) {
   uint32_t counter[4] = {uint32_t(offset), uint32_t(offset >> 32), sequence, window};

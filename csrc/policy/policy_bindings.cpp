@@ -77,9 +77,9 @@ struct BoundPolicy : PythonObject {
 
 BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
                         const std::vector<uintptr_t>& vectors, const std::vector<int64_t>& widths,
-                        uintptr_t fc_weight, uintptr_t fc_bias, int64_t taps, int32_t type,
+                        uintptr_t fc_weight, uintptr_t fc_bias, int64_t fc_inputs, int32_t type,
                         int32_t activation, uintptr_t norm_weight, int32_t norm_chunks, float eps,
-                        bool reads_taps, uintptr_t bins, int64_t actions, int64_t horizon,
+                        bool reads_layers, uintptr_t bins, int64_t actions, int64_t horizon,
                         int32_t fallback_action) {
   BoundPolicy bound;
   Policy& policy = bound.policy;
@@ -87,16 +87,18 @@ BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
   policy.type = checked_type("type", type);
   policy.mlp = layers(matrices, vectors, widths, policy.type);
   if (fc_weight) {
-    check_between("taps", taps, 1, kLargestCount);
-    check_product("fc_weight", {taps, widths.front()});
-    if (!reads_taps) throw std::invalid_argument("a policy with fc_weight must read taps");
+    check_between("fc_inputs", fc_inputs, 1, kLargestCount);
+    check_product("fc_weight", {fc_inputs, widths.front()});
+    if (!reads_layers) {
+      throw std::invalid_argument("a policy with fc_weight must read feature layers");
+    }
     policy.fc = {matrix_address("fc_weight", fc_weight, policy.type),
-                 optional_address<const float>("fc_bias", fc_bias), taps, widths.front()};
+                 optional_address<const float>("fc_bias", fc_bias), fc_inputs, widths.front()};
   }
   policy.activation = checked_activation(activation);
-  check_taps(norm_chunks, eps, reads_taps, policy.input_width());
+  check_feature_layers(norm_chunks, eps, reads_layers, policy.input_width());
   policy.norm = {norm_chunks, eps, optional_address<const float>("norm_weight", norm_weight)};
-  policy.reads_taps = reads_taps;
+  policy.reads_layers = reads_layers;
   check_actions(actions, horizon, fallback_action);
   check_logits_width(actions, horizon, policy.logits_width());
   policy.bins = element_address<const int32_t>("bins", bins, 3);
@@ -166,7 +168,7 @@ class Encoder : public PythonObject {
     inputs.part[1] = input_address("mid", mid, inputs.type);
     inputs.part[2] = input_address("high", high, inputs.type);
     const int64_t strides[] = {low_stride, mid_stride, high_stride};
-    for (int part = 0; part < kTapChunks; ++part) {
+    for (int part = 0; part < kFeatureLayers; ++part) {
       inputs.stride[part] = check_size("strides", strides[part]);
     }
     inputs.available = check_between("available", available, 0, kLargestCount);
@@ -175,8 +177,8 @@ class Encoder : public PythonObject {
     if (!inputs.part[1] != !inputs.part[2]) {
       throw std::invalid_argument("mid and high must be given together, or neither");
     }
-    if (inputs.part[1] && !policy_.reads_taps) {
-      throw std::invalid_argument("mid and high need a policy that reads taps");
+    if (inputs.part[1] && !policy_.reads_layers) {
+      throw std::invalid_argument("mid and high need a policy that reads feature layers");
     }
     inputs_ = inputs;
   }

@@ -65,7 +65,7 @@ inline void check_widths(size_t matrices, size_t vectors, const std::vector<int6
   }
 }
 
-inline void check_taps(int32_t norm_chunks, float eps, bool reads_taps, int64_t width) {
+inline void check_feature_layers(int32_t norm_chunks, float eps, bool reads_layers, int64_t width) {
   if (norm_chunks != 0 && norm_chunks != 1 && norm_chunks != 3) {
     throw std::invalid_argument("norm_chunks must be 0, 1 or 3, got " +
                                 std::to_string(norm_chunks));
@@ -74,8 +74,8 @@ inline void check_taps(int32_t norm_chunks, float eps, bool reads_taps, int64_t 
     throw std::invalid_argument("eps must be 0 or positive and finite, got " +
                                 std::to_string(eps));
   }
-  if (reads_taps && width % 3 != 0) {
-    throw std::invalid_argument("the taps must be three layers of one width, got " +
+  if (reads_layers && width % 3 != 0) {
+    throw std::invalid_argument("the features must be three layers of one width, got " +
                                 std::to_string(width) + " columns");
   }
 }

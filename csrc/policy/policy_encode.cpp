@@ -13,7 +13,7 @@ namespace eaglerl {
 namespace {
 
 constexpr int64_t kBlockRows = 256;          // rows whose inputs are kept as floats at a time
-constexpr int64_t kTaskRows = 64;            // rows of x that stay in a core's cache beside weights
+constexpr int64_t kTaskRows = 64;            // rows of x in a core's cache, 256 KiB
 constexpr int64_t kTaskColumns = 24;         // a multiple of every tile's columns
 constexpr int64_t kSingleTaskColumns = 8;    // likewise, for a single row
 constexpr int64_t kSerialBytes = 512 << 10;  // a layer that reads less runs on one thread
@@ -94,7 +94,7 @@ class Decision {
   // Of what an adaptive cache compares.
   int64_t compared_width() const {
     if (outputs_.features != nullptr) return policy_.fc.out;
-    return policy_.reads_taps ? kSketchSize : policy_.input_width();
+    return policy_.reads_layers ? kSketchSize : policy_.input_width();
   }
 
   int64_t last_row(int64_t sequence) const {
@@ -113,23 +113,23 @@ class Decision {
     return static_cast<const char*>(inputs_.part[part]) + element * element_size(inputs_.type);
   }
 
-  TapsRow taps(int64_t row) const {
-    const int64_t width = policy_.input_width() / kTapChunks;
-    TapsRow taps = {{}, width, inputs_.type};
-    for (int chunk = 0; chunk < kTapChunks; ++chunk) {
-      taps.chunk[chunk] = inputs_.part[1] ? input(chunk, row, 0) : input(0, row, chunk * width);
+  FeatureRow features(int64_t row) const {
+    const int64_t width = policy_.input_width() / kFeatureLayers;
+    FeatureRow features = {{}, width, inputs_.type};
+    for (int chunk = 0; chunk < kFeatureLayers; ++chunk) {
+      features.chunk[chunk] = inputs_.part[1] ? input(chunk, row, 0) : input(0, row, chunk * width);
     }
-    return taps;
+    return features;
   }
 
   // The row as the first layer reads it: where it lies, if it can be, else written to `out`.
   const float* prepare(int64_t row, float* out) const {
-    const bool as_it_is = !policy_.reads_taps || (!inputs_.part[1] && !policy_.norm.chunks);
+    const bool as_it_is = !policy_.reads_layers || (!inputs_.part[1] && !policy_.norm.chunks);
     if (as_it_is && inputs_.type == kFloat32) return static_cast<const float*>(input(0, row, 0));
     if (as_it_is) {
       kernels_.to_float(input(0, row, 0), inputs_.type, policy_.input_width(), out);
     } else {
-      kernels_.prepare_taps(taps(row), policy_.norm, out);
+      kernels_.prepare_features(features(row), policy_.norm, out);
     }
     return out;
   }
@@ -202,12 +202,13 @@ class Decision {
     return taken.count();
   }
 
-  // What an adaptive cache compares: g, or the features that came in, or the sketch of the taps.
+  // What an adaptive cache compares: g, or the reduced features that came in, or the sketch of low,
+  // mid and high.
   const float* comparable(int64_t sequence, float* out) const {
     const int64_t row = last_row(sequence);
     if (outputs_.features != nullptr) return reduced() + row * policy_.fc.out;
-    if (!policy_.reads_taps) return prepare(row, out);
-    kernels_.sketch(taps(row), policy_.norm.eps, out);
+    if (!policy_.reads_layers) return prepare(row, out);
+    kernels_.sketch(features(row), policy_.norm.eps, out);
     return out;
   }
 
@@ -221,7 +222,8 @@ class Decision {
     if (adaptive) rows = room(space_.compared_rows, inputs_.sequences * cache_.reference_size);
     for_sequences([&](int64_t s) {
       compared[s] = adaptive ? comparable(s, rows + s * cache_.reference_size) : nullptr;
-      holds[s] = cache_.state != nullptr && cache_holds(cache_, slot(s), policy_.horizon, compared[s], norms + s);
+      holds[s] = cache_.state != nullptr &&
+                 cache_holds(cache_, slot(s), policy_.horizon, compared[s], norms + s);
     });
     for (int64_t s = 0; s < inputs_.sequences; ++s) {
       if (!holds[s]) space_.misses.push_back(s);

@@ -22,12 +22,12 @@ struct Policy {
   PolicyLayer fc;                // weight null: none
   ElementType type;              // of all matrices
   Activation activation;
-  TapsNorm norm;
+  FeatureNorm norm;
   const int32_t* bins;  // (actions, 3)
   int64_t actions;
   int64_t horizon;
   int32_t fallback_action;
-  bool reads_taps;  // the input is three chunks of taps, not one row of features
+  bool reads_layers;  // the input is [low | mid | high], not reduced features
 
   int64_t input_width() const { return fc.weight ? fc.in : mlp.front().in; }
   int64_t logits_width() const { return mlp.back().out; }
@@ -43,8 +43,8 @@ struct ActionCacheView {
 };
 
 struct EncodeInputs {
-  const void* part[kTapChunks];  // low, mid, high; mid null: one matrix holds all columns
-  int64_t stride[kTapChunks];    // of rows, in elements
+  const void* part[kFeatureLayers];  // low, mid, high; mid null: one matrix holds all columns
+  int64_t stride[kFeatureLayers];    // of rows, in elements
   ElementType type;
   int64_t available;    // rows that there are
   const int64_t* rows;  // null: all rows in order
@@ -71,12 +71,13 @@ struct Draw {
 void check_range(const char* name, const int64_t* index, int64_t count, int64_t end);
 
 // One decision. Throws std::invalid_argument before anything changes where an index is out of range
-// or a slot occurs twice. Returns the seconds of it that making the features took, if any are wanted.
+// or a slot occurs twice. Returns the seconds of it that making the features took, if any are
+// wanted.
 double encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
               const Draw& draw, const EncodeOutputs& outputs, int threads);
 
-// The step alone, from logits that are there. `features` are (sequences, reference_size), used by an
-// adaptive cache only.
+// The step alone, from logits that are there. `features` are (sequences, reference_size), used by
+// an adaptive cache only.
 void action_cache_step(const Policy& policy, const float* logits, const float* features,
                        int64_t sequences, const int64_t* slots, const ActionCacheView& cache,
                        const Draw& draw, const EncodeOutputs& outputs);

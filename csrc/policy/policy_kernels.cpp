@@ -4,7 +4,7 @@
 
 #include "policy/policy_choose.h"
 #include "policy/policy_layer.h"
-#include "policy/policy_taps.h"
+#include "policy/policy_features.h"
 #include "acceptance/small_net_kernel.h"
 
 namespace eaglerl::EAGLERL_ISA {
@@ -21,7 +21,7 @@ static float read(const void* memory, int64_t bytes) {
   return horizontal_sum(sums[0]);
 }
 
-const PolicyKernels policy = {prepare_taps, sketch, layer,  to_float, from_float,
+const PolicyKernels policy = {prepare_features, sketch, layer,  to_float, from_float,
                               dot,          all_finite, argmax, draw,     small_net,
                               read};
 

@@ -8,16 +8,16 @@
 
 namespace eaglerl {
 
-constexpr int kTapChunks = 3;
+constexpr int kFeatureLayers = 3;  // low, mid, high
 
-// One row of taps as it comes in: three chunks of one width.
-struct TapsRow {
-  const void* chunk[kTapChunks];
+// One token's features as they come in: low, mid and high, of one width.
+struct FeatureRow {
+  const void* chunk[kFeatureLayers];
   int64_t width;
   ElementType type;
 };
 
-struct TapsNorm {
+struct FeatureNorm {
   int32_t chunks;       // that are normalised each by itself: 0, 1 or 3
   float eps;
   const float* weight;  // over all chunks; null: ones
@@ -56,9 +56,9 @@ struct SmallNetCall {
 
 struct PolicyKernels {
   // Writes a row of 3 * width floats.
-  void (*prepare_taps)(const TapsRow&, const TapsNorm&, float* out);
+  void (*prepare_features)(const FeatureRow&, const FeatureNorm&, float* out);
   // Writes kSketchSize floats, see sketch_sign in action_cache.h.
-  void (*sketch)(const TapsRow&, float eps, float* out);
+  void (*sketch)(const FeatureRow&, float eps, float* out);
   void (*layer)(const LayerCall&, int64_t row_begin, int64_t row_end, int64_t column_begin,
                 int64_t column_end);
   void (*to_float)(const void* x, ElementType, int64_t count, float* out);
@@ -75,7 +75,7 @@ struct PolicyKernels {
   float (*read)(const void* memory, int64_t bytes);
 };
 
-// Of the instruction set that cpu_kernels() is of.
+// The kernels of the instruction set that cpu_kernels() uses.
 const PolicyKernels& policy_kernels();
 
 }  // namespace eaglerl

@@ -5,7 +5,8 @@
 
 namespace eaglerl {
 
-// Throws std::invalid_argument unless the sequences' slots exist and are distinct. `seen` is scratch.
+// Throws std::invalid_argument unless the sequences' slots exist and are distinct. `seen` is
+// scratch.
 void check_slots(const int64_t* slots, int64_t sequences, const ActionCacheView& cache,
                  std::vector<uint64_t>& seen);
 

@@ -1,5 +1,9 @@
 // log(sum(exp(row))) and the top_k largest entries of one row of logits. Included only by
 // cpu_kernels.cpp.
+//
+// A first pass takes the maximum of every 64 logits; only blocks whose maximum reaches the top_k-th
+// largest of these are searched. Without ties those are top_k blocks: with top_k 10, 640 of 32,000
+// logits are looked at one by one.
 #pragma once
 
 #include <math.h>
@@ -37,7 +41,8 @@ static inline float block_maximum(const float* logits, int64_t count) {
   return best;
 }
 
-// Not a number where any of the logits is not.
+// Not a number where any of the logits is not. The sum is float32 in 4 * kLanes parts: a part of a
+// vocabulary of 32,000 has 500 terms with AVX-512, a rounding error of 500 * 2^-24 = 3e-5 at most.
 static inline float sum_of_exponentials(const float* logits, int64_t count, float maximum_logit) {
   const float shift = -maximum_logit * kLog2E;
   VecF sums[4] = {};

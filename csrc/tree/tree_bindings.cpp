@@ -13,10 +13,6 @@
 #include "tree/tree_builder.h"
 #include "tree/tree_common.h"
 
-#if EAGLERL_HAS_CUDA
-#include "cuda/tree_cuda.h"
-#endif
-
 namespace py = pybind11;
 
 namespace eaglerl {
@@ -146,44 +142,6 @@ void bind_tree_structure(uintptr_t parents, int32_t rows, uintptr_t levels, uint
   }
 }
 
-#if EAGLERL_HAS_CUDA
-template <typename T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-void check_launch(const char* error) {
-  if (error) throw std::runtime_error(std::string("CUDA launch failed: ") + error);
-}
-
-// What a tree holds cannot be seen without waiting for the device.
-void check_batch(int32_t rows, int32_t batch) {
-  check_between("rows", rows, 1, kMostTreeRows);
-  check_between("batch", batch, 1, kLargestCount);
-}
-
-void bind_cuda(py::module_& module) {
-  module.def("cuda_accept_path",
-             [](uintptr_t parents, uintptr_t tokens, uintptr_t choices, int32_t rows,
-                int32_t batch, uintptr_t out_rows, uintptr_t counts, uintptr_t stream) {
-               check_batch(rows, batch);
-               check_launch(cuda_accept_path(at<const int32_t>(parents), at<const int64_t>(tokens),
-                                             at<const int64_t>(choices), rows, batch,
-                                             at<int32_t>(out_rows), at<int32_t>(counts),
-                                             at<void>(stream)));
-             });
-  module.def("cuda_tree_structure",
-             [](uintptr_t parents, int32_t rows, int32_t batch, uintptr_t levels, uintptr_t mask,
-                int32_t words, uintptr_t stream) {
-               check_batch(rows, batch);
-               check_between("words", words, (rows + kMaskBits - 1) / kMaskBits, kLargestCount);
-               check_launch(cuda_tree_structure(at<const int32_t>(parents), rows, batch,
-                                                at<int32_t>(levels), at<int64_t>(mask), words,
-                                                at<void>(stream)));
-             });
-}
-#endif
-
 }  // namespace
 
 void bind_tree(py::module_& module) {
@@ -192,9 +150,6 @@ void bind_tree(py::module_& module) {
   module.attr("max_candidates") = kMostCandidates;
   module.def("accept_path", &bind_accept_path);
   module.def("tree_structure", &bind_tree_structure);
-#if EAGLERL_HAS_CUDA
-  bind_cuda(module);
-#endif
 }
 
 }  // namespace eaglerl

@@ -44,7 +44,7 @@ void DraftTreeBuilder::check_draft(const DraftLogits& draft, int64_t rows) const
 
 void DraftTreeBuilder::score_rows(const DraftLogits& draft, int rows) {
   const CpuKernels& kernels = cpu_kernels();
-  const int64_t row_scratch = 2 * ((draft.vocab + 63) / 64);
+  const int64_t row_scratch = 2 * ((draft.vocab + 63) / 64);  // two floats for every 64 logits
   // All that may fail for want of memory comes before anything changes.
   pool_.reserve(pool_.size() + static_cast<size_t>(rows) * top_k_);
   order_.reserve(static_cast<size_t>(rows) * top_k_);
@@ -96,6 +96,8 @@ void DraftTreeBuilder::first(const DraftLogits& draft) {
   advance_masks();
 }
 
+// The expansion phase of EAGLE-2 (Li et al., 2024), which EAGLE-3 keeps: all top_k * top_k children
+// join the pool, the best top_k of them are expanded next.
 void DraftTreeBuilder::expand(const DraftLogits& draft) {
   check_draft(draft, top_k_);
   if (rounds_ == 0) throw std::logic_error("first() must be called before expand()");
@@ -113,6 +115,8 @@ void DraftTreeBuilder::expand(const DraftLogits& draft) {
   advance_masks();
 }
 
+// A node sees the scratch rows of its ancestors and its own, not its siblings': its parent's mask
+// with one more bit. rounds * top_k bits a row; 7 rounds of 10 fit into two words.
 void DraftTreeBuilder::advance_masks() {
   const int32_t words = (rounds_ * top_k_ + 63) / 64;
   next_masks_.assign(static_cast<size_t>(top_k_) * words, 0);
@@ -165,6 +169,8 @@ void DraftTreeBuilder::scores(float* out) const {
   for (size_t node = 0; node < pool_.size(); ++node) out[node] = pool_[node].score;
 }
 
+// The reranking phase of EAGLE-2: the best of all candidates, not only of the last frontier.
+// nth_element takes time linear in the pool. Sorting the chosen ones by index puts parents first.
 void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
   if (total_tokens < 1 || total_tokens - 1 > pool_size()) {
     throw std::invalid_argument("total_tokens must be from 1 to 1 + the " +
@@ -206,6 +212,8 @@ void DraftTreeBuilder::write_nodes(int64_t drafted, const TreeRows& out) {
   }
 }
 
+// Candidates of a level lie together, top_k of level 0 and top_k^2 of each other one, but a
+// parent's children start where its rank among the frontier put them: the level is searched.
 int64_t DraftTreeBuilder::child_with(int64_t token, int64_t parent, int64_t level) const {
   const int64_t end = std::min(level_begin(level + 1), pool_size());
   for (int64_t node = level_begin(level); node < end; ++node) {

@@ -7,7 +7,7 @@
 
 namespace eaglerl {
 
-// A mask of so many rows takes 32 MB; so many candidates take 400 MB.
+// A mask of 2^14 rows takes 2^28 bits, 32 MiB; 2^24 candidates of 24 bytes take 400 MB.
 constexpr int64_t kMostTreeRows = int64_t(1) << 14;
 constexpr int64_t kMostCandidates = int64_t(1) << 24;
 
@@ -44,13 +44,14 @@ class DraftTreeBuilder : public PythonObject {
   void finish(int total_tokens, const TreeRows& out);
   // Writes the candidates' cumulative log-probabilities, in the order of the rounds.
   void scores(float* out) const;
-  // Writes the candidate that holds each of a chain's first `levels` tokens below the root; -1 from
-  // where there is none.
+  // Writes the candidates that hold a chain's first `levels` tokens below the root; -1 from the
+  // first token that no candidate holds.
   void chain_nodes(const std::vector<int64_t>& chain, int32_t levels, int64_t* nodes) const;
-  // Chooses these candidates in place of the best, in any order, ancestors included, and behind them
-  // what they lack of a chain of tokens below the root. Returns the number of rows, root included.
+  // Chooses these candidates in place of the best, in any order, ancestors included, and behind
+  // them what they lack of a chain of tokens below the root. Returns the number of rows, root
+  // included.
   int64_t select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain);
-  // Writes what was selected. The score of the chain's rows is not a number: the draft gave none.
+  // Writes what was selected. Rows of the chain that the draft did not propose have the score NaN.
   void finish_selected(const TreeRows& out);
 
   int top_k() const { return top_k_; }

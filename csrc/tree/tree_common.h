@@ -1,17 +1,14 @@
-// Walks over a draft tree, shared by the CPU and the CUDA kernels: what the CPU's tests check is
-// what a GPU runs. A tree is a list of rows whose parents come first; row 0 is the root.
+// Walks over a draft tree: a list of rows whose parents come first; row 0 is the root.
 #pragma once
 
 #include <cstdint>
-
-#include "common/host_device.h"
 
 namespace eaglerl {
 
 // Follows the target's choices from the root: from a row to its child whose token is choices[row].
 // Writes the rows of the path, root first, and returns how many they are. One pass suffices, since
 // children follow their parents.
-EAGLERL_HOST_DEVICE inline int32_t accept_path(const int32_t* parents, const int64_t* tokens,
+inline int32_t accept_path(const int32_t* parents, const int64_t* tokens,
                                                const int64_t* choices, int32_t rows,
                                                int32_t* out_rows) {
   int32_t current = 0;
@@ -27,7 +24,7 @@ EAGLERL_HOST_DEVICE inline int32_t accept_path(const int32_t* parents, const int
 }
 
 // Writes the level of every row (root 0).
-EAGLERL_HOST_DEVICE inline void tree_levels(const int32_t* parents, int32_t rows,
+inline void tree_levels(const int32_t* parents, int32_t rows,
                                             int32_t* levels) {
   levels[0] = 0;
   for (int32_t row = 1; row < rows; ++row) levels[row] = levels[parents[row]] + 1;
@@ -35,7 +32,7 @@ EAGLERL_HOST_DEVICE inline void tree_levels(const int32_t* parents, int32_t rows
 
 // Writes one word of every row's mask: bit j % 64 of word j / 64 is set iff row j is the row itself
 // or an ancestor. `mask` is (rows, words); words are independent of each other.
-EAGLERL_HOST_DEVICE inline void ancestor_mask_word(const int32_t* parents, int32_t rows,
+inline void ancestor_mask_word(const int32_t* parents, int32_t rows,
                                                    int32_t words, int32_t word, int64_t* mask) {
   for (int32_t row = 0; row < rows; ++row) {
     const int64_t inherited = row == 0 ? 0 : mask[int64_t(parents[row]) * words + word];

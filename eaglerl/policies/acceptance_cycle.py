@@ -49,7 +49,7 @@ class CycleScorer(NativeState):
         rows = np.arange(1, model.max_rows + 1)
         base = cost.verify_seconds(rows, 0)
         lookup_net = model.lookup_net
-        self._native = C.AcceptanceJudge(
+        self._native = C.AcceptanceScorer(
             model.top_k,
             model.max_depth,
             model.max_rows,
@@ -84,7 +84,7 @@ class CycleScorer(NativeState):
             TypeError: an array of another type.
         """
         lookup = progress.lookup
-        self._native.judge(
+        self._native.score(
             progress.scores,
             progress.depth,
             progress.context_length,

@@ -20,7 +20,7 @@ from eaglerl.ops.action_cache import ActionCache
 from .test_folded_decision import GREEDY, make_weights
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("action_cache_cuda", "folded_decision_cuda", "tree_cuda")
+SOURCES = ("action_cache_cuda", "folded_decision_cuda")
 # A block may have so much shared memory on every device without asking for more; the plan of a
 # folded decision takes up to 40 KiB of it when it is launched.
 SHARED_BYTES = 48 * 1024
@@ -30,7 +30,7 @@ REGISTERS = 65_536  # of a multiprocessor
 
 
 def find_tool(name: str) -> str | None:
-    """Path of a CUDA tool: on PATH, in the toolkit's usual place, or in Triton."""
+    """Return the path of a CUDA tool: on PATH, in the toolkit's usual place, or in Triton."""
     folders = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
     triton = Path(torch.__file__).parents[1] / "triton" / "backends" / "nvidia" / "bin"
     return shutil.which(name, path=os.pathsep.join([*folders, str(triton)]))
@@ -61,7 +61,7 @@ class Compiled:
 
 
 def compile_sources(folder: Path, architecture: str) -> Compiled:
-    """Compiles all CUDA sources as the build does, warnings as errors."""
+    """Compile all CUDA sources as the build does, warnings as errors."""
     kernels, ptx, cubins = [], {}, {}
     for source in SOURCES:
         kept = folder / source
@@ -93,7 +93,7 @@ def parse_report(source: str, report: str) -> list[Kernel]:
 
 
 def readable(mangled: str) -> str:
-    """Name of a kernel with its template arguments, of the name that the linker knows."""
+    """Return a kernel's name with template arguments, from the linker's name."""
     plain = re.search(r"\d+((?:accept|tree|action|folded)\w+?_kernel)", mangled).group(1)
     arguments = re.search(r"_kernelI(?:NS_\d+Device(\w+?)E|f)Li(\d+)E", mangled)
     if arguments is None:
@@ -121,7 +121,7 @@ def check_resources(compiled: Compiled, architecture: str) -> None:
 
 
 def machine_code(cubin: Path) -> dict[str, str] | None:
-    """Machine code of every kernel, or None where nothing can show it."""
+    """Return the machine code of every kernel, or None where nothing can show it."""
     cuobjdump = find_tool("cuobjdump")
     if cuobjdump is None:
         return None
@@ -156,7 +156,7 @@ def check_vector_loads(compiled: Compiled) -> None:
 
 
 def entries(ptx: str) -> dict[str, str]:
-    """PTX of every kernel."""
+    """Return the PTX of every kernel."""
     _, *parts = re.split(r"\.entry ", ptx)
     return {re.match(r"\w+", part).group(): part for part in parts}
 

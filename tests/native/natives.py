@@ -42,7 +42,7 @@ class Memory:
 
 
 def spoil_numbers(values: list[Any], source: Source) -> list[Any]:
-    """Replaces up to two numbers; addresses are only left out or moved by a byte."""
+    """Replace up to two numbers; addresses are only left out or moved by a byte."""
     values = list(values)
     count = min(source.choice((0, 1, 1, 2)), len(values))
     for place in source.sample(range(len(values)), count):
@@ -57,7 +57,7 @@ def spoil_numbers(values: list[Any], source: Source) -> list[Any]:
 
 
 def _drive(calls: list[Callable[[], Any]]) -> None:
-    """Makes the calls; documented errors are right, but for all of them."""
+    """Make the calls; documented errors are right, unless all calls raise."""
     problem, succeeded = None, 0
     for call in calls:
         try:
@@ -237,7 +237,7 @@ def _spoiled_array(array: np.ndarray | None, source: Source, share: float = 0.02
     ))  # fmt: skip
 
 
-def _acceptance_judge(source: Source, memory: Memory) -> Step:
+def _acceptance_scorer(source: Source, memory: Memory) -> Step:
     top_k, depth, rows, chain = 3, 2, source.choice((1, 8)), source.choice((0, 4))
 
     def net(inputs: int) -> tuple[Any, ...]:
@@ -248,7 +248,7 @@ def _acceptance_judge(source: Source, memory: Memory) -> Step:
         sizes = [top_k, depth, rows, chain]
         if source.random() < 0.3:
             sizes = spoil_numbers(sizes, source)
-        judge = C.AcceptanceJudge(
+        scorer = C.AcceptanceScorer(
             *sizes, net(14), net(13) if source.random() < 0.7 else None,
             _spoiled_array(source.floats(depth, 66).numpy(), source),
             _spoiled_array(np.ones(rows), source), _spoiled_array(np.zeros(rows), source),
@@ -260,14 +260,14 @@ def _acceptance_judge(source: Source, memory: Memory) -> Step:
             scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
             numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
             calls += [
-                lambda: judge.begin(*spoil_numbers([0.5, 3], source)),
-                lambda scores=scores, numbers=numbers, nodes=nodes: judge.judge(
+                lambda: scorer.begin(*spoil_numbers([0.5, 3], source)),
+                lambda scores=scores, numbers=numbers, nodes=nodes: scorer.score(
                     _spoiled_array(scores, source, 0.2), *numbers,
                     source.choice((None, _spoiled_array(nodes, source, 0.2))), 30.0,
                 ),
-                judge.should_continue,
-                judge.select,
-                judge.survival,
+                scorer.should_continue,
+                scorer.select,
+                scorer.survival,
             ]  # fmt: skip
         _drive(calls)
 
@@ -294,12 +294,12 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "TensorGuard": _tensor_guard,
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
-    "AcceptanceJudge": _acceptance_judge,
+    "AcceptanceScorer": _acceptance_scorer,
 }
 
 
 def run_native(name: str, source: Source) -> str:
-    """Runs a call of the extension, and says "ok"."""
+    """Run a call of the extension and return "ok"."""
     memory = Memory()
     function, arguments = NATIVES[name](source, memory)
     if isinstance(getattr(C, name), type) and source.random() < 0.05:

@@ -249,7 +249,7 @@ def test_objects_that_were_not_made_whole_do_nothing() -> None:
     calls = {
         C.PolicyEncoder: ("run", (0, 0, 0, 0, 0, 0)),
         C.DraftTreeBuilder: ("begin", (1, 2)),
-        C.AcceptanceJudge: ("begin", (0.5, 1)),
+        C.AcceptanceScorer: ("begin", (0.5, 1)),
         C.TensorGuard: ("unchanged", ()),
     }
     for kind, (method, arguments) in calls.items():

@@ -357,7 +357,7 @@ def test_drafts_that_are_none_are_refused(changes, error, message) -> None:
 def test_nothing_is_said_before_something_was_judged() -> None:
     scorer = CycleScorer(fixed_model(), COST)
     for ask in (scorer.should_continue, scorer.select, scorer.survival):
-        with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
+        with pytest.raises(ValueError, match=r"score\(\) must be called first"):
             ask()
 
 
@@ -371,5 +371,5 @@ def test_weights_that_overflow_are_reported() -> None:
     scorer.begin(0.5, 0)
     with pytest.raises(ValueError, match="a probability is not a number"):
         scorer.score(replace(PROGRESS, scores=-PROGRESS.scores), 1.0)
-    with pytest.raises(ValueError, match=r"judge\(\) must be called first"):
+    with pytest.raises(ValueError, match=r"score\(\) must be called first"):
         scorer.should_continue()

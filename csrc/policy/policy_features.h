@@ -1,5 +1,5 @@
-// Rows of taps: normalised for the FC, and their sketch for the action cache. Included only by
-// policy_kernels.cpp.
+// Features (low, mid, high) of a token: normalised for the FC, and sketched for the action cache.
+// Included only by policy_kernels.cpp.
 #pragma once
 
 #include <math.h>
@@ -16,11 +16,11 @@ static inline float inverse_rms(float squares, int64_t count, float eps) {
   return 1.0f / sqrtf(squares / float(count) + eps);
 }
 
-static void prepare_taps(const TapsRow& row, const TapsNorm& norm, float* out) {
+static void prepare_features(const FeatureRow& row, const FeatureNorm& norm, float* out) {
   const int64_t width = row.width;
-  const float* source[kTapChunks];
-  float scale[kTapChunks] = {1.0f, 1.0f, 1.0f}, total = 0.0f;
-  for (int chunk = 0; chunk < kTapChunks; ++chunk) {
+  const float* source[kFeatureLayers];
+  float scale[kFeatureLayers] = {1.0f, 1.0f, 1.0f}, total = 0.0f;
+  for (int chunk = 0; chunk < kFeatureLayers; ++chunk) {
     source[chunk] = (const float*)row.chunk[chunk];
     if (row.type != kFloat32) {
       source[chunk] = out + chunk * width;
@@ -31,8 +31,8 @@ static void prepare_taps(const TapsRow& row, const TapsNorm& norm, float* out) {
     scale[chunk] = inverse_rms(squares, width, norm.eps);
     total += squares;
   }
-  for (int chunk = 0; chunk < kTapChunks; ++chunk) {
-    if (norm.chunks == 1) scale[chunk] = inverse_rms(total, kTapChunks * width, norm.eps);
+  for (int chunk = 0; chunk < kFeatureLayers; ++chunk) {
+    if (norm.chunks == 1) scale[chunk] = inverse_rms(total, kFeatureLayers * width, norm.eps);
     const float* weight = norm.weight ? norm.weight + chunk * width : nullptr;
     const float factor = scale[chunk];
     const float* x = source[chunk];
@@ -46,8 +46,9 @@ static void prepare_taps(const TapsRow& row, const TapsNorm& norm, float* out) {
   }
 }
 
-// Sums of one chunk, bucket by the place within the chunk, and the chunk's sum of squares. Signs are
-// products modulo 2^32 whose next block differs by a constant: an addition a vector is all they need.
+// Sums of one chunk, bucket by the place within the chunk, and the chunk's sum of squares. Signs
+// are products modulo 2^32 whose next block differs by a constant: an addition a vector is all they
+// need.
 template <typename Element>
 static float sketch_chunk(const Element* x, int64_t width, uint32_t first, float* buckets) {
   constexpr int kParts = kSketchSize / kLanes;
@@ -72,9 +73,9 @@ static float sketch_chunk(const Element* x, int64_t width, uint32_t first, float
   return horizontal_sum(squares);
 }
 
-static void sketch(const TapsRow& row, float eps, float* out) {
+static void sketch(const FeatureRow& row, float eps, float* out) {
   for (int bucket = 0; bucket < kSketchSize; ++bucket) out[bucket] = 0.0f;
-  for (int chunk = 0; chunk < kTapChunks; ++chunk) {
+  for (int chunk = 0; chunk < kFeatureLayers; ++chunk) {
     const void* x = row.chunk[chunk];
     const uint32_t first = uint32_t(chunk * row.width);
     alignas(64) float buckets[kSketchSize];

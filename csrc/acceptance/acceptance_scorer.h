@@ -1,4 +1,5 @@
-// Judges the draft of one cycle, pass by pass, as eaglerl.policies.acceptance_model does for many.
+// Estimates which candidates of one cycle's draft the target will accept, pass by pass.
+// eaglerl.policies.acceptance_model computes the same for many cycles at once.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +11,15 @@
 
 namespace eaglerl {
 
-// Inputs of the net that judges the draft's candidates, of the chain's, figures of the stopping
-// rule, and its weights: of one, of the figures, and of their products.
+// Inputs of the net for drafted candidates, inputs of the net for looked-up tokens, and the
+// stopping rule's figures. The rule is quadratic: a constant, 10 figures and their 55 products make
+// 66 weights.
 constexpr int64_t kPoolInputs = 14;
 constexpr int64_t kChainInputs = 13;
 constexpr int kStopFigures = 10;
 constexpr int64_t kStopInputs = 1 + kStopFigures + kStopFigures * (kStopFigures + 1) / 2;
 
-// Matches that are longer count as this long; lookups above this many count as this many.
+// Longer matches count as 16 tokens, more lookups as 10.
 constexpr int64_t kLongestMatch = 16;
 constexpr int64_t kManyLookups = 10;
 
@@ -62,11 +64,11 @@ struct DraftView {
   const int64_t* nodes;  // (depth + 1) candidates that hold them, -1 for none; null: no chain
 };
 
-class AcceptanceJudge : public PythonObject {
+class AcceptanceScorer : public PythonObject {
  public:
   // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
   // base[r] + c * slope[r] seconds.
-  AcceptanceJudge(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
+  AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
                   const SmallNetWeights* chain_net, const float* stop_weights, const double* base,
                   const double* slope);
 
@@ -75,14 +77,14 @@ class AcceptanceJudge : public PythonObject {
 
   // Takes in what the draft has found; of the levels that are known already only the plan is made
   // again. `rate` is in tokens per second.
-  void judge(const DraftView& draft, double rate);
+  void score(const DraftView& draft, double rate);
 
-  // After judge(): whether another round promises more than it costs.
+  // After score(): whether another round promises more than it costs.
   bool should_continue() const { return should_continue_; }
 
-  // After judge(): the number of the draft's candidates that pay.
+  // After score(): the number of the draft's candidates that pay.
   int64_t chosen_nodes() const;
-  // After judge(): writes those candidates, the best first, and returns how many leading tokens of
+  // After score(): writes those candidates, the best first, and returns how many leading tokens of
   // the chain pay.
   int64_t select(int64_t* nodes) const;
 
@@ -104,10 +106,10 @@ class AcceptanceJudge : public PythonObject {
 
   void check(const DraftView& draft) const;
   int64_t level_begin(int64_t level) const { return level == 0 ? 0 : pool_size(level - 1); }
-  void judge_level(const DraftView& draft, int64_t level);
+  void score_level(const DraftView& draft, int64_t level);
   void fill_pool_inputs(const DraftView& draft, int64_t level);
   LevelBest best_of_level(int64_t begin, int64_t end);
-  void judge_chain(const DraftView& draft);
+  void score_chain(const DraftView& draft);
   void fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end);
   void plan(const DraftView& draft, double rate);
   bool decide(const DraftView& draft) const;
@@ -121,7 +123,7 @@ class AcceptanceJudge : public PythonObject {
 
   double success_ = 0.0;
   int64_t lookups_ = 0;
-  int64_t known_ = -1;   // levels below and at this one are judged
+  int64_t known_ = -1;   // the deepest level that has been scored
   int64_t inside_ = 0;   // leading tokens of the chain that are in the pool
   int64_t count_ = 0;    // candidates that pay
   double expected_ = 1.0;

@@ -1,4 +1,4 @@
-#include "acceptance/acceptance_judge.h"
+#include "acceptance/acceptance_scorer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -75,7 +75,7 @@ void SmallNet::run(const float* x, int64_t rows, float* out) {
   }
 }
 
-AcceptanceJudge::AcceptanceJudge(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
+AcceptanceScorer::AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
                                  const SmallNetWeights* chain_net, const float* stop_weights,
                                  const double* base, const double* slope)
     : sizes_(sizes),
@@ -94,13 +94,13 @@ AcceptanceJudge::AcceptanceJudge(const AcceptanceSizes& sizes, const SmallNetWei
   order_.reserve(pool_.size());
 }
 
-void AcceptanceJudge::begin(double success, int64_t lookups) {
+void AcceptanceScorer::begin(double success, int64_t lookups) {
   success_ = success;
   lookups_ = lookups;
   known_ = -1;
 }
 
-void AcceptanceJudge::check(const DraftView& draft) const {
+void AcceptanceScorer::check(const DraftView& draft) const {
   if (!draft.nodes) return;
   for (int64_t level = 0; level <= draft.depth; ++level) {
     const int64_t node = draft.nodes[level];
@@ -115,18 +115,18 @@ void AcceptanceJudge::check(const DraftView& draft) const {
   }
 }
 
-void AcceptanceJudge::judge(const DraftView& draft, double rate) {
+void AcceptanceScorer::score(const DraftView& draft, double rate) {
   check(draft);
   const int64_t next = known_ + 1;
   known_ = -1;  // until all went well
-  for (int64_t level = next; level <= draft.depth; ++level) judge_level(draft, level);
-  judge_chain(draft);
+  for (int64_t level = next; level <= draft.depth; ++level) score_level(draft, level);
+  score_chain(draft);
   plan(draft, rate);
   known_ = draft.depth;
   should_continue_ = decide(draft);
 }
 
-void AcceptanceJudge::judge_level(const DraftView& draft, int64_t level) {
+void AcceptanceScorer::score_level(const DraftView& draft, int64_t level) {
   const int64_t width = sizes_.top_k, begin = level_begin(level);
   const int64_t count = pool_size(level) - begin;
   fill_pool_inputs(draft, level);
@@ -141,7 +141,7 @@ void AcceptanceJudge::judge_level(const DraftView& draft, int64_t level) {
 }
 
 // Leaves the frontier, whose nodes have top_k children each, in parents_.
-void AcceptanceJudge::fill_pool_inputs(const DraftView& draft, int64_t level) {
+void AcceptanceScorer::fill_pool_inputs(const DraftView& draft, int64_t level) {
   const int64_t width = sizes_.top_k, begin = level_begin(level), end = pool_size(level);
   if (level > 0) {
     int64_t found = 0;
@@ -177,7 +177,7 @@ void AcceptanceJudge::fill_pool_inputs(const DraftView& draft, int64_t level) {
   }
 }
 
-AcceptanceJudge::LevelBest AcceptanceJudge::best_of_level(int64_t begin, int64_t end) {
+AcceptanceScorer::LevelBest AcceptanceScorer::best_of_level(int64_t begin, int64_t end) {
   int64_t found = 0;
   for (int64_t node = begin; node < end; ++node) {
     found = insert_descending(top_values_.data(), nullptr, found, sizes_.top_k, pool_[node], 0);
@@ -187,7 +187,7 @@ AcceptanceJudge::LevelBest AcceptanceJudge::best_of_level(int64_t begin, int64_t
   return {sum, top_values_[0], top_values_[found > 1 ? 1 : 0]};
 }
 
-void AcceptanceJudge::judge_chain(const DraftView& draft) {
+void AcceptanceScorer::score_chain(const DraftView& draft) {
   inside_ = 0;
   while (draft.nodes && inside_ <= draft.depth && draft.nodes[inside_] >= 0) ++inside_;
   float* chain = pool_.data() + pool_size(draft.depth);
@@ -196,7 +196,8 @@ void AcceptanceJudge::judge_chain(const DraftView& draft) {
   if (!chain_net_ || draft.match_length <= 0 || end <= inside_) return;
   fill_chain_inputs(draft, inside_, end);
   chain_net_->run(inputs_.data(), end - inside_, probabilities_.data());
-  // What lies in the pool is judged there; the rest is reached through its last level.
+  // Looked-up tokens that the draft proposed too have been scored as its candidates; the others
+  // are reached through the last of those.
   double reached = inside_ > 0 ? pool_[draft.nodes[inside_ - 1]] : 1.0;
   for (int64_t level = inside_; level < end; ++level) {
     reached *= probabilities_[level - inside_];
@@ -204,7 +205,7 @@ void AcceptanceJudge::judge_chain(const DraftView& draft) {
   }
 }
 
-void AcceptanceJudge::fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end) {
+void AcceptanceScorer::fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end) {
   const int64_t match = std::min(draft.match_length, kLongestMatch);
   const double log_match = std::log1p(double(match));
   const int64_t lookups = std::min(lookups_, kManyLookups);
@@ -227,7 +228,7 @@ void AcceptanceJudge::fill_chain_inputs(const DraftView& draft, int64_t inside, 
   }
 }
 
-void AcceptanceJudge::plan(const DraftView& draft, double rate) {
+void AcceptanceScorer::plan(const DraftView& draft, double rate) {
   const int64_t size = pool_size(draft.depth) + sizes_.chain_length;
   const int64_t count = std::min(size, sizes_.max_rows - 1);
   order_.resize(size);
@@ -254,7 +255,7 @@ void AcceptanceJudge::plan(const DraftView& draft, double rate) {
   }
 }
 
-bool AcceptanceJudge::decide(const DraftView& draft) const {
+bool AcceptanceScorer::decide(const DraftView& draft) const {
   const int64_t depth = draft.depth;
   if (depth >= sizes_.max_depth) return false;
   const LevelBest& last = best_[depth];
@@ -284,13 +285,13 @@ bool AcceptanceJudge::decide(const DraftView& draft) const {
   return worth > 0.0;
 }
 
-int64_t AcceptanceJudge::chosen_nodes() const {
+int64_t AcceptanceScorer::chosen_nodes() const {
   const int64_t size = pool_size(known_);
   return std::count_if(order_.begin(), order_.begin() + count_,
                        [size](uint64_t key) { return key_index(key) < size; });
 }
 
-int64_t AcceptanceJudge::select(int64_t* nodes) const {
+int64_t AcceptanceScorer::select(int64_t* nodes) const {
   const int64_t size = pool_size(known_);
   int64_t chain = 0;
   for (int64_t i = 0; i < count_; ++i) {

@@ -1,0 +1,323 @@
+# ruff: noqa: N999 (the module is named _C, as torch names its own)
+# The native extension. Addresses are those of tensors' memory; eaglerl.ops checks what lies there.
+# tests/csrc/test_stub.py compares this file with the built module.
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+compiler: str
+has_cuda: bool
+max_head_dim: int
+max_tree_rows: int
+max_candidates: int
+cache_words: dict[str, int]
+cache_record_words: int
+cache_ring_words: int
+cache_sketch_size: int
+cache_modes: dict[str, int]
+element_types: dict[str, int]
+activations: dict[str, int]
+
+def cpu_isa() -> str: ...
+def available_isas() -> list[str]: ...
+def set_isa(name: str, /) -> None: ...
+def threading_backend() -> str: ...
+def storage_holds(tensor: Tensor, /) -> bool: ...
+def check_range(name: str, index: int, count: int, end: int, /) -> None: ...
+def rms_norm(
+    x: int,
+    x_stride: int,
+    x_rows: int,
+    index: int,
+    weight: int,
+    out: int,
+    out_stride: int,
+    rows: int,
+    hidden: int,
+    eps: float,
+    threads: int,
+    /,
+) -> None: ...
+def silu_mul(
+    gate_up: int, stride: int, out: int, rows: int, intermediate: int, threads: int, /
+) -> None: ...
+def cached_attention(
+    qkv: int,
+    qkv_stride: int,
+    cos: int,
+    sin: int,
+    table_length: int,
+    positions: int,
+    cache_rows: int,
+    slots: int,
+    key_cache: int,
+    value_cache: int,
+    slot_count: int,
+    slot_stride: int,
+    capacity: int,
+    prefix_lengths: int,
+    mask: int,
+    mask_words: int,
+    block_length: int,
+    query_norm: int,
+    key_norm: int,
+    eps: float,
+    scale: float,
+    out: int,
+    out_stride: int,
+    rows: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    threads: int,
+    /,
+) -> None: ...
+def move_rows(
+    cache: int,
+    outer: int,
+    outer_stride: int,
+    inner: int,
+    inner_stride: int,
+    row_bytes: int,
+    rows: int,
+    count: int,
+    destination: int,
+    capacity: int,
+    /,
+) -> None: ...
+def accept_path(parents: int, tokens: int, choices: int, rows: int, out_rows: int, /) -> int: ...
+def tree_structure(parents: int, rows: int, levels: int, mask: int, words: int, /) -> None: ...
+def philox4x32_10(counter: Sequence[int], key: Sequence[int], /) -> list[int]: ...
+def read_seconds(memory: int, bytes: int, threads: int, /) -> float: ...
+def action_cache_step(
+    logits: int,
+    bins: int,
+    features: int,
+    state: int,
+    reference: int,
+    ring: int,
+    slots: int,
+    action: int,
+    params: int,
+    sequences: int,
+    actions: int,
+    horizon: int,
+    slot_count: int,
+    reference_size: int,
+    mode: int,
+    temperature: float,
+    seed: int,
+    offset: int,
+    fallback_action: int,
+    /,
+) -> None: ...
+
+class TensorGuard:
+    def __init__(self, tensors: Sequence[Tensor], direct: bool = True) -> None: ...
+    def unchanged(self) -> bool: ...
+
+class DraftTreeBuilder:
+    def __init__(self) -> None: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def pool_size(self) -> int: ...
+    def begin(self, root_token: int, top_k: int, /) -> None: ...
+    def first(self, logits: int, vocab: int, draft_to_target: int, /) -> None: ...
+    def expand(
+        self, logits: int, row_stride: int, vocab: int, draft_to_target: int, threads: int, /
+    ) -> None: ...
+    def frontier(self, tokens: int, parents: int, mask: int, words: int, /) -> None: ...
+    def finish(
+        self,
+        total_tokens: int,
+        tokens: int,
+        parents: int,
+        levels: int,
+        mask: int,
+        words: int,
+        scores: int,
+        /,
+    ) -> None: ...
+    def select(self, nodes: Sequence[int], chain: Sequence[int], /) -> int: ...
+    def finish_selected(
+        self, tokens: int, parents: int, levels: int, mask: int, words: int, scores: int, /
+    ) -> None: ...
+    def chain_nodes(self, chain: Sequence[int], levels: int, nodes: int, /) -> None: ...
+    def scores(self, out: int, /) -> None: ...
+
+class Policy:
+    def __init__(
+        self,
+        matrices: Sequence[int],
+        vectors: Sequence[int],
+        widths: Sequence[int],
+        fc_weight: int,
+        fc_bias: int,
+        fc_inputs: int,
+        type: int,
+        activation: int,
+        norm_weight: int,
+        norm_chunks: int,
+        eps: float,
+        reads_layers: bool,
+        bins: int,
+        actions: int,
+        horizon: int,
+        fallback_action: int,
+        /,
+    ) -> None: ...
+
+class PolicyEncoder:
+    def __init__(self, policy: Policy, threads: int, /) -> None: ...
+    def set_cache(
+        self, mode: int, state: int, slots: int, reference: int, reference_size: int, ring: int, /
+    ) -> None: ...
+    def set_outputs(
+        self,
+        features: int,
+        logits: int,
+        action: int,
+        params: int,
+        max_rows: int,
+        max_sequences: int,
+        /,
+    ) -> None: ...
+    def set_draw(self, temperature: float, seed: int, /) -> None: ...
+    def set_inputs(
+        self,
+        low: int,
+        mid: int,
+        high: int,
+        low_stride: int,
+        mid_stride: int,
+        high_stride: int,
+        type: int,
+        available: int,
+        /,
+    ) -> None: ...
+    def set_guards(
+        self,
+        inputs: TensorGuard | None,
+        kept: TensorGuard | None,
+        weights: TensorGuard | None,
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        rows: int,
+        row_count: int,
+        last: int,
+        sequences: int,
+        slots: int,
+        offset: int,
+        /,
+    ) -> float: ...
+
+class AcceptanceScorer:
+    def __init__(
+        self,
+        top_k: int,
+        max_depth: int,
+        max_rows: int,
+        chain_length: int,
+        pool_net: tuple[np.ndarray, ...],
+        chain_net: tuple[np.ndarray, ...] | None,
+        stop_weights: np.ndarray,
+        base: np.ndarray,
+        slope: np.ndarray,
+        /,
+    ) -> None: ...
+    def begin(self, success: float, lookups: int, /) -> None: ...
+    def score(
+        self,
+        scores: np.ndarray,
+        depth: int,
+        context_length: int,
+        match_length: int,
+        chain_tokens: int,
+        lookup_nodes: np.ndarray | None,
+        rate: float,
+        /,
+    ) -> None: ...
+    def should_continue(self) -> bool: ...
+    def select(self) -> tuple[np.ndarray, int]: ...
+    def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+# Only where has_cuda is true.
+
+class CudaFoldedDecision:
+    def __init__(
+        self,
+        matrices: Sequence[int],
+        vectors: Sequence[int],
+        widths: Sequence[int],
+        type: int,
+        activation: int,
+        norm_weight: int,
+        norm_chunks: int,
+        eps: float,
+        reads_layers: bool,
+        bins: int,
+        actions: int,
+        horizon: int,
+        fallback_action: int,
+        /,
+    ) -> None: ...
+    def set_cache(
+        self, mode: int, state: int, slots: int, reference: int, reference_size: int, ring: int, /
+    ) -> None: ...
+    def set_outputs(self, logits: int, action: int, params: int, /) -> None: ...
+    def set_draw(self, temperature: float, seed: int, /) -> None: ...
+    def set_inputs(
+        self,
+        low: int,
+        mid: int,
+        high: int,
+        low_stride: int,
+        mid_stride: int,
+        high_stride: int,
+        type: int,
+        available: int,
+        /,
+    ) -> None: ...
+    def scratch(self, sequences: int, /) -> tuple[int, int]: ...
+    def set_scratch(self, scratch: int, tickets: int, /) -> None: ...
+    def run(
+        self,
+        rows: int,
+        row_count: int,
+        last: int,
+        sequences: int,
+        slots: int,
+        offset: int,
+        stream: int,
+        /,
+    ) -> None: ...
+
+def cuda_action_cache_step(
+    logits: int,
+    bins: int,
+    features: int,
+    state: int,
+    reference: int,
+    ring: int,
+    slots: int,
+    action: int,
+    params: int,
+    sequences: int,
+    actions: int,
+    horizon: int,
+    slot_count: int,
+    reference_size: int,
+    mode: int,
+    temperature: float,
+    seed: int,
+    offset: int,
+    fallback_action: int,
+    stream: int,
+    /,
+) -> None: ...
