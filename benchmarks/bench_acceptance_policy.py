@@ -61,7 +61,7 @@ def make_model(top_k: int) -> AcceptanceModel:
 
 
 def make_drafters(top_k: int, passes: int) -> tuple[list[TreeDrafter], tuple[int, ...]]:
-    """The tree's bookkeeping after each pass, and a chain that begins with the best child."""
+    """Return the tree builder after each pass, and a chain that begins with the best child."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(passes, top_k, VOCAB)
     drafters = []
@@ -96,7 +96,7 @@ class Cycle:
         )
 
     def timed_calls(self) -> Iterator[tuple[str, float]]:
-        """Names of the calls and the seconds that each took."""
+        """Return the calls' names and the seconds that each took."""
         policy, top_k, clock = self.policy, self.model.top_k, time.perf_counter
         started = clock()
         policy.choose(self.state)
@@ -116,7 +116,7 @@ class Cycle:
         yield "observe", clock() - started
 
     def by_the_model(self) -> Callable[[], None]:
-        """`AcceptanceModel`'s way to the decisions of the same cycle."""
+        """Make the same cycle's decisions with `AcceptanceModel`."""
         top_k, match = self.model.top_k, self.lookup.match_length
         shown = []
         for depth, drafter in enumerate(self.drafters):
@@ -146,7 +146,7 @@ class Cycle:
 
 
 def measure(cycle: Cycle, rounds: int) -> dict[str, list[float]]:
-    """Microseconds of every round."""
+    """Return the microseconds of every round."""
     names = (*CALLS, "together", "by `AcceptanceModel`")
     times: dict[str, list[float]] = {name: [] for name in names}
     decide = cycle.by_the_model()

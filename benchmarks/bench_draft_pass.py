@@ -37,7 +37,7 @@ CONFIG = Eagle3Config(
 
 
 def make_head() -> Eagle3DraftHead:
-    """A head with random weights."""
+    """Return a head with random weights."""
     torch.manual_seed(0)
     head = Eagle3DraftHead(CONFIG, embed_tokens=torch.randn(CONFIG.vocab_size, CONFIG.hidden_size))
     head.set_draft_vocabulary(torch.randperm(CONFIG.vocab_size)[: CONFIG.draft_vocab_size])
@@ -45,7 +45,7 @@ def make_head() -> Eagle3DraftHead:
 
 
 def make_pass(draft: PackedDraft, rows: int) -> Callable[[], object]:
-    """The first round of a tree of width ``rows``."""
+    """Return the first round of a tree of width ``rows``."""
     token_ids = torch.randint(CONFIG.vocab_size, (rows,))
     hidden = torch.randn(rows, CONFIG.hidden_size)
     mask = (1 << torch.arange(rows))[:, None]
@@ -53,7 +53,7 @@ def make_pass(draft: PackedDraft, rows: int) -> Callable[[], object]:
 
 
 def make_products(draft: PackedDraft, rows: int) -> Callable[[], object]:
-    """The pass's matrix products, by themselves."""
+    """Return the pass's matrix products, by themselves."""
     layers = (draft._qkv, draft._out, draft._gate_up, draft._down, draft._lm_head)
     inputs = [(layer, torch.randn(rows, layer.in_features)) for layer in layers]
 
@@ -68,7 +68,7 @@ def make_products(draft: PackedDraft, rows: int) -> Callable[[], object]:
 def measure(
     functions: list[Callable[[], object]], repeats: int, before: Callable[[], object]
 ) -> list[float]:
-    """Median seconds of each function, called in turn."""
+    """Return the median seconds of each function, called in turn."""
     times: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 5):
         for function, seconds in zip(functions, times, strict=True):

@@ -23,7 +23,7 @@ BURST_SECONDS = 2e-3
 
 
 def time_burst(runner: Callable[[], object], calls: int, reports_itself: bool) -> float:
-    """Seconds a call takes, one after the other."""
+    """Return the seconds of a call among many in a row."""
     if reports_itself:
         return sum(runner() for _ in range(calls)) / calls
     started = time.perf_counter()
@@ -34,7 +34,7 @@ def time_burst(runner: Callable[[], object], calls: int, reports_itself: bool) -
 
 @torch.inference_mode()
 def measure(k: int, rounds: int, names: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Median microseconds of each runner, hot and cold."""
+    """Return the median microseconds of each runner, hot and cold."""
     runners = Runners(k)
     runners.check()
     flush = torch.ones(FLUSH_BYTES // 4)
@@ -63,7 +63,7 @@ def format_time(microseconds: float) -> str:
 
 
 def print_table(results: dict[int, dict[str, tuple[float, float]]]) -> None:
-    """Writes the table to standard output."""
+    """Write the table to standard output."""
     heads = [f"k = {k}, {state}" for k in results for state in ("hot", "cold")]
     lines = ["| microseconds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in next(iter(results.values())):

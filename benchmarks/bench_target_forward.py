@@ -33,7 +33,7 @@ EAGER_BOUND_AT_8 = 0.55
 
 
 def packed_forward(target: PackedTarget, context: int, rows: int) -> Callable[[], object]:
-    """One verification of a chain of `rows` tokens behind `context` committed ones."""
+    """Return a function that verifies a chain of `rows` tokens behind `context` committed ones."""
     cache = target.new_cache(context + rows)
     token_ids = torch.randint(3, target.vocab_size, (context + rows,))
     for start in range(0, context, 256):
@@ -44,7 +44,7 @@ def packed_forward(target: PackedTarget, context: int, rows: int) -> Callable[[]
 
 
 def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
-    """The products of the same pass alone."""
+    """Return the products of the same pass alone."""
     products = target.packed_products()
     inputs = {size: torch.randn(rows, size) for size in {p.in_features for p in products}}
 
@@ -56,7 +56,7 @@ def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
 
 
 def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[], object]:
-    """transformers' own forward of `rows` tokens on a `DynamicCache` of `context`."""
+    """Return a function that runs transformers' forward of `rows` tokens behind `context`."""
     cache = DynamicCache(config=model.config)
     arguments = {cache_argument(model): cache}
     model(torch.randint(3, model.config.vocab_size, (1, context)), **arguments)
@@ -70,7 +70,7 @@ def eager_forward(model: PreTrainedModel, context: int, rows: int) -> Callable[[
 
 
 def medians(runners: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of each runner, run in turn."""
+    """Return the median milliseconds of each runner, run in turn."""
     times: list[list[float]] = [[] for _ in runners]
     for repeat in range(repeats + 2):
         for runner, samples in zip(runners, times, strict=True):

@@ -25,14 +25,14 @@ RING_WORDS = tl.constexpr(C.cache_ring_words)
 
 # What is compared in adaptive mode, and so who can decide; NO_COMPARISON in the other modes.
 NO_COMPARISON = tl.constexpr(0)
-COMPARE_SKETCH = tl.constexpr(1)  # a sketch of the taps: every program, before any product
+COMPARE_SKETCH = tl.constexpr(1)  # a sketch of low, mid and high: every program, before any product
 COMPARE_INPUT = tl.constexpr(2)  # the features that came in: likewise
 COMPARE_FEATURES = tl.constexpr(3)  # g, which the launch itself computes: the last program
 
 
 @triton.jit
 def find_slot(slots_ptr, sequence, active, n_slots):
-    """Slots (S,) of sequences, and which of them exist: others must touch no record."""
+    """Return the slots (S,) of sequences and which exist: others must touch no record."""
     if slots_ptr is None:
         slot = sequence.to(tl.int64)
     else:
@@ -43,7 +43,7 @@ def find_slot(slots_ptr, sequence, active, n_slots):
 
 @triton.jit
 def is_in_time(record_ptr, exists, PLAN: tl.constexpr):
-    """Whether the steps of the decisions are not used up; impossible records count as so."""
+    """Return whether decisions have steps left; an impossible record has none."""
     interval = tl.load(record_ptr + INTERVAL, mask=exists, other=0).to(tl.int64)
     steps = interval
     if PLAN.scheduled:
@@ -55,7 +55,7 @@ def is_in_time(record_ptr, exists, PLAN: tl.constexpr):
 
 @triton.jit
 def resembles(record_ptr, exists, dot, norm):
-    """Whether features, by dot product with the reference and norm, resemble the decisions'.
+    """Return whether features resemble the decisions', by dot product and norm.
 
     What is not finite resembles nothing: infinity, which is at least infinity, would.
     """
@@ -68,7 +68,7 @@ def resembles(record_ptr, exists, dot, norm):
 
 @triton.jit
 def compare(row_ptr, reference_ptr, mask, PLAN: tl.constexpr):
-    """Dot products with the references, and norms, of rows (S,) of what is compared."""
+    """Return dot products with the references, and norms, of the rows (S,) compared."""
     BLOCK: tl.constexpr = PLAN.block_compared
     dot = tl.zeros(mask.shape, tl.float32)
     square = tl.zeros(mask.shape, tl.float32)
@@ -86,7 +86,7 @@ def compare(row_ptr, reference_ptr, mask, PLAN: tl.constexpr):
 
 @triton.jit
 def keep_reference(row_ptr, norm, reference_ptr, record_ptr, mask, PLAN: tl.constexpr):
-    """Makes rows (S,) the references of the next comparisons."""
+    """Make rows (S,) the references of the next comparisons."""
     for start in range(0, PLAN.compared, PLAN.block_compared):
         element = start + tl.arange(0, PLAN.block_compared)[None, :]
         inside = mask[:, None] & (element < PLAN.compared)
@@ -97,7 +97,7 @@ def keep_reference(row_ptr, norm, reference_ptr, record_ptr, mask, PLAN: tl.cons
 
 @triton.jit
 def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl.constexpr):
-    """A step that the decisions in force serve: counts it, and gives actions and parameters."""
+    """Count a hit; return the actions in force and their parameters."""
     step = tl.load(record_ptr + STEP, mask=hit, other=0)
     source_ptr = record_ptr + ACTION
     if ring_ptr is not None:
@@ -117,7 +117,7 @@ def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl
 
 @triton.jit
 def record_misses(record_ptr, miss, fallback):
-    """A step with a decision of its own, whose action `write_action` puts into the record."""
+    """Count a miss; `write_action` puts its action into the record."""
     tl.store(record_ptr + STEP, tl.full(miss.shape, 1, tl.int32), mask=miss)
     tl.store(record_ptr + VALID, tl.where(fallback, 0, 1), mask=miss)
     _count_up(record_ptr + MISSES, miss)
@@ -126,7 +126,7 @@ def record_misses(record_ptr, miss, fallback):
 
 @triton.jit
 def write_action(target_ptr, action, bins_ptr, mask):
-    """Writes action, total_tokens, depth and top_k: a record's words or an entry of the ring."""
+    """Write action, total_tokens, depth and top_k: a record's words or an entry of the ring."""
     tl.store(target_ptr, action, mask=mask)
     for word in tl.static_range(3):
         value = tl.load(bins_ptr + action * 3 + word, mask=mask, other=0)

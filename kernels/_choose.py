@@ -18,7 +18,7 @@ def philox_uniform(seed_low, seed_high, offset_low, offset_high, sequence, windo
 
 @triton.jit
 def all_finite(row_ptr, mask, PLAN: tl.constexpr):
-    """Whether all logits of rows (S,) are finite."""
+    """Return whether all logits of rows (S,) are finite."""
     finite = tl.full(mask.shape, 1, tl.int32)
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     for start in range(0, width, PLAN.block_actions):
@@ -31,7 +31,7 @@ def all_finite(row_ptr, mask, PLAN: tl.constexpr):
 
 @triton.jit
 def choose_action(row_ptr, mask, uniform, temperature, PLAN: tl.constexpr):
-    """Actions (S,) of one window: the first of the largest logits, or a draw."""
+    """Return actions (S,) of one window: the first of the largest logits, or a draw."""
     index = tl.arange(0, PLAN.block_actions)[None, :]
     inside = index < PLAN.policy.actions
     logit = tl.load(row_ptr[:, None] + index, mask=mask[:, None] & inside, other=0.0)
@@ -54,7 +54,7 @@ def settle_misses(
     sequence, slot, exists, miss, row_ptr, bins_ptr, record_ptr, ring_ptr, action_ptr, params_ptr,
     draw, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Chooses the actions of sequences (S,) and enters them; returns which fell back.
+    """Choose the actions of sequences (S,) and store them; return which fell back.
 
     Args:
         sequence: (S,) numbers of the sequences.

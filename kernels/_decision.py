@@ -17,16 +17,16 @@ from eaglerl.kernels._action_cache import (
     serve_hits,
 )
 from eaglerl.kernels._choose import settle_misses
+from eaglerl.kernels._features import sketch_features
 from eaglerl.kernels._mlp import run_mlp
-from eaglerl.kernels._taps import sketch_taps
 
 
 @triton.jit
 def hold_in_advance(
-    taps, strides, input_row, readable, sequence, active, leads, cache, n_slots, scratch_ptr,
+    inputs, strides, input_row, readable, sequence, active, leads, cache, n_slots, scratch_ptr,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Whether the actions of sequences (S,) are kept, before anything is multiplied.
+    """Return whether the actions of sequences (S,) are kept, before anything is multiplied.
 
     Every program runs this on the same records, which only the last one changes, after all have
     taken their ticket: so all come to the same answer. The leading one writes it down for the last,
@@ -40,7 +40,7 @@ def hold_in_advance(
     if PLAN.compare != NO_COMPARISON:
         reference_ptr += slot * PLAN.compared
         if PLAN.compare == COMPARE_SKETCH:
-            sketch = sketch_taps(taps, strides, input_row, readable, PLAN)
+            sketch = sketch_features(inputs, strides, input_row, readable, PLAN)
             bucket = tl.arange(0, PLAN.compared)[None, :]
             reference = tl.load(reference_ptr[:, None] + bucket, mask=exists[:, None], other=0.0)
             dot = tl.sum(sketch * reference, axis=1)
@@ -49,7 +49,7 @@ def hold_in_advance(
                 compared_ptr = (row_ptr + PLAN.compared_at)[:, None] + bucket
                 tl.store(compared_ptr, sketch, mask=active[:, None])
         else:
-            value_ptr = taps[0] + input_row * strides[0]
+            value_ptr = inputs[0] + input_row * strides[0]
             dot, norm = compare(value_ptr, reference_ptr, exists & readable, PLAN)
         hit &= resembles(record_ptr, exists, dot, norm)
         if leads:
@@ -61,7 +61,7 @@ def hold_in_advance(
 
 @triton.jit
 def _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN: tl.constexpr):
-    """Hits (S,) as decided in advance, or from g; and the norms of what is compared."""
+    """Return the hits (S,), known in advance or found from g, and the norms compared."""
     if PLAN.compare == COMPARE_FEATURES:
         record_ptr = cache[0] + slot * RECORD_WORDS
         dot, norm = compare(
@@ -82,7 +82,7 @@ def decide(
     input_ptr, sequence, active, weights, biases, bins_ptr, cache, n_slots, outputs, draw,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Decides sequences (S,) whose product is done: MLP, action, record.
+    """Decide sequences (S,) whose product is done: MLP, action, record.
 
     Args:
         input_ptr: (S,) the features that came in, where adaptive mode compares them.
@@ -136,7 +136,7 @@ def decide(
 
 @triton.jit
 def _clear_logits(row_ptr, skipped, PLAN: tl.constexpr):
-    """NaN for rows (S,) that no policy is run for."""
+    """Write NaN to the logits of rows (S,) for which no policy runs."""
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     nothing = tl.full((1, 1), float("nan"), tl.float32)
     for start in range(0, width, PLAN.block_actions):

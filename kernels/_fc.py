@@ -6,12 +6,12 @@ import triton.language as tl
 
 @triton.jit
 def encode_tile(
-    taps, strides, input_row, exists, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, column,
+    inputs, strides, input_row, exists, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, column,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """g (R, C) in float32 for rows of the input and columns of the FC.
+    """Return g (R, C) in float32 for rows of the input and columns of the FC.
 
-    A chunk's root mean square is summed in the same pass and divides the chunk's product: the taps
+    A chunk's root mean square is summed in the same pass and divides the chunk's product: features
     are read once. Rows that do not exist give NaN.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
@@ -20,7 +20,7 @@ def encode_tile(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
     for chunk in tl.static_range(3):
-        x_ptr = taps[chunk] + input_row * strides[chunk]
+        x_ptr = inputs[chunk] + input_row * strides[chunk]
         weight_ptr = fc_weight_ptr + column.to(tl.int64) * (3 * K) + chunk * K
         scale_ptr = None if norm_weight_ptr is None else norm_weight_ptr + chunk * K
         inside = column < PLAN.policy.features
@@ -73,7 +73,7 @@ def _multiply_vectors(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.con
 
 @triton.jit
 def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.constexpr):
-    """The same for many rows, on the matrix units, without rounding the inputs.
+    """Return the same products for many rows, on the tensor cores, inputs not rounded.
 
     Inputs and weights of one 16 bit type are multiplied as they are. Other inputs of bfloat16
     weights are taken apart into three terms of that type, which is exact and moves no more of the
@@ -115,7 +115,7 @@ def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.co
 
 @triton.jit
 def _dot(x, weight, product, PLAN: tl.constexpr):
-    """Adds x (R, E) times the transpose of a weight (C, E) to a product (R, C)."""
+    """Add x (R, E) times the transpose of a weight (C, E) to a product (R, C)."""
     if PLAN.interpreted:
         # The interpreter multiplies the bits of bfloat16 as if they were integers.
         x, weight = x.to(tl.float32), weight.to(tl.float32)

@@ -45,7 +45,7 @@ class Launch:
         return options | {"enable_fp_fusion": True}
 
     def run(self, device: torch.device) -> None:
-        """Starts the kernel on the current stream of a device; an empty grid starts nothing."""
+        """Start the kernel on the current stream of a device; an empty grid starts nothing."""
         if 0 in self.grid:
             return
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -64,7 +64,7 @@ class Decisions:
 
     @classmethod
     def empty(cls, weights: Any, sequences: int, device: torch.device) -> Decisions:
-        """Makes the outputs that every launch has."""
+        """Make the outputs that every launch has."""
         return cls(
             features=None,
             logits=torch.empty((sequences, weights.output_weight.shape[0]), device=device),
@@ -84,7 +84,7 @@ _workspaces: dict[tuple[torch.device, int], _Workspace] = {}
 
 
 def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Scratch memory of at least ``size`` float32 numbers, and tickets, of the current stream.
+    """Return the current stream's scratch memory, at least ``size`` float32s, and its tickets.
 
     Launches on one stream follow each other and may share them; those of two streams may not.
     Tickets are zero, and every launch leaves them so.
@@ -102,7 +102,7 @@ def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 
 
 def split_words(number: int) -> tuple[int, int]:
-    """Low and high 32 bits of a number below 2**64, each as a signed word.
+    """Return low and high 32 bits of a number below 2**64, each as a signed word.
 
     As they are, integers would compile another kernel for every size that Triton tells apart.
     """
@@ -119,7 +119,7 @@ def shared_arguments(
     decisions: Decisions,
     draw: tuple[float, int, int],
 ) -> dict[str, Any]:
-    """The arguments that all kernels with an MLP have."""
+    """Return the arguments that all kernels with an MLP have."""
     temperature, seed, offset = draw
     seed_low, seed_high = split_words(seed)
     offset_low, offset_high = split_words(offset)
@@ -141,5 +141,5 @@ def shared_arguments(
 
 
 def cache_pointers(cache: Any, slots: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Records, references, ring and slots, as the kernels take them."""
+    """Return record, references, ring and slots as the kernels take them."""
     return (None,) * 4 if cache is None else (cache.state, cache.reference, cache.ring, slots)

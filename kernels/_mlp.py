@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """tanh, relu or silu; NaN stays NaN."""
+    """Apply tanh, relu or silu; NaN stays NaN."""
     if ACTIVATION == "tanh":
         # Of the magnitude, so that exp cannot overflow; near 0, where the difference would cancel,
         # the Taylor series, whose next term is below float32's precision.
@@ -30,7 +30,7 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
-    """Adds up the first layer's partial sums (S, O) over programs, always in the same order.
+    """Add up the first layer's partial sums (S, O) over programs, always in the same order.
 
     Args:
         partial_ptr: (S,) each sequence's first partial sum.
@@ -60,7 +60,7 @@ def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
 
 @triton.jit
 def chunk_scale(squares_ptr, first, count, elements, mask, PLAN: tl.constexpr):
-    """Inverse root mean squares (S,) from the programs' sums of squares."""
+    """Return inverse root mean squares (S,) from the programs' sums of squares."""
     GROUP: tl.constexpr = PLAN.group
     PROGRAMS: tl.constexpr = PLAN.block_programs
     total = tl.zeros((GROUP, PROGRAMS), tl.float32)
@@ -77,10 +77,10 @@ def chunk_scale(squares_ptr, first, count, elements, mask, PLAN: tl.constexpr):
 
 @triton.jit
 def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
-    """Finishes the first layer of sequences (S,) whose scratch memory holds partial sums.
+    """Finish the first layer of sequences (S,) whose scratch memory holds partial sums.
 
-    Where the taps are normalised and there is no FC before the layer, its partial sums are of the
-    taps as they came, and the chunks' scales come in here.
+    Where the features are normalised and there is no FC before the layer, its partial sums are of
+    features as they came, and the chunks' scales come in here.
     """
     ACTIVATION: tl.constexpr = PLAN.policy.activation
     CHUNKS: tl.constexpr = 0 if PLAN.policy.features else PLAN.policy.norm_chunks
@@ -111,7 +111,7 @@ def run_layer(
     input_ptr, weight_ptr, bias_ptr, output_ptr, mask,
     LAYER: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Any other layer of rows (S,), given pointers to their inputs and outputs."""
+    """Run any other layer of rows (S,), given pointers to their inputs and outputs."""
     GROUP: tl.constexpr = PLAN.group
     ACTIVATION: tl.constexpr = PLAN.policy.activation
     BLOCK_OUT: tl.constexpr = PLAN.block_out

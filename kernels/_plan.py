@@ -14,7 +14,7 @@ class Policy:
     """The policy's sizes and settings; see ``PolicyWeights``.
 
     Attributes:
-        k: Width of each of the inputs: of a tapped layer, or of the features.
+        k: Width of each of the inputs: of a feature layer, or of reduced features.
         chunks: Inputs side by side, 3 or 1.
         features: h, width of g where the launch computes it, else 0.
         widths: Of all layers of the MLP, the logits' last.
@@ -137,5 +137,5 @@ class Plan:
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least ``count``."""
+    """Return the smallest power of two that is at least ``count``."""
     return 1 << (count - 1).bit_length()

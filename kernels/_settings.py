@@ -26,17 +26,17 @@ _FEWEST_MATRIX_ROWS = 16
 _MOST_MATRIX_ROWS = 64
 
 
-def split_taps(
-    low: Tensor, mid: Tensor | None, high: Tensor | None, reads_taps: bool
+def split_layers(
+    low: Tensor, mid: Tensor | None, high: Tensor | None, reads_layers: bool
 ) -> tuple[Tensor, ...]:
-    """The chunks of the input: three tapped layers, or the features."""
+    """Return the chunks of the input: three feature layers, or reduced features."""
     if mid is not None:
         return low, mid, high
-    return tuple(low.chunk(3, dim=1)) if reads_taps else (low,)
+    return tuple(low.chunk(3, dim=1)) if reads_layers else (low,)
 
 
 def policy_of(weights: Any) -> Policy:
-    """What a plan holds of ``PolicyWeights``."""
+    """Return what a plan holds of ``PolicyWeights``."""
     chunks = 1 if weights.taps_size is None else 3
     matrices = (*weights.hidden_weights, weights.output_weight)
     return Policy(
@@ -63,7 +63,7 @@ def plan_of(
     encodes: bool,
     tiles: Tiles | None = None,
 ) -> Plan:
-    """The plan of a launch.
+    """Return the plan of a launch.
 
     Args:
         weights: ``PolicyWeights``.
@@ -131,7 +131,7 @@ def _make_plan(
 def step_plan(
     actions: int, horizon: int, fallback: int, sequences: int, cache: Any, samples: bool
 ) -> Plan:
-    """The plan of ``action_cache_step``, which multiplies nothing."""
+    """Return the plan of ``action_cache_step``, which multiplies nothing."""
     group = min(power_of_two(max(sequences, 1)), _LARGEST_GROUP)
     adaptive = cache.mode == C.cache_modes["adaptive"]
     compared = cache.reference.shape[1] if adaptive else 0
@@ -160,12 +160,12 @@ def _make_step_plan(
 
 
 def forget_plans() -> None:
-    """Lets the next launches look their tiles up anew."""
+    """Let the next launches look their tiles up anew."""
     _make_plan.cache_clear()
 
 
 def form_of(policy: Policy) -> str:
-    """What kind of launch it is, where choices are stored."""
+    """Return what kind of launch it is, where choices are stored."""
     return "fused" if policy.features else "features" if policy.chunks == 1 else "folded"
 
 
@@ -178,14 +178,14 @@ def _comparison(policy: Policy, mode: int | None, encodes: bool) -> Any:
 
 
 def _precision() -> str:
-    """How float32 matrices are multiplied: by three products of their parts, which are as precise
+    """Return how float32 matrices are multiplied: three products of their parts are as precise
     as float32's own; AMD's matrix units multiply float32 as it is.
     """
     return "ieee" if torch.version.hip else "tf32x3"
 
 
 def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
-    """Tiles where none were measured: enough programs for all multiprocessors, 16 bytes a load."""
+    """Return default tiles: enough programs for all multiprocessors, 16 bytes a load."""
     wide = 4 // itemsize  # 1 for float32, 2 for 16 bit types
     width = power_of_two(policy.k)
     if policy.features == 0:

@@ -71,7 +71,7 @@ def prepare_action_cache_step(
     draw: tuple[float, int, int],
     fallback_action: int,
 ) -> tuple[Launch, Tensor, Tensor]:
-    """Allocates actions and parameters and puts a launch together; arguments are trusted.
+    """Allocate actions and parameters and prepare a launch; arguments are trusted.
 
     Args:
         logits: (S, horizon * A) float32.

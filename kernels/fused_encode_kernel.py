@@ -1,4 +1,4 @@
-"""From the tapped layers to the draft's features and the tree's parameters, in one launch.
+"""From low, mid and high to the reduced features and the tree's parameters, in one launch.
 
 Programs share out the columns of the FC. Each also multiplies its columns of g into the first layer
 of the MLP, whose matrix is so read by all multiprocessors instead of by one, and takes a ticket.
@@ -18,10 +18,10 @@ from torch import Tensor
 from eaglerl.kernels._action_cache import COMPARE_FEATURES
 from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._fc import encode_tile
+from eaglerl.kernels._features import find_input_row
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._plan import Tiles
 from eaglerl.kernels._settings import plan_of
-from eaglerl.kernels._taps import find_input_row
 
 
 @triton.jit(
@@ -31,7 +31,7 @@ from eaglerl.kernels._taps import find_input_row
     ]
 )  # fmt: skip
 def _fused_encode_kernel(
-    taps, rows_ptr, last_ptr, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, weights, biases,
+    inputs, rows_ptr, last_ptr, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, weights, biases,
     bins_ptr, cache, features_ptr, outputs, scratch_ptr, ticket_ptr,
     n_inputs, n_rows, n_sequences, n_slots, strides,
     temperature, seed_low, seed_high, offset_low, offset_high,
@@ -57,8 +57,8 @@ def _fused_encode_kernel(
     misses = 1
     if PLAN.has_cache and PLAN.compare != COMPARE_FEATURES:
         misses = _count_misses(
-            taps, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
-            scratch_ptr, PLAN,
+            inputs, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows,
+            n_slots, scratch_ptr, PLAN,
         )  # fmt: skip
     if PLAN.encodes_all or misses > 0:
         position = row_tile * ROWS + tl.arange(0, ROWS)
@@ -68,7 +68,7 @@ def _fused_encode_kernel(
         )
         column = column_tile * PLAN.tiles.columns + tl.arange(0, PLAN.tiles.columns)
         g = encode_tile(
-            taps, strides, input_row, exists, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, column,
+            inputs, strides, input_row, exists, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, column,
             PLAN,
         )  # fmt: skip
         if PLAN.encodes_all:
@@ -94,17 +94,17 @@ def _fused_encode_kernel(
 
 @triton.jit
 def _count_misses(
-    taps, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
+    inputs, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Sequences first..end - 1 whose action is not kept, where that can be said in advance."""
+    """Count sequences first..end - 1 whose action is not kept, if known in advance."""
     misses = 0
     for start in range(first, end, PLAN.group):
         sequence = start + tl.arange(0, PLAN.group)
         active = sequence < end
         input_row, readable = find_input_row(rows_ptr, last_ptr, sequence, active, n_inputs, n_rows)
         hit = hold_in_advance(
-            taps, strides, input_row, readable, sequence, active, leads, cache, n_slots,
+            inputs, strides, input_row, readable, sequence, active, leads, cache, n_slots,
             scratch_ptr, PLAN,
         )  # fmt: skip
         misses += tl.sum((active & ~hit).to(tl.int32), axis=0)
@@ -113,7 +113,7 @@ def _count_misses(
 
 @triton.jit
 def _store_features(g, features_ptr, position, wanted, column, PLAN: tl.constexpr):
-    """Writes g (R, C) to the rows that are wanted, in the features' dtype."""
+    """Write g (R, C) to the rows that are wanted, in the features' dtype."""
     row_ptr = features_ptr + position.to(tl.int64)[:, None] * PLAN.policy.features
     inside = wanted[:, None] & (column < PLAN.policy.features)[None, :]
     tl.store(row_ptr + column[None, :], g.to(features_ptr.dtype.element_ty), mask=inside)
@@ -124,7 +124,7 @@ def _multiply_first_layer(
     g, first_row, column_tile, column, first, end, last_ptr, n_rows, weight_ptr, scratch_ptr,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Writes a program's part of the first layer's sums for the sequences whose row it holds."""
+    """Write a program's part of the first layer's sums for the sequences whose row it holds."""
     ROWS: tl.constexpr = PLAN.tiles.rows
     features: tl.constexpr = PLAN.policy.features
     width: tl.constexpr = PLAN.policy.widths[0]
@@ -157,7 +157,7 @@ def _multiply_first_layer(
 
 def prepare_fused_encode(
     weights: Any,
-    taps: tuple[Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     rows: Tensor | None,
     last: Tensor | None,
     cache: Any,
@@ -167,12 +167,12 @@ def prepare_fused_encode(
     return_features: bool,
     tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
-    """Allocates outputs and puts a launch together; arguments are trusted.
+    """Allocate outputs and prepare a launch; arguments are trusted.
 
     Args:
         weights: ``PolicyWeights`` with an FC.
-        taps: low, mid and high, each (B, k).
-        rows: (N,) int64 rows of the taps, or None for all.
+        inputs: low, mid and high, each (B, k).
+        rows: (N,) int64 rows of the inputs, or None for all.
         last: (S,) int64 index into the N rows, or None for all.
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
@@ -180,18 +180,18 @@ def prepare_fused_encode(
         return_features: Whether g of all N rows is wanted.
         tiles: To be used instead of the stored ones.
     """
-    count = taps[0].shape[0] if rows is None else rows.shape[0]
+    count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
     multiplied = count if return_features else sequences
     plan = plan_of(
-        weights, taps[0], multiplied, sequences, cache, draw[0] > 0, return_features, tiles
+        weights, inputs[0], multiplied, sequences, cache, draw[0] > 0, return_features, tiles
     )
-    decisions = Decisions.empty(weights, sequences, taps[0].device)
+    decisions = Decisions.empty(weights, sequences, inputs[0].device)
     if return_features:
-        decisions.features = taps[0].new_empty((count, plan.policy.features))
-    scratch, tickets = workspace(taps[0].device, sequences * plan.scratch)
+        decisions.features = inputs[0].new_empty((count, plan.policy.features))
+    scratch, tickets = workspace(inputs[0].device, sequences * plan.scratch)
     arguments = {
-        "taps": taps,
+        "inputs": inputs,
         "rows_ptr": rows,
         "last_ptr": last,
         "norm_weight_ptr": weights.norm_weight,
@@ -200,9 +200,9 @@ def prepare_fused_encode(
         "features_ptr": decisions.features,
         "scratch_ptr": scratch,
         "ticket_ptr": tickets,
-        "n_inputs": taps[0].shape[0],
+        "n_inputs": inputs[0].shape[0],
         "n_rows": count,
-        **shared_arguments(weights, taps, sequences, cache, slots, decisions, draw),
+        **shared_arguments(weights, inputs, sequences, cache, slots, decisions, draw),
     }
     grid = (plan.programs, -(-multiplied // plan.tiles.rows))
     return Launch(_fused_encode_kernel, grid, arguments, plan), decisions

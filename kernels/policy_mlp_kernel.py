@@ -1,7 +1,7 @@
-"""The decision where the draft's features are not computed: from features, or from taps (folded).
+"""The decision without reduced features as output: from those, or by a folded policy.
 
 Programs share out the inputs of the MLP's first layer; as in ``fused_encode``, the one with the
-last ticket adds up and finishes. The taps' root mean squares are summed in the same pass.
+last ticket adds up and finishes. The features' root mean squares are summed in the same pass.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from eaglerl.kernels._decision import decide, hold_in_advance
+from eaglerl.kernels._features import find_input_row
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._plan import Tiles
 from eaglerl.kernels._settings import plan_of
-from eaglerl.kernels._taps import find_input_row
 
 
 @triton.jit(
@@ -26,7 +26,7 @@ from eaglerl.kernels._taps import find_input_row
     ]
 )  # fmt: skip
 def _policy_mlp_kernel(
-    taps, rows_ptr, last_ptr, norm_weight_ptr, weights, biases, bins_ptr, cache, outputs,
+    inputs, rows_ptr, last_ptr, norm_weight_ptr, weights, biases, bins_ptr, cache, outputs,
     scratch_ptr, ticket_ptr, n_inputs, n_rows, n_sequences, n_slots, strides,
     temperature, seed_low, seed_high, offset_low, offset_high,
     PLAN: tl.constexpr,
@@ -40,13 +40,13 @@ def _policy_mlp_kernel(
     misses = 1
     if PLAN.has_cache:
         hit = hold_in_advance(
-            taps, strides, input_row, readable, sequence, active, part == 0, cache, n_slots,
+            inputs, strides, input_row, readable, sequence, active, part == 0, cache, n_slots,
             scratch_ptr, PLAN,
         )  # fmt: skip
         misses = tl.sum((active & ~hit).to(tl.int32), axis=0)
     if misses > 0:
         _multiply_part(
-            taps, strides, input_row, readable, sequence, active, part, norm_weight_ptr,
+            inputs, strides, input_row, readable, sequence, active, part, norm_weight_ptr,
             weights[0], scratch_ptr, PLAN,
         )  # fmt: skip
     # As in the kernel of ``fused_encode``.
@@ -55,7 +55,7 @@ def _policy_mlp_kernel(
     if ticket == tl.num_programs(0) - 1:
         tl.store(ticket_ptr + group, 0)
         decide(
-            taps[0] + input_row * strides[0], sequence, active, weights, biases, bins_ptr, cache,
+            inputs[0] + input_row * strides[0], sequence, active, weights, biases, bins_ptr, cache,
             n_slots, outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
             scratch_ptr, PLAN,
         )  # fmt: skip
@@ -63,10 +63,10 @@ def _policy_mlp_kernel(
 
 @triton.jit
 def _multiply_part(
-    taps, strides, input_row, readable, sequence, active, part, norm_weight_ptr, weight_ptr,
+    inputs, strides, input_row, readable, sequence, active, part, norm_weight_ptr, weight_ptr,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Writes the first layer's partial sums over one block of inputs, and its sum of squares."""
+    """Write the first layer's partial sums over one block of inputs, and its sum of squares."""
     K: tl.constexpr = PLAN.policy.k
     width: tl.constexpr = PLAN.policy.widths[0]
     blocks: tl.constexpr = PLAN.programs // PLAN.policy.chunks
@@ -74,9 +74,9 @@ def _multiply_part(
     element = start + tl.arange(0, PLAN.tiles.elements)[None, None, :]
     available = element < K
     CHUNKS: tl.constexpr = PLAN.policy.chunks
-    x_ptr = taps[0] + input_row * strides[0]
+    x_ptr = inputs[0] + input_row * strides[0]
     for other in tl.static_range(1, CHUNKS):
-        x_ptr = tl.where(chunk == other, taps[other] + input_row * strides[other], x_ptr)
+        x_ptr = tl.where(chunk == other, inputs[other] + input_row * strides[other], x_ptr)
     x = tl.load(
         x_ptr[:, None, None] + element,
         mask=readable[:, None, None] & available,
@@ -116,7 +116,7 @@ def prepare_policy_mlp(
     *,
     tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
-    """Allocates outputs and puts a launch together; arguments are trusted.
+    """Allocate outputs and prepare a launch; arguments are trusted.
 
     Args:
         weights: ``PolicyWeights`` without an FC.
@@ -134,7 +134,7 @@ def prepare_policy_mlp(
     decisions = Decisions.empty(weights, sequences, inputs[0].device)
     scratch, tickets = workspace(inputs[0].device, sequences * plan.scratch)
     arguments = {
-        "taps": inputs,
+        "inputs": inputs,
         "rows_ptr": rows,
         "last_ptr": last,
         "norm_weight_ptr": weights.norm_weight,

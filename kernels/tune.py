@@ -31,7 +31,7 @@ _FLUSHED = 256 * 2**20  # bytes, more than any device's L2
 
 
 def candidates(default: Tiles, form: str) -> list[Tiles]:
-    """The default and what is worth measuring beside it."""
+    """Return the default tiles and the alternatives worth measuring."""
     rows, most = default.rows, default.elements
     if form != "fused":
         sizes = [(c, e) for c in (16, 32, 64, 128) for e in (64, 128, 256) if rows * c * e <= 16384]
@@ -68,7 +68,7 @@ def choose_tiles(
     measure: Callable[[Launch], float],
     device: torch.device,
 ) -> tuple[Tiles, dict[Tiles, float]]:
-    """The fastest tiles among those that give the first ones' logits, and the times.
+    """Return the fastest tiles among those that give the first ones' logits, and the times.
 
     Args:
         tiles: Candidates; the first is trusted.
@@ -105,16 +105,16 @@ def tune(
     norm_chunks: int = 0,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Measures and stores the tiles for a width and dtype on the current device.
+    """Measure and store the tiles for a width and dtype on the current device.
 
     Args:
-        k: Width of a tapped layer; the FC's output and the features have it too.
+        k: Width of one feature layer, of the FC's output and of reduced features.
         hidden: Widths of the policy's hidden layers.
         dtype: Of inputs and weights.
         actions: A.
         rows: Rows, each a power of two; without the FC only those up to 8.
         forms: Among "fused", "folded" and "features".
-        norm_chunks: Whether the taps are normalised, see ``PolicyWeights``.
+        norm_chunks: Whether the features are normalised, see ``PolicyWeights``.
         report: Takes a line for each choice.
 
     Raises:
@@ -151,7 +151,7 @@ def tune(
 
 
 def prepare(weights: Any, inputs: tuple[Tensor, ...], tiles: Tiles) -> tuple[Launch, Decisions]:
-    """A launch of every row as a sequence of its own, without a cache."""
+    """Prepare a launch without a cache in which every row is a sequence."""
     if weights.fc_weight is None:
         return prepare_policy_mlp(weights, inputs, None, None, None, None, _GREEDY, tiles=tiles)
     return prepare_fused_encode(
@@ -160,7 +160,7 @@ def prepare(weights: Any, inputs: tuple[Tensor, ...], tiles: Tiles) -> tuple[Lau
 
 
 def seconds(launch: Launch, device: torch.device, flush: Tensor) -> float:
-    """Median time of a launch on the device, its weights not in L2."""
+    """Return the median time of a launch on the device, its weights not in L2."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_REPEATS)]
     for start, end in events:
         flush.zero_()
@@ -180,9 +180,9 @@ def random_policy(
     norm_chunks: int,
     device: torch.device,
 ) -> Any:
-    """What the launchers read of ``PolicyWeights``, at random."""
-    taps = 0 if form == "features" else 3 * k
-    widths = [taps if form == "folded" else k, *hidden, actions]
+    """Return random weights with the attributes that the launchers read."""
+    joined = 0 if form == "features" else 3 * k
+    widths = [joined if form == "folded" else k, *hidden, actions]
     matrices = [
         (torch.randn(rows, columns, device=device) * columns**-0.5).to(dtype)
         for columns, rows in itertools.pairwise(widths)
@@ -195,24 +195,26 @@ def random_policy(
         output_weight=matrices[-1],
         output_bias=vectors[-1],
         bins=torch.ones(actions, 3, dtype=torch.int32, device=device),
-        fc_weight=(torch.randn(k, taps, device=device) * taps**-0.5).to(dtype) if fused else None,
+        fc_weight=(torch.randn(k, joined, device=device) * joined**-0.5).to(dtype)
+        if fused
+        else None,
         fc_bias=None,
-        norm_weight=torch.ones(taps, device=device) if fused and norm_chunks else None,
-        norm_chunks=norm_chunks if taps else 0,
+        norm_weight=torch.ones(joined, device=device) if fused and norm_chunks else None,
+        norm_chunks=norm_chunks if joined else 0,
         eps=1e-6,
         activation="tanh",
         horizon=1,
         fallback_action=0,
-        taps_size=taps or None,
+        taps_size=joined or None,
         feature_size=None if form == "folded" else k,
         dtype=dtype,
     )
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m eaglerl.kernels.tune", description=__doc__)
-    parser.add_argument("--k", type=int, nargs="+", required=True, help="widths of a tapped layer")
+    parser.add_argument("--k", type=int, nargs="+", required=True, help="widths of a feature layer")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
     parser.add_argument("--actions", type=int, default=256)

@@ -36,19 +36,19 @@ class _TuningSchema(Schema):
 
 
 def tuning_path() -> Path:
-    """The file of stored choices, in eaglerl's cache folder."""
+    """Return the file of stored choices, in eaglerl's cache folder."""
     return cache_root() / "triton_tiles.json"
 
 
 def stored_tiles(
     device_name: str, form: str, k: int, dtype: torch.dtype, rows: int
 ) -> Tiles | None:
-    """The choice for a device, or None where none was measured.
+    """Return the choice for a device, or None where none was measured.
 
     Args:
         device_name: As torch names it.
         form: "fused", "folded" or "features".
-        k: Width of a tapped layer, or of the features.
+        k: Width of a feature layer, or of reduced features.
         dtype: Of the weights.
         rows: Rows that a launch multiplies, rounded up to a power of two.
 
@@ -61,7 +61,7 @@ def stored_tiles(
 def store_tiles(
     device_name: str, form: str, k: int, dtype: torch.dtype, rows: int, tiles: Tiles
 ) -> None:
-    """Adds a choice to the file, which is replaced as a whole; arguments as in `stored_tiles`."""
+    """Add a choice to the file, which is replaced as a whole; arguments as in `stored_tiles`."""
     path = tuning_path()
     # Another process may have added to it.
     _read.cache_clear()

@@ -14,7 +14,7 @@ class NativeState:
     """An object whose state lies in native code, which can be neither copied nor pickled."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuses `copy.copy`, `copy.deepcopy` and `pickle.dumps`.
+        """Refuse `copy.copy`, `copy.deepcopy` and `pickle.dumps`.
 
         Raises:
             TypeError: Always.
@@ -26,7 +26,7 @@ class NativeState:
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> None:
-    """Checks that a tensor lies on the CPU with a dtype and a number of dimensions.
+    """Check that a tensor lies on the CPU with a dtype and a number of dimensions.
 
     Raises:
         TypeError: If it is no tensor or has another dtype.
@@ -45,7 +45,7 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Checks that a tensor's memory holds its elements as they are, and all of them.
+    """Check that a tensor's memory holds its elements as they are, and all of them.
 
     Raises:
         ValueError: If it is sparse, a view that stands for the negated elements, or its storage was
@@ -65,7 +65,7 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 
 def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Checks a contiguous CPU tensor of a known shape.
+    """Check a contiguous CPU tensor of a known shape.
 
     Raises:
         TypeError: If it is no tensor or has another dtype.
@@ -81,7 +81,7 @@ def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple
 def check_rows(
     name: str, tensor: Tensor, width: int | None = None, *, written: bool = False
 ) -> int:
-    """Checks a float32 matrix whose rows are contiguous, and returns the distance of its rows.
+    """Check a float32 matrix whose rows are contiguous, and return the distance of its rows.
 
     Args:
         name: The argument, for the message.
@@ -105,7 +105,7 @@ def check_rows(
 
 
 def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
-    """Checks that a matrix that is written does not cover part of one that is read.
+    """Check that a matrix that is written does not cover part of one that is read.
 
     The same rows at the same places are allowed: an element is read before it is written.
 

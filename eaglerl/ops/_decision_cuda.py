@@ -21,15 +21,15 @@ _ADVICE = (
 
 
 def has_cuda_kernels() -> bool:
-    """Whether the extension was built with its CUDA sources."""
+    """Return whether the extension was built with its CUDA sources."""
     return hasattr(C, "CudaFoldedDecision")
 
 
 def native_decision(weights: PolicyWeights) -> Any:
-    """Describes weights to native code, which reads them where they lie: they must outlive it.
+    """Describe weights to native code, which reads them where they lie: they must outlive it.
 
     Args:
-        weights: A policy without ``fc_weight``: of features, or of taps (raw or folded).
+        weights: A policy without ``fc_weight``: of reduced features, or of low, mid and high.
 
     Returns:
         ``eaglerl._C.CudaFoldedDecision``, whose methods are those of ``PolicyEncoder`` on the CPU,
@@ -78,7 +78,7 @@ def decide_cuda(
     seed: int,
     offset: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fused_encode` without features, for checked arguments on one CUDA device, by one launch.
+    """Run `fused_encode` without features on checked CUDA arguments, in one launch.
 
     Where every action is sure to stay, neither weights nor inputs are read. That an adaptive cache
     holds is known only after the first layer's sums; such a hit saves the rest.
@@ -154,7 +154,7 @@ def step_cuda(
     offset: int,
     fallback_action: int,
 ) -> tuple[Tensor, Tensor]:
-    """`action_cache_step` for checked arguments on one CUDA device, by one launch.
+    """Run `action_cache_step` on checked CUDA arguments, in one launch.
 
     Nothing waits for the device. A slot out of range changes no record and gets the fallback.
 
@@ -202,12 +202,12 @@ def step_cuda(
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a device the one that launches go to; the CPU needs nothing."""
+    """Make a device the one that launches go to; the CPU needs nothing."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def current_stream(device: torch.device) -> int:
-    """Handle of the device's current stream; 0 on the CPU."""
+    """Return the handle of the device's current stream; 0 on the CPU."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 

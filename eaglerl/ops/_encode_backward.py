@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eaglerl.ops._encode_reference import chunk_scales, join_taps, mlp_layers, scale_chunks
+from eaglerl.ops._encode_reference import chunk_scales, join_features, mlp_layers, scale_chunks
+from eaglerl.ops._policy_fields import Activation
 
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keeps the inputs of the operator ``eaglerl::fused_encode``."""
+    """Keep the inputs of the operator ``eaglerl::fused_encode``."""
     taps_and_rows, (matrices, vectors, _), rest = inputs[:5], inputs[5:8], inputs[8:]
     fc_and_norm, rest = rest[:3], rest[3:]
     ctx.save_for_backward(*taps_and_rows, *fc_and_norm, *matrices, *vectors)
@@ -22,7 +23,9 @@ def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 class _Layers:
     """The MLP's tensors under the names that `mlp_layers` reads."""
 
-    def __init__(self, matrices: tuple[Tensor, ...], vectors: tuple[Tensor, ...], name: str):
+    def __init__(
+        self, matrices: tuple[Tensor, ...], vectors: tuple[Tensor, ...], name: Activation
+    ) -> None:
         self.hidden_weights, self.output_weight = matrices[:-1], matrices[-1]
         self.hidden_biases, self.output_bias = vectors[:-1], vectors[-1]
         self.activation = name
@@ -31,11 +34,11 @@ class _Layers:
 def encode_backward(
     ctx: Any, grad_features: Tensor | None, grad_logits: Tensor | None, *_: Tensor | None
 ) -> tuple[Any, ...]:
-    """Gradients of all inputs of the operator, None where there are none."""
+    """Return the gradients of all inputs of the operator, None where there are none."""
     low, mid, high, rows, last, fc_weight, fc_bias, norm_weight, *layers = ctx.saved_tensors
     matrices, vectors = layers[: len(layers) // 2], layers[len(layers) // 2 :]
-    taps = join_taps(low, mid, high)
-    x = (taps if rows is None else taps[rows]).float()
+    joined = join_features(low, mid, high)
+    x = (joined if rows is None else joined[rows]).float()
     scales = chunk_scales(x, ctx.norm_chunks, ctx.eps) if ctx.norm_chunks else None
     scaled = x if scales is None else scale_chunks(x, scales)
     normed = scaled if norm_weight is None else scaled * norm_weight
@@ -60,7 +63,7 @@ def encode_backward(
     if scales is not None:
         grad = _scale_backward(grad, scaled, scales)
     if rows is not None:
-        grad = torch.zeros_like(taps, dtype=torch.float32).index_add(0, rows, grad)
+        grad = torch.zeros_like(joined, dtype=torch.float32).index_add(0, rows, grad)
     grad = grad.to(low.dtype)
     parts = (grad, None, None) if mid is None else grad.chunk(3, dim=-1)
     tail = (None,) * 10  # settings of the policy and of the draw
@@ -71,7 +74,7 @@ def encode_backward(
 def _mlp_backward(
     values: list[Tensor], chain: _Layers, grad_logits: Tensor | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Gradients of what the MLP reads, of its matrices and of its vectors."""
+    """Return the gradients of what the MLP reads, of its matrices and of its vectors."""
     grad = torch.zeros_like(values[-1]) if grad_logits is None else grad_logits.float()
     matrices = [*chain.hidden_weights, chain.output_weight]
     biases = [*chain.hidden_biases, chain.output_bias]
@@ -89,7 +92,7 @@ def _mlp_backward(
 
 
 def _slope(before: Tensor, after: Tensor, activation: str) -> Tensor:
-    """Derivative of an activation, from its argument and its value."""
+    """Return the derivative of an activation, from its argument and its value."""
     if activation == "tanh":
         return 1 - after.square()
     if activation == "relu":
@@ -99,7 +102,7 @@ def _slope(before: Tensor, after: Tensor, activation: str) -> Tensor:
 
 
 def _scale_backward(grad: Tensor, scaled: Tensor, scales: Tensor) -> Tensor:
-    """Gradient of x where ``scaled`` is x divided by its chunks' root mean squares."""
+    """Return the gradient of x where ``scaled`` is x divided by its chunks' root mean squares."""
     chunks = (scales.shape[-1], -1)
     products = (grad * scaled).unflatten(-1, chunks).mean(-1)
     return scale_chunks(grad - scale_chunks(scaled, products), scales)

@@ -15,7 +15,7 @@ MAX_ROWS = 1024
 
 
 def check_weights_type(weights: PolicyWeights) -> None:
-    """Checks that weights are some, and that their properties can be asked for.
+    """Check that weights are some, and that their properties can be asked for.
 
     Raises:
         TypeError: They are of another type.
@@ -29,10 +29,10 @@ def check_weights_type(weights: PolicyWeights) -> None:
             raise ValueError(f"weights must hold matrices, got one of shape {tuple(matrix.shape)}")
 
 
-def check_taps(
+def check_features(
     low: Tensor, mid: Tensor | None, high: Tensor | None, weights: PolicyWeights
 ) -> None:
-    """Checks the features, by what the weights read.
+    """Check the features, by what the weights read.
 
     Raises:
         TypeError: One is no tensor, or of a dtype that is not allowed.
@@ -41,11 +41,13 @@ def check_taps(
     check_weights_type(weights)
     if (mid is None) != (high is None):
         raise ValueError("mid and high must be given together, or neither")
-    parts = {"low": low} if mid is None else {"low": low, "mid": mid, "high": high}
+    parts = {"low": low}
+    if mid is not None and high is not None:
+        parts |= {"mid": mid, "high": high}
     for name, part in parts.items():
         _check_matrix(name, part, weights.device)
-    taps, features = weights.taps_size, weights.feature_size
-    widths = (taps, features) if mid is None else (None if taps is None else taps // 3,)
+    joined, reduced = weights.taps_size, weights.feature_size
+    widths = (joined, reduced) if mid is None else (None if joined is None else joined // 3,)
     allowed = [width for width in widths if width is not None]
     for name, part in parts.items():
         if part.shape[1] not in allowed:
@@ -75,7 +77,7 @@ def _check_matrix(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
-    """Checks an index vector, not its values.
+    """Check an index vector, not its values.
 
     Raises:
         TypeError: It is not int64.
@@ -97,7 +99,7 @@ def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
 
 
 def check_draw(temperature: float, seed: int, offset: int) -> None:
-    """Checks what a draw depends on.
+    """Check what a draw depends on.
 
     Raises:
         ValueError: A value is out of its range.
@@ -136,7 +138,7 @@ def check_cache_memory(
     compared: int | None,
     device: torch.device,
 ) -> None:
-    """Checks the tensors of a cache, which an operator is given one by one.
+    """Check the tensors of a cache, which an operator is given one by one.
 
     Args:
         cache: The cache.
@@ -178,7 +180,7 @@ def check_cache(
     reference_size: int | None,
     device: torch.device,
 ) -> None:
-    """Checks that a cache fits the policy and the sequences.
+    """Check that a cache fits the policy and the sequences.
 
     Args:
         cache: The cache.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl.ops._encode_reference import join_taps, reduce_taps
+from eaglerl.ops._encode_reference import join_features, reduce_features
 from eaglerl.ops.action_cache import ActionCache, CacheView
 from eaglerl.ops.policy_weights import PolicyWeights
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, int] = dict(C.activations)
 
 
 def element_type(dtype: torch.dtype) -> int:
-    """The native code's number of a dtype.
+    """Return the native code's number of a dtype.
 
     Raises:
         TypeError: Native code does not know it.
@@ -33,29 +33,29 @@ def element_type(dtype: torch.dtype) -> int:
     return _TYPES[dtype]
 
 
-def native_policy(weights: PolicyWeights, *, reads_features: bool = False) -> C.Policy:
-    """Describes weights to native code, which reads them where they lie: they must outlive it.
+def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.Policy:
+    """Describe weights to native code, which reads them where they lie: they must outlive it.
 
     Args:
         weights: The policy.
-        reads_features: Whether the inputs are reduced already, so that the FC is left out.
+        reads_reduced: Whether the inputs are reduced already, so that the FC is left out.
     """
-    reads_taps = weights.taps_size is not None and not reads_features
+    reads_layers = weights.taps_size is not None and not reads_reduced
     matrices = (*weights.hidden_weights, weights.output_weight)
     vectors = (*weights.hidden_biases, weights.output_bias)
     return C.Policy(
         [matrix.data_ptr() for matrix in matrices],
         [vector.data_ptr() for vector in vectors],
         [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)],
-        _address(weights.fc_weight) if reads_taps else 0,
-        _address(weights.fc_bias) if reads_taps else 0,
+        _address(weights.fc_weight) if reads_layers else 0,
+        _address(weights.fc_bias) if reads_layers else 0,
         weights.taps_size or 0,
         element_type(weights.dtype),
         ACTIVATIONS[weights.activation],
         _address(weights.norm_weight),
         weights.norm_chunks,
         weights.eps,
-        reads_taps,
+        reads_layers,
         weights.bins.data_ptr(),
         weights.num_actions,
         weights.horizon,
@@ -64,9 +64,10 @@ def native_policy(weights: PolicyWeights, *, reads_features: bool = False) -> C.
 
 
 def set_cache(native: C.PolicyEncoder, cache: ActionCache | CacheView) -> None:
-    """Gives native code the addresses of a cache."""
+    """Give native code the addresses of a cache."""
     adaptive = cache.mode == C.cache_modes["adaptive"]
-    reference_size = cache.reference.shape[1] if adaptive else 0
+    reference = cache.reference
+    reference_size = reference.shape[1] if adaptive and reference is not None else 0
     native.set_cache(
         cache.mode,
         cache.state.data_ptr(),
@@ -80,7 +81,7 @@ def set_cache(native: C.PolicyEncoder, cache: ActionCache | CacheView) -> None:
 def set_inputs(
     native: C.PolicyEncoder, low: Tensor, mid: Tensor | None, high: Tensor | None
 ) -> None:
-    """Gives native code the addresses of checked inputs."""
+    """Give native code the addresses of checked inputs."""
     parts = (low, mid, high)
     native.set_inputs(
         *(_address(part) for part in parts),
@@ -104,7 +105,7 @@ def encode_cpu(
     offset: int,
     return_features: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """`fused_encode` for checked arguments on the CPU.
+    """Run `fused_encode` on checked CPU arguments.
 
     Returns:
         Features or None, logits, actions and parameters, see `fused_encode`.
@@ -128,7 +129,7 @@ def encode_cpu(
     logits = torch.empty((sequences, weights.output_weight.shape[0]))
     action = torch.empty((sequences,), dtype=torch.int32)
     params = torch.empty((sequences, 3), dtype=torch.int32)
-    native = C.PolicyEncoder(native_policy(weights, reads_features=by_torch), thread_count())
+    native = C.PolicyEncoder(native_policy(weights, reads_reduced=by_torch), thread_count())
     if cache is not None:
         set_cache(native, cache)
     set_inputs(native, low, mid, high)
@@ -148,7 +149,7 @@ def _reduce_by_torch(
     last: Tensor | None,
     return_features: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Float32 features of all rows, or of the last ones alone, and which are the last of those.
+    """Return float32 g of all rows, or of the last ones alone, and which are the last of those.
 
     Raises:
         ValueError: An index is out of range.
@@ -158,11 +159,11 @@ def _reduce_by_torch(
     for name, index, end in (("rows", rows, available), ("last", last, count)):
         if index is not None:
             C.check_range(name, index.data_ptr(), index.shape[0], end)
-    x = join_taps(*parts).float()
+    x = join_features(*parts).float()
     x = x if rows is None else x[rows]
     if last is not None and not return_features:
         x, last = x[last], None
-    return reduce_taps(x, weights), last
+    return reduce_features(x, weights), last
 
 
 def _address(tensor: Tensor | None) -> int:

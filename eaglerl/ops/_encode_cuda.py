@@ -20,7 +20,7 @@ _INSTALL = "install it: pip install triton"
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton can be imported; says once what it means where it cannot."""
+    """Return whether Triton can be imported; warn once of what is missing without it."""
     if importlib.util.find_spec("triton") is not None:
         return True
     warnings.warn(
@@ -45,7 +45,7 @@ def encode_cuda(
     offset: int,
     return_features: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """`fused_encode` for checked arguments on one device, by one launch.
+    """Run `fused_encode` on checked arguments of one device, in one launch.
 
     A row or a slot out of range, which could only be reported by waiting, is harmless: such a row
     counts as NaN, and such a slot changes no record; both get the policy's ``fallback_action``.
@@ -78,11 +78,11 @@ def encode_cuda(
                 f"weights.fold() where the features are not needed, or {_INSTALL}"
             )
         return None, *decide_cuda(weights, low, mid, high, rows, last, cache, slots, *draw)
-    from eaglerl.kernels._settings import split_taps
+    from eaglerl.kernels._settings import split_layers
     from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode
     from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp
 
-    inputs = split_taps(low, mid, high, weights.taps_size is not None)
+    inputs = split_layers(low, mid, high, weights.taps_size is not None)
     if weights.fc_weight is None:
         launch, decisions = prepare_policy_mlp(weights, inputs, rows, last, cache, slots, draw)
     else:
@@ -107,7 +107,7 @@ def action_cache_step_cuda(
     offset: int,
     fallback_action: int,
 ) -> tuple[Tensor, Tensor]:
-    """`action_cache_step` for checked arguments on one device, by one launch.
+    """Run `action_cache_step` on checked arguments of one device, in one launch.
 
     Args:
         logits: See `action_cache_step`.

@@ -13,8 +13,8 @@ from eaglerl.ops._encode_checks import (
     INPUT_DTYPES,
     check_cache_memory,
     check_draw,
+    check_features,
     check_index,
-    check_taps,
 )
 from eaglerl.ops._policy_checks import check_policy_layout
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheView
@@ -37,14 +37,14 @@ library.define(f"fused_encode_cached({_INPUTS}, {_WEIGHTS}, {_DRAW}, {_CACHE}) -
 _WEIGHT_COUNT = 12
 
 
-def flatten(weights: PolicyWeights, *, reads_features: bool = False) -> tuple[Any, ...]:
-    """The operators' arguments for a policy.
+def flatten(weights: PolicyWeights, *, reads_reduced: bool = False) -> tuple[Any, ...]:
+    """Return the operators' arguments for a policy.
 
     Args:
         weights: The policy.
-        reads_features: Whether the input is reduced already, so that the FC is left out.
+        reads_reduced: Whether the input is reduced already, so that the FC is left out.
     """
-    leaves_out = reads_features and weights.fc_weight is not None
+    leaves_out = reads_reduced and weights.fc_weight is not None
     return (
         [*weights.hidden_weights, weights.output_weight],
         [*weights.hidden_biases, weights.output_bias],
@@ -62,7 +62,7 @@ def flatten(weights: PolicyWeights, *, reads_features: bool = False) -> tuple[An
 
 
 def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
-    """The policy of the operators' arguments.
+    """Put the operators' arguments together to a policy.
 
     Raises:
         TypeError: A tensor is of another dtype.
@@ -98,7 +98,7 @@ def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
 def _check(
     arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None
 ) -> PolicyWeights:
-    """Checks an operator's arguments, which may come from anywhere, and returns the policy.
+    """Check an operator's arguments, which may come from anywhere, and return the policy.
 
     Values of tensors are left to native code, which reads them anyway.
     """
@@ -107,7 +107,7 @@ def _check(
     temperature, seed, offset, return_features = rest[_WEIGHT_COUNT:]
     if weights.dtype not in INPUT_DTYPES:
         raise TypeError(f"matrices must be float32, bfloat16 or float16, got {weights.dtype}")
-    check_taps(low, mid, high, weights)
+    check_features(low, mid, high, weights)
     read = weights.taps_size or weights.feature_size
     if mid is None and low.shape[1] != read:
         raise ValueError(f"low must have {read} columns, got shape {tuple(low.shape)}")
@@ -119,8 +119,8 @@ def _check(
     if cache is not None:
         count = low.shape[0] if rows is None else rows.shape[0]
         sequences = count if last is None else last.shape[0]
-        reads_taps = weights.taps_size is not None and not return_features
-        compared = SKETCH_SIZE if reads_taps else weights.feature_size
+        reads_layers = weights.taps_size is not None and not return_features
+        compared = SKETCH_SIZE if reads_layers else weights.feature_size
         check_cache_memory(cache, slots, sequences, weights.horizon, compared, low.device)
     return weights
 
@@ -143,18 +143,22 @@ def _output_shapes(
     )
 
 
-def _run(arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None) -> tuple:
+def _run(
+    arguments: Sequence[Any], cache: CacheView | None, slots: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from eaglerl.ops._encode_cpu import encode_cpu
 
     inputs, rest = arguments[:5], arguments[5:]
     weights, draw = _check(arguments, cache, slots), rest[_WEIGHT_COUNT:]
-    if inputs[0].device.type == "cpu":
-        encode = encode_cpu
-    else:
+    low, mid, high, rows, last = inputs
+    encode = encode_cpu
+    if low.device.type != "cpu":
         from eaglerl.ops._encode_cuda import encode_cuda as encode
-    features, logits, action, params = encode(weights, *inputs, cache, slots, *draw)
+    features, logits, action, params = encode(
+        weights, low, mid, high, rows, last, cache, slots, *draw
+    )
     if features is None:
-        features = inputs[0].new_empty((0, 0))
+        features = low.new_empty((0, 0))
     return features, logits, action, params
 
 
@@ -163,8 +167,8 @@ def _fused_encode(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fused_encode_cached(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *arguments, state, reference, ring, slots, mode = arguments
-    return _run(arguments, CacheView(mode, state, reference, ring), slots)
+    *policy, state, reference, ring, slots, mode = arguments
+    return _run(policy, CacheView(mode, state, reference, ring), slots)
 
 
 for _device in ("CPU", "CUDA"):
@@ -179,8 +183,8 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("eaglerl::fused_encode_cached", lib=library)
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *arguments, state, reference, ring, slots, mode = arguments
-    return _output_shapes(arguments, CacheView(mode, state, reference, ring), slots)
+    *policy, state, reference, ring, slots, mode = arguments
+    return _output_shapes(policy, CacheView(mode, state, reference, ring), slots)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

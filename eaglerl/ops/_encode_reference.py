@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from eaglerl.ops._philox import philox_uniform
-from eaglerl.ops._policy_fields import PolicyFields
+from eaglerl.ops._policy_fields import Activation, PolicyFields
+
+
+class MlpWeights(Protocol):
+    """The part of a policy that `mlp_layers` reads."""
+
+    @property
+    def hidden_weights(self) -> tuple[Tensor, ...]: ...
+    @property
+    def hidden_biases(self) -> tuple[Tensor, ...]: ...
+    @property
+    def output_weight(self) -> Tensor: ...
+    @property
+    def output_bias(self) -> Tensor: ...
+    @property
+    def activation(self) -> Activation: ...
 
 
 def compute_dtype(weights: PolicyFields) -> torch.dtype:
-    """float64 for float64 weights, else float32."""
+    """Return float64 for float64 weights, else float32."""
     return torch.float64 if weights.dtype == torch.float64 else torch.float32
 
 
-def join_taps(low: Tensor, mid: Tensor | None, high: Tensor | None) -> Tensor:
-    """(B, 3k) taps, or (B, h) features, of the arguments of `fused_encode`."""
-    return low if mid is None else torch.cat((low, mid, high), dim=-1)
+def join_features(low: Tensor, mid: Tensor | None, high: Tensor | None) -> Tensor:
+    """Join low, mid and high to (B, 3k); reduced features (B, h) are returned as they are."""
+    if mid is None or high is None:
+        return low
+    return torch.cat((low, mid, high), dim=-1)
 
 
 def chunk_scales(x: Tensor, chunks: int, eps: float) -> Tensor:
-    """(N, chunks) inverse root mean squares of the chunks of (N, width) rows."""
+    """Return the (N, chunks) inverse root mean squares of the chunks of (N, width) rows."""
     return x.unflatten(-1, (chunks, -1)).square().mean(-1).add(eps).rsqrt()
 
 
 def scale_chunks(x: Tensor, scales: Tensor) -> Tensor:
-    """Multiplies each chunk of (N, width) rows by its scale (N, chunks)."""
+    """Multiply each chunk of (N, width) rows by its scale (N, chunks)."""
     chunks = scales.shape[-1]
     return (x.unflatten(-1, (chunks, -1)) * scales[..., None]).flatten(-2)
 
 
 def normalise(x: Tensor, weights: PolicyFields) -> Tensor:
-    """The taps as the FC, or a folded first layer, reads them."""
+    """Return the features as the FC, or a folded first layer, reads them."""
     if weights.norm_chunks:
         x = scale_chunks(x, chunk_scales(x, weights.norm_chunks, weights.eps))
     if weights.norm_weight is not None:
@@ -39,14 +58,15 @@ def normalise(x: Tensor, weights: PolicyFields) -> Tensor:
     return x
 
 
-def reduce_taps(x: Tensor, weights: PolicyFields) -> Tensor:
-    """Features g (N, h) of taps (N, 3k)."""
+def reduce_features(x: Tensor, weights: PolicyFields) -> Tensor:
+    """Return reduced features g (N, h) of features (N, 3k)."""
+    assert weights.fc_weight is not None
     g = normalise(x, weights) @ weights.fc_weight.to(x.dtype).T
     return g if weights.fc_bias is None else g + weights.fc_bias.to(x.dtype)
 
 
-def mlp_layers(x: Tensor, weights: PolicyFields) -> list[Tensor]:
-    """What each layer of the MLP reads, and last the logits (S, horizon * A)."""
+def mlp_layers(x: Tensor, weights: MlpWeights) -> list[Tensor]:
+    """Return the inputs of every layer of the MLP and, last, the logits (S, horizon * A)."""
     activate = {"tanh": torch.tanh, "relu": torch.relu, "silu": torch.nn.functional.silu}
     activation = activate[weights.activation]
     values = [x]
@@ -65,7 +85,7 @@ def choose_actions(
     offset: int = 0,
     fallback_action: int = 0,
 ) -> Tensor:
-    """Actions (S, horizon) int32 of logits (S, horizon * A).
+    """Choose actions (S, horizon) int32 from logits (S, horizon * A).
 
     The draw at a temperature inverts the cumulative distribution at one Philox number for each
     sequence and window. A row with a logit that is not finite gives the fallback everywhere.

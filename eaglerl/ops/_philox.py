@@ -9,7 +9,7 @@ _WORD = 0xFFFFFFFF
 
 
 def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
-    """Ten rounds.
+    """Run ten rounds.
 
     Args:
         counter: Four int64 tensors of one shape, values in 0..2**32 - 1.
@@ -32,7 +32,7 @@ def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
 
 
 def philox_uniform(seed: int, offset: int, sequences: int, windows: int) -> Tensor:
-    """Numbers (sequences, windows) in [0, 1) with 24 bits, float64, on the CPU."""
+    """Return draws (sequences, windows) in [0, 1) with 24 bits, float64, on the CPU."""
     shape = (sequences, windows)
     counter = [
         torch.full(shape, offset & _WORD),
@@ -45,7 +45,7 @@ def philox_uniform(seed: int, offset: int, sequences: int, windows: int) -> Tens
 
 
 def _multiply(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a product of two 32 bit words."""
+    """Return the high and low 32 bits of the product of two 32-bit words."""
     upper, lower = word * (factor >> 16), word * (factor & 0xFFFF)
     total = lower + ((upper & 0xFFFF) << 16)
     return (upper >> 16) + (total >> 32), total & _WORD

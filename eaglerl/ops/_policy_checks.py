@@ -21,7 +21,7 @@ _CHOICES = {
 
 
 def read_bins(bins: Tensor | Sequence[Sequence[int]]) -> Tensor:
-    """The parameters of the actions as int32; nothing is rounded, and nothing wraps around.
+    """Return the actions' tree parameters as int32; refuse what would round or wrap around.
 
     Raises:
         TypeError: They are not integers.
@@ -40,7 +40,7 @@ def read_bins(bins: Tensor | Sequence[Sequence[int]]) -> Tensor:
 
 
 def check_policy_weights(weights: PolicyFields) -> None:
-    """Checks all fields.
+    """Check all fields.
 
     Raises:
         TypeError: A field is of another type or dtype.
@@ -57,7 +57,7 @@ def check_policy_weights(weights: PolicyFields) -> None:
 
 
 def check_policy_layout(weights: PolicyFields) -> None:
-    """Checks all that can be said without the tensors' values, which a device would wait for.
+    """Check all that can be said without the tensors' values, which a device would wait for.
 
     Raises:
         TypeError: A field is of another type or dtype.
@@ -117,7 +117,7 @@ def _check_matrices(weights: PolicyFields) -> None:
     if fc_weight is not None and (fc_weight.shape[0] != width or fc_weight.shape[1] == 0):
         raise ValueError(
             f"fc_weight must have {width} rows, which hidden_weights.0 reads, and columns, got "
-            f"{tuple(weights.fc_weight.shape)}"
+            f"{tuple(fc_weight.shape)}"
         )
     for i, weight in enumerate((*weights.hidden_weights, weights.output_weight)):
         name = f"hidden_weights.{i}" if i < len(weights.hidden_weights) else "output_weight"
@@ -157,21 +157,21 @@ def _check_largest(bins: Tensor) -> None:
 
 
 def _check_vectors(weights: PolicyFields) -> None:
-    taps = weights.taps_size
-    if weights.norm_chunks and (taps is None or taps % weights.norm_chunks):
+    width = weights.taps_size
+    if weights.norm_chunks and (width is None or width % weights.norm_chunks):
         raise ValueError(
-            f"norm_chunks={weights.norm_chunks} needs taps of a multiple of that width, got {taps}"
+            f"norm_chunks={weights.norm_chunks} needs a width that it divides, got {width}"
         )
-    if taps is not None and taps % 3:
-        raise ValueError(f"the taps must be three layers of one width, got {taps} columns")
+    if width is not None and width % 3:
+        raise ValueError(f"features must be three layers of one width, got {width} columns")
     if weights.norm_weight is not None and not weights.norm_chunks:
         raise ValueError("norm_weight needs norm_chunks 1 or 3, got 0")
     if weights.fc_bias is not None and weights.fc_weight is None:
         raise ValueError("fc_bias needs fc_weight")
-    expected = {
+    expected: dict[str, int | None] = {
         f"hidden_biases.{i}": len(weight) for i, weight in enumerate(weights.hidden_weights)
     }
-    expected |= {"output_bias": len(weights.output_weight), "norm_weight": taps}
+    expected |= {"output_bias": len(weights.output_weight), "norm_weight": width}
     expected["fc_bias"] = weights.mlp_in_features
     for name, tensor in weights.tensors().items():
         if name in expected and tensor.shape != (expected[name],):

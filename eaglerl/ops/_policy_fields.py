@@ -57,7 +57,7 @@ class PolicyFields:
 
     @property
     def taps_size(self) -> int | None:
-        """3k, the width of the taps; None for a policy of features that came from elsewhere."""
+        """3k, the width of [low | mid | high]; None for a policy of reduced features."""
         if self.fc_weight is not None:
             return self.fc_weight.shape[1]
         return self.mlp_in_features if self.mlp_input == "taps" else None
@@ -75,7 +75,7 @@ class PolicyFields:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Moves all tensors, and converts the matrices; biases and norms stay float32.
+        """Move all tensors, and convert the matrices; biases and norms stay float32.
 
         With float64, which only the reference computes in, they become float64 too.
         """
@@ -91,7 +91,7 @@ class PolicyFields:
         return replace(self, **gather_fields(tensors))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that are there, by the names that they have in a file."""
+        """Return the tensors that are not None, by their names in a file."""
         named = {
             name: getattr(self, name)
             for name in ("output_weight", "output_bias", "bins", "fc_weight", "fc_bias")
@@ -103,7 +103,7 @@ class PolicyFields:
 
 
 def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Turns tensors, named as in a file, into the fields of a `PolicyWeights`.
+    """Turn tensors, named as in a file, into the fields of a `PolicyWeights`.
 
     Raises:
         ValueError: A tensor is missing or unknown.
@@ -112,7 +112,7 @@ def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     fields |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
     known = set(fields)
     for field in _LISTS:
-        parts = []
+        parts: list[Tensor] = []
         while (key := f"{field}.{len(parts)}") in tensors:
             parts.append(tensors[key])
             known.add(key)

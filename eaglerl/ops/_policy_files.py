@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 from safetensors.torch import save_file
@@ -17,15 +17,15 @@ from eaglerl.ops._policy_fields import Activation, MlpInput, gather_fields
 from eaglerl.ops.limits import MAX_ACTIONS, MAX_HORIZON
 from eaglerl.tensor_file import read_tensors
 
-FORMAT_VERSION = 1
-MODEL_TYPE = "eaglerl_policy"
+FORMAT_VERSION: Final = 1
+MODEL_TYPE: Final = "eaglerl_policy"
 _WEIGHTS_NAME, _CONFIG_NAME = "model.safetensors", "config.json"
 _SETTINGS = ("activation", "mlp_input", "norm_chunks", "eps", "horizon", "fallback_action")
 
 
 class _Config(Schema):
-    format: Literal[FORMAT_VERSION]
-    model_type: Literal[MODEL_TYPE]
+    format: Literal[1]
+    model_type: Literal["eaglerl_policy"]
     activation: Activation
     mlp_input: MlpInput
     norm_chunks: Literal[0, 1, 3]
@@ -35,14 +35,14 @@ class _Config(Schema):
 
 
 def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) -> None:
-    """Writes tensors and the attributes that are settings, each file as a whole.
+    """Write tensors and the attributes that are settings, each file as a whole.
 
     Args:
         folder: It is there, and the caller holds its lock.
         tensors: By their names in the file.
         settings: What has them.
     """
-    config = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
+    config: dict[str, Any] = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
     config |= {name: getattr(settings, name) for name in _SETTINGS}
     with atomic_path(folder / _WEIGHTS_NAME) as temporary:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, temporary)
@@ -51,7 +51,7 @@ def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) 
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:
-    """Reads the fields of a `PolicyWeights`, on the CPU.
+    """Read the fields of a `PolicyWeights`, on the CPU.
 
     Raises:
         ValueError: A file is missing, malformed or of another format; the message names it.

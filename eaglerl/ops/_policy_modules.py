@@ -44,7 +44,7 @@ def read_modules(
     horizon: int,
     fallback_action: int,
 ) -> dict[str, Any]:
-    """Fields of a `PolicyWeights`; see `PolicyWeights.from_modules`.
+    """Return the fields of a `PolicyWeights`; see `PolicyWeights.from_modules`.
 
     Raises:
         ValueError: The modules are not such a chain, or compute something else than their weights
@@ -86,7 +86,7 @@ def read_modules(
 
 
 def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
-    """Splits linear, activation, linear, ... into the linear layers and the activation's name."""
+    """Split linear, activation, linear, ... into the linear layers and the activation's name."""
     linears = modules[::2]
     between = {type(module) for module in modules[1::2]}
     if (
@@ -183,6 +183,6 @@ def _compare(name: str, formula: str, given: object, expected: Tensor, size: Ten
 
 
 def _rows(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random rows (8, width) that the global generator knows nothing of."""
+    """Return random rows (8, width) without touching the global generator."""
     generator = torch.Generator().manual_seed(0)
     return (2 * torch.randn(_ROWS, width, generator=generator)).to(device, dtype)

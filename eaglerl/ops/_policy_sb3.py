@@ -36,7 +36,7 @@ _MOST_CLIPPED = 0.01
 
 
 def read_layers(model: Any) -> list[nn.Module]:
-    """The layers from a model's observations to the scores of its actions.
+    """Return the layers from a model's observations to the scores of its actions.
 
     Raises:
         ValueError: it is no PPO, A2C or DQN with an MLP.
@@ -46,13 +46,14 @@ def read_layers(model: Any) -> list[nn.Module]:
     if q_net is not None and isinstance(getattr(q_net, "q_net", None), nn.Sequential):
         return list(q_net.q_net)
     actor = getattr(getattr(policy, "mlp_extractor", None), "policy_net", None)
-    if isinstance(actor, nn.Sequential) and isinstance(policy.action_net, nn.Linear):
-        return [*actor, policy.action_net]
+    output = getattr(policy, "action_net", None)
+    if isinstance(actor, nn.Sequential) and isinstance(output, nn.Linear):
+        return [*actor, output]
     raise ValueError(f"model must be a PPO, A2C or DQN with MlpPolicy, got {type(policy).__name__}")
 
 
 def read_horizon(model: Any, actions: int) -> int:
-    """How many decisions a model makes at once.
+    """Return how many decisions a model makes at once.
 
     Args:
         model: the model.
@@ -98,7 +99,7 @@ def check_observations(model: Any, first: nn.Module) -> None:
 
 
 def _extractor(policy: Any) -> str:
-    """Kind of what stands before the first layer."""
+    """Return the type name of the feature extractor before the first layer."""
     for owner in (policy, getattr(policy, "q_net", None)):
         for name in ("pi_features_extractor", "features_extractor"):
             if (found := getattr(owner, name, None)) is not None:
@@ -156,7 +157,7 @@ def _check_kind(vec_normalize: Any) -> None:
 
 
 def _others(model: Any, vec_normalize: Any) -> list[Any]:
-    """The wrappers around a model but for the one that is given."""
+    """Return the wrappers around a model except the given one."""
     known = vec_normalize
     if vec_normalize is not None and not any(one is vec_normalize for one in _wrappers(model)):
         # What was loaded from a file stands for the model's own.
@@ -169,7 +170,7 @@ def _others(model: Any, vec_normalize: Any) -> list[Any]:
 
 
 def _wrappers(model: Any, beside: Any = None) -> Iterator[Any]:
-    """All environments and wrappers around a model, and those of another one, from without."""
+    """Yield the environments and wrappers around a model and around `beside`, outermost first."""
     waiting = [getattr(model, "env", None), getattr(model, "_vec_normalize_env", None), beside]
     seen: list[Any] = []
     while waiting:
@@ -183,7 +184,7 @@ def _wrappers(model: Any, beside: Any = None) -> Iterator[Any]:
 
 
 def fold_normalization(weights: _Weights, vec_normalize: Any) -> _Weights:
-    """Multiplies VecNormalize's statistics into the first layer, its clipping left out.
+    """Multiply VecNormalize's statistics into the first layer, its clipping left out.
 
     W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
 
@@ -276,7 +277,7 @@ def check_reproduced(
 
 
 def _observations(space: Any) -> np.ndarray:
-    """Random members of a Box, of several scales and from all of it."""
+    """Return random members of a Box: of several scales, and uniform over the whole of it."""
     draw = np.random.default_rng(0)
     low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
     parts = [scale * draw.standard_normal((_ROWS, *space.shape)) for scale in _SCALES]
@@ -289,7 +290,7 @@ def _observations(space: Any) -> np.ndarray:
 
 
 def _unclipped(space: Any, vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Observations as the statistics expect them, and what VecNormalize makes of them.
+    """Return observations that follow the statistics, before and after VecNormalize.
 
     Raises:
         ValueError: clipping would change more than a few of them.
@@ -317,7 +318,7 @@ def _unclipped(space: Any, vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(policy: Any, observations: np.ndarray) -> Tensor | None:
-    """(n, horizon * A) scores that a policy itself tells, in float64; None if it does not."""
+    """Return the policy's own scores (n, horizon * A) in float64; None if it has none."""
     if not hasattr(policy, "obs_to_tensor"):
         return None
     rows = policy.obs_to_tensor(observations)[0]
@@ -325,15 +326,15 @@ def _scores(policy: Any, observations: np.ndarray) -> Tensor | None:
         return policy.q_net(rows).double().cpu()
     if not hasattr(policy, "get_distribution"):
         return None
-    found = getattr(policy.get_distribution(rows), "distribution", None)
-    parts = found if isinstance(found, list) else [found]
+    found: Any = getattr(policy.get_distribution(rows), "distribution", None)
+    parts: list[Any] = found if isinstance(found, list) else [found]
     if not all(hasattr(part, "logits") for part in parts):
         return None
     return torch.cat([part.logits for part in parts], dim=-1).double().cpu()
 
 
 def _roundings(rows: Tensor, weights: PolicyFields) -> Tensor:
-    """(n, horizon * A) by how much scores in the weights' precision may be off, at most about.
+    """Estimate how far rounding may move each of the scores (n, horizon * A).
 
     Each layer's sum is off by a few units of the sum of its terms' magnitudes, which the next
     passes on: no activation has a slope of more than 1.1.
@@ -354,7 +355,7 @@ def _roundings(rows: Tensor, weights: PolicyFields) -> Tensor:
 
 
 def _decided_otherwise(ours: Tensor, rounding: Tensor, actions: Tensor, count: int) -> Tensor:
-    """(n,) whether an action's score is below the best by more than rounding explains.
+    """Return (n,) whether an action's score is below the best by more than rounding.
 
     Equal scores are no difference: which of them comes first is left open.
     """
@@ -368,7 +369,7 @@ def _decided_otherwise(ours: Tensor, rounding: Tensor, actions: Tensor, count: i
 
 
 def _scored_otherwise(ours: Tensor, rounding: Tensor, theirs: Tensor, count: int) -> Tensor:
-    """(n,) whether scores differ, up to a number that is added to all of a decision's."""
+    """Return (n,) whether scores differ by more than a constant of each decision."""
     if theirs.shape != ours.shape:
         return torch.ones(len(ours), dtype=torch.bool)
     difference, rounding = (x.unflatten(-1, (-1, count)) for x in (theirs - ours, rounding))

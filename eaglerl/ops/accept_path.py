@@ -8,7 +8,7 @@ from eaglerl.ops._check import check_contiguous, check_tensor
 
 
 def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
-    """Follows the target's choices from the root as far as the tree goes.
+    """Follow the target's choices from the root as far as the tree holds them.
 
     From row r the path goes to the child of r whose token is ``choices[r]``, if there is one. Rows
     are in an order in which parents come first; row 0 is the root.
@@ -45,7 +45,7 @@ def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
 
 
 def accept_path_ref(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
-    """The same in plain Python."""
+    """Return the same in plain Python."""
     path = [0]
     while True:
         row = path[-1]

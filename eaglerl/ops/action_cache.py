@@ -52,7 +52,7 @@ class CacheView(NamedTuple):
 
 
 class ActionCache:
-    """Keeps the policy's action of every sequence for a while.
+    """A store of every sequence's action, which saves asking the policy at every step.
 
     One record a slot lies on the device: a step counter, the interval, the action in force with its
     parameters, and counters. The ops that decide read and change it in their own launch, so the
@@ -86,7 +86,7 @@ class ActionCache:
         reference_size: int = SKETCH_SIZE,
         horizon: int = 1,
     ) -> None:
-        """Makes a cache whose slots are empty.
+        """Make a cache whose slots are empty.
 
         Args:
             slots: Sequences that are decoded side by side.
@@ -94,8 +94,8 @@ class ActionCache:
             mode: "fixed", "adaptive" or "scheduled".
             device: Where the records lie: that of the features.
             threshold: Adaptive: smallest cosine similarity that keeps a decision, in -1..1.
-            reference_size: Adaptive: width of the features that are compared. That of g where the
-                decision computes it anyway; else the width of a sketch of the taps, the default.
+            reference_size: Adaptive: width of the features that are compared: that of g where the
+                decision computes it anyway, else of a sketch of low, mid and high, the default.
             horizon: Scheduled: decisions that the policy makes at once.
 
         Raises:
@@ -150,7 +150,7 @@ class ActionCache:
         return None if self.reference is None else self.reference.shape[1]
 
     def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
-        """Forgets the decisions and the counters of some slots, or of all.
+        """Forget the decisions and the counters of some slots, or of all.
 
         Args:
             slots: Their numbers; a tensor on the cache's device is used as it is, unchecked.
@@ -162,7 +162,7 @@ class ActionCache:
         self.state[self._rows(slots)] = self._empty
 
     def invalidate(self, slots: Sequence[int] | Tensor | None = None) -> None:
-        """Lets some slots, or all, decide anew at their next step; their counters go on.
+        """Let some slots, or all, decide anew at their next step; their counters go on.
 
         Args:
             slots: As for `reset`.
@@ -174,14 +174,14 @@ class ActionCache:
         self.state[self._rows(slots), WORDS["valid"]] = 0
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Any]]:
-        """Copies of all tensors, and the settings that they belong to."""
+        """Return copies of all tensors, and the settings they belong to."""
         self._check_memory()
         tensors = {"state": self.state, "reference": self.reference, "ring": self.ring}
         copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
         return {**copies, "settings": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises:
             TypeError: It is no mapping, or a tensor in it is none or of another dtype.
@@ -195,7 +195,7 @@ class ActionCache:
             raise ValueError(
                 f"the state must be of a cache with {self._settings()}, got {state.get('settings')}"
             )
-        given = {name: state.get(name) for name in ("state", "reference", "ring")}
+        given: dict[str, Any] = {name: state.get(name) for name in ("state", "reference", "ring")}
         for name, tensor in given.items():
             _check_like(name, tensor, getattr(self, name))
         self._check_records(**given)
@@ -204,7 +204,7 @@ class ActionCache:
                 own.copy_(tensor)
 
     def _check_records(self, state: Tensor, reference: Tensor | None, ring: Tensor | None) -> None:
-        """Checks that steps of this cache can have left these values behind.
+        """Check that steps of this cache can have left these values behind.
 
         Raises:
             ValueError: They cannot.
@@ -237,7 +237,7 @@ class ActionCache:
             )
 
     def stats(self) -> CacheStats:
-        """Sums over all slots. The only method that waits for the device."""
+        """Sum over all slots. The only method that waits for the device."""
         self._check_memory()
         columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
         # The counters are unsigned.
@@ -254,7 +254,7 @@ class ActionCache:
         return numbers.to(self.device)
 
     def _check_memory(self) -> None:
-        """Checks that nobody made the records' memory smaller: torch would write behind it."""
+        """Check that the records' storage was not resized: torch would write past its end."""
         for name in ("state", "reference", "ring"):
             if (tensor := getattr(self, name)) is not None:
                 check_memory(f"{name} of the cache", tensor)
@@ -281,7 +281,7 @@ class ActionCache:
 
 
 def check_slots(slots: Tensor, count: int) -> None:
-    """Checks slot numbers that lie on the host.
+    """Check slot numbers that lie on the host.
 
     Raises:
         ValueError: A number is out of range, or occurs twice.
@@ -296,7 +296,7 @@ def check_slots(slots: Tensor, count: int) -> None:
 
 
 def _check_like(name: str, given: Tensor | None, own: Tensor | None) -> None:
-    """Checks that a tensor of a state is laid out as the cache's own.
+    """Check that a tensor of a state is laid out as the cache's own.
 
     Raises:
         TypeError: It is no tensor, or of another dtype.

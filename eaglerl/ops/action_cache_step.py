@@ -33,7 +33,7 @@ def action_cache_step(
     offset: int = 0,
     fallback_action: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Keeps each sequence's action or takes the one of its logits; for policies of any kind.
+    """Keep each sequence's action or take the one of its logits, for any kind of policy.
 
     Where the policy is a `PolicyWeights`, `fused_encode` and `policy_mlp` do the same and leave out
     the policy where the action is kept.
@@ -71,7 +71,7 @@ def action_cache_step(
 
 
 def _check(logits: Tensor, bins: Tensor, features: Tensor | None, fallback: int) -> int:
-    """Checks what is no cache's, and returns the horizon."""
+    """Check all arguments but the cache's, and return the horizon."""
     shaped = {"logits": (logits, torch.float32), "bins": (bins, torch.int32)}
     if features is not None:
         shaped["features"] = (features, torch.float32)
@@ -118,7 +118,7 @@ def _check_operator(
     offset: int,
     fallback_action: int,
 ) -> int:
-    """Checks the operator's arguments, which may come from anywhere, and returns the horizon."""
+    """Check the operator's arguments, which may come from anywhere, and return the horizon."""
     horizon = _check(logits, bins, features, fallback_action)
     check_draw(temperature, seed, offset)
     size = None if features is None else features.shape[1]

@@ -49,7 +49,7 @@ def _query_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> int:
 
 
 def _check_mask(mask: Tensor | None, block_length: int, rows: int) -> tuple[int, int]:
-    """Returns the address and the words of a row of the mask."""
+    """Return the address and the words of a row of the mask."""
     if block_length < 0 or (block_length > 0) != (mask is not None):
         raise ValueError(
             "mask and block_length must be given together: block_length is "
@@ -109,7 +109,7 @@ def cached_attention(
     scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Rotates queries and keys, writes keys and values to the cache, and attends.
+    """Rotate queries and keys, write keys and values to the cache, and attend.
 
     Row r writes its rotated keys and its values to row ``cache_rows[r]`` of its slot. When all rows
     are written, row r attends to cache rows ``[0, prefix_lengths[r])`` and to those rows
@@ -210,7 +210,7 @@ def cached_attention_ref(
     eps: float = 1e-6,
     scale: float | None = None,
 ) -> Tensor:
-    """The same in plain torch, row by row, for any dtype and device."""
+    """Return the same in plain torch, row by row, for any dtype and device."""
     rows = qkv.shape[0]
     _, kv_heads, capacity, head_dim = key_cache.shape
     heads = qkv.view(rows, -1, head_dim)

@@ -14,7 +14,7 @@ _WORD_BITS = 64
 
 
 def mask_words(bits: int) -> int:
-    """The number of int64 words that a row of ``bits`` mask bits takes."""
+    """Return how many int64 words hold a row of ``bits`` mask bits."""
     return -(-bits // _WORD_BITS)
 
 
@@ -52,7 +52,7 @@ class DraftTree(NamedTuple):
 
 
 class DraftTreeBuilder(NativeState):
-    """Grows the pool of candidates pass by pass and chooses the tree from it.
+    """Bookkeeping of one draft tree: a pool of candidates that grows by a pass at a time.
 
     One cycle: :meth:`begin`, :meth:`first` with the logits of the pass over the real tokens, then
     any number of :meth:`frontier` and :meth:`expand`, then :meth:`finish`. Every pass gives each of
@@ -74,7 +74,7 @@ class DraftTreeBuilder(NativeState):
         return self._native.pool_size
 
     def begin(self, root_token: int, top_k: int) -> None:
-        """Starts a tree.
+        """Start a tree.
 
         Args:
             root_token: The last token, which the target chose; row 0 of the tree.
@@ -86,7 +86,7 @@ class DraftTreeBuilder(NativeState):
         self._native.begin(root_token, top_k)
 
     def first(self, logits: Tensor, draft_to_target: Tensor | None = None) -> None:
-        """Adds the children of the root.
+        """Add the children of the root.
 
         Args:
             logits: float32 (draft vocabulary,), the draft's logits after the root token.
@@ -101,7 +101,7 @@ class DraftTreeBuilder(NativeState):
         self._native.first(logits.data_ptr(), vocab, _map_address(draft_to_target, vocab))
 
     def frontier(self) -> Frontier:
-        """The nodes to expand next. The tensors hold until the next call of this method."""
+        """Return the nodes to expand next. The tensors hold until the next call of this method."""
         top_k, rounds = self._native.top_k, self._native.rounds
         words = mask_words(top_k * rounds)
         buffers = self._frontiers.get((top_k, words))
@@ -116,7 +116,7 @@ class DraftTreeBuilder(NativeState):
         return buffers
 
     def expand(self, logits: Tensor, draft_to_target: Tensor | None = None) -> None:
-        """Adds the children of the frontier's nodes.
+        """Add the children of the frontier's nodes.
 
         Args:
             logits: float32 (K, draft vocabulary), rows contiguous, one per frontier node.
@@ -135,7 +135,7 @@ class DraftTreeBuilder(NativeState):
         )
 
     def scores(self) -> Tensor:
-        """Cumulative log-probabilities of all candidates so far.
+        """Return the cumulative log-probabilities of all candidates so far.
 
         Returns:
             float32 (pool size,), in the order of the rounds.
@@ -145,7 +145,7 @@ class DraftTreeBuilder(NativeState):
         return out
 
     def finish(self, total_tokens: int) -> DraftTree:
-        """Chooses the best candidates.
+        """Choose the best candidates.
 
         Args:
             total_tokens: T, the rows to verify, the root included.
@@ -164,7 +164,7 @@ class DraftTreeBuilder(NativeState):
     def finish_selected(
         self, nodes: Sequence[int] | np.ndarray, chain: Sequence[int] = ()
     ) -> DraftTree:
-        """A tree of chosen candidates, with a chain of tokens merged into it.
+        """Return a tree of chosen candidates, with a chain of tokens merged into it.
 
         Args:
             nodes: Indices of candidates in the order of the rounds, ancestors included; in any
@@ -188,7 +188,7 @@ class DraftTreeBuilder(NativeState):
         return tree
 
     def chain_nodes(self, chain: Sequence[int], levels: int) -> Tensor:
-        """Where a chain of tokens below the root stands among the candidates.
+        """Find the candidates that hold a chain of tokens below the root.
 
         Args:
             chain: Target ids, one after the other.
@@ -209,7 +209,7 @@ class DraftTreeBuilder(NativeState):
 
 
 def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Derives levels and the ancestor mask from the parents of a tree's rows.
+    """Derive levels and the ancestor mask from the parents of a tree's rows.
 
     Args:
         parents: int32 (T,), parents before children; the root's, row 0, is not read.
@@ -247,7 +247,7 @@ def _empty_tree(rows: int) -> DraftTree:
 
 
 def _addresses(tree: DraftTree) -> tuple[int, int, int, int, int, int]:
-    """What the native code is told of a tree's tensors."""
+    """Return the addresses and sizes of a tree's tensors, as native code takes them."""
     token_ids, parents, levels, mask, scores = (tensor.data_ptr() for tensor in tree)
     return token_ids, parents, levels, mask, tree.mask.shape[1], scores
 

@@ -12,8 +12,8 @@ from eaglerl.ops._encode_checks import (
     MAX_ROWS,
     check_cache,
     check_draw,
+    check_features,
     check_index,
-    check_taps,
     check_weights_type,
 )
 from eaglerl.ops._encode_cpu import native_policy, set_cache, set_inputs
@@ -52,10 +52,10 @@ class FusedEncoder(NativeState):
         seed: int = 0,
         return_features: bool = True,
     ) -> None:
-        """Prepares.
+        """Check the arguments and allocate the outputs.
 
         Args:
-            weights: The policy, see `fused_encode`. If it has a FC, the inputs are taps.
+            weights: The policy, see `fused_encode`. If it has an FC, the inputs are low, mid, high.
             cache: Keeps actions; changed by every call.
             max_rows: Rows that a call has at most; up to 1,024.
             max_sequences: Sequences that a call has at most.
@@ -76,20 +76,21 @@ class FusedEncoder(NativeState):
             if given not in INPUT_DTYPES:
                 raise TypeError(f"{name} must be float32, bfloat16 or float16, got {given}")
         check_draw(temperature, seed, 0)
-        encodes = return_features and weights.fc_weight is not None
         self._weights, self._cache, self._dtype = weights, cache, dtype
         self._draw = (temperature, seed)
         self._max_rows, self._max_sequences = max_rows, max_sequences
-        self._inputs: tuple[Tensor | None, ...] = ()
+        self._inputs: tuple[Tensor, Tensor | None, Tensor | None] | None = None
         self.reduce_seconds = 0.0
         self._available = 0
-        options = {"device": weights.device}
         self.features: Tensor | None = None
-        if encodes:
-            self.features = torch.zeros(max_rows, weights.feature_size, dtype=dtype, **options)
-        self.logits = torch.zeros(max_sequences, len(weights.output_weight), **options)
-        self.action = torch.zeros(max_sequences, dtype=torch.int32, **options)
-        self.params = torch.zeros(max_sequences, 3, dtype=torch.int32, **options)
+        device = weights.device
+        if return_features and weights.fc_weight is not None:
+            self.features = torch.zeros(
+                (max_rows, len(weights.fc_weight)), dtype=dtype, device=device
+            )
+        self.logits = torch.zeros((max_sequences, len(weights.output_weight)), device=device)
+        self.action = torch.zeros((max_sequences,), dtype=torch.int32, device=device)
+        self.params = torch.zeros((max_sequences, 3), dtype=torch.int32, device=device)
         self._input_guard: C.TensorGuard | None = None
         self._prepare()
 
@@ -104,7 +105,7 @@ class FusedEncoder(NativeState):
         slots: Tensor | None = None,
         offset: int = 0,
     ) -> None:
-        """Decides, and leaves the results in the outputs' first rows.
+        """Decide, and leave the results in the outputs' first rows.
 
         Args:
             low: (B, k), (B, 3k) or (B, h), see `fused_encode`.
@@ -120,7 +121,7 @@ class FusedEncoder(NativeState):
             ValueError: Shapes, strides or values do not fit; nothing has changed.
         """
         inputs = self._inputs
-        if not inputs or low is not inputs[0] or mid is not inputs[1] or high is not inputs[2]:
+        if inputs is None or low is not inputs[0] or mid is not inputs[1] or high is not inputs[2]:
             self._take_inputs(low, mid, high)
         rows_address = last_address = slots_address = 0
         count = self._available
@@ -155,15 +156,15 @@ class FusedEncoder(NativeState):
         return {name: getattr(self, name) for name in ("features", "logits", "action", "params")}
 
     def _prepare(self) -> None:
-        """Checks weights, cache and outputs, and gives native code their addresses."""
+        """Check weights, cache and outputs, and give native code their addresses."""
         weights, cache = self._weights, self._cache
         check_policy_layout(weights)
         self._check_outputs()
         kept: list[Tensor | None] = []
         if cache is not None:
-            reads_features = weights.taps_size is None
+            reads_reduced = weights.taps_size is None
             encodes = self.features is not None
-            size = weights.feature_size if encodes or reads_features else SKETCH_SIZE
+            size = weights.feature_size if encodes or reads_reduced else SKETCH_SIZE
             check_cache(cache, None, 1, weights.horizon, size, weights.device)
             kept += [cache.state, cache.reference, cache.ring]
         kept += self._outputs().values()
@@ -178,12 +179,12 @@ class FusedEncoder(NativeState):
 
     def _check_outputs(self) -> None:
         weights, most = self._weights, self._max_sequences
-        wanted = {
+        wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "logits": ((most, len(weights.output_weight)), torch.float32),
             "action": ((most,), torch.int32),
             "params": ((most, 3), torch.int32),
         }
-        if self.features is not None:
+        if self.features is not None and weights.feature_size is not None:
             wanted["features"] = ((self._max_rows, weights.feature_size), self._dtype)
         for name, (shape, dtype) in wanted.items():
             tensor = getattr(self, name)
@@ -209,7 +210,7 @@ class FusedEncoder(NativeState):
         return native
 
     def _renew(self) -> bool:
-        """Checks anew what is not laid out as it was; returns whether anything was.
+        """Check again what no longer lies where it did; return whether anything had moved.
 
         Raises:
             TypeError: A dtype is not allowed.
@@ -218,13 +219,16 @@ class FusedEncoder(NativeState):
         stale = not all(guard.unchanged() for guard in self._guards)
         if stale:
             self._prepare()
+        # A call has taken its inputs before anything can have moved.
+        assert self._inputs is not None
+        assert self._input_guard is not None
         if stale or not self._input_guard.unchanged():
             self._take_inputs(*self._inputs)
             return True
         return False
 
     def _take_inputs(self, low: Tensor, mid: Tensor | None, high: Tensor | None) -> None:
-        check_taps(low, mid, high, self._weights)
+        check_features(low, mid, high, self._weights)
         if low.dtype != self._dtype:
             raise TypeError(f"low must be {self._dtype}, as the encoder is, got {low.dtype}")
         expected = self._weights.taps_size or self._weights.feature_size
@@ -248,6 +252,7 @@ class FusedEncoder(NativeState):
     ) -> None:
         from eaglerl.ops._encode_cuda import encode_cuda
 
+        assert self._inputs is not None
         out = encode_cuda(
             self._weights, *self._inputs, rows, last, self._cache, slots, *self._draw, offset,
             self.features is not None,

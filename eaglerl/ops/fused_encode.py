@@ -1,7 +1,7 @@
-"""From the three tapped layers to the parameters of the draft tree, in one call.
+"""From low, mid and high features to the parameters of the draft tree, in one call.
 
-The features of a token cross the draft head's FC once: the rows that the draft needs, and the row
-that the policy reads, come from the same product.
+A token's features cross the draft head's FC once: the rows that the draft needs and the row that
+the policy reads come from the same product.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from eaglerl.ops import _encode_library
-from eaglerl.ops._encode_checks import check_cache, check_draw, check_index, check_taps
+from eaglerl.ops._encode_checks import check_cache, check_draw, check_features, check_index
 from eaglerl.ops._encode_reference import (
     choose_actions,
     compute_dtype,
-    join_taps,
+    join_features,
     mlp_layers,
     normalise,
-    reduce_taps,
+    reduce_features,
 )
 from eaglerl.ops.action_cache import SKETCH_SIZE, ActionCache
 from eaglerl.ops.policy_weights import PolicyWeights
 
 
 class FusedEncodeOutput(NamedTuple):
-    """What a decision gives.
+    """The result of `fused_encode`.
 
     Attributes:
         features: (N, h) g of the N rows in the dtype of the input; None where it was not asked for
@@ -57,14 +57,14 @@ def fused_encode(
     offset: int = 0,
     return_features: bool = True,
 ) -> FusedEncodeOutput:
-    """Reduces taps to the draft's features and chooses each sequence's draft tree.
+    """Reduce low, mid and high to g and choose each sequence's draft tree.
 
-    Differentiable in taps and weights, by way of features and logits, where there is no cache.
+    Without a cache it is differentiable: in the inputs and weights, through g and the logits.
 
     Args:
-        low: (B, k) input of the low tapped layer; float32, bfloat16 or float16; rows contiguous,
-            at any distance. With `mid` and `high` None: (B, 3k) taps in one, or (B, h) features
-            that are reduced already. Where 3k = h, taps are meant; see `policy_mlp`.
+        low: (B, k) features of the low layer; float32, bfloat16 or float16; rows contiguous,
+            at any distance. With `mid` and `high` None: [low | mid | high] in one tensor (B, 3k),
+            or g (B, h), reduced already. Where 3k = h, the former is meant; see `policy_mlp`.
         mid: (B, k), likewise.
         high: (B, k), likewise.
         weights: The policy.
@@ -82,17 +82,17 @@ def fused_encode(
             the cache cost nothing.
 
     Returns:
-        Features, logits, actions and tree parameters. A logit that is not finite, because the taps
-        held NaN or infinite values, gives the policy's ``fallback_action``; with a cache that is
-        counted, and the next step decides anew. On a GPU a slot that is out of range, which could
-        not be seen without waiting, gives the fallback too and changes no record.
+        Features, logits, actions and tree parameters. A logit that is not finite (the inputs held
+        NaN or infinity) gives the policy's ``fallback_action``; a cache counts that, and the next
+        step decides anew. On a GPU a slot out of range, which could only be reported by waiting,
+        gives the fallback too and changes no record.
 
     Raises:
         TypeError: A dtype is not allowed.
         ValueError: Shapes, devices, strides or values do not fit; on the CPU also a row or a slot
             that is out of range. The message names the argument; nothing has changed.
     """
-    check_taps(low, mid, high, weights)
+    check_features(low, mid, high, weights)
     check_draw(temperature, seed, offset)
     check_index("rows", rows, low.device)
     check_index("last", last, low.device)
@@ -100,7 +100,7 @@ def fused_encode(
         raise TypeError("weights must be float32, bfloat16 or float16; float64 is the reference's")
     reduced = mid is None and low.shape[1] != weights.taps_size
     encodes = return_features and weights.fc_weight is not None and not reduced
-    arguments = _encode_library.flatten(weights, reads_features=reduced)
+    arguments = _encode_library.flatten(weights, reads_reduced=reduced)
     common = (temperature, seed, offset, encodes)
     if cache is None:
         if slots is not None:
@@ -136,12 +136,12 @@ def fused_encode_ref(
     offset: int = 0,
     return_features: bool = True,
 ) -> FusedEncodeOutput:
-    """The same, without a cache, in plain torch; for float64 weights, in float64."""
-    x = join_taps(low, mid, high).to(compute_dtype(weights))
+    """Return the same, without a cache, in plain torch; for float64 weights, in float64."""
+    x = join_features(low, mid, high).to(compute_dtype(weights))
     x = x if rows is None else x[rows]
     features = None
     if weights.fc_weight is not None and x.shape[1] == weights.taps_size:
-        g = reduce_taps(x, weights)
+        g = reduce_features(x, weights)
         features = g.to(torch.promote_types(low.dtype, compute_dtype(weights)))
         if compute_dtype(weights) == torch.float32:
             features = g.to(low.dtype)

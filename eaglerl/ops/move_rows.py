@@ -8,7 +8,7 @@ from eaglerl.ops._check import check_contiguous, check_memory, check_tensor
 
 
 def _two_strides(cache: Tensor) -> tuple[int, int, int, int]:
-    """Folds the leading dimensions into (outer, outer stride, inner, inner stride), in elements."""
+    """Fold the leading dimensions into (outer, outer stride, inner, inner stride), in elements."""
     lanes: list[tuple[int, int]] = []
     for size, stride in zip(cache.shape[:-2], cache.stride()[:-2], strict=True):
         if size == 1:
@@ -27,7 +27,7 @@ def _two_strides(cache: Tensor) -> tuple[int, int, int, int]:
 
 
 def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
-    """Copies ``cache[..., rows[i], :]`` to ``cache[..., destination + i, :]``, in place.
+    """Copy ``cache[..., rows[i], :]`` to ``cache[..., destination + i, :]``, in place.
 
     Rows already in place are left alone, so that accepting a tree's first branch costs nothing.
 
@@ -69,5 +69,5 @@ def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
 
 
 def move_rows_ref(cache: Tensor, rows: Tensor, destination: int) -> None:
-    """The same in plain torch, for any device."""
+    """Return the same in plain torch, for any device."""
     cache[..., destination : destination + rows.shape[0], :] = cache[..., rows.long(), :]

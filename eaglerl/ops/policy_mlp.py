@@ -13,7 +13,7 @@ from eaglerl.ops.policy_weights import PolicyWeights
 
 
 class PolicyMlpOutput(NamedTuple):
-    """A decision.
+    """The result of `policy_mlp`.
 
     Attributes:
         logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
@@ -37,7 +37,7 @@ def policy_mlp(
     seed: int = 0,
     offset: int = 0,
 ) -> PolicyMlpOutput:
-    """Chooses each sequence's draft tree from the draft head's features g.
+    """Choose each sequence's draft tree from the reduced features g.
 
     Args:
         features: (B, h) float32, bfloat16 or float16; rows contiguous, at any distance.
@@ -54,7 +54,7 @@ def policy_mlp(
 
     Raises:
         TypeError: A dtype is not allowed.
-        ValueError: Something does not fit, or the policy reads taps; the message names what.
+        ValueError: An argument does not fit, or the policy reads low, mid and high.
     """
     _, logits, action, params = fused_encode(
         features,
@@ -81,7 +81,7 @@ def policy_mlp_ref(
     seed: int = 0,
     offset: int = 0,
 ) -> PolicyMlpOutput:
-    """The same, without a cache, in plain torch; for float64 weights, in float64."""
+    """Return the same, without a cache, in plain torch; for float64 weights, in float64."""
     _, logits, action, params = fused_encode_ref(
         features,
         None,
@@ -96,15 +96,15 @@ def policy_mlp_ref(
 
 
 def without_fc(weights: PolicyWeights) -> PolicyWeights:
-    """The policy of features, from one that may hold the FC too.
+    """Return the policy of features, from one that may hold the FC too.
 
     Raises:
         TypeError: `weights` are of another type.
-        ValueError: The policy reads taps.
+        ValueError: The policy reads low, mid and high.
     """
     check_weights_type(weights)
     if weights.mlp_input != "features":
-        raise ValueError('weights must have mlp_input "features", got a policy of taps')
+        raise ValueError('weights must have mlp_input "features", got "taps"')
     if weights.fc_weight is None:
         return weights
     fields = {name: getattr(weights, name) for name in weights.__dataclass_fields__}

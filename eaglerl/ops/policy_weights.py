@@ -21,15 +21,15 @@ from eaglerl.ops._policy_modules import read_modules
 class PolicyWeights(PolicyFields):
     """FC reduction, policy MLP and the parameters of every action.
 
-    For the taps ``x`` of a token, [low | mid | high] of width 3k, a policy computes
+    For a token's features ``x``, [low | mid | high] of width 3k, a policy computes
 
     - ``x`` divided, chunk by chunk, by its root mean square and multiplied by ``norm_weight``
       (``norm_chunks`` 3: EAGLE-3.1's ``fc_norm``; 1: speculators' ``norm_before_fc``; 0: neither);
-    - the features ``g = x fc_weight^T + fc_bias`` (EAGLE-3, section 3.1);
+    - the reduced features ``g = x fc_weight^T + fc_bias`` (EAGLE-3, section 3.1);
     - the logits ``z``, an MLP of ``g``: the actor of stable-baselines3's ``MlpPolicy``.
 
     Without ``fc_weight`` the MLP reads what ``mlp_input`` says: features that came from elsewhere,
-    or the taps themselves (a policy of raw taps, or one that was folded, see `fold`).
+    or ``x`` itself (a policy trained on it, or one that was folded, see `fold`).
 
     Attributes:
         hidden_weights: One (out, in) matrix for each hidden layer, at least one.
@@ -40,10 +40,10 @@ class PolicyWeights(PolicyFields):
         fc_weight: (h, 3k), or None.
         fc_bias: (h,) float32, or None.
         norm_weight: (3k,) float32, or None for ones.
-        norm_chunks: Chunks of the taps that are normalised each by itself: 0, 1 or 3.
+        norm_chunks: Chunks of ``x`` that are normalised each by itself: 0, 1 or 3.
         eps: Added to a chunk's mean square.
         activation: After each hidden layer.
-        mlp_input: "features" or "taps".
+        mlp_input: "features" for g, "taps" for ``x``.
         horizon: Decisions that one call makes for the cache's scheduled mode; 1 otherwise.
         fallback_action: The action where a logit is not finite.
 
@@ -61,7 +61,7 @@ class PolicyWeights(PolicyFields):
 
     @classmethod
     def unchecked(cls, **fields: object) -> PolicyWeights:
-        """Puts together fields, all of them, that are known to be those of a checked policy."""
+        """Make a policy from all of its fields, which the caller knows to be sound."""
         weights = object.__new__(cls)
         for name, value in fields.items():
             object.__setattr__(weights, name, value)
@@ -79,7 +79,7 @@ class PolicyWeights(PolicyFields):
         horizon: int = 1,
         fallback_action: int = 0,
     ) -> PolicyWeights:
-        """Takes the weights of modules; they are copied, matrices in the dtype of the first.
+        """Copy the weights of modules, matrices in the dtype of the first.
 
         Args:
             mlp: Linear layers with one kind of activation (Tanh, ReLU or SiLU) between them.
@@ -120,7 +120,7 @@ class PolicyWeights(PolicyFields):
         fallback_action: int = 0,
         vec_normalize: object | None = None,
     ) -> PolicyWeights:
-        """Takes the actor of a stable-baselines3 model with ``MlpPolicy``.
+        """Copy the actor of a stable-baselines3 model with ``MlpPolicy``.
 
         Its greedy action is that of ``model.predict(observation, deterministic=True)``, which is
         made sure of on random observations of several scales: two actions may change places only
@@ -167,15 +167,15 @@ class PolicyWeights(PolicyFields):
         return replace(whole, hidden_weights=mlp.hidden_weights, hidden_biases=mlp.hidden_biases)
 
     def fold(self) -> PolicyWeights:
-        """Multiplies the FC into the first hidden layer, for use where g itself is not needed.
+        """Multiply the FC into the first hidden layer, for use where g itself is not needed.
 
         Nothing non-linear lies between the two: ``W1 (Wfc (n * x) + b) + b1`` is ``(W1 Wfc
-        diag(n)) x + (W1 b + b1)``, for normalised taps x and the norms' weight n. The chunks'
+        diag(n)) x + (W1 b + b1)``, for normalised features x and the norms' weight n. The chunks'
         scales depend on x and stay. Products are made in float64, then rounded to the weights'
         dtype.
 
         Returns:
-            Weights whose MLP reads the taps.
+            Weights whose MLP reads x.
 
         Raises:
             ValueError: There is no ``fc_weight`` to fold.
@@ -200,7 +200,7 @@ class PolicyWeights(PolicyFields):
         )
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` into a folder, each as a whole.
+        """Write ``config.json`` and ``model.safetensors`` into a folder, each as a whole.
 
         Raises:
             AlreadyLockedError: Another process is writing into the folder.
@@ -209,14 +209,14 @@ class PolicyWeights(PolicyFields):
             self.write_into(Path(path))
 
     def write_into(self, folder: Path) -> None:
-        """As `save_pretrained`, into a folder that is there and whose lock the caller holds."""
+        """Write into an existing folder whose lock the caller holds; see `save_pretrained`."""
         write_policy(folder, self.tensors(), self)
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *, device: torch.device | str = "cpu"
     ) -> PolicyWeights:
-        """Reads what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote.
 
         Raises:
             ValueError: A file is missing, malformed or of another format, or the weights break an

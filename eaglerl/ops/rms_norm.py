@@ -15,7 +15,7 @@ def rms_norm(
     index: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Computes ``x / sqrt(mean(x**2) + eps) * weight`` for every row.
+    """Compute ``x / sqrt(mean(x**2) + eps) * weight`` for every row.
 
     Args:
         x: float32 (N, hidden) on the CPU; rows contiguous, at any distance.
@@ -59,7 +59,7 @@ def rms_norm(
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None) -> Tensor:
-    """The same in plain torch, for any dtype and device."""
+    """Return the same in plain torch, for any dtype and device."""
     if index is not None:
         x = x[index]
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight

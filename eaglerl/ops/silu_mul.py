@@ -8,7 +8,7 @@ from eaglerl.ops._check import check_apart, check_contiguous, check_rows
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Computes ``silu(gate) * up`` where every row holds the gate, then as many values of up.
+    """Compute ``silu(gate) * up`` where every row holds the gate, then as many values of up.
 
     Args:
         gate_up: float32 (M, 2 * intermediate) on the CPU; rows contiguous.
@@ -39,6 +39,6 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def silu_mul_ref(gate_up: Tensor) -> Tensor:
-    """The same in plain torch, for any dtype and device."""
+    """Return the same in plain torch, for any dtype and device."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up

@@ -32,7 +32,7 @@ def wide(tensor: torch.Tensor) -> np.ndarray:
 
 
 def logits_with_bound(weights: PolicyWeights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (S, horizon * A) of rows (S, width), and the largest error that float32 may have."""
+    """Return logits (S, horizon * A) of rows (S, width) and the bound of their float32 error."""
     values, errors = x, np.zeros_like(x)
     if weights.norm_chunks:
         chunks = values.reshape(len(x), weights.norm_chunks, -1)
@@ -90,7 +90,7 @@ class CacheModel:
     slots: dict[int, Slot]
 
     def holds(self, number: int, features: np.ndarray) -> bool:
-        """Whether the slot keeps its action; wants clear cases of similarity."""
+        """Return whether the slot keeps its action; similarity must be clear."""
         slot = self.slots[number]
         steps = self.interval * (len(slot.ring) if self.mode == "scheduled" else 1)
         if not slot.valid or slot.step >= steps:

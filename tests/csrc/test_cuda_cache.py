@@ -27,7 +27,7 @@ def make_cache(mode: str, slots: int, interval: int, horizon: int, size: int = 6
 
 
 def decisions_of(weights: PolicyWeights, logits: Tensor) -> tuple[list[tuple[int, ...]], bool]:
-    """Greedy decisions of all windows with their parameters, and whether the logits are finite."""
+    """Return the greedy actions and parameters of all windows, and which logits are finite."""
     finite = bool(np.isfinite(wide(logits)).all())
     windows = wide(logits).reshape(weights.horizon, -1)
     actions = windows.argmax(-1) if finite else [weights.fallback_action] * weights.horizon
@@ -35,7 +35,7 @@ def decisions_of(weights: PolicyWeights, logits: Tensor) -> tuple[list[tuple[int
 
 
 def next_inputs(taps: list[Tensor], generator: torch.Generator) -> None:
-    """Other features for a third of the sequences, nearly the same for the rest, a few broken."""
+    """Return new features for a third of the sequences, similar ones for the rest, some NaN."""
     count = len(taps[0])
     renewed = torch.rand(count, 1, generator=generator) < 0.35
     broken = torch.rand(count, 1, generator=generator) < 0.12

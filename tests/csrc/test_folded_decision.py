@@ -30,7 +30,7 @@ RELAXED = settings(
 
 
 def unaligned(tensor: Tensor, places: int) -> Tensor:
-    """A copy whose first element lies some places after an aligned one, NaN around it."""
+    """Return a copy whose first element lies some places after an aligned one, NaN around it."""
     buffer = torch.full((tensor.numel() + 64,), float("nan"), dtype=tensor.dtype)
     start = -buffer.data_ptr() % 16 // tensor.itemsize + places
     return buffer[start : start + tensor.numel()].view(tensor.shape).copy_(tensor)
@@ -64,7 +64,7 @@ def make_weights(
     )
 
 
-def make_taps(rows: int, k: int, dtype: torch.dtype) -> list[Tensor]:
+def make_features(rows: int, k: int, dtype: torch.dtype) -> list[Tensor]:
     """Three slices of wider rows, of other distances each."""
     return [torch.randn(rows, k + 3 * i + 1).to(dtype)[:, i : i + k] for i in range(3)]
 
@@ -114,7 +114,7 @@ def test_logits_match_float64(
         norm_weight=torch.rand(3 * k) + 0.5 if scaled else None,
         activation=activation,
     )
-    taps = make_taps(sequences, k, dtypes[1])
+    taps = make_features(sequences, k, dtypes[1])
     emulation.set_order(order)
     decided = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     check(weights, wide(torch.cat(taps, -1)), decided)
@@ -125,7 +125,7 @@ def test_logits_match_float64(
 def test_real_width(emulation: ModuleType, dtype: torch.dtype, sequences: int) -> None:
     # Several tiles along each of the taps, the last of them not full.
     weights = make_weights(3 * 576, (64, 64), 53, dtype, norm_chunks=3)
-    taps = make_taps(sequences, 576, dtype)
+    taps = make_features(sequences, 576, dtype)
     decided = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     check(weights, wide(torch.cat(taps, -1)), decided)
 
@@ -140,7 +140,7 @@ def test_features_that_are_reduced_already(emulation: ModuleType, sequences: int
 
 def test_taps_in_one_tensor(emulation: ModuleType) -> None:
     weights = make_weights(3 * 37, (16,), 5, torch.bfloat16, norm_chunks=3)
-    taps = make_taps(4, 37, torch.bfloat16)
+    taps = make_features(4, 37, torch.bfloat16)
     apart = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     whole = torch.cat(taps, -1)
     together = decide_cuda(weights, whole, None, None, None, None, None, None, *GREEDY)
@@ -152,14 +152,14 @@ def test_wide_layers_do_not_fit_into_shared_memory(
     emulation: ModuleType, sequences: int, hidden: tuple[int, ...]
 ) -> None:
     weights = make_weights(3 * 16, hidden, 30, activation="relu")
-    taps = make_taps(sequences, 16, torch.float32)
+    taps = make_features(sequences, 16, torch.float32)
     decided = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     check(weights, wide(torch.cat(taps, -1)), decided)
 
 
 def test_many_sequences(emulation: ModuleType) -> None:
     weights = make_weights(3 * 64, (64,), 30, torch.float16)
-    taps = make_taps(1024, 64, torch.float16)
+    taps = make_features(1024, 64, torch.float16)
     decided = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     check(weights, wide(torch.cat(taps, -1)), decided)
 
@@ -167,7 +167,7 @@ def test_many_sequences(emulation: ModuleType) -> None:
 @pytest.mark.parametrize("sequences", [1, 5])
 def test_rows_and_last(emulation: ModuleType, sequences: int) -> None:
     weights = make_weights(3 * 20, (16,), 6)
-    taps = make_taps(30, 20, torch.float32)
+    taps = make_features(30, 20, torch.float32)
     rows = torch.randperm(30)[:12]
     last = torch.randperm(12)[:sequences]
     x = wide(torch.cat(taps, -1))
@@ -182,7 +182,7 @@ def test_rows_and_last(emulation: ModuleType, sequences: int) -> None:
 
 def test_results_do_not_depend_on_the_order_of_threads_and_blocks(emulation: ModuleType) -> None:
     weights = make_weights(3 * 576, (64, 32), 70, torch.bfloat16, norm_chunks=3)
-    taps = make_taps(10, 576, torch.bfloat16)
+    taps = make_features(10, 576, torch.bfloat16)
     results = []
     for order in range(6):
         emulation.set_order(order)
@@ -194,20 +194,20 @@ def test_results_do_not_depend_on_the_order_of_threads_and_blocks(emulation: Mod
 def test_one_launch(emulation: ModuleType) -> None:
     weights = make_weights(3 * 50, (16,), 6)
     before = emulation.launches()
-    decide_cuda(weights, *make_taps(20, 50, torch.float32), None, None, None, None, *GREEDY)
+    decide_cuda(weights, *make_features(20, 50, torch.float32), None, None, None, None, *GREEDY)
     assert emulation.launches() == before + 1
 
 
 def test_no_sequences(emulation: ModuleType) -> None:
     weights = make_weights(3 * 5, (4,), 6)
-    taps = make_taps(0, 5, torch.float32)
+    taps = make_features(0, 5, torch.float32)
     logits, action, params = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     assert (logits.shape, action.shape, params.shape) == ((0, 6), (0,), (0, 3))
 
 
 def test_index_out_of_range_gives_the_fallback(emulation: ModuleType) -> None:
     weights = make_weights(3 * 5, (4,), 6, fallback_action=4)
-    taps = make_taps(3, 5, torch.float32)
+    taps = make_features(3, 5, torch.float32)
     rows = torch.tensor([0, 3, -1, 2])
     logits, action, params = decide_cuda(weights, *taps, rows, None, None, None, *GREEDY)
     assert logits[[1, 2]].isnan().all()
@@ -223,7 +223,7 @@ def test_index_out_of_range_gives_the_fallback(emulation: ModuleType) -> None:
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_features_that_are_not_finite(emulation: ModuleType, value: float, activation: str) -> None:
     weights = make_weights(3 * 5, (4,), 6, fallback_action=3, activation=activation)
-    taps = make_taps(9, 5, torch.float32)
+    taps = make_features(9, 5, torch.float32)
     taps[1][7, 2] = value
     logits, action, _ = decide_cuda(weights, *taps, None, None, None, None, *GREEDY)
     with np.errstate(invalid="ignore"):
@@ -241,7 +241,7 @@ def test_first_of_equal_logits_wins(emulation: ModuleType) -> None:
     weights.output_bias.fill_(1.0)
     weights.output_bias[[0, 1, 2, 66]] = 0.5
     weights.output_bias[[32, 31, 64]] = 2.0
-    action = decide_cuda(weights, *make_taps(2, 5, torch.float32), *[None] * 4, *GREEDY)[1]
+    action = decide_cuda(weights, *make_features(2, 5, torch.float32), *[None] * 4, *GREEDY)[1]
     assert action.tolist() == [31, 31]
 
 
@@ -249,7 +249,7 @@ def test_stands_in_where_triton_is_missing(
     emulation: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_encode_cuda, "has_triton", lambda: False)
-    taps = make_taps(2, 5, torch.float32)
+    taps = make_features(2, 5, torch.float32)
     before = emulation.launches()
     for kind, inputs in (("taps", taps), ("features", [torch.cat(taps, -1), None, None])):
         weights = make_weights(15, (4,), 6, mlp_input=kind)
@@ -264,7 +264,7 @@ def test_stands_in_where_triton_is_missing(
 
 
 def test_arguments_that_the_kernels_do_not_take(emulation: ModuleType) -> None:
-    taps = make_taps(1, 5, torch.float32)
+    taps = make_features(1, 5, torch.float32)
     deep = make_weights(15, (4,) * 32, 6)
     with pytest.raises(ValueError, match=r"weights must have 1 to 31 hidden layers .* got 32"):
         decide_cuda(deep, *taps, None, None, None, None, *GREEDY)

@@ -15,7 +15,7 @@ from eaglerl.ops.fused_encode import fused_encode_ref
 from eaglerl.ops.policy_weights import PolicyWeights
 
 from ..csrc.reference import logits_with_bound, wide
-from ..csrc.test_folded_decision import DTYPES, GREEDY, make_taps, make_weights
+from ..csrc.test_folded_decision import DTYPES, GREEDY, make_features, make_weights
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +33,7 @@ def _no_waiting() -> Iterator[None]:
 
 
 def on_device(weights: PolicyWeights, places: int = 0) -> PolicyWeights:
-    """The weights on the device, each some places after an aligned address."""
+    """Return the weights on the device, each some places after an aligned address."""
     moved = weights.to("cuda")
     for matrix in (*moved.hidden_weights, moved.output_weight):
         matrix.set_(unaligned_on_device(matrix, places))
@@ -53,7 +53,7 @@ def decide(
     slots: Tensor | None = None,
     draw: tuple[float, int, int] = GREEDY,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One decision, during which the host may not wait."""
+    """Make one decision, during which the host may not wait."""
     inputs = (*taps, None, None)[:3]
     torch.cuda.set_sync_debug_mode("error")
     decided = decide_cuda(weights, *inputs, None, None, cache, slots, *draw)
@@ -69,7 +69,7 @@ def test_logits_match_the_reference(
     dtype: torch.dtype, k: int, sequences: int, places: int
 ) -> None:
     weights = make_weights(3 * k, (64, 64), 53, dtype, norm_chunks=3)
-    taps = make_taps(sequences, k, dtype)
+    taps = make_features(sequences, k, dtype)
     expected = fused_encode_ref(*(part.double() for part in taps), weights.to(dtype=torch.float64))
     _, bound = logits_with_bound(weights, wide(torch.cat(taps, -1)))
     device = [part.cuda() for part in taps]
@@ -91,7 +91,7 @@ def test_folded_weights_and_strided_rows() -> None:
         norm_chunks=3,
     )
     folded = full.fold()
-    taps = make_taps(40, 320, torch.bfloat16)
+    taps = make_features(40, 320, torch.bfloat16)
     rows, last = torch.randperm(40)[:24], torch.tensor([3, 9, 23])
     reference = fused_encode_ref(
         *(part.double() for part in taps), folded.to(dtype=torch.float64), rows=rows, last=last
@@ -105,7 +105,7 @@ def test_folded_weights_and_strided_rows() -> None:
 
 def test_results_repeat_bit_for_bit() -> None:
     weights = on_device(make_weights(3 * 4096, (128, 64), 100, torch.bfloat16, norm_chunks=3))
-    taps = [part.cuda() for part in make_taps(64, 4096, torch.bfloat16)]
+    taps = [part.cuda() for part in make_features(64, 4096, torch.bfloat16)]
     first = decide(weights, taps, draw=(0.7, 3, 4))
     for _ in range(50):
         again = decide(weights, taps, draw=(0.7, 3, 4))
@@ -114,7 +114,7 @@ def test_results_repeat_bit_for_bit() -> None:
 
 def test_streams_do_not_share_scratch_memory() -> None:
     weights = on_device(make_weights(3 * 2048, (64,), 50, torch.bfloat16))
-    inputs = [[part.cuda() for part in make_taps(1, 2048, torch.bfloat16)] for _ in range(4)]
+    inputs = [[part.cuda() for part in make_features(1, 2048, torch.bfloat16)] for _ in range(4)]
     expected = [decide(weights, taps) for taps in inputs]
     streams = [torch.cuda.Stream() for _ in inputs]
     torch.cuda.synchronize()
@@ -203,7 +203,7 @@ def test_draws_invert_the_distribution() -> None:
 
 def test_slots_and_rows_out_of_range_and_nan() -> None:
     weights = on_device(make_weights(3 * 64, (16,), 6, fallback_action=4))
-    taps = [part.cuda() for part in make_taps(6, 64, torch.float32)]
+    taps = [part.cuda() for part in make_features(6, 64, torch.float32)]
     taps[2][1, 5] = torch.nan
     cache = ActionCache(4, 5, "fixed", "cuda")
     slots = torch.tensor([3, 1, -1, 2**40, 4, 0], device="cuda")
@@ -216,7 +216,7 @@ def test_slots_and_rows_out_of_range_and_nan() -> None:
 
 def test_decision_can_be_captured_in_a_graph() -> None:
     weights = on_device(make_weights(3 * 576, (64,), 50, torch.bfloat16, norm_chunks=3))
-    taps = [part.cuda() for part in make_taps(1, 576, torch.bfloat16)]
+    taps = [part.cuda() for part in make_features(1, 576, torch.bfloat16)]
     cache = ActionCache(1, 3, "fixed", "cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -236,7 +236,7 @@ def test_decision_can_be_captured_in_a_graph() -> None:
 
 def test_one_kernel_a_decision() -> None:
     weights = on_device(make_weights(3 * 576, (64,), 50, torch.bfloat16))
-    taps = [part.cuda() for part in make_taps(4, 576, torch.bfloat16)]
+    taps = [part.cuda() for part in make_features(4, 576, torch.bfloat16)]
     decide(weights, taps)
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CUDA]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops._encode_cuda import encode_cuda
-from eaglerl.ops._encode_reference import join_taps, mlp_layers, normalise
+from eaglerl.ops._encode_reference import join_features, mlp_layers, normalise
 from eaglerl.ops.policy_mlp import without_fc
 
 from ..ops.encode_model import make_weights
@@ -52,7 +52,7 @@ class Row:
 
 def eager(weights: PolicyWeights, low: Tensor, mid: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """Stock operations in the weights' dtype, as one writes it with torch."""
-    x = normalise(join_taps(low, mid, high).float(), weights).to(weights.dtype)
+    x = normalise(join_features(low, mid, high).float(), weights).to(weights.dtype)
     g = torch.nn.functional.linear(x, weights.fc_weight)
     value = g[-1:]
     for weight, bias in zip(weights.hidden_weights, weights.hidden_biases, strict=True):
@@ -71,7 +71,7 @@ def eager_mlp(weights: PolicyWeights, features: Tensor) -> tuple[Tensor, ...]:
 
 
 def runners(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[Call, int]]:
-    """Calls by name, and the bytes of weights that each has to read."""
+    """Return the calls by name, and the bytes of weights that each has to read."""
     k = weights.taps_size // 3
     taps = [torch.randn(rows, k, device=device).to(weights.dtype) for _ in range(3)]
     folded, alone = weights.fold(), without_fc(weights)
@@ -114,7 +114,7 @@ def runners(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[C
 
 
 def time_on_device(call: Call, flush: Tensor | None) -> float:
-    """Median microseconds between two events around a call."""
+    """Return the median microseconds between two events around a call."""
     for _ in range(5):
         call()
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
@@ -131,7 +131,7 @@ def time_on_device(call: Call, flush: Tensor | None) -> float:
 
 
 def count_launches(call: Call) -> tuple[int, int]:
-    """Kernels that a call starts, and waits of the host for the device."""
+    """Return how many kernels a call starts, and how often the host waits."""
     call()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -148,7 +148,7 @@ def count_launches(call: Call) -> tuple[int, int]:
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that a reduction reads from the device's memory."""
+    """Return the bytes a second that a reduction reads from the device's memory."""
     data = torch.ones(2**28, device="cuda")
     return data.nbytes / (time_on_device(data.sum, None) * 1e-6)
 

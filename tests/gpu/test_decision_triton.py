@@ -44,7 +44,7 @@ def _no_waiting() -> Iterator[None]:
 
 
 def decide(weights: PolicyWeights, inputs: tuple, *index: Tensor | None, **options) -> tuple:
-    """One decision on the device, during which the host may not wait."""
+    """Make one decision on the device, during which the host may not wait."""
     rows, last, cache, slots = (*index, None, None, None, None)[:4]
     draw = options.get("draw", (0.0, 0, 0))
     torch.cuda.set_sync_debug_mode("error")

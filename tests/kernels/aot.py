@@ -44,7 +44,7 @@ class Signature:
 
 
 def signature_of(launch: Launch) -> Signature:
-    """The types, constants and alignments of a launch's arguments."""
+    """Return the types, constants and alignments of a launch's arguments."""
     kernel = launch.kernel
     types: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
@@ -91,7 +91,7 @@ def _is_aligned(value: Any) -> bool:
 
 
 def compile_launch(launch: Launch, target: GPUTarget) -> Any:
-    """The compiled kernel of a launch."""
+    """Return the compiled kernel of a launch."""
     signature = signature_of(launch)
     source = ASTSource(launch.kernel, signature.types, signature.constants, signature.attributes)
     return triton.compile(
@@ -113,7 +113,7 @@ def resource_usage(cubin: bytes, folder: Path) -> dict[str, int]:
 
 
 def disassembly(cubin: bytes, folder: Path) -> str:
-    """SASS of a cubin."""
+    """Return the SASS of a cubin."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
     tool = triton.knobs.nvidia.nvdisasm.path

@@ -41,7 +41,7 @@ def on_meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def make_weights(k: int, dtype: torch.dtype, form: str) -> PolicyWeights:
-    """An EAGLE-3.1 head's FC, whose taps are normalised, and a policy of two hidden layers."""
+    """Return the FC of an EAGLE-3.1 head, with norms, and a policy of two hidden layers."""
     widths = (3 * k if form == "folded" else k, *HIDDEN)
     fused = form.startswith("fused")
     return PolicyWeights.unchecked(
@@ -204,7 +204,7 @@ def check_nvidia(case: Case, target: str, folder: Path) -> None:
 
 
 def check_weights(launch: Launch, ptx: str) -> None:
-    """The weights of the product that is shared out are loaded in 16 bytes, and in nothing less."""
+    """Check that the weights of the divided product are loaded 16 bytes at a time."""
     names = [parameter.name for parameter in launch.kernel.params]
     weight = "fc_weight_ptr" if "fc_weight_ptr" in names else "weights"
     loads = loads_from(ptx, parameter_number(launch, weight))
@@ -213,7 +213,7 @@ def check_weights(launch: Launch, ptx: str) -> None:
 
 
 def parameter_number(launch: Launch, name: str) -> int:
-    """The place in the compiled kernel of the first pointer of an argument."""
+    """Return the place in the compiled kernel of the first pointer of an argument."""
     place = 0
     for parameter in launch.kernel.params:
         if parameter.name == name:
@@ -230,7 +230,7 @@ def count_leaves(value: Any) -> int:
 
 
 def loads_from(ptx: str, parameter: int) -> list[str]:
-    """Bytes of every global load or asynchronous copy whose address comes from a parameter.
+    """Return the widths of the global loads and copies whose address comes from a parameter.
 
     Addresses are sums that start with the parameter: registers that hold it or such a sum are
     followed through moves, additions and multiply-adds.
@@ -258,7 +258,7 @@ def loads_from(ptx: str, parameter: int) -> list[str]:
 
 
 def check_ticket(ptx: str) -> None:
-    """All stores, a barrier, the ticket with acquire and release, and then loads past L1."""
+    """Check the order: stores, barrier, ticket with acquire and release, loads past L1."""
     lines = [line.strip() for line in ptx.splitlines()]
     tickets = [i for i, line in enumerate(lines) if re.search(r"atom\.global\S*add\.u32", line)]
     assert len(tickets) == 1
@@ -288,7 +288,7 @@ def check_amd(case: Case) -> None:
 
 
 def report(case: Case, target: str, launch: Launch, *figures: int) -> None:
-    """One line of the table."""
+    """Return one line of the table."""
     names = ("registers", "spills", "shared", "16-byte loads")
     text = ", ".join(f"{name} {figure:6d}" for name, figure in zip(names, figures, strict=True))
     print(f"\n{case!s:58} {target:7} grid {launch.grid!s:12} {text}", end="")  # noqa: T201

@@ -114,7 +114,7 @@ SPOILED_TENSORS: tuple[Callable[[Tensor, Source], Any], ...] = (
 
 
 def spoil(value: Any, source: Source) -> Any:
-    """A value that is probably wrong where this one is right."""
+    """Return a value that is probably wrong where this one is right."""
     if isinstance(value, Tensor) and value.device.type == "cpu" and value.is_contiguous():
         return source.choice(SPOILED_TENSORS)(value.detach(), source)
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
@@ -129,7 +129,7 @@ def spoil(value: Any, source: Source) -> Any:
 
 
 def spoil_some(arguments: dict[str, Any], source: Source) -> tuple[dict[str, Any], bool]:
-    """Spoils none, one or a few of the arguments; also says whether any."""
+    """Spoil none, one or a few of the arguments; return whether any was."""
     count = source.choice((0, 1, 1, 1, 2, 3))
     spoiled = dict(arguments)
     for name in source.sample(sorted(arguments), min(count, len(arguments))):

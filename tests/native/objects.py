@@ -19,7 +19,7 @@ DOCUMENTED = (ValueError, TypeError, RuntimeError, NotImplementedError)
 
 
 def _replace(tensor: Tensor | None, source: Source) -> None:
-    """Changes a tensor, if it is one, behind the back of who holds it."""
+    """Change a tensor in place, behind the back of the object that holds it."""
     if tensor is None:
         return
     try:
@@ -49,7 +49,7 @@ def _replace(tensor: Tensor | None, source: Source) -> None:
 
 
 def _drive(actions: list[Callable[[], Any]], source: Source, count: int) -> str:
-    """Calls some of the actions; documented errors are right, but for all of them."""
+    """Call some of the actions; documented errors are right, unless all raise."""
     problem, succeeded = None, 0
     for _ in range(count):
         try:

@@ -299,7 +299,7 @@ OPERATORS = {
 
 
 def run(call: Call, source: Source) -> str:
-    """Runs a call, and says "ok" or "different"."""
+    """Run a call and return "ok" or "different"."""
     function, arguments, reference = call
     weights = arguments.get("weights")
     given, spoiled = spoil_some(arguments, source)

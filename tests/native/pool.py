@@ -20,7 +20,7 @@ class Worker:
     """Runs cases in a child, and says of each what came of it."""
 
     def __init__(self, extension: Path | None = None, **environment: str) -> None:
-        """Prepare.
+        """Check the arguments and allocate the outputs.
 
         Args:
             extension: another build of eaglerl._C.
@@ -67,7 +67,7 @@ class Worker:
         return code
 
     def ask(self, kind: str, name: str, seed: int) -> Any:
-        """What came of a case: "ok", "refused: ...", or what must not be."""
+        """Return the outcome of a case: "ok", "refused: ...", or what must not be."""
         process = self._process or self._start()
         try:
             process.stdin.write(json.dumps([kind, name, seed]) + "\n")

@@ -46,7 +46,7 @@ def test_every_entry_point_has_cases(worker: Worker) -> None:
 
 
 def fuzz(worker: Worker, calls: int, first_seed: int = 0) -> Counter[str]:
-    """Asks for so many cases, all kinds in turn; returns how many ended how.
+    """Ask for so many cases, all kinds in turn; return how many ended how.
 
     Fails by the smallest case that hypothesis finds where one does not end as it must.
     """
@@ -93,7 +93,7 @@ def test_many_calls_end_in_a_result_or_a_documented_error(worker: Worker) -> Non
 
 
 def sanitized_extension(folder: Path) -> Path:
-    """Builds eaglerl._C with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Build eaglerl._C with AddressSanitizer and UndefinedBehaviorSanitizer."""
     pybind11 = pytest.importorskip("pybind11", reason="needs pybind11 to build the extension")
     flags = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
     settings = {

@@ -20,7 +20,7 @@ import torch
 
 
 def load_extension(path: str) -> None:
-    """Puts another build of the extension in the place of eaglerl's own."""
+    """Put another build of the extension in the place of eaglerl's own."""
     import eaglerl
 
     spec = importlib.util.spec_from_file_location("eaglerl._C", path)

@@ -13,7 +13,7 @@ UNIT = 2.0**-24  # half the distance of float32 numbers around 1
 
 
 def wide(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's values in float64, which holds all of the smaller types."""
+    """Return a tensor's values in float64, which holds all of the smaller types."""
     return tensor.double().numpy()
 
 
@@ -68,7 +68,7 @@ def model_features(x: torch.Tensor, weights: PolicyWeights) -> Bounded:
 
 
 def model_logits(x: torch.Tensor, weights: PolicyWeights) -> Bounded:
-    """Logits of taps, or of features, (S, width)."""
+    """Return logits of taps, or of features, (S, width)."""
     if weights.fc_weight is not None:
         values = model_features(x, weights)
     elif weights.mlp_input == "taps":
@@ -81,7 +81,7 @@ def model_logits(x: torch.Tensor, weights: PolicyWeights) -> Bounded:
 
 
 def assert_within(actual: torch.Tensor, expected: Bounded, *, extra: float = 0.0) -> None:
-    """Compares every element with its own bound; ``extra`` is relative to the element."""
+    """Compare every element with its own bound; ``extra`` is relative to the element."""
     # Products below float32's normal range lose what 2**-126 stands for.
     bound = expected.error + extra * np.abs(expected.value) + 2.0**-120
     excess = np.abs(wide(actual) - expected.value) - bound
@@ -104,7 +104,7 @@ def make_weights(
     horizon: int = 1,
     fallback_action: int = 0,
 ) -> PolicyWeights:
-    """Random weights; ``reads`` is "fc", "taps" or "features"."""
+    """Return random weights; ``reads`` is "fc", "taps" or "features"."""
 
     def matrix(rows: int, columns: int) -> torch.Tensor:
         return (torch.randn(rows, columns) * columns**-0.5).to(dtype)

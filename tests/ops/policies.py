@@ -35,7 +35,7 @@ class Modules:
         )
 
     def logits(self, taps: Tensor) -> Tensor:
-        """What the modules compute, in the dtype of `taps`, by torch's own functions."""
+        """Return what the modules compute, in the dtype of `taps`, by torch's own functions."""
         dtype = taps.dtype
         if self.norms:
             widths = [norm.weight.shape[0] for norm in self.norms]
@@ -69,7 +69,7 @@ def make_modules(
     horizon: int = 1,
     seed: int = 0,
 ) -> Modules:
-    """Random modules whose logits differ clearly from row to row."""
+    """Return random modules whose logits differ clearly from row to row."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     width = h
@@ -84,8 +84,10 @@ def make_modules(
     return Modules(nn.Linear(3 * k, h, bias=bias), norms, nn.Sequential(*layers), bins)
 
 
-def make_taps(rows: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Low, mid and high of growing size, as a model's are."""
+def make_features(
+    rows: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Return low, mid and high of growing size, as a model's are."""
     generator = torch.Generator().manual_seed(seed)
     return [
         (torch.randn(rows, k, generator=generator) * scale).to(dtype) for scale in (1.0, 3.0, 9.0)

@@ -10,7 +10,7 @@ from eaglerl.ops import accept_path, accept_path_ref
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A tree whose siblings have distinct tokens, and choices that often follow it."""
+    """Return a tree whose siblings have distinct tokens, and choices that often follow it."""
     rows = draw(st.integers(1, 40))
     parents = [-1] + [draw(st.integers(0, row - 1)) for row in range(1, rows)]
     tokens = [0]

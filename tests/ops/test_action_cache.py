@@ -5,7 +5,7 @@ import torch
 
 from eaglerl.ops import ActionCache, action_cache_step, fused_encode
 
-from .policies import make_modules, make_taps
+from .policies import make_features, make_modules
 
 BINS = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
 
@@ -54,10 +54,10 @@ def test_state_is_taken_over(mode: str) -> None:
     options = {"mode": mode, "horizon": horizon, "reference_size": 20, "threshold": 0.99}
     one, other = ActionCache(5, 2, **options), ActionCache(5, 2, **options)
     for seed in range(3):
-        fused_encode(*make_taps(5, 24, seed), weights, cache=one)
+        fused_encode(*make_features(5, 24, seed), weights, cache=one)
     other.load_state_dict(one.state_dict())
     for seed in range(3, 10):
-        taps = make_taps(5, 24, seed // 2)
+        taps = make_features(5, 24, seed // 2)
         first = fused_encode(*taps, weights, cache=one)
         second = fused_encode(*taps, weights, cache=other)
         assert torch.equal(first.action, second.action)

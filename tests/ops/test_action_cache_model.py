@@ -30,7 +30,7 @@ class CacheModel:
         return {"step": 0, "plan": None, "reference": None, "hits": 0, "misses": 0, "fallbacks": 0}
 
     def step(self, slot: int, plan: list[int] | None, x: np.ndarray) -> tuple[int, bool]:
-        """The action and whether it was kept; ``plan`` is None where a logit is not finite."""
+        """Return the action and whether it was kept; ``plan`` is None for logits not finite."""
         record = self.slots[slot]
         keeps = record["plan"] is not None and record["step"] < INTERVAL * self.horizon
         if keeps and self.mode == "adaptive":
@@ -61,7 +61,7 @@ def make_cache(mode: str, width: int) -> ActionCache:
 
 
 def identity_policy(horizon: int) -> PolicyWeights:
-    """A policy whose logits are its features, where they are not negative."""
+    """Return a policy whose logits are its features, where they are not negative."""
     width = ACTIONS * horizon
     weights = make_weights(
         1, width, (width,), ACTIONS, reads="features", activation="relu", horizon=horizon
@@ -74,7 +74,7 @@ def identity_policy(horizon: int) -> PolicyWeights:
 
 
 def random_features(generator: np.random.Generator, rows: int, width: int) -> np.ndarray:
-    """Rows in one of four directions: similar to 0.9 and more, or 0.4 and less."""
+    """Return rows in one of four directions: similar to 0.9 and more, or 0.4 and less."""
     x = generator.random((rows, width)) * 0.1
     x[np.arange(rows), generator.integers(ACTIONS, size=rows)] = 1.0
     x *= 2.0 ** generator.integers(-4, 5, size=(rows, 1))

@@ -64,7 +64,7 @@ def make_case(
     seed: int = 0,
     padding: int = 0,
 ) -> Case:
-    """Random arguments: distinct cache rows, arbitrary positions, prefix lengths and slots."""
+    """Return random arguments: distinct cache rows, any positions, prefix lengths, slots."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(high: int) -> Tensor:

@@ -46,7 +46,7 @@ class Pool:
             self.parents.append(parent)
 
     def path(self, index: int) -> list[int]:
-        """The node and its ancestors, without the root."""
+        """Return the node and its ancestors, without the root."""
         path = []
         while index >= 0:
             path.append(index)
@@ -55,7 +55,7 @@ class Pool:
 
 
 def logits_of(path_tokens: tuple[int, ...], vocab: int, seed: int, scale: float) -> np.ndarray:
-    """Logits that depend on the path only, as a draft's do."""
+    """Return logits that depend on the path only, as a draft's do."""
     generator = np.random.default_rng([seed, *path_tokens])
     return (generator.standard_normal(vocab) * scale).astype(np.float32)
 

@@ -44,7 +44,7 @@ def encode(
 
 
 def strided(rows: int, columns: int, padding: int, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix whose rows lie apart and start anywhere."""
+    """Return a matrix whose rows lie apart and start anywhere."""
     return torch.randn(rows, columns + padding).to(dtype)[:, padding // 2 :][:, :columns]
 
 
@@ -132,7 +132,7 @@ def wide_abs(tensor: torch.Tensor) -> np.ndarray:
 
 
 def model_inputs(x: torch.Tensor, weights: PolicyWeights) -> np.ndarray:
-    """Taps after the norm, without its weight, which folding has moved into the matrix."""
+    """Return normalised features without the norm's weight, which folding moved away."""
     chunks = x.double().numpy().reshape(len(x), 3, -1)
     return (chunks / np.sqrt((chunks**2).mean(-1, keepdims=True) + weights.eps)).reshape(len(x), -1)
 
@@ -208,7 +208,7 @@ def test_an_infinite_feature_saturates_tanh(isa: str, value: float) -> None:
 
 
 def identity_policy(actions: int, horizon: int = 1) -> PolicyWeights:
-    """A policy whose logits are its features, where they are not negative."""
+    """Return a policy whose logits are its features, where they are not negative."""
     width = actions * horizon
     weights = make_weights(
         1, width, (width,), actions, reads="features", activation="relu", horizon=horizon
@@ -303,9 +303,9 @@ def test_many_rows_are_reduced_by_torch(monkeypatch: pytest.MonkeyPatch, wanted:
     weights = make_weights(9, 20, (8,), 5, norm_chunks=3, norm_weight=True)
     x = torch.randn(300, 27)
     calls = []
-    original = encode_cpu_module.reduce_taps
+    original = encode_cpu_module.reduce_features
     monkeypatch.setattr(
-        encode_cpu_module, "reduce_taps", lambda *args: calls.append(args) or original(*args)
+        encode_cpu_module, "reduce_features", lambda *args: calls.append(args) or original(*args)
     )
     rows, last = torch.randint(300, (200,)), torch.randint(200, (130,))
     features, logits, _, _ = encode(weights, x, rows=rows, last=last, return_features=wanted)

@@ -11,7 +11,7 @@ from eaglerl.ops import (
     fused_encode_ref,
 )
 
-from .policies import make_modules, make_taps
+from .policies import make_features, make_modules
 
 K = 24
 
@@ -36,7 +36,7 @@ def test_gradients_equal_those_of_float64(norm_chunks: int, activation: str, ind
     results = []
     for dtype in (torch.float32, torch.float64):
         weights = differentiable(modules.weights().to(dtype=dtype))
-        taps = [tap.to(dtype).requires_grad_() for tap in make_taps(5, K)]
+        taps = [tap.to(dtype).requires_grad_() for tap in make_features(5, K)]
         encode = fused_encode if dtype == torch.float32 else fused_encode_ref
         out = encode(*taps, weights, **options)
         assert out.features.requires_grad
@@ -52,7 +52,7 @@ def test_gradients_equal_those_of_float64(norm_chunks: int, activation: str, ind
 
 def test_gradients_of_the_folded_policy() -> None:
     modules = make_modules(K)
-    taps = torch.cat(make_taps(5, K), -1)
+    taps = torch.cat(make_features(5, K), -1)
     grads = []
     for weights in (modules.weights(), modules.weights().fold()):
         x = taps.clone().requires_grad_()
@@ -68,7 +68,7 @@ def test_training_through_the_op_learns() -> None:
     weights = differentiable(modules.weights())
     parameters = [t for t in weights.tensors().values() if t.is_floating_point()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2)
-    taps, wanted = make_taps(64, K), torch.randint(7, (64,))
+    taps, wanted = make_features(64, K), torch.randint(7, (64,))
     losses = []
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(fused_encode(*taps, weights).logits, wanted)
@@ -83,11 +83,11 @@ def test_training_through_the_op_learns() -> None:
 def test_opcheck(indexed: bool) -> None:
     weights = make_modules(K).weights()
     options = rows_and_last() if indexed else {"rows": None, "last": None}
-    inputs = (*make_taps(5, K), options["rows"], options["last"])
+    inputs = (*make_features(5, K), options["rows"], options["last"])
     draw = (0.0, 0, 0, True)
     arguments = (*inputs, *_encode_library.flatten(weights), *draw)
     torch.library.opcheck(torch.ops.eaglerl.fused_encode.default, arguments)
-    taps = [tap.requires_grad_() for tap in make_taps(5, K)]
+    taps = [tap.requires_grad_() for tap in make_features(5, K)]
     arguments = (*taps, *inputs[3:], *_encode_library.flatten(differentiable(weights)), *draw)
     torch.library.opcheck(torch.ops.eaglerl.fused_encode.default, arguments)
 
@@ -99,7 +99,7 @@ def test_opcheck_with_a_cache(mode: str) -> None:
     cache = ActionCache(5, 2, mode, horizon=horizon, reference_size=20)
     kept = (cache.state, cache.reference, cache.ring, None, cache.mode)
     arguments = (
-        *make_taps(5, K), None, None, *_encode_library.flatten(weights), 0.0, 0, 0, True, *kept,
+        *make_features(5, K), None, None, *_encode_library.flatten(weights), 0.0, 0, 0, True, *kept,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.eaglerl.fused_encode_cached.default, arguments)
 
@@ -116,7 +116,7 @@ def test_compiles_as_one_graph(cached: bool) -> None:
 
     compiled = torch.compile(decide, fullgraph=True)
     for seed in range(4):
-        taps = make_taps(5, K, seed)
+        taps = make_features(5, K, seed)
         for actual, expected in zip(
             compiled(*taps, caches[0]), decide(*taps, caches[1]), strict=True
         ):
@@ -129,7 +129,7 @@ def test_compiles_as_one_graph(cached: bool) -> None:
 @pytest.mark.slow
 def test_compiled_training_step() -> None:
     weights = differentiable(make_modules(K).weights())
-    taps = make_taps(5, K)
+    taps = make_features(5, K)
 
     def loss(low, mid, high):
         return fused_encode(low, mid, high, weights).logits.cos().sum()
@@ -143,7 +143,7 @@ def test_compiled_training_step() -> None:
 
 def test_no_features_where_none_are_asked_for() -> None:
     weights = make_modules(K).weights()
-    taps = make_taps(5, K)
+    taps = make_features(5, K)
     both = fused_encode(*taps, weights)
     alone = fused_encode(*taps, weights, return_features=False)
     assert alone.features is None
@@ -153,7 +153,7 @@ def test_no_features_where_none_are_asked_for() -> None:
 
 def test_features_keep_the_dtype_of_the_input() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        out = fused_encode(*make_taps(3, K, dtype=dtype), make_modules(K).weights())
+        out = fused_encode(*make_features(3, K, dtype=dtype), make_modules(K).weights())
         assert out.features.dtype == dtype
         assert out.logits.dtype == torch.float32
 
@@ -170,7 +170,7 @@ def test_taps_are_meant_where_the_widths_are_one() -> None:
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_taps_that_are_not_finite_give_the_fallback(value: float) -> None:
     weights = make_modules(K).weights(fallback_action=4)
-    low, mid, high = make_taps(3, K)
+    low, mid, high = make_features(3, K)
     mid[1, 5] = value
     cache = ActionCache(3, 10)
     for _ in range(2):
@@ -185,9 +185,9 @@ def test_taps_that_are_not_finite_give_the_fallback(value: float) -> None:
 
 def test_empty_batches() -> None:
     weights = make_modules(K).weights()
-    out = fused_encode(*make_taps(0, K), weights)
+    out = fused_encode(*make_features(0, K), weights)
     assert [tuple(t.shape) for t in out] == [(0, 20), (0, 7), (0,), (0, 3)]
     cache = ActionCache(2)
     before = cache.state.clone()
-    fused_encode(*make_taps(0, K), weights, cache=cache)
+    fused_encode(*make_features(0, K), weights, cache=cache)
     assert torch.equal(cache.state, before)

@@ -7,7 +7,7 @@ import torch
 
 from eaglerl.ops import ActionCache, action_cache_step, fused_encode, policy_mlp
 
-from .policies import make_modules, make_taps
+from .policies import make_features, make_modules
 
 K = 24
 
@@ -16,7 +16,7 @@ def wrong(name: str, call: Callable, error: type[Exception], message: str):
     return pytest.param(call, error, message, id=name)
 
 
-TAPS = make_taps(5, K)
+TAPS = make_features(5, K)
 INT = torch.tensor([0, 1])
 
 
@@ -31,7 +31,7 @@ INT = torch.tensor([0, 1])
         ),
         wrong(
             "width",
-            lambda w, c: fused_encode(*make_taps(5, 23), w),
+            lambda w, c: fused_encode(*make_features(5, 23), w),
             ValueError,
             "low must have 24 columns",
         ),
@@ -85,7 +85,7 @@ INT = torch.tensor([0, 1])
         ),
         wrong(
             "too many rows",
-            lambda w, c: fused_encode(*make_taps(1025, K), w),
+            lambda w, c: fused_encode(*make_features(1025, K), w),
             ValueError,
             "at most 1024 rows",
         ),

@@ -5,7 +5,7 @@ import torch
 
 from eaglerl.ops import ActionCache, fused_encode, policy_mlp, policy_mlp_ref
 
-from .policies import make_modules, make_taps
+from .policies import make_features, make_modules
 
 K = 24
 
@@ -38,7 +38,7 @@ def test_equals_torch_in_float64(activation: str, hidden: tuple[int, ...]) -> No
 
 def test_it_is_the_second_half_of_fused_encode() -> None:
     weights = make_modules(K).weights()
-    whole = fused_encode(*make_taps(6, K), weights)
+    whole = fused_encode(*make_features(6, K), weights)
     half = policy_mlp(whole.features, weights)
     torch.testing.assert_close(half.logits, whole.logits)
     assert torch.equal(half.action, whole.action)

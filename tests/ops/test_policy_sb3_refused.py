@@ -236,7 +236,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def normalized(**options: Any) -> tuple[Any, VecNormalize]:
-    """A model and its VecNormalize, whose statistics are of some steps."""
+    """Return a model and its VecNormalize, whose statistics are of some steps."""
     env = VecNormalize(
         VecMonitor(DummyVecEnv([lambda: Environment(spaces.Discrete(ACTIONS))])), **options
     )

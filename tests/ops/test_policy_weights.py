@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from eaglerl.ops import PolicyWeights, fused_encode_ref
 
-from .policies import make_modules, make_taps
+from .policies import make_features, make_modules
 
 
 def test_reference_equals_the_modules() -> None:
     for norm_chunks in (0, 1, 3):
         for activation in ("tanh", "relu", "silu"):
             modules = make_modules(norm_chunks=norm_chunks, activation=activation)
-            taps = make_taps(5, 24)
+            taps = make_features(5, 24)
             weights = modules.weights().to(dtype=torch.float64)
             actual = fused_encode_ref(*taps, weights).logits
             expected = modules.logits(torch.cat(taps, -1).double())
@@ -31,7 +31,7 @@ def test_modules_of_float64_give_the_reference_its_weights() -> None:
     modules.mlp.double()
     weights = modules.weights()
     assert weights.dtype == torch.float64
-    taps = make_taps(5, 24)
+    taps = make_features(5, 24)
     expected = fused_encode_ref(*taps, narrow.to(dtype=torch.float64)).logits
     assert torch.equal(fused_encode_ref(*taps, weights).logits, expected)
 
@@ -54,7 +54,7 @@ def test_fold_is_within_its_error_bound(k: int, norm_chunks: int) -> None:
     the layers behind pass on: tanh has slope 1 at most, the output layer its row's sum of |w|.
     """
     modules = make_modules(k, 64, (32,), 7, norm_chunks=norm_chunks)
-    taps = torch.cat(make_taps(4, k), -1)
+    taps = torch.cat(make_features(4, k), -1)
     weights = modules.weights()
     folded = weights.fold()
     assert folded.fc_weight is None

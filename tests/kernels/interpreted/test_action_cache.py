@@ -30,7 +30,7 @@ def make_cache(mode: str, size: int) -> ActionCache:
 
 
 def integers(cache: ActionCache) -> Tensor:
-    """The records without the norm, a float32 whose sum may be made in any order."""
+    """Return the records without the norm, a float32 whose sum may be made in any order."""
     words = [word for name, word in WORDS.items() if name != "reference_norm"]
     return cache.state[:, sorted(words)]
 
@@ -47,7 +47,7 @@ def assert_same(ours: ActionCache, native: ActionCache) -> None:
 
 
 def along(axes: list[int], size: int) -> Tensor:
-    """Rows along axes, a little disturbed: similar by 0.95 and more, or below 0.3."""
+    """Return rows along axes, a little disturbed: similar by 0.95 and more, or below 0.3."""
     x = torch.rand(len(axes), size) * 0.05
     x[torch.arange(len(axes)), torch.tensor(axes)] = 1.0
     return x * torch.tensor([0.25, 1.0, 64.0])[torch.randint(3, (len(axes), 1))]

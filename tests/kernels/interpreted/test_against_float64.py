@@ -32,7 +32,7 @@ FEW = settings(
 )
 
 
-def make_taps(count: int, k: int, dtype: torch.dtype, layout: str) -> tuple[Tensor, ...]:
+def make_features(count: int, k: int, dtype: torch.dtype, layout: str) -> tuple[Tensor, ...]:
     """low, mid and high: apart, side by side in one wider buffer, or as one tensor."""
     if layout == "apart":
         return tuple(torch.randn(count, k).to(dtype) for _ in range(3))
@@ -47,7 +47,7 @@ def check(
     last: Tensor | None,
     return_features: bool = True,
 ) -> None:
-    """Compares one decision, and that its action is the first of the largest logits it gives."""
+    """Compare one decision, whose action must be the first of its largest logits."""
     parts = [part for part in inputs if part is not None]
     x = torch.cat([part.double() for part in parts], dim=1)
     x = x if rows is None else x[rows]
@@ -84,7 +84,7 @@ def test_from_taps(data: st.DataObject) -> None:
     )
     count = draw(st.integers(1, 20))
     layout = draw(st.sampled_from(["apart", "slices", "joined"]))
-    inputs = (*make_taps(count, k, draw(st.sampled_from(DTYPES)), layout), None, None)[:3]
+    inputs = (*make_features(count, k, draw(st.sampled_from(DTYPES)), layout), None, None)[:3]
     rows = torch.randint(count, (draw(st.integers(1, 20)),)) if draw(st.booleans()) else None
     count = count if rows is None else len(rows)
     last = torch.randint(count, (draw(st.integers(1, 10)),)) if draw(st.booleans()) else None
@@ -115,7 +115,7 @@ def test_without_fc(data: st.DataObject) -> None:
     inputs = (torch.randn(count, k).to(dtype), None, None)
     if reads == "taps":
         layout = draw(st.sampled_from(["apart", "slices", "joined"]))
-        inputs = (*make_taps(count, k, dtype, layout), None, None)[:3]
+        inputs = (*make_features(count, k, dtype, layout), None, None)[:3]
     rows = torch.randint(count, (draw(st.integers(1, 20)),)) if draw(st.booleans()) else None
     count = count if rows is None else len(rows)
     last = torch.randint(count, (draw(st.integers(1, 10)),)) if draw(st.booleans()) else None
@@ -127,12 +127,12 @@ def test_without_fc(data: st.DataObject) -> None:
 def test_every_tile_of_rows(rows: int, types: tuple[torch.dtype, torch.dtype]) -> None:
     """By vectors and by matrices, whose three terms of bfloat16 lose nothing of float32."""
     weights = make_weights(33, 20, (9,), 7, dtype=types[1], norm_chunks=3)
-    check(weights, make_taps(rows, 33, types[0], "apart"), None, None)
+    check(weights, make_features(rows, 33, types[0], "apart"), None, None)
 
 
 def test_folding_is_within_the_bound_of_both_forms() -> None:
     weights = make_weights(48, 40, (16,), 6, norm_chunks=3, norm_weight=True)
-    taps = make_taps(4, 48, torch.float32, "apart")
+    taps = make_features(4, 48, torch.float32, "apart")
     given, folded = (
         encode_cuda(w, *taps, None, None, None, None, 0.0, 0, 0, False)[1]
         for w in (weights, weights.fold())

@@ -36,7 +36,7 @@ def make_policy(reads: str, hidden: tuple[int, ...] = (8,), **options: Any) -> P
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str]:
-    """Notes every call of a function that a kernel calls."""
+    """Note every call of a function that a kernel calls."""
     called: list[str] = []
     function = getattr(module, name)
 

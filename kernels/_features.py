@@ -1,4 +1,4 @@
-"""Reading the taps: rows by index, norms, and the sketch that stands for them."""
+"""Reading features (low, mid, high): rows by index, and the sketch that stands for them."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def find_input_row(rows_ptr, last_ptr, position, active, n_inputs, n_rows):
-    """Rows of the input at positions (S,), int64, and which of them exist.
+    """Return the input rows at positions (S,), int64, and which of them exist.
 
     The indices lie on the device, where an index out of range cannot be reported without waiting:
     such a row reads as NaN instead of as foreign memory.
@@ -23,13 +23,13 @@ def find_input_row(rows_ptr, last_ptr, position, active, n_inputs, n_rows):
 
 @triton.jit
 def sketch_sign(element):
-    """Sign of an element in the sketch: the top bit of a multiplicative hash."""
+    """Return the sign of an element in the sketch: the top bit of a multiplicative hash."""
     return tl.where((element.to(tl.uint32) * 2654435769) >> 31 != 0, -1.0, 1.0)
 
 
 @triton.jit
-def sketch_taps(taps, strides, input_row, exists, PLAN: tl.constexpr):
-    """Count sketches (S, buckets) of rows whose three chunks are divided by their root mean square.
+def sketch_features(inputs, strides, input_row, exists, PLAN: tl.constexpr):
+    """Return count sketches (S, buckets) of rows, each third divided by its root mean square.
 
     The formula is in ``csrc/policy/action_cache.h``. Blocks start at multiples of the number of
     buckets in the whole row, so that a lane's bucket is the same in every block, wherever a chunk
@@ -43,7 +43,7 @@ def sketch_taps(taps, strides, input_row, exists, PLAN: tl.constexpr):
     bucket = tl.arange(0, BUCKETS)[None, None, :]
     total = tl.zeros((GROUP, BUCKETS), tl.float32)
     for chunk in tl.static_range(3):
-        row_ptr = (taps[chunk] + input_row * strides[chunk])[:, None, None]
+        row_ptr = (inputs[chunk] + input_row * strides[chunk])[:, None, None]
         sketch = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
         square = tl.zeros((GROUP, LINES, BUCKETS), tl.float32)
         first = chunk * K // BUCKETS * BUCKETS
