@@ -196,7 +196,7 @@ def report(
     tokens = sum(len(trace) for trace in data.test)
     seeds = len(rows[0].seconds)
     command = shlex.join(["python", "benchmarks/compare_future_work.py", *sys.argv[1:]])
-    trees = ", ".join(str(tuple(tree)) for tree in data.actions.bins.tolist())
+    trees = ", ".join(str(tuple(tree)) for tree in data.actions.tensor.tolist())
     return f"""# What the publication leaves to future work, each beside its absence
 
     {command}
@@ -245,7 +245,7 @@ def main(
     )
     actions = grid.subset(select_actions(grid, half, times, select))
     data = Data(*split(half), others, actions, times)
-    shared = (traces, test or [], cost, actions.bins.tolist())
+    shared = (traces, test or [], cost, actions.tensor.tolist())
     settings = {"gamma": gamma, "learning_rate": learning_rate}
     results: dict[tuple[int, int], GreedyOutcomes] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), start_worker, shared) as pool:

@@ -332,7 +332,7 @@ class RenamedAttribute:
         self._old = name
 
     def __get__(self, instance: object | None, owner: type) -> Any:
-        _warn_renamed(f"{owner.__name__}.{self._old}", self._new)
+        _warn_renamed(f"{owner.__name__}.{self._old}", f"{owner.__name__}.{self._new}")
         return getattr(owner if instance is None else instance, self._new)
 
 

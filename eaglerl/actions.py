@@ -1,45 +1,37 @@
-"""The discrete actions of a policy: which draft trees it can choose from."""
+"""The discrete actions of a policy: the draft trees to choose from."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal, cast, overload
 
 import torch
 from pydantic import Field
 
+from eaglerl._moved import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Items, VersionedSchema, check_json, read_json
 from eaglerl.ops.limits import MAX_ACTIONS
 
-FORMAT = "eaglerl-actions"
-VERSION = 1
+FORMAT: Final = "eaglerl-actions"
+VERSION: Final = 1
 
-#: Actions of Re-SpS.
+#: Values of Re-SpS (https://arxiv.org/abs/2601.12212).
 RESPS_TOTAL_TOKENS = (32, 48, 64, 80, 96, 128)
 RESPS_DEPTHS = (3, 4, 5, 6, 7, 8)
 RESPS_TOP_KS = (8, 12, 16, 20, 32)
 
 
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(
-        f"{old} is deprecated and goes with the next release: use {new}",
-        DeprecationWarning,
-        stacklevel=3,
-    )
-
-
 class ActionsSchema(VersionedSchema):
-    """What a file, or a policy's settings, say of an action space."""
+    """An action space in a file or in a policy's settings."""
 
-    format: Literal[FORMAT]
-    version: Literal[VERSION]
+    format: Literal["eaglerl-actions"]
+    version: Literal[1]
     actions: Annotated[Items[TreeRow], Field(min_length=1, max_length=MAX_ACTIONS)]
 
 
@@ -47,15 +39,17 @@ class ActionSpace(Sequence[TreeParams]):
     """An ordered set of trees; an action is an index into it.
 
     Attributes:
-        bins: (A, 3) int32, `total_tokens`, `depth` and `top_k` of every action.
+        tensor: (A, 3) int32, `total_tokens`, `depth` and `top_k` of every action.
     """
+
+    bins = RenamedAttribute("tensor")
 
     def __init__(self, actions: Iterable[TreeParams]) -> None:
         """Keep the trees in the given order.
 
         Raises:
-            TypeError: something that is not `TreeParams`.
-            ValueError: no tree, or one that occurs twice.
+            TypeError: an action is not `TreeParams`.
+            ValueError: there are no trees, or one occurs twice.
         """
         self._actions = tuple(actions)
         if not self._actions:
@@ -68,9 +62,10 @@ class ActionSpace(Sequence[TreeParams]):
                 raise ValueError(f"actions must be distinct, got {action} twice")
             self._indices[action] = index
         rows = [(tree.total_tokens, tree.depth, tree.top_k) for tree in self._actions]
-        self.bins = torch.tensor(rows, dtype=torch.int32)
+        self.tensor = torch.tensor(rows, dtype=torch.int32)
 
     @classmethod
+    @renamed_arguments(published_rule="resps_rule")
     def grid(
         cls,
         total_tokens: Sequence[int],
@@ -78,24 +73,19 @@ class ActionSpace(Sequence[TreeParams]):
         top_ks: Sequence[int],
         *,
         resps_rule: bool = False,
-        published_rule: bool | None = None,
     ) -> ActionSpace:
-        """All trees of a grid that exist, `total_tokens` slowest and `top_k` fastest.
+        """Make the trees of a grid that can exist, in order of T, then D, then K.
 
         Args:
             total_tokens: values of T.
             depths: values of D.
             top_ks: values of K.
-            resps_rule: keep only T <= K^(D - 1), the rule of Re-SpS. Without it the exact bound
-                holds: T - 1 <= K + D K^2, the number of candidates.
-            published_rule: the deprecated name of `resps_rule`.
+            resps_rule: keep only T <= K^(D - 1), the rule of Re-SpS, in addition to the true
+                bound T - 1 <= K + D K^2, the number of candidates.
 
         Raises:
             ValueError: no tree is left.
         """
-        if published_rule is not None:
-            _warn_renamed("published_rule", "resps_rule")
-            resps_rule = published_rule
         actions = []
         for total, depth, top_k in product(total_tokens, depths, top_ks):
             fits = total - 1 <= top_k + depth * top_k**2
@@ -105,41 +95,33 @@ class ActionSpace(Sequence[TreeParams]):
 
     @classmethod
     def resps(cls) -> ActionSpace:
-        """Return the 177 actions of Re-SpS: its grid of 180 less the 3 that its rule excludes."""
+        """Make the 177 actions of Re-SpS: its grid of 180 without three that its rule excludes."""
         return cls.grid(RESPS_TOTAL_TOKENS, RESPS_DEPTHS, RESPS_TOP_KS, resps_rule=True)
+
+    published = RenamedAttribute("resps")
 
     @classmethod
     def resps_grid(cls) -> ActionSpace:
-        """Return the whole grid of Re-SpS: 180 actions, all of which are possible trees."""
+        """Make the whole grid of Re-SpS, 180 actions, all of which can exist."""
         return cls.grid(RESPS_TOTAL_TOKENS, RESPS_DEPTHS, RESPS_TOP_KS)
 
-    @classmethod
-    def published(cls) -> ActionSpace:
-        """Return `resps()`; the deprecated name of it."""
-        _warn_renamed("ActionSpace.published", "ActionSpace.resps")
-        return cls.resps()
-
-    @classmethod
-    def published_bins(cls) -> ActionSpace:
-        """Return `resps_grid()`; the deprecated name of it."""
-        _warn_renamed("ActionSpace.published_bins", "ActionSpace.resps_grid")
-        return cls.resps_grid()
+    published_bins = RenamedAttribute("resps_grid")
 
     @classmethod
     def cpu_grid(cls) -> ActionSpace:
-        """A fine grid of trees that a CPU can afford, not drafting included."""
+        """Make a fine grid of trees that suit a CPU, plain decoding included."""
         return cls.grid(
             (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64), (0, 1, 2, 3, 4, 5, 7), (1, 2, 4, 8)
         ).with_no_draft()
 
     @classmethod
     def cpu(cls) -> ActionSpace:
-        """Eight trees for a CPU, from not drafting at all to a deep one."""
+        """Make eight trees for a CPU, from plain decoding to a deep tree."""
         trees = ((2, 0, 1), (3, 1, 2), (4, 2, 2), (6, 2, 4), (8, 4, 2), (12, 4, 4), (20, 7, 4))
         return cls(TreeParams(*tree) for tree in trees).with_no_draft()
 
     def with_no_draft(self) -> ActionSpace:
-        """The same actions with T = 1, do not draft in this cycle, as the first."""
+        """Return the actions with T = 1, plain decoding, as the first one."""
         return self if NO_DRAFT in self._indices else ActionSpace((NO_DRAFT, *self._actions))
 
     @classmethod
@@ -147,17 +129,17 @@ class ActionSpace(Sequence[TreeParams]):
         """Read a file that `to_json` wrote.
 
         Raises:
-            ValueError: the file is not one, or holds a tree that cannot exist.
+            ValueError: the file is not an action space, or holds a tree that cannot exist.
         """
         content = read_json(path, ActionsSchema, "action space", form=(FORMAT, VERSION))
         return cls._of_content(content, f"the action space {str(path)!r}")
 
     @classmethod
     def from_dict(cls, content: object) -> ActionSpace:
-        """The action space that `to_dict` described.
+        """Make the action space that `to_dict` described.
 
         Raises:
-            ValueError: it is no such description, or holds a tree that cannot exist.
+            ValueError: `content` is not such a description, or holds a tree that cannot exist.
         """
         return cls._of_content(
             check_json(content, ActionsSchema, "the action space"), "the action space"
@@ -166,43 +148,49 @@ class ActionSpace(Sequence[TreeParams]):
     @classmethod
     def _of_content(cls, content: ActionsSchema, where: str) -> ActionSpace:
         try:
-            return cls(content.actions)
+            # The validator of `TreeRow` has made each row a tree.
+            return cls(cast("tuple[TreeParams, ...]", content.actions))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, object]:
-        """A description that JSON can hold."""
-        return {"format": FORMAT, "version": VERSION, "actions": self.bins.tolist()}
+        """Return a description of JSON values."""
+        return {"format": FORMAT, "version": VERSION, "actions": self.tensor.tolist()}
 
     def to_json(self, path: str | Path) -> None:
         """Write the actions to a file."""
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
-    def index(self, params: TreeParams) -> int:
-        """The action that stands for a tree.
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the index of a tree; `start` and `stop` are those of `Sequence.index`.
 
         Raises:
-            ValueError: the tree is none of the actions.
+            ValueError: the tree is not among the actions.
         """
-        try:
-            return self._indices[params]
-        except KeyError:
-            raise ValueError(f"{params} is none of the {len(self)} actions") from None
+        index = self._indices.get(value)
+        if index is None or index not in range(len(self))[start:stop]:
+            raise ValueError(f"{value} is none of the {len(self)} actions")
+        return index
 
     def subset(self, indices: Iterable[int]) -> ActionSpace:
-        """The actions of some indices, in this space's order.
+        """Return the actions of some indices, in this space's order.
 
         Raises:
             IndexError: an index is out of range.
-            ValueError: no index, or one that occurs twice.
+            ValueError: there are no indices, or one occurs twice.
         """
         return ActionSpace(self[index] for index in sorted(indices))
 
     def __len__(self) -> int:
         return len(self._actions)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> TreeParams: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TreeParams, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> TreeParams | tuple[TreeParams, ...]:
         return self._actions[index]
 
     def __iter__(self) -> Iterator[TreeParams]:
@@ -215,5 +203,5 @@ class ActionSpace(Sequence[TreeParams]):
         return hash(self._actions)
 
     def __repr__(self) -> str:
-        trees = ", ".join(str(tuple(row)) for row in self.bins[:4].tolist())
+        trees = ", ".join(str(tuple(row)) for row in self.tensor[:4].tolist())
         return f"ActionSpace({len(self)} actions: {trees}{', ...' if len(self) > 4 else ''})"

@@ -22,9 +22,9 @@ def test_the_rule_of_resps_excludes_three_of_the_180_actions() -> None:
 def test_actions_are_in_the_order_of_resps() -> None:
     totals, depths, widths = (32, 48, 64, 80, 96, 128), range(3, 9), (8, 12, 16, 20, 32)
     expected = [(total, depth, width) for total in totals for depth in depths for width in widths]
-    bins = ActionSpace.resps_grid().bins
-    assert bins.dtype == torch.int32
-    assert bins.tolist() == [list(triple) for triple in expected]
+    rows = ActionSpace.resps_grid().tensor
+    assert rows.dtype == torch.int32
+    assert rows.tolist() == [list(triple) for triple in expected]
 
 
 def test_a_grid_holds_every_tree_that_exists_and_no_other() -> None:
@@ -37,7 +37,7 @@ def test_a_grid_holds_every_tree_that_exists_and_no_other() -> None:
                 pool = width + sum(width * width for _ in range(depth))
                 if total - 1 <= pool:
                     expected.append((total, depth, width))
-    assert [tuple(row) for row in space.bins.tolist()] == expected
+    assert [tuple(row) for row in space.tensor.tolist()] == expected
 
 
 def test_no_draft_is_added_once_and_first() -> None:
@@ -53,6 +53,8 @@ def test_index_is_the_inverse_of_item() -> None:
     assert [space.index(tree) for tree in space] == list(range(177))
     with pytest.raises(ValueError, match="none of the 177 actions"):
         space.index(NO_DRAFT)
+    with pytest.raises(ValueError, match="none of the 177 actions"):
+        space.index(space[3], 4)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -107,3 +109,5 @@ def test_the_names_of_before_warn_and_work() -> None:
     with pytest.warns(DeprecationWarning, match="use resps_rule$"):
         old = ActionSpace.grid((80,), (3, 4), (8,), published_rule=True)
     assert list(old) == [TreeParams(80, 4, 8)]
+    with pytest.warns(DeprecationWarning, match=r"use ActionSpace\.tensor$"):
+        assert old.bins.tolist() == [[80, 4, 8]]

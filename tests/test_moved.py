@@ -79,7 +79,7 @@ def test_old_arguments_and_fields_work() -> None:
         def new(cls, first: int, second: int) -> tuple[int, int]:
             return first, second
 
-    with pytest.warns(DeprecationWarning, match=r"Home.old is deprecated .*use new$"):
+    with pytest.warns(DeprecationWarning, match=r"Home.old is deprecated .*use Home.new$"):
         assert Home.old(1, 2) == (1, 2)
     with pytest.warns(DeprecationWarning, match="The argument last"):
         assert renamed_arguments(last="second")(Home.new)(1, last=2) == (1, 2)

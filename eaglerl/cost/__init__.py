@@ -1,4 +1,4 @@
-"""What a cycle costs on a machine: the table, its measurement and fit, and a check of both."""
+"""The cost of a cycle on a machine: the table, its measurement, its fit and its check."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A cost table from measured cycles, on a machine that is not always equally fast."""
+"""Fit a cost table to measured cycles, on a machine whose speed varies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from eaglerl.cost.cost_check import ranges
 from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3.policy import TreeParams
 
-# Cycles around one that say how fast the machine was then.
+# Number of consecutive cycles from which the machine's speed at the middle one is estimated.
 _STRETCH = 15
-# How far the time of T rows lies from the line between its neighbours', as a share of it.
+# Prior standard deviation of the time of T rows around the line between its neighbours, relative.
 _UNEVENNESS = 0.02
-# A median is never believed to be more exact than this share of it.
+# Least relative standard error of a median: identical samples would make it 0.
 _LEAST_NOISE = 1e-4
 
 
@@ -24,10 +24,10 @@ class CycleSample:
     """One measured cycle.
 
     Attributes:
-        params: its tree.
-        context_length: tokens before it.
-        draft_seconds: time of its draft passes.
-        verify_seconds: time of its verification.
+        params: the draft tree.
+        context_length: tokens before the tree.
+        draft_seconds: duration of the draft passes.
+        verify_seconds: duration of the verification.
     """
 
     params: TreeParams
@@ -37,26 +37,26 @@ class CycleSample:
 
 
 def fit_cost_table(samples: Sequence[CycleSample], *, machine: str, draft_dtype: str) -> CostTable:
-    """Fit the table to measured cycles.
+    """Fit a table to measured cycles.
 
-    By medians, so that single disturbances do not count. What a stretch of 15 cycles took together
-    beside the table is put down to the machine, which was faster or slower then, and taken out
-    before the table is fitted again. The time of T rows is smoothed over T where the samples say
-    less than that neighbours are alike: a row that seems to cost nothing would be verified always.
+    Medians make the fit robust to single disturbances. If a stretch of 15 cycles as a whole is
+    slower or faster than the table, this is attributed to the machine's speed at that time and
+    divided out before the next fit. Where samples are few, the time of T rows is smoothed over T: a
+    row that seemed to cost nothing would always be verified.
 
     Args:
-        samples: several of every T and of every pair of D and K; two D at least for every K. In the
-            order in which they were measured, the kinds mixed.
-        machine: kept with the table.
-        draft_dtype: kept with the table.
+        samples: several samples of every T and of every pair of D and K, with at least two D for
+            every K, in the order of measurement and with kinds of cycle interleaved.
+        machine: description of the machine, stored in the table.
+        draft_dtype: precision of the draft's matrix products, stored in the table.
 
     Returns:
         The table. Verification is monotone in T and in the context.
 
     Raises:
-        ValueError: samples from which no table follows, or one whose times are not positive.
+        ValueError: the samples do not determine a table, or a fitted time is not positive.
     """
-    steady = samples
+    steady: Sequence[CycleSample] = samples
     for _ in range(2):
         table = _fit(steady, machine=machine, draft_dtype=draft_dtype)
         steady = _without_drift(samples, table)
@@ -65,11 +65,11 @@ def fit_cost_table(samples: Sequence[CycleSample], *, machine: str, draft_dtype:
 
 
 def _without_drift(samples: Sequence[CycleSample], table: CostTable) -> list[CycleSample]:
-    """The samples as if the machine had been as fast as in the median throughout."""
+    """Return the samples scaled to the machine's median speed."""
     ratios = np.array(
         [
             (sample.draft_seconds + sample.verify_seconds)
-            / float(table.seconds(sample.params, sample.context_length))
+            / table.seconds(sample.params, sample.context_length)
             for sample in samples
         ]
     )
@@ -113,7 +113,7 @@ def _fit(samples: Sequence[CycleSample], *, machine: str, draft_dtype: str) -> C
 def _fit_verification(
     samples: Sequence[CycleSample], totals: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of T rows without a context, and per token of it, for every T."""
+    """Return, for every T, the seconds of T rows without context and per token of context."""
     contexts, seconds = [], []
     for total in totals:
         chosen = [sample for sample in samples if sample.params.total_tokens == total]
@@ -126,18 +126,19 @@ def _fit_verification(
     for i, (x, y) in enumerate(zip(contexts, seconds, strict=True)):
         left = y - slopes[i] * x
         bases[i] = np.median(left)
-        # Standard error of a median, from the median deviation, for normal noise.
+        # Standard error of a median of n normal values, 1.2533 sigma / sqrt(n), with sigma = 1.4826
+        # times the median absolute deviation.
         deviation = 1.4826 * np.median(np.abs(left - bases[i]))
         noise[i] = max(1.2533 * deviation / np.sqrt(len(left)), _LEAST_NOISE * np.median(y))
     return isotonic(smoothed(np.array(totals), bases, noise), noise**-2), slopes
 
 
 def smoothed(places: np.ndarray, values: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Measured values, each drawn to the line between its neighbours as far as it is uncertain.
+    """Smooth measured values, the more the less certain they are.
 
-    The most likely values, if measurements scatter by `noise` and a value lies beside its
-    neighbours' line by 2 % of it, both normally (Whittaker 1923, for places that are not
-    equidistant).
+    The result is the most likely one if measurements have normal errors of standard deviation
+    `noise`, and the true value has a normal deviation of 2 % from the line between its neighbours
+    (Whittaker 1923, for unevenly spaced places).
 
     Args:
         places: (n,) ascending.
@@ -159,13 +160,14 @@ def smoothed(places: np.ndarray, values: np.ndarray, noise: np.ndarray) -> np.nd
 
 
 def _fit_passes(samples: Sequence[CycleSample], top_k: int) -> tuple[float, float]:
-    """Seconds of the first pass and of a later one, of one width, from the medians per depth."""
+    """Fit the seconds of the first and of a later pass of one width to the medians per depth."""
     chosen = [sample for sample in samples if sample.params.top_k == top_k]
     depths = sorted({sample.params.depth for sample in chosen})
     if len(depths) < 2:
         raise ValueError(f"samples must hold two depths for top_k={top_k}, got {depths}")
     medians = [np.median([s.draft_seconds for s in chosen if s.params.depth == d]) for d in depths]
-    # Relative errors count: a deep tree's pass is no more exact than a shallow one's.
+    # Weighted so that relative errors count: the time of a deep tree is no more exact than that of
+    # a shallow one, relative to its length.
     weights = 1.0 / np.array(medians)
     columns = np.stack((np.ones(len(depths)), np.array(depths, dtype=float)), axis=1)
     (first, later), *_ = np.linalg.lstsq(
@@ -175,7 +177,7 @@ def _fit_passes(samples: Sequence[CycleSample], top_k: int) -> tuple[float, floa
 
 
 def _with_draft_slope(table: CostTable, samples: Sequence[CycleSample]) -> CostTable:
-    """Give what is left of the draft's time after the fit to the context."""
+    """Fit the draft's time per token of context to the residuals of the passes."""
     contexts = np.array([sample.context_length for sample in samples], dtype=float)
     left = []
     for sample in samples:
@@ -184,7 +186,7 @@ def _with_draft_slope(table: CostTable, samples: Sequence[CycleSample]) -> CostT
         left.append((sample.draft_seconds - predicted) / (1 + tree.depth))
     _, slope = _median_line(contexts, np.array(left))
     slope = max(slope, 0.0)
-    # The passes were fitted at the median context, so that much of the slope is in them already.
+    # The passes were fitted at the median context, whose share of the slope they already include.
     inside = slope * float(np.median(contexts))
     return replace(
         table,
@@ -195,9 +197,9 @@ def _with_draft_slope(table: CostTable, samples: Sequence[CycleSample]) -> CostT
 
 
 def _median_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope by Theil and Sen: the median of the slopes of all pairs."""
+    """Return intercept and slope by Theil and Sen, from the median slope of all pairs."""
     first, second = np.triu_indices(len(x), k=1)
-    # Pairs that are close together say nothing about a slope.
+    # Pairs closer than a tenth of the range have mostly noise in their slope.
     apart = np.abs(x[second] - x[first]) > 0.1 * (np.ptp(x) if len(x) else 0.0)
     rise, run = (y[second] - y[first])[apart], (x[second] - x[first])[apart]
     slope = float(np.median(rise / run)) if len(run) else 0.0
@@ -205,25 +207,20 @@ def _median_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence closest to `values` in weighted least squares (pool adjacent
-    violators, Ayer et al. 1955)."""
-    blocks: list[list[float]] = []
-    for value, weight in zip(values, weights, strict=True):
-        blocks.append([float(value), float(weight), 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            late, early = blocks.pop(), blocks.pop()
-            weight = early[1] + late[1]
-            mean = (early[0] * early[1] + late[0] * late[1]) / weight
-            blocks.append([mean, weight, early[2] + late[2]])
-    return np.concatenate([np.full(int(count), mean) for mean, _, count in blocks])
+    """Return the non-decreasing sequence closest to `values` in weighted least squares."""
+    # Only fitting needs scipy, and importing it takes longer than reading a table.
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(values, weights=weights).x
 
 
 def _fit_error(table: CostTable, samples: Sequence[CycleSample]) -> CostError:
+    """Compare the table with the samples, disturbances included."""
     ratios: dict[TreeParams, list[float]] = {}
     measured = predicted = 0.0
     for sample in samples:
         seconds = sample.draft_seconds + sample.verify_seconds
-        expected = float(table.seconds(sample.params, sample.context_length))
+        expected = table.seconds(sample.params, sample.context_length)
         ratios.setdefault(sample.params, []).append(seconds / expected)
         measured += seconds
         predicted += expected

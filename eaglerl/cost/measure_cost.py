@@ -1,4 +1,4 @@
-"""Measuring the cost table of a machine with live cycles."""
+"""Measure the cost table of a machine with live decoding cycles."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ TOTAL_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 TOP_KS = (1, 2, 4, 8)
 DEPTHS = (0, 1, 2, 4, 7)
 
-# How often the plan is measured where the table is of no use.
+# Most measurements of the whole plan, while the table is unusable.
 _ATTEMPTS = 3
-# Cycles at the start of a run, while caches and buffers warm up.
+# Cycles at the start that are not counted, while caches and buffers warm up.
 _WARM_UP = 12
 
 
 def calibration_trees(
     total_tokens: Sequence[int], top_ks: Sequence[int], depths: Sequence[int]
 ) -> list[TreeParams]:
-    """Trees that together hold every T, and every pair of D and K, several times over.
+    """Return trees that cover every T, and every pair of D and K, several times.
 
     Raises:
-        ValueError: a T that no pair of D and K can fill.
+        ValueError: no pair of D and K allows one of the T.
     """
-    # All costs are compared with that of verifying the root alone.
+    # Verifying the root alone is measured most often, because all costs are compared with it.
     trees = [NO_DRAFT] * 8 if 1 in total_tokens else []
     pairs = [(depth, top_k) for top_k in top_ks for depth in depths]
     for total in total_tokens:
@@ -61,33 +61,34 @@ def calibrate(
     progress: Callable[[float], None] | None = None,
     again: Callable[[str], None] | None = None,
 ) -> CostTable:
-    """Measure cycles of all kinds in live decoding and fit the table.
+    """Measure all kinds of cycle in live decoding, and fit the table.
 
-    The kinds take turns in an order that is drawn anew in every pass, so that a machine that speeds
-    up or slows down does so for all of them. Where no table can be decided by, more is measured,
-    twice at most: medians of more cycles are less disturbed.
+    Every pass measures the kinds in a new random order, so that a change of the machine's speed
+    affects all of them. If the table is unusable, the measurement is extended, at most twice:
+    medians of more cycles are less disturbed.
 
     Args:
-        decoder: target, head and the precision of the draft's products.
-        prompt_ids: where the decoded text begins; a sequence that reaches `longest_context` begins
-            again.
-        machine: a description of the machine, kept with the table.
+        decoder: target, head and precision of the draft's matrix products.
+        prompt_ids: the prompt; a sequence that reaches `longest_context` starts over.
+        machine: description of the machine, stored in the table.
         total_tokens: T to measure, ascending from 1.
         top_ks: K to measure, ascending.
         depths: D to measure.
-        passes: how often every kind is measured.
-        longest_context: longest context to measure at.
-        seed: of the order.
-        progress: called with the fraction done, from 0 again where more is measured.
-        again: is told why more is measured.
+        passes: number of measurements of every kind.
+        longest_context: longest context to measure.
+        seed: seed of the order.
+        progress: called with the fraction done, which starts over when the measurement is extended.
+        again: called with the reason when the measurement is extended.
 
     Returns:
-        The table, its error included.
+        The table, with the error of its fit.
 
     Raises:
-        ValueError: an argument out of its range, a T that no tree can fill, or a machine that was
-            too busy: the message says what came out.
+        ValueError: an argument is out of range, no tree allows one of the T, the decoder has no
+            draft head, or the machine was too busy for a usable table.
     """
+    if decoder.draft is None:
+        raise ValueError("decoder must have a draft head, got one without")
     if passes < 3:
         raise ValueError(f"passes must be at least 3, got {passes}")
     if not len(prompt_ids) < longest_context <= decoder.target.max_positions - 64:
@@ -109,7 +110,7 @@ def calibrate(
         if left and again is not None:
             again(why)
     raise ValueError(
-        f"no cost table was made of {len(samples)} cycles: {why}. Something else kept the machine "
+        f"no usable cost table from {len(samples)} cycles: {why}. Something else kept the machine "
         "busy: measure again while nothing else runs, or with more passes (eaglerl calibrate "
         f"--passes {2 * passes})"
     )
@@ -118,7 +119,7 @@ def calibrate(
 def _fit(
     samples: Sequence[CycleSample], machine: str, draft_dtype: str
 ) -> tuple[CostTable | None, str]:
-    """The table, or why there is none that can be decided by."""
+    """Return the table, or the reason why there is no usable one."""
     try:
         table = fit_cost_table(samples, machine=machine, draft_dtype=draft_dtype)
     except ValueError as problem:
@@ -134,7 +135,7 @@ def _measure(
     longest_context: int,
     progress: Callable[[float], None] | None,
 ) -> list[CycleSample]:
-    """One cycle with each of the trees, in their order."""
+    """Measure one cycle with each of the trees, in order."""
     samples: list[CycleSample] = []
     session = None
     for tree in trees:
@@ -143,7 +144,7 @@ def _measure(
                 session.close()
             session = decoder.new_session(GreedyVerifier(), longest_context + 128)
             session.prefill(list(prompt_ids))
-            # The first draft pass of a sequence reads the whole prompt.
+            # Not a sample: the first draft pass of a sequence reads the whole prompt.
             session.step(TreeParams(2, 0, 1))
         context = len(session.token_ids)
         result = session.step(tree)

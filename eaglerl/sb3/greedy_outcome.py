@@ -42,7 +42,7 @@ def greedy_outcomes(weights: PolicyWeights, world: TraceWindows) -> GreedyOutcom
     Raises:
         ValueError: the policy has other actions, or reads observations of another width.
     """
-    if not torch.equal(weights.bins.cpu(), world.actions.bins):
+    if not torch.equal(weights.bins.cpu(), world.actions.tensor):
         raise ValueError(
             f"weights must choose from the world's {len(world.actions)} actions, got "
             f"{weights.num_actions} that differ"

@@ -69,7 +69,7 @@ def write_policy_card(folder: str | Path) -> None:
     where = f"the entry 'training' of the policy's card in {str(folder)!r}"
     training = check_json(card["training"], _TrainingSchema, where)
     options = training.options
-    trees = ", ".join("/".join(map(str, tree)) for tree in settings.actions.bins.tolist())
+    trees = ", ".join("/".join(map(str, tree)) for tree in settings.actions.tensor.tolist())
     extras = f" and {', '.join(options.extras)}" if options.extras else ""
     widths = " and ".join(map(str, options.net_arch))
     lines = [

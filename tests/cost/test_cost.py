@@ -193,6 +193,24 @@ def test_isotonic_against_a_quadratic_programme() -> None:
     np.testing.assert_allclose(isotonic(values, weights), result.x, atol=1e-4)
 
 
+def test_isotonic_is_the_largest_of_the_smallest_means() -> None:
+    draw = np.random.default_rng(2)
+    for count in range(1, 12):
+        values, weights = draw.standard_normal(count), draw.random(count) + 0.1
+
+        def mean(first: int, last: int, v: np.ndarray = values, w: np.ndarray = weights) -> float:
+            part = slice(first, last + 1)
+            return (v[part] * w[part]).sum() / w[part].sum()
+
+        # The min-max formula of isotonic regression (Barlow et al. 1972).
+        expected = [
+            max(min(mean(j, k) for k in range(i, count)) for j in range(i + 1))
+            for i in range(count)
+        ]
+        # Sums of at most 11 numbers around 1, in another order.
+        np.testing.assert_allclose(isotonic(values, weights), expected, rtol=0, atol=1e-13)
+
+
 def test_live_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever the machine of the test is busy with; when a table is of use is tested below.
     for module in ("measure_cost", "cost_table"):
@@ -311,7 +329,7 @@ FAST = {
 
 def test_a_busy_machine_gives_no_table() -> None:
     said: list[str] = []
-    busy = r"no cost table was made of \d+ cycles: .*busy: measure again .*--passes 6"
+    busy = r"no usable cost table from \d+ cycles: .*busy: measure again .*--passes 6"
     with pytest.raises(ValueError, match=busy):
         calibrate(Disturbed(10**9), [1, 2, 3], **FAST, again=said.append)
     assert len(said) == 2

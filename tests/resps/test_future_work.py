@@ -143,7 +143,7 @@ def test_actions_ahead_are_those_of_stable_baselines3() -> None:
     expected, _ = policy.learner.model.predict(rows.numpy(), deterministic=True)
     assert [policy._infer(row.numpy()) for row in rows] == [tuple(row) for row in expected.tolist()]
     trees = [policy.predict_parameters(hidden_states=rows[0]) for _ in range(40)]
-    assert trees == [tuple(ACTIONS.bins[a].tolist()) for a in expected[0] for _ in range(10)]
+    assert trees == [tuple(ACTIONS.tensor[a].tolist()) for a in expected[0] for _ in range(10)]
     assert policy.get_performance_stats()["decisions"] == 1
     with pytest.raises(ValueError, match="horizon must be 1, got 2: DQN values single actions"):
         make_policy(DQN, horizon=2)

@@ -25,7 +25,7 @@ def test_best_actions_are_those_of_stable_baselines3(policy_class: type) -> None
     rows = torch.randn(300, WIDTH)
     expected, _ = model.predict(rows.numpy(), deterministic=True)
     chosen = [policy.predict_parameters(hidden_states=row) for row in rows]
-    assert chosen == [tuple(ACTIONS.bins[action].tolist()) for action in expected]
+    assert chosen == [tuple(ACTIONS.tensor[action].tolist()) for action in expected]
     assert len(set(chosen)) > 2
 
 
@@ -44,7 +44,7 @@ def test_max_entropy_inference_draws_from_the_softmax(policy_class: type) -> Non
     scores = weights.output_weight @ hidden + weights.output_bias
     expected = 3000 * torch.softmax(scores.double() / 0.5, -1).numpy()
     counts = Counter(policy.predict_parameters(hidden_states=row) for _ in range(3000))
-    observed = np.array([counts[tuple(tree)] for tree in ACTIONS.bins.tolist()])
+    observed = np.array([counts[tuple(tree)] for tree in ACTIONS.tensor.tolist()])
     assert expected.min() > 5
     assert chisquare(observed, expected).pvalue > 0.001
 
@@ -75,7 +75,7 @@ def test_exploration_of_dqn() -> None:
     counts = Counter(
         even.predict_parameters(hidden_states=features(), training_mode=True) for _ in range(1200)
     )
-    assert chisquare([counts[tuple(t)] for t in ACTIONS.bins.tolist()]).pvalue > 0.001
+    assert chisquare([counts[tuple(t)] for t in ACTIONS.tensor.tolist()]).pvalue > 0.001
     greedy = make_policy(DQN, epsilon_start=0.0, epsilon_end=0.0, action_cache_steps=1)
     trees = {
         greedy.predict_parameters(hidden_states=features(), training_mode=True) for _ in range(30)

@@ -228,7 +228,7 @@ class Persistence(ABC):
 
         return actor_weights(
             model,
-            self.settings.actions.bins,
+            self.settings.actions.tensor,
             mlp_input="taps" if self.settings.spec.source == "taps" else "features",
             fallback_action=self.settings.fallback_action,
         )

@@ -53,7 +53,7 @@ class PolicyStatistics:
             "sequences": self.counts["sequences"],
             "mean_reward": self.mean_reward,
             "actions": {
-                tuple(actions.bins[action].tolist()): count
+                tuple(actions.tensor[action].tolist()): count
                 for action, count in self.actions.most_common()
             },
             "feature_sources": dict(self.sources),
