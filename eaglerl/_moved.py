@@ -357,6 +357,23 @@ def renamed_arguments(**names: str) -> Callable[[Callable[..., _T]], Callable[..
     return decorate
 
 
+def renamed_attributes(**names: str) -> Callable[[type[_T]], type[_T]]:
+    """Make a decorator that gives a class its attributes under their old names too.
+
+    Args:
+        names: old name = new name.
+    """
+
+    def decorate(owner: type[_T]) -> type[_T]:
+        for old, new in names.items():
+            attribute = RenamedAttribute(new)
+            attribute.__set_name__(owner, old)
+            setattr(owner, old, attribute)
+        return owner
+
+    return decorate
+
+
 def renamed_fields(**names: str) -> Callable[[type[_T]], type[_T]]:
     """Make a decorator that gives a dataclass its fields under their old names too.
 
@@ -366,11 +383,7 @@ def renamed_fields(**names: str) -> Callable[[type[_T]], type[_T]]:
 
     def decorate(owner: type[_T]) -> type[_T]:
         setattr(owner, "__init__", renamed_arguments(**names)(owner.__init__))  # noqa: B010
-        for old, new in names.items():
-            attribute = RenamedAttribute(new)
-            attribute.__set_name__(owner, old)
-            setattr(owner, old, attribute)
-        return owner
+        return renamed_attributes(**names)(owner)
 
     return decorate
 

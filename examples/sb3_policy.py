@@ -34,12 +34,12 @@ def main(target: str | None = None, head: str | None = None, steps: int = 256) -
 
     # The decision alone, from three layers' features of one token to the parameters of a tree.
     fc, norms = decoder.head.fc, decoder.head.fc_norm or ()
-    weights = PolicyWeights.from_sb3(model, actions.bins, fc=fc, norms=norms)
+    weights = PolicyWeights.from_sb3(model, actions.tensor, fc=fc, norms=norms)
     low, mid, high = torch.randn(3, 1, fc.in_features // 3)
     print("total_tokens, depth, top_k:", fused_encode(low, mid, high, weights).params.tolist())
 
     # In the decoding loop, the head's own FC is used.
-    policy = FusedPolicy(PolicyWeights.from_sb3(model, actions.bins), action_cache_steps=4)
+    policy = FusedPolicy(PolicyWeights.from_sb3(model, actions.tensor), action_cache_steps=4)
     output = decoder.generate(prompts[0], policy, max_new_tokens=48)
     print("trees:", *(cycle.params.total_tokens for cycle in output.statistics.cycles))
     print(decoder.tokenizer.decode(output.new_ids[0]))

@@ -1,4 +1,4 @@
-"""Greedy continuations of many prompts side by side, with the target's features."""
+"""Greedy continuations of many prompts, decoded side by side, with the target's features."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from eaglerl.eagle3.sampling import process_row
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.target_model import TargetModel
 
-# Rows by which the cache grows beyond what a prompt asks for, so that it seldom has to.
+# Spare rows when the cache grows, so that it grows rarely.
 _SPARE_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class GreedyText:
-    """A prompt and what greedy decoding makes of it.
+    """A prompt and its greedy continuation.
 
     Attributes:
         index: number of the prompt.
         prompt_ids: n tokens.
-        token_ids: the continuation, and `tail` tokens that the target would write after its end.
-        new_tokens: tokens of the continuation; the last may be one that ends a sequence.
+        token_ids: the continuation, and the `tail` tokens that the target would write after it.
+        new_tokens: number of tokens of the continuation, an end-of-sequence token included.
         features: (n + new_tokens + tail - 1, 3k) float32, of all tokens but the last.
     """
 
@@ -51,20 +51,20 @@ def greedy_texts(
     """Decode greedily, one token per pass and sequence, several sequences per pass.
 
     A product of several rows costs hardly more than one of a single row, so this is the fastest way
-    to the continuations of many prompts. Where the two best logits are closer than the rounding of
-    float32, the batch may choose the other one than a sequence decoded alone.
+    to the continuations of many prompts. If the two best logits are closer than the rounding of
+    float32, a batch may choose another token than a sequence decoded alone.
 
     Args:
         target: the target.
         prompts: token ids of the prompts.
         max_new_tokens: longest continuation.
-        tail: tokens to decode past the end, whatever they are.
+        tail: number of tokens to decode past the end, whatever they are.
         eos_token_ids: tokens that end a continuation.
-        slots: sequences side by side; a target that is not packed takes one at a time.
-        settings: whose logits processors are applied to every row with its text; none by default.
+        slots: number of sequences side by side; a target that is not packed has one.
+        settings: settings whose logits processors are applied to every row; none by default.
 
     Yields:
-        The texts, in the order in which they are done.
+        The texts, in the order of completion.
     """
     if not isinstance(target, PackedTarget):
         slots = 1
@@ -85,7 +85,7 @@ def greedy_texts(
 
 @dataclass(slots=True)
 class _Sequence:
-    """One sequence at work; `ended` is the length of its continuation once that is known."""
+    """A sequence in the batch; `ended` is the length of its continuation once it has ended."""
 
     index: int
     prompt: list[int]
@@ -99,7 +99,7 @@ class _Sequence:
         return len(self.prompt) + len(self.tokens) - 1
 
     def choose(self, logits: torch.Tensor) -> int:
-        """The target's next token, of (V,) logits."""
+        """Choose the next token from the target's (V,) logits."""
         if self.processors:
             logits = process_row(self.processors, [*self.prompt, *self.tokens], logits)
         return int(logits.argmax())
@@ -132,7 +132,7 @@ class _Batch:
 
     def start(self, index: int, prompt: list[int]) -> None:
         """Read a prompt into a free slot."""
-        self._reserve(len(prompt) + self._max_new_tokens + self._tail)
+        cache = self._reserve(len(prompt) + self._max_new_tokens + self._tail)
         slot = next(free for free in range(self._slots) if free not in self.active)
         processors = LogitsProcessorList()
         if self._settings is not None:
@@ -141,13 +141,15 @@ class _Batch:
         chunk = self._target.chunk_size
         for begin in range(0, len(prompt), chunk):
             rows = RowBatch.causal(prompt[begin : begin + chunk], begin, slot)
-            output = self._target.forward(rows, self._cache, "last")
+            output = self._target.forward(rows, cache, "last")
             sequence.features.append(output.features.clone())
+        assert output.logits is not None  # because "last" asks for them
         self.active[slot] = sequence
         self._add(sequence, sequence.choose(output.logits[0]))
 
     def advance(self) -> None:
-        """One token more for every sequence."""
+        """Decode one more token of every sequence."""
+        assert self._cache is not None  # made by `start`
         sequences = list(self.active.values())
         token_ids = torch.tensor([sequence.tokens[-1] for sequence in sequences])
         positions = torch.tensor([s.position for s in sequences], dtype=torch.int32)
@@ -157,6 +159,7 @@ class _Batch:
             slots = torch.tensor(list(self.active), dtype=torch.int32)
             rows = RowBatch(token_ids, positions, positions, positions + 1, slots=slots)
         output = self._target.forward(rows, self._cache, "all")
+        assert output.logits is not None
         features = output.features.clone()
         for row, token in enumerate(output.logits.argmax(-1).tolist()):
             sequence = sequences[row]
@@ -165,7 +168,7 @@ class _Batch:
             self._add(sequence, processed)
 
     def finished(self) -> Iterator[GreedyText]:
-        """Take the sequences out that have their tail."""
+        """Remove and yield the sequences whose tail is complete."""
         for slot, sequence in list(self.active.items()):
             if sequence.ended is None or len(sequence.tokens) < sequence.ended + self._tail:
                 continue
@@ -186,10 +189,12 @@ class _Batch:
         if last and sequence.ended is None:
             sequence.ended = count
 
-    def _reserve(self, capacity: int) -> None:
+    def _reserve(self, capacity: int) -> KVCache:
+        """Return the cache, grown to a capacity if necessary."""
         if self._cache is not None and self._cache.capacity >= capacity:
-            return
+            return self._cache
         grown = self._target.new_cache(capacity + _SPARE_ROWS, self._slots)
         if self._cache is not None:
             grown.data[..., : self._cache.capacity, :] = self._cache.data
         self._cache = grown
+        return grown

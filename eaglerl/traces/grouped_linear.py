@@ -1,8 +1,8 @@
-"""Matrix products of many draft passes at once, each with the rounding that it has by itself.
+"""Matrix products of many draft passes at once, each with the rounding of its own pass.
 
-The int8 products of a draft choose one scale per call, so that a row's result depends on the rows
-that share its pass. A replay that runs hundreds of passes in one product must therefore keep one
-scale per pass, or it replays another draft than the one that decodes.
+The int8 products of a draft have one scale per call, so a row's result depends on the rows in the
+same pass. A replay that runs hundreds of passes in one product must therefore keep one scale per
+pass, or its draft differs from the live one.
 """
 
 from __future__ import annotations
@@ -12,33 +12,35 @@ from torch import nn
 
 from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
 
-# Rows for which oneDNN lays out the weights: a replay's products have hundreds.
+# Number of rows for which oneDNN lays out the weights: a replay's products have hundreds.
 _ROWS_HINT = 1024
 
 
 class GroupedQuantizer:
-    """Rounds the inputs of several layers, with one scale per group, and remembers the last."""
+    """Rounding of the inputs of several layers, with one scale per group; the last is cached."""
 
     def __init__(self) -> None:
-        # Without VNNI torch's products take 7 bit inputs.
+        # Without VNNI, torch's products take 7-bit inputs so that 16-bit sums cannot overflow.
         vnni = torch.cpu.get_capabilities().get("avx512_vnni", False)
         self._largest = 255 if vnni else 127
         self._input: torch.Tensor | None = None
         self._output: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Round as ``quantized::linear_dynamic`` does (asymmetric, zero always representable).
+        """Round like ``quantized::linear_dynamic``: asymmetric, with 0 always representable.
 
         Args:
             x: (G, R, n) float32, G groups of R rows.
 
         Returns:
-            Whole numbers (G, R, n) as float32, the zero point taken off, and scales (G, 1, 1).
+            Whole numbers (G, R, n) as float32, less the zero point, and scales (G, 1, 1).
         """
-        if x is self._input:
+        if x is self._input and self._output is not None:
             return self._output
         low, high = (bound.double() for bound in torch.aminmax(x.flatten(1), dim=1))
         low, high = low.clamp_max(0.0), high.clamp_min(0.0)
+        # From here on in the order and precision of FBGEMM's ChooseQuantizationParams: the zero
+        # point is rounded from the end of the range with the smaller error.
         scale = ((high - low) / self._largest).float()
         scale = torch.where(scale == 0, torch.full_like(scale, 0.1), scale)
         below, above = low / scale.double(), high / scale.double()
@@ -54,8 +56,9 @@ class GroupedQuantizer:
 class GroupedInt8Linear(nn.Module):
     """y = x W^T with int8 weights and one input scale per group of rows.
 
-    The whole numbers are multiplied in float32, which is exact below 2^24: sums of products of 7
-    bit inputs and 8 bit weights stay far below it at the widths of a draft head.
+    The whole numbers are multiplied in float32, which is exact for sums below 2^24. Products of a
+    7-bit input and an 8-bit weight are at most 127 * 127, and of varying sign, so the sums over the
+    width of a draft head stay far below.
     """
 
     def __init__(self, weight: torch.Tensor, quantizer: GroupedQuantizer) -> None:
@@ -68,19 +71,19 @@ class GroupedInt8Linear(nn.Module):
         self._quantizer = quantizer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(G, R, out) for ``x`` (G, R, in): G passes of R rows."""
+        """Return (G, R, out) for ``x`` (G, R, in): G passes of R rows."""
         codes, scale = self._quantizer(x)
         sums = self._product(codes.flatten(0, 1)).unflatten(0, x.shape[:2])
         return sums.mul_(scale * self._scales)
 
 
 class RowwiseLinear(nn.Module):
-    """y = x W^T, every row by itself."""
+    """y = x W^T, each row on its own."""
 
     def __init__(self, weight: torch.Tensor, dtype: LinearDtype = "float32") -> None:
         super().__init__()
         self._product = PackedLinear(weight, dtype=dtype, rows_hint=_ROWS_HINT)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., out) for ``x`` (..., in)."""
+        """Return (..., out) for ``x`` (..., in)."""
         return self._product(x.flatten(0, -2)).unflatten(0, x.shape[:-1])

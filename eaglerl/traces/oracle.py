@@ -1,7 +1,8 @@
-"""What is the most that choosing trees can give: exact bounds on recorded traces.
+"""Exact bounds on what a choice of trees can gain, on recorded traces.
 
-A trace's tokens are given, so that the policy with the least total time has the most tokens per
-second. All bounds are exact for the cost table that they are computed with.
+The tokens of a trace are given, so the policy with the least total time has the most tokens per
+second. All bounds are exact with respect to the cost table. They cover choices among draft trees:
+a policy with prompt lookup may exceed them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from eaglerl.traces.trace_set import Trace
 
 @dataclass(frozen=True, eq=False)
 class TraceTable:
-    """Outcome of every action at every position of one trace.
+    """Tokens and seconds of every action at every position of one trace.
 
     Attributes:
-        domain: where the prompt comes from.
-        tokens: (P, A) int64 tokens that a cycle emits, never more than there are left.
+        domain: source of the prompt.
+        tokens: (P, A) int64 tokens that a cycle emits, at most those left in the trace.
         seconds: (P, A) float64 duration of the cycle.
     """
 
@@ -35,10 +36,10 @@ class TraceTable:
 
     @classmethod
     def of(cls, trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -> TraceTable:
-        """The table of a trace.
+        """Make the table of a trace.
 
         Raises:
-            ValueError: an action that the trace or the cost table does not know.
+            ValueError: the trace or the cost table lacks an action.
         """
         lengths = trace.accepted_lengths(actions).astype(np.int64)
         return cls(
@@ -54,10 +55,10 @@ class TraceTable:
 def trace_tables(
     traces: Iterable[Trace], actions: Sequence[TreeParams], cost: CostTable
 ) -> list[TraceTable]:
-    """The tables of several traces.
+    """Make the tables of several traces.
 
     Raises:
-        ValueError: no traces, or an action that a trace or the cost table does not know.
+        ValueError: there are no traces, or a trace or the cost table lacks an action.
     """
     tables = [TraceTable.of(trace, actions, cost) for trace in traces]
     if not tables:
@@ -66,7 +67,8 @@ def trace_tables(
 
 
 def constant_seconds(table: TraceTable) -> np.ndarray:
-    """(A,) float64 time that each action takes for the whole trace, chosen at every cycle."""
+    """Return the (A,) float64 seconds of decoding the whole trace with each action alone."""
+    # total[i] is the time from position i to the end, so one backward pass serves all actions.
     positions, count = table.tokens.shape
     total = np.zeros((positions + 1, count))
     columns = np.arange(count)
@@ -82,9 +84,10 @@ def total_constant_seconds(tables: Iterable[TraceTable]) -> np.ndarray:
 
 
 def oracle_actions(table: TraceTable) -> tuple[np.ndarray, np.ndarray]:
-    """The fastest choice at every position, by dynamic programming from the end.
+    """Find the fastest choice at every position, by dynamic programming from the end.
 
-    V(P) = 0, V(i) = min_a [t(i, a) + V(i + L(i, a))].
+    V(P) = 0, V(i) = min_a [t(i, a) + V(i + L(i, a))]. This is exact because in greedy decoding the
+    text, and therefore every outcome L(i, a), is independent of the choices before.
 
     Returns:
         V, (P + 1,) float64 seconds to the end, and the minimising actions, (P,) int64.
@@ -100,14 +103,14 @@ def oracle_actions(table: TraceTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def follow(table: TraceTable, choice: np.ndarray) -> tuple[int, float, list[int]]:
-    """Decode a trace by a choice per position.
+    """Decode a trace with a given action at every position.
 
     Args:
-        table: the trace's outcomes.
+        table: outcomes of the trace.
         choice: (P,) actions.
 
     Returns:
-        Cycles, seconds, and the positions that were visited.
+        Number of cycles, seconds, and the visited positions.
     """
     position, seconds, visited = 0, 0.0, []
     while position < len(table):
@@ -121,18 +124,18 @@ def follow(table: TraceTable, choice: np.ndarray) -> tuple[int, float, list[int]
 def myopic_seconds(
     tables: Sequence[TraceTable], *, tolerance: float = 1e-9, max_rounds: int = 100
 ) -> tuple[float, float]:
-    """An oracle that does not look beyond the cycle: argmax_a L(i, a) - lambda t(i, a).
+    """Return the time of an oracle that sees one cycle ahead: argmax_a L(i, a) - rate * t(i, a).
 
-    lambda is the ratio of sums that this very rule gives (Dinkelbach 1967): iterated until it stays
-    where it is.
+    The rate is the ratio of tokens to seconds that this rule itself reaches: it is iterated until
+    it no longer grows (Dinkelbach 1967).
 
     Args:
         tables: the traces.
-        tolerance: relative change of lambda that counts as none.
+        tolerance: relative change of the rate at which iteration ends.
         max_rounds: most iterations.
 
     Returns:
-        Total seconds, and lambda in tokens per second.
+        Total seconds, and the rate in tokens per second.
     """
     tokens = sum(len(table) for table in tables)
     best_seconds = total_constant_seconds(tables).min()
@@ -155,13 +158,13 @@ class Bounds:
 
     Attributes:
         tokens: tokens of all traces.
-        plain: without drafting; NaN where T = 1 is none of the actions.
-        constant: the best constant tree, in hindsight.
+        plain: seconds without drafting; NaN if T = 1 is not among the actions.
+        constant: seconds of the best constant tree in hindsight.
         constant_action: its index.
-        per_domain: the best constant of every domain.
-        per_prompt: the best constant of every prompt.
-        myopic: the best choice at every cycle by L - lambda t.
-        oracle: the best sequence of choices.
+        per_domain: seconds of the best constant tree of each domain.
+        per_prompt: seconds of the best constant tree of each prompt.
+        myopic: seconds of the best choice at every cycle by L - rate * t.
+        oracle: seconds of the best sequence of choices.
     """
 
     tokens: int
@@ -175,19 +178,19 @@ class Bounds:
 
     @property
     def headroom(self) -> float:
-        """Gain in tokens per second of the oracle over the best constant: 0.33 for a third."""
+        """Gain in tokens per second of the oracle over the best constant tree: 0.33 for a third."""
         return self.constant / self.oracle - 1.0
 
     def captured(self, seconds: float) -> float:
-        """Share of the oracle's gain in tokens per second that a policy's time amounts to."""
+        """Return the share of the oracle's gain in tokens per second that a policy reaches."""
         return (1.0 / seconds - 1.0 / self.constant) / (1.0 / self.oracle - 1.0 / self.constant)
 
 
 def bounds(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable) -> Bounds:
-    """All bounds on some traces.
+    """Compute all bounds on some traces.
 
     Raises:
-        ValueError: no traces, or an action that a trace or the cost table does not know.
+        ValueError: there are no traces, or a trace or the cost table lacks an action.
     """
     tables = trace_tables(traces, actions, cost)
     constants = np.stack([constant_seconds(table) for table in tables])
@@ -213,22 +216,22 @@ def bounds(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable) -> Bo
 def select_actions(
     space: ActionSpace, traces: Iterable[Trace], cost: CostTable, count: int
 ) -> list[int]:
-    """The `count` actions that together cover most of the oracle's gain.
+    """Select `count` actions that together cover most of the oracle's gain.
 
-    Greedy: the best constant tree first, then always the action that shortens the exact oracle's
-    time over all traces the most.
+    The selection is greedy: the best constant tree first, then repeatedly the action that shortens
+    the exact oracle's time over all traces the most.
 
     Args:
         space: the actions to choose from.
         traces: recorded continuations.
-        cost: time of every action.
-        count: actions to choose.
+        cost: duration of every action.
+        count: number of actions to select.
 
     Returns:
-        Indices, in the order in which they were chosen; see `ActionSpace.subset`.
+        Indices, in the order of selection; see `ActionSpace.subset`.
 
     Raises:
-        ValueError: no traces, or `count` outside 1 to the number of actions.
+        ValueError: there are no traces, or `count` is not in 1 to the number of actions.
     """
     if not 1 <= count <= len(space):
         raise ValueError(f"count must lie in 1..{len(space)}, got {count}")
@@ -243,7 +246,8 @@ def select_actions(
 
 
 def _seconds_with_one_more(table: TraceTable, chosen: Sequence[int]) -> np.ndarray:
-    """(A,) the oracle's time with the chosen actions and each of all actions besides."""
+    """Return the (A,) seconds of the oracle over the chosen actions plus each action in turn."""
+    # Column a is the value function of the oracle with `chosen` and a: A programmes in one pass.
     positions, count = table.tokens.shape
     value = np.zeros((positions + 1, count))
     columns = np.arange(count)
@@ -257,15 +261,15 @@ def _seconds_with_one_more(table: TraceTable, chosen: Sequence[int]) -> np.ndarr
 
 
 def known_actions(space: ActionSpace, traces: Sequence[Trace], cost: CostTable) -> ActionSpace:
-    """The actions that all traces and the cost table have an answer for.
+    """Return the actions that all traces and the cost table cover.
 
     Args:
         space: the actions.
         traces: recorded continuations.
-        cost: of a machine.
+        cost: cost table of a machine.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no action is covered.
     """
     widths = set(cost.top_ks).intersection(*(trace.top_ks for trace in traces))
     depth = min(trace.max_depth for trace in traces)

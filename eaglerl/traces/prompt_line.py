@@ -1,4 +1,4 @@
-"""A line of a file of prompts: token ids, or what a user says."""
+"""A line of a prompt file: token ids, or the turns of a user."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from eaglerl.json_file import Items, Schema, TokenId
 
 
 class PromptLine(Schema):
-    """One of ``p`` and ``turns``; the first counts where a line has both, other keys do not.
+    """A prompt as ``p`` or ``turns``; ``p`` wins if both are given, other keys are ignored.
 
     Attributes:
         p: token ids of a whole prompt.
-        turns: what a user says, turn by turn.
+        turns: texts of the user, turn by turn.
     """
 
     model_config = ConfigDict(extra="ignore")

@@ -1,10 +1,11 @@
-"""Recording traces: decode prompts once, then replay the draft alone at every position."""
+"""Record traces: decode prompts once, then replay the draft alone at every position."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Prompt:
 
     Attributes:
         token_ids: its tokens.
-        domain: where it comes from; results are told apart by it.
+        domain: its source, by which results are grouped.
     """
 
     token_ids: tuple[int, ...]
@@ -41,17 +42,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What is recorded of every position.
+    """What to record of every position.
 
     Attributes:
         top_ks: widths K of the trees.
         max_depth: largest depth D.
         max_new_tokens: longest continuation.
-        lookup_tokens: length of the looked-up chains.
-        slots: prompts that are decoded side by side.
+        lookup_tokens: number of tokens to look up.
+        slots: number of prompts to decode side by side.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
 
     top_ks: tuple[int, ...] = (1, 2, 4, 8)
@@ -83,23 +84,23 @@ class RecordOptions:
 
     @property
     def tail(self) -> int:
-        """Tokens to know past the end of a continuation."""
+        """Number of tokens to decode past the end of a continuation."""
         return max(self.max_depth + 1, self.lookup_tokens)
 
 
 class TraceBuilder:
-    """Turns a decoded text into a trace."""
+    """The conversion of decoded texts into traces."""
 
     def __init__(self, head: Eagle3DraftHead, dtype: ReplayDtype, options: RecordOptions) -> None:
         """Pack a copy of the head.
 
         Args:
             head: the head, on the CPU, with an embedding table.
-            dtype: what the live draft's products run in.
+            dtype: precision of the live draft's matrix products.
             options: what to record.
 
         Raises:
-            ValueError: a width beyond the draft's vocabulary, or a head without a table.
+            ValueError: a width exceeds the draft's vocabulary, or the head has no embedding table.
         """
         if options.top_ks[-1] > head.config.draft_vocab_size:
             raise ValueError(
@@ -110,7 +111,7 @@ class TraceBuilder:
         self._options = options
 
     def build(self, text: GreedyText, domain: str) -> Trace:
-        """The trace of one text, of at least two new tokens."""
+        """Make the trace of a text with at least two new tokens."""
         options = self._options
         positions = text.new_tokens - 1
         prompt = len(text.prompt_ids)
@@ -121,9 +122,10 @@ class TraceBuilder:
         )
         levels = options.max_depth + 1
         future = _future_tokens(text.token_ids, positions, levels)
-        match, accepted, chains = _looked_up(text, positions, options.lookup_tokens)
-        looked_up = torch.from_numpy(np.pad(chains, ((0, 0), (1, levels)), constant_values=-1))
-        ranks, paths, chain_paths, scores = [], [], [], {}
+        match, accepted, tokens = _looked_up(text, positions, options.lookup_tokens)
+        # As a path: a column for the root, and at least as many as there are levels.
+        looked_up = torch.from_numpy(np.pad(tokens, ((0, 0), (1, levels)), constant_values=-1))
+        ranks, paths, lookup_paths, scores = [], [], [], {}
         for top_k in options.top_ks:
             trees = replay.grow(top_k, options.max_depth)
             pool = torch.stack([tree.scores for tree in trees])[:, 1:].numpy()
@@ -131,7 +133,7 @@ class TraceBuilder:
             ranks.append(pool_ranks(pool, path, top_k, options.max_depth))
             paths.append(path)
             pairs = zip(trees, looked_up[:, : levels + 1], strict=True)
-            chain_paths.append(np.stack([_path(*pair) for pair in pairs]))
+            lookup_paths.append(np.stack([_path(*pair) for pair in pairs]))
             scores[top_k] = pool.astype(np.float16)
         first = torch.log_softmax(replay.first_logits, dim=-1)
         best = first.topk(min(_FIRST_LOG_PROBS, first.shape[1])).values
@@ -148,27 +150,29 @@ class TraceBuilder:
             features=replay.reduced.half().numpy(),
             lookup_match=match,
             lookup_accepted=accepted,
-            lookup_path=np.stack(chain_paths, axis=1),
+            lookup_path=np.stack(lookup_paths, axis=1),
             lookup_tokens=options.lookup_tokens,
         )
 
 
 def _future_tokens(token_ids: Sequence[int], positions: int, levels: int) -> torch.Tensor:
-    """(P, levels + 1) int64: the true token of every level below each root, the root's first."""
+    """Return (P, levels + 1) int64: each root, then the true token of every level below it."""
     ids = torch.tensor(token_ids, dtype=torch.int64)
     return ids.unfold(0, levels + 1, 1)[:positions]
 
 
 def _path(tree: DraftTree, tokens: torch.Tensor) -> np.ndarray:
-    """Where a chain of tokens stands in a pool.
+    """Find a sequence of tokens in a pool.
 
     Args:
         tree: the whole pool as a tree.
-        tokens: (levels + 1,) int64, the root and the token of each level; -1 is no token.
+        tokens: (levels + 1,) int64, the root and the token of each level; -1 for no token.
 
     Returns:
-        (levels,) int16 pool index of the node of every level, -1 from where there is none.
+        (levels,) int16 pool index of the node of each level; -1 from the first missing one on.
     """
+    # Greedy acceptance does the search, if the "target" chooses the token of level l + 1 after every
+    # row of level l.
     levels = len(tokens) - 1
     following = torch.cat((tokens[1:], tokens.new_full((1,), -1)))
     rows = accept_path(tree.parents, tree.token_ids, following[tree.levels.long()])
@@ -178,7 +182,7 @@ def _path(tree: DraftTree, tokens: torch.Tensor) -> np.ndarray:
 
 
 def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int) -> np.ndarray:
-    """Ranks of the true nodes in the pools of all depths.
+    """Compute the ranks of the true nodes in the pools of all depths.
 
     Args:
         scores: (P, K + D K^2) float32 cumulative log-probabilities, in the order of the rounds.
@@ -187,9 +191,9 @@ def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int)
         max_depth: D.
 
     Returns:
-        (P, D + 1, D + 1) int16, [position, depth, level]: how many candidates of that depth's pool
-        come before the node, higher scores first and then lower indices, as the tree is chosen;
-        `ABSENT` where the node is not in the pool.
+        (P, D + 1, D + 1) int16, [position, depth, level]: the number of candidates in that depth's
+        pool that come before the node, by descending score and then ascending index, as when a tree
+        is chosen; `ABSENT` for a node outside the pool.
     """
     levels = max_depth + 1
     index = np.maximum(path, 0).astype(np.int64)
@@ -199,6 +203,7 @@ def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int)
     for level in range(levels):
         mine = own[:, level, None]
         earlier = (scores == mine) & (order < index[:, level, None])
+        # The running count at the end of a depth's pool is the node's rank there.
         before = ((scores > mine) | earlier).cumsum(axis=1, dtype=np.int32)
         for depth in range(level, levels):
             rank = before[:, top_k + depth * top_k**2 - 1]
@@ -209,33 +214,33 @@ def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int)
 def _looked_up(
     text: GreedyText, positions: int, lookup_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What a lookup in the text finds at every position.
+    """Look up what followed the last tokens of the text, at every position.
 
     Returns:
-        Match lengths and accepted tokens of the chains, (P,) uint8 each, and the chains,
-        (P, lookup_tokens) int64, -1 where nothing matches.
+        Match lengths and numbers of accepted tokens, (P,) uint8 each, and the looked-up tokens,
+        (P, lookup_tokens) int64, -1 if nothing matches.
     """
     lookup = ContextLookup(text.prompt_ids)
     match, accepted = np.zeros((2, positions), dtype=np.uint8)
-    chains = np.full((positions, lookup_tokens), -1, dtype=np.int64)
+    tokens = np.full((positions, lookup_tokens), -1, dtype=np.int64)
     for position in range(positions):
         lookup.extend(text.token_ids[position : position + 1])
         found = lookup.propose(lookup_tokens)
         match[position] = found.match_length
-        chains[position, : len(found.token_ids)] = found.token_ids
+        tokens[position, : len(found.token_ids)] = found.token_ids
         true = text.token_ids[position + 1 : position + 1 + lookup_tokens]
-        agrees = chains[position] == np.array(true)
+        agrees = tokens[position] == np.array(true)
         accepted[position] = np.logical_and.accumulate(agrees).sum()
-    return match, accepted, chains
+    return match, accepted, tokens
 
 
 @dataclass(frozen=True)
 class RecordProgress:
-    """How far a recording is.
+    """Progress of a recording.
 
     Attributes:
-        prompts: prompts that the folder holds.
-        positions: positions that the folder holds.
+        prompts: number of prompts in the folder.
+        positions: number of positions in the folder.
     """
 
     prompts: int
@@ -251,25 +256,26 @@ def record(
     max_positions: int | None = None,
     progress: Callable[[RecordProgress], None] | None = None,
 ) -> TraceSet:
-    """Record traces into a folder, one shard per prompt; a folder with traces goes on.
+    """Record traces into a folder, one shard per prompt, or resume a recording.
 
-    Every file is written under another name and renamed, the index after the shard, so that a run
-    that is killed loses at most the prompts at work, and the same call goes on where it stopped.
+    Files are written atomically, the index after the shard. A killed run therefore loses at most
+    the prompts in progress, and the same call resumes it.
 
     Args:
-        decoder: target, head and the precision of the draft's products.
-        prompts: what to record; prompts that the folder holds already are skipped.
-        folder: made if it is not there.
-        options: what to record; a folder that goes on must have been made with the same.
-        max_positions: stop once the folder holds as many.
+        decoder: target, head and precision of the draft's matrix products.
+        prompts: the prompts; those that the folder already holds are skipped.
+        folder: output folder, created if necessary.
+        options: what to record; a resumed recording must have the same options.
+        max_positions: number of positions in the folder at which to stop.
         progress: called after every prompt.
 
     Returns:
         The traces of the folder.
 
     Raises:
-        ValueError: an option out of its range, a folder whose traces are of another target, head
-            or of other options, or a target whose texts end by more than tokens and lengths.
+        ValueError: an option is out of range; the folder holds traces of another target or head, or
+            with other options; the decoder has no draft head; or the target's texts end by other
+            conditions than tokens and lengths.
         AlreadyLockedError: another process is recording into the folder.
     """
     with exclusive_folder(folder):
@@ -288,11 +294,15 @@ def _record(
 ) -> TraceSet:
     settings = decoder.read_options(max_new_tokens=options.max_new_tokens)
     settings.check_ends_by_tokens()
-    dtype = products_dtype(decoder.draft)
-    header = _header(decoder, dtype, options)
+    head, draft = decoder.head, decoder.draft
+    if head is None or draft is None:
+        raise ValueError("decoder must have a draft head to record, got one without")
+    # The target's products may be bfloat16, the draft's may not.
+    dtype = cast("ReplayDtype", products_dtype(draft))
+    header = _header(decoder.target, head, dtype, options)
     shards = _open_folder(folder, header)
-    builder = TraceBuilder(decoder.head, dtype, options)
-    known = {shard["prompt_id"] for shard in shards}
+    builder = TraceBuilder(head, dtype, options)
+    known = {str(shard["prompt_id"]) for shard in shards}
     waiting = _unseen(decoder.target, prompts, known, options.max_new_tokens + options.tail)
     domains: list[str] = []
 
@@ -324,19 +334,19 @@ def _record(
 
 
 def _header(
-    decoder: SpeculativeDecoder, dtype: ReplayDtype, options: RecordOptions
+    target: TargetModel, head: Eagle3DraftHead, dtype: ReplayDtype, options: RecordOptions
 ) -> dict[str, object]:
-    """What an index says besides its shards."""
-    target, head = target_id(decoder.target), head_id(decoder.head)
+    """Make the content of an index without its shards."""
+    target_name, head_name = target_id(target), head_id(head)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "target_id": target,
-        "head_id": head,
-        "target_fingerprint": target.fingerprint,
-        "head_fingerprint": head.fingerprint,
+        "target_id": target_name,
+        "head_id": head_name,
+        "target_fingerprint": target_name.fingerprint,
+        "head_fingerprint": head_name.fingerprint,
         "draft_dtype": dtype,
-        "hidden_size": decoder.head.config.hidden_size,
+        "hidden_size": head.config.hidden_size,
         "top_ks": list(options.top_ks),
         "max_depth": options.max_depth,
         "max_new_tokens": options.max_new_tokens,
@@ -346,8 +356,8 @@ def _header(
 
 def _record_one(
     builder: TraceBuilder, text: GreedyText, domain: str, folder: Path
-) -> dict[str, object]:
-    """Write one shard, unless there is nothing to draft; its entry in the index."""
+) -> dict[str, Any]:
+    """Write a shard, unless there is nothing to draft, and return its entry in the index."""
     name = prompt_id(text.prompt_ids)
     if text.new_tokens > 1:
         write_shard(folder / f"{name}.safetensors", builder.build(text, domain))
@@ -359,14 +369,14 @@ def _record_one(
     }
 
 
-def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, object]]:
-    """The shards that a folder holds already; a new folder gets an index without any."""
+def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, Any]]:
+    """Return the shards of a folder; a new folder gets an index without shards."""
     if not (folder / INDEX_NAME).exists():
         write_index(folder, header | {"shards": []})
         return []
     index = read_index(folder)
     for name, value in header.items():
-        # Recorded before fingerprints were, it is of the same models if their ids are the same.
+        # An index from before fingerprints existed is checked by the ids alone.
         unknown = name.endswith("_fingerprint") and index.get(name) is None
         if index.get(name) != value and not unknown:
             raise ValueError(
@@ -379,7 +389,7 @@ def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, obje
 def _unseen(
     target: TargetModel, prompts: Iterable[Prompt], known: set[str], new_tokens: int
 ) -> Iterator[Prompt]:
-    """The prompts that are not `known`, checked."""
+    """Check the prompts, and yield those that are not `known`."""
     for prompt in prompts:
         count = len(prompt.token_ids)
         check_token_ids([list(prompt.token_ids)], target.vocab_size, target.max_positions)

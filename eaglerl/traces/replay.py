@@ -1,4 +1,4 @@
-"""The draft alone, replayed at many positions of a known text at once."""
+"""Replay of the draft alone, at many positions of a known text at once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from eaglerl.traces.grouped_linear import GroupedInt8Linear, GroupedQuantizer, R
 
 ReplayDtype = Literal["float32", "int8"]
 
-# Rows of one product: enough to be bound by arithmetic, few enough for the caches.
+# Rows per matrix product: enough to be bound by arithmetic, few enough for the processor's caches.
 _ROWS = 1024
-# Rows of a prompt that a runner takes in at once, and that share a scale therefore.
+# Rows of a prompt in one pass of the live draft, which share one int8 scale.
 _PROMPT_CHUNK = 256
-# A drafted node stands at most so many positions behind the last row.
+# Most positions by which a drafted node follows the last row.
 _MOST_ROUNDS = 64
 
 
 class DraftReplay:
-    """Runs a draft head at every position of a text whose continuation is known.
+    """A draft head that runs at every position of a text whose continuation is known.
 
-    Position i of a text is a tree whose root is token ``first + i``: its draft has a stable row for
-    every token before the root. All positions share these rows, and their frontiers are expanded
-    together, as many at a time as fill a product.
+    Position i of a text has a tree whose root is token ``first + i``; its draft has a stable row
+    for every token before the root. All positions share these rows, and their frontiers are
+    expanded together, as many at a time as fill a product.
 
-    What a live draft computes in int8 depends a little on which rows shared its passes, so a replay
-    stands for one history: the prompt was taken in at once and every later token by a pass of its
+    The int8 results of a live draft depend slightly on the rows that share a pass, so a replay
+    stands for one history: the prompt in passes of 256 rows, and every later token in a pass of its
     own, as if each cycle had emitted one token.
     """
 
@@ -41,10 +41,10 @@ class DraftReplay:
 
         Args:
             head: the head, on the CPU, with an embedding table.
-            dtype: what the live draft's products run in.
+            dtype: precision of the live draft's matrix products.
 
         Raises:
-            ValueError: the head has no table, or the dtype is unknown.
+            ValueError: the head has no embedding table, or the dtype is unknown.
         """
         if dtype not in ("float32", "int8"):
             raise ValueError(f'dtype must be "float32" or "int8", got {dtype!r}')
@@ -57,18 +57,18 @@ class DraftReplay:
 
     @torch.inference_mode()
     def start(self, token_ids: Sequence[int], features: torch.Tensor, first: int) -> ReplayText:
-        """Take in a text.
+        """Compute the stable rows of a text.
 
         Args:
-            token_ids: n tokens: prompt, and the continuation up to the last root.
+            token_ids: n tokens: the prompt, and the continuation up to the last root.
             features: (n - 1, 3k) float32 target features of all tokens but the last.
-            first: index of the first root, 1 to n - 1; what is before it is the prompt.
+            first: index of the first root, 1 to n - 1; the tokens before it are the prompt.
 
         Returns:
             The text with its stable rows, n - first positions.
 
         Raises:
-            ValueError: lengths that do not fit each other.
+            ValueError: lengths do not match, or the text leaves the head's sliding window.
         """
         count = len(token_ids)
         width = 3 * self.config.feature_hidden_size
@@ -89,7 +89,7 @@ class DraftReplay:
 
 
 class ReplayText:
-    """One text's stable rows, and the trees that grow from them.
+    """The stable rows of one text, and the trees that grow from them.
 
     Attributes:
         reduced: (P, k) float32 output of the head's fc for the last token before each root.
@@ -112,7 +112,7 @@ class ReplayText:
         config = head.config
         self._groups = config.num_attention_heads // config.num_key_value_heads
         self._scale = config.head_dim**-0.5
-        # A drafted node stands at most as far behind the last row as there are rounds.
+        # A drafted node follows the last row by at most as many positions as there are rounds.
         self._cos, self._sin = head_rope_tables(
             config.head_dim,
             config.rope_parameters,
@@ -126,6 +126,7 @@ class ReplayText:
         return len(self._ids) - self._first
 
     def _take_in(self, features: torch.Tensor) -> None:
+        """Compute keys and values of all rows, and the first pass of every position."""
         reduced = self._head.reduce(features.float())
         prompt, count = self._first, len(self._ids) - 1
         pieces = []
@@ -136,7 +137,7 @@ class ReplayText:
             rows = torch.arange(prompt, count)
             single = self._project(reduced[rows, None], self._ids[rows + 1, None], rows[:, None])
             pieces.append(single)
-        # Of the prompt's rows only the last is asked for an output, in a pass of one row from here.
+        # Only the prompt's last row needs an output: from here on it is a group of one row.
         queries, keys, values, residuals = (
             torch.cat([piece[part].flatten(0, 1) for piece in pieces]) for part in range(4)
         )
@@ -151,9 +152,9 @@ class ReplayText:
     def _project(
         self, hidden: torch.Tensor, token_ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Rotated q and k, v, and the residual, of hidden (G, R, h) with ids and positions (G, R).
+        """Return rotated q and k, v, and residual for hidden (G, R, h), ids and positions (G, R).
 
-        The G groups are passes of their own.
+        Each of the G groups is a pass of its own.
         """
         layer, attention = self._layer, self._layer.self_attn
         normed = layer.hidden_norm(hidden)
@@ -164,6 +165,7 @@ class ReplayText:
             for product in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         if attention.q_norm is not None:
+            assert attention.k_norm is not None  # a head has both norms or neither
             q, k = attention.q_norm(q), attention.k_norm(k)
         cos, sin = self._cos[positions], self._sin[positions]
         residual = normed if layer.norm_before_residual else hidden
@@ -172,7 +174,7 @@ class ReplayText:
     def _finish(
         self, attended: torch.Tensor, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Feedback (G, R, h) and logits (G, R, Vd) from the heads' outputs (G, R, Hq D)."""
+        """Return feedback (G, R, h) and logits (G, R, Vd) for attention outputs (G, R, Hq D)."""
         layer = self._layer
         x = residual + layer.self_attn.o_proj(attended)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
@@ -184,13 +186,16 @@ class ReplayText:
         positions: torch.Tensor,
         scratch: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Attention of every group's rows to its stable rows and its own drafted ones.
+        """Attend from every group's rows to its stable rows and its own drafted rows.
+
+        The stable rows are shared by all groups: the queries of all groups are multiplied with them
+        in one product per KV head, and columns after a group's position are masked.
 
         Args:
             queries: (G, R, Hq, D).
-            positions: (G,) which position each group belongs to.
-            scratch: keys and values of drafted rows (G, S, Hkv, D) and who sees them, (G, R, S)
-                bool.
+            positions: (G,) position of each group.
+            scratch: keys and values of the drafted rows (G, S, Hkv, D), and the mask of visible
+                ones (G, R, S) bool.
 
         Returns:
             (G, R, Hq D).
@@ -218,15 +223,15 @@ class ReplayText:
 
     @torch.inference_mode()
     def grow(self, top_k: int, depth: int) -> list[DraftTree]:
-        """Every position's whole pool of candidates, as trees.
+        """Grow the whole pool of candidates of every position.
 
         Args:
             top_k: K.
             depth: D, rounds after the first.
 
         Returns:
-            P trees of 1 + K + D K^2 rows each, the root first, then the candidates in the order of
-            the rounds: the first 1 + K + d K^2 rows are the pool of depth d.
+            P trees of 1 + K + D K^2 rows each: the root, then the candidates in the order of the
+            rounds, so that the first 1 + K + d K^2 rows are the pool of depth d.
         """
         trees: list[DraftTree] = []
         for begin, end in _chunks(self.positions, max(1, _ROWS // top_k)):
@@ -251,6 +256,7 @@ class ReplayText:
             q, k, v, residual = self._project(hidden, token_ids, rotary)
             keys = k if keys is None else torch.cat((keys, k), dim=1)
             values = v if values is None else torch.cat((values, v), dim=1)
+            # A mask row holds one bit per drafted row, 64 to an int64.
             bits = torch.arange(keys.shape[1])
             visible = (masks[..., bits // 64] >> (bits % 64) & 1).bool()
             attended = self._attend(q, positions, (keys, values, visible))
@@ -266,12 +272,12 @@ def _chunks(count: int, size: int) -> list[tuple[int, int]]:
 
 
 def _packed_copy(head: Eagle3DraftHead, dtype: ReplayDtype) -> Eagle3DraftHead:
-    """The same head with its products packed."""
+    """Return a copy of the head with packed matrix products."""
     copy = Eagle3DraftHead(head.config, embed_tokens=head.embed_tokens)
     copy.load_state_dict(head.state_dict())
     copy.requires_grad_(False).eval()
     attention, mlp = copy.midlayer.self_attn, copy.midlayer.mlp
-    # Layers that read the same tensor share a quantizer, which rounds it once.
+    # Layers with the same input share a quantizer, which rounds it once.
     for parent, names in (
         (attention, ("q_proj", "k_proj", "v_proj")),
         (attention, ("o_proj",)),
@@ -286,7 +292,8 @@ def _packed_copy(head: Eagle3DraftHead, dtype: ReplayDtype) -> Eagle3DraftHead:
                 GroupedInt8Linear(weight, quantizer) if dtype == "int8" else RowwiseLinear(weight)
             )
             setattr(parent, name, product)
-    # The live int8 draft runs its fc in bf16 where the CPU has it: the features have outliers.
-    reduced = "bfloat16" if dtype == "int8" and is_supported("bfloat16") else "float32"
-    copy.fc = RowwiseLinear(head.fc.weight, reduced)
+    # The live int8 draft runs its fc in bf16 where the CPU supports it, because features have
+    # outliers that would take up the int8 range.
+    fc_in_bf16 = dtype == "int8" and is_supported("bfloat16")
+    setattr(copy, "fc", RowwiseLinear(head.fc.weight, "bfloat16" if fc_in_bf16 else "float32"))  # noqa: B010
     return copy

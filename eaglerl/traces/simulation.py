@@ -1,9 +1,10 @@
-"""Running a policy on a trace: the decoding loop with the trace in the model's place."""
+"""Run a policy on traces: the decoding loop with a trace in place of the models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,13 +29,13 @@ from eaglerl.traces.trace_set import Trace
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did with some traces.
+    """Result of decoding traces with a policy.
 
     Attributes:
-        tokens: tokens emitted.
-        seconds: time by the cost table.
+        tokens: emitted tokens.
+        seconds: duration by the cost table.
         cycles: number of cycles.
-        trees: how often each kind of tree was verified: rows, depth and width.
+        trees: number of cycles by rows, depth and width of the verified tree.
     """
 
     tokens: int
@@ -44,13 +45,8 @@ class Outcome:
 
     @property
     def tokens_per_second(self) -> float:
-        """Ratio of the sums."""
+        """Tokens of all traces over their seconds."""
         return self.tokens / self.seconds
-
-    @property
-    def tokens_per_cycle(self) -> float:
-        """Mean acceptance length, the bonus token included."""
-        return self.tokens / self.cycles
 
 
 def simulate(
@@ -58,28 +54,29 @@ def simulate(
 ) -> list[Outcome]:
     """Decode traces with a policy, one after another.
 
-    It is shown what it would be shown live, but for the features, which are those that the draft
-    head's fc gives, (k,). The policy's own time is not counted.
+    The policy sees what it would see in live decoding, except for the features, which are the
+    output (k,) of the draft head's fc. The policy's own time is not counted.
 
     Args:
         policy: a constant tree or a policy; a `StagedPolicy` is asked after every draft pass.
-        traces: what is decoded.
-        cost: time of the cycles.
+        traces: the traces to decode.
+        cost: duration of the cycles.
 
     Returns:
         One outcome per trace.
 
     Raises:
-        ValueError: a tree that a trace or the cost table does not know.
-        TypeError: a policy that is none.
+        ValueError: a trace or the cost table lacks a chosen tree.
+        TypeError: `policy` is neither a tree nor a policy.
     """
     policy = as_policy(policy)
     return [_simulate_one(policy, trace, cost) for trace in traces]
 
 
 def total(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcomes of several traces together."""
-    tokens, seconds, cycles, trees = 0, 0.0, 0, {}
+    """Add up the outcomes of several traces."""
+    tokens, seconds, cycles = 0, 0.0, 0
+    trees: dict[tuple[int, int, int], int] = {}
     for outcome in outcomes:
         tokens += outcome.tokens
         seconds += outcome.seconds
@@ -95,7 +92,8 @@ def _simulate_one(policy: TreePolicy, trace: Trace, cost: CostTable) -> Outcome:
     text = _Text(trace)
     result: StepResult | None = None
     confidence: np.ndarray | None = None
-    position, seconds, cycles, trees = 0, 0.0, 0, {}
+    position, seconds, cycles = 0, 0.0, 0
+    trees: dict[tuple[int, int, int], int] = {}
     while position < len(trace):
         text.go_to(position)
         state = CycleState(
@@ -103,8 +101,7 @@ def _simulate_one(policy: TreePolicy, trace: Trace, cost: CostTable) -> Outcome:
             int(trace.context_lengths[position]),
             result,
             text=text.index,
-            # By its default: the variable moves on.
-            confidence=lambda shown=confidence: shown,
+            confidence=partial(_shown, confidence),
         )
         plan = as_plan(policy.choose(state))
         result = _step(policy, trace, position, plan, text, cost)
@@ -119,8 +116,13 @@ def _simulate_one(policy: TreePolicy, trace: Trace, cost: CostTable) -> Outcome:
     return Outcome(len(trace), seconds, cycles, trees)
 
 
+def _shown(confidence: np.ndarray | None) -> np.ndarray | None:
+    """Return the confidence; `partial` binds it, while a lambda would see the next cycle's."""
+    return confidence
+
+
 class _Text:
-    """A trace's text, indexed as far as it has been decoded; the index is made when asked for."""
+    """The text of a trace, indexed on demand as far as it has been decoded."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -128,11 +130,11 @@ class _Text:
         self._index: ContextLookup | None = None
 
     def go_to(self, position: int) -> None:
-        """The root of a position is the last token that is known."""
+        """Move to a position, whose root is the last known token."""
         self._position = position
 
     def index(self) -> ContextLookup:
-        """The index of the known text."""
+        """Return the index of the known text."""
         prompt = len(self._trace.prompt_ids)
         if self._index is None:
             self._index = ContextLookup(self._trace.prompt_ids)
@@ -144,24 +146,22 @@ class _Text:
 def _step(
     policy: TreePolicy, trace: Trace, position: int, plan: DraftPlan, text: _Text, cost: CostTable
 ) -> StepResult:
-    """What a cycle of live decoding would report.
+    """Return what a cycle of live decoding would report.
 
     Raises:
-        ValueError: a tree that the trace or the cost table does not know.
+        ValueError: the trace or the cost table lacks the tree.
     """
     params, context = plan.params, int(trace.context_lengths[position])
     lookup = text.index().propose(plan.lookup_tokens) if plan.lookup_tokens else NO_LOOKUP
     drafts = params.total_tokens > 1
     if drafts and isinstance(policy, StagedPolicy):
         progress, selection = staged_selection(policy, trace, position, params, lookup)
-        rows, length = (
-            selection.choose_total_tokens(progress),
-            _selected_length(trace, position, params, selection),
-        )
+        rows = selection.choose_total_tokens(progress)
+        length = _selected_length(trace, position, params, selection)
         params = TreeParams(min(rows, 1 + len(progress.scores)), progress.depth, params.top_k)
     else:
         rows, length = _merged(trace, position, params, lookup)
-    draft = float(cost.draft_seconds(params.depth, params.top_k, context)) if drafts else 0.0
+    draft = cost.draft_seconds(params.depth, params.top_k, context) if drafts else 0.0
     after = min(position + length, len(trace) - 1)
     emitted = trace.continuation_ids[position + 1 : position + 1 + length]
     return StepResult(
@@ -169,7 +169,7 @@ def _step(
         params=params,
         accepted=length - 1,
         draft_seconds=draft,
-        verify_seconds=float(cost.verify_seconds(rows, context)),
+        verify_seconds=cost.verify_seconds(rows, context),
         features=torch.from_numpy(trace.features[after].astype(np.float32)),
         context_length=context + length,
         lookup=lookup,
@@ -183,10 +183,10 @@ def _step(
 def staged_selection(
     policy: StagedPolicy, trace: Trace, position: int, limit: TreeParams, lookup: Lookup
 ) -> tuple[DraftProgress, Selection]:
-    """What a policy verifies when it is asked after every draft pass, and the draft's last state.
+    """Ask a policy after every draft pass, and return the draft's last state and the selection.
 
     Raises:
-        ValueError: a width or depth that the trace does not have.
+        ValueError: the trace lacks the width or depth.
     """
     trace.check_tree(limit)
     top_k, depth = limit.top_k, 0
@@ -212,27 +212,28 @@ def staged_selection(
 
 
 def _selected_length(trace: Trace, position: int, params: TreeParams, selection: Selection) -> int:
-    """Acceptance length of what was selected, the bonus token included."""
+    """Return the acceptance length of a selection, the bonus token included."""
     path = trace.path[position, trace.top_ks.index(params.top_k)]
     in_tree = np.isin(path, selection.nodes) & (path >= 0)
     by_tree = int(np.logical_and.accumulate(in_tree).sum())
-    by_chain = min(selection.chain_tokens, int(trace.lookup_accepted[position]))
-    return 1 + max(by_tree, by_chain)
+    by_lookup = min(selection.chain_tokens, int(trace.lookup_accepted[position]))
+    return 1 + max(by_tree, by_lookup)
 
 
 def _merged(trace: Trace, position: int, params: TreeParams, lookup: Lookup) -> tuple[int, int]:
-    """Rows and acceptance length of a tree and a chain that are verified together."""
+    """Return rows and acceptance length of a tree with looked-up tokens merged into it."""
     length = trace.accepted_lengths_at(position, params)
-    chain = len(lookup.token_ids)
-    if not chain:
+    looked_up = len(lookup.token_ids)
+    if not looked_up:
         return params.total_tokens, length
+    # Leading looked-up tokens that the tree holds too take no rows of their own.
     shared = 0
     if params.total_tokens > 1:
         size = params.top_k + params.depth * params.top_k**2
         scores = trace.scores[params.top_k][position, :size].astype(np.float32)
         best = np.argsort(-scores, kind="stable")[: params.total_tokens - 1]
-        nodes = trace.lookup_path[position, trace.top_ks.index(params.top_k), :chain]
+        nodes = trace.lookup_path[position, trace.top_ks.index(params.top_k), :looked_up]
         inside = np.isin(nodes, best) & (nodes >= 0)
         shared = int(np.logical_and.accumulate(inside).sum())
-    accepted = min(chain, int(trace.lookup_accepted[position]))
-    return params.total_tokens + chain - shared, max(length, 1 + accepted)
+    accepted = min(looked_up, int(trace.lookup_accepted[position]))
+    return params.total_tokens + looked_up - shared, max(length, 1 + accepted)

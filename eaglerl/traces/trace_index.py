@@ -1,4 +1,4 @@
-"""The index of a folder of traces: what they are of, and the shards that hold them."""
+"""The index of a folder of traces: target, head and options, and the list of shards."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Read and check a folder's index.
 
     Raises:
-        ValueError: there is none, or it is malformed or of another version.
+        ValueError: the index is missing, malformed or of another version.
     """
     path = folder / INDEX_NAME
     index = read_json(

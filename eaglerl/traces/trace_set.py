@@ -1,9 +1,10 @@
-"""Traces: what every draft tree would have yielded at every position of known continuations.
+"""Traces: the outcome of every draft tree at every position of known continuations.
 
 In greedy decoding the continuation does not depend on the trees, so one recording answers for all
-of them. For a width K the pool of candidates of depth D is the first K + D K^2 of one long pool.
+of them. For a width K, the pool of candidates of depth D is the first K + D K^2 of one long pool.
 ``ranks`` holds r(D, l), the rank in that pool of the node at level l of the true continuation (0 is
-the best; score descending, index ascending). A tree of T rows verifies the T - 1 best, so it yields
+the best; by descending score, then ascending index). A tree of T rows verifies the T - 1 best
+candidates, so its acceptance length is
 L(T, D, K) = 1 + the number of leading levels l with r(D, l) < T - 1.
 """
 
@@ -13,48 +14,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from eaglerl._moved import renamed_attributes
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId
 from eaglerl.tensor_file import check_tensor, open_tensors
 from eaglerl.traces.trace_index import read_index
 
-#: Rank of a node that is not in the pool.
+#: Rank of a node outside the pool.
 ABSENT = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One prompt's continuation: P positions, each the root of a tree, in the order of the text.
+    """One prompt's continuation: P positions in the order of the text, each the root of a tree.
 
-    Position i stands before continuation token i + 1: its root is token i. Arrays are NumPy's, and
-    may be views of a file.
+    The root of position i is continuation token i; its tree drafts from token i + 1 on. Arrays may
+    be views of a file.
 
     Attributes:
-        domain: where the prompt comes from.
+        domain: source of the prompt.
         prompt_id: hash of the prompt.
         prompt_ids: (n,) int32.
-        continuation_ids: (P + 1 + tail,) int32; the tail is what the target would write past the
+        continuation_ids: (P + 1 + tail,) int32; the tail is what the target would write after the
             end.
         top_ks: recorded widths, ascending.
         ranks: (P, len(top_ks), D + 1, D + 1) int16, rank r(depth, level); `ABSENT` outside the
             pool.
-        path: (P, len(top_ks), D + 1) int16, index in the pool of the node at each level; -1 for
-            none.
-        scores: per width (P, K + D K^2) float16 cumulative log-probabilities, in the pool's order.
+        path: (P, len(top_ks), D + 1) int16, index in the pool of the true node of each level; -1
+            for none.
+        scores: for each width, (P, K + D K^2) float16 cumulative log-probabilities, in the pool's
+            order.
         first_log_probs: (P, 8) float16, the best of the first draft pass.
         features: (P, k) float16, output of the head's fc for the token before the root.
-        lookup_match: (P,) uint8, length of the longest earlier match of the text's end, 0 for none.
-        lookup_accepted: (P,) uint8, leading tokens of the looked-up chain that come true.
-        lookup_path: (P, len(top_ks), D + 1) int16, index in the pool of the looked-up chain's
-            token at each level; -1 from the level on where the draft did not propose it.
-        lookup_tokens: length of the looked-up chains.
+        lookup_match: (P,) uint8, length of the longest earlier match of the text's end; 0 for none.
+        lookup_accepted: (P,) uint8, number of leading looked-up tokens that come true.
+        lookup_path: (P, len(top_ks), D + 1) int16, index in the pool of the looked-up token of each
+            level; -1 from the first level on whose token the draft did not propose.
+        lookup_tokens: number of tokens looked up at every position.
     """
 
     domain: str
@@ -82,25 +85,25 @@ class Trace:
 
     @cached_property
     def remaining(self) -> np.ndarray:
-        """(P,) int64 tokens that are still to be emitted at each position."""
+        """Tokens left to emit at each position, (P,) int64."""
         return np.arange(len(self), 0, -1)
 
     @cached_property
     def context_lengths(self) -> np.ndarray:
-        """(P,) int64 tokens before each position's tree, the root included."""
+        """Tokens before the tree of each position, the root included, (P,) int64."""
         return len(self.prompt_ids) + 1 + np.arange(len(self))
 
     def accepted_lengths(self, actions: Sequence[TreeParams]) -> np.ndarray:
-        """Acceptance length L of every action at every position, the bonus token included.
+        """Return the acceptance length L of every action at every position, bonus token included.
 
         Args:
             actions: A trees.
 
         Returns:
-            (P, A) int16. Near the end it may exceed `remaining`.
+            (P, A) int16; near the end, values may exceed `remaining`.
 
         Raises:
-            ValueError: a width that was not recorded, or a depth beyond what was.
+            ValueError: a tree's width or depth was not recorded.
         """
         lengths = np.empty((len(self), len(actions)), dtype=np.int16)
         for column, tree in enumerate(actions):
@@ -108,7 +111,7 @@ class Trace:
         return lengths
 
     def check_tree(self, tree: TreeParams) -> None:
-        """Make sure that a tree's width and depth were recorded.
+        """Check that a tree's width and depth were recorded.
 
         Raises:
             ValueError: they were not.
@@ -120,7 +123,7 @@ class Trace:
             )
 
     def _lengths(self, ranks: np.ndarray, tree: TreeParams) -> np.ndarray:
-        """(n,) lengths of a tree at the positions of `ranks` (n, ...)."""
+        """Return the (n,) lengths of a tree at the positions of `ranks` (n, ...)."""
         if tree.total_tokens == 1:
             return np.ones(len(ranks), dtype=np.int64)
         self.check_tree(tree)
@@ -129,52 +132,54 @@ class Trace:
         return 1 + kept.sum(axis=1)
 
     def accepted_lengths_at(self, position: int, tree: TreeParams) -> int:
-        """Acceptance length of one tree at one position.
+        """Return the acceptance length of one tree at one position.
 
         Raises:
-            ValueError: a width that was not recorded, or a depth beyond what was.
+            ValueError: the tree's width or depth was not recorded.
         """
         return int(self._lengths(self.ranks[position : position + 1], tree)[0])
 
 
+# The old name hides `Sequence.index`, which is why it is the old one.
+@renamed_attributes(index="header")
 class TraceSet(Sequence[Trace]):
-    """The traces of a folder; shards are mapped into memory when they are asked for.
+    """The traces of a folder; a shard is mapped into memory when its trace is used.
 
     Attributes:
-        folder: where the files are.
-        index: the content of the index, as written by the recorder.
+        folder: folder of the files.
+        header: content of the index, as written by the recorder.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Read the index.
 
         Raises:
-            ValueError: no index, or one that is malformed or of another version.
+            ValueError: the index is missing, malformed or of another version.
         """
         self.folder = Path(folder)
-        self.index = read_index(self.folder)
-        self._shards = [shard for shard in self.index["shards"] if shard["positions"]]
+        self.header = read_index(self.folder)
+        self._shards = [shard for shard in self.header["shards"] if shard["positions"]]
 
     @property
-    def target_id(self) -> str:
+    def target_id(self) -> ModelId:
         """Hash of the target that wrote the continuations."""
-        return ModelId(self.index["target_id"], self.index["target_fingerprint"])
+        return ModelId(self.header["target_id"], self.header["target_fingerprint"])
 
     @property
-    def head_id(self) -> str:
+    def head_id(self) -> ModelId:
         """Hash of the head that was replayed."""
-        return ModelId(self.index["head_id"], self.index["head_fingerprint"])
+        return ModelId(self.header["head_id"], self.header["head_fingerprint"])
 
     def check_ids(self, *, target_id: str | None = None, head_id: str | None = None) -> None:
-        """Make sure that the traces are of a certain target and head.
+        """Check that the traces belong to a target and head.
 
         Raises:
-            ValueError: they are of others; the message says both.
+            ValueError: they belong to another one; the message names both.
         """
         for name, wanted in (("target_id", target_id), ("head_id", head_id)):
-            if wanted is not None and self.index[name] != wanted:
+            if wanted is not None and self.header[name] != wanted:
                 raise ValueError(
-                    f"{name} of the traces in {str(self.folder)!r} is {self.index[name]}, "
+                    f"{name} of the traces in {str(self.folder)!r} is {self.header[name]}, "
                     f"wanted {wanted}"
                 )
 
@@ -186,18 +191,23 @@ class TraceSet(Sequence[Trace]):
     def __len__(self) -> int:
         return len(self._shards)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Trace: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Trace]: ...
+
+    def __getitem__(self, index: int | slice) -> Trace | list[Trace]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         shard = self._shards[index]
-        return read_shard(self.folder / shard["file"], shard, self.index)
+        return read_shard(self.folder / shard["file"], shard, self.header)
 
     def __iter__(self) -> Iterator[Trace]:
         return (self[index] for index in range(len(self)))
 
 
 def shard_tensors(trace: Trace) -> dict[str, torch.Tensor]:
-    """The tensors of a trace by their names in a shard."""
+    """Return the tensors of a trace by their names in a shard."""
     names = (
         "prompt_ids",
         "continuation_ids",
@@ -225,12 +235,12 @@ def read_shard(path: Path, shard: Mapping[str, Any], index: Mapping[str, Any]) -
 
     Args:
         path: the file.
-        shard: its entry in the index.
+        shard: the entry of the file in the index.
         index: the index.
 
     Raises:
-        ValueError: the file is missing, is no safetensors file, or its tensors are not those that
-            the index announces.
+        ValueError: the file is missing or not a safetensors file, or its tensors do not match the
+            index.
     """
     top_ks = tuple(index["top_ks"])
     positions, levels = shard["positions"], index["max_depth"] + 1
@@ -275,7 +285,7 @@ def _check_values(
     index: Mapping[str, Any],
     where: str,
 ) -> None:
-    """What is looked up by, or indexed with, must lie where it can be found."""
+    """Check the values that serve as indices, and that numbers are not NaN."""
     pool = index["top_ks"][-1] + index["max_depth"] * index["top_ks"][-1] ** 2
     lookups, vocabulary = index["lookup_tokens"], np.iinfo(np.int32).max
     limits = {

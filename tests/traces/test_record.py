@@ -136,7 +136,7 @@ def test_int8_is_replayed_with_the_scales_of_live_passes(tmp_path: Path) -> None
     traces = record(decoder, tiny_prompts(5), tmp_path, options=OPTIONS)
     actions = random_actions(40)
     counts = [live_disagreements(decoder, t, actions, row_by_row=True) for t in traces]
-    assert traces.index["draft_dtype"] == "int8"
+    assert traces.header["draft_dtype"] == "int8"
     assert sum(wrong for wrong, _ in counts) == 0
     assert sum(cycles for _, cycles in counts) > 100
 
@@ -276,8 +276,8 @@ def test_a_prompt_that_ends_at_once_has_no_positions(tmp_path: Path) -> None:
     first = decoder.generate(list(prompt.token_ids), max_new_tokens=1).sequences[0, -1]
     decoder.target.generation_config.eos_token_id = int(first)
     traces = record(decoder, [prompt, Prompt((1, 2), "x")], tmp_path, options=OPTIONS)
-    assert [shard["positions"] for shard in traces.index["shards"]].count(0) >= 1
-    assert len(traces) == sum(shard["positions"] > 0 for shard in traces.index["shards"])
+    assert [shard["positions"] for shard in traces.header["shards"]].count(0) >= 1
+    assert len(traces) == sum(shard["positions"] > 0 for shard in traces.header["shards"])
 
 
 @pytest.mark.parametrize(
