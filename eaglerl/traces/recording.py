@@ -171,8 +171,8 @@ def _path(tree: DraftTree, tokens: torch.Tensor) -> np.ndarray:
     Returns:
         (levels,) int16 pool index of the node of each level; -1 from the first missing one on.
     """
-    # Greedy acceptance does the search, if the "target" chooses the token of level l + 1 after every
-    # row of level l.
+    # Greedy acceptance finds the path, given a "target" that chooses the token of level l + 1 after
+    # every row of level l.
     levels = len(tokens) - 1
     following = torch.cat((tokens[1:], tokens.new_full((1,), -1)))
     rows = accept_path(tree.parents, tree.token_ids, following[tree.levels.long()])
