@@ -1,11 +1,11 @@
-"""How long the acceptance policy decides in a cycle of decoding.
+"""Time that the acceptance policy takes per decoding cycle.
 
     python benchmarks/bench_acceptance_policy.py [--top-k 4] [--passes 3] [--rounds N]
 
-One row per call of the loop, and their sum: microseconds a cycle, median and best tenth of the
-rounds, without and with a lookup. The model's nets have random weights and the sizes of a fitted
-one; what the policy is shown is made from the tree's bookkeeping, as in the loop. The last row is
-the same decisions by `AcceptanceModel`, the form for many cycles that training uses.
+One row for each call of the loop, and their sum: microseconds per cycle, median and best tenth of
+the rounds, without and with a lookup. The nets have random weights and the sizes of a fitted model;
+the policy's input is made from the tree's bookkeeping, as in the loop. The last row is the time of
+the same decisions by `AcceptanceModel`, the batched form that training uses.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.candidates import Candidates
 from eaglerl.policies.small_net import SmallNet
 
-VOCAB, HIDDEN, MAX_DEPTH, MAX_ROWS, CHAIN = 1000, 24, 5, 32, 12
+VOCAB, HIDDEN, MAX_DEPTH, MAX_ROWS, LOOKUP_TOKENS = 1000, 24, 5, 32, 12
 CONTEXT = 400
 CALLS = ("choose", "show", "should_continue", "select", "observe")
 
@@ -52,7 +52,7 @@ def make_model(top_k: int) -> AcceptanceModel:
         top_k=top_k,
         max_depth=MAX_DEPTH,
         max_rows=MAX_ROWS,
-        lookup_tokens=CHAIN,
+        lookup_tokens=LOOKUP_TOKENS,
         pool_net=make_net(draw, POOL_INPUTS),
         lookup_net=make_net(draw, LOOKUP_INPUTS),
         stop_weights=draw.standard_normal((MAX_DEPTH, STOP_INPUTS)).astype(np.float32),
@@ -61,7 +61,7 @@ def make_model(top_k: int) -> AcceptanceModel:
 
 
 def make_drafters(top_k: int, passes: int) -> tuple[list[TreeDrafter], tuple[int, ...]]:
-    """Return the tree builder after each pass, and a chain that begins with the best child."""
+    """Make the tree's bookkeeping after each pass, and looked-up tokens after the best child."""
     torch.manual_seed(0)
     logits = 3 * torch.randn(passes, top_k, VOCAB)
     drafters = []
@@ -73,7 +73,7 @@ def make_drafters(top_k: int, passes: int) -> tuple[list[TreeDrafter], tuple[int
             drafter._builder.expand(logits[index + 1])
         drafters.append(drafter)
     best = drafters[0]._builder.finish(2).token_ids[1]
-    return drafters, (int(best), *range(CHAIN - 1))
+    return drafters, (int(best), *range(LOOKUP_TOKENS - 1))
 
 
 class Cycle:
@@ -86,24 +86,24 @@ class Cycle:
         )
         self.model = make_model(top_k)
         self.policy = AcceptancePolicy(self.model, self.cost)
-        self.drafters, chain = make_drafters(top_k, passes)
-        self.lookup = Lookup(5, chain) if with_lookup else NO_LOOKUP
-        self.moment = DraftContext(CONTEXT, self.lookup, TotalTime())
+        self.drafters, looked_up = make_drafters(top_k, passes)
+        self.lookup = Lookup(5, looked_up) if with_lookup else NO_LOOKUP
+        self.context = DraftContext(CONTEXT, self.lookup, TotalTime())
         self.state = CycleState(torch.zeros(1), CONTEXT, None)
-        emitted = (chain[0], 7)
+        emitted = (looked_up[0], 7)
         self.result = StepResult(
             emitted, TreeParams(9, 2, 2), 1, 0.01, 0.02, torch.zeros(1), CONTEXT, self.lookup
         )
 
     def timed_calls(self) -> Iterator[tuple[str, float]]:
-        """Return the calls' names and the seconds that each took."""
+        """Make the calls, and yield the name and the seconds of each."""
         policy, top_k, clock = self.policy, self.model.top_k, time.perf_counter
         started = clock()
         policy.choose(self.state)
         yield "choose", clock() - started
         for depth, drafter in enumerate(self.drafters):
             started = clock()
-            progress = drafter._progress(top_k, depth, self.moment)
+            progress = drafter._progress(top_k, depth, self.context)
             yield "show", clock() - started
             started = clock()
             policy.should_continue(progress)
@@ -116,11 +116,11 @@ class Cycle:
         yield "observe", clock() - started
 
     def by_the_model(self) -> Callable[[], None]:
-        """Make the same cycle's decisions with `AcceptanceModel`."""
+        """Return a function that makes the same cycle's decisions with `AcceptanceModel`."""
         top_k, match = self.model.top_k, self.lookup.match_length
         shown = []
         for depth, drafter in enumerate(self.drafters):
-            progress = drafter._progress(top_k, depth, self.moment)
+            progress = drafter._progress(top_k, depth, self.context)
             nodes = progress.lookup_nodes
             nodes = np.full(depth + 1, -1) if nodes is None else nodes
             shown.append(
@@ -146,7 +146,7 @@ class Cycle:
 
 
 def measure(cycle: Cycle, rounds: int) -> dict[str, list[float]]:
-    """Return the microseconds of every round."""
+    """Return the microseconds of every round, by call."""
     names = (*CALLS, "together", "by `AcceptanceModel`")
     times: dict[str, list[float]] = {name: [] for name in names}
     decide = cycle.by_the_model()
@@ -179,7 +179,7 @@ def main() -> None:
     ]
     sys.stdout.write(
         f"K = {arguments.top_k}, {arguments.passes} passes, {build_info()['isa']}, one thread\n\n"
-        "| microseconds a cycle | no lookup, median | best tenth | lookup, median | best tenth |\n"
+        "| µs per cycle | no lookup, median | best tenth | lookup, median | best tenth |\n"
         "|---|---|---|---|---|\n"
     )
     for name in results[0]:

@@ -1,13 +1,13 @@
-"""What the publication leaves to future work, each beside its absence: PPO trained on traces.
+"""Extensions that Re-SpS leaves to future work, each compared with PPO without it, on traces.
 
     python benchmarks/compare_future_work.py --traces FOLDER [--test FOLDER] --cost FILE \
         [--output FILE.md]
 
-Adaptive caching (a decision is kept while the context is similar), learned compression of the
-features, and the trees of several windows at once. Every runner learns from the same prompts,
-half of them without --test, with the same seeds and the same number of decisions, a fifth of them
-choosing the checkpoint, and then decodes the others with its best actions, by the cost table. The
-time of the policy itself is not in it; how often it is called is.
+The extensions are adaptive caching (a decision is kept while the context is similar), learned
+compression of the features, and choosing the trees of several windows at once. Every variant is
+trained on the same prompts (half of them without --test) with the same seeds and number of
+decisions; a fifth of the training prompts chooses the checkpoint. It then decodes the test prompts
+with its best actions, by the cost table. The policy's own time is not counted, but its calls are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TEST_SHARE, CHOICE_SHARE = 0.5, 0.2
 
 @dataclass(frozen=True)
 class Runner:
-    """One way to set PPO up.
+    """A variant of PPO.
 
     Attributes:
         name: row of the table.
@@ -59,7 +59,7 @@ class Runner:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: The first one has none of the three.
+#: The first one has none of the three extensions.
 RUNNERS = (
     Runner("none: a tree is kept for 10 cycles"),
     Runner("none, kept for 3 cycles", {"cache_steps": 3}),
@@ -78,9 +78,9 @@ RUNNERS = (
 
 @dataclass(frozen=True)
 class Data:
-    """What every run needs."""
+    """Traces, actions and cost table of every run."""
 
-    learned: list[Trace]
+    training: list[Trace]
     choice: list[Trace]
     test: list[Trace]
     actions: ActionSpace
@@ -89,7 +89,7 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A runner's outcomes in the test: seconds of each prompt, (seeds, prompts)."""
+    """A variant's test result: seconds of each prompt, (seeds, prompts)."""
 
     runner: Runner
     seconds: np.ndarray
@@ -100,10 +100,10 @@ _DATA: list[Data] = []
 
 
 def read_halves(folders: list[Path], test: list[Path]) -> tuple[list[Trace], list[Trace]]:
-    """Traces to learn and choose from, and those to test on.
+    """Read the traces for training and choice of the checkpoint, and those for testing.
 
     Raises:
-        ValueError: they are of different heads.
+        ValueError: they belong to different heads.
     """
     if not test:
         half, others, _ = read_traces(folders, TEST_SHARE)
@@ -116,14 +116,14 @@ def read_halves(folders: list[Path], test: list[Path]) -> tuple[list[Trace], lis
 
 
 def split(half: Sequence[Trace]) -> tuple[list[Trace], list[Trace]]:
-    """Traces to learn from, and a fifth by which the checkpoint is chosen: the highest hashes."""
+    """Split into training traces and, by the highest hashes, the fifth that chooses checkpoints."""
     ordered = sorted(half, key=lambda trace: trace.prompt_id[-8:])
     count = len(ordered) - max(1, round(CHOICE_SHARE * len(ordered)))
     return ordered[:count], ordered[count:]
 
 
 def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[list[int]]) -> None:
-    """Read what every run of a process needs."""
+    """Read the data of all runs of a process."""
     from eaglerl.eagle3.policy import TreeParams
 
     torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def start_worker(folders: list[Path], test: list[Path], cost: Path, rows: list[l
 
 
 def run(runner: Runner, seed: int, steps: int, settings: dict[str, Any]) -> GreedyOutcomes:
-    """Train once, and decode the test's prompts."""
+    """Train once, and decode the test prompts."""
     from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy
 
     data = _DATA[0]
@@ -143,7 +143,7 @@ def run(runner: Runner, seed: int, steps: int, settings: dict[str, Any]) -> Gree
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trained = train_policy(
-            data.learned, data.actions, data.cost, folder, options, held_out=data.choice
+            data.training, data.actions, data.cost, folder, options, held_out=data.choice
         )
     world = TraceWindows(
         data.test, data.actions, data.cost, cache_steps=options.cache_steps,
@@ -153,7 +153,7 @@ def run(runner: Runner, seed: int, steps: int, settings: dict[str, Any]) -> Gree
 
 
 def gain(seconds: np.ndarray, reference: np.ndarray) -> str:
-    """Gain in tokens per second on the same tokens, and its 95 % interval over prompts.
+    """Return the gain in tokens per second on the same tokens, with its 95 % interval over prompts.
 
     Args:
         seconds: (prompts,) time of every prompt.
@@ -167,7 +167,7 @@ def gain(seconds: np.ndarray, reference: np.ndarray) -> str:
 
 
 def table(rows: Sequence[Row], constant: np.ndarray) -> str:
-    """A Markdown table; times are means over the seeds."""
+    """Return a Markdown table; times are means over the seeds."""
     lines = [
         "| PPO | cycles per call of the policy | over the tuned constant tree | seeds, one by one "
         "| over the first row |",
@@ -192,23 +192,23 @@ def report(
     rows: Sequence[Row], data: Data, constant: np.ndarray, tuned: object,
     steps: int, settings: dict[str, Any],
 ) -> str:  # fmt: skip
-    """The page."""
+    """Return the Markdown page."""
     tokens = sum(len(trace) for trace in data.test)
     seeds = len(rows[0].seconds)
     command = shlex.join(["python", "benchmarks/compare_future_work.py", *sys.argv[1:]])
     trees = ", ".join(str(tuple(tree)) for tree in data.actions.tensor.tolist())
-    return f"""# What the publication leaves to future work, each beside its absence
+    return f"""# Extensions that Re-SpS leaves to future work
 
     {command}
 
-PPO on traces: {len(data.learned)} prompts to learn from ({sum(map(len, data.learned))} positions),
-{len(data.choice)} to choose the checkpoint by, {len(data.test)} to test on ({tokens} tokens);
+PPO on traces: {len(data.training)} training prompts ({sum(map(len, data.training))} positions),
+{len(data.choice)} that choose the checkpoint, {len(data.test)} test prompts ({tokens} tokens);
 {steps} decisions at a learning rate of {settings["learning_rate"]:g} and a discount of
 {settings["gamma"]:g}, {seeds} seeds. Times are those of a cost table of {data.cost.machine},
-the draft in {data.cost.draft_dtype}; the policy's own time is not in them. Actions: {trees}.
-The constant tree {tuned}, tuned on all but those, has {tokens / constant.sum():.2f} tokens/s.
-Gains are in tokens per second, times averaged over the seeds; in brackets: 95 % confidence
-intervals over the prompts. Trained on {describe_machine()}.
+the draft in {data.cost.draft_dtype}, without the policy's own time. Actions: {trees}.
+The constant tree {tuned}, tuned on all but the test prompts, decodes
+{tokens / constant.sum():.2f} tokens/s. Gains are in tokens per second, with times averaged over the seeds and 95 % confidence intervals
+over the prompts in brackets. Trained on {describe_machine()}.
 
 {table(rows, constant)}
 """
@@ -232,7 +232,7 @@ def main(
     ] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
 ) -> None:
-    """Train all runners with all seeds, and compare them on prompts that none has seen."""
+    """Train all variants with all seeds, and compare them on unseen prompts."""
     torch.set_num_threads(1)
     started = time.monotonic()
     half, others = read_halves(traces, test or [])

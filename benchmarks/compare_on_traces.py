@@ -1,18 +1,18 @@
-"""Policies and baselines on recorded traces, by a cost table: seconds instead of hours.
+"""Compare policies and baselines on recorded traces by a cost table, in seconds instead of hours.
 
     python benchmarks/compare_on_traces.py --traces FOLDER --test FOLDER --cost FILE \
         [--policy LABEL=FOLDER] [--output FILE.md]
 
-What has something to tune, the constant tree and the rule with lookups above all, is tuned on
---traces; everything then decodes --test. The time of the policies themselves is not counted. With
-lookups the oracle of trees is no bound any more.
+The constant tree, the lookup rule and the other baselines are tuned on --traces; everything then
+decodes --test. The time of the policies themselves is not counted. The oracle chooses among trees
+alone, so it does not bound policies with prompt lookup.
 """
 
 from __future__ import annotations
 
 import os
 
-# Many small products: threads would wait for one another.
+# The products are small: threads would spend their time waiting for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import shlex
@@ -65,16 +65,16 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Markdown file to write, too.")] = None,
 ) -> None:
     """Decode traces with everything, and print one table."""
-    learned, _, head = read_traces(traces, 0.0)
+    training, _, head = read_traces(traces, 0.0)
     tested, _, tested_head = read_traces([test], 0.0)
-    if {t.prompt_id for t in learned} & {t.prompt_id for t in tested}:
+    if {t.prompt_id for t in training} & {t.prompt_id for t in tested}:
         raise typer.BadParameter("--test must share no prompt with --traces")
     if tested_head != head:
         raise typer.BadParameter(f"--test is of the head {tested_head}, --traces of {head}")
     table = CostTable.from_json(cost)
-    grid = known_actions(ActionSpace.cpu_grid(), [*learned, *tested], table)
-    tuned = best_constant(learned, grid, table)
-    inputs = few_trees(grid, table, learned)
+    grid = known_actions(ActionSpace.cpu_grid(), [*training, *tested], table)
+    tuned = best_constant(training, grid, table)
+    inputs = few_trees(grid, table, training)
     rule = make_baseline(RULE, inputs)
     study = Study(tested, table, tuned, rule, grid)
     lines = list(study.header())
@@ -91,16 +91,16 @@ def main(
             temporary.write_text(page + "\n", encoding="utf-8")
 
 
-def few_trees(grid: ActionSpace, table: CostTable, learned: Sequence[Trace]) -> BaselineInputs:
-    """What the baselines are tuned with: the rule tries all combinations with its trees."""
+def few_trees(grid: ActionSpace, table: CostTable, training: Sequence[Trace]) -> BaselineInputs:
+    """Return what the baselines are tuned with: few trees, because the rule tries all of them."""
     eight, four = (
-        grid.subset(select_actions(grid, learned[:200], table, count)) for count in (8, 4)
+        grid.subset(select_actions(grid, training[:200], table, count)) for count in (8, 4)
     )
-    return BaselineInputs(eight, list(four), table, learned)
+    return BaselineInputs(eight, list(four), table, training)
 
 
 def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, TreePolicy]]:
-    """Learned policies, and their controls, by label."""
+    """Yield trained policies and their controls, by label."""
     for text in folders:
         label, sign, path = text.partition("=")
         if not sign:
@@ -110,8 +110,8 @@ def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, Tr
             model = load_acceptance(files.path)
             yield label, AcceptancePolicy(model, table)
             if model.constant is not None:
-                guarded = FallbackPolicy(AcceptancePolicy(model, table), model.constant, model.gain)
-                yield f"{label}, guarded", guarded
+                bare = AcceptancePolicy(model, table)
+                yield f"{label}, with fallback", FallbackPolicy(bare, model.constant, model.gain)
             yield f"{label}, shuffled states", ShuffledProgress(AcceptancePolicy(model, table))
         else:
             yield label, load_resps_policy(files.path)
@@ -119,7 +119,7 @@ def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, Tr
 
 
 def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, TreePolicy]]:
-    """Baselines other than the rule with lookups, by label."""
+    """Yield the baselines other than the lookup rule, by label."""
     deepest = max(tree.depth for tree in grid)
     widest = max(tree.top_k for tree in grid)
     most = max(tree.total_tokens for tree in grid)
@@ -131,7 +131,7 @@ def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, 
 
 
 class Study:
-    """The traces that everything decodes; how the constant tree, the rule and an oracle do it."""
+    """The traces to decode, and the times of the constant tree, the lookup rule and the oracle."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Study:
         self._seconds: dict[str, np.ndarray] = {}
 
     def header(self) -> Iterator[str]:
-        """What it is about, and the head of the table."""
+        """Yield a description of the data, and the head of the table."""
         limits = bounds(self._traces, self._grid, self._table)
         tree = self._tuned.params
         speed = self._reference[:, 0].sum() / self._reference[:, 1].sum()
@@ -169,7 +169,7 @@ class Study:
         yield "|---" * len(names) + "|"
 
     def row(self, label: str, policy: TreePolicy) -> str:
-        """A policy's gains."""
+        """Return a row with a policy's gains."""
         own = self._decode(policy)
         self._seconds[label] = own[:, 1]
         sums = np.hstack((own, self._reference))
@@ -180,7 +180,7 @@ class Study:
         return f"| {' | '.join([label, *cells])} |"
 
     def captured(self) -> Iterator[str]:
-        """What the oracle of trees gains, the share of it that each captures, and the regret."""
+        """Yield a table of the oracle's gain, each policy's share of it, and its regret."""
         groups = {"all": np.ones(len(self._traces), dtype=bool)}
         groups |= {name: self._domains == name for name in sorted(set(self._domains))}
         tuned, tokens = self._reference[:, 1], self._reference[:, 0]
@@ -195,8 +195,8 @@ class Study:
                 rows[label].append(f"{100 * share:.0f} ({regret:.1f})")
         yield (
             "Share of the oracle's gain over the tuned constant tree, %, and in brackets the "
-            "regret against the oracle, ms a token. The oracle knows the best tree of every cycle, "
-            "but looks nothing up."
+            "regret against the oracle, ms per token. The oracle knows the best tree of every "
+            "cycle, but has no prompt lookup."
         )
         yield ""
         yield f"| | {' | '.join(groups)} |"
@@ -206,18 +206,18 @@ class Study:
             yield f"| {label} | {' | '.join(cells)} |"
 
     def _decode(self, policy: Any) -> np.ndarray:
-        """(prompts, 2) tokens and seconds."""
+        """Return tokens and seconds, (prompts, 2)."""
         outcomes = simulate(policy, self._traces, self._table)
         return np.array([(outcome.tokens, outcome.seconds) for outcome in outcomes])
 
 
 def decoded(trace: Trace) -> list[int]:
-    """The tokens of a trace's answer, without those past its end."""
+    """Return the tokens of a trace's answer, without those past its end."""
     return trace.continuation_ids[: len(trace) + 1].tolist()
 
 
 def with_interval(sums: np.ndarray) -> str:
-    """A gain in percent."""
+    """Return a gain in percent, with its interval."""
     found = ratio_interval(sums)
     low, middle, high = (100 * (x - 1) for x in (found.low, found.ratio, found.high))
     return f"{middle:+.1f} [{low:.1f}, {high:.1f}]"

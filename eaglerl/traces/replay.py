@@ -158,6 +158,7 @@ class ReplayText:
         """
         layer, attention = self._layer, self._layer.self_attn
         normed = layer.hidden_norm(hidden)
+        assert self._head.embed_tokens is not None  # checked by `DraftReplay`
         embeddings = self._head.embed_tokens[token_ids].float()
         pair = torch.cat((layer.input_layernorm(embeddings), normed), dim=-1)
         q, k, v = (
