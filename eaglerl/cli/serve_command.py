@@ -200,6 +200,6 @@ def _modes(
                 )
             else:
                 modes.append(found)
-    if table is None and any(mode.learned for mode in modes):
+    if table is None and any(mode.trained for mode in modes):
         tell_unmeasured()
     return Modes(modes, default or modes[0].name)

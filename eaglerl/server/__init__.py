@@ -1,4 +1,4 @@
-"""The web server: an OpenAI-compatible API, and a page that shows how the text is drafted.
+"""Web server: an OpenAI-compatible API, and a page that shows how text is drafted.
 
 It needs the extra ``server`` (FastAPI, uvicorn and prometheus-client).
 """

@@ -1,4 +1,4 @@
-"""How the two endpoints write answers: whole, in chunks of a stream, with log-probabilities."""
+"""The formats of answers of the two endpoints: whole, streamed, and with log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from eaglerl.server.text import PlacedToken, TokenTexts
 
-#: What OpenAI's API writes for a token that is out of the question.
+#: What OpenAI's API writes for a token of probability 0.
 _LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How an endpoint writes an answer.
+    """The answer format of an endpoint.
 
     Attributes:
-        prefix: of its id.
-        object: kind of the whole answer.
-        chunk: kind of a streamed part.
-        choice: makes a choice of the whole answer of its text.
-        delta: makes a choice of a streamed part of its text.
-        opening: what a stream's first choice holds besides; None for no such choice.
-        logprobs: writes log-probabilities of tokens.
+        prefix: prefix of an answer's id.
+        object: value of "object" in a whole answer.
+        chunk: value of "object" in a chunk of a stream.
+        choice: makes the choice of a whole answer from its text.
+        delta: makes the choice of a chunk from its text.
+        opening: content of the first choice of a stream; None if there is no such choice.
+        logprobs: formats log-probabilities of tokens.
     """
 
     prefix: str
@@ -51,7 +51,7 @@ def _chat_logprobs(placed: Sequence[PlacedToken], texts: TokenTexts) -> dict[str
 def _text_logprobs(placed: Sequence[PlacedToken], texts: TokenTexts) -> dict[str, Any]:
     def name(token_id: int) -> str:
         text, held = texts.of(token_id)
-        # Bytes that are no characters.
+        # Bytes that are not a whole character.
         return f"bytes:{text}" if held is not None and bytes(held) != text.encode() else text
 
     tokens = [token for _, token in placed]

@@ -1,4 +1,4 @@
-"""The web app, put together."""
+"""The web application: middleware, error handlers and routes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from eaglerl.server.completions_api import completion_routes
 from eaglerl.server.errors import add_error_handlers
 from eaglerl.server.live_api import live_routes, page_routes
-from eaglerl.server.middleware import Gate
+from eaglerl.server.middleware import RequestChecks
 from eaglerl.server.monitoring_api import monitoring_routes
 from eaglerl.server.service import Service
 
@@ -19,15 +19,15 @@ from eaglerl.server.service import Service
 def create_app(
     service: Service, *, api_key: str | None = None, hosts: Collection[str] | None = None
 ) -> FastAPI:
-    """The app of a service; its engine starts and stops with it.
+    """Make the application of a service; the engine starts and stops with it.
 
     Args:
-        service: what is served.
-        api_key: what clients must send as ``Authorization: Bearer``; None lets everybody in.
-        hosts: names under which it may be asked; None for any.
+        service: the service.
+        api_key: key that clients must send as ``Authorization: Bearer``; None for no key.
+        hosts: allowed values of the header ``Host``; None for any.
 
     Raises:
-        ValueError: an empty key.
+        ValueError: the key is empty.
     """
     if api_key is not None and not api_key.strip():
         raise ValueError("api_key must not be empty; None is for a server without a key")
@@ -40,7 +40,7 @@ def create_app(
         finally:
             service.engine.stop()
 
-    # The pages that show the API would come from another server.
+    # No docs pages: they load scripts from another server.
     app = FastAPI(
         title="eaglerl",
         version=version("eaglerl"),
@@ -49,7 +49,7 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(
-        Gate, max_body_bytes=service.limits.max_body_bytes, api_key=api_key, hosts=hosts
+        RequestChecks, max_body_bytes=service.limits.max_body_bytes, api_key=api_key, hosts=hosts
     )
     add_error_handlers(app)
     app.include_router(completion_routes(service))

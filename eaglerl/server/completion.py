@@ -1,4 +1,4 @@
-"""A request's answers at work."""
+"""The task that decodes the answers of one request."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from eaglerl.server.modes import Mode
 from eaglerl.server.service import Service
 from eaglerl.server.text import AnswerText, PlacedToken
 
-#: Rows of the prompt that are read before others have their turn: a fraction of a second of a small
-#: model on one core. Larger chunks would be hardly faster, as a product of matrices is at its best
-#: long before.
+#: Rows of the prompt that are read in one step: a fraction of a second for a small model on one
+#: core. Larger chunks are hardly faster, because matrix products reach their peak with fewer rows.
 PROMPT_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that has come.
+    """A new part of an answer's text.
 
     Attributes:
-        index: of the answer.
-        text: may be empty, where tokens have none.
-        logprobs: of the tokens that begin in it, with their places in the answer's text, where they
-            were asked for.
+        index: index of the answer.
+        text: the text; empty if its tokens have none yet.
+        logprobs: log-probabilities of the tokens that begin in it, with their offsets in the
+            answer's text, if they were asked for.
     """
 
     index: int
@@ -41,9 +40,9 @@ class AnswerEnd:
     """The end of an answer.
 
     Attributes:
-        index: of the answer.
+        index: index of the answer.
         reason: "stop" or "length".
-        speculative: what speculation did, with the last answer's end; None with the others'.
+        speculative: statistics of drafting, with the last answer only.
     """
 
     index: int
@@ -53,11 +52,11 @@ class AnswerEnd:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of all answers; comes with the last `AnswerEnd`.
+    """The end of all answers; follows the last `AnswerEnd`.
 
     Attributes:
-        completion_tokens: tokens of the answers, with those of a stop text or an end token.
-        statistics: what speculation did.
+        completion_tokens: tokens of all answers, including those of a stop text or an end token.
+        statistics: statistics of drafting.
     """
 
     completion_tokens: int
@@ -66,7 +65,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answers have no end."""
+    """The request has failed."""
 
     error: Exception
 
@@ -76,7 +75,7 @@ Event = Piece | AnswerEnd | Finished | Failed
 
 @dataclass
 class _Answer:
-    """One of the answers, while it is at work."""
+    """The answer that is being decoded."""
 
     index: int
     policy: TreePolicy
@@ -85,7 +84,10 @@ class _Answer:
 
 
 class CompletionTask(Task):
-    """Decodes the answers one after another and tells what comes, from the engine's thread."""
+    """Decodes the answers of a request one after another, and emits events as they come.
+
+    The events are emitted from the engine's thread.
+    """
 
     def __init__(
         self,
@@ -102,13 +104,13 @@ class CompletionTask(Task):
         """Set up.
 
         Args:
-            service: whose decoder decodes.
-            mode: of drafting.
-            prompt_ids: the prompt.
-            emit: told of every event; the last one is `Finished` or `Failed`.
+            service: the service with the decoder.
+            mode: mode of drafting.
+            prompt_ids: token ids of the prompt.
+            emit: called with every event; the last one is `Finished` or `Failed`.
             answers: number of answers.
             stops: texts that end an answer.
-            seed: of the first answer's draws; the others' are derived from it.
+            seed: seed of the first answer; the others' are derived from it.
             sampling: options of `SpeculativeDecoder.start`.
         """
         self._service = service
@@ -127,11 +129,11 @@ class CompletionTask(Task):
 
     @property
     def ready(self) -> bool:
-        """Always."""
+        """Always true: a completion never waits for its client."""
         return True
 
     def advance(self) -> bool:
-        """Read a part of the prompt, or run a cycle."""
+        """Read a part of the prompt or run one cycle; return whether that was the last step."""
         answer = self._answer or self._begin()
         if answer.generation.read_chunk(PROMPT_ROWS):
             return False
@@ -204,11 +206,11 @@ class CompletionTask(Task):
 
 
 def derived_seed(seed: int | None, index: int) -> int | None:
-    """The seed of one of several answers; the first has the request's own.
+    """Derive the seed of one of several answers; the first has the request's own.
 
     Args:
-        seed: of the request; None leaves all draws to chance.
-        index: of the answer.
+        seed: seed of the request; None for none.
+        index: index of the answer.
     """
     if seed is None or index == 0:
         return seed

@@ -1,4 +1,4 @@
-"""How long a connection may take for what, and how many there may be."""
+"""Limits on the number of connections and on how long each may take."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from eaglerl.server.errors import ApiError
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What uvicorn leaves open.
+    """Limits that uvicorn does not have.
 
     Attributes:
-        connections: at a time. One more takes the place of the oldest that has not sent a whole
-            request; where all of them are being answered, it is refused with 503.
-        header_seconds: from the first byte of a request, or from the connection, to the end of its
-            headers; else 408.
-        body_seconds: from there to the end of its body; else 408.
-        stalled_seconds: that a client may leave an answer unread before it is given up.
-        idle_seconds: between an answer and the next request.
+        connections: most connections at a time. One more replaces the oldest that has not sent a
+            whole request; if all are being answered, it is refused with status 503.
+        header_seconds: time from the connection, or from the first byte of a request, to the end of
+            its headers; then status 408.
+        body_seconds: time from the headers to the end of the body; then status 408.
+        stalled_seconds: time that a client may leave an answer unread before it is disconnected.
+        idle_seconds: time between an answer and the next request.
     """
 
     connections: int = 256
@@ -43,11 +43,11 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(H11Protocol):
-    """HTTP/1.1 within `limits`; `protocol_with` makes a class of some."""
+    """HTTP/1.1 within `limits`; see `protocol_with`."""
 
     limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
-    # The loop sets them by these calls; a connection has one timer, for what it is waiting for now.
+    # A connection has one timer, for what it is waiting for now.
     _deadline: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _awaits = ""
@@ -55,7 +55,7 @@ class LimitedProtocol(H11Protocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take up a connection, if there is a place."""
+        """Accept a connection, or refuse it if there are too many."""
         super().connection_made(transport)
         self._since = time.monotonic()
         if len(self.connections) > self.limits.connections and not self._make_place():
@@ -72,31 +72,31 @@ class LimitedProtocol(H11Protocol):
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other side has gone."""
+        """Stop the timers of a closed connection."""
         self._wait_for("", 0.0)
         self._cancel_stalled()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Start the timer of a client that does not read."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self.limits.stalled_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Stop the timer: the client reads again."""
         self._cancel_stalled()
         super().resume_writing()
 
     def shutdown(self) -> None:
-        """End what has not been asked for, and the rest after its answer."""
+        """Close the connection, after its answer if one is under way."""
         if self._awaits == "body":
             self._give_up(ApiError(503, "the server is shutting down", code="server_stopping"))
         elif not self.transport.is_closing():
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._give_up(ApiError(400, "the request is no valid HTTP/1.1", code="invalid_http"))
+        """Refuse what is not valid HTTP."""
+        self._give_up(ApiError(400, "the request is not valid HTTP/1.1", code="invalid_http"))
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -105,7 +105,7 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def _waiting(self) -> bool:
-        """Whether nothing has been asked for yet, or no more."""
+        """Whether no whole request is waiting for its answer."""
         return self._awaits != "" or self.cycle is None or self.cycle.response_complete
 
     def _look(self) -> None:
@@ -120,7 +120,7 @@ class LimitedProtocol(H11Protocol):
 
     def _wait_for(self, what: str, seconds: float) -> None:
         if what == self._awaits:
-            # More of the same is no reason to wait longer.
+            # More bytes of the same part do not extend the time.
             return
         if self._deadline is not None:
             self._deadline.cancel()
@@ -129,14 +129,14 @@ class LimitedProtocol(H11Protocol):
         self._deadline = self.loop.call_later(seconds, self._too_late) if what else None
 
     def _too_late(self) -> None:
-        message = f"the request's {self._awaits} did not come in time"
+        message = f"the {self._awaits} of the request did not arrive in time"
         self._give_up(ApiError(408, message, code="request_timeout"))
 
     def _give_up(self, error: ApiError) -> None:
-        """Answer with an error and close, whatever there was."""
+        """Answer with an error and close the connection."""
         self._wait_for("", 0.0)
         if self.cycle is not None and not self.cycle.response_complete:
-            # Who reads the body must not wait for the rest of it.
+            # Wake the handler that waits for the rest of the body.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._answer(error)
@@ -154,13 +154,13 @@ class LimitedProtocol(H11Protocol):
             events = (response, h11.Data(data=body), h11.EndOfMessage())
             self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         except h11.LocalProtocolError:
-            # An answer has begun already: it cannot be taken back.
+            # An answer has already begun and cannot be replaced.
             self.transport.abort()
             return
         self.transport.close()
 
     def _make_place(self) -> bool:
-        """Close the oldest connection that has not sent a whole request; whether there was one."""
+        """Close the oldest connection without a whole request; return whether there was one."""
         waiting = [
             other
             for other in self.connections
@@ -188,5 +188,5 @@ _REFUSAL = ApiError(
 
 
 def protocol_with(limits: ConnectionLimits) -> type[LimitedProtocol]:
-    """The protocol within some limits, for uvicorn's ``http``."""
+    """Make a protocol class with these limits, for uvicorn's option ``http``."""
     return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})

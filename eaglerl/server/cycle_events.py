@@ -1,4 +1,4 @@
-"""A cycle as the page draws it: what was drafted, what of it was accepted, and what it took."""
+"""A cycle as the page draws it: what was drafted, what was accepted, and how long it took."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS_KEPT = 65_536
 
 
 class CycleDescriber:
-    """Describes the cycles of one sequence after another."""
+    """Describes cycles as JSON values."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Set up.
@@ -34,7 +34,7 @@ class CycleDescriber:
     def cycle(
         self, generation: Generation, kept: Sequence[int], text: IncrementalText, policy: float
     ) -> dict[str, Any]:
-        """The last cycle.
+        """Describe the last cycle.
 
         Args:
             generation: the sequence.
@@ -83,34 +83,34 @@ class CycleDescriber:
 
 
 def tree_nodes(tree: DraftTree | DeviceTree, result: StepResult) -> list[dict[str, Any]]:
-    """The rows that a cycle verified, parents first.
+    """Return the rows that a cycle verified, parents first.
 
     Args:
         tree: of the cycle.
         result: of the cycle.
 
     Returns:
-        Of every row its parent's place in the list (-1 for the root), token "id", "score" (the
-        draft's cumulative log-probability, None where the draft has not scored it), whether it was
-        "accepted", and its "source": "root", "head", "lookup", or "both" where the head's tree
-        and the looked-up chain share it.
+        For every row the index of its "parent" in the list (-1 for the root), the token "id", the
+        "score" (the draft's cumulative log-probability, None if the draft did not score it),
+        whether it was "accepted", and its "source": "root", "head", "lookup", or "both" if the
+        head's tree and the looked-up tokens share it.
     """
     parents, tokens = tree.parents.tolist(), tree.token_ids.tolist()
     scores = tree.scores.tolist()
     rows = list(range(len(tokens)))
     if isinstance(tree, DeviceTree):
-        # Its rows that the head's tree holds already are computed, but lead nowhere.
+        # Looked-up rows that the head's tree also has are computed but disabled.
         rows = [row for row, enabled in enumerate(tree.enabled.tolist()) if enabled]
     place = {row: index for index, row in enumerate(rows)}
     above = [-1 if row == 0 else place[parents[row]] for row in rows]
     ids = [tokens[row] for row in rows]
     children = {(above[index], ids[index]): index for index in range(1, len(rows))}
     accepted = {0, *_walk(children, result.token_ids[:-1])}
-    chain = set(_walk(children, result.lookup.token_ids))
+    looked_up = set(_walk(children, result.lookup.token_ids))
     nodes = []
     for index, row in enumerate(rows):
         scored = not math.isnan(scores[row])
-        source = "both" if scored and index in chain else "head" if scored else "lookup"
+        source = "both" if scored and index in looked_up else "head" if scored else "lookup"
         nodes.append(
             {
                 "parent": above[index],
@@ -124,7 +124,7 @@ def tree_nodes(tree: DraftTree | DeviceTree, result: StepResult) -> list[dict[st
 
 
 def _walk(children: dict[tuple[int, int], int], tokens: Sequence[int]) -> list[int]:
-    """The nodes on the path of some tokens from the root, as far as it goes."""
+    """Return the nodes on the path of some tokens from the root, as far as it exists."""
     node, path = 0, []
     for token in tokens:
         child = children.get((node, token))

@@ -1,4 +1,7 @@
-"""One thread that decodes, for all who wait: a step of this, a step of that."""
+"""Single decoding thread.
+
+Completions run one at a time or in turns; live sessions are interleaved with them, one cycle each.
+"""
 
 from __future__ import annotations
 
@@ -13,62 +16,62 @@ import torch
 
 log = logging.getLogger("eaglerl.server")
 
-# Tasks whose times differ by less take turns; seconds of the thread, so that it does not count who
-# else the machine works for.
+# Tasks whose used times differ by less than this take turns. Seconds of processor time, so that
+# other processes on the machine do not count.
 _EVEN = 0.05
 
 
 class BusyError(Exception):
-    """There is no place left; the message says of what."""
+    """The server is at a limit; the message says which."""
 
 
 class Task(ABC):
-    """Something to decode. All methods but the constructor run on the engine's thread."""
+    """A decoding task. All methods but the constructor run on the engine's thread."""
 
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether there is a step to do now."""
+        """Whether the task has a step to run now."""
 
     @abstractmethod
     def advance(self) -> bool:
-        """Read a part of the prompt or run one cycle; whether that was the last step."""
+        """Read a part of the prompt or run one cycle; return whether that was the last step."""
 
     @abstractmethod
     def close(self, error: Exception | None) -> None:
-        """Give back what it holds; called once, whatever the end.
+        """Release what the task holds; called exactly once.
 
         Args:
-            error: why it ends before its own end; None if it does not.
+            error: why the task ends early; None if it has finished.
         """
 
 
 class StoppedError(Exception):
-    """The engine stops."""
+    """The engine is stopping."""
 
 
 class WithdrawnError(Exception):
-    """Nobody wants the task any more."""
+    """The client has gone, or has cancelled the task."""
 
 
 class Engine:
-    """Runs a few completions at a time, and live sessions between their steps.
+    """Runs a few completions at a time, interleaved with live sessions.
 
-    Whoever has had the least time is next, so that a long prompt takes from the others no more than
-    its share. A task that is withdrawn is not advanced again, so what it holds is free within one
-    step.
+    The task that has used the least processor time is next, so that a long prompt takes no more
+    than its share. A withdrawn task is not advanced again: what it holds is released after the step
+    at work.
     """
 
     def __init__(self, *, queue_size: int, live_sessions: int, at_once: int = 1) -> None:
         """Set up; `start` starts the thread.
 
         Args:
-            queue_size: completions that may wait beside those at work.
-            live_sessions: live sessions at a time.
-            at_once: completions at work at a time.
+            queue_size: most completions that wait.
+            live_sessions: most live sessions at a time.
+            at_once: most completions that are decoded in turns.
 
         Raises:
-            ValueError: a negative number, or no completions at all.
+            ValueError: a number is negative, or `at_once` is 0.
         """
         for name, value, least in (
             ("queue_size", queue_size, 0),
@@ -85,7 +88,7 @@ class Engine:
         self._active: list[Task] = []
         self._live: list[Task] = []
         self._withdrawn: set[Task] = set()
-        # Of every task at work: seconds that it has had, from those of the others when it came.
+        # Seconds that every task at work has used, counted from the least used when it arrived.
         self._spent: dict[Task, float] = {}
         self._least = 0.0
         self._were_ready: set[Task] = set()
@@ -100,26 +103,26 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close all tasks after the step at work, and wait for it."""
+        """Close all tasks after the step at work, and wait until that is done."""
         self.stop_soon()
         if self._thread is not None:
             self._thread.join()
 
     def stop_soon(self) -> None:
-        """`stop` without waiting."""
+        """Close all tasks after the step at work, without waiting."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
 
     @property
     def healthy(self) -> bool:
-        """Whether the thread is there to decode."""
+        """Whether the thread is running and not stopping."""
         thread = self._thread
         return thread is not None and thread.is_alive() and not self._stopping
 
     @property
     def load(self) -> dict[str, int]:
-        """Tasks by what they are at."""
+        """Number of active, waiting and live tasks."""
         with self._condition:
             return {
                 "active": len(self._active),
@@ -132,14 +135,14 @@ class Engine:
 
         Raises:
             BusyError: the queue is full.
-            StoppedError: the engine stops.
+            StoppedError: the engine is stopping.
         """
         with self._condition:
             self._check_going()
-            # Those that the thread has yet to take up are not waiting for one another.
+            # Tasks that the thread can take at once do not count as waiting.
             places = self._at_once - len(self._active)
             if len(self._waiting) >= self._queue_size + places:
-                raise BusyError(f"{len(self._waiting)} requests are waiting already")
+                raise BusyError(f"{len(self._waiting)} requests are already waiting")
             self._waiting.append(task)
             self._condition.notify_all()
 
@@ -147,25 +150,25 @@ class Engine:
         """Add a live session.
 
         Raises:
-            BusyError: there are as many as there may be.
-            StoppedError: the engine stops.
+            BusyError: there are already as many as allowed.
+            StoppedError: the engine is stopping.
         """
         with self._condition:
             self._check_going()
             if len(self._live) >= self._live_sessions:
-                raise BusyError(f"{len(self._live)} live sessions are open already")
+                raise BusyError(f"{len(self._live)} live sessions are already open")
             self._live.append(task)
             self._condition.notify_all()
 
     def withdraw(self, task: Task) -> None:
-        """Give a task up, whether it waits, is at work, or has ended."""
+        """Cancel a task; no effect if it has ended."""
         with self._condition:
             if task in self._waiting or task in self._active or task in self._live:
                 self._withdrawn.add(task)
                 self._condition.notify_all()
 
     def tell(self, message: Callable[[], None]) -> None:
-        """Run something between two looks for a task that is ready, which it may make so."""
+        """Run a callable between two steps; it may make a task ready."""
         with self._condition:
             message()
             self._condition.notify_all()
@@ -175,14 +178,14 @@ class Engine:
             raise StoppedError("the server is shutting down")
 
     def _run(self) -> None:
-        # A new thread has OpenMP's default instead of what the main thread was told.
+        # A new thread starts with OpenMP's default number of threads, not the main thread's.
         torch.set_num_threads(torch.get_num_threads())
         while (task := self._next()) is not None:
             started = time.thread_time()
             try:
                 over, error = task.advance(), None
             except Exception as failure:
-                # One request's failure must not be another's.
+                # One request's failure must not affect another.
                 log.exception("a request failed")
                 over, error = True, failure
             self._spent[task] += time.thread_time() - started
@@ -192,7 +195,7 @@ class Engine:
                 task.close(error)
 
     def _next(self) -> Task | None:
-        """Wait for a task that is ready, in turns; None when the engine stops."""
+        """Wait for a ready task and return the next one, or None when the engine stops."""
         with self._condition:
             while True:
                 for task in [*self._withdrawn]:
@@ -209,9 +212,9 @@ class Engine:
                 self._condition.wait()
 
     def _behind(self, ready: list[Task]) -> Task:
-        """Of the tasks that have had the least time, the one whose turn it is."""
+        """Return the task whose turn it is among those that have used the least time."""
         for task in ready:
-            # Who comes, or comes back, has no claim on the time before.
+            # A task that arrives, or becomes ready again, gets no credit for the time before.
             if task not in self._were_ready:
                 self._spent[task] = max(self._spent.get(task, 0.0), self._least)
                 self._last_turn[task] = self._turn

@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's API, whatever the fault."""
+"""Errors in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _TYPES = {
 }
 
 
-# What pydantic puts into the place of a field that may be of several types.
+# Parts of pydantic's error locations that name a branch of a union, not a field.
 _KINDS = ("str", "list[int]", "list[str]", "list[list[int]]")
 
 
 class ApiError(Exception):
-    """What a client did wrong, or cannot have now.
+    """An error that is sent to the client.
 
     Attributes:
-        status: of HTTP.
-        message: a sentence for the client's author.
-        code: a word for the client's program.
-        parameter: the field that is at fault.
-        headers: of the response.
+        status: HTTP status.
+        message: a sentence for people.
+        code: a word for programs.
+        parameter: the field that caused it.
+        headers: extra headers of the response.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ApiError(Exception):
 
     @property
     def content(self) -> dict[str, Any]:
-        """The body of the response."""
+        """Body of the response."""
         kind = _TYPES.get(self.status)
         if kind is None:
             kind = "server_error" if self.status >= 500 else "invalid_request_error"
@@ -68,20 +68,20 @@ class ApiError(Exception):
         }
 
     def response(self) -> Response:
-        """The response."""
+        """Make the response."""
         return json_response(self.content, self.status, self.headers)
 
 
 def json_response(
     content: Any, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """A response in ASCII, so that even half a surrogate pair in a client's text can be told."""
+    """Make a JSON response in ASCII, which can carry even a lone surrogate from a client's text."""
     body = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Response(body, status, headers, media_type="application/json")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer all errors of an app in OpenAI's shape."""
+    """Answer all errors of an app in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> Response:
@@ -98,12 +98,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _any(request: Request, error: Exception) -> Response:
-        # Starlette raises it again for the server's log.
+        # Starlette raises it again, so that the server's log has it.
         return internal_error().response()
 
 
 def internal_error() -> ApiError:
-    """A fault of the server; what it was is told in its log alone."""
+    """Make the answer to a fault of the server; only its log says what went wrong."""
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
@@ -111,13 +111,13 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"the body is no JSON: {reason}", code="invalid_json")
-    # The first part says that it is the body.
+        return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
+    # The first part of the location is always "body".
     place = ".".join(str(part) for part in first["loc"][1:] if part not in _KINDS)
     if first["type"] == "extra_forbidden":
-        message = f"{place} cannot be served here; leave it out"
+        message = f"{place} is not supported by this server; leave it out"
         return ApiError(400, message, code="unsupported_parameter", parameter=place)
-    # Ours are whole sentences; pydantic says before them what raised them.
+    # pydantic prefixes the messages of our own validators with the exception's kind.
     message = first["msg"].removeprefix("Value error, ")
     if not place and first["type"] == "value_error":
         return ApiError(400, message, code="invalid_value")

@@ -1,4 +1,4 @@
-"""A live session: one prompt in one or two modes, cycle by cycle under a page's control."""
+"""A live session: one prompt in one or two modes, run cycle by cycle under a page's control."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from eaglerl.server.text import IncrementalText
 
 @dataclass(frozen=True, slots=True)
 class LiveEvent:
-    """What a page is told.
+    """An event for the page.
 
     Attributes:
-        name: "begin", "cycle", "finished" of one lane, "state", or "end" of all.
+        name: "begin", "cycle" or "finished" of one lane, "state", or "end" of the session.
         content: JSON values.
     """
 
@@ -32,21 +32,21 @@ class LiveEvent:
 
 @dataclass(frozen=True, slots=True)
 class LiveFailed:
-    """The session ends before its time."""
+    """The session has failed."""
 
     error: Exception
 
 
 @dataclass(eq=False)
 class _Lane:
-    """One of the texts.
+    """One of the texts that are shown side by side.
 
     Attributes:
-        mode: of drafting.
-        credits: cycles that were asked for one by one.
+        mode: its mode.
+        credits: single cycles that were asked for and not run yet.
         over: whether the text has ended.
-        policy: chooses its trees.
-        generation: the text at work; None before its first turn.
+        policy: the policy that chooses its trees.
+        generation: its generation; None before its first step.
     """
 
     mode: Mode
@@ -58,7 +58,7 @@ class _Lane:
 
     @property
     def cycles(self) -> int:
-        """Cycles so far."""
+        """Number of cycles so far."""
         return 0 if self.generation is None else len(self.generation.cycles)
 
     @property

@@ -1,4 +1,4 @@
-"""The routes of the page: its files, what it may choose from, and live sessions."""
+"""Routes of the live view: the page's files, what it may choose from, and live sessions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
@@ -25,7 +26,7 @@ _MEDIA_TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
-# The page needs nothing from elsewhere, and nothing may be put into it.
+# The page loads nothing from other sites, and no other site may embed it.
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -37,9 +38,9 @@ _PAGE_HEADERS = {
 
 
 def page_routes() -> APIRouter:
-    """The page at ``/`` and the files that it consists of."""
+    """Make the routes of the page at ``/`` and of the files that it loads."""
     router = APIRouter(include_in_schema=False)
-    # Names are looked up among those that are there, so that no path leads elsewhere.
+    # Names are looked up in this table, so that no path can leave the folder.
     files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA_TYPES}
 
     @router.get("/")
@@ -60,69 +61,23 @@ def _file(path: Path) -> Response:
 
 
 def live_routes(service: Service) -> APIRouter:
-    """The routes below ``/live``."""
+    """Make the routes below ``/live``."""
     router = APIRouter(prefix="/live", tags=["live"])
     sessions: dict[str, LiveSession] = {}
 
     @router.get("/info")
     async def info() -> Response:
-        """What the page may choose from."""
-        modes = [
-            {"name": mode.name, "description": mode.description, "learned": mode.learned}
-            for mode in service.modes
-        ]
-        return json_response(
-            {
-                "model": service.model_name,
-                "chat": service.decoder.tokenizer.chat_template is not None,
-                "modes": modes,
-                "default_mode": service.modes.default,
-                "side_by_side": service.modes.side_by_side(),
-                "max_tokens": service.limits.live_max_tokens,
-            }
-        )
+        """Tell what the page may choose from."""
+        return json_response(_info(service))
 
     @router.post("/sessions")
     async def start(body: LiveRequest) -> Response:
         """Start a session; the answer is its events, and the session ends with the connection."""
-        modes = [service.find_mode(None, name, "modes") for name in body.modes]
-        prompt_ids = await asyncio.to_thread(_encode, service, body)
-        service.check_prompt(prompt_ids, "prompt")
-        _check_length(service, body, len(prompt_ids))
-        channel: Channel[LiveEvent | LiveFailed] = Channel()
-        session = LiveSession(
-            service,
-            modes,
-            prompt_ids,
-            channel.put,
-            {
-                "max_new_tokens": body.max_tokens,
-                "temperature": body.temperature,
-                "top_p": body.top_p,
-                "seed": body.seed,
-            },
-            running=not body.paused,
-        )
-        admit(service.engine.attach, session)
-        name = uuid.uuid4().hex
-        sessions[name] = session
-
-        def on_close() -> None:
-            del sessions[name]
-            service.engine.withdraw(session)
-
-        opening = {
-            "id": name,
-            "lanes": [{"mode": mode.name} for mode in modes],
-            "prompt_tokens": len(prompt_ids),
-            "running": session.running,
-        }
-        events = _events(channel, opening, service.limits.live_idle_seconds)
-        return EventStream(events, on_close)
+        return await _start(service, sessions, body)
 
     @router.post("/sessions/{name}/control")
     async def control(name: str, body: ControlRequest) -> Response:
-        """Run or pause a session, or let it do one cycle."""
+        """Run or pause a session, or let it run one cycle."""
         session = sessions.get(name)
         if session is None:
             raise ApiError(404, "there is no such live session", code="session_not_found")
@@ -130,6 +85,59 @@ def live_routes(service: Service) -> APIRouter:
         return Response(status_code=204)
 
     return router
+
+
+def _info(service: Service) -> dict[str, Any]:
+    modes = [
+        {"name": mode.name, "description": mode.description, "learned": mode.trained}
+        for mode in service.modes
+    ]
+    return {
+        "model": service.model_name,
+        "chat": service.decoder.tokenizer.chat_template is not None,
+        "modes": modes,
+        "default_mode": service.modes.default,
+        "side_by_side": service.modes.side_by_side(),
+        "max_tokens": service.limits.live_max_tokens,
+    }
+
+
+async def _start(service: Service, sessions: dict[str, LiveSession], body: LiveRequest) -> Response:
+    """Start a session and keep it among `sessions` until its connection closes."""
+    modes = [service.find_mode(None, name, "modes") for name in body.modes]
+    prompt_ids = await asyncio.to_thread(_encode, service, body)
+    service.check_prompt(prompt_ids, "prompt")
+    _check_length(service, body, len(prompt_ids))
+    channel: Channel[LiveEvent | LiveFailed] = Channel()
+    session = LiveSession(
+        service,
+        modes,
+        prompt_ids,
+        channel.put,
+        {
+            "max_new_tokens": body.max_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "seed": body.seed,
+        },
+        running=not body.paused,
+    )
+    admit(service.engine.attach, session)
+    name = uuid.uuid4().hex
+    sessions[name] = session
+
+    def on_close() -> None:
+        del sessions[name]
+        service.engine.withdraw(session)
+
+    opening = {
+        "id": name,
+        "lanes": [{"mode": mode.name} for mode in modes],
+        "prompt_tokens": len(prompt_ids),
+        "running": session.running,
+    }
+    events = _events(channel, opening, service.limits.live_idle_seconds)
+    return EventStream(events, on_close)
 
 
 def _encode(service: Service, body: LiveRequest) -> list[int]:
@@ -151,7 +159,7 @@ def _check_length(service: Service, body: LiveRequest, prompt_tokens: int) -> No
 
 
 async def _events(
-    channel: Channel[LiveEvent | LiveFailed], opening: dict, idle_seconds: float
+    channel: Channel[LiveEvent | LiveFailed], opening: dict[str, Any], idle_seconds: float
 ) -> AsyncIterator[str]:
     yield server_sent_event(opening, "session")
     while True:
@@ -162,7 +170,7 @@ async def _events(
             yield server_sent_event(error.content, "error")
             return
         if isinstance(event, LiveFailed):
-            # Its own connection is what withdraws a session.
+            # A session is withdrawn because its own connection has closed.
             if not isinstance(event.error, WithdrawnError):
                 yield server_sent_event(told_error(event.error).content, "error")
             return

@@ -1,7 +1,7 @@
-"""What the server counts, for Prometheus.
+"""Metrics for Prometheus.
 
-Where vLLM counts the same, the name is vLLM's (``vllm:...``), so that its dashboards work; what is
-about policies is under ``eaglerl:``.
+A metric that vLLM also has keeps vLLM's name (``vllm:...``), so that its dashboards work. Metrics
+about policies are named ``eaglerl:...``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-# The cycles that a rate is of.
+# Number of cycles that a rate is computed over.
 _RECENT_CYCLES = 200
-# A client may name any constant tree: they are counted as one mode.
+# Clients may ask for any constant tree: all of them are counted under this label.
 _TREES = "tree:T/D/K"
 
 
 class Metrics:
-    """Counts of one server, in a registry of its own.
+    """Metrics of one server, in their own registry.
 
     Attributes:
-        registry: what is exposed.
+        registry: the registry.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Metrics:
         """Set up.
 
         Args:
-            model_name: label of everything.
-            mode_names: modes that have a label of their own.
-            cost: what cycles should cost, to compare with what they do.
+            model_name: label of all metrics.
+            mode_names: modes that are counted under their own label.
+            cost: cost table to compare the cycles' times with.
         """
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name}
@@ -55,10 +55,10 @@ class Metrics:
         self._make_cycle_metrics()
 
     def watch(self, load: Callable[[], Mapping[str, int]]) -> None:
-        """Expose how many requests there are.
+        """Expose the numbers of requests and live sessions.
 
         Args:
-            load: see `Engine.load`.
+            load: returns `Engine.load`.
         """
         for name, key, help_text in (
             ("vllm:num_requests_running", "active", "Requests at work."),
@@ -72,21 +72,21 @@ class Metrics:
         """Begin to count a request.
 
         Args:
-            mode: of drafting.
-            prompt_tokens: of its prompt.
+            mode: its mode of drafting.
+            prompt_tokens: number of tokens of its prompt.
         """
         return RequestMetrics(self, mode, prompt_tokens)
 
     def expose(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def cycle(self, mode: str, result: StepResult) -> None:
         """Count a cycle.
 
         Args:
-            mode: of drafting.
-            result: of the cycle.
+            mode: its mode of drafting.
+            result: its result.
         """
         mode = mode if mode in self._mode_names else _TREES
         labels = self._labels | {"mode": mode}
@@ -122,7 +122,7 @@ class Metrics:
         self._arms[mode] = arm
 
     def _compare_cost(self, result: StepResult) -> None:
-        """Measured seconds beside those of the cost table, as far as it goes."""
+        """Record measured and expected seconds, if the cost table covers the cycle."""
         if self._cost is None or result.rows > self._cost.total_tokens[-1]:
             return
         params, context = result.params, result.context_length - len(result.token_ids)
@@ -225,10 +225,10 @@ class Metrics:
 
 
 class RequestMetrics:
-    """Counts one request, from its arrival on.
+    """Metrics of one request, from its arrival on.
 
     Attributes:
-        queue_seconds: time before it began.
+        queue_seconds: time in the queue.
     """
 
     def __init__(self, metrics: Metrics, mode: str, prompt_tokens: int) -> None:
@@ -242,18 +242,18 @@ class RequestMetrics:
         self.queue_seconds = 0.0
 
     def begun(self) -> None:
-        """An answer begins."""
+        """Note that decoding begins."""
         if self._waiting:
             self._waiting = False
             self.queue_seconds = time.perf_counter() - self._arrived
             self._observe(self._metrics._queue, self.queue_seconds)
 
     def advanced(self, generation: Generation, tokens: int) -> None:
-        """The prompt was read, or a cycle was run.
+        """Count the reading of the prompt, or a cycle.
 
         Args:
-            generation: after it.
-            tokens: that it added to the answer.
+            generation: the generation after it.
+            tokens: number of tokens that it added to the answer.
         """
         metrics, labels = self._metrics, self._metrics._labels
         metrics._generated.labels(**labels).inc(tokens)
@@ -266,20 +266,20 @@ class RequestMetrics:
             self._observe(metrics._first_token, time.perf_counter() - self._arrived)
 
     def answered(self, reason: str, generation: Generation) -> None:
-        """An answer has ended."""
+        """Note the end of one answer."""
         self._reason = reason
         self._prefill += generation.prefill_seconds
         self._decode += generation.decode_seconds
 
     def finished(self) -> None:
-        """All answers have ended."""
+        """Note the end of the request."""
         self._end(self._reason)
         self._observe(self._metrics._latency, time.perf_counter() - self._arrived)
         self._observe(self._metrics._prefill, self._prefill)
         self._observe(self._metrics._decode, self._decode)
 
     def failed(self, error: Exception) -> None:
-        """It ended before its end."""
+        """Count a failed or cancelled request."""
         if isinstance(error, WithdrawnError):
             self._end("abort")
         else:
@@ -294,8 +294,8 @@ class RequestMetrics:
 
 
 def _ratio(pairs: deque[tuple[float, float]]) -> float:
-    """Sum of the first over the sum of the second."""
-    # A copy: the engine's thread adds to it.
+    """Return the sum of the first numbers over the sum of the second ones."""
+    # A copy, because the engine's thread appends meanwhile.
     kept = list(pairs)
     below = sum(second for _, second in kept)
     return sum(first for first, _ in kept) / below if below else 0.0

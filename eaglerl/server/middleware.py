@@ -1,4 +1,4 @@
-"""What every request must pass: the host that it names, the key, the size of its body."""
+"""Middleware that checks every request: its host, its key and the size of its body."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eaglerl.server.errors import ApiError
 
-# Bodies up to this size are read in any case: they are as many as there are connections.
+# Bodies up to this size are always read; there are at most as many as connections.
 _SMALL_BYTES = 1 << 16
-# Of all larger bodies that are being read, together.
+# Total size of all larger bodies that are being read.
 _MOST_BYTES = 32 << 20
 _PROTECTED = ("/v1/", "/live/")
 
 
-class Gate:
-    """Refuses requests before their body is parsed.
+class RequestChecks:
+    """Middleware that refuses requests before their body is parsed.
 
-    The host is compared so that a page of another site cannot reach a server on the visitor's own
-    machine under a name that its owner lets point there.
+    The host is checked against DNS rebinding: a page of another site must not reach a server on the
+    visitor's own machine under a name that the site's owner points there.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Gate:
         """Set up.
 
         Args:
-            app: what comes behind.
-            max_body_bytes: of a request.
-            api_key: what ``Authorization: Bearer`` must carry; None lets everybody in. The page
-                itself is open, but not what it asks for.
-            hosts: names that the header ``Host`` may have; None for any.
+            app: the application behind it.
+            max_body_bytes: largest body of a request.
+            api_key: key that ``Authorization: Bearer`` must carry; None for a server without a
+                key. The page itself needs no key, but its requests do.
+            hosts: allowed values of the header ``Host``; None for any.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -49,7 +49,7 @@ class Gate:
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,7 +78,7 @@ class Gate:
         if self._key is None or not path.startswith(_PROTECTED):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        # Headers are decoded as Latin-1, so this gives back the bytes that were sent.
+        # Headers are decoded as Latin-1, so encoding them restores the bytes that were sent.
         right = hmac.compare_digest(given.strip().encode("latin-1"), self._key)
         if scheme.lower() != "bearer" or not right:
             raise ApiError(
@@ -89,7 +89,7 @@ class Gate:
             )
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None if the client has gone."""
+        """Read the whole body; return None if the client has disconnected."""
         told = headers.get("content-length", "0")
         if told.isdecimal() and int(told) > self._max_body_bytes:
             raise self._too_large()
@@ -123,15 +123,15 @@ class Gate:
     def _too_large(self) -> ApiError:
         return ApiError(
             413,
-            f"the body may have {self._max_body_bytes} bytes",
+            f"the body may have at most {self._max_body_bytes} bytes",
             code="body_too_large",
-            # The rest of it is not read.
+            # The rest of the body is not read.
             headers={"Connection": "close"},
         )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives the body that was read, then what comes after it."""
+    """Return a receiver that gives the body that was read, then what follows it."""
     given = False
 
     async def replay() -> Message:

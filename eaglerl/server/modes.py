@@ -1,19 +1,20 @@
-"""Modes: the names under which a client asks for a way of drafting."""
+"""Modes: ways of drafting that a client can ask for by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import InitVar, dataclass, field
 from itertools import islice
 
 from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.eagle3.decoder import DEFAULT_TREE
 from eaglerl.policies.lookup_rule import LookupRule, lookup_alone
 
-#: The largest tree that a client may ask for: its pool of candidates grows with depth * top_k^2.
+#: The largest tree that a client may ask for; the pool of candidates grows with depth * top_k^2.
 LARGEST = {"total_tokens": 128, "depth": 16, "top_k": 16}
-# `tree:T/D/K`; other spellings of the tree are read, too, and tree-T-D-K, which was written before.
+# `tree:T/D/K`; other spellings of the tree are also accepted, and tree-T-D-K, the older form.
 _TREE = re.compile(r"tree[:-](\d.*)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -27,32 +28,56 @@ class Mode:
     """A way of drafting.
 
     Attributes:
-        name: what a client calls it.
+        name: the name that clients use.
         description: one sentence.
         make: makes its policy.
-        learned: whether the policy was trained.
+        trained: whether the policy was trained.
     """
 
     name: str
     description: str
     make: Callable[[], TreePolicy]
-    learned: bool = False
+    trained: bool = False
     _free: list[TreePolicy] = field(default_factory=list, repr=False, compare=False)
+    # `trained` under its old name.
+    learned: InitVar[bool | None] = None
+
+    def __post_init__(self, learned: bool | None) -> None:
+        if learned is not None:
+            _warn_of_learned()
+            object.__setattr__(self, "trained", learned)
 
     def take(self) -> TreePolicy:
-        """A policy that nobody else uses until it is given back."""
+        """Take a policy for exclusive use, until it is given back."""
         return self._free.pop() if self._free else self.make()
 
     def give_back(self, policy: TreePolicy) -> None:
-        """End the use of a policy; what it has learned is kept."""
+        """Give a policy back; what it has learned is kept."""
         self._free.append(policy)
+
+
+def _warn_of_learned() -> None:
+    warnings.warn(
+        "learned of Mode is deprecated and goes with the next release: it is called trained",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+
+
+def _learned(mode: Mode) -> bool:
+    _warn_of_learned()
+    return mode.trained
+
+
+# Only after the dataclass is made, which would take a property for the default of the argument.
+setattr(Mode, "learned", property(_learned))  # noqa: B010
 
 
 class Modes:
     """The modes of a server.
 
     Attributes:
-        default: name of the mode that is taken where none is asked for.
+        default: name of the mode that is used if a request names none.
     """
 
     def __init__(self, modes: Iterable[Mode], default: str, *, drafts: bool = True) -> None:
@@ -61,10 +86,10 @@ class Modes:
         Args:
             modes: the modes.
             default: one of their names, or that of a constant tree, which joins them.
-            drafts: whether there is a draft head, so that any constant tree may be asked for.
+            drafts: whether there is a draft head, so that clients may ask for any constant tree.
 
         Raises:
-            ValueError: a name that is malformed or occurs twice, or a default that is none of them.
+            ValueError: a name is malformed or occurs twice, or the default is not among them.
         """
         self._drafts = drafts
         self._modes: dict[str, Mode] = {}
@@ -72,7 +97,7 @@ class Modes:
             if not NAME.fullmatch(mode.name):
                 raise ValueError(f"the name of a mode must match {NAME.pattern}, got {mode.name}")
             if mode.name in self._modes or _TREE.fullmatch(mode.name):
-                raise ValueError(f"the mode {mode.name} is there already")
+                raise ValueError(f"the names of modes must be distinct, got {mode.name} twice")
             self._modes[mode.name] = mode
         chosen = self.get(default)
         self.default = chosen.name
@@ -80,28 +105,29 @@ class Modes:
             self._modes = {chosen.name: chosen, **self._modes}
 
     def side_by_side(self) -> list[str]:
-        """Names of the two modes that say most beside each other: a policy and a constant tree.
+        """Return the names of the two modes that the live view shows first.
 
-        The first policy that was trained, else the default mode; beside it the default, or the best
-        constant tree where the default is the policy itself, or plain decoding where that is it.
+        The first is a trained policy, or else the default mode. The second is the first of these
+        that is neither the same mode nor trained: the default, the best constant tree, plain
+        decoding.
         """
-        learned = next((mode.name for mode in self if mode.learned), self.default)
+        policy = next((mode.name for mode in self if mode.trained), self.default)
         others = (self.default, "best-constant", "plain")
         beside = (
             name
             for name in others
-            if name != learned and name in self._modes and not self._modes[name].learned
+            if name != policy and name in self._modes and not self._modes[name].trained
         )
-        return [learned, *islice(beside, 1)]
+        return [policy, *islice(beside, 1)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Mode]:
         return iter(self._modes.values())
 
     def get(self, name: str) -> Mode:
-        """The mode of a name: one of the list, or ``tree:T/D/K`` for any constant tree.
+        """Return the mode of a name: one of the list, or ``tree:T/D/K`` for any constant tree.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such mode.
         """
         if (mode := self._modes.get(name)) is not None:
             return mode
@@ -117,12 +143,12 @@ class Modes:
                 raise ValueError(
                     f"{key} of a constant tree must be at most {most}, got {getattr(tree, key)}"
                 )
-        # Not kept: there are many.
+        # Not kept, because a client could name any number of them.
         return constant_mode(f"tree:{tree}", tree)
 
 
 def constant_mode(name: str, tree: TreeParams, description: str | None = None) -> Mode:
-    """A constant tree under a name."""
+    """Make the mode of a constant tree."""
     text = description or (
         f"A constant tree: {tree.total_tokens} rows verified, {tree.depth} expansion rounds after "
         f"the first, width {tree.top_k}."
@@ -131,7 +157,7 @@ def constant_mode(name: str, tree: TreeParams, description: str | None = None) -
 
 
 def standard_modes(best: TreeParams = DEFAULT_TREE) -> list[Mode]:
-    """The modes that need no training.
+    """Make the modes that need no training.
 
     Args:
         best: the best constant tree of this machine.
@@ -142,13 +168,14 @@ def standard_modes(best: TreeParams = DEFAULT_TREE) -> list[Mode]:
         constant_mode("plain", NO_DRAFT, "No drafts: one token per pass of the target."),
         Mode(
             "lookup",
-            f"Up to {_LOOKUP_ALONE} tokens that followed the last ones earlier in the text.",
+            f"Prompt lookup alone: up to {_LOOKUP_ALONE} tokens that followed the last ones "
+            "earlier in the text.",
             lambda: lookup_alone(_LOOKUP_ALONE),
         ),
         Mode(
             "tree-lookup",
-            f"The tree {best}; with a match in the text its continuation is merged in, with a long "
-            "one it is verified alone.",
+            f"The tree {best}; looked-up tokens are merged into it, or verified alone after a long "
+            "match.",
             lambda: rule,
         ),
     ]

@@ -1,4 +1,4 @@
-"""The routes for whoever watches over the server: is it well, and what has it done."""
+"""Routes for monitoring: health and metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from eaglerl.server.service import Service
 
 
 def monitoring_routes(service: Service) -> APIRouter:
-    """``/health`` and ``/metrics``; they need no key, and tell nothing of any request's content."""
+    """Make ``/health`` and ``/metrics``, which need no key and expose no request's content."""
     router = APIRouter(tags=["monitoring"])
 
     @router.get("/health")
     async def health() -> Response:
-        """Whether requests are decoded: 200, or 503 while the server shuts down or has failed."""
+        """Answer 200 while requests are decoded, 503 if the server is stopping or has failed."""
         if not service.engine.healthy:
             raise ApiError(
                 503,
-                "nothing is decoded any more",
+                "the server is stopping or has failed: it no longer decodes",
                 code="unhealthy",
                 headers={"Retry-After": "1"},
             )
@@ -28,7 +28,7 @@ def monitoring_routes(service: Service) -> APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        """Counts in Prometheus's text format."""
+        """Expose the metrics in Prometheus's text format."""
         return Response(service.metrics.expose(), headers={"Content-Type": CONTENT_TYPE})
 
     return router

@@ -1,8 +1,8 @@
-"""Which values of a request's fields mean that nothing is asked for.
+"""Values of request fields that ask for nothing.
 
-Clients send fields that they do not use: null, empty, or at the value that changes nothing. Such a
-field is as good as absent, whatever its name. Anything else that this server cannot do is left for
-the schema to refuse, by name.
+Clients send fields that they do not use: null, empty, or at their neutral value. Such a field is
+treated as absent. Any other field that this server does not support is refused by the schema, by
+name.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Nothing that a client means to leave empty is nested deeper.
+#: Depth up to which nested values are searched.
 _DEEPEST = 8
 
-#: Fields of OpenAI's API, and of clients of vLLM, llama.cpp and others, that change no answer here:
-#: names of users and caches, and settings that only matter beside others that are refused.
+#: Fields of OpenAI's API, vLLM, llama.cpp and others that change no answer of this server: names of
+#: users and caches, and settings that only matter together with others that are refused.
 WITHOUT_EFFECT = frozenset(
     {
         "cache_control",
@@ -48,12 +48,12 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-#: What is done anyway; false would ask for something.
+#: What this server always does: true asks for nothing.
 _ON = frozenset({"add_generation_prompt", "skip_special_tokens"})
 
 
 def is_empty(value: Any, depth: int = 0) -> bool:
-    """Whether a value of JSON is null, false, empty, or holds such values alone."""
+    """Return whether a JSON value is null, false or empty, or holds only such values."""
     if value is None or value is False or value == "":
         return True
     if depth == _DEEPEST:
@@ -66,7 +66,7 @@ def is_empty(value: Any, depth: int = 0) -> bool:
 
 
 def _one_of(*values: Any) -> Callable[[Any], bool]:
-    """Equal to one of some values; true and false are no numbers."""
+    """Make a test for equality with one of some values; booleans are not numbers."""
 
     def test(value: Any) -> bool:
         return any(
@@ -86,7 +86,7 @@ def _no_thinking(value: Any) -> bool:
     return isinstance(value, dict) and value.get("type") == "disabled"
 
 
-#: Of fields that this server cannot serve, the values that ask for nothing.
+#: Neutral values of fields that this server does not support.
 NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         (
@@ -131,11 +131,11 @@ NEUTRAL: Mapping[str, Callable[[Any], bool]] = {
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether a field that no answer here can follow may be left out.
+    """Return whether an unsupported field may be ignored.
 
     Args:
-        name: of the field.
-        value: of JSON.
+        name: name of the field.
+        value: its JSON value.
     """
     if name in _ON:
         return value is True

@@ -1,4 +1,4 @@
-"""How fast plain decoding of the same prompt is at the same time, measured beside what is shown."""
+"""Speed of plain decoding of the same prompt, measured during a live session."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from eaglerl.eagle3 import NO_DRAFT, Generation, SpeculativeDecoder
 from eaglerl.eagle3.prompt_inputs import all_read
 
-# Cycles before anything is compared, and the share of the others' after that.
+# Cycles at the beginning, and their share of the other cycles after that.
 _FIRST_CYCLES = 8
 _SHARE = 1 / 16
 
 
 class PlainReference:
-    """The same text without drafts, as far as it takes to know how fast that is.
+    """Plain decoding of the same prompt, for as many cycles as its speed needs.
 
-    A few cycles come first, and then one beside every sixteen of the others: whatever else the
-    machine is busy with slows both down.
+    Eight cycles run first, then one for every sixteen cycles of the lanes, so that other load on
+    the machine slows both down.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class PlainReference:
         """Set up; nothing is decoded yet.
 
         Args:
-            decoder: of the others.
+            decoder: the decoder of the lanes.
             prompt_ids: their prompt.
             sampling: options of `SpeculativeDecoder.start`.
         """
@@ -36,16 +36,16 @@ class PlainReference:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of its cycles so far; None before the first."""
+        """Speed over its cycles so far; None before the first."""
         if self._generation is None or not self._generation.cycles:
             return None
         return len(self._generation.cycles) / self._generation.decode_seconds
 
     def due(self, cycles: int) -> bool:
-        """Whether it is its turn.
+        """Return whether a plain cycle is due.
 
         Args:
-            cycles: of the others together.
+            cycles: number of cycles of all lanes.
         """
         if self._over:
             return False
@@ -53,10 +53,10 @@ class PlainReference:
         return done < _FIRST_CYCLES or done < cycles * _SHARE
 
     def advance(self, most_rows: int) -> None:
-        """Read a part of the prompt, or run a cycle.
+        """Read a part of the prompt, or run one cycle.
 
         Args:
-            most_rows: of the prompt.
+            most_rows: most rows of the prompt to read.
         """
         if self._generation is None:
             self._generation = self._start()

@@ -1,4 +1,4 @@
-"""Running the app on a port until it is told to stop."""
+"""Running the application on a port until it is stopped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from eaglerl.server.app import create_app
 from eaglerl.server.connections import ConnectionLimits, protocol_with
 from eaglerl.server.service import Service
 
-# Seconds that streams have to end after Ctrl-C: the cycle at work, and their last words.
+# Seconds that streams have after Ctrl-C to finish the cycle at work and send their last event.
 _SHUTDOWN_SECONDS = 10
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams before it waits for their connections."""
+    """A server that ends the streams before it waits for their connections."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -30,7 +30,7 @@ class _Server(uvicorn.Server):
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
+    """Return whether an address can be reached only from this machine."""
     if host == "localhost":
         return True
     try:
@@ -52,27 +52,27 @@ def run_server(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        service: what is served.
-        host: address to listen at; a local one answers under local names alone.
-        port: 0 takes a free one.
+        service: the service.
+        host: address to listen on; a local address accepts only local names in ``Host``.
+        port: port to listen on; 0 takes a free one.
         api_key: see `create_app`.
-        on_ready: told the address once connections are accepted.
-        listener: what `listen` gave for the same address; it is closed in the end.
-        connections: how many there may be, and how long they may take.
+        on_ready: called with the URL once connections are accepted.
+        listener: socket from `listen` for the same address; it is closed at the end.
+        connections: limits of the connections.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the server cannot listen on the address.
     """
     listener = listener or listen(host, port)
     try:
         server = _Server(server_config(service, host, api_key, connections), service)
         if on_ready is not None:
             shown = f"[{host}]" if ":" in host else host
-            # The socket listens already: whoever connects now is answered when the loop runs.
+            # The socket already listens: connections wait until the loop runs.
             on_ready(f"http://{shown}:{listener.getsockname()[1]}")
         server.run(sockets=[listener])
     except KeyboardInterrupt:
-        # uvicorn raises the signal again when all is done; to stop is what it asked for.
+        # uvicorn raises the signal again after it has stopped.
         pass
     finally:
         listener.close()
@@ -84,13 +84,13 @@ def server_config(
     api_key: str | None = None,
     connections: ConnectionLimits | None = None,
 ) -> uvicorn.Config:
-    """How uvicorn serves; see `run_server`."""
+    """Make uvicorn's configuration; see `run_server`."""
     limits = connections or ConnectionLimits()
     hosts = {*_LOCAL_NAMES, host} if is_local(host) else None
     return uvicorn.Config(
         create_app(service, api_key=api_key, hosts=hosts),
         http=protocol_with(limits),
-        # Nothing is spoken but HTTP.
+        # No WebSockets.
         ws="none",
         log_level="warning",
         access_log=False,
@@ -101,12 +101,12 @@ def server_config(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take an address; whoever connects waits until the server runs.
+    """Bind and listen on an address; connections wait until the server runs.
 
-    Bound here rather than by uvicorn, which would end the program where it fails.
+    The socket is bound here because uvicorn exits the program if binding fails.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address is not available.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -120,5 +120,5 @@ def listen(host: str, port: int) -> socket.socket:
             raise
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot listen at {host}, port {port}: {reason}") from error
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}") from error
     return listener

@@ -1,4 +1,4 @@
-"""What all routes share: the decoder, its modes and engine, limits, and reading prompts."""
+"""What all routes share: the decoder, modes, engine, limits, and the encoding of prompts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _MODE_SEPARATOR = ":"
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may ask for.
+    """Limits on what clients may ask for.
 
     Attributes:
-        max_body_bytes: bytes of a request's body.
-        max_prompt_tokens: tokens of a prompt; None for what the target's context holds.
-        default_max_tokens: longest answer where the request does not say.
-        queue_size: requests that may wait.
-        at_once: requests that are decoded in turns, each with caches of its own.
-        live_sessions: live sessions at a time; each has caches of its own.
+        max_body_bytes: largest body of a request.
+        max_prompt_tokens: longest prompt; None for the target's context length.
+        default_max_tokens: longest answer of a request that sets no limit.
+        queue_size: most requests that wait.
+        at_once: most requests that are decoded in turns, each with its own caches.
+        live_sessions: most live sessions at a time, each with its own caches.
         live_max_tokens: longest text of a live session, prompt included.
-        live_idle_seconds: after which a paused live session is closed.
+        live_idle_seconds: time after which a paused live session is closed.
     """
 
     max_body_bytes: int = 1 << 20
@@ -59,17 +59,17 @@ class Limits:
 
 
 class Service:
-    """A decoder that is served.
+    """A decoder with everything that its routes need.
 
     Attributes:
-        decoder: decodes the completions.
-        model_name: what clients call the model.
-        modes: ways of drafting.
-        limits: of requests.
-        engine: decodes.
-        metrics: counts what it does.
-        token_texts: what single tokens say.
-        fingerprint: changes with whatever may change the answers to the same seed.
+        decoder: the decoder.
+        model_name: name of the model in the API.
+        modes: modes of drafting.
+        limits: limits of requests.
+        engine: runs the decoding.
+        metrics: metrics of the server.
+        token_texts: texts of single tokens.
+        fingerprint: changes with anything that may change the answer to the same seed.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Service:
         """Set up; nothing runs yet.
 
         Args:
-            decoder: with a tokenizer.
-            modes: ways of drafting.
-            model_name: what clients call the model; without a colon.
-            limits: of requests.
-            cost: what cycles should cost on this machine, for the metrics.
+            decoder: a decoder with a tokenizer.
+            modes: modes of drafting.
+            model_name: name of the model in the API, without a colon.
+            limits: limits of requests.
+            cost: cost table of this machine, for the metrics.
 
         Raises:
-            ValueError: no tokenizer, or a name that is empty or has a colon.
+            ValueError: there is no tokenizer, or the name is empty or has a colon.
         """
         if decoder.tokenizer is None:
             raise ValueError("decoder must have a tokenizer")
@@ -110,19 +110,19 @@ class Service:
         self.metrics.watch(lambda: self.engine.load)
         self.token_texts = TokenTexts(decoder.tokenizer)
         self.fingerprint = _fingerprint(decoder)
-        # The tokenizer's settings are changed and restored by every call.
+        # Every call changes and restores settings of the tokenizer, so calls must not overlap.
         self._encoding = threading.Lock()
 
     def find_mode(self, model: str | None, mode: str | None, parameter: str = "mode") -> Mode:
-        """The mode that a request asks for.
+        """Return the mode that a request asks for.
 
         Args:
             model: the model's name, or NAME:MODE.
-            mode: the mode, if it is told apart.
-            parameter: what the mode's field is called.
+            mode: the mode, if it has a field of its own.
+            parameter: name of that field.
 
         Raises:
-            ApiError: 404 for another model, 400 for an unknown mode, or for two modes.
+            ApiError: 404 for another model, 400 for an unknown mode or for two different modes.
         """
         name, _, suffix = (model or self.model_name).partition(_MODE_SEPARATOR)
         if name != self.model_name:
@@ -138,14 +138,14 @@ class Service:
             raise ApiError(400, str(error), code="mode_not_found", parameter=parameter) from error
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The token ids of a conversation in the target's template, the answer's start included.
+        """Encode a conversation in the target's chat template, up to the start of the answer.
 
         Raises:
-            ApiError: there is no template, or it refuses the conversation.
+            ApiError: there is no chat template, or it refuses the conversation.
         """
         tokenizer = self.decoder.tokenizer
         if tokenizer.chat_template is None:
-            message = "the model has no chat template; /v1/completions takes bare text"
+            message = "the model has no chat template; use /v1/completions with plain text"
             raise ApiError(400, message, code="no_chat_template", parameter="messages")
         from jinja2 import TemplateError
 
@@ -159,11 +159,11 @@ class Service:
         return self._encode(text, add_special_tokens=False)
 
     def encode_text(self, text: str) -> list[int]:
-        """The token ids of bare text."""
+        """Encode plain text."""
         return self._encode(text, add_special_tokens=True)
 
     def check_prompt(self, prompt_ids: Sequence[int], parameter: str) -> None:
-        """Make sure that a prompt can be read.
+        """Check that a prompt can be decoded.
 
         Raises:
             ApiError: 400 if it is empty or has unknown ids, 413 if it is too long.
@@ -182,10 +182,10 @@ class Service:
             raise ApiError(400, message, code="invalid_value", parameter=parameter)
 
     def read_token(self, text: str) -> int:
-        """The token id that a key of ``logit_bias`` says.
+        """Parse a key of ``logit_bias`` as a token id.
 
         Raises:
-            ApiError: 400 if it is none.
+            ApiError: 400 if it is not a token id.
         """
         vocabulary = self.decoder.target.vocab_size
         token = int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
@@ -200,6 +200,6 @@ class Service:
 
 
 def _fingerprint(decoder: SpeculativeDecoder) -> str:
-    """Of the target and of what computes it: drafts change no answer."""
+    """Return a fingerprint of the target and of the versions; drafts change no answer."""
     parts = (target_id(decoder.target), torch.__version__, version("eaglerl"))
     return "fp_" + hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=5).hexdigest()

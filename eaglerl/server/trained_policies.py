@@ -1,4 +1,4 @@
-"""Trained policies as modes: those found in a folder that belong to the target and its head."""
+"""Trained policies as modes: those in a folder that belong to the target and its head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eaglerl.policies.policy_folder import NoPolicyError, PolicyFiles, find_poli
 from eaglerl.server.modes import NAME, Mode
 
 _DESCRIPTIONS = {
-    True: "Trained: predicts what is accepted, and weighs it against what it costs.",
+    True: "Trained: predicts what the target accepts and weighs it against its cost.",
     False: "Trained by reinforcement learning: chooses the tree from the target's features.",
 }
 
@@ -19,17 +19,17 @@ _DESCRIPTIONS = {
 def find_policies(
     folder: str | Path, decoder: SpeculativeDecoder, *, cost: CostTable | None = None
 ) -> list[Mode]:
-    """The policies that a folder and the folders in it hold.
+    """Find the trained policies in a folder and in its subfolders.
 
     Args:
         folder: where to look.
-        decoder: whose target and head the policies must be of.
-        cost: what drafting and verifying cost on this machine, for policies that weigh it; without
-            it they take the table that lies beside them.
+        decoder: the policies must belong to its target and head.
+        cost: cost table of this machine, for acceptance policies; by default each uses the table
+            beside its file.
 
     Returns:
-        A mode for each, named like its folder. One that cannot be used with this decoder, whatever
-        its files hold, is left out, and a warning says which and why.
+        A mode for each policy, named after its folder. A policy that cannot be used with this
+        decoder is left out with a warning that gives the reason.
     """
     root = Path(folder).resolve()
     found: list[Mode] = []
@@ -37,10 +37,10 @@ def find_policies(
         try:
             found.append(_mode(path.name, find_policy(path), decoder, cost))
         except NoPolicyError:
-            # A folder of something else.
+            # The folder holds something else.
             continue
         except Exception as error:
-            # Files of others must not keep a server from starting.
+            # A broken file must not keep the server from starting.
             kind = (
                 "" if isinstance(error, ValueError | ImportError) else f"{type(error).__name__}: "
             )
@@ -55,12 +55,12 @@ def _mode(
         name,
         _DESCRIPTIONS[files.is_acceptance],
         lambda: load_policy(files, decoder, cost=cost),
-        learned=True,
+        trained=True,
     )
     if not NAME.fullmatch(name):
         raise ValueError(
-            f"its folder's name is that of a mode, which must match {NAME.pattern}, got {name!r}"
+            f"the name of its folder must match {NAME.pattern} to name a mode, got {name!r}"
         )
-    # It is found out now whether it can be opened.
+    # Loaded once now, so that a policy that cannot be opened is found at the start.
     mode.give_back(mode.make())
     return mode

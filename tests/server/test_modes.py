@@ -54,13 +54,13 @@ def test_a_policy_stands_beside_a_constant_tree() -> None:
     assert Modes(standard, "best-constant").side_by_side() == ["best-constant", "plain"]
     assert Modes(standard, "plain").side_by_side() == ["plain", "best-constant"]
     assert Modes(standard, "tree:9/2/3").side_by_side() == ["tree:9/2/3", "best-constant"]
-    policies = [Mode(name, "Trained.", standard[0].make, learned=True) for name in ("a", "b")]
+    policies = [Mode(name, "Trained.", standard[0].make, trained=True) for name in ("a", "b")]
     for default, beside in (("a", "best-constant"), ("tree:9/2/3", "tree:9/2/3")):
         assert Modes([*standard, *policies], default).side_by_side() == ["a", beside]
 
 
 def test_two_modes_of_one_name() -> None:
-    with pytest.raises(ValueError, match=r"the mode .* is there already"):
+    with pytest.raises(ValueError, match=r"names of modes must be distinct"):
         Modes([*standard_modes(), *standard_modes()], "plain")
 
 
@@ -81,7 +81,7 @@ def test_policies_of_the_head_are_found(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="theirs is left out"):
         (mode,) = find_policies(tmp_path, decoder)
     assert mode.name == "mine"
-    assert mode.learned
+    assert mode.trained
     ids = decoder.tokenizer("hello").input_ids
     output = decoder.generate([ids], mode.take(), max_new_tokens=30)
     assert decoder.tokenizer.decode(output.sequences[0, len(ids) :]) == greedy_text("hello", 30)
@@ -120,3 +120,11 @@ def test_broken_policies_are_left_out_and_named(tmp_path: Path) -> None:
 def change(folder: Path, key: str, value: object) -> None:
     card = json.loads((folder / "policy.json").read_text())
     (folder / "policy.json").write_text(json.dumps(card | {key: value}))
+
+
+def test_the_old_name_of_trained_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="it is called trained"):
+        mode = Mode("a", "Trained.", lambda: None, learned=True)
+    assert mode.trained
+    with pytest.warns(DeprecationWarning, match="it is called trained"):
+        assert mode.learned

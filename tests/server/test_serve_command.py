@@ -103,11 +103,11 @@ def test_an_address_in_use_is_told_before_the_model_is_loaded() -> None:
         arguments = ["serve", "--port", port, "--model", "/nowhere"]
         result = CliRunner().invoke(app, arguments, env={"TERM": "dumb"})
     assert result.exit_code == 1
-    assert f"cannot listen at 127.0.0.1, port {port}" in result.stderr
+    assert f"cannot listen on 127.0.0.1, port {port}" in result.stderr
     assert "/nowhere" not in result.stderr
 
 
 @pytest.mark.parametrize("host", ["256.0.0.1", "no such host", "x" * 70 + ".example", "\ud800"])
 def test_an_address_that_is_none_is_told_in_a_sentence(host: str) -> None:
-    with pytest.raises(OSError, match="cannot listen at"):
+    with pytest.raises(OSError, match="cannot listen on"):
         listen(host, 0)

@@ -1,4 +1,4 @@
-"""The baselines of `eaglerl.policies` by name, set up from what a comparison was given."""
+"""The baselines of `eaglerl.policies` by name, and how a comparison sets them up."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _CONFIDENCE_WIDTH, _CONFIDENCE_DEPTH = 4, 7
 
 @dataclass(frozen=True)
 class BaselineInputs:
-    """What baselines are set up from.
+    """The inputs that baselines are set up from.
 
     Attributes:
-        actions: trees to choose from at every cycle.
-        grid: constant trees, alone or under a rule with lookups.
-        cost: of this machine.
-        traces: of prompts that are not compared on.
-        seed: of all draws.
+        actions: trees to choose from in every cycle.
+        grid: constant trees, alone or combined with prompt lookup.
+        cost: cost table of this machine.
+        traces: traces of prompts that the comparison does not decode.
+        seed: seed of all random numbers.
     """
 
     actions: ActionSpace
@@ -50,9 +50,9 @@ class Baseline:
     """A baseline by name.
 
     Attributes:
-        help: what it is, in words.
+        help: one line that says what it is.
         make: sets it up.
-        needs: "cost", "traces": what it cannot be set up without.
+        needs: "cost" and "traces", if it cannot be set up without them.
     """
 
     help: str
@@ -64,7 +64,7 @@ def make_baseline(name: str, inputs: BaselineInputs) -> TreePolicy:
     """Set up a baseline.
 
     Raises:
-        ValueError: something that it needs is missing.
+        ValueError: an input that it needs is missing.
     """
     baseline = BASELINES[name]
     for need in baseline.needs:
@@ -74,7 +74,7 @@ def make_baseline(name: str, inputs: BaselineInputs) -> TreePolicy:
 
 
 def tiers_of(actions: Sequence[TreeParams]) -> list[TreeParams]:
-    """The first tree of every depth that drafts something, by ascending depth."""
+    """Return the first tree of every depth that drafts anything, by ascending depth."""
     by_depth: dict[int, TreeParams] = {}
     for tree in actions:
         if tree.total_tokens > 1:
@@ -96,7 +96,7 @@ BASELINES: Mapping[str, Baseline] = {
         ("traces", "cost"),
     ),
     "random": Baseline(
-        "a tree drawn evenly at every cycle",
+        "a random tree in every cycle",
         lambda given: RandomPolicy(given.actions, given.seed),
     ),
     "ucb1": Baseline("UCB1 over the trees", lambda given: UCB1Policy(given.actions)),
@@ -104,20 +104,20 @@ BASELINES: Mapping[str, Baseline] = {
         "Exp3 over the trees", lambda given: Exp3Policy(given.actions, seed=given.seed)
     ),
     "tiers": Baseline(
-        "tiers by the acceptance length of late",
+        "tiers by the recent acceptance length",
         lambda given: TierPolicy(tiers_of(given.actions)),
     ),
     "confidence": Baseline(
-        "grows the tree while the draft's own confidence pays, without training",
+        "grows the tree while the draft's own confidence is worth its cost, without training",
         _confidence,
         ("cost",),
     ),
     "lookup-alone": Baseline(
-        f"chains of {LOOKUP_TOKENS} tokens looked up in the text, without a tree",
+        f"prompt lookup of {LOOKUP_TOKENS} tokens, without a tree",
         lambda given: lookup_alone(LOOKUP_TOKENS),
     ),
     "lookup-rule": Baseline(
-        "the best fixed rule with lookups, tuned on traces of other prompts",
+        "the best fixed rule with prompt lookup, tuned on traces of other prompts",
         lambda given: best_lookup_rule(given.traces, given.cost, given.grid),
         ("traces", "cost"),
     ),

@@ -1,4 +1,4 @@
-"""Ways to decode by name: ``[LABEL=]KIND[:ARGUMENT]``, as in ``ours=policy:models/policy``."""
+"""Modes by name: ``[LABEL=]KIND[:ARGUMENT]``, as in ``ours=policy:models/policy``."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from eaglerl.evaluation.modes.policy_modes import COST_NAME, find_policy
 from eaglerl.evaluation.results.records import PLAIN
 from eaglerl.prepare import MODELS
 
-#: Given by name to stand for every baseline.
+#: The name that stands for every baseline.
 ALL_BASELINES = "baseline:all"
 #: Kinds whose argument is a trained policy.
 POLICY_KINDS = ("policy", "unguarded", "trees-only", "uncached", "shuffled")
 
-# A label names a file of answers, too.
+# A label is also the name of a folder of answers.
 _LABEL = re.compile(r"[^=/\s][^=\s]*")
 
 
 @dataclass(frozen=True)
 class ModeSpec:
-    """One way to decode that was asked for.
+    """A mode as it was requested.
 
     Attributes:
-        label: what it is called; `short_label` by default.
+        label: its name in tables and files; `short_label` by default.
         kind: a name in `KINDS`.
-        argument: what follows the kind; empty for none.
-        needs: "cost", "traces": what must be given for it besides.
+        argument: what follows the kind; empty if there is nothing.
+        needs: "cost" and "traces", if these must be given for it.
     """
 
     label: str
@@ -40,12 +40,12 @@ class ModeSpec:
 
     @property
     def spec(self) -> str:
-        """Kind and argument, without the label."""
+        """The kind and the argument, without the label."""
         return f"{self.kind}:{self.argument}" if self.argument else self.kind
 
     @property
     def description(self) -> str:
-        """What it is, in words."""
+        """One line that says what it is."""
         if self.kind == "baseline":
             return BASELINES[self.argument].help
         return KINDS[self.kind].help + (f" ({self.argument})" if self.argument else "")
@@ -56,9 +56,9 @@ class Kind:
     """A kind of mode.
 
     Attributes:
-        argument: what its argument is; empty where it has none.
-        help: what it is, in words.
-        check: raises a ValueError for a wrong argument, and gives what the mode needs besides.
+        argument: what its argument is; empty if it takes none.
+        help: one line that says what it is.
+        check: checks the argument, raising a ValueError, and returns what else the mode needs.
     """
 
     argument: str
@@ -67,13 +67,13 @@ class Kind:
 
 
 def parse_mode(text: str) -> ModeSpec:
-    """Read one mode; nothing is loaded.
+    """Parse one mode without loading anything.
 
     Raises:
-        ValueError: an unknown kind, a wrong argument, or a label that is none.
+        ValueError: the kind is unknown, the argument is wrong, or the label is malformed.
     """
     label, sign, rest = text.partition("=")
-    # A path may hold the sign of a label: what stands before it is one only without a colon.
+    # A path may contain '=': what precedes it is a label only if it has no colon.
     if not sign or ":" in label:
         label, rest = "", text
     kind, _, argument = rest.partition(":")
@@ -88,18 +88,18 @@ def parse_mode(text: str) -> ModeSpec:
         )
     needs = KINDS[kind].check(argument)
     if kind == "tree":
-        # However it was spelt, it is the same mode.
+        # Trees may be spelt differently; one spelling makes them the same mode.
         argument = str(TreeParams.from_text(argument))
     return ModeSpec(label or short_label(kind, argument), kind, argument, needs)
 
 
 def short_label(kind: str, argument: str) -> str:
-    """What a mode is called that was given no label: short enough for a table.
+    """Return the default label of a mode, short enough for a table.
 
-    A trained policy is called by its folder's name, without ``policy-`` before it and a model's
-    name behind it: ``policy:models/policy-ppo-smollm2-135m-instruct`` is ``ppo``. A folder that
-    says no more than ``policy`` lies in a run's, whose name is taken. Any other mode is called what
-    was given.
+    A trained policy is called by the name of its folder, without the prefix ``policy-`` and the
+    suffix of a model: ``policy:models/policy-ppo-smollm2-135m-instruct`` is ``ppo``. If the folder
+    is just ``policy``, the name of the run's folder around it is used. Any other mode is called
+    what was given.
     """
     if kind not in POLICY_KINDS:
         return f"{kind}:{argument}" if argument else kind
@@ -114,10 +114,10 @@ def short_label(kind: str, argument: str) -> str:
 
 
 def parse_modes(texts: Iterable[str]) -> tuple[ModeSpec, ...]:
-    """Read several modes; plain decoding, which all are compared with, joins them where it lacks.
+    """Parse several modes, adding plain decoding, which all are compared with, if it is missing.
 
     Raises:
-        ValueError: see `parse_mode`; or two modes with the same label.
+        ValueError: see `parse_mode`; or two modes have the same label.
     """
     wanted: list[str] = []
     for text in texts:
@@ -139,7 +139,7 @@ def parse_modes(texts: Iterable[str]) -> tuple[ModeSpec, ...]:
 
 
 def constant_tree(mode: ModeSpec) -> TreeParams | None:
-    """The tree of a mode that always drafts the same; None for the others."""
+    """Return the tree of a mode that always drafts the same tree, None for other modes."""
     if mode.kind == PLAIN:
         return NO_DRAFT
     return TreeParams.from_text(mode.argument) if mode.kind == "tree" else None
@@ -156,14 +156,14 @@ def _tree(argument: str) -> tuple[str, ...]:
 
 def _policy(argument: str) -> tuple[str, ...]:
     files = find_policy(Path(argument))
-    # Without a table of this machine, that of the machine it was fitted on has to do.
+    # Without a table of this machine, the table of the machine that it was fitted on is used.
     has_cost = not files.is_acceptance or files.path.with_name(COST_NAME).is_file()
     return () if has_cost else ("cost",)
 
 
 def _acceptance(argument: str) -> tuple[str, ...]:
     if not find_policy(Path(argument)).is_acceptance:
-        raise ValueError(f"{argument!r} must be an acceptance policy: it has no guard or lookups")
+        raise ValueError(f"{argument!r} must be an acceptance policy: others have no fallback")
     return _policy(argument)
 
 
@@ -183,12 +183,20 @@ KINDS: Mapping[str, Kind] = {
     "generate": Kind("", "transformers' generate with its KV cache", _nothing),
     "plain": Kind("", "one token per cycle, without a draft", _nothing),
     "tree": Kind("T/D/K", "a constant tree", _tree),
-    "tuned": Kind("", "the constant tree that was fastest on the other half's questions", _nothing),
-    "hindsight": Kind("", "the constant tree that was fastest on these very questions", _nothing),
+    "tuned": Kind(
+        "", "the constant tree that was fastest on the questions of the other half", _nothing
+    ),
+    "hindsight": Kind(
+        "", "the constant tree that was fastest on the questions of the comparison itself", _nothing
+    ),
     "policy": Kind("FOLDER", "a trained policy", _policy),
-    "unguarded": Kind("FOLDER", "an acceptance policy without its guard", _acceptance),
-    "trees-only": Kind("FOLDER", "an acceptance policy without guard and lookups", _acceptance),
-    "uncached": Kind("FOLDER", "a PPO or DQN policy that decides anew at every cycle", _cached),
-    "shuffled": Kind("FOLDER", "a trained policy that is shown the states of others", _policy),
+    "unguarded": Kind("FOLDER", "an acceptance policy without its fallback", _acceptance),
+    "trees-only": Kind(
+        "FOLDER", "an acceptance policy without fallback and prompt lookup", _acceptance
+    ),
+    "uncached": Kind("FOLDER", "a PPO or DQN policy without its action cache", _cached),
+    "shuffled": Kind(
+        "FOLDER", "a trained policy that is shown the states of other cycles", _policy
+    ),
     "baseline": Kind("NAME", "a baseline", _baseline),
 }

@@ -93,7 +93,7 @@ def make_runner(
     return DecoderRunner(decoder, policy, counter)
 
 
-def mode_identity(mode: ModeSpec, resources: Resources) -> str | None:
+def mode_fingerprint(mode: ModeSpec, resources: Resources) -> str | None:
     """16 hexadecimal digits that change with everything that a mode is made from.
 
     None where its spec says it all.

@@ -1,4 +1,4 @@
-"""Trained policies as modes: as they are, or without guard, lookups, cache, or their own states."""
+"""Trained policies as modes: as they are, or without fallback, prompt lookup, cache or states."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ def load_live_policy(
     """Load a policy for the decoding loop.
 
     Args:
-        files: where it lies.
-        decoder: what it decides for.
-        kind: "policy": as `load_policy` gives it; "unguarded": an acceptance policy without its
-            guard; "trees-only": without its lookups either; "uncached": a PPO or DQN policy that
-            decides anew at every cycle; "shuffled": shown the states of other cycles, without its
-            guard and outside the loop's own calls.
-        cost: of this machine; without one, an acceptance policy takes the table beside it.
-        target_id: hash of the target.
-        head_id: hash of the head.
-        seed: of the shuffling.
+        files: the policy's files.
+        decoder: the decoder that it decides for.
+        kind: "policy": as `load_policy` returns it; "unguarded": an acceptance policy without its
+            fallback; "trees-only": also without prompt lookup; "uncached": a PPO or DQN policy
+            without its action cache; "shuffled": shown the states of other cycles, without its
+            fallback, and called from Python in every cycle.
+        cost: cost table of this machine; by default, an acceptance policy uses the table beside it.
+        target_id: fingerprint of the target.
+        head_id: fingerprint of the head.
+        seed: seed of the shuffling.
 
     Returns:
-        The policy for the loop, and the one that counts its cache's hits, if it has a cache.
+        The policy for the loop, and the object that counts its cache's hits, or None.
 
     Raises:
-        ValueError: it belongs to another target or head, or lacks its cost table.
+        ValueError: the policy belongs to another target or head, or has no cost table.
     """
     if kind == "policy":
         policy = load_policy(files, decoder, cost=cost)
@@ -56,16 +56,16 @@ def load_live_policy(
             model = model.without_lookups()
         bare = AcceptancePolicy(model, files.read_cost(cost))
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
-    published = load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    chooser = load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
     if kind == "uncached":
-        published.set_action_cache(enabled=False)
-        policy = fastest(published)
+        chooser.set_action_cache(enabled=False)
+        policy = fastest(chooser)
         return policy, policy
-    return ShuffledStates(published, seed=seed), published
+    return ShuffledStates(chooser, seed=seed), chooser
 
 
 def cache_counts(policy: Any) -> tuple[int, int] | None:
-    """Hits and misses so far of a policy's cache; None where it has none."""
+    """Return the hits and misses so far of a policy's cache, or None if it has no cache."""
     if hasattr(policy, "cache"):
         stats = policy.cache.stats()
         return stats.hits, stats.misses

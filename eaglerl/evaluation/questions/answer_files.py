@@ -48,10 +48,10 @@ def write_answers(folder: str | Path, comparison: Comparison, tokenizer: Any) ->
 
 def _line(records: list[Record], tokenizer: Any) -> dict[str, Any]:
     first = records[0]
-    identity = first.question.removeprefix(f"{first.domain}/")
+    name = first.question.removeprefix(f"{first.domain}/")
     key = f"{first.mode} {first.question}".encode()
     return {
-        "question_id": int(identity) if identity.isdecimal() else identity,
+        "question_id": int(name) if name.isdecimal() else name,
         "answer_id": hashlib.sha256(key).hexdigest()[:22],
         "model_id": first.mode,
         "choices": [

@@ -1,7 +1,7 @@
-"""Comparisons as one HTML file that explains itself and holds its figures.
+"""Comparisons as one self-contained HTML report.
 
-It needs the extra ``report`` (jinja2, matplotlib, scipy and statsmodels); what is here is imported
-when it is asked for.
+It needs the extra ``report`` (jinja2, matplotlib and statsmodels). Names are imported when they are
+first used.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a report is put together from. Texts are plain: the page escapes them."""
+"""Building blocks of a report. Texts are plain; the page escapes them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal
 
 from markupsafe import Markup
 
-#: How a cell or a headline is meant; the page gives it a sign as well as a colour.
+#: Meaning of a cell or a headline; the page shows it by a sign and a colour.
 Tone = Literal["", "won", "lost", "even", "failed", "faint"]
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Some sentences.
+    """A paragraph.
 
     Attributes:
-        text: the sentences.
+        text: its sentences.
         kind: "note" explains, "missing" says what was not measured.
     """
 
@@ -27,7 +27,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table whose tone matters."""
+    """A table cell with a tone."""
 
     text: str
     tone: Tone = ""
@@ -38,13 +38,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column heads its rows.
+    """A table whose first column holds the row headings.
 
     Attributes:
         caption: what it shows.
-        columns: heads.
-        rows: cells, as many as there are columns.
-        note: below it.
+        columns: column headings.
+        rows: cells, one per column.
+        note: note below the table.
     """
 
     caption: str
@@ -58,10 +58,10 @@ class Picture:
     """A figure.
 
     Attributes:
-        name: distinct within a report; its PNG file is named after it.
-        svg: drawn for the page, in its ink.
-        png: the same for everything else.
-        alt: what can be seen, for who cannot.
+        name: unique within a report; its PNG file is named after it.
+        svg: the figure in the page's colours.
+        png: the figure as a PNG file.
+        alt: text alternative.
         caption: what it shows and how to read it.
     """
 
@@ -74,7 +74,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Passage:
-    """Text that a model or a person wrote."""
+    """Quoted text, written by a model or a person."""
 
     title: str
     text: str
@@ -85,12 +85,12 @@ Block = Paragraph | Table | Picture | Passage
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what follows.
+    """A section.
 
     Attributes:
-        anchor: distinct within a report.
-        title: the heading.
-        blocks: what follows.
+        anchor: unique within a report.
+        title: its heading.
+        blocks: its content.
     """
 
     anchor: str
@@ -100,7 +100,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """What a comparison says, in a sentence."""
+    """One result of a comparison in a sentence."""
 
     text: str
     tone: Tone
@@ -108,14 +108,14 @@ class Headline:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One comparison.
+    """The chapter of one comparison.
 
     Attributes:
-        anchor: distinct within a report.
-        title: its name.
-        facts: name and value of what it was measured with.
-        headlines: the result in words.
-        sections: the rest.
+        anchor: unique within a report.
+        title: name of the comparison.
+        facts: names and values of its conditions.
+        headlines: its results in sentences.
+        sections: its sections.
     """
 
     anchor: str
@@ -136,5 +136,5 @@ class Chapter:
 
 
 def not_measured(what: str, how: str = "") -> Paragraph:
-    """Say that something is missing, and how to get it."""
+    """Make a paragraph that says what was not measured, and how to measure it."""
     return Paragraph(f"{what}: not measured.{' ' + how if how else ''}", "missing")

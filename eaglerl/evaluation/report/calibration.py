@@ -52,7 +52,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def find_calibration(policy: str | Path) -> Path | None:
-    """The file of a policy: in its folder, or in that of the run that it lies in; None if none.
+    """Find the calibration file of a policy, in its folder or in the folder of its run.
 
     Args:
         policy: the policy's folder or file.
@@ -112,6 +112,6 @@ class _BinSchema(Schema):
 
 
 def _bin(row: _BinSchema) -> Bin:
-    if not row.candidates:
+    if not row.candidates or row.predicted is None or row.found is None:
         return Bin(0, math.nan, math.nan)
     return Bin(row.candidates, row.predicted, row.found)

@@ -1,4 +1,4 @@
-"""One comparison as a report reads it: records, their summary, and the texts beside them."""
+"""What a report needs of one comparison: records, their summary, prompts and answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from eaglerl.evaluation.statistics.summary import (
 from eaglerl.json_file import parse_json, read_lines
 from eaglerl.ratio_intervals import Interval
 
-#: Kinds of mode that a comparison is made for: learned policies.
+#: Kinds of mode that are trained policies.
 POLICY_KINDS = ("policy", "trees-only")
 #: Kinds whose tree never changes.
 CONSTANT_KINDS = ("generate", "plain", "tree", "tuned", "hindsight")
@@ -41,12 +41,12 @@ class Evidence:
     """One comparison.
 
     Attributes:
-        name: what the report calls it.
-        comparison: manifest, and the records of what all modes have decoded.
-        summary: of the records.
-        answers: text of the answers by mode and question, of the first repeat; empty where the
-            comparison has written none.
-        prompts: the user's turns by question; empty where the questions were not given.
+        name: its name in the report.
+        comparison: the manifest, and the records of what all modes have decoded.
+        summary: summary of the records.
+        answers: texts of the answers of the first repeat, by mode and question; empty if there are
+            no answer files.
+        prompts: the user's turns by question; empty if no question files were given.
     """
 
     name: str
@@ -67,14 +67,14 @@ class Evidence:
         """Read a comparison's folder.
 
         Args:
-            folder: what `compare` wrote.
-            questions: the question files, or folders of them, for the prompts' texts.
-            name: what the report calls it; the folder's by default.
+            folder: folder that `compare` wrote.
+            questions: question files, or folders of them, for the texts of the prompts.
+            name: its name in the report; the folder's name by default.
             resamples: deprecated and ignored.
 
         Raises:
-            ValueError: no comparison, one of which too little is complete, or questions that are
-                none.
+            ValueError: the folder holds no comparison or one with too few complete questions, or
+                a question file is malformed.
         """
         if resamples is not None:
             warn_of_resampling("Evidence.read")
@@ -82,7 +82,7 @@ class Evidence:
         comparison = load_comparison(folder)
         if not comparison.records:
             raise ValueError(
-                f"comparisons must hold at least one record, {str(folder)!r} holds none"
+                f"a comparison must hold at least one record, {str(folder)!r} holds none"
             )
         prompts = {}
         if paths := list(questions):
@@ -90,8 +90,8 @@ class Evidence:
         summary = _summarise(comparison)
         if summary.preliminary:
             raise ValueError(
-                f"{str(folder)!r} must hold {FEWEST_QUESTIONS} complete questions to be reported "
-                f"on: {summary.progress}. Let `eaglerl compare` go on with it"
+                f"a report needs {FEWEST_QUESTIONS} complete questions or more in {str(folder)!r}: "
+                f"{summary.progress}. Run the same `eaglerl compare` again to continue"
             )
         name = name or folder.resolve().name
         return cls(
@@ -100,19 +100,19 @@ class Evidence:
 
     @property
     def reference(self) -> str:
-        """The mode that gains are over: the tuned constant, else plain decoding, if valid."""
+        """Label of the mode that gains are relative to: the tuned tree or plain decoding."""
         return self.summary.references[0]
 
     @property
     def tuned_trees(self) -> dict[str, TreeParams]:
-        """The constant trees that the comparison tuned, by the half of the questions."""
+        """Constant trees that the comparison tuned, by split of the questions."""
         tuned = self.comparison.manifest.modes.get(TUNED)
         trees = tuned.trees if tuned else None
         return {split: TreeParams(*tree) for split, tree in (trees or {}).items()}
 
     @property
     def reference_words(self) -> str:
-        """What the reference is."""
+        """The reference in words."""
         if self.reference != TUNED:
             return "plain decoding" if self.reference == PLAIN else self.reference
         chosen = self.tuned_trees.values()
@@ -121,7 +121,7 @@ class Evidence:
 
     @property
     def greedy(self) -> bool:
-        """Whether outputs can be compared."""
+        """Whether decoding is greedy, so that outputs can be compared."""
         return not self.comparison.manifest.configuration["temperature"]
 
     @cached_property
@@ -139,48 +139,48 @@ class Evidence:
 
     @cached_property
     def without_looping(self) -> dict[str, ModeSummary]:
-        """The same without the questions that loop."""
+        """Summaries without the questions that loop, by label."""
         return {mode.mode: mode for mode in self.summary.without_looping}
 
     @property
     def ranked(self) -> list[ModeSummary]:
-        """The modes that did not fail, the fastest first."""
+        """Modes that did not fail, the fastest first."""
         valid = [mode for mode in self.summary.modes if not mode.failed]
         return sorted(valid, key=lambda mode: -mode.tokens_per_second)
 
     @property
     def failed(self) -> list[ModeSummary]:
-        """The modes whose output is not that of plain decoding."""
+        """Modes whose output differs from plain decoding's."""
         return [mode for mode in self.summary.modes if mode.failed]
 
     @property
     def policies(self) -> list[str]:
-        """Labels of the learned policies that did not fail, the fastest first."""
+        """Labels of the trained policies that did not fail, the fastest first."""
         return [mode.mode for mode in self.ranked if self.kind(mode.mode) in POLICY_KINDS]
 
     def kind(self, label: str) -> str:
-        """The kind of a mode."""
+        """Return the kind of a mode."""
         return self.comparison.manifest.modes[label].spec.partition(":")[0]
 
     def gain(self, label: str) -> Interval | None:
-        """Ratio of a mode's tokens per second to the reference's."""
+        """Return the ratio of a mode's tokens per second to the reference's."""
         return self.summaries[label].ratios.get(self.reference)
 
     def gain_without_looping(self, label: str) -> Interval | None:
-        """The same without the questions that loop; None where none is left."""
+        """Return the same without the questions that loop, or None if none is left."""
         mode = self.without_looping.get(label)
         return None if mode is None else mode.ratios.get(self.reference)
 
     def by_domain(self, label: str) -> dict[str, Interval]:
-        """The same per set of questions."""
+        """Return the same per set of questions."""
         found = self.summary.by_domain
         return {domain: modes[label] for domain, modes in found.items() if label in modes}
 
 
 def read_answers(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Texts of the first repeat by mode and question, from files in EAGLE's answer layout.
+    """Read the answers of the first repeat, by mode and question, from EAGLE's answer files.
 
-    A line that is none of it is left out with a warning: the report does without its text.
+    A malformed line is left out with a warning.
     """
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for path in sorted(folder.glob("*/*.jsonl")):
@@ -196,7 +196,7 @@ def read_answers(folder: Path) -> dict[tuple[str, str], tuple[str, ...]]:
 
 
 def _summarise(comparison: Comparison) -> Summary:
-    """A summary whose reference has records, and the right output."""
+    """Summarise with references that have records and did not fail."""
     begun = list(dict.fromkeys(record.mode for record in comparison.records))
     references = [label for label in (TUNED, PLAIN) if label in begun] or begun[:1]
     summary = summarise(comparison, references)

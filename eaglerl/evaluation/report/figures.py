@@ -1,4 +1,4 @@
-"""Drawing a figure twice: as SVG in the page's own ink, light or dark, and as a PNG file."""
+"""Drawing a figure twice: as SVG in the page's colours, light or dark, and as PNG."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from eaglerl.evaluation.report.blocks import Picture
 
-#: Text, axes and outlines; the page's own colour in its place.
+#: Text, axes and outlines; the SVG has the page's text colour instead.
 INK = "#20242b"
-#: Between neighbouring areas; the page's background in its place.
+#: Gaps between neighbouring areas; the SVG has the page's background instead.
 PAPER = "#fdfefe"
-#: Readable on light and dark pages. No figure tells anything by colour alone.
+#: Readable on light and dark pages. No figure relies on colour alone.
 COLORS = ("#3d7fd6", "#d9822b", "#2b9d6a", "#9166cc", "#d14d5f", "#1f97a8", "#8a9099")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo")
@@ -41,7 +41,7 @@ _PARAMETERS = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "text.color": INK,
-    # Labels come from files: a dollar sign in one is no formula.
+    # Labels come from files: a dollar sign must not start a formula.
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -59,7 +59,7 @@ def draw(
     """Draw a figure.
 
     Args:
-        name: distinct within a report, of letters, digits and hyphens.
+        name: unique within a report; letters, digits and hyphens.
         size: width and height in inches.
         paint: draws into the empty figure.
         alt: see `Picture`.
@@ -78,22 +78,21 @@ def draw(
 
 
 def embeddable(svg: str, name: str) -> str:
-    """An SVG file as an element of a page.
+    """Turn an SVG file into an element of a page.
 
-    Its colours follow the page's, its ids do not clash with those of other figures, and nothing in
-    it names an address.
+    Its colours follow the page's, its ids are unique, and it refers to no other address.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, _, rest = svg.partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     width = re.search(r'width="([\d.]+)pt"', head)
-    # Wider than it was laid out for, its text would outgrow the page's.
+    # A wider figure would have larger text than the page.
     limit = f"{_LARGEST_SCALE * float(width.group(1)):.0f}pt" if width else "100%"
     head = f'<svg {box.group() if box else ""} style="max-width: {limit}" focusable="false"'
     rest = rest.replace("xlink:href", "href")
     rest = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", rest)
     rest = rest.replace(INK, "currentColor").replace(PAPER, "var(--page)")
-    # The page's fonts are there; those that the figure was laid out with may not be, and are wider.
+    # The fonts that the figure was laid out with may be missing, and are wider than the page's.
     rest = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", rest)
     return f"{head}>{rest}"

@@ -1,4 +1,4 @@
-"""Tests of many modes against one, corrected for their number."""
+"""Paired tests of several modes against one, corrected for multiple testing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PairedTest:
 def paired_tests(
     by_mode: Mapping[str, Sequence[Record]], reference: str, modes: Sequence[str]
 ) -> dict[str, PairedTest]:
-    """Wilcoxon's signed-rank test of each mode against the reference, corrected after Holm.
+    """Test each mode against the reference by Wilcoxon's signed-rank test, with Holm's correction.
 
     A pair is a question: the logarithm of its decoding tokens per second, repeats summed, against
     the reference's. Two-sided. Holm (1979) keeps the probability of any false positive at the
@@ -62,23 +62,23 @@ def paired_tests(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values after Holm's step-down correction, in the order given."""
+    """Return the p-values after Holm's step-down correction, in the order given."""
     if not len(p_values):
         return []
     return [float(value) for value in multipletests(p_values, method="holm")[1]]
 
 
 def signed_rank(differences: np.ndarray) -> float:
-    """p-value of Wilcoxon's signed-rank test that differences (n,) are symmetric around 0."""
+    """Return the p-value of Wilcoxon's signed-rank test that differences (n,) are symmetric."""
     if not np.any(differences):
         return 1.0
     return float(wilcoxon(differences).pvalue)
 
 
 def log_ratios(records: Sequence[Record], reference: Sequence[Record]) -> np.ndarray:
-    """(n,) per question log of a mode's tokens per second over those of another.
+    """Return (n,) per question the log of a mode's tokens per second over another's.
 
-    Only what both decoded counts, and only questions of which something came after the prefill.
+    Questions that only one of them decoded, or without tokens after the prefill, are left out.
     """
     sums = paired_sums(records, reference)
     known = sums[(sums > 0).all(axis=1)]

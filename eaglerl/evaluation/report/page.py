@@ -1,4 +1,4 @@
-"""Chapters as one HTML file: everything within it, and everything escaped."""
+"""Rendering chapters as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SIGNS: dict[Tone, str] = {"won": "▲", "lost": "▼", "even": "≈", "failed":
 
 
 def render(title: str, chapters: Sequence[Chapter], made: str) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        title: of the page.
-        chapters: in order.
-        made: how and when it was made.
+        title: title of the page.
+        chapters: chapters in order.
+        made: sentence that says how and when it was made.
     """
     environment = Environment(
         autoescape=True,
@@ -51,7 +51,7 @@ def render(title: str, chapters: Sequence[Chapter], made: str) -> str:
 
 
 def _keep_together(value: object) -> object:
-    """A number and its sign for percent on one line; marked-up text stays as it is."""
+    """Keep a number and its percent sign on one line; markup stays as it is."""
     return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""Figures of what a policy does."""
+"""Figures of what a policy decides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROOM_FOR_LABELS = 80
 
 
 def over_text(name: str, turn: Turn, label: str, question: str) -> Picture:
-    """T, D, K, lookups and what was accepted over one answer, cycle by cycle."""
+    """Draw T, D, K, looked-up tokens and accepted tokens of one answer, cycle by cycle."""
     cycles = turn.cycles
     edges = 1 + np.concatenate(([0], np.cumsum(cycles.tokens)))
 
@@ -40,8 +40,8 @@ def over_text(name: str, turn: Turn, label: str, question: str) -> Picture:
         _stairs(shape, edges, cycles.depth, COLORS[1], "D, rounds after the first")
         _stairs(shape, edges, cycles.top_k, COLORS[3], "K, width", style="--")
         if any(cycles.lookup_tokens):
-            _stairs(shape, edges, cycles.lookup_tokens, COLORS[5], "looked-up chain", style=":")
-        shape.set_ylabel("D, K, chain")
+            _stairs(shape, edges, cycles.lookup_tokens, COLORS[5], "looked-up tokens", style=":")
+        shape.set_ylabel("D, K, looked up")
         _stairs(accepted, edges, cycles.tokens, COLORS[2], "tokens emitted", fill=True)
         if any(cycles.lookup_accepted):
             _stairs(
@@ -65,7 +65,7 @@ def over_text(name: str, turn: Turn, label: str, question: str) -> Picture:
             f"Choices of {label} over the answer to {question}: {len(cycles)} cycles, T from "
             f"{min(cycles.total_tokens)} to {max(cycles.total_tokens)}, D from {min(cycles.depth)} "
             f"to {max(cycles.depth)}, K from {min(cycles.top_k)} to {max(cycles.top_k)}, "
-            f"{sum(1 for n in cycles.lookup_tokens if n)} cycles with a looked-up chain, "
+            f"{sum(1 for n in cycles.lookup_tokens if n)} cycles with looked-up tokens, "
             f"{np.mean(cycles.tokens):.2f} tokens per cycle."
         ),
         caption=(
@@ -78,7 +78,7 @@ def over_text(name: str, turn: Turn, label: str, question: str) -> Picture:
 def heat_map(
     name: str, counts: Mapping[str, Counter[Action]], label: str, actions: Sequence[Action]
 ) -> Picture:
-    """Shares of a policy's actions in the cycles of each set of questions.
+    """Draw the shares of a policy's actions in the cycles of each set of questions.
 
     Args:
         name: of the figure.
@@ -97,7 +97,7 @@ def heat_map(
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         _heat(axes, shares, columns, [shorten(domain) for domain in counts])
-        axes.set_xlabel("T / D / K, + length of the looked-up chain")
+        axes.set_xlabel("T / D / K, + number of looked-up tokens")
 
     told = "; ".join(
         f"{domain}: mostly {columns[int(row.argmax())]}, {row.max():.0f} %"
@@ -113,7 +113,7 @@ def heat_map(
 
 
 def rows_and_depth(name: str, cycles: Sequence[Cycles], label: str) -> Picture:
-    """How often trees of which size and depth were drafted."""
+    """Draw how often the policy drafted trees of each size and depth."""
     sizes = np.concatenate([np.asarray(one.rows) for one in cycles])
     depths = np.concatenate(
         [np.where(np.asarray(c.total_tokens) > 1, np.asarray(c.depth), -1) for c in cycles]
@@ -131,7 +131,7 @@ def rows_and_depth(name: str, cycles: Sequence[Cycles], label: str) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         _heat(axes, shares, names, ["no tree" if d < 0 else f"D = {d}" for d in levels])
-        axes.set_xlabel("rows verified, the root and a looked-up chain included")
+        axes.set_xlabel("rows verified, the root and looked-up tokens included")
 
     row, column = np.unravel_index(shares.argmax(), shares.shape)
     return draw(
@@ -148,7 +148,7 @@ def rows_and_depth(name: str, cycles: Sequence[Cycles], label: str) -> Picture:
 
 
 def expected_and_found(name: str, expected: np.ndarray, found: np.ndarray, label: str) -> Picture:
-    """Acceptance lengths that a policy expected of its choices, and what came of them."""
+    """Draw the acceptance lengths that a policy expected against those that it got."""
     groups = [part for part in np.array_split(np.argsort(expected, kind="stable"), 10) if len(part)]
     means = np.array([[expected[g].mean(), found[g].mean()] for g in groups])
     errors = [1.96 * found[g].std() / np.sqrt(len(g)) for g in groups]
@@ -179,14 +179,14 @@ def expected_and_found(name: str, expected: np.ndarray, found: np.ndarray, label
 
 
 def action_text(action: Action) -> str:
-    """``T/D/K`` with the length of a looked-up chain."""
-    total, depth, top_k, chain = action
+    """Format an action as ``T/D/K``, with the number of looked-up tokens if there are any."""
+    total, depth, top_k, looked_up = action
     tree = f"{total}/{depth}/{top_k}" if total > 1 else "no tree"
-    return f"{tree} +{chain}" if chain else tree
+    return f"{tree} +{looked_up}" if looked_up else tree
 
 
 def size_bins(sizes: np.ndarray, most: int = MOST_COLUMNS) -> list[tuple[int, int]]:
-    """Ranges (first and last) that hold all sizes: one each, or about equally many where many."""
+    """Group sizes into ranges (first, last), of one size each or of about equally many."""
     values = np.unique(sizes)
     if len(values) <= most:
         return [(int(value), int(value)) for value in values]
@@ -221,7 +221,7 @@ def _stairs(
 
 
 def _heat(axes: Axes, shares: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> None:
-    """Cells with their numbers; the stronger the colour, the larger the share."""
+    """Draw cells with their numbers; a stronger colour means a larger share."""
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     largest = max(shares.max(), 1e-9)

@@ -1,4 +1,4 @@
-"""What the policies of a comparison do."""
+"""Sections on what the policies of a comparison decide."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from eaglerl.evaluation.report.words import number, percent, share
 from eaglerl.evaluation.results.records import Record, Turn
 from eaglerl.evaluation.statistics.summary import uncut_actions
 
-# Policies that are looked at one by one; the table has all.
+# Policies with a section of their own; the table has all.
 _MOST_POLICIES = 3
 
 
 def policy_sections(evidence: Evidence, anchor: str, question: str | None) -> list[Section]:
-    """A section that compares what modes decide, and one for each of the fastest policies.
+    """Make a section that compares decisions, and one for each of the fastest policies.
 
     Raises:
-        ValueError: `question` names one that no policy has answered.
+        ValueError: no policy has answered `question`.
     """
     deciding = [
         mode.mode for mode in evidence.ranked if evidence.kind(mode.mode) not in CONSTANT_KINDS
@@ -81,13 +81,13 @@ def _table(evidence: Evidence, labels: list[str]) -> Table:
             "share of the time", "host syncs per cycle",
         ),
         rows,
-        "An action is T, D, K and the length of a looked-up chain. Cycles that the end of an "
-        "answer may have cut are left out.",
+        "An action is T, D, K and the number of looked-up tokens. Cycles that the end of an "
+        "answer may have cut short are left out.",
     )  # fmt: skip
 
 
 def _worth(evidence: Evidence) -> list[Block]:
-    """What the state is worth: each policy against itself with the states of other cycles."""
+    """Compare each policy with itself when it is shown the states of other cycles."""
     manifest = evidence.comparison.manifest
     arguments = {label: mode.spec.partition(":")[2] for label, mode in manifest.modes.items()}
     shuffled = {
@@ -103,7 +103,7 @@ def _worth(evidence: Evidence) -> list[Block]:
         ratio = evidence.summaries[label].tokens_per_second / other.tokens_per_second
         found.append(
             Paragraph(
-                f"The state is worth {percent(ratio)} to {label}: so much faster it is than "
+                f"The state is worth {percent(ratio)} to {label}: it is that much faster than "
                 f"{other.mode}, the same policy shown the states of other cycles."
             )
         )
@@ -143,7 +143,7 @@ def _one_policy(evidence: Evidence, label: str, name: str, question: str | None)
 
 
 def _chosen(evidence: Evidence, label: str, question: str | None) -> tuple[Record, Turn] | None:
-    """The answer that is shown: of the wanted question, else of one with the median gain."""
+    """Choose the answer to show: of the given question, or one with the median gain."""
     first = [record for record in evidence.by_mode[label] if record.repeat == 0]
     if question is not None:
         first = [record for record in first if record.question == question]
@@ -171,7 +171,7 @@ def _texts(evidence: Evidence, record: Record, turn: int) -> list[Block]:
     blocks: list[Block] = []
     prompt = evidence.prompts.get(record.question)
     if prompt is None:
-        told = "The prompt's text is not given; name the question files with --questions."
+        told = "The text of the prompt is missing: give the question files with --questions."
         blocks.append(Paragraph(told, "missing"))
     else:
         blocks.append(
@@ -179,7 +179,9 @@ def _texts(evidence: Evidence, record: Record, turn: int) -> list[Block]:
         )
     answer = evidence.answers.get((record.mode, record.question))
     if answer is None or turn >= len(answer):
-        blocks.append(Paragraph("The answer's text is not in the comparison's folder.", "missing"))
+        blocks.append(
+            Paragraph("The text of the answer is missing from the comparison's folder.", "missing")
+        )
     else:
         blocks.append(Passage(f"The answer to {record.question}", answer[turn]))
     return blocks

@@ -40,20 +40,20 @@ from eaglerl.evaluation.report.words import (
 )
 from eaglerl.evaluation.statistics.summary import LOOP_PERIOD, LOOP_TOKENS, ModeSummary
 
-# More markers in one place could not be told apart.
+# More markers could not be told apart.
 _MOST_IN_A_FIGURE = 6
 
 
 def comparison_chapter(evidence: Evidence, anchor: str, *, question: str | None = None) -> Chapter:
-    """Everything that one comparison says.
+    """Make the chapter of one comparison.
 
     Args:
         evidence: the comparison.
         anchor: distinct within the report.
-        question: the one whose answer shows what policies do; None chooses a typical one.
+        question: question whose answer is shown in detail; a typical one by default.
 
     Raises:
-        ValueError: no policy has answered such a question.
+        ValueError: no policy has answered the question.
     """
     labels = [mode.mode for mode in evidence.ranked]
     tests = paired_tests(evidence.by_mode, evidence.reference, labels)
@@ -197,7 +197,7 @@ def _domains(evidence: Evidence, anchor: str) -> Section:
 
 
 def _interesting(evidence: Evidence, labels: Sequence[str]) -> list[str]:
-    """The modes for a figure with little room: policies, then others that decide, the fastest."""
+    """Choose the modes for a small figure: policies, then others that decide, the fastest first."""
     policies = [label for label in labels if label in evidence.policies]
     deciding = [
         label
@@ -236,7 +236,7 @@ def _pareto(evidence: Evidence, anchor: str) -> Section:
         for mode in [*evidence.ranked, *evidence.failed]
     ]
     table = Table(
-        "What a cycle gives and takes",
+        "Tokens and time per cycle",
         (
             "mode", "acceptance length", "ms per cycle", "ms per token, p50", "p99",
             "wasted drafts", "host syncs per cycle", "output",
@@ -283,22 +283,22 @@ def _components(evidence: Evidence, anchor: str) -> Section:
         "Milliseconds of a mean cycle",
         ("mode", "draft", "verification", "policy", "rest of the loop", "policy's share"),
         cells,
-        "The policy's time is that of its calls, with what it is shown. One that decides within "
-        "the loop's own calls has the whole call.",
+        "The policy's time is that of its calls, including the preparation of their inputs. A "
+        "policy that is fused with the encoder has the whole fused call.",
     )
     picture = components(f"{anchor}-time-components", rows)
     return Section(f"{anchor}-time", title, [picture, table])
 
 
 def cycle_seconds(evidence: Evidence, label: str) -> float:
-    """Mean duration of a mode's cycles, everything included; 0 where it has none."""
+    """Return the mean time of a mode's cycles, everything included; 0 if it has none."""
     records = evidence.by_mode[label]
     count = sum(len(turn.cycles) for record in records for turn in record.turns)
     return sum(record.decode_seconds for record in records) / count if count else 0.0
 
 
 def mean_components(evidence: Evidence, label: str) -> Components | None:
-    """Milliseconds of a mode's mean cycle by component; None where it has no cycles."""
+    """Return a mode's mean milliseconds per cycle by component, or None without cycles."""
     turns = [turn for record in evidence.by_mode[label] for turn in record.turns]
     count = sum(len(turn.cycles) for turn in turns)
     if not count:
@@ -314,7 +314,7 @@ def mean_components(evidence: Evidence, label: str) -> Components | None:
         draft * scale,
         verify * scale,
         None if policy is None else policy * scale,
-        # Clocks of the parts and of the whole differ by their own reading.
+        # Reading the clocks takes time, so that the parts may exceed the whole.
         max(0.0, rest * scale),
     )
 
@@ -341,7 +341,7 @@ def _method(evidence: Evidence, anchor: str) -> Section:
         "on the logarithm of the ratio, with Student's t. When decoding greedily, every mode must "
         f"give the output of {PLAIN}; a mode that does not has failed and is not ranked.",
         f"A question loops if the last {LOOP_TOKENS} tokens of plain decoding's answer repeat with "
-        f"a period of at most {LOOP_PERIOD}: such answers favour lookups.",
+        f"a period of at most {LOOP_PERIOD}: such answers favour prompt lookup.",
         f"Settings: {settings}. Versions: {versions}. Target {manifest.target_id}, head "
         f"{manifest.head_id}.",
         f"Load averages of the machine when answers began: {load}. Processes: "

@@ -1,4 +1,4 @@
-"""Figures of how fast the modes were, and why."""
+"""Figures of the modes' speeds and of where their time goes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _OUTCOME_MARKERS = {"won": (">", COLORS[2]), "lost": ("<", COLORS[4]), "even": (
 
 @dataclass(frozen=True)
 class Point:
-    """A mode in the plane of cycle time and acceptance length.
+    """A mode as a point of cycle time and acceptance length.
 
     Attributes:
         label: its name.
         milliseconds: mean duration of a cycle.
-        acceptance: tokens per cycle, the bonus included.
+        acceptance: mean acceptance length, the bonus token included.
         kind: modes of one kind share a marker.
     """
 
@@ -36,13 +36,13 @@ class Point:
 
     @property
     def tokens_per_second(self) -> float:
-        """Slope of the line through the origin."""
+        """Tokens per second: the slope of the line from the origin."""
         return 1e3 * self.acceptance / self.milliseconds
 
 
 @dataclass(frozen=True)
 class Components:
-    """Milliseconds of a mean cycle; the policy's are None where they are not known."""
+    """Mean milliseconds of a cycle by component; the policy's are None if not known."""
 
     label: str
     draft: float
@@ -52,7 +52,7 @@ class Components:
 
 
 def gains(name: str, rows: Mapping[str, Interval], reference: str) -> Picture:
-    """Gains of modes over the reference with their intervals, the largest on top."""
+    """Draw the gains of modes over the reference with their intervals, the largest on top."""
     order = sorted(rows, key=lambda label: rows[label].ratio)
 
     def paint(figure: Figure) -> None:
@@ -80,7 +80,7 @@ def gains(name: str, rows: Mapping[str, Interval], reference: str) -> Picture:
 def domain_gains(
     name: str, rows: Mapping[str, Mapping[str, Interval]], domains: Sequence[str], reference: str
 ) -> Picture:
-    """Gains of some modes per set of questions."""
+    """Draw the gains of some modes per set of questions."""
     labels = list(rows)
     height = 0.8 / max(1, len(labels))
 
@@ -123,7 +123,7 @@ def domain_gains(
 
 
 def pareto(name: str, points: Sequence[Point]) -> Picture:
-    """Acceptance length against the duration of a cycle; lines are equal speeds."""
+    """Draw acceptance length against cycle time, with lines of equal speed."""
     front = pareto_front(points)
     kinds = list(dict.fromkeys(point.kind for point in points))
     styles = {k: (MARKERS[i % len(MARKERS)], COLORS[i % len(COLORS)]) for i, k in enumerate(kinds)}
@@ -176,13 +176,13 @@ def pareto(name: str, points: Sequence[Point]) -> Picture:
         caption=(
             "Acceptance length against the time of a cycle. Points on one dotted line are equally "
             "fast; up and to the left is faster. The stepped line joins the modes that no other "
-            "beats in both; their markers have a bold outline. The legend tells tokens per second."
+            "beats in both; their markers have a bold outline. The legend gives tokens per second."
         ),
     )
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """The points with no other that is at least as good in both and better in one."""
+    """Return the points that no other point dominates."""
     return [
         point
         for point in points
@@ -196,7 +196,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def components(name: str, rows: Sequence[Components]) -> Picture:
-    """Where the time of a mean cycle goes."""
+    """Draw the components of a mean cycle."""
     parts = (
         ("draft", [row.draft for row in rows]),
         ("verification", [row.verify for row in rows]),
@@ -252,7 +252,7 @@ def components(name: str, rows: Sequence[Components]) -> Picture:
 
 
 def shorten(label: str, length: int = 34) -> str:
-    """A label that fits beside an axis; its end tells more than its middle."""
+    """Shorten a label to fit beside an axis, cutting its middle."""
     if len(label) <= length:
         return label
     half = (length - 1) // 2
@@ -299,7 +299,7 @@ def _gain_axis(axes: Axes, reference: str, intervals: Sequence[Interval]) -> Non
 
 
 def _speed_lines(axes: Axes, points: Sequence[Point]) -> None:
-    """Dotted lines of equal tokens per second within the axes' limits."""
+    """Draw dotted lines of equal tokens per second within the axes' limits."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     speeds = [point.tokens_per_second for point in points]
     step = _round_step(min(speeds), max(speeds))
@@ -324,7 +324,7 @@ def _speed_lines(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _round_step(low: float, high: float) -> float:
-    """A round number so that about four lie between the two."""
+    """Return a round step that fits about four times between the two numbers."""
     rough = max(high - low, 0.05 * high) / 4
     power = 10 ** np.floor(np.log10(rough))
     return float(next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough))
@@ -336,7 +336,7 @@ def _number_points(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
 ) -> None:
-    """Numbers beside the points, on the first side where no other number or point is."""
+    """Number the points, on the first side where there is no other number or point."""
     places = [
         (
             (point.milliseconds - x_range[0]) / (x_range[1] - x_range[0]),

@@ -1,4 +1,4 @@
-"""Figures of what traces and reliability tables tell."""
+"""Figures of bounds, cache intervals and calibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eaglerl.evaluation.report.trace_study import CachedRun
 
 
 def speeds(name: str, rows: Sequence[tuple[str, float, str]]) -> Picture:
-    """Bars of tokens per second: name, speed, and "bound", "constant" or "policy"."""
+    """Draw bars of tokens per second from (name, speed, "bound", "constant" or "policy")."""
     kinds = ("constant", "policy", "bound")
 
     def paint(figure: Figure) -> None:
@@ -50,7 +50,7 @@ def speeds(name: str, rows: Sequence[tuple[str, float, str]]) -> Picture:
 
 
 def interval_sweep(name: str, sweeps: Mapping[str, Sequence[CachedRun]]) -> Picture:
-    """Speed and share of decisions over the cycles that a decision serves."""
+    """Draw speed and share of decisions against the number of cycles that a decision serves."""
 
     def paint(figure: Figure) -> None:
         speed, asked = figure.subplots(1, 2)
@@ -95,7 +95,7 @@ def interval_sweep(name: str, sweeps: Mapping[str, Sequence[CachedRun]]) -> Pict
 
 
 def reliability(name: str, tables: Mapping[str, Sequence[Bin]], label: str) -> Picture:
-    """How often came true what was called how probable."""
+    """Draw predicted probabilities against observed frequencies."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

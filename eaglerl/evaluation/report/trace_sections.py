@@ -1,4 +1,4 @@
-"""The chapter of what the clock cannot tell: bounds, cached decisions, calibration."""
+"""The chapter on what clocks cannot measure: bounds, cached decisions, calibration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _HOW = "Give traces and a cost table with --traces and --cost."
 
 
 def bounds_chapter(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> Chapter:
-    """Everything that traces and reliability tables say; what is missing is named.
+    """Make the chapter from traces and calibration files; it says what was not measured.
 
     Args:
-        study: of the traces; None without traces.
-        calibrations: by policy.
+        study: study of the traces; None without traces.
+        calibrations: calibration of each policy.
     """
     return Chapter(
         "bounds",
@@ -59,15 +59,15 @@ def _headroom(study: TraceStudy | None) -> list[Block]:
         ("best constant of every prompt", bounds.per_prompt, "bound"),
         ("oracle that looks one cycle ahead", bounds.myopic, "bound"),
         ("oracle of trees", bounds.oracle, "bound"),
-        ("oracle of trees and looked-up chains", study.wider, "bound"),
+        ("oracle of trees and prompt lookup", study.wider, "bound"),
     ]
     blocks: list[Block] = [
         Paragraph(
             f"Headroom H: an oracle that knows what will be accepted gives "
             f"{percent(1 + bounds.headroom)} tokens per second over the best constant tree in "
             f"hindsight, on {study.prompts} traces with {tokens:,} tokens; "
-            f"{percent(bounds.constant / study.wider)} where it may also verify chains looked up "
-            f"in the text. {_judgement(bounds.headroom)}"
+            f"{percent(bounds.constant / study.wider)} where it may also verify looked-up "
+            f"tokens. {_judgement(bounds.headroom)}"
         ),
         speeds("bounds-speeds", [(label, tokens / seconds, kind) for label, seconds, kind in rows]),
         _bounds_table(study, rows),
@@ -77,8 +77,8 @@ def _headroom(study: TraceStudy | None) -> list[Block]:
         blocks.append(
             not_measured(
                 "The captured share C",
-                "It needs a constant tree tuned on other prompts: these are all of one half, and "
-                "no comparison has chosen one for them that the traces know.",
+                "It needs a constant tree tuned on other prompts: these are all of one split, and "
+                "no comparison has tuned a tree for them that the traces cover.",
             )
         )
     return blocks
@@ -86,8 +86,8 @@ def _headroom(study: TraceStudy | None) -> list[Block]:
 
 def _judgement(headroom: float) -> str:
     if headroom < 0.03:
-        return "With less than 3 % there is nothing that a policy over trees could matter for."
-    return "No policy that chooses among the same can be faster."
+        return "With less than 3 %, a policy over trees is not worth having."
+    return "No policy that chooses among the same trees can be faster."
 
 
 def _bounds_table(study: TraceStudy, rows: Sequence[tuple[str, float, str]]) -> Table:
@@ -101,7 +101,7 @@ def _bounds_table(study: TraceStudy, rows: Sequence[tuple[str, float, str]]) -> 
         "On the traces, by the cost table",
         (
             "what decides", "tokens/s", "over the best constant", "C of trees",
-            "C of trees and chains", "regret, µs per token",
+            "C of trees and prompt lookup", "regret, µs per token",
         ),
         [
             [
@@ -115,10 +115,10 @@ def _bounds_table(study: TraceStudy, rows: Sequence[tuple[str, float, str]]) -> 
             for label, seconds, kind in rows
         ],
         "C is the share of an oracle's gain over the tuned constant that a policy captures; one "
-        "that looks chains up may pass the oracle of trees. Regret is against the oracle of trees "
-        "and chains. All by the same cost table, without the policies' own time"
+        "with prompt lookup may exceed the oracle of trees. Regret is against the oracle of trees "
+        "and prompt lookup. All by the same cost table, without the policies' own time"
         + (f" (measured on: {study.machine})." if study.machine else ".")
-        + " The traces should be of prompts that the policies were not trained on.",
+        + " The policies should not have been trained on the prompts of the traces.",
     )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def _cache(study: TraceStudy | None) -> list[Block]:
     if not sweeps:
         return [
             not_measured(
-                "The sweep of cache intervals", "None of the policies keeps a decision in a cache."
+                "The sweep of cache intervals", "None of the policies has an action cache."
             )
         ]
     names = [run.name for run in next(iter(sweeps.values()))]
@@ -148,8 +148,8 @@ def _cache(study: TraceStudy | None) -> list[Block]:
             [label, *(number(run.tokens_per_second, 2) for run in runs)]
             for label, runs in sweeps.items()
         ],
-        f"adaptive: a decision serves up to {ADAPTIVE_LIMIT} cycles, as long as the features "
-        f"resemble those of the decision (cosine similarity at least {ADAPTIVE_THRESHOLD}).",
+        f"adaptive: a decision serves up to {ADAPTIVE_LIMIT} cycles, as long as the cosine "
+        f"similarity of the features to those of the decision is at least {ADAPTIVE_THRESHOLD}.",
     )
     return [interval_sweep("bounds-intervals", sweeps), table]
 
@@ -164,7 +164,7 @@ def _expected(study: TraceStudy | None, calibrations: Mapping[str, Calibration])
         if found.lengths:
             blocks.append(_lengths_table(label, found.lengths))
     if study is not None and not known:
-        why = "None of the policies that were loaded predicts what will be accepted."
+        why = "None of the loaded policies predicts acceptance."
         blocks.append(not_measured("Acceptance expected and found on the traces", why))
     if study is None:
         blocks.append(not_measured("Acceptance expected and found on traces", _HOW))

@@ -42,23 +42,23 @@ from eaglerl.traces.trace_set import Trace
 
 Progress = Callable[[str, float], None]
 
-#: Cycles that a decision serves in the sweep.
+#: Cache intervals of the sweep, in cycles.
 INTERVALS = (1, 5, 10, 20, 50)
-#: The adaptive mode's, by default: see `eaglerl.ops.ActionCache`.
+#: Limit and threshold of the adaptive cache, see `eaglerl.ops.ActionCache`.
 ADAPTIVE_LIMIT, ADAPTIVE_THRESHOLD = 50, 0.9
 
-# Lengths of looked-up chains that the wider oracle chooses from, besides none.
-_CHAINS = (3, 6, 12)
+# Numbers of looked-up tokens that the wider oracle chooses from, besides none.
+_LOOKED_UP = (3, 6, 12)
 
 
 @dataclass(frozen=True)
 class CachedRun:
-    """A policy whose decisions serve for a while.
+    """A run of a policy with cached decisions.
 
     Attributes:
-        name: the interval, or "adaptive".
-        tokens_per_second: by the cost table, the policy's own time not counted.
-        decisions: share of the cycles at which it was asked.
+        name: the cache interval, or "adaptive".
+        tokens_per_second: speed by the cost table, without the policy's own time.
+        decisions: share of the cycles in which the policy decided.
     """
 
     name: str
@@ -68,15 +68,15 @@ class CachedRun:
 
 @dataclass(frozen=True)
 class PolicyStudy:
-    """What one policy did with the traces; without seconds where it could not be loaded.
+    """Results of one policy on the traces; without seconds if it could not be loaded.
 
     Attributes:
         label: its name.
-        problem: why there is nothing; empty where there is.
+        problem: why it could not be loaded; empty if it could.
         seconds: time of all traces by the cost table.
-        sweep: its decisions cached for different times; empty for policies without a cache.
-        expected: (cycles,) acceptance lengths that it expected; None for policies that do not.
-        found: (cycles,) acceptance lengths that came true.
+        sweep: runs with different cache intervals; empty for policies without a cache.
+        expected: (cycles,) acceptance lengths that it predicted; None if it predicts none.
+        found: (cycles,) acceptance lengths.
     """
 
     label: str
@@ -89,17 +89,16 @@ class PolicyStudy:
 
 @dataclass(frozen=True)
 class TraceStudy:
-    """Bounds on some traces, and what policies make of them.
+    """Bounds on some traces, and the results of policies on them.
 
     Attributes:
-        prompts: how many traces.
-        bounds: of trees alone.
+        prompts: number of traces.
+        bounds: bounds without prompt lookup.
         tree: the best constant tree in hindsight.
-        tuned: seconds with the constant tree of each half tuned on the other half; None where that
-            is not known.
-        wider: seconds of an oracle that may also verify looked-up chains.
-        policies: in order.
-        machine: of the cost table.
+        tuned: seconds with the constant tree of each split tuned on the other; None if not known.
+        wider: seconds of an oracle that may also verify looked-up tokens.
+        policies: results of the policies.
+        machine: machine of the cost table.
     """
 
     prompts: int
@@ -111,7 +110,7 @@ class TraceStudy:
     machine: str = ""
 
     def captured(self, seconds: float, oracle: float) -> float | None:
-        """C: the share of an oracle's gain over the tuned constant that a time amounts to."""
+        """Return the share of an oracle's gain over the tuned constant tree that is reached."""
         if self.tuned is None or oracle >= self.tuned:
             return None
         return (1 / seconds - 1 / self.tuned) / (1 / oracle - 1 / self.tuned)
@@ -127,19 +126,19 @@ def study_traces(
     chosen: Mapping[str, TreeParams] | None = None,
     progress: Progress = lambda stage, fraction: None,
 ) -> TraceStudy:
-    """Bounds on traces, and what policies make of them.
+    """Compute bounds on traces, and the results of policies on them.
 
     Args:
-        traces: of prompts that no policy was trained on.
-        cost: of the machine.
+        traces: traces of prompts that no policy was trained on.
+        cost: cost table of the machine.
         policies: specs such as ``policy:FOLDER`` by label.
-        target_id: hash of the traces' target.
-        head_id: hash of their head.
+        target_id: fingerprint of the traces' target.
+        head_id: fingerprint of their head.
         chosen: see `tuned_seconds`.
-        progress: told what is being done and the fraction done.
+        progress: called with the current stage and the fraction done.
 
     Raises:
-        ValueError: no traces.
+        ValueError: there are no traces.
     """
     if not traces:
         raise ValueError("traces must hold at least one trace")
@@ -171,17 +170,17 @@ def tuned_seconds(
     cost: CostTable,
     chosen: Mapping[str, TreeParams],
 ) -> float | None:
-    """Seconds of all traces, each half with a constant tree that was tuned on the other half.
+    """Return the seconds of all traces, each split with a constant tree tuned on the other split.
 
     Args:
-        traces: of one half, ``train`` or ``test``, or of both.
-        actions: the trees to choose from where the other half has traces.
-        cost: of the machine.
-        chosen: trees that were tuned otherwise, by the half that they are for; used where the
-            other half has no traces.
+        traces: traces of the splits ``train``, ``test``, or both.
+        actions: trees to choose from if the other split has traces.
+        cost: cost table of the machine.
+        chosen: trees tuned elsewhere, by the split that they are for; used if the other split has
+            no traces.
 
     Returns:
-        None where there is neither, or nobody knows what such a tree would yield or cost.
+        The seconds, or None if there is no tuned tree that the traces and the cost table cover.
     """
     halves = {
         split: [trace for trace in traces if split_of(trace.prompt_id) == split]
@@ -211,9 +210,10 @@ def _known(tree: TreeParams, traces: Sequence[Trace], cost: CostTable) -> bool:
 
 
 def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -> float:
-    """Seconds of the fastest sequence of trees with and without looked-up chains.
+    """Return the seconds of the fastest sequence of trees, with and without looked-up tokens.
 
-    What chain and tree share is counted twice among the rows, so the true bound may be lower.
+    Rows that the tree and the looked-up tokens share are counted twice, so the true bound may be
+    lower.
     """
     tree = TraceTable.of(trace, actions, cost)
     tokens, seconds = [tree.tokens], [tree.seconds]
@@ -221,18 +221,18 @@ def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -
     matched = trace.lookup_match > 0
     accepted = trace.lookup_accepted.astype(np.int64)
     lengths = trace.accepted_lengths(actions).astype(np.int64)
-    for chain in _CHAINS:
-        if chain > trace.lookup_tokens:
+    for looked_up in _LOOKED_UP:
+        if looked_up > trace.lookup_tokens:
             break
-        longer = np.maximum(lengths, 1 + np.minimum(accepted, chain)[:, None])
+        longer = np.maximum(lengths, 1 + np.minimum(accepted, looked_up)[:, None])
         for column, action in enumerate(actions):
-            rows = action.total_tokens + chain
+            rows = action.total_tokens + looked_up
             if rows > cost.total_tokens[-1]:
                 continue
             extra = cost.verify_seconds(rows, contexts)
             extra = extra - cost.verify_seconds(action.total_tokens, contexts)
             tokens.append(np.minimum(longer[:, column], trace.remaining)[:, None])
-            # Without a match there is no chain, and this is none to choose.
+            # Without a match there is nothing to look up: never the best choice.
             duration = np.where(matched, tree.seconds[:, column] + extra, np.inf)
             seconds.append(duration[:, None])
     table = TraceTable(trace.domain, np.hstack(tokens), np.hstack(seconds))
@@ -240,20 +240,20 @@ def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -
 
 
 class CachedDecisions:
-    """A policy whose decision serves for some cycles, as `eaglerl.ops.ActionCache` has it.
+    """A policy whose decisions serve several cycles, as with `eaglerl.ops.ActionCache`.
 
     Attributes:
-        decisions: times that the policy was asked.
+        decisions: number of decisions.
     """
 
     def __init__(self, policy: TreePolicy, interval: int, threshold: float | None = None) -> None:
         """Set up.
 
         Args:
-            policy: asked where no decision is in force.
+            policy: the policy that decides.
             interval: cycles that a decision serves, the deciding one included.
-            threshold: smallest cosine similarity to the features of the decision that keeps it;
-                None keeps it whatever they are.
+            threshold: a decision is kept while the cosine similarity of the features to those of
+                the decision is at least this; None keeps it in any case.
         """
         self._policy = policy
         self._kept = ActionRepeat(interval, threshold)
@@ -265,7 +265,7 @@ class CachedDecisions:
         self._kept.forget()
 
     def choose(self, state: CycleState) -> TreeParams | DraftPlan:
-        """The decision in force, or a new one."""
+        """Return the decision in force, or a new one."""
         kept = self._kept.serve(state.features.numpy)
         if kept is not None:
             return kept
@@ -279,10 +279,10 @@ class CachedDecisions:
 
 
 class ExpectingPolicy(AcceptancePolicy):
-    """An acceptance policy that writes down what it expects and what comes of it.
+    """An acceptance policy that records the acceptance lengths it expects and gets.
 
     Attributes:
-        expected: acceptance length of each cycle by the survivals of what it selected.
+        expected: expected acceptance length of each cycle, from the survivals of what it selected.
         found: acceptance length of each cycle.
     """
 
@@ -294,15 +294,15 @@ class ExpectingPolicy(AcceptancePolicy):
         super().__init__(*arguments)
 
     def select(self, progress: DraftProgress) -> Selection:
-        """What the policy selects."""
+        """Select as the policy does, and compute the expected acceptance length."""
         selection = super().select(progress)
-        pool, chain = self._scorer.survival()
+        pool, looked_up = self._scorer.survival()
         self._expectation = 1.0 + float(pool[selection.nodes].sum())
-        self._expectation += float(chain[: selection.chain_tokens].sum())
+        self._expectation += float(looked_up[: selection.chain_tokens].sum())
         return selection
 
     def observe(self, result: StepResult) -> None:
-        """Note the cycle."""
+        """Record the cycle."""
         self.expected.append(self._expectation)
         self.found.append(result.accepted + 1)
         super().observe(result)
@@ -323,19 +323,19 @@ def _study(
         return PolicyStudy(label, seconds=seconds, expected=expected, found=found)
     own = read_card(files.path)["head_id"]
     if own not in (None, head_id):
-        raise ValueError(f"head_id of the policy is {own}, that of the traces {head_id}")
+        raise ValueError(f"head_id of the policy must be that of the traces, {head_id}, got {own}")
     policy = load_resps_policy(files.path)
     seconds = total(simulate(policy, traces, cost)).seconds
     return PolicyStudy(label, seconds=seconds, sweep=sweep_intervals(policy, traces, cost))
 
 
 def sweep_intervals(policy: Any, traces: Sequence[Trace], cost: CostTable) -> list[CachedRun]:
-    """A published policy with its decisions cached for different times.
+    """Run a PPO or DQN policy with different cache intervals.
 
     Args:
-        policy: from `load_resps_policy`; its own cache is out of use meanwhile.
-        traces: what is decoded.
-        cost: time of the cycles.
+        policy: policy from `load_resps_policy`; its own cache is switched off meanwhile.
+        traces: traces to decode.
+        cost: cost table of the machine.
     """
     before = policy.settings.action_cache_enabled
     policy.set_action_cache(enabled=False)

@@ -1,4 +1,4 @@
-"""Results in words and figures in text."""
+"""Results in sentences, and numbers as text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from eaglerl.evaluation.report.multiple_tests import PairedTest
 from eaglerl.evaluation.statistics.summary import FEWEST_QUESTIONS
 from eaglerl.ratio_intervals import Interval
 
-#: Where there is no figure.
+#: Shown where there is no number.
 NOTHING = "\N{EN DASH}"
 
-#: The rule, fixed before anything was measured, by which a policy is worth being used.
+#: The rule for recommending a policy, fixed before anything was measured.
 WORST_DOMAIN = 0.99
 FEWEST_DOMAINS_WON = 2
 
@@ -22,7 +22,7 @@ _OUTCOMES: dict[Tone, str] = {"won": "won", "lost": "lost", "even": "no differen
 
 
 def verdict(interval: Interval | None) -> Tone:
-    """Won or lost where the interval leaves 1 on one side; else even."""
+    """Return won or lost if the interval excludes 1, otherwise even."""
     if interval is None or interval.questions < FEWEST_QUESTIONS:
         return "even"
     if interval.low > 1:
@@ -31,22 +31,22 @@ def verdict(interval: Interval | None) -> Tone:
 
 
 def percent(ratio: float, digits: int = 1) -> str:
-    """A ratio as a gain, with its sign."""
+    """Format a ratio as a gain in percent, with its sign."""
     return f"{100 * (ratio - 1):+.{digits}f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def share(value: float | None, digits: int = 0) -> str:
-    """A share of 1 as a percentage."""
+    """Format a share of 1 in percent."""
     return "not measured" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number, or a dash where there is none."""
+    """Format a number, or a dash if there is none."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
 def with_interval(interval: Interval | None) -> str:
-    """A gain and its 95 % interval."""
+    """Format a gain with its 95 % interval."""
     if interval is None:
         return NOTHING
     if interval.questions < FEWEST_QUESTIONS:
@@ -55,26 +55,26 @@ def with_interval(interval: Interval | None) -> str:
 
 
 def outcome(interval: Interval | None) -> Cell:
-    """Won, lost or no difference."""
+    """Make a cell that says won, lost or no difference."""
     if interval is not None and interval.questions < FEWEST_QUESTIONS:
         return Cell("too few questions", "even")
     return Cell(_OUTCOMES[verdict(interval)], verdict(interval))
 
 
 def probability(p_value: float) -> str:
-    """A p-value."""
+    """Format a p-value."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def listing(names: Sequence[str]) -> str:
-    """Names with commas, and "and" before the last."""
+    """Join names with commas, and "and" before the last."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def headlines(evidence: Evidence, tests: dict[str, PairedTest]) -> list[Headline]:
-    """What a comparison says, a sentence or two per policy; of failed modes and missing parts.
+    """Write the results of a comparison: one headline per policy and per failed mode.
 
-    What makes speeds worthless comes first.
+    Reasons not to trust the speeds come first.
     """
     summary = evidence.summary
     found = [
@@ -99,7 +99,7 @@ def headlines(evidence: Evidence, tests: dict[str, PairedTest]) -> list[Headline
 
 
 def worth_using(evidence: Evidence, label: str) -> tuple[bool, str]:
-    """Whether a policy meets the rule fixed beforehand, and why or why not."""
+    """Return whether a policy meets the rule fixed beforehand, and the reason."""
     domains = evidence.by_domain(label)
     won = [name for name, interval in domains.items() if verdict(interval) == "won"]
     worst = min(domains, key=lambda name: domains[name].ratio)
@@ -152,7 +152,7 @@ def _looping(evidence: Evidence, label: str) -> list[str]:
         return []
     rest = evidence.gain_without_looping(label)
     if rest is None:
-        return ["All questions end in a loop"]
+        return ["All answers end in a loop"]
     return [f"Without the {looping} questions that loop {with_interval(rest)}"]
 
 
@@ -172,7 +172,7 @@ def _without_policy(evidence: Evidence) -> Headline:
     if not evidence.ranked:
         return Headline("No valid mode is left to rank.", "failed")
     best = evidence.ranked[0]
-    text = f"No learned policy was compared. The fastest mode is {best.mode}"
+    text = f"No trained policy was compared. The fastest mode is {best.mode}"
     if best.mode == evidence.reference:
         return Headline(f"{text}, the reference itself.", "even")
     interval = evidence.gain(best.mode)

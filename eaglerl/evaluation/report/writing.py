@@ -1,4 +1,4 @@
-"""From comparisons to the report's files."""
+"""Writing comparisons as a report: the HTML file, and the figures as PNG files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eaglerl.evaluation.report.evidence import POLICY_KINDS, Evidence
 from eaglerl.evaluation.report.page import render
 from eaglerl.evaluation.report.sections import comparison_chapter
 from eaglerl.evaluation.report.trace_sections import bounds_chapter
-from eaglerl.evaluation.report.trace_study import Progress, study_traces
+from eaglerl.evaluation.report.trace_study import Progress, TraceStudy, study_traces
 from eaglerl.files import atomic_path, exclusive_file
 from eaglerl.traces.trace_set import TraceSet
 
@@ -39,60 +39,83 @@ def write_report(
     Args:
         comparisons: at least one, of distinct names.
         output: the HTML file.
-        traces: for headroom, captured share, cache intervals and expectations; of prompts that no
-            policy was trained on.
-        cost: needed with traces.
-        calibration: files besides those that lie in the folders of the policies' runs.
+        traces: recorded on prompts that no policy was trained on; for headroom, captured share,
+            cache intervals and expected acceptance.
+        cost: cost table of the machine; needed with traces.
+        calibration: calibration files besides those in the folders of the policies' runs.
         question: see `comparison_chapter`.
-        figures: folder for the figures as PNG files, too; it is made.
-        progress: told what is being done and the fraction done.
+        figures: folder to write the figures to as PNG files; created if it does not exist.
+        progress: called with the current stage and the fraction done.
 
     Returns:
-        All files, the HTML file first.
+        All files written, the HTML file first.
 
     Raises:
         AlreadyLockedError: another process is writing this report.
-        ValueError: no comparison, two of one name, traces without a cost table or of different
-            targets and heads, or a file that is malformed. Nothing was written then.
+        ValueError: there is no comparison, two have the same name, traces come without a cost table
+            or from different targets or heads, or a file is malformed. Nothing is written then.
     """
     output = Path(output)
-    names = [evidence.name for evidence in comparisons]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"comparisons must be at least one, of distinct names, got {names}")
-    if traces and cost is None:
-        raise ValueError("cost must be given with traces, which tell no time")
-    if not output.parent.is_dir():
-        raise ValueError(f"output must lie in an existing folder, got {str(output)!r}")
-    if question is not None and not any(question in _answered(e) for e in comparisons):
-        some = sorted(_answered(comparisons[0]))[:5]
-        raise ValueError(f"question must be one that was decoded, as {some}, got {question!r}")
+    _check_arguments(comparisons, output, traces, cost, question)
     policies = policy_specs(comparisons)
     calibrations = _calibrations(policies, calibration)
     chapters = []
     for index, evidence in enumerate(comparisons):
         progress(f"figures of {evidence.name}", index / len(comparisons))
-        wanted = question if question in _answered(evidence) or len(names) == 1 else None
+        wanted = question if question in _answered(evidence) or len(comparisons) == 1 else None
         chapters.append(comparison_chapter(evidence, f"c{index + 1}", question=wanted))
     study = None
-    if traces:
-        for other in traces[1:]:
-            other.check_ids(target_id=traces[0].target_id, head_id=traces[0].head_id)
-        study = study_traces(
-            [trace for folder in traces for trace in folder],
-            cost,
-            policies,
-            target_id=traces[0].target_id,
-            head_id=traces[0].head_id,
-            chosen=next((e.tuned_trees for e in comparisons if e.tuned_trees), None),
-            progress=progress,
-        )
+    if cost is not None and traces:
+        study = _study(traces, cost, policies, comparisons, progress)
     chapters.append(bounds_chapter(study, calibrations))
+    title = _title([evidence.name for evidence in comparisons])
     with exclusive_file(output):
-        return _write(output, _title(names), chapters, None if figures is None else Path(figures))
+        return _write(output, title, chapters, None if figures is None else Path(figures))
+
+
+def _check_arguments(
+    comparisons: Sequence[Evidence],
+    output: Path,
+    traces: Sequence[TraceSet],
+    cost: CostTable | None,
+    question: str | None,
+) -> None:
+    names = [evidence.name for evidence in comparisons]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"comparisons must be at least one, of distinct names, got {names}")
+    if traces and cost is None:
+        raise ValueError("cost must be given with traces, which hold no times")
+    if not output.parent.is_dir():
+        raise ValueError(f"output must lie in an existing folder, got {str(output)!r}")
+    if question is not None and not any(question in _answered(e) for e in comparisons):
+        some = sorted(_answered(comparisons[0]))[:5]
+        raise ValueError(f"question must be one that was decoded, as {some}, got {question!r}")
+
+
+def _study(
+    traces: Sequence[TraceSet],
+    cost: CostTable,
+    policies: Mapping[str, str],
+    comparisons: Sequence[Evidence],
+    progress: Progress,
+) -> TraceStudy:
+    """Study the traces with the policies and the tuned trees of the comparisons."""
+    first = traces[0]
+    for other in traces[1:]:
+        other.check_ids(target_id=first.target_id, head_id=first.head_id)
+    return study_traces(
+        [trace for folder in traces for trace in folder],
+        cost,
+        policies,
+        target_id=first.target_id,
+        head_id=first.head_id,
+        chosen=next((e.tuned_trees for e in comparisons if e.tuned_trees), None),
+        progress=progress,
+    )
 
 
 def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:
-    """Specs of all learned policies by label; a label that comes twice for others gets a name."""
+    """Return all trained policies' specs by label; a repeated label gets its comparison's name."""
     specs: dict[str, str] = {}
     for evidence in comparisons:
         for label, mode in evidence.comparison.manifest.modes.items():
@@ -135,7 +158,7 @@ def _write(
             with atomic_path(path) as temporary:
                 temporary.write_bytes(picture.png)
             written.append(path)
-    # Last: where there is a page, there are the figures that were asked for with it.
+    # The page comes last: if it exists, so do the figures that were asked for with it.
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return written

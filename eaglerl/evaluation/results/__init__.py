@@ -1,1 +1,1 @@
-"""What a comparison leaves on disk."""
+"""The files of a comparison."""

@@ -1,4 +1,4 @@
-"""What of an unfinished comparison can be compared: the questions that all modes have decoded."""
+"""The part of an unfinished comparison that can be compared."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from eaglerl.evaluation.results.records import Comparison
 
 
 def complete_part(comparison: Comparison) -> Comparison:
-    """The questions and repeats that all modes have decoded, of those that have begun.
+    """Return the questions and repeats that every mode with records has decoded.
 
-    Only these may be compared: what an interrupted run left over tells of other questions for one
-    mode than for another.
+    Only these may be compared: the other records of an interrupted run are of different questions
+    for different modes.
     """
     records = comparison.records
     begun = {record.mode for record in records}
@@ -22,7 +22,7 @@ def complete_part(comparison: Comparison) -> Comparison:
 
 
 def lacking(comparison: Comparison) -> dict[str, int]:
-    """How many records each mode that has begun lacks of those that another has, if any."""
+    """Count, for each mode with records, the records that it lacks and another mode has."""
     keys: dict[str, set[tuple[str, int]]] = {}
     for record in comparison.records:
         keys.setdefault(record.mode, set()).add((record.question, record.repeat))

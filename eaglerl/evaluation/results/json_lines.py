@@ -1,4 +1,4 @@
-"""Files of JSON lines that survive a process which dies while it writes."""
+"""JSON lines files that survive a process killed while writing."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _T = TypeVar("_T")
 def read_whole_lines(
     path: str | Path, schema: type[_T] | TypeAdapter[_T], what: str
 ) -> Iterator[tuple[int, _T]]:
-    """Yield the number, from 1, and the content of every line; nothing where there is no file.
+    """Yield the number, from 1, and the content of every line; nothing if there is no file.
 
-    A last line without its end was cut short: it is reported with a warning and left out.
+    A last line without a line end was cut short: it is left out with a warning.
 
     Args:
         path: the file.
-        schema: what a line must hold.
-        what: the file in words.
+        schema: schema of a line.
+        what: name of the file's content for messages.
 
     Raises:
-        ValueError: another line is not JSON, or holds something else.
+        ValueError: any other line is not JSON or does not fit the schema.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -42,13 +42,13 @@ def read_whole_lines(
 
 
 class LineWriter:
-    """Appends JSON lines to a file; who writes it holds its lock, or that of its folder.
+    """A writer that appends JSON lines; the caller holds the lock of the file or its folder.
 
     Each line is written in one call and synced to the disk.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, new or not, and cut off a last line without its end, with a warning."""
+        """Open or create the file; a last line without a line end is cut off with a warning."""
         self._path = Path(path)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         content = self._path.read_bytes()

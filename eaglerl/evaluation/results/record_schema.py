@@ -1,4 +1,4 @@
-"""What the files of a comparison must hold: types, ranges, and values that fit each other."""
+"""Schemas of a comparison's files: types, ranges, and consistency."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class ConfigurationSchema(Schema):
 
 
 class QuestionSchema(Schema):
-    """What a manifest says of a question."""
+    """A question in a manifest."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -1,9 +1,9 @@
-"""What a comparison leaves on disk: a manifest, and a line of JSON for everything decoded.
+"""The files of a comparison: a manifest, and one line of JSON per question, repeat and mode.
 
 A comparison is a folder:
 
 - ``manifest.json``: what was compared, with what, on what machine (`Manifest`).
-- ``records.jsonl``: one `Record` per question, repeat and mode, appended as they come.
+- ``records.jsonl``: one `Record` per question, repeat and mode, in the order of decoding.
 - ``selection.jsonl``: records of the passes that chose the constant trees of the modes ``tuned``
   and ``hindsight``; their repeat is 0 and their mode the tree, as in ``tree:6/2/4``.
 - ``answers/MODE/FILE.jsonl``: the answers to a file's questions in EAGLE's layout.
@@ -37,9 +37,9 @@ RECORDS_NAME = "records.jsonl"
 SELECTION_NAME = "selection.jsonl"
 ANSWERS_NAME = "answers"
 
-#: The mode whose output all others must give; every comparison has it.
+#: The mode whose output all others must give; part of every comparison.
 PLAIN = "plain"
-#: The mode that all others are paired with where it was measured.
+#: The mode that all others are compared with if it was measured.
 TUNED = "tuned"
 
 #: Digits after the point of seconds in a file: tenths of a microsecond.
@@ -53,18 +53,18 @@ class Cycles:
     transformers' ``generate`` has a cycle per token, with T = 1.
 
     Attributes:
-        tokens: emitted tokens, the bonus included: the acceptance length. The last cycle may have
-            emitted some past the end of the answer.
-        total_tokens: T of the head's tree as it was drafted; 1 where it had none.
-        depth: D of it.
-        top_k: K of it.
-        rows: rows that the target verified, the root and a looked-up chain included.
-        lookup_tokens: length of the chain that was looked up in the text; 0 for none.
-        lookup_accepted: its leading tokens that were accepted.
+        tokens: acceptance lengths: emitted tokens, the bonus token included. The last cycle may
+            have emitted some past the end of the answer.
+        total_tokens: T of the drafted tree; 1 without a tree.
+        depth: D of the tree.
+        top_k: K of the tree.
+        rows: rows that the target verified, the root and looked-up tokens included.
+        lookup_tokens: number of looked-up tokens.
+        lookup_accepted: number of leading looked-up tokens that were accepted.
         draft_seconds: the head's passes, without the policy's share.
         verify_seconds: the target's pass, the acceptance, and the cache's compaction.
-        policy_seconds: all calls of the policy, with what it is shown; without the reduction of the
-            draft's features where one call does both on the CPU. None where it is not known.
+        policy_seconds: all calls of the policy and the preparation of their inputs, without the
+            encoder if one call on the CPU does both. None if not known.
     """
 
     tokens: tuple[int, ...] = ()
@@ -97,9 +97,9 @@ class Turn:
         prompt_tokens: tokens of the conversation up to the answer.
         output_ids: tokens of the answer, a stop token included.
         finish_reason: see `StoppingRules`.
-        prefill_seconds: reading the prompt, the answer's first token included.
-        decode_seconds: everything after it, the policy included.
-        cycles: the cycles in which the answer's other tokens came.
+        prefill_seconds: time of reading the prompt, the answer's first token included.
+        decode_seconds: time of everything after it, the policy included.
+        cycles: the cycles that gave the other tokens.
     """
 
     prompt_tokens: int
@@ -156,7 +156,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What is unique in a comparison: question, repeat and mode."""
+        """Unique key in a comparison: question, repeat and mode."""
         return self.question, self.repeat, self.mode
 
     @cached_property
@@ -176,7 +176,7 @@ class Record:
 
     @cached_property
     def decode_seconds(self) -> float:
-        """Time in which `decode_tokens` came: drafting, verification, policy and loop."""
+        """Time of `decode_tokens`: drafting, verification, policy and loop."""
         return sum(turn.decode_seconds for turn in self.turns)
 
     @cached_property
@@ -186,18 +186,18 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Time of prefills and decoding."""
         return self.prefill_seconds + self.decode_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, without the nones."""
+        """Convert to JSON values, without the fields that are None."""
         own = {column.name: getattr(self, column.name) for column in fields(self)}
         own["turns"] = [turn.to_dict() for turn in self.turns]
         return {name: _rounded(value) for name, value in own.items() if value is not None}
 
     @classmethod
     def of_schema(cls, content: RecordSchema) -> Record:
-        """What `to_dict` gave, once it was read and checked."""
+        """Make a record from its checked JSON values."""
         turns = tuple(
             Turn(**dict(turn) | {"cycles": Cycles(**dict(turn.cycles))}) for turn in content.turns
         )
@@ -206,14 +206,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to decode, as a manifest tells it.
+    """A mode in a manifest.
 
     Attributes:
-        spec: what it was asked for by, such as ``policy:models/policy-ppo``.
-        description: what it is, in words.
-        identity: hash of the policy's files; None where there are none.
-        trees: of ``tuned`` and ``hindsight``, the constant trees [T, D, K] chosen for the questions
-            of each split, "train" and "test".
+        spec: how it was requested, such as ``policy:models/policy-ppo``.
+        description: one line that says what it is.
+        identity: fingerprint of everything it is made from; None if the spec says it all.
+        trees: for ``tuned`` and ``hindsight``, the constant trees [T, D, K] chosen for the
+            questions of each split, "train" and "test".
     """
 
     spec: str
@@ -224,19 +224,19 @@ class Mode:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a comparison is of.
+    """The conditions of a comparison.
 
     Attributes:
-        configuration: JSON values of all options that a result depends on. Among them
+        configuration: JSON values of all options that the results depend on, including
             ``max_new_tokens``, ``temperature``, ``repeats``, ``split`` and ``threads``.
         questions: per question its ``id`` (`Record.question`), ``domain``, ``category``,
             ``split`` ("train" or "test"), ``turns`` (their number) and ``prompt_id``, the hash of
             the first turn's prompt.
-        target_id: hash of the target.
-        head_id: hash of the draft head.
-        machine: one line.
-        versions: of eaglerl, torch, transformers, numpy and Python.
-        modes: by label, in the order in which they were added.
+        target_id: fingerprint of the target.
+        head_id: fingerprint of the draft head.
+        machine: one line that describes it.
+        versions: versions of eaglerl, torch, transformers, numpy and Python.
+        modes: modes by label, in the order in which they were added.
         runs: per process that worked on it ``started`` (ISO 8601), ``load`` (averages over 1, 5
             and 15 minutes), ``processors`` (how many it might use) and ``modes`` (labels that it
             was to decode).
@@ -252,17 +252,17 @@ class Manifest:
     runs: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self, folder: str | Path) -> None:
-        """Write it into a comparison's folder."""
+        """Write the manifest into a comparison's folder."""
         content = {"format": FORMAT, "version": VERSION} | asdict(self)
         with atomic_path(Path(folder) / MANIFEST_NAME) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def from_json(cls, folder: str | Path) -> Manifest:
-        """Read it from a comparison's folder.
+        """Read the manifest of a comparison's folder.
 
         Raises:
-            ValueError: there is none, or it is malformed.
+            ValueError: there is no manifest, or it is malformed.
         """
         path = Path(folder) / MANIFEST_NAME
         content = read_json(
@@ -286,11 +286,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison that was read.
+    """A comparison as it was read.
 
     Attributes:
-        manifest: what it is of.
-        records: what was decoded, in the order in which it came.
+        manifest: its conditions.
+        records: its records, in the order of decoding.
     """
 
     manifest: Manifest
@@ -298,7 +298,7 @@ class Comparison:
 
     @property
     def missing(self) -> int:
-        """Records that are still to come."""
+        """Number of records still missing."""
         wanted = len(self.manifest.questions) * self.manifest.configuration["repeats"]
         return wanted * len(self.manifest.modes) - len(self.records)
 
@@ -306,12 +306,11 @@ class Comparison:
 def load_comparison(folder: str | Path) -> Comparison:
     """Read a comparison, finished or not.
 
-    The last line may have been cut short by a process that was killed while it wrote: it is
-    reported with a warning and skipped.
+    A last line that was cut short by a killed process is skipped with a warning.
 
     Raises:
-        ValueError: no comparison, a malformed line, a question twice in a mode and repeat, or a
-            record of what the manifest does not know.
+        ValueError: there is no comparison, a line is malformed, a record occurs twice, or a record
+            does not belong to the manifest.
     """
     manifest = Manifest.from_json(folder)
     path = Path(folder) / RECORDS_NAME
@@ -321,10 +320,10 @@ def load_comparison(folder: str | Path) -> Comparison:
 
 
 def read_records(path: str | Path) -> tuple[Record, ...]:
-    """The records of one file; none where there is no file.
+    """Read the records of a file; none if there is no file.
 
     Raises:
-        ValueError: a malformed line, or a question twice in a mode and repeat.
+        ValueError: a line is malformed, or a record occurs twice.
     """
     records: dict[tuple[str, int, str], Record] = {}
     for number, content in read_whole_lines(path, RecordSchema, "records"):
@@ -336,7 +335,7 @@ def read_records(path: str | Path) -> tuple[Record, ...]:
 
 
 def _check_known(records: Sequence[Record], manifest: Manifest, path: Path) -> None:
-    """Make sure that records are of a manifest's questions, modes, repeats and processes."""
+    """Check that records belong to the manifest's questions, modes, repeats and processes."""
     questions = {question["id"]: question for question in manifest.questions}
     limits = {"repeat": manifest.configuration["repeats"], "run": len(manifest.runs)}
     for record in records:

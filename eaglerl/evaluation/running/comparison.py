@@ -13,7 +13,7 @@ import torch
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.evaluation.modes.baseline_modes import BaselineInputs
 from eaglerl.evaluation.modes.mode_names import ModeSpec
-from eaglerl.evaluation.modes.mode_setup import Resources, mode_identity
+from eaglerl.evaluation.modes.mode_setup import Resources, mode_fingerprint
 from eaglerl.evaluation.modes.runners import Decoding
 from eaglerl.evaluation.questions.answer_files import write_answers
 from eaglerl.evaluation.questions.question_files import (
@@ -135,7 +135,7 @@ def _prepare(
         machine=describe_machine(),
         versions=_versions(),
         modes={
-            mode.label: Mode(mode.spec, mode.description, mode_identity(mode, resources))
+            mode.label: Mode(mode.spec, mode.description, mode_fingerprint(mode, resources))
             for mode in modes
         },
     )

@@ -1,4 +1,4 @@
-"""What the records of a comparison say."""
+"""Statistics of a comparison's records."""
 
 from eaglerl._moved import moved_attributes
 

@@ -1,7 +1,7 @@
-"""Whether something else was at work on the machine while a comparison was measured.
+"""Signs that other programs disturbed a comparison.
 
-Speeds are worth nothing then, whatever their intervals say: an interval knows how questions differ,
-not that another program took the processor away from one mode.
+Disturbed speeds are worthless, whatever their intervals: an interval covers the differences between
+questions, not another program that took the processor away from one mode.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ import numpy as np
 if TYPE_CHECKING:
     from eaglerl.evaluation.results.records import Comparison, Record
 
-#: Load average per processor above which others are at work: decoding alone gives 1 at most.
+#: Load average per processor above which other programs are running; decoding alone gives 1.
 MOST_LOAD = 1.25
-#: Share of the records that may begin at a higher load.
+#: Largest share of records that may begin at a higher load.
 MOST_LOADED = 0.1
-#: Share of the time that the decoding thread may be without a processor.
+#: Largest share of the time that the decoding thread may wait for a processor.
 MOST_WAITING = 0.2
-#: A cycle stalls if it takes so many times the median of the cycles with as many rows.
+#: A cycle stalls if it takes this many times the median of the cycles with as many rows.
 STALL = 10.0
-#: Share of a mode's decoding time that stalls may take.
+#: Largest share of a mode's decoding time that stalls may take.
 MOST_STALLED = 0.1
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def busy_now() -> str | None:
-    """What the load average says of the machine before anything is measured; None if nothing."""
+    """Return a warning if the load average is too high to begin measuring, otherwise None."""
     load, count = os.getloadavg()[0], processors()
-    # What is to be measured comes on top, with a thread at least.
+    # Decoding adds one thread at least.
     if load + 1 <= max(MOST_LOAD * count, 1.5):
         return None
     return (
         f"the load average is {load:.1f} on {_processors(count)}: other programs are at work, and "
-        "what is measured now is worth little"
+        "speeds measured now are unreliable"
     )
 
 
 def disturbances(comparison: Comparison) -> tuple[str, ...]:
-    """What disturbed a comparison so that its speeds are worthless, sentences without their ends.
+    """Find what disturbed a comparison, as sentences without a full stop.
 
-    By the load averages at the starts of the answers, by the share of the time that the decoding
-    thread had a processor, and by cycles that took many times as long as others like them.
+    Looks at the load averages at the starts of the answers, at the share of the time that the
+    decoding thread had a processor, and at cycles that took many times as long as similar ones.
     """
     records = comparison.records
     return tuple(
@@ -74,7 +74,7 @@ def _of_load(records: Sequence[Record], runs: Sequence[object]) -> Iterator[str]
     if loaded and np.mean(loaded) > MOST_LOADED:
         loads = [load for load, _ in known]
         yield (
-            f"other programs were at work: the load average was {np.median(loads):.1f} in the "
+            f"other programs were running: the load average was {np.median(loads):.1f} in the "
             f"median and up to {max(loads):.1f}, on {_processors(known[0][1])}"
         )
 

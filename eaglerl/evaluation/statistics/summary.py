@@ -1,9 +1,7 @@
-"""What the records of a comparison say: speeds, paired ratios with intervals, what policies did.
+"""Summaries of a comparison: speeds, paired ratios with intervals, and what policies did.
 
-All functions are pure: they read records and change nothing.
-
-Two speeds are told. The headline counts decoding only: all tokens but the first of each answer,
-over all seconds after the prefills (drafting, verification, policy and loop). The other is all-in:
+There are two speeds. The headline counts decoding only: all tokens but the first of each answer,
+over all seconds after the prefills (drafting, verification, policy and loop). The all-in speed is
 all tokens over all seconds, prefills included. Both are ratios of sums, never means of ratios.
 """
 
@@ -25,37 +23,38 @@ from eaglerl.evaluation.statistics.disturbance import disturbances
 from eaglerl.evaluation.statistics.paired_speeds import paired_ratio
 from eaglerl.ratio_intervals import Interval
 
-#: With fewer questions an interval says nothing, and an unfinished comparison gives no ratio.
+#: With fewer questions intervals are not shown, and an unfinished comparison has no ratios.
 FEWEST_QUESTIONS = 5
-#: An answer loops if its last tokens repeat with a period of at most so many.
+#: An answer loops if its last LOOP_TOKENS repeat with a period of at most LOOP_PERIOD tokens.
 LOOP_TOKENS, LOOP_PERIOD = 48, 24
 
 
 @dataclass(frozen=True)
 class ModeSummary:
-    """What one mode did with some questions.
+    """Figures of one mode.
 
     Attributes:
         mode: its label.
-        questions: how many.
-        records: questions times repeats.
+        questions: number of questions.
+        records: number of records: questions times repeats.
         tokens_per_second: decoding only, the headline.
         all_in_tokens_per_second: prefills included.
-        acceptance_length: tokens per cycle, the bonus included.
-        token_milliseconds_p50: median time per token; a token's is its cycle's, shared equally.
-        token_milliseconds_p99: 99 % quantile.
-        policy_share: share of the decoding seconds spent in the policy; None where they cannot be
-            told apart.
+        acceptance_length: mean acceptance length, the bonus token included.
+        token_milliseconds_p50: median time per token; a cycle's time is shared equally by its
+            tokens.
+        token_milliseconds_p99: 99 % quantile of the time per token.
+        policy_share: share of the decoding seconds spent in the policy; None if not known.
         hit_rate: share of the cycles that a cached decision served; None without a cache.
-        distinct_actions: different trees and chain lengths, without what the end of an answer cut.
-        switches: per 100 cycles, how often one differs from the one before.
-        wasted_drafts: share of the drafted rows that were verified and not accepted; None where
+        distinct_actions: number of different trees and lookup lengths, without cycles that the end
+            of an answer may have cut short.
+        switches: number of changes of the action per 100 cycles.
+        wasted_drafts: share of the drafted rows that were verified and not accepted; None if
             nothing was drafted.
-        host_syncs: per cycle; None where they are not known.
-        identical: records whose output is that of plain decoding.
-        compared: records that could be compared with it; 0 when sampling.
-        ratios: of tokens per second to other modes, by their labels.
-        runs: processes that decoded it.
+        host_syncs: waits of the host per cycle; None if not known.
+        identical: number of records whose output is plain decoding's.
+        compared: number of records that could be compared with plain decoding; 0 when sampling.
+        ratios: ratios of tokens per second to other modes, by their labels.
+        runs: indices of the processes that decoded it.
     """
 
     mode: str
@@ -79,28 +78,28 @@ class ModeSummary:
 
     @property
     def failed(self) -> bool:
-        """Whether its output differed from that of plain decoding: it is not to be ranked."""
+        """Whether its output differs from plain decoding's, so that it is not ranked."""
         return self.identical < self.compared
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a comparison says.
+    """Figures of a comparison.
 
     Attributes:
-        modes: of all questions, in the manifest's order.
-        without_looping: the same, without the questions that loop.
-        looping: the questions of which plain decoding's answer loops.
-        by_domain: per file, ratios of each mode to the first reference.
-        by_category: per category, the same.
-        references: labels that the ratios are to.
+        modes: figures over all questions, in the manifest's order.
+        without_looping: figures without the questions that loop.
+        looping: questions to which plain decoding's answer loops.
+        by_domain: ratios of each mode to the first reference, per file.
+        by_category: the same per category.
+        references: labels of the references.
         load: median and largest load average at the starts of the records, per repeat.
-        missing: records that are still to come.
-        disturbed: what makes the speeds worthless, a sentence each without its end.
-        questions: how many there are.
-        complete: how many of them all modes that have begun have decoded, at least once; nothing
-            else is compared.
-        lacking: records that the modes which are behind lack for that, by their labels.
+        missing: number of records still missing.
+        disturbed: reasons not to trust the speeds, sentences without a full stop.
+        questions: number of questions.
+        complete: number of questions that all modes with records have decoded at least once; only
+            these are compared.
+        lacking: number of missing records of the modes that are behind, by label.
     """
 
     modes: tuple[ModeSummary, ...]
@@ -118,12 +117,12 @@ class Summary:
 
     @property
     def preliminary(self) -> bool:
-        """Whether so few questions are complete yet that there are no ratios."""
+        """Whether too few questions are complete for ratios."""
         return self.missing > 0 and self.complete < FEWEST_QUESTIONS
 
     @property
     def progress(self) -> str | None:
-        """How far an unfinished comparison is, in a sentence without its end; None when it ends."""
+        """Progress of an unfinished comparison, without a full stop; None if it is finished."""
         if not self.missing:
             return None
         behind = ", ".join(f"{label} lacks {count}" for label, count in self.lacking.items())
@@ -134,7 +133,7 @@ class Summary:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; figures that do not exist are None. What makes them worthless is first."""
+        """Convert to JSON values; figures that do not exist are None."""
         first = {"disturbed": list(self.disturbed), "preliminary": self.preliminary}
         return (
             first
@@ -204,7 +203,7 @@ def warn_of_resampling(function: str) -> None:
 
 
 def loops(output_ids: Sequence[int]) -> bool:
-    """Whether the last 48 tokens of an answer repeat with a period of at most 24."""
+    """Return whether the last 48 tokens of an answer repeat with a period of at most 24."""
     tail = np.asarray(output_ids[-LOOP_TOKENS:])
     if len(tail) < LOOP_TOKENS:
         return False
@@ -213,7 +212,7 @@ def loops(output_ids: Sequence[int]) -> bool:
 
 
 def looping_questions(records: Iterable[Record]) -> set[str]:
-    """The questions of which an answer loops."""
+    """Return the questions with an answer that loops."""
     return {record.question for record in records if any(map(loops, record.output_ids))}
 
 
@@ -290,18 +289,19 @@ def _mode_summary(
 
 
 def uncut_actions(turn: Turn, max_new_tokens: int) -> list[tuple[int, int, int, int]]:
-    """(T, D, K, length of the chain) of every cycle whose plan the answer's end cannot have cut.
+    """Return (T, D, K, looked-up tokens) of the cycles that the answer's end cannot have cut short.
 
-    Near the end no draft is deeper than the tokens that are left, so a constant tree changes, too.
+    Near the end, drafts are no deeper than the tokens that are left, so that even a constant tree
+    changes.
     """
     found = []
     left = max_new_tokens - 1
     cycles = turn.cycles
     columns = (cycles.total_tokens, cycles.depth, cycles.top_k, cycles.lookup_tokens, cycles.tokens)
-    for total, depth, top_k, chain, emitted in zip(*columns, strict=True):
+    for total, depth, top_k, looked_up, emitted in zip(*columns, strict=True):
         levels = depth + 1 if total > 1 else 0
-        if max(levels, chain) < left - 1:
-            found.append((total, depth, top_k, chain))
+        if max(levels, looked_up) < left - 1:
+            found.append((total, depth, top_k, looked_up))
         left -= emitted
     return found
 

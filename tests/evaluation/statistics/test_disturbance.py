@@ -56,7 +56,7 @@ def test_load_is_told() -> None:
     assert disturbances(few) == ()
     (said,) = disturbances(measured(lambda record: replace(record, load=7.9)))
     assert said == (
-        "other programs were at work: the load average was 7.9 in the median and up to 7.9, on 2 "
+        "other programs were running: the load average was 7.9 in the median and up to 7.9, on 2 "
         "processors"
     )
 
@@ -162,7 +162,7 @@ def test_the_command_says_it_first(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(app, ["compare", str(folder), "--json"]).stdout)
     assert found["preliminary"]
     assert all(mode["ratios"] == {} for mode in found["modes"])
-    with pytest.raises(ValueError, match=r"must hold 5 complete questions .*: 1 of 8 questions"):
+    with pytest.raises(ValueError, match=r"needs 5 complete questions or more .*: 1 of 8 questions"):
         Evidence.read(folder)
 
 
