@@ -142,7 +142,7 @@ class Engine:
             # Tasks that the thread can take at once do not count as waiting.
             places = self._at_once - len(self._active)
             if len(self._waiting) >= self._queue_size + places:
-                raise BusyError(f"{len(self._waiting)} requests are already waiting")
+                raise BusyError(f"{len(self._waiting)} requests are waiting: the queue is full")
             self._waiting.append(task)
             self._condition.notify_all()
 
@@ -156,7 +156,7 @@ class Engine:
         with self._condition:
             self._check_going()
             if len(self._live) >= self._live_sessions:
-                raise BusyError(f"{len(self._live)} live sessions are already open")
+                raise BusyError(f"{len(self._live)} live sessions are open, as many as allowed")
             self._live.append(task)
             self._condition.notify_all()
 

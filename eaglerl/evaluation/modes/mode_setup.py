@@ -94,10 +94,7 @@ def make_runner(
 
 
 def mode_fingerprint(mode: ModeSpec, resources: Resources) -> str | None:
-    """16 hexadecimal digits that change with everything that a mode is made from.
-
-    None where its spec says it all.
-    """
+    """Return a fingerprint of what a mode is made from, or None if its spec says it all."""
     inputs = resources.inputs
     parts: list[Any] = []
     needs: Sequence[str] = mode.needs
