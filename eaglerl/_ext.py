@@ -3,8 +3,7 @@
 import functools
 import warnings
 
-# Not for its own sake: importing torch puts the OpenMP runtime into the process in which the
-# extension looks for it.
+# Importing torch loads the OpenMP runtime into the process, where the extension looks for it.
 import torch
 
 try:

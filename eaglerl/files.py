@@ -15,10 +15,10 @@ LOCK_NAME = ".lock"
 
 
 class AlreadyLockedError(RuntimeError):
-    """Somebody else is writing what was to be written.
+    """Another process, or another call in this one, is writing the same file or folder.
 
     Attributes:
-        pid: id of the process on this machine that is; None where it is not known.
+        pid: id of that process on this machine; None if unknown.
     """
 
     def __init__(self, message: str, pid: int | None = None) -> None:
@@ -37,11 +37,11 @@ def cache_root() -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path in the folder of ``path`` that becomes ``path`` on success.
+    """Yield a temporary path in the folder of ``path`` that becomes ``path`` on success.
 
-    The temporary file is synced to the disk and renamed when the block ends, and removed when it
-    raises: a reader finds the old file or the new one, never a part. What a process that was killed
-    left of the same file is removed first.
+    When the block ends, the temporary file is synced to the disk and renamed; when it raises, the
+    file is removed. A reader finds the old file or the new one, never a part of it. Temporary files
+    of the same path that a killed process left behind are removed first.
 
     Args:
         path: The file to write.
@@ -54,7 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     lock, temporary = _locked_temporary(path)
     try:
         yield temporary
-        # Not the locked one: a writer may have put another file in its place.
+        # Opened again, since the writer may have replaced the file that is locked.
         descriptor = os.open(temporary, os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -72,20 +72,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """A new temporary file, and the descriptor that locks it while it is being written."""
+    """Make and lock a temporary file; return the descriptor with the lock, and the path."""
     while True:
         lock, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
-        # On a file system without locks, nothing is ever taken for a leftover.
+        # On a file system without locks no file is ever taken for a leftover.
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # Before it was locked, another process may have taken this one for a leftover.
+        # Between creation and lock, another process may have taken the file for a leftover.
         if os.path.exists(name):
             return lock, Path(name)
         os.close(lock)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove a path's temporary files that nobody has locked: who writes one, does."""
+    """Remove a path's temporary files that are not locked: a writer locks its own."""
     with os.scandir(path.parent) as entries:
         leftovers = [
             entry.path
@@ -96,13 +96,13 @@ def _remove_leftovers(path: Path) -> None:
         try:
             descriptor = os.open(leftover, os.O_RDWR)
         except OSError:
-            # Renamed meanwhile, somebody else's, or no file.
+            # Renamed in the meantime, owned by another user, or not a file.
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(leftover)
         except OSError:
-            # Being written, or the file system has no locks.
+            # Still being written, or the file system has no locks.
             pass
         finally:
             os.close(descriptor)
@@ -114,17 +114,17 @@ def exclusive_folder(
 ) -> Iterator[None]:
     """Keep other writers out of a folder while the block runs.
 
-    The folder is made if it is not there. Its lock is a file in it, so it is the same one whatever
-    path the folder is reached by; the system releases it when the process ends, however it ends.
+    The folder is created if missing. The lock is a file inside it, and therefore the same by every
+    path that leads to the folder. The system releases it when the process ends, however it ends.
     Readers are not kept out.
 
     Args:
-        folder: what is written.
-        waiting: is told who is at work in it, and then that writer is waited for; without it, a
-            second writer is refused.
+        folder: the folder to write to.
+        waiting: called with a description of the current writer, which is then waited for. Without
+            it, a second writer is refused.
 
     Raises:
-        AlreadyLockedError: somebody else is writing it; the message names the folder and the
+        AlreadyLockedError: another process is writing; the message names the folder and the
             process.
     """
     folder = Path(folder)
@@ -139,8 +139,8 @@ def exclusive_file(
 ) -> Iterator[None]:
     """Keep other writers away from a file, or from a folder that is replaced as a whole.
 
-    As `exclusive_folder`, but the lock lies beside ``path``, whose folder is made. Links are
-    followed first.
+    Like `exclusive_folder`, but the lock lies beside ``path``, whose folder is created if missing.
+    Links are resolved first.
     """
     own = Path(path).resolve()
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -154,14 +154,14 @@ def _locked(path: Path, what: str, waiting: Callable[[str], None] | None) -> Ite
     try:
         yield
     finally:
-        # While it is locked: who waits for it finds that it is not the path's file any more.
+        # Removed while locked: a waiting process then finds that its file is no longer at the path.
         if _is_at(descriptor, path):
             path.unlink()
         os.close(descriptor)
 
 
 def _lock(path: Path, what: str, waiting: Callable[[str], None] | None) -> int:
-    """The descriptor of a lock file that is locked and tells by whom."""
+    """Lock a lock file, write the owner into it, and return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -190,7 +190,7 @@ def _lock(path: Path, what: str, waiting: Callable[[str], None] | None) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Whoever held it has removed it meanwhile.
+        # The former owner has removed the file: lock the one that is there now.
         os.close(descriptor)
 
 
@@ -202,7 +202,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _owner(descriptor: int) -> tuple[str, int | None]:
-    """Who has locked a lock file, as far as it says so: in words, and the process's id."""
+    """Return the owner of a lock file, in words, and the process id if known."""
     process, _, host = os.pread(descriptor, 1024, 0).decode(errors="replace").strip().partition(" ")
     if not process.isdecimal():
         return "another process", None

@@ -1,10 +1,9 @@
-"""The one place that reads JSON: from a regular file, of a bounded size, against a declared schema.
+"""Reading of JSON, all in one place: regular files of limited size, checked against a schema.
 
-A schema is a subclass of `Schema`, or a pydantic `TypeAdapter`. Everything that is wrong with a
-file, whatever it holds, ends in a `ValueError` that names the file, the key, what was given and
-what is allowed, before anything is made of it: a file that is none (a pipe would block, a device
-never end), one that is too large, no JSON, a key that occurs twice, NaN, nesting without end,
-numbers without end, and values of another type or out of their range.
+A schema is a subclass of `Schema` or a pydantic `TypeAdapter`. Whatever is wrong with a file ends
+in a `ValueError` that names the file, the key, what was given and what is allowed: a pipe or a
+device in place of a file, a file that is too large, invalid JSON, a duplicate key, NaN, nesting or
+numbers of any length, a value of the wrong type or out of range.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import functools
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 import jiter
 from pydantic import (
@@ -31,7 +30,7 @@ from pydantic import (
 
 from eaglerl.regular_file import open_regular, read_regular
 
-#: Largest file of settings, in bytes; those of eaglerl have some thousands.
+#: Largest file of settings, in bytes; those of eaglerl have a few thousand.
 MAX_BYTES = 1 << 20
 #: Longest line of a file of JSON lines, in bytes.
 MAX_LINE_BYTES = 1 << 26
@@ -75,7 +74,7 @@ class VersionedSchema(Schema):
 
 
 def _check_finite(value: JsonValue) -> JsonValue:
-    # Only what overflows is left: the parser refuses the words NaN and Infinity.
+    # The parser refuses the words NaN and Infinity; only numbers that overflow are left to find.
     pending = [value]
     while pending:
         item = pending.pop()
@@ -90,9 +89,10 @@ def _check_finite(value: JsonValue) -> JsonValue:
 
 #: An object of any JSON values, all numbers finite.
 JsonObject = Annotated[dict[str, JsonValue], AfterValidator(_check_finite)]
-#: The same where NaN and infinities are values like others: with `allow_nan`.
+#: The same with NaN and infinities allowed, for use with `allow_nan`.
 AnyObject = dict[str, JsonValue]
-#: A list that is wrong at its first wrong item: a schema never collects a million errors.
+#: A list that is checked up to its first wrong item, so that a schema never collects a million
+#: errors.
 Items = Annotated[tuple[_T, ...], Field(fail_fast=True)]
 #: A positive size from which memory may be allocated; no model or tree comes near the largest.
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -127,7 +127,7 @@ def read_json(
         The content, checked.
 
     Raises:
-        MissingFileError: there is none; a ValueError and a FileNotFoundError.
+        MissingFileError: the file is missing; a ValueError and a FileNotFoundError.
         ValueError: it cannot be read, or holds something else; the message says where and what.
     """
     data = read_regular(path, what, max_bytes=max_bytes)
@@ -142,7 +142,7 @@ def parse_json(
     form: tuple[str, int] | None = None,
     allow_nan: bool = False,
 ) -> _T:
-    """Check JSON that was read already: a line, or what another file holds.
+    """Parse and check JSON that was read already, such as a line of a file.
 
     Args:
         data: the text.
@@ -155,7 +155,7 @@ def parse_json(
         ValueError: see `read_json`.
     """
     if isinstance(data, str):
-        # Lone surrogates have no encoding: the parser says that they are wrong.
+        # Lone surrogates cannot be encoded; passed on, they are refused by the parser.
         data = data.encode("utf-8", "surrogatepass")
     try:
         value = jiter.from_json(data, allow_inf_nan=allow_nan, catch_duplicate_keys=True)
@@ -164,14 +164,15 @@ def parse_json(
     if form is not None:
         _check_form(value, form, where)
     try:
-        # From the text again: there a list may become a tuple, and nothing else is converted.
+        # Validated from the text, not from `value`: strict JSON mode lets a list become a tuple and
+        # converts nothing else.
         return _adapter(schema).validate_json(data, strict=True)
     except ValidationError as error:
         raise ValueError(_explained(error, where)) from None
 
 
 def check_json(value: object, schema: type[_T] | TypeAdapter[_T], where: str) -> _T:
-    """Check JSON values that a part of the program holds: dicts, lists, texts and numbers.
+    """Check JSON values in memory: dicts, lists, texts and numbers.
 
     Args:
         value: the values.
@@ -212,7 +213,7 @@ def read_lines(
     max_line_bytes: int = MAX_LINE_BYTES,
     keep_blank: bool = False,
 ) -> Iterator[Line]:
-    """The lines of a file of JSON lines, for `parse_json`.
+    """Read a file of JSON lines, for `parse_json`.
 
     Args:
         path: the file.
@@ -226,7 +227,7 @@ def read_lines(
     """
     with open_regular(path, what) as file:
         number = 0
-        # Two more: the line's end, and one that shows that there is more.
+        # Two bytes more: the end of the line, and one that shows that the line is longer.
         while data := file.readline(max_line_bytes + 2):
             number += 1
             where = f"line {number} of the {what} {str(path)!r}"
@@ -247,15 +248,22 @@ def _check_form(value: object, form: tuple[str, int], where: str) -> None:
         raise ValueError(f"version of {where} must be {version}, got {shortly(given)}")
 
 
-@functools.cache
 def _adapter(schema: type[_T] | TypeAdapter[_T]) -> TypeAdapter[_T]:
-    return schema if isinstance(schema, TypeAdapter) else TypeAdapter(schema)
+    if isinstance(schema, TypeAdapter):
+        return schema
+    # A type is hashable, which mypy does not see of `type[_T]`.
+    return cast("TypeAdapter[_T]", _made_adapter(cast("Hashable", schema)))
+
+
+@functools.cache
+def _made_adapter(schema: Hashable) -> TypeAdapter[object]:
+    return TypeAdapter(cast("type[object]", schema))
 
 
 def _explained(error: ValidationError, where: str) -> str:
-    """The first thing that is wrong, as a sentence, and how many more there are."""
+    """Describe the first error in a sentence, and count the others."""
     if error.error_count() > _MOST_ERRORS:
-        # To name the first, all would be made.
+        # pydantic cannot name the first error without building all of them.
         return f"{where} is wrong at {error.error_count():,} places"
     first, *more = error.errors(include_url=False)
     key, kind, given = _key(first["loc"]), first["type"], shortly(first["input"])
@@ -267,7 +275,7 @@ def _explained(error: ValidationError, where: str) -> str:
         allowed = _allowed(kind, first["msg"], first.get("ctx", {}))
         subject = f"{key!r} of {where}" if key else where
         sentence = f"{subject} {allowed}" if allowed.startswith("must") else f"{subject}: {allowed}"
-        # Own checks say it themselves.
+        # The messages of our own checks contain the value.
         if kind != "value_error":
             sentence += f", got {given}"
     return f"{sentence} (and {len(more)} more)" if more else sentence
@@ -284,13 +292,13 @@ def _allowed(kind: str, message: str, context: Mapping[str, object]) -> str:
 
 
 def _key(location: Sequence[int | str]) -> str:
-    """As in ``shards[3].file``."""
+    """Format a location, as in ``shards[3].file``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return "".join(parts).removeprefix(".")
 
 
 def shortly(value: object) -> str:
-    """A value for a message, cut where it is long."""
+    """Format a value for a message, cut if it is long."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     short.maxdict = short.maxlist = short.maxtuple = 5

@@ -1,8 +1,7 @@
-"""Prepared models: the target that a published package embeds, the draft head shipped with it, and
-targets from GGUF files.
+"""Models that are ready to use: the packaged target, its draft head and policy, GGUF targets.
 
-A target is converted once into the user's cache folder. Nothing half done is ever seen there:
-the files are written to a temporary folder beside the final one, which is renamed when complete.
+A target is converted once, into the user's cache folder. The files are written to a temporary
+folder beside the final one, which is renamed when complete, so no reader sees a partial model.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _MarkerSchema(Schema):
-    format: Literal[_MARKER_FORMAT]
+    format: Literal[1]
     source: str
     files: dict[str, Count]
 
@@ -40,10 +39,10 @@ class PackagedModel:
     """A model whose GGUF file comes inside a Python package.
 
     Attributes:
-        module: import name of the package; it is located, never imported.
-        requirement: what pip is asked for.
+        module: import name of the package, which is located but never imported.
+        requirement: the requirement for pip.
         file_name: GGUF file inside the package.
-        file_size: its size in bytes, which tells a damaged or different file.
+        file_size: its size in bytes, by which a damaged or different file is recognised.
         draft_head: name of the folder of the draft head trained for it.
         policy: name of the folder of the policy trained for both.
     """
@@ -74,20 +73,20 @@ def prepare_model(
     cache_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the folder of a prepared target model, converting it first where that is needed.
+    """Return the folder of a packaged target; convert it first if necessary.
 
     Args:
         name: one of `MODELS`.
         cache_dir: cache folder to use instead of `cache_root()`.
-        progress: told what is being done and which fraction of the whole is done; not called
-            when the model is ready already.
+        progress: called with each step and the fraction of the whole that is done; not called if
+            the model is ready.
 
     Returns:
         A folder that transformers' `from_pretrained` takes: config, fp32 weights, tokenizer.
 
     Raises:
-        ValueError: `name` is unknown, or the package holds another file than expected.
-        FileNotFoundError: the package that embeds the model is not installed.
+        ValueError: `name` is unknown, or the package contains another file than expected.
+        FileNotFoundError: the package with the model is not installed.
     """
     model = _packaged_model(name)
     target = model_path(name, cache_dir=cache_dir)
@@ -109,23 +108,22 @@ def prepare_gguf(
     cache_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the folder of the model in a GGUF file, converting it first where that is needed.
+    """Return the folder of the model in a GGUF file; convert it first if necessary.
 
     Args:
         file: the GGUF file, see `eaglerl.gguf_convert`.
-        name: what the model is called in the cache folder; by default the file's name without its
-            ending.
-        output: folder to write instead of one in the cache; new, or an earlier call's.
+        name: name of the model in the cache folder; the file's name without its ending by default.
+        output: folder to write instead of one in the cache; new, or from an earlier call.
         cache_dir: cache folder to use instead of `cache_root()`.
-        progress: told what is being done and which fraction of the whole is done; not called
-            when the model is ready already.
+        progress: called with each step and the fraction of the whole that is done; not called if
+            the model is ready.
 
     Returns:
         A folder that transformers' `from_pretrained` takes: config, fp32 weights, tokenizer.
 
     Raises:
-        ValueError: the file cannot be converted, which its name and the reason say; the name is
-            malformed or stands for another model; or `output` holds something else.
+        ValueError: the file cannot be converted (the message names it and the reason), the name is
+            malformed or taken by another model, or `output` contains something else.
     """
     file = Path(file).expanduser()
     check_regular(file, "GGUF file")
@@ -159,7 +157,7 @@ def _gguf_name(file: Path, name: str | None) -> str:
 
 
 def _check_replaceable(target: Path, file: Path, *, named: bool) -> None:
-    """Refuse to replace a folder that holds something else than what is left of the same file."""
+    """Refuse to replace a folder unless it is empty or left over from the same file."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -175,7 +173,7 @@ def _check_replaceable(target: Path, file: Path, *, named: bool) -> None:
 
 
 def _source_of(folder: Path) -> str | None:
-    """What a folder's marker says that it was made from; None without one."""
+    """Return the source that a folder's marker names; None without a marker."""
     try:
         return read_json(folder / MARKER_NAME, _MarkerSchema, "marker").source
     except ValueError:
@@ -188,13 +186,13 @@ def _digest(file: Path) -> str:
 
 
 def model_path(name: str = DEFAULT_MODEL, *, cache_dir: Path | str | None = None) -> Path:
-    """Return where `prepare_model` puts a model, whether or not it is there yet."""
+    """Return the folder to which `prepare_model` writes a model; it need not exist."""
     root = cache_root() if cache_dir is None else Path(cache_dir)
     return root / "models" / name
 
 
 def default_draft_path(name: str = DEFAULT_MODEL) -> Path:
-    """Return the folder of the draft head that is shipped for a model.
+    """Return the folder of the draft head that comes with a model.
 
     Raises:
         ValueError: `name` is unknown.
@@ -204,7 +202,7 @@ def default_draft_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def default_policy_path(name: str = DEFAULT_MODEL) -> Path:
-    """Return the folder of the policy that is shipped for a model and its draft head.
+    """Return the folder of the policy that comes with a model and its draft head.
 
     Raises:
         ValueError: `name` is unknown.
@@ -214,20 +212,20 @@ def default_policy_path(name: str = DEFAULT_MODEL) -> Path:
 
 
 def shipped_policies() -> list[Path]:
-    """Return the folders of all policies that are shipped, by their names."""
+    """Return the folders of all policies that come with the package, sorted by name."""
     return sorted(
         folder for root in _shipped_roots() if root.is_dir() for folder in root.glob("policy-*")
     )
 
 
 def _shipped_roots() -> list[Path]:
-    """Where what is shipped lies: in an installed package, or in the source tree."""
+    """Return the folders of models: of an installed package, and of the source tree."""
     package = Path(__file__).resolve().parent
     return [package / "models", package.parent / "models"]
 
 
 def sample_questions_path() -> Path:
-    """Return the folder of the sample questions that are shipped, files in MT-bench's layout.
+    """Return the folder of the sample questions, files in MT-bench's layout.
 
     Raises:
         FileNotFoundError: it is neither in the installed package nor in the source tree.
@@ -240,7 +238,7 @@ def sample_questions_path() -> Path:
 
 
 def _shipped(folder: str, file: str) -> Path:
-    """The folder of what is shipped under a name and holds a file."""
+    """Return the folder with this name that contains a file."""
     candidates = [root / folder for root in _shipped_roots()]
     for candidate in candidates:
         if (candidate / file).is_file():
@@ -250,7 +248,7 @@ def _shipped(folder: str, file: str) -> Path:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Return whether a folder holds everything that its marker lists, with the sizes it lists."""
+    """Return whether a folder has all files that its marker lists, in the sizes that it lists."""
     try:
         marker = read_json(folder / MARKER_NAME, _MarkerSchema, "marker")
         return all(
@@ -283,7 +281,7 @@ def locate_gguf(model: PackagedModel) -> Path:
         FileNotFoundError: the package is not installed.
         ValueError: its file is missing or has another size.
     """
-    # The package's own imports need libraries that are of no use here: it is found, not imported.
+    # Found without importing it, since its imports need libraries that are of no use here.
     spec = importlib.util.find_spec(model.module)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
@@ -304,7 +302,7 @@ def locate_gguf(model: PackagedModel) -> Path:
 def _convert(source: str, file: Path, target: Path, progress: Progress | None) -> None:
     """Convert into a temporary sibling of `target`, then put it in `target`'s place.
 
-    What a process that was killed left of the same conversion is gone on with.
+    A conversion of the same source that was interrupted is resumed.
     """
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     work = target.parent / f".{target.name}.{digest}.tmp"
@@ -325,7 +323,7 @@ def _convert(source: str, file: Path, target: Path, progress: Progress | None) -
 
 
 def _remove_stale(target: Path, but: Path | None = None) -> None:
-    # The lock is held, so whatever temporary folder is found belongs to no running process.
+    # The lock is held, so no running process owns the temporary folders.
     for leftover in target.parent.glob(f".{glob_escape(target.name)}.*.tmp"):
         if leftover != but:
             shutil.rmtree(leftover)

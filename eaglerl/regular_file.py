@@ -1,6 +1,6 @@
-"""Opening files that were written by others: regular ones alone, of a bounded size.
+"""Opening files of unknown origin: regular files only, up to a given size.
 
-A pipe would block its reader for ever, a device never ends, and to open one may do something.
+A pipe would block its reader for ever, a device may never end, and opening one can have effects.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def check_regular(path: str | Path, what: str) -> int:
 
     Args:
         path: the file.
-        what: it in words, such as "cost table".
+        what: the file in words, such as "cost table".
 
     Returns:
         Its size in bytes.
 
     Raises:
-        MissingFileError: there is none; a ValueError and a FileNotFoundError.
-        ValueError: it is something else, or cannot be looked at.
+        MissingFileError: the file is missing; a ValueError and a FileNotFoundError.
+        ValueError: it is not a regular file, or cannot be inspected.
     """
     try:
         status = os.stat(path)
@@ -48,24 +48,24 @@ def check_regular(path: str | Path, what: str) -> int:
 
 @contextmanager
 def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
-    """Open a regular file, and nothing else: what would block is not opened.
+    """Open a regular file; refuse everything else before it can block.
 
-    The block does no more than read it: its errors of the system are taken for the file's.
+    The block should only read the file: any OSError in it is reported as an error of the file.
 
     Args:
         path: the file.
-        what: it in words.
+        what: the file in words.
 
     Yields:
-        The file, read in bytes.
+        The file, opened for reading bytes.
 
     Raises:
-        MissingFileError: there is none; a ValueError and a FileNotFoundError.
-        ValueError: it is something else, or cannot be opened or read.
+        MissingFileError: the file is missing; a ValueError and a FileNotFoundError.
+        ValueError: it is not a regular file, or cannot be read.
     """
     check_regular(path, what)
     try:
-        # Somebody may put a pipe in its place meanwhile: without waiting, and looked at again.
+        # A pipe may have replaced the file after the check: open without blocking, and check again.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         with os.fdopen(descriptor, "rb") as file:
             _size(os.fstat(descriptor), path, what)
@@ -75,20 +75,20 @@ def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
 
 
 def read_regular(path: str | Path, what: str, *, max_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Args:
         path: the file.
-        what: it in words.
+        what: the file in words.
         max_bytes: largest file that is read.
 
     Raises:
-        MissingFileError: there is none; a ValueError and a FileNotFoundError.
-        ValueError: it is something else, cannot be read, or is larger.
+        MissingFileError: the file is missing; a ValueError and a FileNotFoundError.
+        ValueError: it is not a regular file, cannot be read, or is larger.
     """
     with open_regular(path, what) as file:
         size = os.fstat(file.fileno()).st_size
-        # Some regular files of the system say 0 whatever they hold.
+        # Regular files below /proc report a size of 0, whatever they hold.
         data = b"" if size > max_bytes else file.read(max_bytes + 1)
         if max(size, len(data)) > max_bytes:
             found = max(size, len(data))
@@ -106,34 +106,34 @@ def _size(status: os.stat_result, path: str | Path, what: str) -> int:
 
 
 def unreadable(error: Exception, path: str | Path, what: str) -> ValueError:
-    """What to raise for a file where the system, or a library, gave an error.
+    """Make the exception for a file that the system or a library failed to read.
 
     Args:
         error: the error.
         path: the file.
-        what: it in words.
+        what: the file in words.
     """
     where = f"the {what} {str(path)!r}"
     if isinstance(error, FileNotFoundError):
         return MissingFileError(f"{where} cannot be read: no such file")
     reason = error.strerror if isinstance(error, OSError) else None
-    # Libraries quote what they found, however long it is.
+    # Cut, since libraries quote what they found at any length.
     return ValueError(f"{where} cannot be read: {reason or str(error)[:300]}")
 
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """While what was read from a file is checked: errors get the file's name.
+    """Put the file's name in front of the errors that checking its content raises.
 
     Args:
         where: what it is and where it lies, such as "the head 'path'".
 
     Raises:
-        ValueError: that of the block, with the name before it.
+        ValueError: the error of the block, with the name in front.
     """
     try:
         yield
     except ValueError as error:
         text = str(error) if where in str(error) else f"{where}: {error}"
-        # What a file held is quoted, however long it is.
+        # Cut, since messages quote the file's content at any length.
         raise ValueError(text if len(text) <= 2000 else f"{text[:2000]} ...") from error

@@ -1,7 +1,7 @@
-"""Reading safetensors files that were written by others: their headers first, then the tensors.
+"""Reading safetensors files of unknown origin: first the header, then the tensors.
 
-The library makes sure that the header fits the file, so a tensor never takes more memory than the
-file has bytes. What it holds is checked here before it is used.
+The library checks that the header fits the file, so a tensor never takes more memory than the file
+has bytes. Dtypes, shapes and values are checked here before they are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from eaglerl.regular_file import check_regular, open_regular, unreadable
 
 #: Largest index of a checkpoint of several files, in bytes.
 _MAX_INDEX_BYTES = 1 << 25
-#: From here on a file's length is looked at before it is mapped; and the longest header there is.
+#: Files from this size on have their length checked before they are mapped; and the longest
+#: header that the format allows.
 _LARGE_BYTES, _MAX_HEADER_BYTES = 1 << 28, 100_000_000
 
 
@@ -31,17 +32,17 @@ _LARGE_BYTES, _MAX_HEADER_BYTES = 1 << 28, 100_000_000
 def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
     """Open a safetensors file.
 
-    The block does no more than read it: its errors of the library are taken for the file's.
+    The block should only read the file: errors of the library in it are reported as the file's.
 
     Args:
         path: the file.
-        what: it in words, such as "trace".
+        what: the file in words, such as "trace".
 
     Yields:
-        What ``safetensors.safe_open`` gives.
+        The handle of ``safetensors.safe_open``.
 
     Raises:
-        MissingFileError: there is none; a ValueError and a FileNotFoundError.
+        MissingFileError: the file is missing; a ValueError and a FileNotFoundError.
         ValueError: it is no regular file or no safetensors file.
     """
     if check_regular(path, what) > _LARGE_BYTES:
@@ -54,7 +55,7 @@ def open_tensors(path: str | Path, what: str) -> Iterator[Any]:
 
 
 def _check_length(path: str | Path, what: str) -> None:
-    """Check that a file is no longer than its tensors: it takes that much of the addresses."""
+    """Check that a file is no longer than its tensors, since all of it would be mapped."""
     with open_regular(path, what) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -72,11 +73,11 @@ def _check_length(path: str | Path, what: str) -> None:
 
 
 def read_tensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file on the CPU, by name, and its metadata.
+    """Read all tensors of a safetensors file, on the CPU and by name, and its metadata.
 
     Args:
         path: the file.
-        what: it in words.
+        what: the file in words.
 
     Raises:
         MissingFileError: see `open_tensors`.
@@ -108,9 +109,9 @@ def _is_finite(tensor: Tensor) -> bool:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     if tensor.element_size() == 1:
-        # 8-bit floats lack the operations.
+        # 8-bit floats have no `aminmax`.
         tensor = tensor.float()
-    # Both are NaN where one value is, and no copy is made.
+    # One NaN makes both bounds NaN, and unlike isfinite().all() this makes no copy.
     return all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
 
 
@@ -123,7 +124,7 @@ def check_tensor(
         name: of the tensor.
         tensor: the tensor.
         dtype: that it must have.
-        shape: that it must have; None where any size will do.
+        shape: that it must have, with None for any size.
         where: what it belongs to and where that lies.
 
     Raises:
@@ -154,7 +155,7 @@ class _WeightIndex(Schema):
 
 
 def read_weight_index(path: str | Path) -> dict[str, list[str]]:
-    """Which file holds which tensors, from a checkpoint's index.
+    """Read from a checkpoint's index which file holds which tensors.
 
     Args:
         path: such as ``model.safetensors.index.json``.

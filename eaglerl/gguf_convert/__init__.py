@@ -1,8 +1,8 @@
 """Convert a language model stored as GGUF into a transformers folder in fp32.
 
-transformers reads GGUF itself, but drops RoPE's scaling, takes some architectures' sizes from their
-defaults, and refuses to save what it has loaded. Here config and weights come from the file; the
-tokenizer is left to transformers.
+transformers reads GGUF itself, but it drops RoPE's scaling, takes some sizes from an architecture's
+defaults, and refuses to save the model that it loaded. Here config and weights are read from the
+file, and transformers converts the tokenizer.
 """
 
 from eaglerl.gguf_convert.convert import Progress, convert_gguf

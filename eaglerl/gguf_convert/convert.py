@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +15,13 @@ from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from eaglerl.gguf_convert.gguf_rope import FREQUENCIES
 from eaglerl.gguf_convert.tensor_names import ARCHITECTURES, weight_name
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done (a few words) and the fraction of the whole that is done."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-#: Weights are expanded and written so many fp32 numbers at a time, or one tensor.
+Progress = Callable[[str, float], None]
+"""Called with a description of the current step and the fraction of the whole that is done."""
+
+#: Most fp32 numbers that are expanded and written at a time, 4 GB, unless one tensor has more.
 SHARD_ELEMENTS = 1 << 30
 _WEIGHTS_BEGIN, _WEIGHTS_END = 0.3, 0.8
 
@@ -27,13 +31,13 @@ def convert_gguf(source: Path, output: Path, *, progress: Progress | None = None
 
     Args:
         source: GGUF file of one of `ARCHITECTURES`, in any quantization that `gguf` can expand.
-        output: existing folder; files of the same names are overwritten, but for files of weights,
-            each of which is whole: an earlier call that was ended is gone on with.
-        progress: told what is being done and how far it is.
+        output: existing folder. Files of the same names are overwritten, except complete files of
+            weights, so that an interrupted conversion is resumed.
+        progress: called with each step and the fraction of the whole that is done.
 
     Raises:
-        ValueError: the file is damaged, of another architecture, or holds what cannot be carried
-            over; the message names it.
+        ValueError: the file is damaged, of another architecture, or has something that cannot be
+            converted; the message names it.
     """
     report = progress or (lambda _stage, _fraction: None)
     report("loading libraries", 0.0)
@@ -43,7 +47,7 @@ def convert_gguf(source: Path, output: Path, *, progress: Progress | None = None
     file = read_gguf(source)
     config = read_config(file)
     report("converting the tokenizer", 0.2)
-    # Before the weights, which take longest.
+    # Before the weights, which take the longest: what cannot be converted is refused early.
     _convert_tokenizer(file, config.vocab_size, output)
     config.save_pretrained(output)
     GenerationConfig.from_model_config(config).save_pretrained(output)
@@ -66,14 +70,16 @@ def _convert_tokenizer(file: GGUFFile, vocab_size: int, output: Path) -> None:
             file.path.parent, gguf_file=file.path.name, local_files_only=True
         )
     except Exception as error:
-        # transformers and tokenizers raise whatever the file drives them into.
+        # A damaged file can raise any exception in transformers and tokenizers.
         raise file.error(
             f"its tokenizer cannot be converted: {type(error).__name__}: {error}"
         ) from error
     tokenizer.save_pretrained(output)
 
 
-def _write_weights(file: GGUFFile, config, output: Path, report: Progress) -> None:
+def _write_weights(
+    file: GGUFFile, config: PreTrainedConfig, output: Path, report: Progress
+) -> None:
     shards = _plan([tensor for name, tensor in file.tensors.items() if name != FREQUENCIES])
     total = sum(_elements(tensor) for shard in shards for tensor in shard)
     done = 0
@@ -111,7 +117,7 @@ def _save(weights: dict[str, np.ndarray], path: Path) -> None:
 
 
 def _plan(tensors: list[GGUFTensor]) -> list[list[GGUFTensor]]:
-    """Tensors in groups that fit into memory, in the order of the file."""
+    """Group the tensors into shards that fit into memory, in the order of the file."""
     shards: list[list[GGUFTensor]] = []
     room = 0
     for tensor in tensors:
@@ -128,7 +134,9 @@ def _elements(tensor: GGUFTensor) -> int:
     return int(np.prod(tensor.shape, dtype=np.int64))
 
 
-def _expand(file: GGUFFile, tensor: GGUFTensor, config, architecture: str) -> np.ndarray:
+def _expand(
+    file: GGUFFile, tensor: GGUFTensor, config: PreTrainedConfig, architecture: str
+) -> np.ndarray:
     family = ARCHITECTURES[architecture]
     weight = file.expand(tensor.name)
     if family.interleaved and ".attn_q." in tensor.name:

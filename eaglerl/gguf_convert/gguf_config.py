@@ -1,4 +1,4 @@
-"""The config of a model of transformers, from a GGUF file's metadata."""
+"""The transformers config of a model, from a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUPPORTED_KEYS = re.compile(
     r"|rope\.(dimension_count|dimension_count_swa|freq_base|freq_base_swa|scale_linear|scaling\..*)"
     r"|final_logit_softcapping|tensor_data_layout)"
 )
-# A model with another value computes something else than these architectures do.
+# With any other value, a model computes something other than these architectures.
 _NEUTRAL = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -37,16 +37,17 @@ _NEUTRAL = {
 }
 _GEMMA3_PERIOD = 6
 _GEMMA3_LOCAL_BASE = 10000.0
-# The Gemma 3 whose attention is not scaled by the width of a head; llama.cpp tells it so, too.
+# Gemma 3 27B, which does not scale its attention by the width of a head. Nothing but the number of
+# layers tells it apart, and llama.cpp goes by that as well.
 _GEMMA3_27B_LAYERS = 62
 
 
 def read_config(file: GGUFFile) -> PreTrainedConfig:
-    """Return the model's config; every tensor is there then, in the shape that follows from it.
+    """Read the model's config, and check that the file has every tensor in the shape it implies.
 
     Raises:
-        ValueError: another architecture, a field that is missing, malformed or asks for what is not
-            supported, or tensors that do not fit.
+        ValueError: the architecture is not supported, a field is missing, malformed or asks for
+            something unsupported, or tensors do not fit.
     """
     architecture = file.text("general.architecture")
     if architecture not in ARCHITECTURES:
@@ -150,7 +151,7 @@ def _gemma3(
 
 
 def _gemma3_layers(file: GGUFFile, layers: int) -> list[str]:
-    """The kind of attention of every layer: all of `period` but the last have a window."""
+    """Return the kind of attention of every layer; the last of each period has no window."""
     key = "gemma3.attention.sliding_window_pattern"
     pattern = file.metadata.get(key, _GEMMA3_PERIOD)
     if isinstance(pattern, np.ndarray):
@@ -164,7 +165,7 @@ def _gemma3_layers(file: GGUFFile, layers: int) -> list[str]:
 
 
 def _check_keys(file: GGUFFile, architecture: str) -> None:
-    """Refuse what would be computed otherwise than the file asks for."""
+    """Refuse fields with which the model would compute something else than the file asks for."""
     prefix = f"{architecture}."
     for key, value in file.metadata.items():
         name = key.removeprefix(prefix)
@@ -220,7 +221,7 @@ def _read_sizes(file: GGUFFile, architecture: str) -> Sizes:
 
 
 def _check_tensors(file: GGUFFile, architecture: str, sizes: Sizes) -> frozenset[str]:
-    """Check that exactly the model's tensors are there; the parts that have biases."""
+    """Check that the file has exactly the model's tensors; return the parts that have biases."""
     family = ARCHITECTURES[architecture]
     biased = set(family.biases)
     for group in family.optional_biases:
@@ -246,7 +247,7 @@ def _check_tensors(file: GGUFFile, architecture: str, sizes: Sizes) -> frozenset
 def _wanted_shapes(
     file: GGUFFile, architecture: str, sizes: Sizes, biased: frozenset[str]
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the model, by its name in the file."""
+    """Return the shape of every tensor of the model, by its name in the file."""
     wanted: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (sizes.vocab, sizes.hidden),
         "output_norm.weight": (sizes.hidden,),
@@ -261,7 +262,7 @@ def _wanted_shapes(
 
 def _token(file: GGUFFile, name: str, vocab: int) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
-    # llama.cpp writes -1, as an unsigned number, where there is none.
+    # llama.cpp writes -1, as an unsigned number, for no token.
     if file.metadata.get(key) in (-1, 0xFFFFFFFF):
         return None
     token = file.integer(key, None, lowest=0)
@@ -271,7 +272,7 @@ def _token(file: GGUFFile, name: str, vocab: int) -> int | None:
 
 
 def _stop_tokens(file: GGUFFile, vocab: int) -> int | list[int] | None:
-    """The tokens that end a text, a turn or a message: one, several, or none."""
+    """Return the tokens that end a text, a turn or a message: one, several, or none."""
     found = [_token(file, name, vocab) for name in ("eos", "eot", "eom")]
     tokens = list(dict.fromkeys(token for token in found if token is not None))
     return tokens[0] if len(tokens) == 1 else tokens or None

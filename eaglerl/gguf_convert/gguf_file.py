@@ -1,8 +1,8 @@
-"""What a GGUF file says about itself: metadata and the places of its tensors.
+"""Reader of GGUF files, versions 2 and 3, little-endian: metadata and tensors.
 
-`gguf.GGUFReader` believes every length that a file states: a damaged one sends it through memory
-for minutes. Here each is checked against what is left of the file before it is used, and nothing
-larger than the file is ever made. The layout is GGUF's, versions 2 and 3, little-endian.
+`gguf.GGUFReader` trusts every length in a file, and a damaged one can keep it busy for minutes.
+Here each length is checked against the rest of the file before it is used, so nothing larger than
+the file is ever allocated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REQUIRED = object()
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where a tensor lies.
+    """A tensor's description and its place in the file.
 
     Attributes:
         name: its name in the file.
@@ -63,11 +63,11 @@ class GGUFFile:
     tensors: dict[str, GGUFTensor] = field(repr=False)
 
     def error(self, message: str) -> ValueError:
-        """An error that names the file."""
+        """Make an error that names the file."""
         return ValueError(f"{self.path}: {message}")
 
     def integer(self, key: str, default: Any = _REQUIRED, *, lowest: int = 1) -> Any:
-        """A whole number; an array of one that is repeated counts as that one.
+        """Return a whole number; an array that repeats one number counts as that number.
 
         Raises:
             ValueError: it is missing and has no default, or is no whole number from `lowest` on.
@@ -84,7 +84,7 @@ class GGUFFile:
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A finite number above 0.
+        """Return a finite number above 0.
 
         Raises:
             ValueError: it is missing and has no default, or is another value.
@@ -97,7 +97,7 @@ class GGUFFile:
         return float(value)
 
     def text(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A text.
+        """Return a text.
 
         Raises:
             ValueError: it is missing and has no default, or is another value.
@@ -115,10 +115,10 @@ class GGUFFile:
         return default
 
     def expand(self, name: str) -> np.ndarray:
-        """A tensor in fp32, in its shape.
+        """Return a tensor in fp32, in its shape.
 
         Raises:
-            ValueError: its type is not one that `gguf` expands, or it holds what is not finite.
+            ValueError: `gguf` cannot expand its type, or a value is not finite.
         """
         import gguf
 
@@ -144,11 +144,11 @@ class GGUFFile:
 
 
 def read_gguf(path: str | Path) -> GGUFFile:
-    """Read a file's metadata and where its tensors lie; their data stay on the disk.
+    """Read a file's metadata and the places of its tensors; their data stay on the disk.
 
     Raises:
-        ValueError: it is no file, no GGUF file, of another version or byte order, split into
-            several, or damaged; the message names it.
+        ValueError: it is not a GGUF file of these versions and this byte order, it is one part of
+            several, or it is damaged; the message names it.
     """
     path = Path(path)
     with open_regular(path, "GGUF file") as file:
@@ -159,7 +159,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
 
 
 class _Reader:
-    """A place in the bytes of a file, from which values are taken one after another."""
+    """A cursor over the bytes of a file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
@@ -175,7 +175,8 @@ class _Reader:
                 f"GGUF files of versions 2 and 3, little-endian, are read; got {found}"
             )
         tensors, fields = self._number("<Q"), self._number("<Q")
-        # The least that a field or a tensor's description takes: so a count cannot run away.
+        # Checked against the least bytes that a field takes: a key's length, a type, one byte. A
+        # tensor takes a name's length, a number of dimensions, one of them, a type and an offset.
         self._check_count(fields, 8 + 4 + 1, "fields")
         metadata: dict[str, Any] = {}
         for _ in range(fields):
@@ -194,7 +195,7 @@ class _Reader:
     def _placed(
         self, described: list[GGUFTensor], metadata: dict[str, Any]
     ) -> dict[str, GGUFTensor]:
-        """The tensors with their places in the file, which must not overlap."""
+        """Return the tensors with their places in the file, which must not overlap."""
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise self._error(f"general.alignment must be a power of two, got {_shown(alignment)}")
@@ -221,7 +222,7 @@ class _Reader:
         return placed
 
     def _tensor(self) -> GGUFTensor:
-        """A tensor's description; its offset is that within the tensors' data."""
+        """Read a tensor's description; its offset counts from the start of all tensors' data."""
         import gguf
 
         name = self._text("a tensor's name")
@@ -293,6 +294,6 @@ class _Reader:
 
 
 def _shown(value: Any) -> str:
-    """A value of the file, short enough for a message."""
+    """Format a value of the file, cut for a message."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

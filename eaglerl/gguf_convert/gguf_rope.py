@@ -1,8 +1,8 @@
-"""RoPE of a GGUF file in transformers' terms: its base, its scaling, its frequency divisors.
+"""RoPE of a GGUF file as transformers' parameters: its base, scaling and frequency divisors.
 
-Scaling is in the metadata (``ARCH.rope.scaling.*``), or in the tensor ``rope_freqs.weight``, which
-holds what every frequency is divided by. llama.cpp's converter writes Llama 3's scaling so, and
-leaves out the four numbers that the divisors were made of; they are found again here.
+The scaling is in the metadata (``ARCH.rope.scaling.*``) or in the tensor ``rope_freqs.weight``,
+which has a divisor for every frequency. llama.cpp's converter writes Llama 3's scaling in the
+second way, without the four numbers that it computed the divisors from. They are recovered here.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from eaglerl.gguf_convert.gguf_file import GGUFFile
 
 FREQUENCIES = "rope_freqs.weight"
 _DEFAULT_BASE = 10000.0
-# Divisors are stored in fp32; those of the right parameters differ by its rounding only.
+# Divisors are stored in fp32, so those of the right parameters differ by rounding alone.
 _TOLERANCE = 1e-5
-#: Of Llama 3, in case that a head is too narrow for its divisors to tell.
+#: Llama 3's parameters, for heads with too few frequencies for the divisors to determine them.
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
 
 
@@ -114,7 +114,8 @@ def _llama3_candidates(
     smooth = (1 / divisors - 1 / factor) / (1 - 1 / factor)
     between = (smooth > _TOLERANCE) & (smooth < 1 - _TOLERANCE)
     if between.sum() >= 2:
-        # There smooth = slope / wavelength - offset; the original length is free to choose.
+        # In between, smooth = slope / wavelength + offset: a line whose two numbers determine low
+        # and high for any original length, which is therefore free.
         inverse = 1 / wavelengths[between]
         slope, offset = np.polyfit(inverse, smooth[between], 1)
         if slope > 0 and offset < 0:
@@ -128,7 +129,7 @@ def _llama3_candidates(
 
 
 def _rounded(value: float) -> float:
-    """A value that fp32 has moved, at the round number beside it where there is one."""
+    """Undo the rounding to fp32 where a value with three decimals is close."""
     near = round(value, 3)
     return near if abs(near - value) <= _TOLERANCE * abs(value) else float(value)
 
@@ -145,7 +146,7 @@ def _read_divisors(file: GGUFFile, head_dim: int) -> np.ndarray:
 
 def _read_scaling(file: GGUFFile, prefix: str, architecture: str, context: int) -> dict[str, Any]:
     factor = file.number(f"{prefix}.factor", None)
-    # What older converters called the factor.
+    # The name of the factor in older converters.
     if factor is None:
         factor = file.number(f"{architecture}.rope.scale_linear", None)
     kind = file.text(f"{prefix}.type", "none" if factor is None else "linear")
@@ -174,7 +175,7 @@ def _read_scaling(file: GGUFFile, prefix: str, architecture: str, context: int) 
 
 
 def _refuse_unless_neutral(file: GGUFFile, prefix: str) -> None:
-    """Refuse numbers that llama.cpp multiplies in and transformers does not know."""
+    """Refuse factors that llama.cpp applies and transformers does not have."""
     for name, neutral in (("attn_factor", 1.0), ("alpha", 0.0), ("yarn_ext_factor", 1.0),
                           ("yarn_log_multiplier", 0.0)):  # fmt: skip
         value = file.metadata.get(f"{prefix}.{name}", neutral)

@@ -21,7 +21,8 @@ class CachedDraft:
     Attributes:
         head_config: The head's configuration.
         cache: The KV cache, with one layer.
-        draft_to_target: (Vd,) int64 target id of every draft id; None if the two are equal.
+        draft_to_target: (Vd,) int64 target id of every draft id; None if the two vocabularies are
+            equal.
     """
 
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int) -> None:

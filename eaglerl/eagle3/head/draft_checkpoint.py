@@ -1,4 +1,4 @@
-"""Files of a draft head: reading three layouts of keys, checking every tensor, writing one.
+"""Checkpoints of a draft head: reading three layouts of keys, checks of tensors, writing.
 
 Keys, shapes and the vocabulary maps d2t and t2d are those of EAGLE-3 checkpoints: d2t holds the
 offset ``target id - draft id`` of every draft id, t2d says which target ids are kept.
@@ -23,8 +23,8 @@ SAFETENSORS_NAME = "model.safetensors"
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a head's tensors under EAGLE's key names, whatever the layout of the files.
 
-    ``model.`` prefixes are stripped, ``layers.0.`` becomes ``midlayer.``, rotary buffers are left
-    out. A ``.bin`` file is read with ``weights_only=True``: it cannot run code.
+    ``model.`` prefixes are stripped, ``layers.0.`` becomes ``midlayer.``, and rotary buffers are
+    dropped. A ``.bin`` file is read with ``weights_only=True``, so it cannot run code.
 
     Args:
         path: A folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
@@ -44,22 +44,22 @@ def complete_state_dict(
     config: Eagle3Config,
     embed_tokens: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Add the tensors that follow from others, which some exporters leave out.
+    """Add the tensors that some exporters leave out since they follow from others.
 
-    Of d2t and t2d either gives the other: NVIDIA ModelOpt writes d2t alone. With
+    Each of d2t and t2d determines the other; NVIDIA ModelOpt writes d2t alone. With
     ``tie_word_embeddings`` an absent ``lm_head.weight`` is the embedding table.
 
     Args:
         state: As `read_state_dict` returns.
         config: The head's configuration.
-        embed_tokens: (V, h) the target's table, for heads that have none of their own.
+        embed_tokens: (V, h) table of the target, for heads without their own.
 
     Returns:
         A new mapping with all of them.
 
     Raises:
-        ValueError: The map that is there is broken, ``lm_head`` is tied to a table of another size,
-            or there is no table.
+        ValueError: The given map is broken, ``lm_head`` is tied to a table of another size, or
+            there is no table.
     """
     result = dict(state)
     if config.tie_word_embeddings and "lm_head.weight" not in result:
@@ -203,13 +203,13 @@ def write_checkpoint(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` in EAGLE's layout.
 
-    Each file appears complete or not at all; the folder is made if it is not there.
+    Each file appears complete or not at all. The folder is created if missing.
 
     Args:
         path: The folder.
         config: The head's configuration.
         state: Its tensors under EAGLE's key names.
-        data: What ``config.json`` holds; by default what the configuration's ``to_dict`` gives.
+        data: The content of ``config.json``; by default the configuration's ``to_dict()``.
 
     Raises:
         ValueError: The tensors do not fit the configuration.
@@ -248,7 +248,7 @@ def _check_pruning_maps(d2t: torch.Tensor, t2d: torch.Tensor, config: Eagle3Conf
 
 
 def _target_ids(d2t: torch.Tensor, config: Eagle3Config) -> torch.Tensor:
-    """(Vd,) target id of every draft id, checked."""
+    """Return the (Vd,) target id of every draft id, checked."""
     target_ids = torch.arange(config.draft_vocab_size) + d2t
     if not bool((target_ids.diff() > 0).all()):
         raise ValueError("d2t must give strictly increasing target ids: it holds offsets, not ids")

@@ -43,9 +43,9 @@ class Eagle3Config:
         draft_vocab_size: The draft's vocabulary Vd; equal to V means no pruning.
         max_position_embeddings: Positions that the head was made for.
         rms_norm_eps: Epsilon of every RMSNorm.
-        rope_parameters: ``rope_type``, ``rope_theta`` and what the type needs besides.
-        target_hidden_size: Width k of the target if it was stated (the head then owns its
-            embedding table), else None (k = h).
+        rope_parameters: ``rope_type``, ``rope_theta`` and the parameters of the type.
+        target_hidden_size: Width k of the target, if the file gives it; the head then owns its
+            embedding table. None for k = h.
         fc_norm: One RMSNorm for each of the three feature chunks, before ``fc`` (EAGLE-3.1).
         norm_before_fc: One RMSNorm over the concatenated features (``input_norm``), before ``fc``.
         norm_before_residual: The residual starts from the normed feature, not from the raw one.
@@ -56,8 +56,8 @@ class Eagle3Config:
         sliding_window: Positions that a row sees, its own included; None for all.
         feature_layers: The three feature layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
-        tie_word_embeddings: A checkpoint without ``lm_head.weight`` means the embedding table; one
-            with it has its own all the same.
+        tie_word_embeddings: Without ``lm_head.weight`` in the checkpoint, the embedding table is
+            used in its place; with it, the head has its own LM head nevertheless.
         token_ids: The ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the file, kept so
             that they survive a round trip.
     """
@@ -171,9 +171,9 @@ class Eagle3Config:
         return layers
 
     def without_default_layers(self, num_target_layers: int) -> "Eagle3Config":
-        """Return the configuration with no layers named, if they are the target's default ones.
+        """Return the configuration without feature layers, if they are the target's default ones.
 
-        Engines understand the same ids as different layers, and no ids as the same ones.
+        Engines read the same ids as different layers, but agree on the layers when there are none.
 
         Args:
             num_target_layers: N, the target's number of decoder layers.
@@ -221,7 +221,7 @@ class Eagle3Config:
             aux_layer_convention: What ``eagle_aux_hidden_state_layer_ids`` name: "output" of the
                 layers or "input". None: by the rules of `read_feature_layers`.
             norm_output_convention: What ``norm_output`` means: "logits" (the final norm is
-                applied before ``lm_head``; SpecForge at first) or "feedback" (the normed output
+                applied before ``lm_head``; early SpecForge) or "feedback" (the normed output
                 is fed back; speculators, vLLM, SGLang, later SpecForge). None: "feedback" in the
                 speculators layout, else "logits", with a warning if the key is there.
 
@@ -229,7 +229,7 @@ class Eagle3Config:
             The configuration.
 
         Raises:
-            ValueError: A key is missing, malformed, or asks for what is not supported.
+            ValueError: A key is missing, malformed, or asks for something unsupported.
         """
         return cls(
             **read_config_fields(
@@ -243,7 +243,7 @@ class Eagle3Config:
     def to_dict(self) -> dict[str, Any]:
         """Return the EAGLE layout's ``config.json``, readable by EAGLE, SpecForge and eaglerl.
 
-        ``eaglerl_*`` keys hold what the common keys leave to convention; they take precedence
+        The ``eaglerl_*`` keys state what the common keys leave to convention, and take precedence
         when eaglerl reads the file.
         """
         rope = dict(self.rope_parameters)
@@ -286,5 +286,5 @@ class Eagle3Config:
         return data
 
     def replace(self, **changes: Any) -> "Eagle3Config":
-        """Return a copy with some fields changed, checked anew."""
+        """Return a copy with some fields changed, and check it."""
         return dataclasses.replace(self, **changes)

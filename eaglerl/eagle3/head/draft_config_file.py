@@ -118,7 +118,7 @@ def _read_sliding_window(layer: Mapping[str, Any]) -> int | None:
     """Return the window of the head's layer as transformers and speculators understand it."""
     window, types = layer.get("sliding_window"), layer.get("layer_types")
     is_qwen3 = layer.get("model_type") == "qwen3"
-    # Qwen3 does not slide unless it is told to, whatever the type of its layers.
+    # Qwen3 has no window unless use_sliding_window is set, whatever its layer types say.
     switch = _flag(layer, "use_sliding_window", not is_qwen3)
     if is_qwen3 and not switch:
         return None
@@ -129,7 +129,7 @@ def _read_sliding_window(layer: Mapping[str, Any]) -> int | None:
         if slides and window is None:
             raise ValueError("sliding_window is missing: layer_types says 'sliding_attention'")
     elif is_qwen3:
-        # It slides from the layer of this number on.
+        # Layers from this number on have the window; a head has layer 0 only.
         slides = _value(layer, "max_window_layers", 28) == 0
     else:
         slides = switch
@@ -162,8 +162,8 @@ def _read_norm_output(
 
 
 def _norm_before_residual(data: Mapping[str, Any]) -> bool:
-    # speculators writes False by default and vLLM assumes True; a wrong guess costs acceptance
-    # without any other sign.
+    # speculators writes False by default and vLLM assumes True. A wrong guess lowers the acceptance
+    # length and shows in no other way, so there is no default here.
     if is_speculators(data) and data.get("norm_before_residual") is None:
         raise ValueError(
             "norm_before_residual is missing in a speculators config.json; add true or false"

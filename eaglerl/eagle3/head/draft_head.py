@@ -35,14 +35,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Norms the last dimension of ``x`` (..., hidden_size)."""
+        """Normalise the last dimension of ``x`` (..., hidden_size)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
 
 class _SelfAttention(nn.Module):
-    """The projections of attention: from the pair of embedding and feature, 2h wide."""
+    """The attention's projections, whose input is embedding and feature side by side, 2h wide."""
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _MLP(nn.Module):
 
 
 class DraftLayer(nn.Module):
-    """The head's one decoder layer."""
+    """The only decoder layer of the head."""
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class DraftLayer(nn.Module):
                 step before.
             cos: (..., D / 2) of the row's rotary position; broadcasts.
             sin: Like ``cos``.
-            attention: What attends, and to what: it keeps the cache and the mask.
+            attention: The attention itself, which owns the KV cache and the mask.
 
         Returns:
             (..., h), the row's output before the final norm.
@@ -184,8 +184,8 @@ class Eagle3DraftHead(nn.Module):
 
         Args:
             path: A folder with ``config.json`` and the weights (safetensors or ``.bin``).
-            config: What ``config.json`` was read as already; other arguments that
-                tell how to read it are unused then.
+            config: The configuration, if ``config.json`` was read already; the arguments on how to
+                read it are then unused.
             feature_layers: See `Eagle3Config.from_dict`.
             embed_tokens: (V, h) table of the target, used unless the checkpoint has its own;
                 aliased, not copied.
@@ -197,7 +197,7 @@ class Eagle3DraftHead(nn.Module):
             The head, in evaluation mode.
 
         Raises:
-            ValueError: The configuration or a tensor breaks an invariant, which the message names.
+            ValueError: The configuration or a tensor is invalid; the message says how.
         """
         if config is None:
             config = Eagle3Config.from_pretrained(
@@ -209,11 +209,25 @@ class Eagle3DraftHead(nn.Module):
         with naming(f"the draft head {str(path)!r}"):
             state = complete_state_dict(read_state_dict(path), config, embed_tokens)
             check_state_dict(state, config)
-        # From here on the head has an lm_head of its own.
+        # `complete_state_dict` has given the head an LM head of its own.
         config = config.replace(tie_word_embeddings=False)
+        own_table = state.pop("embed_tokens.weight", None)
+        head = cls._from_state(config, state, dtype)
+        if own_table is not None:
+            head.set_embed_tokens(own_table.to(dtype))
+            head.owns_embedding = True
+        elif embed_tokens is not None:
+            head.set_embed_tokens(embed_tokens)
+        return head.eval()
+
+    @classmethod
+    def _from_state(
+        cls, config: Eagle3Config, state: dict[str, torch.Tensor], dtype: torch.dtype
+    ) -> "Eagle3DraftHead":
+        """Make a head of checked tensors."""
+        # On the meta device nothing is allocated: the head takes over the tensors themselves.
         with torch.device("meta"):
             head = cls(config)
-        own_table = state.pop("embed_tokens.weight", None)
         if not config.prunes_vocabulary:
             state.pop("d2t", None)
             state.pop("t2d", None)
@@ -224,18 +238,13 @@ class Eagle3DraftHead(nn.Module):
         if config.prunes_vocabulary:
             state["d2t"] = state["d2t"].long()
         head.load_state_dict(state, strict=True, assign=True)
-        if own_table is not None:
-            head.set_embed_tokens(own_table.to(dtype))
-            head.owns_embedding = True
-        elif embed_tokens is not None:
-            head.set_embed_tokens(embed_tokens)
-        return head.eval()
+        return head
 
     def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the head in EAGLE's layout as ``config.json`` and ``model.safetensors``.
 
         Args:
-            path: The folder, made if it is not there.
+            path: The folder; created if missing.
             dtype: Dtype of the written parameters; None keeps them as they are.
 
         Raises:
@@ -250,7 +259,7 @@ class Eagle3DraftHead(nn.Module):
         write_checkpoint(path, self.config, state)
 
     def set_embed_tokens(self, table: torch.Tensor) -> None:
-        """Set the embedding table (V, h), without a copy.
+        """Set the embedding table (V, h), without copying it.
 
         Raises:
             ValueError: The table's shape does not fit the configuration.
@@ -291,7 +300,7 @@ class Eagle3DraftHead(nn.Module):
 
     @property
     def draft_to_target(self) -> torch.Tensor | None:
-        """(Vd,) int64 target id of every draft id; None if the two are equal."""
+        """(Vd,) int64 target id of every draft id; None if the two vocabularies are equal."""
         if self.d2t is None:
             return None
         return torch.arange(len(self.d2t), device=self.d2t.device) + self.d2t

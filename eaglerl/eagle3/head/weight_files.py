@@ -1,4 +1,4 @@
-"""Reading the tensors of a folder of weights, in one file or several."""
+"""Reading of all weights in a folder, from one file or several."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _WHAT = "checkpoint"
 def read_weight_folder(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a folder, on the CPU and in the dtypes of the files.
 
-    A ``.bin`` file is read with ``weights_only=True``: it cannot run code.
+    A ``.bin`` file is read with ``weights_only=True``, so it cannot run code.
 
     Args:
         path: A folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
 
     Raises:
-        ValueError: There is no such file, one cannot be read or is no regular file, an index names
-            what is not beside it, two files hold the same tensor, or a tensor is not finite.
+        ValueError: There is no such file, a file cannot be read or is not a regular file, an index
+            names a missing file, two files have the same tensor, or a tensor is not finite.
     """
     folder = Path(path)
-    # What is there, but no regular file, is refused, not passed over.
+    # lexists: a pipe or a dangling link of that name is refused later, not skipped.
     file = next((folder / name for name in WEIGHT_FILES if os.path.lexists(folder / name)), None)
     if file is None:
         raise ValueError(f"path must hold one of {list(WEIGHT_FILES)}, got {str(path)!r}")
@@ -58,11 +58,11 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     check_regular(file, _WHAT)
     try:
         with warnings.catch_warnings():
-            # Of old formats, which are read all the same.
+            # Warnings about old formats, which are read nevertheless.
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Of a broken file, the reader raises whatever its step comes upon.
+        # A damaged file can raise any exception in its reader.
         raise ValueError(f"the {_WHAT} {str(file)!r} cannot be read: {_reason(error)}") from error
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
@@ -79,7 +79,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    # The library's own text tells how to run the file's code all the same.
+    # Not the library's own message: it explains how to run the code in the file.
     if foreign := re.search(r"Unsupported \w+: \w+ (\S+)", str(error)):
         return f"it asks for {foreign[1]!r}, and nothing but tensors is ever loaded"
     return f"{type(error).__name__} {str(error)[:200]}".strip()
@@ -88,5 +88,5 @@ def _reason(error: Exception) -> str:
 def _is_plain(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
-    # Strides of 0 would make a tensor of any size out of a few bytes.
+    # With strides of 0, a few bytes would give a tensor of any size.
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
