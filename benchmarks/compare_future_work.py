@@ -207,8 +207,8 @@ PPO on traces: {len(data.training)} training prompts ({sum(map(len, data.trainin
 {settings["gamma"]:g}, {seeds} seeds. Times are those of a cost table of {data.cost.machine},
 the draft in {data.cost.draft_dtype}, without the policy's own time. Actions: {trees}.
 The constant tree {tuned}, tuned on all but the test prompts, decodes
-{tokens / constant.sum():.2f} tokens/s. Gains are in tokens per second, with times averaged over the seeds and 95 % confidence intervals
-over the prompts in brackets. Trained on {describe_machine()}.
+{tokens / constant.sum():.2f} tokens/s. Gains are in tokens per second, with times averaged over the
+seeds and 95 % confidence intervals over the prompts in brackets. Trained on {describe_machine()}.
 
 {table(rows, constant)}
 """

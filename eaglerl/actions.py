@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, cast, overload
 import torch
 from pydantic import Field
 
-from eaglerl._moved import RenamedAttribute, renamed_arguments
+from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.eagle3.tree.tree_row import TreeRow
 from eaglerl.files import atomic_path

@@ -13,6 +13,7 @@ RANKS = {
     "eaglerl._C": 0,
     "eaglerl._lazy": 0,
     "eaglerl._moved": 0,
+    "eaglerl._renamed": 0,
     "eaglerl.files": 0,
     "eaglerl.ratio_intervals": 0,
     "eaglerl.regular_file": 0,

@@ -7,13 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from eaglerl._moved import (
-    MOVED_MODULES,
-    MOVED_NAMES,
-    RENAMED_IN_MODULES,
-    RenamedAttribute,
-    renamed_arguments,
-)
+from eaglerl._moved import MOVED_MODULES, MOVED_NAMES, RENAMED_IN_MODULES
+from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3 import TargetModel
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget

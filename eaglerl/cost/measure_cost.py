@@ -9,6 +9,7 @@ from eaglerl.cost.cost_check import why_unusable
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.cost.fit_cost import CycleSample, fit_cost_table
 from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.packed_draft import products_dtype
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.eagle3.sampling import GreedyVerifier
@@ -87,15 +88,7 @@ def calibrate(
         ValueError: an argument is out of range, no tree allows one of the T, the decoder has no
             draft head, or the machine was too busy for a usable table.
     """
-    if decoder.draft is None:
-        raise ValueError("decoder must have a draft head, got one without")
-    if passes < 3:
-        raise ValueError(f"passes must be at least 3, got {passes}")
-    if not len(prompt_ids) < longest_context <= decoder.target.max_positions - 64:
-        raise ValueError(
-            f"longest_context must lie between the prompt's {len(prompt_ids)} tokens and "
-            f"{decoder.target.max_positions - 64}, got {longest_context}"
-        )
+    draft = _check_calibration(decoder, prompt_ids, passes, longest_context)
     trees = calibration_trees(total_tokens, top_ks, depths)
     draw = random.Random(seed)
     samples: list[CycleSample] = []
@@ -104,7 +97,7 @@ def calibrate(
         warm_up = [draw.choice(trees) for _ in range(_WARM_UP)]
         measured = _measure(decoder, prompt_ids, [*warm_up, *plan], longest_context, progress)
         samples += measured[_WARM_UP:]
-        table, why = _fit(samples, machine, products_dtype(decoder.draft))
+        table, why = _fit(samples, machine, products_dtype(draft))
         if table is not None:
             return table
         if left and again is not None:
@@ -114,6 +107,22 @@ def calibrate(
         "busy: measure again while nothing else runs, or with more passes (eaglerl calibrate "
         f"--passes {2 * passes})"
     )
+
+
+def _check_calibration(
+    decoder: SpeculativeDecoder, prompt_ids: Sequence[int], passes: int, longest_context: int
+) -> CachedDraft:
+    """Check the arguments of `calibrate`, and return the decoder's draft."""
+    if decoder.draft is None:
+        raise ValueError("decoder must have a draft head, got one without")
+    if passes < 3:
+        raise ValueError(f"passes must be at least 3, got {passes}")
+    if not len(prompt_ids) < longest_context <= decoder.target.max_positions - 64:
+        raise ValueError(
+            f"longest_context must lie between the prompt's {len(prompt_ids)} tokens and "
+            f"{decoder.target.max_positions - 64}, got {longest_context}"
+        )
+    return decoder.draft
 
 
 def _fit(

@@ -75,8 +75,7 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         report: results of the run, as in the model's file.
         tables: tables of `reliability`.
     """
-    fit, tree = report["options"]["fit"], report["constant"]
-    lookups = fit["chain_length"] > 0
+    lookups = report["options"]["fit"]["chain_length"] > 0
     sources = "trees and lookups" if lookups else "trees only"
     lines = [
         "---",
@@ -89,19 +88,7 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         "(`eaglerl.policies.AcceptancePolicy`). Fitted by",
         "`eaglerl train-policy --algorithm acceptance`.",
         "",
-        "| | |",
-        "|---|---|",
-        f"| target, head | `{report['target_id']}`, `{report['head_id']}` |",
-        f"| fitted to | {report['positions']:,} positions of {report['prompts']:,} prompts |",
-        f"| trees | top_k {fit['top_k']}, depth up to {fit['max_depth']}, "
-        f"up to {fit['max_rows']} rows |",
-        f"| looked-up tokens | up to {fit['chain_length']} |",
-        f"| nets | two hidden layers of {fit['hidden']}, {fit['steps']} steps, "
-        f"seed {fit['seed']} |",
-        f"| stopping rule | {fit['rounds']} rounds, penalty {report['ridge']:g} |",
-        f"| cost table | {report['machine']}, draft in {report['draft_dtype']} |",
-        f"| constant tree (T, D, K) | {tree['total_tokens']}, {tree['depth']}, {tree['top_k']} |",
-        f"| rate in training | {report['rate']:.1f} tokens/s |",
+        *_settings_rows(report),
         "",
         "## Gain over the best constant tree",
         "",
@@ -131,7 +118,28 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
+def _settings_rows(report: Mapping[str, Any]) -> list[str]:
+    """Return a Markdown table of what the policy was made from."""
+    fit, tree = report["options"]["fit"], report["constant"]
+    return [
+        "| | |",
+        "|---|---|",
+        f"| target, head | `{report['target_id']}`, `{report['head_id']}` |",
+        f"| fitted to | {report['positions']:,} positions of {report['prompts']:,} prompts |",
+        f"| trees | top_k {fit['top_k']}, depth up to {fit['max_depth']}, "
+        f"up to {fit['max_rows']} rows |",
+        f"| looked-up tokens | up to {fit['chain_length']} |",
+        f"| nets | two hidden layers of {fit['hidden']}, {fit['steps']} steps, "
+        f"seed {fit['seed']} |",
+        f"| stopping rule | {fit['rounds']} rounds, penalty {report['ridge']:g} |",
+        f"| cost table | {report['machine']}, draft in {report['draft_dtype']} |",
+        f"| constant tree (T, D, K) | {tree['total_tokens']}, {tree['depth']}, {tree['top_k']} |",
+        f"| rate in training | {report['rate']:.1f} tokens/s |",
+    ]
+
+
 def _calibration_lines(source: str, table: np.ndarray) -> list[str]:
+    """Return a Markdown table of one source's calibration, without empty bins."""
     rows = [row for row in reliability_rows(table) if row["candidates"]]
     return [
         f"Candidates of the {source}:",

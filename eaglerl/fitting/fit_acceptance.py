@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from eaglerl._moved import renamed_fields
+from eaglerl._renamed import renamed_fields
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.fitting.scored_positions import ScoredPositions, TracePositions
 from eaglerl.policies.acceptance_model import (

@@ -121,13 +121,7 @@ def load_acceptance(
             f"{str(path)!r} is no acceptance policy of version {VERSION}: its format is "
             f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
         )
-    for name, wanted in (("target_id", target_id), ("head_id", head_id)):
-        fingerprint = metadata.get(name.replace("_id", "_fingerprint"))
-        known = ModelId(metadata.get(name, ""), fingerprint)
-        if not is_same_model(known, wanted, name, f"the policy {str(path)!r}"):
-            raise ValueError(
-                f"{name} of the policy {str(path)!r} is {metadata.get(name)}, this one is {wanted}"
-            )
+    _check_ids(metadata, path, target_id, head_id)
     settings = parse_json(
         metadata.get("settings", ""),
         _SettingsSchema,
@@ -157,6 +151,25 @@ def load_acceptance(
         )
     except ValueError as error:
         raise ValueError(f"{where} cannot be used: {error}") from error
+    _check_inputs(model, path)
+    return model
+
+
+def _check_ids(
+    metadata: Mapping[str, str], path: str | Path, target_id: str | None, head_id: str | None
+) -> None:
+    """Check that a file belongs to a target and a head, as far as they are given."""
+    for name, wanted in (("target_id", target_id), ("head_id", head_id)):
+        fingerprint = metadata.get(name.replace("_id", "_fingerprint"))
+        known = ModelId(metadata.get(name, ""), fingerprint)
+        if not is_same_model(known, wanted, name, f"the policy {str(path)!r}"):
+            raise ValueError(
+                f"{name} of the policy {str(path)!r} is {metadata.get(name)}, this one is {wanted}"
+            )
+
+
+def _check_inputs(model: AcceptanceModel, path: str | Path) -> None:
+    """Check that the nets of a file have the inputs that the candidates provide."""
     for name, net, inputs in (
         ("pool", model.pool_net, POOL_INPUTS),
         ("chain", model.lookup_net, LOOKUP_INPUTS),
@@ -165,4 +178,3 @@ def load_acceptance(
             raise ValueError(
                 f"the {name} net of {str(path)!r} takes {net.inputs} inputs, must take {inputs}"
             )
-    return model

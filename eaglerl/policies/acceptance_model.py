@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eaglerl._moved import renamed_fields
+from eaglerl._renamed import renamed_fields
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.policies.candidates import Candidates, lookup_features, pool_features

@@ -160,17 +160,17 @@ def lookup_features(candidates: Candidates, length: int) -> np.ndarray:
 def trace_candidates(
     traces: Iterable[Trace], top_k: int, depth: int, lookup_tokens: int | None = None
 ) -> Candidates:
-    """The candidates of every position of some traces, all rounds done.
+    """Return the candidates of every position of some traces, after all rounds.
 
     Args:
         traces: recorded continuations.
         top_k: K.
-        depth: rounds after the first.
-        lookup_tokens: looked-up tokens that a policy asks for, so that it knows no more than in
-            decoding: 0 hides the lookups; None for all that were recorded.
+        depth: rounds after the first pass.
+        lookup_tokens: number of tokens that the policy looks up, so that it sees no more than in
+            decoding; 0 hides the lookups, None shows all recorded tokens.
 
     Raises:
-        ValueError: a width that was not recorded, or a depth or a chain beyond what was.
+        ValueError: the traces lack the width, the depth or the number of looked-up tokens.
     """
     parts = [_of_trace(trace, top_k, depth, lookup_tokens) for trace in traces]
     names = ("scores", "context_length", "match_length", "lookup_nodes", "success", "lookups")
@@ -194,6 +194,7 @@ def _of_trace(trace: Trace, top_k: int, depth: int, lookup_tokens: int | None) -
     match = trace.lookup_match.astype(np.int64) * (longest > 0)
     lookup_nodes = trace.lookup_path[:, column, : depth + 1].astype(np.int64)
     lookup_nodes[:, longest:] = -1
+    # Before each position, as in decoding: the lookup at the position itself is not known yet.
     success, lookups = np.empty(len(trace)), np.empty(len(trace))
     running, count = INITIAL_SUCCESS, 0
     for position in range(len(trace)):

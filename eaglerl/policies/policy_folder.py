@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eaglerl._moved import RenamedAttribute
+from eaglerl._renamed import RenamedAttribute
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.fingerprints import head_id, target_id

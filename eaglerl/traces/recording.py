@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,11 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.packed_draft import products_dtype
 from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.target.target_model import TargetModel
-from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id, prompt_id, target_id
-from eaglerl.ops import DraftTree, accept_path
 from eaglerl.traces.greedy_continuations import GreedyText, greedy_texts
 from eaglerl.traces.replay import DraftReplay, ReplayDtype
+from eaglerl.traces.token_paths import find_path, future_tokens, look_up, pool_ranks
 from eaglerl.traces.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
 from eaglerl.traces.trace_set import ABSENT, Trace, TraceSet, write_shard
 
@@ -121,19 +120,19 @@ class TraceBuilder:
             prompt,
         )
         levels = options.max_depth + 1
-        future = _future_tokens(text.token_ids, positions, levels)
-        match, accepted, tokens = _looked_up(text, positions, options.lookup_tokens)
+        future = future_tokens(text.token_ids, positions, levels)
+        match, accepted, tokens = look_up(text, positions, options.lookup_tokens)
         # As a path: a column for the root, and at least as many as there are levels.
         looked_up = torch.from_numpy(np.pad(tokens, ((0, 0), (1, levels)), constant_values=-1))
         ranks, paths, lookup_paths, scores = [], [], [], {}
         for top_k in options.top_ks:
             trees = replay.grow(top_k, options.max_depth)
             pool = torch.stack([tree.scores for tree in trees])[:, 1:].numpy()
-            path = np.stack([_path(*pair) for pair in zip(trees, future, strict=True)])
+            path = np.stack([find_path(*pair) for pair in zip(trees, future, strict=True)])
             ranks.append(pool_ranks(pool, path, top_k, options.max_depth))
             paths.append(path)
             pairs = zip(trees, looked_up[:, : levels + 1], strict=True)
-            lookup_paths.append(np.stack([_path(*pair) for pair in pairs]))
+            lookup_paths.append(np.stack([find_path(*pair) for pair in pairs]))
             scores[top_k] = pool.astype(np.float16)
         first = torch.log_softmax(replay.first_logits, dim=-1)
         best = first.topk(min(_FIRST_LOG_PROBS, first.shape[1])).values
@@ -153,85 +152,6 @@ class TraceBuilder:
             lookup_path=np.stack(lookup_paths, axis=1),
             lookup_tokens=options.lookup_tokens,
         )
-
-
-def _future_tokens(token_ids: Sequence[int], positions: int, levels: int) -> torch.Tensor:
-    """Return (P, levels + 1) int64: each root, then the true token of every level below it."""
-    ids = torch.tensor(token_ids, dtype=torch.int64)
-    return ids.unfold(0, levels + 1, 1)[:positions]
-
-
-def _path(tree: DraftTree, tokens: torch.Tensor) -> np.ndarray:
-    """Find a sequence of tokens in a pool.
-
-    Args:
-        tree: the whole pool as a tree.
-        tokens: (levels + 1,) int64, the root and the token of each level; -1 for no token.
-
-    Returns:
-        (levels,) int16 pool index of the node of each level; -1 from the first missing one on.
-    """
-    # Greedy acceptance finds the path, given a "target" that chooses the token of level l + 1 after
-    # every row of level l.
-    levels = len(tokens) - 1
-    following = torch.cat((tokens[1:], tokens.new_full((1,), -1)))
-    rows = accept_path(tree.parents, tree.token_ids, following[tree.levels.long()])
-    path = np.full(levels, -1, dtype=np.int16)
-    path[: len(rows) - 1] = rows[1:].numpy() - 1
-    return path
-
-
-def pool_ranks(scores: np.ndarray, path: np.ndarray, top_k: int, max_depth: int) -> np.ndarray:
-    """Compute the ranks of the true nodes in the pools of all depths.
-
-    Args:
-        scores: (P, K + D K^2) float32 cumulative log-probabilities, in the order of the rounds.
-        path: (P, D + 1) pool index of the true node of each level; -1 for none.
-        top_k: K.
-        max_depth: D.
-
-    Returns:
-        (P, D + 1, D + 1) int16, [position, depth, level]: the number of candidates in that depth's
-        pool that come before the node, by descending score and then ascending index, as when a tree
-        is chosen; `ABSENT` for a node outside the pool.
-    """
-    levels = max_depth + 1
-    index = np.maximum(path, 0).astype(np.int64)
-    own = np.take_along_axis(scores, index, axis=1)
-    order = np.arange(scores.shape[1])
-    ranks = np.full((len(scores), levels, levels), ABSENT, dtype=np.int16)
-    for level in range(levels):
-        mine = own[:, level, None]
-        earlier = (scores == mine) & (order < index[:, level, None])
-        # The running count at the end of a depth's pool is the node's rank there.
-        before = ((scores > mine) | earlier).cumsum(axis=1, dtype=np.int32)
-        for depth in range(level, levels):
-            rank = before[:, top_k + depth * top_k**2 - 1]
-            ranks[:, depth, level] = np.where(path[:, level] >= 0, rank, ABSENT)
-    return ranks
-
-
-def _looked_up(
-    text: GreedyText, positions: int, lookup_tokens: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Look up what followed the last tokens of the text, at every position.
-
-    Returns:
-        Match lengths and numbers of accepted tokens, (P,) uint8 each, and the looked-up tokens,
-        (P, lookup_tokens) int64, -1 if nothing matches.
-    """
-    lookup = ContextLookup(text.prompt_ids)
-    match, accepted = np.zeros((2, positions), dtype=np.uint8)
-    tokens = np.full((positions, lookup_tokens), -1, dtype=np.int64)
-    for position in range(positions):
-        lookup.extend(text.token_ids[position : position + 1])
-        found = lookup.propose(lookup_tokens)
-        match[position] = found.match_length
-        tokens[position, : len(found.token_ids)] = found.token_ids
-        true = text.token_ids[position + 1 : position + 1 + lookup_tokens]
-        agrees = tokens[position] == np.array(true)
-        accepted[position] = np.logical_and.accumulate(agrees).sum()
-    return match, accepted, tokens
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from eaglerl._moved import renamed_attributes
+from eaglerl._renamed import renamed_attributes
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId

@@ -21,8 +21,9 @@ from eaglerl.policies.acceptance_policy import PRIOR_TOKENS, AcceptancePolicy
 from eaglerl.policies.baselines import best_constant
 from eaglerl.policies.candidates import Candidates, lookup_features, pool_features, trace_candidates
 from eaglerl.policies.small_net import SmallNet, fit_net
-from eaglerl.traces.recording import RecordOptions, pool_ranks, record
+from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate, total
+from eaglerl.traces.token_paths import pool_ranks
 from eaglerl.traces.trace_set import Trace
 
 from ..fitting.fitted import fit_acceptance

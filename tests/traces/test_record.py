@@ -10,8 +10,9 @@ import torch
 from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.sampling import GreedyVerifier
-from eaglerl.traces.recording import Prompt, RecordOptions, pool_ranks, record
+from eaglerl.traces.recording import Prompt, RecordOptions, record
 from eaglerl.traces.replay import DraftReplay
+from eaglerl.traces.token_paths import pool_ranks
 from eaglerl.traces.trace_set import ABSENT, Trace, TraceSet
 
 from ..eagle3.tree.test_lookup import search

@@ -44,7 +44,7 @@ def made_up_trace(
     width: int = 6,
 ) -> Trace:
     """A trace with random scores and a random true path, consistent with each other."""
-    from eaglerl.traces.recording import pool_ranks
+    from eaglerl.traces.token_paths import pool_ranks
 
     draw = np.random.default_rng(seed)
     levels = max_depth + 1
