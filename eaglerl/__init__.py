@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SpeculativeDecoder", "TreeParams", "TreePolicy", "load_policy"]
 
-# `import eaglerl` takes milliseconds: torch and transformers come with the first name asked for.
+# Lazy, so that `import eaglerl` takes milliseconds: the first use of a name imports torch.
 __getattr__, __dir__, _ = lazy_names(
     __name__,
     {

@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: Old module -> the module that it has become.
+#: Old module -> new module.
 MOVED_MODULES = {
     # eaglerl.cli
     "eaglerl.cli.acceptance": "eaglerl.cli.shared.acceptance_training",
@@ -179,7 +179,7 @@ MOVED_MODULES = {
     "eaglerl.training.curves": "eaglerl.runs.learning_curve",
     "eaglerl.training.run_folder": "eaglerl.runs.head_run",
 }
-#: The old package ``eaglerl.rl``: which module defines each name that it offered.
+#: Name in the old package ``eaglerl.rl`` -> module that defines it, and its new name after a colon.
 MOVED_NAMES = {
     "AcceptanceModel": "eaglerl.policies.acceptance_model",
     "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
@@ -250,7 +250,7 @@ def _warn(old: str, new: str) -> None:
 
 
 class _MovedPackage(ModuleType):
-    """A package that is gone. Its submodules do not hide names of its own, as they once did not."""
+    """A former package. Importing a submodule does not overwrite a name that it offered."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in _PACKAGES[self.__name__]:
@@ -258,7 +258,7 @@ class _MovedPackage(ModuleType):
 
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives an old module's name to the module that it has become."""
+    """The finder and loader that give a new module under its old name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -278,7 +278,7 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         else:
             new = MOVED_MODULES[name]
             _warn(name, new)
-            # The import system returns what stands here in the end.
+            # The import system returns what `sys.modules` holds after this call.
             sys.modules[name] = importlib.import_module(new)
             if new in RENAMED_IN_MODULES:
                 names = {k: f"{new}:{v}" for k, v in RENAMED_IN_MODULES[new].items()}
@@ -297,11 +297,11 @@ def _attributes(old: str, names: dict[str, str]) -> Callable[[str], Any]:
 
 
 def moved_attributes(package: str, module: str) -> Callable[[str], Any]:
-    """Make the ``__getattr__`` of a package whose name was a module's before.
+    """Make the ``__getattr__`` of a package that has the name of a former module.
 
     Args:
-        package: its name.
-        module: the module that has what the old one had.
+        package: name of the package.
+        module: the module that has the contents of the former one.
     """
 
     def __getattr__(name: str) -> Any:  # noqa: N807
@@ -318,6 +318,6 @@ def moved_attributes(package: str, module: str) -> Callable[[str], Any]:
 
 
 def install() -> None:
-    """Let the old names be imported. What exists under a name is found before."""
+    """Make the old names importable. A module that exists under such a name takes precedence."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())

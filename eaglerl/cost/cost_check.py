@@ -21,7 +21,7 @@ _CONTEXT = 256
 
 @dataclass(frozen=True)
 class CostError:
-    """How closely a table reproduces the measurements it was fitted to.
+    """The error of a fitted table on the measurements that it was fitted to.
 
     Attributes:
         median: median over the measured kinds of cycle of |median measured / predicted - 1|.

@@ -1,1 +1,1 @@
-"""Fitting an acceptance model to traces: cross-validation, reports, and the whole run."""
+"""The fit of an acceptance model to traces: nets, stopping rule, cross-validation, and the run."""

@@ -69,7 +69,7 @@ class Candidates:
 
     @property
     def levels(self) -> np.ndarray:
-        """(K + depth K^2,) level of each candidate, 0 for the root's children."""
+        """Level of each candidate, (K + depth K^2,); 0 for the root's children."""
         later = [np.full(self.top_k**2, level) for level in range(1, self.depth + 1)]
         return np.concatenate([np.zeros(self.top_k, dtype=np.int64), *later])
 
