@@ -13,6 +13,8 @@ from eaglerl.eagle3 import TargetModel
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions
+from eaglerl.policies.policy_folder import PolicyFiles
+from eaglerl.traces.trace_set import TraceSet
 
 from .eagle3.tiny import tiny_model
 
@@ -78,6 +80,17 @@ def test_old_arguments_and_fields_work() -> None:
         assert Home.old(1, 2) == (1, 2)
     with pytest.warns(DeprecationWarning, match="The argument last"):
         assert renamed_arguments(last="second")(Home.new)(1, last=2) == (1, 2)
+
+
+def test_old_attributes_work(tmp_path) -> None:
+    traces = object.__new__(TraceSet)
+    traces.header = {"draft_dtype": "int8"}
+    with pytest.warns(DeprecationWarning, match=r"use TraceSet\.header$"):
+        assert traces.index == {"draft_dtype": "int8"}
+    (tmp_path / "policy.safetensors").write_bytes(b"weights")
+    files = PolicyFiles(tmp_path / "policy.safetensors", is_acceptance=True)
+    with pytest.warns(DeprecationWarning, match=r"use PolicyFiles\.fingerprint$"):
+        assert files.identity == files.fingerprint
 
 
 @pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))
