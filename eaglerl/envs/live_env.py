@@ -23,7 +23,7 @@ from eaglerl.envs.trace_env import action_space, check_action, observation_space
 from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.traces.recording import Prompt
 
-#: Cycles without drafting that the first lambda is measured by.
+#: Cycles without drafting, to measure the initial rate.
 _RATE_CYCLES = 8
 
 
@@ -60,13 +60,12 @@ class SpeculativeDecodingEnv(gym.Env):
         """Set up.
 
         Args:
-            decoder: what decodes; an episode has caches of its own.
+            decoder: decodes; an episode has caches of its own.
             prompts: token ids.
             actions: trees to choose from.
             cache_steps: cycles of a window.
             max_new_tokens: longest continuation.
-            observation: what is observed; the features g of the decoder's head, and `extras`, by
-                default.
+            observation: what is observed; by default the features g of the head, and `extras`.
             extras: see `TraceEnv`.
             similarity_threshold: see `TraceEnv`.
             horizon: see `TraceEnv`.
@@ -78,54 +77,35 @@ class SpeculativeDecodingEnv(gym.Env):
             ValueError: a value out of its range, no prompt or one without room, an action wider
                 than the draft's vocabulary, or an observation that the decoder cannot give.
         """
-        # One token comes from the prompt's own pass: a cycle must be left.
-        for name, value, least in (
-            ("cache_steps", cache_steps, 1),
-            ("max_new_tokens", max_new_tokens, 2),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if observation is None:
-            width = decoder.head.config.hidden_size
-            observation = ObservationSpec("features", width, tuple(extras))
-        elif extras:
-            raise ValueError(f"give observation or extras, not both; got extras {list(extras)}")
+        _check_lengths(cache_steps, max_new_tokens)
         check_keeping(similarity_threshold, horizon)
         for action in actions:
             check_top_k(action, decoder.head.config.draft_vocab_size)
-        self._prompts = [
-            tuple(prompt.token_ids if isinstance(prompt, Prompt) else prompt) for prompt in prompts
-        ]
-        room = decoder.target.max_positions - max_new_tokens
-        if not self._prompts or not all(0 < len(prompt) <= room for prompt in self._prompts):
-            raise ValueError(
-                f"prompts must hold at least one prompt, each of 1 to {room} tokens, got lengths "
-                f"{sorted({len(prompt) for prompt in self._prompts})}"
-            )
-        check_token_ids(self._prompts, decoder.target.vocab_size, decoder.target.max_positions)
+        spec = _observation_spec(decoder, observation, extras)
+        self._prompts = _checked_prompts(decoder, prompts, max_new_tokens)
         self.actions = actions
-        self.observation_spec = observation
+        self.observation_spec = spec
         self._decoder = decoder
-        self._device = decoder.target.embed_tokens.device
         self._max_new_tokens = max_new_tokens
         self._cost = cost
         self._observer = Observer(
-            observation,
-            head=decoder.head,
-            tokenizer=decoder.tokenizer,
-            text_encoder=text_encoder,
+            spec, head=decoder.head, tokenizer=decoder.tokenizer, text_encoder=text_encoder
         )
-        self._widest = max(action.total_tokens for action in actions)
-        self.observation_space = observation_space(observation.size)
+        self.observation_space = observation_space(spec.size)
         self.action_space = action_space(len(actions), horizon)
         self._kept = ActionRepeat(cache_steps, similarity_threshold)
-        self._observation = np.zeros(observation.size, dtype=np.float32)
+        self._start_without_episode()
+        self.reward = WindowReward(reward, initial_rate=self._initial_rate())
+
+    def _start_without_episode(self) -> None:
+        self._device = self._decoder.target.embed_tokens.device
+        self._widest = max(action.total_tokens for action in self.actions)
+        self._observation = np.zeros(self.observation_spec.size, dtype=np.float32)
         self._session: DecodingSession | None = None
         self._acceptance = np.zeros(1)
         self._sequence: list[int] = []
         self._prompt_length = 0
         self._rules: StoppingRules | None = None
-        self.reward = WindowReward(reward, initial_rate=self._initial_rate())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -247,3 +227,38 @@ class SpeculativeDecodingEnv(gym.Env):
         self.close()
         # The first ones warm up.
         return 1.0 / float(np.median([result.seconds for result in results]))
+
+
+def _check_lengths(cache_steps: int, max_new_tokens: int) -> None:
+    # The prefill gives one token: at least one cycle must follow.
+    for name, value, least in (
+        ("cache_steps", cache_steps, 1),
+        ("max_new_tokens", max_new_tokens, 2),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _observation_spec(
+    decoder: SpeculativeDecoder, observation: ObservationSpec | None, extras: Sequence[str]
+) -> ObservationSpec:
+    if observation is None:
+        width = decoder.head.config.hidden_size
+        return ObservationSpec("features", width, tuple(extras))
+    if extras:
+        raise ValueError(f"give observation or extras, not both; got extras {list(extras)}")
+    return observation
+
+
+def _checked_prompts(
+    decoder: SpeculativeDecoder, prompts: Sequence[Prompt | Sequence[int]], max_new_tokens: int
+) -> list[tuple[int, ...]]:
+    rows = [tuple(prompt.token_ids if isinstance(prompt, Prompt) else prompt) for prompt in prompts]
+    room = decoder.target.max_positions - max_new_tokens
+    if not rows or not all(0 < len(prompt) <= room for prompt in rows):
+        raise ValueError(
+            f"prompts must hold at least one prompt, each of 1 to {room} tokens, got lengths "
+            f"{sorted({len(prompt) for prompt in rows})}"
+        )
+    check_token_ids(rows, decoder.target.vocab_size, decoder.target.max_positions)
+    return rows

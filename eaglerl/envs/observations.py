@@ -7,7 +7,7 @@ extras. What a policy takes is told by the width of its observation space; it is
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -81,41 +81,6 @@ class ObservationSpec:
         if self.source == "context" and self.width != TEXT_WIDTH:
             raise ValueError(f"width of a context must be {TEXT_WIDTH}, got {self.width}")
         object.__setattr__(self, "extras", check_extras(self.extras))
-
-    @classmethod
-    def detect(
-        cls, size: int | Any, hidden_size: int, *, extras: Sequence[str] = ()
-    ) -> ObservationSpec:
-        """What a policy takes, from its observation space.
-
-        Args:
-            size: the space, a flat Box, or its width.
-            hidden_size: k, the target's width.
-            extras: those that the observations end with.
-
-        Raises:
-            ValueError: the width is none of k, 3k and 384, or means two of them.
-        """
-        if not isinstance(size, int):
-            shape = tuple(getattr(size, "shape", None) or ())
-            if len(shape) != 1:
-                raise ValueError(f"size must be a flat Box or its width, got {size!r}")
-            size = int(shape[0])
-        width = size - observation_size(0, extras)
-        known: dict[Source, int] = {
-            "features": hidden_size,
-            "taps": 3 * hidden_size,
-            "context": TEXT_WIDTH,
-        }
-        found = [source for source, expected in known.items() if expected == width]
-        if len(found) != 1:
-            kinds = ", ".join(f"{source} {expected}" for source, expected in known.items())
-            reason = f"both {found[0]} and {found[1]}" if found else "none of them"
-            raise ValueError(
-                f"an observation of width {size} less {size - width} for the extras "
-                f"{list(extras)} must be one of {kinds}; it is {reason}"
-            )
-        return cls(found[0], width, tuple(extras))
 
     @property
     def size(self) -> int:

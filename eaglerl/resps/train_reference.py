@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
@@ -27,12 +28,12 @@ def train_reference(
     seed: int = 0,
     head: str | None = None,
     progress: Callable[[str, float], None] | None = None,
-    **options: object,
+    **options: Any,
 ) -> ReSpSPolicy:
-    """Train a policy with ``reference=True``, for comparison; a folder with checkpoints goes on.
+    """Train a policy with ``reference=True``, for comparison; a folder with checkpoints is resumed.
 
-    All defaults are those of Re-SpS. Traces hold the draft head's features, so these are the
-    state, not the mean of the taps.
+    All defaults are those of Re-SpS. The state is the draft head's features, which traces hold, not
+    the mean of the target's low, mid and high features.
 
     Args:
         algorithm: "ppo" or "dqn".
@@ -58,7 +59,6 @@ def train_reference(
         raise ValueError(f"algorithm must be one of {sorted(POLICIES)}, got {algorithm!r}")
     if not traces:
         raise ValueError("traces must hold at least one trace")
-    run = Path(output)
     settings = PolicySettings(
         hidden_size=traces[0].features.shape[1],
         actions=actions,
@@ -66,18 +66,25 @@ def train_reference(
         reference=True,
         seed=seed,
     )
+    run = Path(output)
     with exclusive_folder(run):
-        policy = POLICIES[algorithm](
-            settings=settings,
-            checkpoint_dir=run / "checkpoints",
-            # Between two traces, where a run can go on.
-            checkpoint_freq=2**31,
-            max_checkpoints=2,
-            tensorboard_dir=run / "tensorboard",
-            **options,
-        )
+        policy = _new_policy(algorithm, settings, run, options)
         learn_from_traces(policy, traces, cost, total_steps=total_steps, progress=progress)
         policy.describe(head_id=head, training={"steps": total_steps, "reference": True})
         policy.save(run / "policy")
         policy.close()
         return policy
+
+
+def _new_policy(
+    algorithm: str, settings: PolicySettings, run: Path, options: Mapping[str, Any]
+) -> ReSpSPolicy:
+    return POLICIES[algorithm](
+        settings=settings,
+        checkpoint_dir=run / "checkpoints",
+        # Only between two traces, where a run can be resumed.
+        checkpoint_freq=2**31,
+        max_checkpoints=2,
+        tensorboard_dir=run / "tensorboard",
+        **options,
+    )

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -338,11 +337,3 @@ def _tuned_constant(
     tables = trace_tables(held_out, actions, cost)
     seconds = sum(constant_seconds(table) for table in tables)
     return sum(len(table) for table in tables) / float(seconds[int(tuned.argmin())])
-
-
-def same_weights(first: PolicyWeights, second: PolicyWeights) -> bool:
-    """Whether two policies are equal, bit by bit."""
-    one, other = first.tensors(), second.tensors()
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) for name, value in one.items()
-    )

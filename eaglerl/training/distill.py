@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import AutoTokenizer, LogitsProcessorList, PreTrainedTokenizerBase
 
 from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
 from eaglerl.eagle3.sampling import process_row
@@ -138,17 +138,17 @@ class _Writer:
     def __init__(
         self,
         pieces: PromptPieces,
-        tokenizer,
-        stop_ids: set[int],
+        tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int,
         openings: Sequence[str],
         room: int,
-        generator: torch.Generator,
-        settings: GenerationSettings,
+        target: TargetModel,
     ) -> None:
+        settings = _generation_settings(target, max_new_tokens)
         self.settings = settings
         self.pieces = pieces
-        self.stop_ids = stop_ids
+        eos = read_token_ids(tokenizer.eos_token_id, "eos_token_id")
+        self.stop_ids = {*settings.eos_token_ids, *eos}
         self.max_new_tokens = max_new_tokens
         # Tokens of a user turn.
         self.room = room
@@ -156,7 +156,10 @@ class _Writer:
             tokenizer(text, add_special_tokens=False).input_ids[: max(room - 8, 0)]
             for text in openings
         ]
-        self.generator = generator
+        self.generator = torch.Generator()
+        # Tokens of the longest row.
+        around = len(pieces.opening) + len(pieces.turn_change)
+        self.longest = around + room + max_new_tokens + 1
 
     def _random(self) -> float:
         return float(torch.rand((), generator=self.generator))
@@ -268,90 +271,81 @@ def distill(
     Each row is one JSON line ``{"p": prompt ids, "r": response ids}``. The prompt is the chat
     template up to the answer, with a user turn that the target sampled itself (half of them after
     one of `openings`); the response is greedy for two thirds of the rows and drawn at temperature
-    0.7 for the rest, and ends with a token that ends the target's texts unless it reaches
-    `max_new_tokens`. The logits processors of the target's generation config, such as a repetition
-    penalty, are applied to the response, as when the target is used.
+    0.7 for the rest, and ends with a stop token of the target unless it reaches `max_new_tokens`.
+    The logits processors of the target's generation config are applied to the response.
 
-    A run appends to `output` and stops when the file holds `response_tokens` tokens of responses,
-    so an interrupted run is resumed by the same call.
-
-    A base model, whose tokenizer has no chat template, writes plain texts: the prompt is a
-    beginning, the response what it goes on with.
+    The same call resumes an interrupted run. A base model, whose tokenizer has no chat template,
+    writes plain texts: the prompt is the beginning, the response the continuation.
 
     Args:
-        target: folder of the target model, with its tokenizer. A model that the packed path does
-            not run goes through transformers' modules, and a warning says so.
+        target: folder of the target model, with its tokenizer. A model that the packed path cannot
+            run is run by transformers' modules, with a warning.
         output: JSONL file to append to.
         response_tokens: total of response tokens that the file shall hold.
         slots: sequences that are decoded side by side.
         max_new_tokens: longest response, in tokens.
         seed: seed of all draws; a resumed run draws from a stream of its own.
-        dtype: "float32", "bfloat16", or "auto": bfloat16 on the packed path where the CPU has
-            instructions for it.
+        dtype: "float32", "bfloat16", or "auto": bfloat16 on the packed path if the CPU supports it.
         openings: texts with which half of the user turns begin; empty for none.
-        feature_layers: the layers that the head shall read; checked here, before hours are spent,
-            and otherwise of no effect on what is written.
+        feature_layers: of the head; only checked here, before hours are spent.
         progress: called after every row.
 
     Returns:
         What the file holds now.
 
     Raises:
-        ValueError: an argument out of its range, a chat template that does not keep the user's
-            text, a file that is not such JSONL, or a target whose texts end by more than tokens and
-            lengths.
+        ValueError: an argument out of its range, a chat template that alters the user's text, a
+            file that is not such JSONL, or a target with stop rules beyond tokens and length.
         AlreadyLockedError: another process appends to `output`.
     """
-    for name, value in (
-        ("response_tokens", response_tokens),
-        ("slots", slots),
-        ("max_new_tokens", max_new_tokens),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    from transformers import AutoTokenizer
-
+    limits = _Limits(response_tokens, slots, max_new_tokens)
     config = read_target_config(target)
     if feature_layers is not None:
         checked_feature_layers(feature_layers, config.num_hidden_layers)
     tokenizer = AutoTokenizer.from_pretrained(target)
     pieces = prompt_pieces(tokenizer)
+    room = _prompt_room(pieces, config.max_position_embeddings, max_new_tokens)
+
+    def start() -> tuple[TargetModel, _Writer]:
+        model = load_slot_target(target, dtype, slots)
+        return model, _Writer(pieces, tokenizer, max_new_tokens, openings, room, model)
+
+    with exclusive_file(output):
+        return _append_rows(Path(output), start, limits, seed, progress)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How much is written, and how much of it at once."""
+
+    response_tokens: int
+    slots: int
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _prompt_room(pieces: PromptPieces, max_positions: int, max_new_tokens: int) -> int:
+    """Return the tokens that a user turn may have.
+
+    Raises:
+        ValueError: the target's context has no room for a prompt.
+    """
     around = len(pieces.opening) + len(pieces.turn_change)
-    room = config.max_position_embeddings - around - max_new_tokens - 1
+    room = max_positions - around - max_new_tokens - 1
     if room < _LEAST_ROOM:
         most = max_new_tokens + room - _LEAST_ROOM
         raise ValueError(
             f"max_new_tokens must be at most {most}, so that a prompt fits the target's context of "
-            f"{config.max_position_embeddings}, got {max_new_tokens}"
+            f"{max_positions}, got {max_new_tokens}"
         )
-    with exclusive_file(output):
-        return _append_rows(
-            Path(output), pieces, tokenizer, lambda: load_slot_target(target, dtype, slots),
-            response_tokens=response_tokens, slots=slots, max_new_tokens=max_new_tokens,
-            room=min(room, _MOST_ROOM), seed=seed, openings=openings, progress=progress,
-        )  # fmt: skip
+    return min(room, _MOST_ROOM)
 
 
-def _append_rows(
-    output: Path,
-    pieces: PromptPieces,
-    tokenizer,
-    load: Callable[[], TargetModel],
-    *,
-    response_tokens: int,
-    slots: int,
-    max_new_tokens: int,
-    room: int,
-    seed: int,
-    openings: Sequence[str],
-    progress: Callable[[DistillProgress], None] | None,
-) -> DistillProgress:
-    """Go on with a file until it holds enough; the target is loaded only if it does not yet."""
-    written = recover(output)
-    if written.response_tokens >= response_tokens:
-        return written
-    generator = torch.Generator().manual_seed(seed + 1_000_003 * written.rows)
-    target = load()
+def _generation_settings(target: TargetModel, max_new_tokens: int) -> GenerationSettings:
     settings = GenerationSettings.read(
         target.config,
         target.generation_config,
@@ -359,20 +353,31 @@ def _append_rows(
         max_new_tokens=max_new_tokens,
     )
     settings.check_ends_by_tokens()
-    stop_ids = {*settings.eos_token_ids, *read_token_ids(tokenizer.eos_token_id, "eos_token_id")}
-    writer = _Writer(
-        pieces, tokenizer, stop_ids, max_new_tokens, openings, room, generator, settings
-    )
-    longest = len(pieces.opening) + room + len(pieces.turn_change) + max_new_tokens + 1
+    return settings
+
+
+def _append_rows(
+    output: Path,
+    start: Callable[[], tuple[TargetModel, _Writer]],
+    limits: _Limits,
+    seed: int,
+    progress: Callable[[DistillProgress], None] | None,
+) -> DistillProgress:
+    """Extend a file until it holds enough; the target is loaded only if it does not yet."""
+    written = recover(output)
+    if written.response_tokens >= limits.response_tokens:
+        return written
+    target, writer = start()
+    writer.generator.manual_seed(seed + 1_000_003 * written.rows)
     with torch.inference_mode():
-        engine = SlotEngine(target, pieces.opening[:-1], slots, longest)
-        for prompt, response in _generate_rows(engine, writer, slots):
+        engine = SlotEngine(target, writer.pieces.opening[:-1], limits.slots, writer.longest)
+        for prompt, response in _generate_rows(engine, writer, limits.slots):
             append_row(output, prompt, response)
             written.rows += 1
             written.prompt_tokens += len(prompt)
             written.response_tokens += len(response)
             if progress is not None:
                 progress(written)
-            if written.response_tokens >= response_tokens:
+            if written.response_tokens >= limits.response_tokens:
                 return written
     raise AssertionError("the stream of rows does not end by itself")

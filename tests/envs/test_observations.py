@@ -12,7 +12,6 @@ from eaglerl.envs.observations import (
     TextProjection,
     sentence_encoder,
 )
-from eaglerl.envs.trace_env import observation_space
 
 from ..traces.worlds import tiny_decoder
 
@@ -27,25 +26,12 @@ def letters(text: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("width", "source"), [(64, "features"), (192, "taps"), (384, "context")])
 @pytest.mark.parametrize("extras", [(), ("acceptance",), ("position", "confidence")])
-def test_the_source_is_told_by_the_space(width: int, source: str, extras: tuple) -> None:
+def test_the_size_counts_the_extras(width: int, source: str, extras: tuple) -> None:
     more = sum({"acceptance": 1, "position": 1, "confidence": 8}[extra] for extra in extras)
-    space = observation_space(width + more)
-    spec = ObservationSpec.detect(space, 64, extras=extras)
-    assert spec == ObservationSpec(source, width, extras)
+    spec = ObservationSpec(source, width, extras)
     assert spec.size == width + more
     assert ObservationSpec.from_dict(spec.to_dict()) == spec
     assert spec.hidden_size == (None if source == "context" else 64)
-
-
-def test_widths_that_tell_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"features 64, taps 192, context 384; it is none"):
-        ObservationSpec.detect(100, 64)
-    with pytest.raises(ValueError, match="both features and context"):
-        ObservationSpec.detect(384, 384)
-    with pytest.raises(ValueError, match="both taps and context"):
-        ObservationSpec.detect(384, 128)
-    with pytest.raises(ValueError, match="a flat Box"):
-        ObservationSpec.detect(None, 64)
 
 
 @pytest.mark.parametrize(

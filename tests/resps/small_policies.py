@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from eaglerl.ops import PolicyWeights
 from eaglerl.resps.policies import (
     OptimizedOnlineTreePolicy,
     OptimizedSB3DiscretePPOOnlineTreePolicy,
@@ -30,3 +31,11 @@ def policy_for(decoder, policy_class: type, **options: object):
 
 def features(seed: int = 0) -> torch.Tensor:
     return torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def same_weights(first: PolicyWeights, second: PolicyWeights) -> bool:
+    """Whether two policies are equal, bit by bit."""
+    one, other = first.tensors(), second.tensors()
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )

@@ -16,7 +16,7 @@ from eaglerl.resps.policies import (
     load_resps_policy,
 )
 from eaglerl.sb3.greedy_outcome import greedy_outcome, greedy_outcomes
-from eaglerl.sb3.train_policy import TrainPolicyOptions, same_weights, train_policy
+from eaglerl.sb3.train_policy import TrainPolicyOptions, train_policy
 from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.simulation import simulate, total
 from eaglerl.traces.trace_set import TraceSet
@@ -26,6 +26,7 @@ from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.test_oracle import COST as TREE_COST
 from ..traces.worlds import tiny_decoder, tiny_prompts
+from .small_policies import same_weights
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy
 SMALL = {PPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2}, DQN: {"net_arch": (16, 8)}}

@@ -20,13 +20,13 @@ from eaglerl.resps.policies import load_resps_policy
 from eaglerl.sb3.greedy_outcome import greedy_outcome
 from eaglerl.sb3.train_policy import (
     TrainPolicyOptions,
-    same_weights,
     train_policy,
     train_policy_live,
 )
 from eaglerl.traces.oracle import bounds
 from eaglerl.traces.simulation import simulate, total
 
+from ..resps.small_policies import same_weights
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.worlds import tiny_decoder, tiny_prompts

@@ -31,6 +31,8 @@ _LEARNING_PANEL = "Learning while decoding"
 
 
 @command
+# Typer reads the flags from the parameters: they are those of Re-SpS, and `_read_flags` makes one
+# `ReSpSFlags` of them. That is why this list is longer than the limits allow.
 def evaluate(
     context: typer.Context,
     bench_name: Annotated[

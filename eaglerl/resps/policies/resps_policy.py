@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -24,18 +23,14 @@ from eaglerl.envs.observations import Observer, TextEncoder
 from eaglerl.envs.trace_windows import running_acceptance
 from eaglerl.fingerprints import head_id
 from eaglerl.ops import PolicyWeights
+from eaglerl.resps.policies.policy_outputs import PolicyOutputs
 from eaglerl.resps.policies.policy_saving import Persistence
 from eaglerl.resps.policies.policy_settings import PolicySettings, check_model_options
 from eaglerl.resps.policies.policy_statistics import PolicyStatistics
 from eaglerl.resps.policies.reward_window import RewardWindow
-from eaglerl.runs.checkpoints import CheckpointFolder
-from eaglerl.runs.run_log import RunLog
 
 if TYPE_CHECKING:
     from eaglerl.resps.policies.sb3_learner import Learner
-
-#: Windows between two histograms of actions in the log.
-_HISTOGRAM_INTERVAL = 100
 
 
 class ReSpSPolicy(Persistence):
@@ -58,13 +53,7 @@ class ReSpSPolicy(Persistence):
         head: Eagle3DraftHead | None = None,
         tokenizer: Any = None,
         text_encoder: TextEncoder | None = None,
-        checkpoint_dir: str | Path | None = None,
-        checkpoint_freq: int = 100,
-        max_checkpoints: int = 3,
-        tensorboard_dir: str | Path | None = None,
-        use_wandb: bool = False,
-        wandb_project: str = "eaglerl",
-        wandb_run_name: str | None = None,
+        **outputs: Any,
     ) -> None:
         """Set up; what needs stable-baselines3 is made when it is first needed.
 
@@ -74,20 +63,12 @@ class ReSpSPolicy(Persistence):
             head: the draft head, which reduces the target's features.
             tokenizer: for a policy of the context that decides in the decoding loop.
             text_encoder: see `Observer`.
-            checkpoint_dir: where to save every `checkpoint_freq` windows; None for nowhere.
-            checkpoint_freq: windows between two checkpoints.
-            max_checkpoints: checkpoints that are kept.
-            tensorboard_dir: where to log for TensorBoard; None for nowhere.
-            use_wandb: log to Weights & Biases, as its own settings say (WANDB_MODE=offline works).
-            wandb_project: its project.
-            wandb_run_name: its run.
+            outputs: checkpoints and logs, see `PolicyOutputs`.
 
         Raises:
             ValueError: a value out of its range, or a head that does not fit.
-            ImportError: Weights & Biases was asked for and is not installed.
+            ImportError: an output that was asked for is not installed.
         """
-        if not isinstance(checkpoint_freq, int) or checkpoint_freq < 1:
-            raise ValueError(f"checkpoint_freq must be an int of at least 1, got {checkpoint_freq}")
         check_model_options(model_options)
         self.settings = settings
         self.training_mode = False
@@ -106,18 +87,8 @@ class ReSpSPolicy(Persistence):
         self._learner: Learner | None = None
         self._weights: PolicyWeights | None = None
         self._window = RewardWindow(settings.reward, reference=settings.reference)
-        self._log = RunLog(
-            tensorboard_dir,
-            wandb_project=wandb_project if use_wandb else None,
-            wandb_run_name=wandb_run_name,
-            configuration=self.configuration,
-        )
-        self._checkpoints: CheckpointFolder | None = None
-        if checkpoint_dir is not None:
-            self._checkpoints = CheckpointFolder(
-                checkpoint_dir, self.configuration, max_checkpoints
-            )
-        self._checkpoint_freq = checkpoint_freq
+        self._outputs = PolicyOutputs(self.configuration, **outputs)
+        self._checkpoints = self._outputs.checkpoints
         self._lock: ExitStack | None = None
         self.statistics = PolicyStatistics()
         self._training: dict[str, Any] = {}
@@ -171,7 +142,7 @@ class ReSpSPolicy(Persistence):
                 ) from error
             if self._weights is not None:
                 self._learner.load_actor(self._weights)
-            self._learner.model.set_logger(self._log.logger)
+            self._learner.model.set_logger(self._outputs.log.logger)
         return self._learner
 
     @abstractmethod
@@ -317,10 +288,6 @@ class ReSpSPolicy(Persistence):
             seed=self.settings.seed,
         )
 
-    def set_max_timesteps(self, windows: int) -> None:
-        """Say after how many windows schedules have run off; 10,000 by default."""
-        self.learner.total_windows = windows
-
     def set_action_cache(self, *, enabled: bool) -> None:
         """Turn the action cache on or off; the decision in force is forgotten."""
         self.settings = replace(self.settings, action_cache_enabled=enabled)
@@ -329,7 +296,7 @@ class ReSpSPolicy(Persistence):
     def close(self) -> None:
         """End the sequence, close the logs, and leave the checkpoints to others."""
         self.end_sequence()
-        self._log.close()
+        self._outputs.log.close()
         self._leave_checkpoints()
 
     def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:
@@ -403,25 +370,20 @@ class ReSpSPolicy(Persistence):
         self.statistics.counts["windows"] += 1
         self.statistics.rewards.append(reward)
         self._log_window(reward, seconds, spread, actions[0])
-        windows = self.statistics.counts["windows"]
-        if self._checkpoints is not None and windows % self._checkpoint_freq == 0:
+        if self._outputs.checkpoint_is_due(self.statistics.counts["windows"]):
             self.save_checkpoint()
 
     def _log_window(self, reward: float, seconds: float, spread: float, action: int) -> None:
         values = {
             "policy/reward": reward,
-            "policy/mean_reward": self.statistics.mean_reward,
             "policy/reward_spread_in_window": spread,
             "policy/window_seconds": seconds,
             "policy/tokens_per_second": self._window.tokens_per_second,
-            "policy/hit_rate": self.statistics.hit_rate,
             "policy/feature_source": self._observer.last_source,
             "policy/action": action,
             "train/learning_rate": self.learner.model.policy.optimizer.param_groups[0]["lr"],
         }
-        windows = self.statistics.counts["windows"]
-        histogram = self.statistics.actions if windows % _HISTOGRAM_INTERVAL == 0 else None
-        self._log.write(windows, values, histogram)
+        self._outputs.log_window(self.statistics, values)
 
     def _forget_sequence(self) -> None:
         self._kept.forget()
