@@ -12,7 +12,7 @@ from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 
 
 def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
-    """Make sure that how long decisions are kept is said in one way.
+    """Check that at most one of `similarity_threshold` and `horizon` is used.
 
     Args:
         similarity_threshold: see `ActionRepeat`.
@@ -36,7 +36,7 @@ def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
 
 
 def resembles(features: np.ndarray, references: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether features still resemble those of decisions, as in an adaptive `ActionCache`.
+    """Return whether features still resemble those of decisions, as in an adaptive `ActionCache`.
 
     Their cosine similarity is at least the threshold. Nothing resembles zeros, nor what is not
     finite. Sums are float64; those of the cache are float32, so that the two may differ where a
@@ -99,7 +99,7 @@ class ActionRepeat:
         return trees[0]
 
     def serve(self, features: Callable[[], np.ndarray | None]) -> TreeParams | None:
-        """The tree of the next cycle; None where a decision is due.
+        """Return the tree of the next cycle; None where a decision is due.
 
         Args:
             features: gives those of the next cycle, (k,), or None where there are none; asked only
@@ -124,7 +124,7 @@ def decide(
     seed: int = 0,
     offset: int = 0,
 ) -> np.ndarray:
-    """A policy's actions for all windows of its horizon.
+    """Return a policy's actions for all windows of its horizon.
 
     Args:
         weights: the policy.

@@ -93,7 +93,7 @@ class ObservationSpec:
         return {"features": self.width, "taps": self.width // 3}.get(self.source)
 
     def to_dict(self) -> dict[str, Any]:
-        """A description that JSON can hold."""
+        """Return a description that JSON can hold."""
         return {"source": self.source, "width": self.width, "extras": list(self.extras)}
 
     @classmethod
@@ -272,7 +272,7 @@ class Observer:
         return np.concatenate(parts)
 
     def observe_state(self, state: CycleState, acceptance: float = 0.0) -> np.ndarray | None:
-        """The observation of a state, live or of a trace.
+        """Return the observation of a state, live or of a trace.
 
         Args:
             state: of the cycle to come.
@@ -347,7 +347,7 @@ class Observer:
 
 
 def check_head(spec: ObservationSpec, head: Eagle3DraftHead) -> None:
-    """Make sure that a draft head gives the features that a policy reads.
+    """Check that a draft head gives the features that a policy reads.
 
     Raises:
         ValueError: it does not; the message says both widths.

@@ -28,7 +28,7 @@ class Standardization:
 
     @classmethod
     def identity(cls, size: int) -> Standardization:
-        """The one that changes nothing."""
+        """Return a standardisation that changes nothing."""
         return cls(np.zeros(size, np.float32), np.ones(size, np.float32))
 
     @classmethod
@@ -63,7 +63,7 @@ class Standardization:
         return ((observations - self.mean) / self.scale).astype(np.float32)
 
     def fold_into(self, weights: PolicyWeights) -> PolicyWeights:
-        """The policy of observations as they are, from one of standardised observations.
+        """Return the policy of observations as they are, from one of standardised observations.
 
         W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
         """

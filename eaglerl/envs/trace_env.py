@@ -25,7 +25,7 @@ from eaglerl.traces.trace_set import Trace
 
 
 def observation_space(size: int) -> gym.spaces.Box:
-    """The space of observations, live and on traces."""
+    """Return the space of observations, live and on traces."""
     return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
@@ -37,7 +37,7 @@ def action_space(count: int, horizon: int = 1) -> gym.spaces.Space:
 
 
 def check_action(space: gym.spaces.Space, action: object) -> np.ndarray:
-    """A decision as (horizon,) int64.
+    """Return a decision as (horizon,) int64.
 
     Raises:
         ValueError: it is not in the space.
@@ -293,7 +293,7 @@ class TraceVecEnv(VecEnv):
         """Nothing to release."""
 
     def get_attr(self, attr_name: str, indices=None) -> list[Any]:
-        """The attribute, which all environments share, once for each."""
+        """Return the attribute, which all environments share, once for each."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices=None) -> None:

@@ -27,7 +27,7 @@ NO_CONFIDENCE = np.full(_EXTRA_SIZES["confidence"], -np.log(8.0), dtype=np.float
 
 
 def check_extras(extras: Sequence[str]) -> tuple[str, ...]:
-    """The extras as a tuple.
+    """Return the extras as a tuple.
 
     Raises:
         ValueError: an unknown one, or one that occurs twice.

@@ -61,7 +61,7 @@ class EvaluationOptions:
     resume: bool = True
 
     def questions(self) -> list[Question]:
-        """The chosen questions of the bench; no model is needed.
+        """Return the chosen questions of the bench; no model is needed.
 
         Raises:
             ValueError: a line that is no question, or a range that holds none.
@@ -98,7 +98,7 @@ class EvaluationSummary:
 
 
 def find_bench(name: str) -> Path:
-    """The question file of a bench.
+    """Return the question file of a bench.
 
     Args:
         name: a file; a folder that holds ``question.jsonl``; the name of such a folder below
@@ -225,7 +225,7 @@ def _identity(
     options: EvaluationOptions,
     model_id: str,
 ) -> str:
-    """A digest of all that an answer depends on, but for the range of the questions."""
+    """Return a digest of all that an answer depends on, but for the range of the questions."""
     mode: dict[str, Any]
     if isinstance(chosen, TreeParams):
         mode = {"tree": [chosen.total_tokens, chosen.depth, chosen.top_k]}

@@ -62,7 +62,7 @@ def new_policy(
     actions: ActionSpace,
     checkpoint_dir: Path,
 ) -> ReSpSPolicy:
-    """A policy that has learned nothing yet.
+    """Return a policy that has learned nothing yet.
 
     Args:
         flags: of a command with a new policy.
@@ -97,7 +97,7 @@ def new_policy(
 
 
 def text_model_of(given: str | None) -> str:
-    """A text model as it is saved with a policy: a folder by its whole path."""
+    """Return a text model as it is saved with a policy: a folder by its whole path."""
     if given is None:
         return observations.TEXT_MODEL
     return str(Path(given).resolve()) if Path(given).is_dir() else given
@@ -106,7 +106,7 @@ def text_model_of(given: str | None) -> str:
 def saved_policy(
     flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> ReSpSPolicy:
-    """A policy from its folder, with what the flags change of it.
+    """Return a policy from its folder, with what the flags change of it.
 
     Args:
         flags: of a command with ``online_policy_path``.

@@ -155,6 +155,6 @@ class ReSpSFlags:
 
 
 def flag_name(name: str, value: object) -> str:
-    """A flag as it is given on the command line."""
+    """Return a flag as it is given on the command line."""
     dashed = name.replace("_", "-")
     return _NAMES.get((name, value), f"--no-{dashed}" if value is False else f"--{dashed}")

@@ -101,7 +101,7 @@ class PresetInputs:
 
 
 def preset_policies(name: str, *, context: bool = True) -> tuple[PresetPolicy, ...]:
-    """The policies of a grid.
+    """Return the policies of a grid.
 
     Args:
         name: one of `PRESETS`.

@@ -57,12 +57,12 @@ class PackedBatch:
 
 
 def draft_row_count(prompt_length: int, length: int) -> int:
-    """Returns how many draft rows a sequence has; 0 if its response is a single token."""
+    """Return how many draft rows a sequence has; 0 if its response is a single token."""
     return max(0, length - 1 - prompt_length)
 
 
 def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
-    """Packs sequences that have at least one draft row each.
+    """Pack sequences that have at least one draft row each.
 
     Args:
         sequences: The sequences, in the order in which they shall lie.
@@ -106,7 +106,7 @@ def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
 
 
 def batch_order(draft_rows: Sequence[int], batch_tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yields batches of sequence indices without end, in an order that ``seed`` fixes.
+    """Yield batches of sequence indices without end, in an order that ``seed`` fixes.
 
     The epochs' permutations follow one another, so a batch may hold the end of one and the
     beginning of the next.

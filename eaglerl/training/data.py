@@ -44,7 +44,7 @@ class Row:
 
 
 def is_held_out(prompt_ids: Sequence[int]) -> bool:
-    """Tells whether a prompt belongs to the tenth that no draft head is trained on.
+    """Tell whether a prompt belongs to the tenth that no draft head is trained on.
 
     The answer depends on the prompt alone, so rows that are added later, or read in another order,
     never move a prompt from one side to the other.
@@ -60,7 +60,7 @@ def is_held_out(prompt_ids: Sequence[int]) -> bool:
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
-    """Reads JSONL files; rows that occur twice are kept once.
+    """Read JSONL files; rows that occur twice are kept once.
 
     The last line of a file may be cut short by a process that was killed while it wrote: it is
     reported with a warning and skipped. A broken line anywhere else is an error.
@@ -91,7 +91,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """Splits rows into those to train on and those held out, by `is_held_out` of the prompt.
+    """Split rows into those to train on and those held out, by `is_held_out` of the prompt.
 
     Returns:
         Training rows and held-out rows, each in the given order.
@@ -106,7 +106,7 @@ def split_rows(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
 def choose_draft_vocabulary(
     rows: Iterable[Row], draft_vocab_size: int, vocab_size: int, required_ids: Iterable[int] = ()
 ) -> torch.Tensor:
-    """Chooses the target ids that the draft can propose: the most frequent ones in responses.
+    """Choose the target ids that the draft can propose: the most frequent ones in responses.
 
     Args:
         rows: Training rows; prompts are not counted, because nobody drafts them.
@@ -148,7 +148,7 @@ class _RowSchema(Schema):
 
 
 def parse_row(data: bytes, where: str) -> Row:
-    """Reads one line.
+    """Read one line.
 
     Args:
         data: The line.

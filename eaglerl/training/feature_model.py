@@ -39,7 +39,7 @@ class FeatureModel:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Prepares a loaded model; its linear layers are replaced if ``dtype`` is not theirs.
+        """Prepare a loaded model; its linear layers are replaced if ``dtype`` is not theirs.
 
         Args:
             model: A causal LM of transformers in fp32. It is changed: use it for nothing else.
@@ -73,13 +73,13 @@ class FeatureModel:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> "FeatureModel":
-        """Loads the target in the folder ``path``; see the constructor."""
+        """Load the target in the folder ``path``; see the constructor."""
         model = load_transformers_model(path, torch.float32)
         return cls(model, feature_layers, dtype=dtype)
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[Sequence[int]]) -> list[SequenceFeatures]:
-        """Returns the features of token sequences, in their order."""
+        """Return the features of token sequences, in their order."""
         results: dict[int, SequenceFeatures] = {}
         for batch in _batches_by_length([len(ids) for ids in sequences]):
             longest = max(len(sequences[index]) for index in batch)
@@ -130,7 +130,7 @@ def _replace_linears(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups sequences of similar length so that little filler is needed."""
+    """Group sequences of similar length so that little filler is needed."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         # The first of a batch is its longest.

@@ -99,7 +99,7 @@ def extract_features(
     shard_rows: int = SHARD_ROWS,
     progress: Progress | None = None,
 ) -> list[Shard]:
-    """Computes the features of all rows that the folder's shards do not hold yet.
+    """Compute the features of all rows that the folder's shards do not hold yet.
 
     Args:
         target: Folder of the target, fp32 or of any dtype that transformers converts.
@@ -139,7 +139,7 @@ def extract_features(
 
 
 def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list[Shard]:
-    """Reads which shards a folder holds.
+    """Read which shards a folder holds.
 
     Args:
         folder: The folder; without an index it counts as empty.
@@ -167,7 +167,7 @@ class FeatureDataset:
     """
 
     def __init__(self, folder: str | Path, shards: Iterable[Shard], rows: Sequence[Row]) -> None:
-        """Opens the shards.
+        """Open the shards.
 
         Args:
             folder: Folder of the shards.
@@ -200,7 +200,7 @@ class FeatureDataset:
         return len(self._places)
 
     def __getitem__(self, index: int) -> FeatureSequence:
-        """Reads one sequence."""
+        """Read one sequence."""
         file, start, end, prompt = self._places[index]
         return FeatureSequence(
             token_ids=file.get_slice("token_ids")[start:end],
@@ -247,7 +247,7 @@ def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
 
 
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Returns what makes features of one origin incompatible with those of another."""
+    """Return what makes features of one origin incompatible with those of another."""
     file = Path(target) / "config.json"
     config = read_json(file, AnyObject, "target's config", allow_nan=True)
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -289,7 +289,7 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns the rows of all parts; in bfloat16 if one of them is."""
+    """Return the rows of all parts; in bfloat16 if one of them is."""
     dtypes = {part.dtype for part in parts}
     return torch.cat([part if len(dtypes) == 1 else part.bfloat16() for part in parts])
 

@@ -24,7 +24,7 @@ _LINEAR_ERROR = 1e-3
 
 
 def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftHead | None:
-    """Reads the head that ``options`` names.
+    """Read the head that ``options`` names.
 
     Args:
         target: Folder of the target model.
@@ -66,7 +66,7 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
 def choose_feature_layers(
     target: str | Path, options: TrainOptions, initial: Eagle3DraftHead | None
 ) -> tuple[int, int, int]:
-    """Returns the layers whose inputs a head reads.
+    """Return the layers whose inputs a head reads.
 
     Args:
         target: Folder of the target model.
@@ -103,7 +103,7 @@ def make_head(
     options: TrainOptions,
     initial: Eagle3DraftHead | None = None,
 ) -> tuple[Eagle3DraftHead, torch.Tensor]:
-    """Makes the head that training starts from.
+    """Make the head that training starts from.
 
     An untrained head's output layer starts as the target's rows of the draft's vocabulary, with the
     final norm's weight at 0.25: as large as the target's own, their logits would be far too sure of
@@ -146,7 +146,7 @@ def make_head(
 
 @torch.inference_mode()
 def logit_scale(model: PreTrainedModel) -> float:
-    """Returns what a model multiplies its output layer's product by, 1 for most.
+    """Return what a model multiplies its output layer's product by, 1 for most.
 
     It is measured on a few tokens, since every family has a name of its own for it. Where logits
     are reshaped in another way, such as by a cap, a warning says that the head is trained on those

@@ -38,7 +38,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Returns ``x[rows]`` for distinct ``rows``, whose gradient needs no accumulation."""
+    """Return ``x[rows]`` for distinct ``rows``, whose gradient needs no accumulation."""
     return _TakeRows.apply(x, rows)
 
 

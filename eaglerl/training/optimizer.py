@@ -27,7 +27,7 @@ class DraftOptimizer:
         weight_decay: float = 0.1,
         max_grad_norm: float = 1.0,
     ) -> None:
-        """Groups the head's parameters.
+        """Group the head's parameters.
 
         Args:
             head: The head.
@@ -55,7 +55,7 @@ class DraftOptimizer:
         self._peaks = {"muon": learning_rate, "adamw": learning_rate * ADAMW_LR_RATIO}
 
     def step(self, scale: float) -> float:
-        """Updates the parameters and clears their gradients.
+        """Update the parameters and clear their gradients.
 
         Args:
             scale: Learning rate as a fraction of its peak.
@@ -72,7 +72,7 @@ class DraftOptimizer:
         return float(norm)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Returns the state as tensors under flat names."""
+        """Return the state as tensors under flat names."""
         return {
             f"{name}.{index}.{key}": value
             for name, optimizer in self._optimizers.items()
@@ -81,7 +81,7 @@ class DraftOptimizer:
         }
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state_tensors` returned."""
+        """Take over what `state_tensors` returned."""
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self._optimizers
         }
@@ -93,7 +93,7 @@ class DraftOptimizer:
 
 
 def learning_rate_scale(progress: float, warmup: float, final: float) -> float:
-    """Returns the learning rate as a fraction of its peak: linear warm-up, then linear decay.
+    """Return the learning rate as a fraction of its peak: linear warm-up, then linear decay.
 
     Args:
         progress: Fraction of the training that is done, 0..1.

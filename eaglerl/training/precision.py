@@ -6,7 +6,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """Returns the dtype for matrix products; weights and optimizer states stay fp32 in any case.
+    """Return the dtype for matrix products; weights and optimizer states stay fp32 in any case.
 
     Args:
         name: "float32", "bfloat16", or "auto": bfloat16 where the CPU multiplies it in hardware

@@ -36,7 +36,7 @@ def soft_cross_entropy(
     teacher_rows: torch.Tensor,
     row_weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the weighted sum of the rows' losses, with gradients for ``hidden`` and ``weight``.
+    """Return the weighted sum of the rows' losses, with gradients for ``hidden`` and ``weight``.
 
     Args:
         hidden: (M, h) normed draft outputs, in the dtype of matrix products.
@@ -97,7 +97,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
 
 def _block(logits, probabilities, draft_ids, losses, correct) -> torch.Tensor:
-    """Fills ``losses`` and ``correct`` of one block; returns softmax(logits) - probabilities."""
+    """Fill ``losses`` and ``correct`` of one block; return softmax(logits) - probabilities."""
     accumulate = losses.dtype
     student = torch.softmax(logits, -1, dtype=accumulate)
     top = student.amax(-1)

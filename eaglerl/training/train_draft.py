@@ -47,7 +47,7 @@ def train_draft(
     *,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """Trains a draft head for a target.
+    """Train a draft head for a target.
 
     Features that are missing on disk are computed first. A run whose folder has checkpoints goes
     on with the newest, over the same rows in the same order; rows that were added to the data
@@ -114,7 +114,7 @@ def _train(
 
 
 def _check_amount(rows: Sequence[Row]) -> None:
-    """Makes sure that there is something to train on, and something to measure it by.
+    """Check that there is something to train on, and something to measure it by.
 
     Raises:
         ValueError: There is not; the message says what to do.
@@ -133,7 +133,7 @@ def _check_amount(rows: Sequence[Row]) -> None:
 
 
 def _recorded_rows(rows: Sequence[Row], digests: Sequence[str]) -> list[Row]:
-    """Returns the rows that a run began with, in their order then."""
+    """Return the rows that a run began with, in their order then."""
     known = {row.digest: row for row in rows}
     lost = sum(digest not in known for digest in digests)
     if lost:

@@ -42,7 +42,7 @@ class TrainingLoop:
         folder: HeadRun,
         report: Progress,
     ) -> None:
-        """Prepares the loop.
+        """Prepare the loop.
 
         Args:
             head: The head to train, fp32, in place.
@@ -71,7 +71,7 @@ class TrainingLoop:
         return self._step
 
     def run(self) -> DraftMetrics:
-        """Trains to the end, and returns the metrics on all held-out rows.
+        """Train to the end, and return the metrics on all held-out rows.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed; a checkpoint has been saved.
@@ -104,7 +104,7 @@ class TrainingLoop:
         return metrics
 
     def _fraction_done(self, ahead: int = 0) -> float:
-        """Returns the share of the training that is done, ``ahead`` steps from now."""
+        """Return the share of the training that is done, ``ahead`` steps from now."""
         by_steps = (self._step + ahead) / self._total_steps
         if self._options.max_minutes is None:
             return by_steps
@@ -133,7 +133,7 @@ class TrainingLoop:
         )
 
     def _validate(self, rows: int) -> DraftMetrics:
-        """Measures, logs and draws."""
+        """Measure, log and draw."""
         indices = range(min(rows, len(self._held_out)))
         metrics = validate(self._ttt, self._held_out, indices, self._options.batch_tokens)
         values = {**asdict(metrics), "rows": len(indices), "seconds": self._seconds}
@@ -166,7 +166,7 @@ class TrainingLoop:
 
 
 def _steps_of_epochs(draft_rows: list[int], options: TrainOptions) -> int:
-    """Returns how many batches it takes until the data has been read so often."""
+    """Return how many batches it takes until the data has been read so often."""
     wanted = options.epochs * sum(draft_rows)
     seen = 0
     for steps, batch in enumerate(batch_order(draft_rows, options.batch_tokens, options.seed), 1):
@@ -178,7 +178,7 @@ def _steps_of_epochs(draft_rows: list[int], options: TrainOptions) -> int:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Yields an event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    """Yield an event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

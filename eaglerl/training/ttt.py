@@ -48,7 +48,7 @@ class TrainingTimeTest:
         decay: float = 0.8,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Prepares the loss.
+        """Prepare the loss.
 
         Args:
             head: The head, with its vocabulary and the target's embedding table set. Its
@@ -82,7 +82,7 @@ class TrainingTimeTest:
         deep_fraction: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> TTTResult:
-        """Runs all steps on a batch.
+        """Run all steps on a batch.
 
         Args:
             batch: The batch, packed with a margin of at least ``steps``.
@@ -111,7 +111,7 @@ class TrainingTimeTest:
         learnt: list[torch.Tensor],
         counted: torch.Tensor,
     ) -> TTTResult:
-        """Compares each step's outputs (M_s, h) of the draft rows ``learnt`` with the teacher."""
+        """Compare each step's outputs (M_s, h) of the draft rows ``learnt`` with the teacher."""
         sizes = [len(rows) for rows in learnt]
         weights = torch.cat(
             [
@@ -133,7 +133,7 @@ class TrainingTimeTest:
 
     @torch.no_grad()
     def _teach(self, batch: PackedBatch) -> Teacher:
-        """Returns the target's distribution at every teacher row.
+        """Return the target's distribution at every teacher row.
 
         What the target prefers is looked for among the draft's tokens and the token that it wrote
         there; the whole vocabulary would cost six times as much and hardly ever differ.
@@ -156,7 +156,7 @@ class TrainingTimeTest:
 
 
 def _inverse(draft_to_target: torch.Tensor | None, vocab_size: int) -> torch.Tensor:
-    """Returns the draft id of every target id (V,), -1 where there is none."""
+    """Return the draft id of every target id (V,), -1 where there is none."""
     if draft_to_target is None:
         return torch.arange(vocab_size)
     inverse = torch.full((vocab_size,), -1)

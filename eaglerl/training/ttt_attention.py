@@ -33,7 +33,7 @@ class AttentionSpan:
 def make_span(
     rows: slice, keys: slice, positions: torch.Tensor, group: int, dtype: torch.dtype
 ) -> AttentionSpan:
-    """Makes the span of a sequence whose queries see the keys up to ``positions`` (n,)."""
+    """Make the span of a sequence whose queries see the keys up to ``positions`` (n,)."""
     length = keys.stop - keys.start
     hidden = torch.arange(length) > positions[:, None]
     mask = torch.zeros(len(positions), length, dtype=dtype).masked_fill_(hidden, float("-inf"))
@@ -136,7 +136,7 @@ def _fold_sums(rows: torch.Tensor, span: slice) -> torch.Tensor:
 
 
 def _unfold(folded: torch.Tensor, rows: torch.Tensor, span: slice) -> None:
-    """Writes (1, Hkv, G * n, D) to the rows ``span`` of (R, Hkv, G, D)."""
+    """Write (1, Hkv, G * n, D) to the rows ``span`` of (R, Hkv, G, D)."""
     heads, group, width = rows.shape[1:]
     rows[span] = folded.reshape(heads, group, -1, width).permute(2, 0, 1, 3)
 

@@ -35,7 +35,7 @@ class _Weights(NamedTuple):
 
 
 def check_trainable(config: Eagle3Config) -> None:
-    """Checks that heads of this configuration can be trained here.
+    """Check that heads of this configuration can be trained here.
 
     Raises:
         ValueError: The head is of another kind.
@@ -51,7 +51,7 @@ class DraftUnroll:
     """Runs a head's layer over all steps, differentiably."""
 
     def __init__(self, head: Eagle3DraftHead, *, steps: int, dtype: torch.dtype) -> None:
-        """Prepares the tables.
+        """Prepare the tables.
 
         Args:
             head: The head, with the target's embedding table set.
@@ -78,7 +78,7 @@ class DraftUnroll:
     def __call__(
         self, batch: PackedBatch, deep_fraction: float, generator: torch.Generator | None
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Runs all steps.
+        """Run all steps.
 
         Args:
             batch: The batch.
@@ -157,7 +157,7 @@ class DraftUnroll:
         positions: torch.Tensor,
         weights: _Weights,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the step-0 keys and values (N, Hkv, D) of every token."""
+        """Return the step-0 keys and values (N, Hkv, D) of every token."""
         normed = self._norm(feature, self._layer.hidden_norm)
         joint = functional.linear(normed, weights.qkv_feature[-self._kv_width :])
         joint = joint + from_tokens[1 : len(feature) + 1, -self._kv_width :]
@@ -166,7 +166,7 @@ class DraftUnroll:
     def _finish(
         self, feature: torch.Tensor, attended: torch.Tensor, weights: _Weights
     ) -> torch.Tensor:
-        """Returns the layer's output (R, h) from its residual and what attention read."""
+        """Return the layer's output (R, h) from its residual and what attention read."""
         residual = feature + functional.linear(attended.to(self._dtype), weights.output)
         normed = self._norm(residual, self._layer.post_attention_layernorm)
         gate = functional.silu(functional.linear(normed, weights.gate))
@@ -177,7 +177,7 @@ class DraftUnroll:
         return rms_norm(x, module.weight, self._head.config.rms_norm_eps, self._dtype)
 
     def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rotates (R, heads * D); returns (R, heads, D) in the dtype of the parameters."""
+        """Rotate (R, heads * D); return (R, heads, D) in the dtype of the parameters."""
         config, rows = self._head.config, int(positions.max()) + 1
         check_rope_length(config.rope_parameters, rows, config.max_position_embeddings)
         tables = self._rope.first(rows)
@@ -187,13 +187,13 @@ class DraftUnroll:
     def _keys_and_values(
         self, joint: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Splits (R, 2 * Hkv * D) into rotated keys and values (R, Hkv, D)."""
+        """Split (R, 2 * Hkv * D) into rotated keys and values (R, Hkv, D)."""
         key, value = joint.chunk(2, dim=1)
         heads = value.unflatten(1, (-1, self._head.config.head_dim))
         return self._rotate(key, positions), heads.to(self._master_dtype)
 
     def _spans(self, batch: PackedBatch, rows: torch.Tensor) -> list[AttentionSpan]:
-        """Returns where each sequence's part of the draft rows ``rows`` attends."""
+        """Return where each sequence's part of the draft rows ``rows`` attends."""
         config = self._head.config
         group = config.num_attention_heads // config.num_key_value_heads
         positions = batch.positions[batch.draft_rows[rows]]

@@ -31,14 +31,14 @@ class MetricSums:
     """Adds up results of several batches."""
 
     def __init__(self, steps: int) -> None:
-        """Starts at zero for ``steps`` training-time-test steps."""
+        """Start at zero for ``steps`` training-time-test steps."""
         self._losses = torch.zeros(steps, dtype=torch.float64)
         self._correct = torch.zeros(steps, dtype=torch.float64)
         self._accepted = torch.zeros(steps, dtype=torch.float64)
         self._counted = torch.zeros(steps, dtype=torch.float64)
 
     def add(self, result: TTTResult) -> None:
-        """Adds a batch."""
+        """Add a batch."""
         counted = result.counted.sum(0)
         self._counted += counted
         self._losses += result.step_losses.detach().double().nan_to_num() * counted
@@ -46,7 +46,7 @@ class MetricSums:
         self._accepted += result.correct.long().cumprod(1).sum(0)
 
     def take(self) -> DraftMetrics:
-        """Returns the means of what was added, 0 where nothing was, and starts again at zero."""
+        """Return the means of what was added, 0 where nothing was, and start again at zero."""
         counted = self._counted.clamp_min(1)
         sums = (self._losses, self._correct, self._accepted)
         metrics = DraftMetrics(*[(total / counted).tolist() for total in sums])
@@ -59,7 +59,7 @@ class MetricSums:
 def validate(
     ttt: TrainingTimeTest, dataset: FeatureDataset, indices: Sequence[int], batch_tokens: int
 ) -> DraftMetrics:
-    """Measures a head on some sequences of a data set.
+    """Measure a head on some sequences of a data set.
 
     Args:
         ttt: The head's training-time test.

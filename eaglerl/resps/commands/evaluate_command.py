@@ -285,7 +285,7 @@ def evaluate(
 
 
 def _read_flags(context: typer.Context) -> ReSpSFlags:
-    """The flags, each of which has an effect.
+    """Read the flags, and check that each of them has an effect.
 
     Raises:
         typer.BadParameter: one has none.

@@ -65,7 +65,7 @@ def preset_labels(
     traces: Sequence[Path] | None,
     cost: Path | None,
 ) -> set[str]:
-    """The labels of a grid's modes; none without a grid.
+    """Return the labels of a grid's modes; none without a grid.
 
     Raises:
         typer.BadParameter: an unknown grid, nothing to train it on, or a label that another mode

@@ -46,7 +46,7 @@ class LinearCompression(BaseFeaturesExtractor):
 
     @torch.no_grad()
     def fold_into(self, first: nn.Linear) -> nn.Linear:
-        """The layer that does both: W [C x + c, e] + b = [W' C, W''] [x, e] + (W' c + b).
+        """Return the layer that does both: W [C x + c, e] + b = [W' C, W''] [x, e] + (W' c + b).
 
         Args:
             first: the policy's first layer; W is [W', W''].

@@ -116,7 +116,7 @@ def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:
 
 
 def check_weights(weights: PolicyWeights, settings: PolicySettings, name: str) -> None:
-    """Make sure that weights are of a policy's observations and actions.
+    """Check that weights are of a policy's observations and actions.
 
     Raises:
         ValueError: they are not; the message says both.
@@ -134,7 +134,7 @@ def check_weights(weights: PolicyWeights, settings: PolicySettings, name: str) -
 
 
 def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Make sure that a policy is of the width, actions and draft head that it is to be used with.
+    """Check that a policy is of the width, actions and draft head that it is to be used with.
 
     Args:
         card: from `read_card`.

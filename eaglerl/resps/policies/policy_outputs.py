@@ -65,7 +65,7 @@ class PolicyOutputs:
         self.checkpoint_freq = checkpoint_freq
 
     def checkpoint_is_due(self, windows: int) -> bool:
-        """Whether to save a checkpoint after so many windows."""
+        """Return whether to save a checkpoint after so many windows."""
         return self.checkpoints is not None and windows % self.checkpoint_freq == 0
 
     def log_window(self, statistics: PolicyStatistics, values: Mapping[str, Any]) -> None:

@@ -214,7 +214,7 @@ class Persistence(ABC):
         }
 
     def get_performance_stats(self) -> dict[str, Any]:
-        """Counts, rates and means of what the policy has done."""
+        """Count, rates and means of what the policy has done."""
         return {
             "formulation": self.formulation,
             **self.statistics.summary(self.settings.actions),

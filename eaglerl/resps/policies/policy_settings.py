@@ -165,7 +165,7 @@ class PolicySettings:
         return self.actions.index(RESPS_TREE) if RESPS_TREE in self.actions else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """A description that JSON can hold."""
+        """Return a description that JSON can hold."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["actions"] = self.actions.to_dict()
         values["observation"] = self.spec.to_dict()
@@ -219,7 +219,7 @@ _POSITIVE = {"learning_rate", "clip_range", "max_grad_norm", "temperature"}
 
 
 def check_model_options(options: Mapping[str, Any]) -> None:
-    """Make sure that an algorithm's options are in their ranges.
+    """Check that an algorithm's options are in their ranges.
 
     Raises:
         ValueError: one is not; the message names it.

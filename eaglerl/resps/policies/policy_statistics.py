@@ -42,7 +42,7 @@ class PolicyStatistics:
         return float(np.mean(self.rewards)) if self.rewards else 0.0
 
     def summary(self, actions: ActionSpace) -> dict[str, Any]:
-        """All of it, actions by their (total_tokens, depth, top_k)."""
+        """Return all of it, actions by their (total_tokens, depth, top_k)."""
         return {
             "decisions": self.counts["misses"],
             "cache_hits": self.counts["hits"],

@@ -147,7 +147,7 @@ class ReSpSPolicy(Persistence):
 
     @abstractmethod
     def _make_learner(self) -> Learner:
-        """A learner whose model is new."""
+        """Return a learner whose model is new."""
 
     @abstractmethod
     def new_model(self, env: Any, **changes: Any) -> Any:
@@ -164,7 +164,7 @@ class ReSpSPolicy(Persistence):
         hidden_states: torch.Tensor | np.ndarray | None = None,
         training_mode: bool = False,
     ) -> tuple[int, int, int]:
-        """The tree of the next cycle.
+        """Return the tree of the next cycle.
 
         Args:
             context: the text so far, for policies that read it, or where features are missing.
@@ -208,7 +208,7 @@ class ReSpSPolicy(Persistence):
             self._close_window(None, done=True)
 
     def fork(self) -> Self:
-        """The same policy for a sequence beside the one at work; its statistics are of both.
+        """Return the same policy for a sequence beside the one at work; its statistics are of both.
 
         Raises:
             ValueError: it learns while it decodes, which is from one sequence at a time.
@@ -240,7 +240,7 @@ class ReSpSPolicy(Persistence):
         self._forget_sequence()
 
     def choose(self, state: CycleState) -> TreeParams:
-        """The tree of the next cycle; see `TreePolicy`.
+        """Return the tree of the next cycle; see `TreePolicy`.
 
         Raises:
             ValueError: the state lacks what the policy reads.
@@ -267,7 +267,7 @@ class ReSpSPolicy(Persistence):
             self.update_policy(late)
 
     def fused(self) -> FusedPolicy:
-        """The same decisions inside the decoding loop's own calls, for inference.
+        """Return the same decisions inside the decoding loop's own calls, for inference.
 
         Raises:
             ValueError: the policy reads something that the loop's calls do not.
@@ -327,7 +327,7 @@ class ReSpSPolicy(Persistence):
         return self._kept.take([self.settings.actions[i] for i in actions], observation[:width])
 
     def _infer(self, observation: np.ndarray) -> tuple[int, ...]:
-        """The actions of the next windows at an observation, without exploring."""
+        """Return the actions of the next windows at an observation, without exploring."""
         chosen = decide(
             self.weights,
             torch.from_numpy(observation)[None],

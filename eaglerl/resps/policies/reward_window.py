@@ -76,7 +76,7 @@ class RewardWindow:
         return float(np.std(self._rewards)) if self._rewards else 0.0
 
     def close(self) -> float | None:
-        """The reward of the window, which is cleared; None for one without cycles."""
+        """Return the reward of the window, which is cleared; None for one without cycles."""
         reward = self._sum_up()
         self.clear()
         return reward

@@ -31,7 +31,7 @@ class SpacesOnly(gym.Env):
         self.action_space = action_space(num_actions, horizon)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """An observation of zeros."""
+        """Return an observation of zeros."""
         super().reset(seed=seed)
         return np.zeros(self.observation_space.shape, np.float32), {}
 
@@ -64,7 +64,7 @@ def actor_layers(model: PPO | DQN) -> list[nn.Module]:
 
 
 def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> PolicyWeights:
-    """The actor as it is needed for inference.
+    """Return the actor as it is needed for inference.
 
     Args:
         model: the model.
@@ -162,7 +162,7 @@ class PPOLearner(Learner):
         self._values = self._log_probs = torch.zeros(1)
 
     def act(self, observation: np.ndarray) -> tuple[int, ...]:
-        """A draw of the stochastic policy."""
+        """Return a draw of the stochastic policy."""
         with torch.no_grad():
             row = torch.from_numpy(observation[None]).to(self.model.device)
             actions, self._values, self._log_probs = self.model.policy(row)
@@ -241,7 +241,7 @@ class DQNLearner(Learner):
         model.policy.set_training_mode(reference)
 
     def act(self, observation: np.ndarray) -> tuple[int, ...]:
-        """The best action, or with probability epsilon another."""
+        """Return the best action, or with probability epsilon another."""
         explores = np.random.random() < self.epsilon
         if explores and self._temperature is None:
             return (int(self.model.action_space.sample()),)
