@@ -137,7 +137,8 @@ class PackedDraft(CachedDraft):
         norms = (attention.q_norm, attention.k_norm)
         self._qk_norms = [None if norm is None else NormWeight.of(norm) for norm in norms]
         addresses = [0 if norm is None else norm.address for norm in self._qk_norms]
-        self._qk = (*addresses, head.config.rms_norm_eps, head.config.head_dim**-0.5)
+        q_norm, k_norm = addresses
+        self._qk = (q_norm, k_norm, head.config.rms_norm_eps, head.config.head_dim**-0.5)
         self._embedding_norm = NormWeight.of(layer.input_layernorm)
         self._hidden_norm = NormWeight.of(layer.hidden_norm)
         self._mlp_norm = NormWeight.of(layer.post_attention_layernorm)
@@ -286,11 +287,12 @@ class PackedDraft(CachedDraft):
             self._hidden_norm.address, buffers.pair_right, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         qkv = self._qkv(buffers.pair)
-        zero, keys, values, *cache = self._attention_caches[slot]
+        no_slots, keys, values, slots, stride, capacity = self._attention_caches[slot]
         skipped = place.first_row * self._row_bytes
         C.cached_attention(
             qkv.data_ptr(), *self._attention_tables, place.positions, place.cache_rows,
-            zero, keys + skipped, values + skipped, *cache, *visible.arguments(), *self._qk,
+            no_slots, keys + skipped, values + skipped, slots, stride, capacity,
+            *visible.arguments(), *self._qk,
             buffers.attended_address, self._out.in_features, rows, *self._heads, threads,
         )  # fmt: skip
         if self.head_config.norm_before_residual:
