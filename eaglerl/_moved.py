@@ -62,6 +62,7 @@ MOVED_MODULES = {
     "eaglerl.eagle3.linear": "eaglerl.eagle3.layers.linear",
     "eaglerl.eagle3.lookup": "eaglerl.eagle3.tree.prompt_lookup",
     "eaglerl.eagle3.merge": "eaglerl.eagle3.tree.merge",
+    "eaglerl.eagle3.open_session": "eaglerl.eagle3.session_factory",
     "eaglerl.eagle3.packed_draft": "eaglerl.eagle3.head.packed_draft",
     "eaglerl.eagle3.packed_rows": "eaglerl.eagle3.head.packed_rows",
     "eaglerl.eagle3.packed_target": "eaglerl.eagle3.target.packed_target",

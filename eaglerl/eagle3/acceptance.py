@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -148,6 +149,23 @@ class DeviceAcceptance:
             last_features=output.features[rows[kept - 1 : kept]][0],
             decision=decision,
         )
+
+
+def make_acceptance(verifier: Verifier, policy_time: TotalTime, *, on_device: bool) -> Acceptance:
+    """Return what accepts for a verifier, on the host or on a device.
+
+    A warning says where the host has to decide for a device.
+    """
+    if not on_device:
+        return HostAcceptance(verifier, policy_time)
+    if isinstance(verifier, RowVerifier):
+        return DeviceAcceptance(verifier, policy_time)
+    warnings.warn(
+        "logits processors that read the text run on the host: the device waits for it after "
+        "every verification",
+        stacklevel=4,
+    )
+    return HostAcceptance(verifier, policy_time)
 
 
 def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,6 @@ from typing import Literal, Unpack
 
 import torch
 
-from eaglerl.eagle3.cache.caches import CachePool
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
@@ -17,7 +16,6 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
 from eaglerl.eagle3.loading import load_pair
-from eaglerl.eagle3.open_session import open_session
 from eaglerl.eagle3.output import GenerateOutput
 from eaglerl.eagle3.policy import (
     NO_DRAFT,
@@ -38,12 +36,11 @@ from eaglerl.eagle3.prompt_inputs import (
 )
 from eaglerl.eagle3.sampling import ProcessingVerifier, Verifier, seeded_generator
 from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.session_factory import TREE_ROOM, SessionFactory
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
 
-#: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
-_TREE_ROOM = 512
 #: The tree without a policy: the best constant one of the comparison in the README, on a CPU.
 DEFAULT_TREE = TreeParams(6, 2, 4)
 
@@ -91,14 +88,14 @@ class SpeculativeDecoder:
         self.draft: CachedDraft | None = None
         if draft is None:
             self.default_policy = plain_policy(default_policy or NO_DRAFT)
-            self._pool = CachePool(target.new_cache, None)
+            self._sessions = SessionFactory(target, None, None)
             return
         check_fit(target, draft)
         if draft.embed_tokens is None:
             draft.set_embed_tokens(target.embed_tokens)
         self.default_policy = as_policy(default_policy or DEFAULT_TREE)
-        self.draft = make_draft_runner(draft, capacity=_TREE_ROOM, dtype=draft_dtype)
-        self._pool = CachePool(target.new_cache, self.draft.with_own_cache)
+        self.draft = make_draft_runner(draft, capacity=TREE_ROOM, dtype=draft_dtype)
+        self._sessions = SessionFactory(target, draft, self.draft)
 
     @classmethod
     def from_pretrained(
@@ -199,7 +196,9 @@ class SpeculativeDecoder:
         ]
         generations = []
         for prompt, (verifier, rules) in zip(prompts, begun, strict=True):
-            with Generation(self, prompt.token_ids, rules, chosen, verifier) as generation:
+            with Generation(
+                self._sessions, prompt.token_ids, rules, chosen, verifier
+            ) as generation:
                 generation.run(streamer, prompt.row)
             generations.append(generation)
         return GenerateOutput.of(prompts, generations, settings.pad_token_id)
@@ -243,7 +242,7 @@ class SpeculativeDecoder:
         generator = seeded_generator(seed, self.target.embed_tokens.device)
         verifier, rules = self._begin(settings, prompt, generator, tokenizer)
         return Generation(
-            self, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
+            self._sessions, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
         )
 
     def read_options(self, **options: Unpack[GenerationOptions]) -> GenerationSettings:
@@ -330,9 +329,7 @@ class SpeculativeDecoder:
         """
         if length < 0:
             raise ValueError(f"length must be 0 or positive, got {length}")
-        return open_session(
-            self.target, self.head, self.draft, self._pool, verifier, length + _TREE_ROOM, policy
-        )
+        return self._sessions.new_session(verifier, length, policy)
 
     def _read(
         self,

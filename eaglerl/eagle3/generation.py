@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
 from eaglerl.eagle3.output import DecodingStatistics
-from eaglerl.eagle3.policy import StagedPolicy, StepResult, TreePolicy, as_plan
+from eaglerl.eagle3.policy import StepResult, TreePolicy
 from eaglerl.eagle3.sampling import Verifier
+from eaglerl.eagle3.session_factory import SessionFactory
 from eaglerl.eagle3.stopping import FinishReason, StoppingRules
-
-if TYPE_CHECKING:
-    from eaglerl.eagle3.decoder import SpeculativeDecoder
 
 
 class Generation:
@@ -35,7 +33,7 @@ class Generation:
 
     def __init__(
         self,
-        decoder: SpeculativeDecoder,
+        sessions: SessionFactory,
         prompt_ids: list[int],
         rules: StoppingRules,
         policy: TreePolicy,
@@ -46,7 +44,7 @@ class Generation:
         """Take caches and reset the policy; nothing is decoded yet.
 
         Args:
-            decoder: whose target and draft head decode.
+            sessions: opens the session that decodes.
             prompt_ids: at least one token id.
             rules: say when the sequence ends.
             policy: chooses the tree of every cycle.
@@ -61,13 +59,13 @@ class Generation:
         self._rules = rules
         self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
         # In turn, so that what other generations take is no part of it.
-        with decoder.target.turns as waited:
+        with sessions.target.turns as waited:
             started = time.perf_counter()
-            self.session = decoder.new_session(verifier, len(prompt_ids) + rules.limit, policy)
-            self._policy = self.session.tree_policy
-            self._staged = self._policy if isinstance(self._policy, StagedPolicy) else None
+            self.session = sessions.new_session(verifier, len(prompt_ids) + rules.limit, policy)
             try:
-                self._policy.reset()
+                # The session has the policy, or a fork of it.
+                assert self.session.tree_policy is not None
+                self.session.tree_policy.reset()
                 self.session.begin_prompt(prompt_ids)
             except BaseException:
                 self.session.close("it failed to begin")
@@ -223,12 +221,8 @@ class Generation:
             self.session.waited_seconds += waited
             started = time.perf_counter()
             left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
-            with self.session.policy_time:
-                plan = as_plan(self._policy.choose(self.session.state)).limited_to(left - 1)
-            result = self.session.step(plan, self._staged)
+            result = self.session.step(most_tokens=left)
             self._policy_seconds += result.policy_seconds
-            with self.session.policy_time:
-                self._policy.observe(result)
             self.cycles.append(result)
             kept = self._keep(result.token_ids)
             self.decode_seconds += time.perf_counter() - started

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from eaglerl.eagle3.policy import StepResult
 from eaglerl.eagle3.prompt_inputs import Prompts
 from eaglerl.eagle3.stopping import FinishReason
-
-if TYPE_CHECKING:
-    from eaglerl.eagle3.generation import Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +72,22 @@ class DecodingStatistics:
         )
 
 
+class DecodedSequence(Protocol):
+    """What `GenerateOutput` reads of a `Generation`."""
+
+    @property
+    def new_ids(self) -> list[int]:
+        """Tokens of the output."""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ended."""
+
+    @property
+    def statistics(self) -> DecodingStatistics:
+        """Its cycles and times."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateOutput:
     """Result of `SpeculativeDecoder.generate`.
@@ -97,7 +110,7 @@ class GenerateOutput:
 
     @classmethod
     def of(
-        cls, prompts: Prompts, generations: Sequence[Generation], pad_token_id: int
+        cls, prompts: Prompts, generations: Sequence[DecodedSequence], pad_token_id: int
     ) -> GenerateOutput:
         """Put the generations of several prompts together.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from eaglerl.eagle3.acceptance import Acceptance, Accepted, DeviceAcceptance, HostAcceptance
+from eaglerl.eagle3.acceptance import Accepted, make_acceptance
 from eaglerl.eagle3.cache.cache_owner import CacheOwner
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
@@ -17,6 +16,7 @@ from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.logprobs import LogprobRecorder
 from eaglerl.eagle3.pending_rows import PendingRows
 from eaglerl.eagle3.policy import (
+    ConstantPolicy,
     CycleState,
     DraftPlan,
     StagedPolicy,
@@ -25,8 +25,9 @@ from eaglerl.eagle3.policy import (
     TreePolicy,
     as_plan,
 )
-from eaglerl.eagle3.sampling import RowVerifier, Verifier
-from eaglerl.eagle3.stopwatch import Stopwatch, TotalTime
+from eaglerl.eagle3.prompt_reader import PromptReader
+from eaglerl.eagle3.sampling import Verifier
+from eaglerl.eagle3.stopwatch import TotalTime, clock_of, seconds_between
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.merge import merge_looked_up, merge_looked_up_on_device
@@ -39,25 +40,23 @@ _CONFIDENCES = 8
 
 
 class DecodingSession(CacheOwner):
-    """The state of one sequence and the cycle that extends it: draft, verify, accept.
+    """The state of one sequence, and the cycle that extends it: see `step`.
 
-    The last token, the root of the next tree, has no row in the target's cache yet. The draft's
-    stable rows may lag behind the target's: a cycle that drafts nothing leaves the features of its
-    tokens pending, and the next cycle that drafts takes them in with one pass.
+    The root of the next tree is the last token, which has no row in the target's cache yet. The
+    draft's stable rows may lag behind the target's: a cycle that drafts nothing leaves the features
+    of its tokens pending, and the next cycle that drafts takes them in with one pass.
 
-    For a target on the CPU the tree is kept on the host. On a device it never leaves it: one copy a
-    cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
+    For a target on the CPU the tree is kept on the host. On a device the tree never leaves it: one
+    copy a cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
 
-    Sessions of one target take turns, cycle by cycle, whatever threads they are on. Use one session
-    on one thread at a time.
+    Sessions of one target take turns, cycle by cycle, on whatever threads they are. Use a session
+    from one thread at a time.
 
     Attributes:
-        tree_policy: the policy that this session's trees are to be asked from, where it was made
-            for one: the one given or a fork of it.
-        waited_seconds: time that passed until it was this session's turn; part of no other time.
-        policy_time: of the policy since the last cycle; the next one's result takes it. Whoever
-            asks the policy adds to it.
-        logprobs: told the log-probabilities of every token that comes; None for nobody.
+        tree_policy: the policy that `step` asks if it is given no plan; None without one.
+        waited_seconds: time spent waiting for this session's turn; no other time includes it.
+        policy_time: the policy's time since the last cycle. The result of the next cycle takes it.
+        logprobs: records the log-probability of every emitted token; None records nothing.
     """
 
     def __init__(
@@ -69,6 +68,7 @@ class DecodingSession(CacheOwner):
         *,
         slot: int = 0,
         policy: BoundPolicy | None = None,
+        tree_policy: TreePolicy | None = None,
         on_device: bool | None = None,
     ) -> None:
         """Start an empty sequence.
@@ -80,8 +80,9 @@ class DecodingSession(CacheOwner):
             cache: the target's KV cache, with room for the sequence and for the widest tree.
             slot: the slot of both caches that belongs to this sequence; it is emptied.
             policy: decides the next tree within the cycle; `state.decision` holds it.
-            on_device: whether the tree stays on the target's device; by default where that is not
-                the CPU. Such a session needs a draft that runs there as a module.
+            tree_policy: see `DecodingSession`.
+            on_device: keep the tree on the target's device; by default for any device but the CPU.
+                Such a session needs a draft that runs there as a module.
 
         Raises:
             ValueError: a policy without a draft.
@@ -89,37 +90,33 @@ class DecodingSession(CacheOwner):
         if policy is not None and draft is None:
             raise ValueError("policy needs a draft: it reads the features that the draft reduces")
         super().__init__(target.turns)
-        self.target = target
-        self.draft = draft
-        self.verifier = verifier
-        self.cache = cache
-        self.slot = slot
+        self.target, self.draft, self.verifier = target, draft, verifier
+        self.cache, self.slot = cache, slot
+        self.tree_policy = tree_policy
         self.token_ids: list[int] = []
         self.policy_time = TotalTime()
         self.logprobs: LogprobRecorder | None = None
         self.waited_seconds = 0.0
-        self.tree_policy: TreePolicy | None = None
+        self._fused = policy
+        self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
         self._device = target.embed_tokens.device
-        self._policy = policy
+        self._now = clock_of(self._device)
         self._pending = PendingRows()
         self._last: StepResult | None = None
-        self._last_features: torch.Tensor | None = None
+        self._last_features = torch.empty(0)
         self._decision: TreeParams | None = None
         self._text: ContextLookup | None = None
         self._first_logits: torch.Tensor | None = None
-        self._prompt: list[int] = []
-        self._prompt_features: list[torch.Tensor] = []
+        self._prompt = PromptReader()
         self._tree: DraftTree | DeviceTree | None = None
         self._drafter: TreeDrafter | DeviceTreeDrafter
-        self._accept: Acceptance
-        if self._device.type != "cpu" if on_device is None else on_device:
+        if on_device is None:
+            on_device = self._device.type != "cpu"
+        if on_device:
             self._drafter = DeviceTreeDrafter(draft, self._device)
-            self._accept = self._accept_on_device(verifier)
-            self._merge = merge_looked_up_on_device
         else:
             self._drafter = TreeDrafter(draft)
-            self._accept = HostAcceptance(verifier, self.policy_time)
-            self._merge = merge_looked_up
+        self._accept_rows = make_acceptance(verifier, self.policy_time, on_device=on_device)
         cache.truncate(0, slot)
         if draft is not None:
             draft.reset(slot)
@@ -127,9 +124,9 @@ class DecodingSession(CacheOwner):
     def _let_go(self, *, fit: bool) -> None:
         super()._let_go(fit=fit)
         self._pending.clear()
-        self._prompt_features.clear()
+        self._prompt.clear()
         # Whoever keeps the session for its text keeps no caches with it.
-        self._drafter = self.cache = self.draft = None
+        del self._drafter, self.cache, self.draft
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and choose the first token.
@@ -163,13 +160,13 @@ class DecodingSession(CacheOwner):
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
         self.check_open()
-        if self.token_ids or self._prompt:
+        if self.token_ids or self._prompt.token_ids:
             raise ValueError(
                 "this session has a prompt already, behind which its caches would go on: make a "
                 "new session for another one"
             )
         self.cache.check_room(len(prompt_ids), self.slot)
-        self._prompt, self._prompt_features = [*prompt_ids], []
+        self._prompt = PromptReader(prompt_ids)
         self.verifier.begin(prompt_ids)
 
     def read_chunk(self, most_rows: int | None = None) -> int | None:
@@ -186,39 +183,31 @@ class DecodingSession(CacheOwner):
         """
         with self.target.turns as waited, self._working():
             self.waited_seconds += waited
-            start = len(self._prompt) - self.unread
-            size = min(self.target.chunk_size, most_rows or self.target.chunk_size)
-            chunk = self._prompt[start : start + size]
-            last = start + len(chunk) == len(self._prompt)
-            rows = RowBatch.causal(chunk, start, self.slot)
-            output = self.target.forward(rows, self.cache, "last" if last else "none")
-            self.cache.commit(range(len(chunk)), self.slot)
-            # The next chunk overwrites them.
-            self._prompt_features.append(output.features.clone())
-            return self._finish_prompt(output.logits) if last else None
+            logits = self._prompt.read_chunk(self.target, self.cache, self.slot, most_rows)
+            return None if logits is None else self._finish_prompt(logits)
 
     @property
     def unread(self) -> int:
         """Tokens of the prompt that have yet to be read."""
-        return len(self._prompt) - sum(len(part) for part in self._prompt_features)
+        return self._prompt.unread
 
     def _finish_prompt(self, logits: torch.Tensor) -> int:
         """Choose the first token from (1, V) logits; the session can draft then."""
-        prompt_ids, features = self._prompt, self._prompt_features
-        self._prompt, self._prompt_features = [], []
+        prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
+        self._prompt = PromptReader()
         first = self.verifier.next_token(logits[0])
         if self.logprobs is not None:
             self.logprobs.add(logits, (first,))
         self.token_ids = [*prompt_ids, first]
         self._text = self._tree = self._first_logits = None
-        self._last_features = features[-1][-1]
+        self._last_features = features[-1].clone()
         self._pending.clear()
         if self.draft is not None:
             after = torch.tensor(self.token_ids[1:]).to(self._device)
-            self._pending.add(after, torch.cat(features), reduced=False)
-        if self._policy is not None:
+            self._pending.add(after, features, reduced=False)
+        if self._fused is not None:
             first_row = torch.zeros(1, dtype=torch.int64).to(self._device)
-            _, params = self._policy.encode(self._last_features[None], first_row, first_row)
+            _, params = self._fused.encode(self._last_features[None], first_row, first_row)
             self._decision = TreeParams(*params[0].cpu().tolist())
         return first
 
@@ -239,34 +228,74 @@ class DecodingSession(CacheOwner):
         """What the last cycle verified, a looked-up chain included; None before the first."""
         return self._tree
 
-    def step(self, plan: TreeParams | DraftPlan, staged: StagedPolicy | None = None) -> StepResult:
-        """Run one cycle.
+    def step(
+        self,
+        plan: TreeParams | DraftPlan | None = None,
+        staged: StagedPolicy | None = None,
+        *,
+        most_tokens: int | None = None,
+    ) -> StepResult:
+        """Run one cycle: choose, look up, draft, verify, accept, observe.
 
         Args:
-            plan: the tree to draft and verify, or a plan with other sources of drafts.
-            staged: decides between the draft's passes when the tree is done; the tree of `plan` is
-                its limit.
+            plan: the tree to draft and verify, or a plan with other sources of drafts. Without one
+                `tree_policy` chooses it, and observes the result.
+            staged: decides between the passes of the draft when the tree of a given `plan` is done.
+            most_tokens: emit no more tokens than this: cuts the tree that was chosen.
 
         Returns:
-            What it emitted and what it took. The tokens are part of the sequence already.
+            What the cycle emitted and what it took. The tokens are part of the sequence already.
 
         Raises:
             ValueError: no prompt was read, the tree does not fit the cache or the draft's
-                vocabulary, a tree was asked for without a draft, a staged policy on a device, or
-                a session that is closed.
+                vocabulary, a tree was asked for without a draft, a staged policy on a device,
+                neither a plan nor a policy, or a session that is closed.
         """
-        plan = as_plan(plan)
         with self.target.turns as waited:
             self.waited_seconds += waited
-            self._check_step(plan, staged)
+            policy, staged = self._deciding(plan, staged)
+            chosen = self._choose(policy, most_tokens)
+            self._check_plan(chosen, staged)
             with self._working():
-                return self._cycle(plan, staged)
+                self._make_room(chosen)
+                started = self._now()
+                # Before the draft, since a staged policy is shown what was found.
+                lookup = self._look_up(chosen.lookup_tokens)
+                tree, params = self._draft_tree(chosen.params, staged, lookup)
+                drafted = self._now()
+                output = self._verify_tree(tree)
+                accepted = self._accept(output, tree)
+                seconds = seconds_between(started, drafted, self._now())
+                result = self._result(accepted, tree, params, lookup, seconds)
+            self._observe(policy, result)
+            return result
 
-    def _check_step(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
-        params = plan.params
+    def _deciding(
+        self, plan: TreeParams | DraftPlan | None, staged: StagedPolicy | None
+    ) -> tuple[TreePolicy, StagedPolicy | None]:
+        """Check that a cycle can run; return the policy of its tree, and of the draft's passes."""
         self.check_open()
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")
+        if plan is not None:
+            return ConstantPolicy(plan), staged
+        if self.tree_policy is None:
+            raise ValueError("step() needs a plan: this session was opened without a policy")
+        return self.tree_policy, self._staged
+
+    def _choose(self, policy: TreePolicy, most_tokens: int | None) -> DraftPlan:
+        with self.policy_time:
+            plan = as_plan(policy.choose(self.state))
+            return plan if most_tokens is None else plan.limited_to(most_tokens - 1)
+
+    def _observe(self, policy: TreePolicy, result: StepResult) -> None:
+        with self.policy_time:
+            policy.observe(result)
+
+    def _check_plan(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
+        params = plan.params
+        # The policy may have closed the session.
+        self.check_open()
         if self.draft is None and params.total_tokens > 1:
             raise ValueError(
                 f"this session has no draft: total_tokens must be 1, got {params.total_tokens}"
@@ -278,23 +307,74 @@ class DecodingSession(CacheOwner):
         if self._caches is None:
             self.cache.check_room(plan.most_rows, self.slot)
 
-    def _cycle(self, plan: DraftPlan, staged: StagedPolicy | None) -> StepResult:
-        if self._caches is not None:
-            self._make_room(plan)
-        watch = Stopwatch(self._device)
-        watch.mark()
-        lookup = NO_LOOKUP
-        if plan.lookup_tokens:
-            lookup = self._indexed_text().propose(plan.lookup_tokens)
-        self._tree, params = self._draft_tree(plan.params, staged, lookup)
-        watch.mark()
-        output = self._verify_tree(self._tree)
-        accepted = self._accept(output, self._tree, self.cache, self.slot, self._policy)
+    def _make_room(self, plan: DraftPlan) -> None:
+        """Let the session's own caches grow if a plan is wider than what is free."""
+        if self._caches is None:
+            return
+        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
+        rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
+        capacity = self.cache.lengths[self.slot] + rows
+        if capacity > self.cache.capacity:
+            self._caches.grow(capacity)
+            self.cache = self._caches.target
+
+    def _look_up(self, most_tokens: int) -> Lookup:
+        return self._indexed_text().propose(most_tokens) if most_tokens else NO_LOOKUP
+
+    def _draft_tree(
+        self,
+        params: TreeParams,
+        staged: StagedPolicy | None = None,
+        lookup: Lookup = NO_LOOKUP,
+    ) -> tuple[DraftTree | DeviceTree, TreeParams]:
+        """Return the tree, looked-up tokens included, and the parameters of the head's part."""
+        root = self.token_ids[-1]
+        if params.total_tokens == 1:
+            return _merge(self._drafter.root_only(root), lookup), params
+        # `_check_plan` has refused a tree without a draft, and stages on a device.
+        assert self.draft is not None
+        token_ids, hidden = self._pending.take(self.draft.reduce)
+        hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
+        self._first_logits = logits
+        if staged is None:
+            tree = self._drafter.grow(root, hidden, logits, params, self.slot)
+            return _merge(tree, lookup), params
+        assert isinstance(self._drafter, TreeDrafter)
+        context = DraftContext(len(self.token_ids), lookup, self.policy_time)
+        return self._drafter.grow_in_stages(
+            root, hidden, logits, params, staged, context, self.slot
+        )
+
+    def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
+        start = self.cache.lengths[self.slot]
+        rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
+        return self.target.forward(rows, self.cache, "all")
+
+    def _accept(self, output: TargetOutput, tree: DraftTree | DeviceTree) -> Accepted:
+        accepted = self._accept_rows(output, tree, self.cache, self.slot, self._fused)
         if self.logprobs is not None:
+            assert output.logits is not None  # All were asked for.
             self.logprobs.add(output.logits[accepted.rows], accepted.emitted)
+        self._tree = tree
         self._keep(accepted)
-        watch.mark()
-        draft_seconds, verify_seconds = watch.laps()
+        return accepted
+
+    def _keep(self, accepted: Accepted) -> None:
+        self.token_ids.extend(accepted.emitted)
+        self._last_features = accepted.last_features
+        self._decision = accepted.decision
+        if self.draft is not None:
+            self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
+
+    def _result(
+        self,
+        accepted: Accepted,
+        tree: DraftTree | DeviceTree,
+        params: TreeParams,
+        lookup: Lookup,
+        seconds: list[float],
+    ) -> StepResult:
+        draft_seconds, verify_seconds = seconds
         self._last = StepResult(
             token_ids=accepted.emitted,
             params=params,
@@ -305,19 +385,10 @@ class DecodingSession(CacheOwner):
             context_length=len(self.token_ids),
             lookup=lookup,
             lookup_accepted=_common_length(lookup.token_ids, accepted.emitted[:-1]),
-            rows=len(self._tree.token_ids),
+            rows=len(tree.token_ids),
             policy_seconds=self.policy_time.take(),
         )
         return self._last
-
-    def _make_room(self, plan: DraftPlan) -> None:
-        """Let the caches grow where a plan is wider than what is free."""
-        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
-        rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
-        capacity = self.cache.lengths[self.slot] + rows
-        if capacity > self.cache.capacity:
-            self._caches.grow(capacity)
-            self.cache = self._caches.target
 
     def _confidence(self) -> np.ndarray | None:
         """See `CycleState`."""
@@ -333,51 +404,14 @@ class DecodingSession(CacheOwner):
         self._text.extend(self.token_ids[len(self._text) :])
         return self._text
 
-    def _accept_on_device(self, verifier: Verifier) -> Acceptance:
-        if isinstance(verifier, RowVerifier):
-            return DeviceAcceptance(verifier, self.policy_time)
-        warnings.warn(
-            "logits processors that read the text run on the host: the device waits for it after "
-            "every verification",
-            stacklevel=4,
-        )
-        return HostAcceptance(verifier, self.policy_time)
 
-    def _keep(self, accepted: Accepted) -> None:
-        self.token_ids.extend(accepted.emitted)
-        self._last_features = accepted.last_features
-        self._decision = accepted.decision
-        if self.draft is not None:
-            self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
-
-    def _draft_tree(
-        self,
-        params: TreeParams,
-        staged: StagedPolicy | None = None,
-        lookup: Lookup = NO_LOOKUP,
-    ) -> tuple[DraftTree | DeviceTree, TreeParams]:
-        """The tree with the lookup merged into it, and the parameters of the head's part."""
-        root = self.token_ids[-1]
-        if params.total_tokens == 1:
-            tree = self._drafter.root_only(root)
-        else:
-            token_ids, hidden = self._pending.take(self.draft.reduce)
-            hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
-            self._first_logits = logits
-            if staged is not None:
-                moment = DraftContext(len(self.token_ids), lookup, self.policy_time)
-                return self._drafter.grow_in_stages(
-                    root, hidden, logits, params, staged, moment, self.slot
-                )
-            tree = self._drafter.grow(root, hidden, logits, params, self.slot)
-        if lookup.token_ids:
-            tree = self._merge(tree, lookup.token_ids)
-        return tree, params
-
-    def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
-        start = self.cache.lengths[self.slot]
-        rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
-        return self.target.forward(rows, self.cache, "all")
+def _merge(tree: DraftTree | DeviceTree, lookup: Lookup) -> DraftTree | DeviceTree:
+    """Add looked-up tokens to a tree."""
+    if not lookup.token_ids:
+        return tree
+    if isinstance(tree, DeviceTree):
+        return merge_looked_up_on_device(tree, lookup.token_ids)
+    return merge_looked_up(tree, lookup.token_ids)
 
 
 def _common_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 
@@ -31,25 +34,33 @@ class TotalTime:
         return seconds
 
 
-class Stopwatch:
-    """Marks moments on the host's clock, or in the stream of a CUDA device."""
+#: A moment on the host's clock, in seconds, or in the stream of a CUDA device.
+Moment: TypeAlias = float | torch.cuda.Event
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._marks: list[float | torch.cuda.Event] = []
 
-    def mark(self) -> None:
-        """Note this moment: on the host now, on CUDA when the work queued so far is done."""
-        if not self._on_cuda:
-            self._marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append(event)
+def clock_of(device: torch.device) -> Callable[[], Moment]:
+    """Return what notes a moment of a device's work.
 
-    def laps(self) -> list[float]:
-        """Seconds between the marks; all of them must have passed, so nothing waits."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if self._on_cuda:
-            return [earlier.elapsed_time(later) / 1000 for earlier, later in pairs]
-        return [later - earlier for earlier, later in pairs]
+    On CUDA that is when the work queued so far is done, elsewhere now.
+    """
+    return _record_event if device.type == "cuda" else time.perf_counter
+
+
+def seconds_between(*moments: Moment) -> list[float]:
+    """Return the seconds between neighbouring moments, all of which must have passed."""
+    return [_seconds(earlier, later) for earlier, later in pairwise(moments)]
+
+
+def _seconds(earlier: Moment, later: Moment) -> float:
+    if isinstance(earlier, float) and isinstance(later, float):
+        return later - earlier
+    # One clock gives both.
+    assert isinstance(earlier, torch.cuda.Event)
+    assert isinstance(later, torch.cuda.Event)
+    return earlier.elapsed_time(later) / 1000
+
+
+def _record_event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event

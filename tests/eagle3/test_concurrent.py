@@ -316,7 +316,7 @@ class TestFailures:
 
         with pytest.raises(RuntimeError, match="no more"):
             decode(decoder, PROMPTS[0], streamer=Failing())
-        assert len(decoder._pool.idle) == 1
+        assert len(decoder._sessions.pool.idle) == 1
         assert decode(decoder, PROMPTS[0]) == expected[0]
 
     def test_a_policy_that_advances_its_own_generation(self, decoder) -> None:

@@ -109,22 +109,22 @@ def test_caches_come_back_when_a_text_ends_is_closed_or_is_dropped(decoder) -> N
     ended = decoder.start(PROMPT, max_new_tokens=3)
     while ended.finish_reason is None:
         ended.advance()
-    assert len(decoder._pool.idle) == 1
+    assert len(decoder._sessions.pool.idle) == 1
     closed, dropped = (decoder.start(PROMPT, max_new_tokens=9) for _ in range(2))
     for generation in (closed, dropped):
         generation.advance()
-    assert decoder._pool.idle == ()
+    assert decoder._sessions.pool.idle == ()
     closed.close()
     closed.close()
-    assert len(decoder._pool.idle) == 1
+    assert len(decoder._sessions.pool.idle) == 1
     del dropped, generation
     gc.collect()
-    assert len(decoder._pool.idle) == 2
+    assert len(decoder._sessions.pool.idle) == 2
 
 
 def test_many_generations_in_turn_take_one_set_of_caches(decoder) -> None:
     made = []
-    decoder._pool = CachePool(
+    decoder._sessions.pool = CachePool(
         lambda capacity: made.append(capacity) or decoder.target.new_cache(capacity),
         decoder.draft.with_own_cache,
     )
@@ -141,4 +141,4 @@ def test_a_cycle_wider_than_the_caches_lets_them_grow(decoder) -> None:
     session.step(wide)
     assert session.cache.capacity > before
     session.close()
-    assert decoder._pool.idle[0].capacity > before
+    assert decoder._sessions.pool.idle[0].capacity > before

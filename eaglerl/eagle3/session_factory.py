@@ -1,0 +1,91 @@
+"""Opens sessions: what a decoder and its generations share to decode any number of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from eaglerl.eagle3.cache.caches import CachePool, Caches
+from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.head.cached_draft import CachedDraft
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import TreePolicy
+from eaglerl.eagle3.policy_use import begin_use, use_verifier
+from eaglerl.eagle3.sampling import Verifier
+from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.target.target_model import TargetModel
+
+#: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
+TREE_ROOM = 512
+
+
+class SessionFactory:
+    """Opens sessions of one target and its draft head, with caches from one pool.
+
+    Attributes:
+        target: the target.
+        draft_head: the draft head; None for plain decoding.
+        draft_runner: runs the head, and reduces features for a `FusedPolicy`; None without a head.
+        pool: the caches of sequences that have ended.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        draft_head: Eagle3DraftHead | None,
+        draft_runner: CachedDraft | None,
+    ) -> None:
+        """Start with an empty pool."""
+        self.target = target
+        self.draft_head = draft_head
+        self.draft_runner = draft_runner
+        new_draft = None if draft_runner is None else draft_runner.with_own_cache
+        self.pool = CachePool(target.new_cache, new_draft)
+
+    def new_session(
+        self, verifier: Verifier, length: int, policy: TreePolicy | None = None
+    ) -> DecodingSession:
+        """Open a session that gives back all it took when it is closed or garbage collected.
+
+        Args:
+            verifier: greedy or sampling.
+            length: tokens of the longest sequence, prompt included.
+            policy: see `SpeculativeDecoder.new_session`.
+
+        Raises:
+            ValueError: see `SpeculativeDecoder.new_session`.
+        """
+        ends = [use_verifier(verifier)]
+        try:
+            if policy is not None:
+                policy, end_use = begin_use(policy)
+                ends.append(end_use)
+            bound = None
+            if isinstance(policy, FusedPolicy):
+                bound = policy.bind(self.draft_head, self.draft_runner.reduce)
+            caches = self.pool.take(length + TREE_ROOM)
+        except BaseException:
+            _end(ends)
+            raise
+        session = DecodingSession(
+            self.target,
+            caches.draft,
+            verifier,
+            caches.target,
+            policy=bound,
+            tree_policy=policy,
+        )
+        session.own(caches, partial(_release, self.pool, ends))
+        return session
+
+
+def _release(pool: CachePool, ends: list[Callable[[], None]], caches: Caches | None) -> None:
+    """End the uses; return the caches, which are None if they are not fit for another sequence."""
+    _end(ends)
+    if caches is not None:
+        pool.give_back(caches)
+
+
+def _end(ends: list[Callable[[], None]]) -> None:
+    for end in ends:
+        end()
