@@ -1,4 +1,4 @@
-"""``python -m eaglerl``: the command line, where its script is not on the path."""
+"""``python -m eaglerl``: the command line, for when its script is not on the path."""
 
 from eaglerl.cli import main
 

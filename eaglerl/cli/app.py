@@ -1,4 +1,4 @@
-"""The commands of `eaglerl`, put together."""
+"""The typer application: all commands of `eaglerl` with their examples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from rich.markup import escape
 from eaglerl.cli.calibrate_command import calibrate
 from eaglerl.cli.compare_command import compare
 from eaglerl.cli.demo_command import demo
+from eaglerl.cli.distill_command import distill
 from eaglerl.cli.export_head_command import export_head
 from eaglerl.cli.generate_command import generate
 from eaglerl.cli.prepare_command import prepare
 from eaglerl.cli.record_command import record
 from eaglerl.cli.report_command import report
 from eaglerl.cli.serve_command import serve
-from eaglerl.cli.train_draft_command import distill, train_draft
+from eaglerl.cli.train_draft_command import train_draft
 from eaglerl.cli.train_policy_command import train_policy
 from eaglerl.resps.commands.evaluate_command import evaluate
 
 app = typer.Typer(
     name="eaglerl",
-    help="EAGLE-3 speculative decoding: the same text as plain decoding, sooner.",
+    help="EAGLE-3 speculative decoding: the same text as plain decoding, faster.",
     epilog="Start with: eaglerl demo",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -34,9 +35,9 @@ app = typer.Typer(
 
 
 def _add(command: Callable[..., None], *examples: str) -> None:
-    """Make a function a command, with its docstring as help and examples below the options."""
-    # rich keeps single line breaks, so that a docstring's would show in the middle of sentences;
-    # and it wants a paragraph for each line that shall stay one.
+    """Add a command, with its function's docstring as help and examples below the options."""
+    # rich keeps single line breaks, so the docstring's are removed; each example is a paragraph,
+    # because rich joins lines without one.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     help_text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     lines = ["[bold]Examples[/]", *(f"[cyan]{escape(example)}[/]" for example in examples)]

@@ -1,9 +1,9 @@
-"""`eaglerl compare`: the same questions decoded in several ways, side by side."""
+"""`eaglerl compare`: the same questions decoded by several modes, side by side."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from eaglerl.cli.shared.options import (
     DraftDtypeOption,
     DraftOption,
     ModelOption,
+    SplitOption,
     ThreadsOption,
     TopPOption,
     load_decoder,
@@ -25,8 +26,9 @@ from eaglerl.cli.shared.options import (
     resolve_draft,
     resolve_model,
 )
-from eaglerl.cli.shared.terminal import DebugOption, command, notes, output, progress_bar
-from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, notes, output, progress_bar, say
+from eaglerl.packaged_models import DEFAULT_MODEL
 from eaglerl.resps.commands.preset_options import (
     PRESET_MODES,
     PresetContextOption,
@@ -38,123 +40,129 @@ from eaglerl.resps.commands.preset_options import (
 )
 
 if TYPE_CHECKING:
+    from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.evaluation.modes.mode_names import ModeSpec
-    from eaglerl.evaluation.results.records import Comparison
+    from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
 
-_CONSTANT_PANEL = "Constant trees that are chosen"
-_NEEDS_PANEL = "What some modes need"
-#: Without --mode.
+_CONSTANT_PANEL = "Choice of the constant tree"
+_NEEDS_PANEL = "For some modes only"
 _DEFAULT_MODES = ("generate", "plain", "tuned")
 
 
-@command
-def compare(
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Options of `eaglerl compare`."""
+
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="Folder of the comparison; one that is there goes on."
+            metavar="FOLDER", help="Folder of the comparison; an existing one is continued."
         ),
-    ],
+    ]
     questions: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="QUESTIONS",
-            help="JSONL files of questions (question_id, category, turns), or folders of them; "
-            "without any, the comparison that FOLDER holds is shown.",
+            help="JSONL files of questions (question_id, category, turns), or folders of them. "
+            "Without any, show the comparison that is in FOLDER.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     mode: Annotated[
         list[str] | None,
         typer.Option(
             "--mode",
             "-M",
             metavar="[LABEL=]MODE",
-            help="A way to decode; may be repeated. generate, plain, tree:T/D/K, tuned, hindsight, "
+            help="A way to decode; repeatable: generate, plain, tree:T/D/K, tuned, hindsight, "
             "policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, uncached:FOLDER, "
             "shuffled:FOLDER, baseline:NAME, baseline:all. "
-            f"Default: {', '.join(_DEFAULT_MODES)}; plain is always there.",
+            f"Default: {', '.join(_DEFAULT_MODES)}. plain is always included.",
             show_default=False,
         ),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Half of the questions to decode, by the hash of the prompt: test, train or all.",
-        ),
-    ] = "test",
+    ] = None
+    split: SplitOption = "test"
     per_file: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Questions of each file, of this half.", show_default=False
+            min=1, metavar="N", help="Questions per file; default: all.", show_default=False
         ),
-    ] = None,
+    ] = None
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How often everything is decoded.")
-    ] = 3,
+        int, typer.Option(min=1, metavar="N", help="How often each question is decoded.")
+    ] = 3
     max_new_tokens: Annotated[
         int,
         typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest answer."),
-    ] = 128,
+    ] = 128
     against: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LABEL",
-            help="Mode that the others' speed is divided by; may be repeated. "
-            "Default: tuned and plain.",
+            help="Mode to divide the speeds by; repeatable. Default: tuned and plain.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON instead of tables.")
-    ] = False,
+    ] = False
     temperature: Annotated[
         float,
-        typer.Option(min=0.0, metavar="X", help="0 is greedy.", rich_help_panel=SAMPLING_PANEL),
-    ] = 0.0,
-    top_p: TopPOption = 1.0,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            help="0 is greedy; above 0, sample.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = 0.0
+    top_p: TopPOption = 1.0
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of all draws.", rich_help_panel=SAMPLING_PANEL)
-    ] = 0,
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Seed of the sampling, and of all other random choices.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = 0
     grid: Annotated[
         str | None,
         typer.Option(
             metavar="T/D/K,...",
-            help="Trees that tuned and hindsight choose from; default: small ones for a CPU.",
+            help="Trees that tuned and hindsight choose from; default: small trees for a CPU.",
             show_default=False,
             rich_help_panel=_CONSTANT_PANEL,
         ),
-    ] = None,
+    ] = None
     validation: Annotated[
         int,
         typer.Option(
             min=1,
             metavar="N",
-            help="Questions of each file, of the other half, that tuned is chosen on.",
+            help="Questions per file, from the other half, on which the tree of tuned is chosen.",
             rich_help_panel=_CONSTANT_PANEL,
         ),
-    ] = 8,
+    ] = 8
     cost: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Table of `calibrate`, for acceptance policies (default: the one kept for this "
-            "machine, or beside the policy) and some baselines.",
+            help="Cost table from `calibrate`, for acceptance policies (default: the one kept for "
+            "this machine, else the one beside the policy) and some baselines.",
             show_default=False,
             rich_help_panel=_NEEDS_PANEL,
         ),
-    ] = None,
+    ] = None
     traces: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
-            help="Traces of `record`, for the baselines that are tuned on some; those of questions "
-            "that are decoded are left out. May be repeated.",
+            help="Traces from `record`, for the baselines that are tuned on traces; traces of "
+            "questions that are decoded are not used. Repeatable.",
             show_default=False,
             rich_help_panel=_NEEDS_PANEL,
         ),
-    ] = None,
+    ] = None
     actions: Annotated[
         str,
         typer.Option(
@@ -162,104 +170,179 @@ def compare(
             help="Trees that the bandits and tiers choose from, as in `train-policy`.",
             rich_help_panel=_NEEDS_PANEL,
         ),
-    ] = "cpu",
-    preset: PresetOption = None,
-    preset_steps: PresetStepsOption = 2000,
-    preset_context: PresetContextOption = True,
-    text_model: TextModelOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    draft: DraftOption = None,
-    draft_dtype: DraftDtypeOption = "auto",
-    threads: ThreadsOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Decode the same questions in several ways, side by side, and compare their speed.
+    ] = "cpu"
+    preset: PresetOption = None
+    preset_steps: PresetStepsOption = 2000
+    preset_context: PresetContextOption = True
+    text_model: TextModelOption = None
+    model: ModelOption = DEFAULT_MODEL
+    draft: DraftOption = None
+    draft_dtype: DraftDtypeOption = "auto"
+    threads: ThreadsOption = None
+    debug: DebugOption = False
 
-    All modes decode a question in turn before the next one comes, in an order that rotates and
-    reverses; outputs are compared with plain decoding's. Every measurement is kept in FOLDER: an
-    interrupted comparison goes on with the same command, and with one more --mode a finished one
-    is extended without repeating the rest.
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a comparison decodes, checked as far as that is possible without a model."""
+
+    modes: tuple[ModeSpec, ...]
+    options: CompareOptions
+    files: list[Path]
+    extras: Extras
+    plain: bool
+
+
+@settings_command
+def compare(settings: CompareSettings) -> None:
+    """Decode the same questions by several modes, side by side, and compare their speed.
+
+    All modes decode a question before the next one is started, in an order that rotates and
+    reverses. Outputs are compared with those of plain decoding. Every measurement is kept in
+    FOLDER: the same command continues an interrupted comparison, and with one more --mode it
+    extends a complete one without repeating the rest.
     """
-    if not questions:
-        _show(folder, against, as_json=as_json)
-        return
+    if settings.questions:
+        plan = _make_plan(settings)
+        if (busy := _busy_now()) is not None:
+            notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
+        decoder = load_decoder(
+            settings.model,
+            settings.draft,
+            draft_dtype=settings.draft_dtype,
+            threads=settings.threads,
+            plain=plan.plain,
+        )
+        _decode(settings, _with_machine_cost(settings, plan, decoder), decoder)
+    _show(settings.folder, settings.against, as_json=settings.as_json)
+
+
+def _make_plan(settings: CompareSettings) -> _Plan:
+    """Check everything that needs no model, so that a mistake is reported at once."""
     with progress_bar() as show:
         show("loading libraries", 0.0)
-        from eaglerl.cost.cost_table import CostTable
-        from eaglerl.evaluation.modes.mode_names import POLICY_KINDS
         from eaglerl.evaluation.questions.question_files import question_files, read_questions
-        from eaglerl.evaluation.running.comparison import compare as run
-        from eaglerl.evaluation.running.comparison_options import (
-            DEFAULT_GRID,
-            CompareOptions,
-            Extras,
-        )
-        from eaglerl.evaluation.statistics.disturbance import busy_now
-        from eaglerl.traces.trace_set import TraceSet
 
-        # All that can be checked without a model is, before one is loaded.
-        modes = _parse_modes(mode or (PRESET_MODES if preset else _DEFAULT_MODES))
+        modes = _parse_modes(settings.mode or (PRESET_MODES if settings.preset else _DEFAULT_MODES))
         labels = {one.label for one in modes}
-        labels |= preset_labels(preset, labels, context=preset_context, traces=traces, cost=cost)
-        options = CompareOptions(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, repeats=repeats,
-            split=split, per_file=per_file, validation_per_file=validation,
-            grid=DEFAULT_GRID if grid is None else parse_trees(grid, "--grid"),
-            draft_dtype=draft_dtype, seed=seed,
-        )  # fmt: skip
-        files = question_files(question_paths(questions))
-        read_questions(files)
-        extras = Extras(
-            cost=None if cost is None else CostTable.from_json(cost),
-            actions=read_actions(actions),
-            traces=[TraceSet(one) for one in traces or ()],
+        labels |= preset_labels(
+            settings.preset,
+            labels,
+            context=settings.preset_context,
+            traces=settings.traces,
+            cost=settings.cost,
         )
+        options = _compare_options(settings)
+        files = question_files(question_paths(settings.questions or ()))
+        read_questions(files)
+        extras = _read_extras(settings)
         _check_needs(modes, cost=extras.cost, traces=extras.traces)
-        plain = needs_no_head(modes, preset, draft, model)
+        plain = _needs_no_head(modes, settings)
         if not plain:
-            resolve_draft(draft, model)
-    _check_references(against, folder, labels)
-    if (busy := busy_now()) is not None:
-        notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
-    if cost is None and any(one.kind in POLICY_KINDS for one in modes):
-        table = machine_cost(None, decoder)
-        if table is None:
-            tell_unmeasured()
-        extras = replace(extras, cost=table)
-    target = resolve_model(model)
-    try:
-        with progress_bar() as show:
-            if preset is not None:
-                modes += learn_preset(
-                    preset, decoder, files, folder, options, extras,
-                    context=preset_context, steps=preset_steps, text_model=text_model, show=show,
-                )  # fmt: skip
-            run(decoder, target, files, modes, folder, options, extras, progress=show)
-    except KeyboardInterrupt:
-        notes().print(
-            f"what was decoded is in {folder}; the same command goes on", markup=False,
-            soft_wrap=True,
-        )  # fmt: skip
-        raise
-    _show(folder, against, as_json=as_json)
+            resolve_draft(settings.draft, settings.model)
+    _check_references(settings.against, settings.folder, labels)
+    return _Plan(modes, options, files, extras, plain)
 
 
-def needs_no_head(
-    modes: tuple[ModeSpec, ...], preset: str | None, draft: Path | None, model: str
-) -> bool:
-    """Tell whether there is no head to load, and none that a mode asks for."""
+def _compare_options(settings: CompareSettings) -> CompareOptions:
+    from eaglerl.evaluation.running.comparison_options import DEFAULT_GRID, CompareOptions
+
+    return CompareOptions(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        repeats=settings.repeats,
+        split=settings.split,
+        per_file=settings.per_file,
+        validation_per_file=settings.validation,
+        grid=DEFAULT_GRID if settings.grid is None else parse_trees(settings.grid, "--grid"),
+        draft_dtype=settings.draft_dtype,
+        seed=settings.seed,
+    )
+
+
+def _read_extras(settings: CompareSettings) -> Extras:
+    from eaglerl.cost.cost_table import CostTable
+    from eaglerl.evaluation.running.comparison_options import Extras
+    from eaglerl.traces.trace_set import TraceSet
+
+    return Extras(
+        cost=None if settings.cost is None else CostTable.from_json(settings.cost),
+        actions=read_actions(settings.actions),
+        traces=[TraceSet(folder) for folder in settings.traces or ()],
+    )
+
+
+def _needs_no_head(modes: tuple[ModeSpec, ...], settings: CompareSettings) -> bool:
+    """Tell whether no mode drafts and no head is given, so that none is loaded."""
     from eaglerl.prepare import MODELS
 
-    drafts = preset is not None or any(one.kind not in ("generate", "plain") for one in modes)
-    return draft is None and model not in MODELS and not drafts
+    drafts = settings.preset is not None or any(
+        one.kind not in ("generate", "plain") for one in modes
+    )
+    return settings.draft is None and settings.model not in MODELS and not drafts
+
+
+def _busy_now() -> str | None:
+    from eaglerl.evaluation.statistics.disturbance import busy_now
+
+    return busy_now()
+
+
+def _with_machine_cost(
+    settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder
+) -> _Plan:
+    """Return the plan with this machine's cost table, if a policy needs one and none was given."""
+    from eaglerl.evaluation.modes.mode_names import POLICY_KINDS
+
+    if settings.cost is not None or all(one.kind not in POLICY_KINDS for one in plan.modes):
+        return plan
+    table = machine_cost(None, decoder)
+    if table is None:
+        tell_unmeasured()
+    return replace(plan, extras=replace(plan.extras, cost=table))
+
+
+def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder) -> None:
+    from eaglerl.evaluation.running.comparison import compare as run
+
+    target = resolve_model(settings.model)
+    modes = plan.modes
+    try:
+        with progress_bar() as show:
+            if settings.preset is not None:
+                modes += learn_preset(
+                    settings.preset,
+                    decoder,
+                    plan.files,
+                    settings.folder,
+                    plan.options,
+                    plan.extras,
+                    context=settings.preset_context,
+                    steps=settings.preset_steps,
+                    text_model=settings.text_model,
+                    show=show,
+                )
+            run(
+                decoder,
+                target,
+                plan.files,
+                modes,
+                settings.folder,
+                plan.options,
+                plan.extras,
+                progress=show,
+            )
+    except KeyboardInterrupt:
+        say(f"the measurements so far are in {settings.folder}; the same command continues")
+        raise
 
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
     from eaglerl.evaluation.results.records import load_comparison
     from eaglerl.evaluation.statistics.summary import summarise
 
-    comparison: Comparison = load_comparison(folder)
+    comparison = load_comparison(folder)
     summary = summarise(comparison, against or ())
     if as_json:
         output().print_json(json.dumps(summary.to_dict()))
@@ -291,5 +374,5 @@ def _check_references(against: list[str] | None, folder: Path, labels: set[str])
     for label in against or ():
         if label not in labels:
             raise typer.BadParameter(
-                f"{label!r} is none of the modes {sorted(labels)}", param_hint="--against"
+                f"{label!r} is not one of the modes {sorted(labels)}", param_hint="--against"
             )

@@ -1,19 +1,27 @@
-"""`eaglerl export-head`: write a draft head so that another engine taps the same layers."""
+"""`eaglerl export-head`: write a draft head for another engine, with the same feature layers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eaglerl.cli.shared.options import parse_feature_layers, resolve_model
-from eaglerl.cli.shared.terminal import DebugOption, busy, command, notes
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, busy, say
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+    from eaglerl.eagle3.head.feature_layer_check import LayerReading
 
 
-@command
-def export_head(
-    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Folder of the draft head.")],
+@dataclass(frozen=True, kw_only=True)
+class ExportHeadSettings:
+    """Options of `eaglerl export-head`."""
+
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Folder of the draft head.")]
     engine: Annotated[
         str,
         typer.Option(
@@ -21,79 +29,90 @@ def export_head(
             metavar="ENGINE",
             help="vllm, sglang, openvino or llama.cpp; or eaglerl, for the commands here.",
         ),
-    ],
+    ]
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write.")
-    ],
+    ]
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             "-m",
             metavar="NAME|FOLDER",
-            help="The target: its default layers are not named, and --check needs it.",
+            help="The target. With it, feature layers that are its default ones are left out of "
+            "the config; --check needs it.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     taps: Annotated[
         str | None,
         typer.Option(
             "--taps",
             "--feature-layers",
             metavar="L,M,H",
-            help="Layers whose inputs the head taps, where its config is wrong or unclear.",
+            help="Layers whose inputs are the head's features, if its config is wrong or unclear.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Compare the layers with their neighbours on a page of text first."
+            "--check",
+            help="First compare the feature layers with their neighbours on a page of text.",
         ),
-    ] = False,
-    debug: DebugOption = False,
-) -> None:
+    ] = False
+    debug: DebugOption = False
+
+    def __post_init__(self) -> None:
+        if self.check and self.model is None:
+            raise typer.BadParameter("needs the target: give --model", param_hint="--check")
+
+
+@settings_command
+def export_head(settings: ExportHeadSettings) -> None:
     """Write a draft head for another engine.
 
-    Engines look for the tapped layers in different places and count them differently; without any
-    they all take EAGLE's default ones. What the engine does not run is left out and said.
+    Engines look for the feature layers in different places and count them differently; if they
+    find none, all take EAGLE's default layers. The command says what the engine does not support,
+    and leaves it out.
     """
-    layers = parse_feature_layers(taps)
-    _check_output(head, output)
-    if check and model is None:
-        raise typer.BadParameter("needs the target: give --model", param_hint="--check")
-    if not (head / "config.json").is_file():
-        raise ValueError(f"HEAD must be a folder with a config.json, got {str(head)!r}")
+    layers = parse_feature_layers(settings.taps)
+    _check_output(settings.head, settings.output)
+    if not (settings.head / "config.json").is_file():
+        raise ValueError(f"HEAD must be a folder with a config.json, got {str(settings.head)!r}")
     with busy("reading the head"):
         from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
         from eaglerl.eagle3.head.export_head import ENGINES
         from eaglerl.eagle3.head.export_head import export_head as write_head
         from eaglerl.eagle3.target.target_files import read_target_config
 
-        if engine not in ENGINES:
+        if settings.engine not in ENGINES:
             raise typer.BadParameter(
-                f"engine must be one of {', '.join(ENGINES)}, got {engine!r}", param_hint="--for"
+                f"engine must be one of {', '.join(ENGINES)}, got {settings.engine!r}",
+                param_hint="--for",
             )
-        loaded = Eagle3DraftHead.from_pretrained(head, feature_layers=layers)
-        target = None if model is None else resolve_model(model)
+        head = Eagle3DraftHead.from_pretrained(settings.head, feature_layers=layers)
+        target = None if settings.model is None else resolve_model(settings.model)
         count = None if target is None else read_target_config(target).num_hidden_layers
-    if check:
-        _compare(target, loaded)
-    exported = write_head(loaded, output, engine, num_target_layers=count)
-    console = notes()
+    if settings.check:
+        assert target is not None  # the settings demand it
+        _show_layers(target, head)
+    exported = write_head(head, settings.output, settings.engine, num_target_layers=count)
     for sentence in exported.lost:
-        console.print(f"lost: {sentence}", markup=False, soft_wrap=True)
+        say(f"lost: {sentence}")
     for sentence in exported.hints:
-        console.print(f"to do: {sentence}", markup=False, soft_wrap=True)
-    console.print(f"written: {exported.path}", markup=False, soft_wrap=True)
+        say(f"to do: {sentence}")
+    say(f"written: {exported.path}")
 
 
 def _check_output(head: Path, output: Path) -> None:
-    """Refuse to write over the head itself, which may lose what the engine does not run, or over
-    another model."""
+    """Refuse to overwrite the head itself, or another model.
+
+    An exported head lacks what its engine does not support, so the original must survive.
+    """
     if output.exists() and head.exists() and output.samefile(head):
         raise typer.BadParameter(
-            "it is the head's own folder; name another one", param_hint="--output"
+            "it is the head's own folder; name another folder", param_hint="--output"
         )
     config = output / "config.json"
     if not config.exists():
@@ -108,7 +127,7 @@ def _check_output(head: Path, output: Path) -> None:
 
 
 def _architectures(config: Path) -> object:
-    """What a config.json says that its model is.
+    """Return the architectures that a config.json names.
 
     Raises:
         ValueError: it cannot be read.
@@ -118,30 +137,31 @@ def _architectures(config: Path) -> object:
     return read_json(config, AnyObject, "config", allow_nan=True).get("architectures")
 
 
-def _compare(target: Path, head) -> None:
-    """Print how well the head foresees the target with its layers and with their neighbours."""
-    with busy("comparing tapped layers"):
-        from transformers import AutoTokenizer
-
-        from eaglerl.eagle3.fit import check_fit
-        from eaglerl.eagle3.head.feature_layer_check import compare_neighbours
-        from eaglerl.eagle3.target.make_target import load_target
-
-        model = load_target(target, feature_layers=head.config.resolve_feature_layers)
-        check_fit(model, head)
-        head.to(model.embed_tokens.device)
-        if head.embed_tokens is None:
-            head.set_embed_tokens(model.embed_tokens)
-        readings = compare_neighbours(model, head, AutoTokenizer.from_pretrained(target))
-    console = notes()
+def _show_layers(target: Path, head: Eagle3DraftHead) -> None:
+    """Print how well the head predicts the target with its layers, and with their neighbours."""
+    with busy("comparing feature layers"):
+        readings = _compare_layers(target, head)
     for reading in readings:
         marks = [
             "as read" if reading is readings[0] else "",
             "clearly better" if reading.clearly_better_than(readings[0]) else "",
         ]
-        console.print(
-            f"inputs of {list(reading.layers)}: foresees {reading.accuracy:.1%}, "
-            f"{reading.mean_cross_entropy:.3f} nats {' '.join(filter(None, marks))}".rstrip(),
-            markup=False,
-            soft_wrap=True,
+        say(
+            f"inputs of {list(reading.layers)}: predicts {reading.accuracy:.1%}, "
+            f"{reading.mean_cross_entropy:.3f} nats {' '.join(filter(None, marks))}".rstrip()
         )
+
+
+def _compare_layers(target: Path, head: Eagle3DraftHead) -> list[LayerReading]:
+    from transformers import AutoTokenizer
+
+    from eaglerl.eagle3.fit import check_fit
+    from eaglerl.eagle3.head.feature_layer_check import compare_neighbours
+    from eaglerl.eagle3.target.make_target import load_target
+
+    model = load_target(target, feature_layers=head.config.resolve_feature_layers)
+    check_fit(model, head)
+    head.to(model.embed_tokens.device)
+    if head.embed_tokens is None:
+        head.set_embed_tokens(model.embed_tokens)
+    return compare_neighbours(model, head, AutoTokenizer.from_pretrained(target))

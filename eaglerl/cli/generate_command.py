@@ -1,9 +1,10 @@
-"""`eaglerl generate`: stream the continuation of one prompt."""
+"""`eaglerl generate`: stream the answer to one prompt."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,119 +22,143 @@ from eaglerl.cli.shared.options import (
     ModelOption,
     PlainOption,
     PolicyOption,
+    StopAfterOption,
     ThreadsOption,
     TreeOption,
     encode,
     load_decoder,
     parse_tree,
 )
+from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.shared.terminal import DebugOption, command, notes
-from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import DebugOption, notes
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder
+    import torch
+
+    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams, TreePolicy
 
 
-@command
-def generate(
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Options of `eaglerl generate`."""
+
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The prompt; read from stdin if it is left out.", show_default=False),
-    ] = None,
+        typer.Argument(help="The prompt; read from stdin if left out.", show_default=False),
+    ] = None
     chat: Annotated[
         bool,
         typer.Option("--chat/--raw", help="Put the prompt into the chat template, or not."),
-    ] = True,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            "--max-new-tokens", "-n", min=1, metavar="N", help="Stop after this many tokens."
-        ),
-    ] = 256,
+    ] = True
+    max_new_tokens: StopAfterOption = 256
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Stop at this text; repeatable.", show_default=False),
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print speed and acceptance.")] = False,
+    ] = None
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print speed and mean acceptance length.")
+    ] = False
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print the text and its statistics as JSON when it is done."),
-    ] = False,
+        typer.Option("--json", help="Print text and statistics as JSON at the end."),
+    ] = False
     temperature: Annotated[
         float,
         typer.Option(
             min=0.0,
             metavar="X",
-            help="0 is greedy; otherwise sample.",
+            help="0 is greedy; above 0, sample.",
             rich_help_panel=SAMPLING_PANEL,
         ),
-    ] = 0.0,
+    ] = 0.0
     top_p: Annotated[
         float | None,
         typer.Option(
             metavar="P",
-            help="Nucleus size, 1 for all; by default that of the model's generation config.",
+            help="Nucleus size; 1 for all tokens; default: the model's generation config.",
             rich_help_panel=SAMPLING_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     top_k: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="K",
-            help="Sample among the k likeliest, 0 for all; by default as with --top-p.",
+            help="Sample among the K likeliest tokens; 0 for all; default: the model's generation "
+            "config.",
             rich_help_panel=SAMPLING_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     seed: Annotated[
         int,
         typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=SAMPLING_PANEL),
-    ] = 0,
-    tree: TreeOption = None,
-    plain: PlainOption = False,
-    policy: PolicyOption = None,
-    cost: CostOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    draft: DraftOption = None,
-    draft_dtype: DraftDtypeOption = "auto",
-    threads: ThreadsOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Generate text from a prompt, speculatively and losslessly.
+    ] = 0
+    tree: TreeOption = None
+    plain: PlainOption = False
+    policy: PolicyOption = None
+    cost: CostOption = None
+    model: ModelOption = DEFAULT_MODEL
+    draft: DraftOption = None
+    draft_dtype: DraftDtypeOption = "auto"
+    threads: ThreadsOption = None
+    debug: DebugOption = False
 
-    The text goes to stdout as it comes, everything else to stderr.
+    def __post_init__(self) -> None:
+        if self.policy is not None and (self.tree is not None or self.plain):
+            raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
+        check_cost_is_used(self.cost, self.policy)
+
+
+@settings_command
+def generate(settings: GenerateSettings) -> None:
+    """Generate text from a prompt by lossless speculative decoding.
+
+    The text goes to stdout as it is generated, everything else to stderr.
     """
-    from eaglerl.eagle3.prompt_inputs import all_read
-
-    constant = parse_tree(tree, plain=plain)
-    if policy is not None and constant is not None:
-        raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
-    check_cost_is_used(cost, policy)
-    text = _read_prompt(prompt)
-    files = None if policy is None else find_chosen_policy(policy)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
-    chosen = constant if files is None else open_chosen_policy(files, cost, decoder)
-    input_ids = encode(decoder, text, chat=chat)
-    generated = decoder.generate(
-        all_read(input_ids),
-        chosen,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        stop_strings=stop,
-        streamer=None if as_json else text_streamer(decoder.tokenizer, _write),
+    constant = parse_tree(settings.tree, plain=settings.plain)
+    prompt = _read_prompt(settings.prompt)
+    files = None if settings.policy is None else find_chosen_policy(settings.policy)
+    decoder = load_decoder(
+        settings.model,
+        settings.draft,
+        draft_dtype=settings.draft_dtype,
+        threads=settings.threads,
+        plain=settings.plain,
     )
-    if as_json:
+    policy = constant if files is None else open_chosen_policy(files, settings.cost, decoder)
+    input_ids = encode(decoder, prompt, chat=settings.chat)
+    generated = _generate(settings, decoder, input_ids, policy)
+    if settings.as_json:
         _write(json.dumps(_answer(generated, input_ids.shape[1], decoder)) + "\n")
         return
     _write("\n")
-    if stats:
+    if settings.stats:
         notes().print(statistics_table({"generate": generated}))
+
+
+def _generate(
+    settings: GenerateSettings,
+    decoder: SpeculativeDecoder,
+    input_ids: torch.Tensor,
+    policy: TreeParams | TreePolicy | None,
+) -> GenerateOutput:
+    from eaglerl.eagle3.prompt_inputs import all_read
+
+    return decoder.generate(
+        all_read(input_ids),
+        policy,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        seed=settings.seed,
+        stop_strings=settings.stop,
+        streamer=None if settings.as_json else text_streamer(decoder.tokenizer, _write),
+    )
 
 
 def _answer(
@@ -151,7 +176,7 @@ def _answer(
 def _read_prompt(prompt: str | None) -> str:
     if prompt is None:
         if sys.stdin.isatty():
-            raise typer.BadParameter("give one, or pipe it to stdin", param_hint="PROMPT")
+            raise typer.BadParameter("give a prompt, or pipe one to stdin", param_hint="PROMPT")
         prompt = sys.stdin.read()
     if not prompt.strip():
         raise ValueError("the prompt is empty")

@@ -1,43 +1,50 @@
-"""`eaglerl prepare`: convert the packaged model, or one in a GGUF file, once."""
+"""`eaglerl prepare`: convert the packaged model, or the model in a GGUF file, once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
-from eaglerl.prepare import DEFAULT_MODEL, prepare_gguf, prepare_model
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 _GGUF_PANEL = "A model of your own"
 
 
-@command
-def prepare(
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Options of `eaglerl prepare`."""
+
     model: Annotated[
         str | None,
-        typer.Argument(help=f"Which packaged model; default: {DEFAULT_MODEL}.", show_default=False),
-    ] = None,
+        typer.Argument(
+            help=f"Name of a packaged model; default: {DEFAULT_MODEL}.", show_default=False
+        ),
+    ] = None
     gguf: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Convert the model in this GGUF file: llama (Mistral, too), qwen2, qwen3 or "
+            help="Convert the model in this GGUF file: llama (also Mistral), qwen2, qwen3 or "
             "gemma3.",
             show_default=False,
             rich_help_panel=_GGUF_PANEL,
         ),
-    ] = None,
+    ] = None
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What --model calls it afterwards; default: the file's name without its ending.",
+            help="Name to give the model, for --model; default: the file's name without its "
+            "ending.",
             show_default=False,
             rich_help_panel=_GGUF_PANEL,
         ),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option(
@@ -48,26 +55,36 @@ def prepare(
             show_default=False,
             rich_help_panel=_GGUF_PANEL,
         ),
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Convert the packaged model, or one in a GGUF file, into the cache folder, once.
+    ] = None
+    debug: DebugOption = False
 
-    The folder is $EAGLERL_CACHE, else $XDG_CACHE_HOME/eaglerl, else ~/.cache/eaglerl. The other
-    commands do this by themselves for the packaged model when it is needed.
+    def __post_init__(self) -> None:
+        if self.gguf is None:
+            for option, value in (("--name", self.name), ("--output", self.output)):
+                if value is not None:
+                    raise typer.BadParameter("only valid with --gguf", param_hint=option)
+        elif self.model is not None:
+            raise typer.BadParameter(
+                "give a packaged model or --gguf, not both", param_hint="--gguf"
+            )
+
+
+@settings_command
+def prepare(settings: PrepareSettings) -> None:
+    """Convert the packaged model, or the model in a GGUF file, into the cache, once.
+
+    The cache folder is $EAGLERL_CACHE, else $XDG_CACHE_HOME/eaglerl, else ~/.cache/eaglerl. The
+    other commands prepare the packaged model by themselves when they need it.
     """
-    if gguf is None:
-        for option, value in (("--name", name), ("--output", output)):
-            if value is not None:
-                raise typer.BadParameter("it belongs to --gguf", param_hint=option)
-    elif model is not None:
-        raise typer.BadParameter("give a packaged model or --gguf, not both", param_hint="--gguf")
+    from eaglerl.prepare import prepare_gguf, prepare_model
+
     with progress_bar() as progress:
-        if gguf is None:
-            folder = prepare_model(model or DEFAULT_MODEL, progress=progress)
+        if settings.gguf is None:
+            folder = prepare_model(settings.model or DEFAULT_MODEL, progress=progress)
         else:
-            folder = prepare_gguf(gguf, name=name, output=output, progress=progress)
-    notes().print(f"ready: {folder}", markup=False, soft_wrap=True)
-    if gguf is not None:
-        given = folder if output is not None else folder.name
-        notes().print(f"use it with: --model {given}", markup=False, soft_wrap=True)
+            folder = prepare_gguf(
+                settings.gguf, name=settings.name, output=settings.output, progress=progress
+            )
+    say(f"ready: {folder}")
+    if settings.gguf is not None:
+        say(f"use it with: --model {folder.name if settings.output is None else folder}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,198 +15,170 @@ from eaglerl.cli.shared.options import (
     DraftOption,
     ModelOption,
     ThreadsOption,
-    encode,
+    TreeWidthsOption,
     load_decoder,
-    question_paths,
+    parse_numbers,
 )
-from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
-from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.cli.shared.prompt_files import check_prompt_files, read_prompt_files
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.traces.recording import Prompt, RecordProgress
+    from eaglerl.traces.trace_set import TraceSet
 
 _SPLITS = ("all", "train", "test")
 
 
-@command
-def record(
+@dataclass(frozen=True, kw_only=True)
+class RecordSettings:
+    """Options of `eaglerl record`."""
+
     output: Annotated[
-        Path, typer.Argument(help="Folder of the traces; an interrupted run goes on with it.")
-    ],
+        Path, typer.Argument(help="Folder of the traces; an interrupted run continues with it.")
+    ]
     prompts: Annotated[
         list[Path],
-        typer.Argument(help="JSONL files: of `distill`, or of questions with a field turns."),
-    ],
+        typer.Argument(help="JSONL files from `distill`, or of questions with a field turns."),
+    ]
     held_out: Annotated[
         bool,
         typer.Option(
             "--held-out",
-            help="Of `distill`'s rows, take only those that no draft head is trained on.",
+            help="From files of `distill`, take only the prompts that no draft head is trained on.",
         ),
-    ] = False,
+    ] = False
     split: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="Of questions, take one half by the hash of the prompt, as `compare` splits them: "
-            "train, test, or all.",
+            help="From files of questions, take one half by a hash of the prompt, as `compare` "
+            "does: train, test, or all.",
         ),
-    ] = "all",
+    ] = "all"
     per_file: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Prompts to take of each file.", show_default=False),
-    ] = None,
+        typer.Option(min=1, metavar="N", help="Prompts per file; default: all.",
+                     show_default=False),
+    ] = None  # fmt: skip
     max_positions: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Stop once the folder holds as many positions.",
+            help="Stop when the folder has this many positions.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     max_new_tokens: Annotated[
         int,
-        typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest continuation."),
-    ] = 128,
-    top_ks: Annotated[
-        str, typer.Option("--top-k", metavar="K,...", help="Widths of the trees, ascending.")
-    ] = "1,2,4,8",
+        typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest answer."),
+    ] = 128
+    top_ks: TreeWidthsOption = "1,2,4,8"
     max_depth: Annotated[
         int, typer.Option(min=0, metavar="D", help="Largest depth of the trees.")
-    ] = 7,
+    ] = 7
     slots: Annotated[
         int, typer.Option(min=1, metavar="N", help="Prompts decoded side by side.")
-    ] = 16,
-    model: ModelOption = DEFAULT_MODEL,
-    draft: DraftOption = None,
-    draft_dtype: DraftDtypeOption = "auto",
-    threads: ThreadsOption = None,
-    debug: DebugOption = False,
-) -> None:
+    ] = 16
+    model: ModelOption = DEFAULT_MODEL
+    draft: DraftOption = None
+    draft_dtype: DraftDtypeOption = "auto"
+    threads: ThreadsOption = None
+    debug: DebugOption = False
+
+    def __post_init__(self) -> None:
+        if self.split not in _SPLITS:
+            raise typer.BadParameter(
+                f"must be one of {', '.join(_SPLITS)}, got {self.split!r}", param_hint="--split"
+            )
+
+
+@settings_command
+def record(settings: RecordSettings) -> None:
     """Record what every draft tree would have yielded, at every position of many answers.
 
-    Every prompt is decoded greedily once; then the draft alone is replayed. The traces answer for
-    any tree of the recorded widths and depths: policies are trained and compared on them.
+    Every prompt is decoded greedily once; then only the draft is replayed. The traces hold the
+    answer for any tree of the recorded widths and depths: policies are trained and compared on
+    them.
     """
-    widths = parse_widths(top_ks)
-    if split not in _SPLITS:
-        raise typer.BadParameter(
-            f"must be one of {', '.join(_SPLITS)}, got {split!r}", param_hint="--split"
+    widths = parse_numbers(settings.top_ks, "--top-k", "K,...")
+    # Before the model is loaded: a missing file is found at once.
+    check_prompt_files(settings.prompts)
+    decoder = load_decoder(
+        settings.model,
+        settings.draft,
+        draft_dtype=settings.draft_dtype,
+        threads=settings.threads,
+    )
+    traces = _record(settings, widths, decoder, _read_prompts(settings, decoder))
+    say(f"{settings.output} holds {len(traces):,} traces with {traces.positions:,} positions")
+
+
+def _read_prompts(settings: RecordSettings, decoder: SpeculativeDecoder) -> list[Prompt]:
+    prompts = list(
+        read_prompt_files(
+            decoder,
+            settings.prompts,
+            held_out=settings.held_out,
+            split=settings.split,
+            per_file=settings.per_file,
         )
-    # Before a model is loaded in vain.
-    for path in question_paths(prompts):
-        _check_prompt_file(path)
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    )
+    if not prompts:
+        names = ", ".join(str(path) for path in settings.prompts)
+        held_out = "--held-out keeps a tenth, " if settings.held_out else ""
+        share = "all" if settings.split == "all" else "about half"
+        raise ValueError(
+            f"prompts must leave something to record, got nothing of {names}: {held_out}--split "
+            f"{settings.split} keeps {share}; take more prompts"
+        )
+    return prompts
+
+
+def _record(
+    settings: RecordSettings,
+    widths: tuple[int, ...],
+    decoder: SpeculativeDecoder,
+    prompts: list[Prompt],
+) -> TraceSet:
     from eaglerl.traces.recording import RecordOptions
     from eaglerl.traces.recording import record as run
 
     options = RecordOptions(
-        top_ks=widths, max_depth=max_depth, max_new_tokens=max_new_tokens, slots=slots
+        top_ks=widths,
+        max_depth=settings.max_depth,
+        max_new_tokens=settings.max_new_tokens,
+        slots=settings.slots,
     )
-    wanted = list(
-        read_prompt_files(decoder, prompts, held_out=held_out, split=split, per_file=per_file)
-    )
-    if not wanted:
-        names = ", ".join(str(path) for path in prompts)
-        chosen = "--held-out keeps a tenth, " if held_out else ""
-        raise ValueError(
-            f"prompts must leave something to record, got nothing of {names}: {chosen}--split "
-            f"{split} keeps {'all' if split == 'all' else 'about half'}; take more prompts"
-        )
-    started = time.monotonic()
-    first: list[int] = []
     with progress_bar() as show:
         show("decoding", 0.0)
-
-        def report(done: RecordProgress) -> None:
-            first.append(done.positions)
-            share = done.prompts / len(wanted)
-            if max_positions is not None:
-                share = max(share, done.positions / max_positions)
-            speed = (done.positions - first[0]) / (time.monotonic() - started)
-            show(f"{done.positions:,} positions, {speed:.1f} a second", min(share, 1.0))
-
-        traces = run(
+        return run(
             decoder,
-            wanted,
-            output,
+            prompts,
+            settings.output,
             options=options,
-            max_positions=max_positions,
-            progress=report,
+            max_positions=settings.max_positions,
+            progress=_report_to(show, len(prompts), settings.max_positions),
         )
-    notes().print(
-        f"{output} holds {len(traces):,} traces with {traces.positions:,} positions",
-        markup=False,
-        soft_wrap=True,
-    )
 
 
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Read `K,...`.
+def _report_to(
+    show: Callable[[str, float], None], prompts: int, max_positions: int | None
+) -> Callable[[RecordProgress], None]:
+    started = time.monotonic()
+    first: int | None = None
 
-    Raises:
-        typer.BadParameter: not whole numbers.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not of the form K,..., whole numbers such as 1,2,4,8",
-            param_hint="--top-k",
-        ) from error
+    def report(done: RecordProgress) -> None:
+        nonlocal first
+        # The first report may include an earlier run's positions.
+        first = done.positions if first is None else first
+        share = done.prompts / prompts
+        if max_positions is not None:
+            share = max(share, done.positions / max_positions)
+        speed = (done.positions - first) / (time.monotonic() - started)
+        show(f"{done.positions:,} positions, {speed:.1f} per second", min(share, 1.0))
 
-
-def _check_prompt_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"prompts must name existing JSONL files, got {str(path)!r}")
-
-
-def read_prompt_files(
-    decoder: SpeculativeDecoder,
-    paths: Iterable[Path],
-    *,
-    held_out: bool = False,
-    split: str = "all",
-    per_file: int | None = None,
-) -> Iterator[Prompt]:
-    """The prompts of JSONL files, in their order.
-
-    A line has either ``p``, token ids of a whole prompt, or ``turns``, of which the first is put
-    into the chat template. The domain is the file's name without its ending, or "self-written"
-    for lines with ``p``.
-
-    Args:
-        decoder: whose tokenizer encodes the questions.
-        paths: the files.
-        held_out: of the lines with ``p``, only those whose prompt is held out of training.
-        split: of the lines with ``turns``, those of "train", of "test", or "all".
-        per_file: prompts to take of each file.
-
-    Raises:
-        ValueError: a file is missing, or a line is neither.
-    """
-    from eaglerl.fingerprints import prompt_id, split_of
-    from eaglerl.json_file import parse_json, read_lines
-    from eaglerl.traces.prompt_line import PromptLine
-    from eaglerl.traces.recording import Prompt
-    from eaglerl.training.data import is_held_out
-
-    for path in question_paths(paths):
-        _check_prompt_file(path)
-        taken = 0
-        for line in read_lines(path, "prompts"):
-            if taken == per_file:
-                break
-            row = parse_json(line.data, PromptLine, line.where)
-            if row.p is not None:
-                if held_out and not is_held_out(row.p):
-                    continue
-                yield Prompt(row.p, "self-written")
-            else:
-                ids = encode(decoder, row.turns[0])[0].tolist()
-                if split not in ("all", split_of(prompt_id(ids))):
-                    continue
-                yield Prompt(tuple(ids), path.stem)
-            taken += 1
+    return report

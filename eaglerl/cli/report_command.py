@@ -2,112 +2,116 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from eaglerl.cli.shared.options import question_paths
-from eaglerl.cli.shared.terminal import DebugOption, command, notes, progress_bar
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
 
 _TRACES_PANEL = "Bounds and policies on traces"
 
 
-@command
-def report(
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """Options of `eaglerl report`."""
+
     comparisons: Annotated[
         list[Path],
         typer.Argument(
             metavar="COMPARISON...",
-            help="Folders that `compare` wrote, finished or not.",
+            help="Folders that `compare` wrote, complete or not.",
             show_default=False,
         ),
-    ],
+    ]
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="HTML file to write.",
-        ),
-    ] = Path("report.html"),
+        Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.")
+    ] = Path("report.html")
     figures: Annotated[
         Path | None,
         typer.Option(
             "--figures",
             metavar="FOLDER",
-            help="Write the figures there as PNG files, too.",
+            help="Also write the figures there as PNG files.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     questions: Annotated[
         list[Path] | None,
         typer.Option(
             "--questions",
             metavar="FILE|FOLDER",
-            help="The question files, so that prompts are shown as text; may be repeated.",
+            help="The question files, to show prompts as text; repeatable.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     question: Annotated[
         str | None,
         typer.Option(
             "--question",
             metavar="FILE/ID",
-            help="The one over whose answer the policies' choices are shown; default: one with the "
-            "median gain.",
+            help="Question for which the policies' choices are shown, cycle by cycle; default: one "
+            "with the median gain.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     traces: Annotated[
         list[Path] | None,
         typer.Option(
             "--traces",
             metavar="FOLDER",
-            help="Traces of `record`, of prompts that the policies were not trained on: adds "
-            "headroom, captured share, cache intervals, acceptance expected and found. May be "
-            "repeated.",
+            help="Traces from `record`, of prompts that the policies were not trained on. Adds the "
+            "headroom and the share captured, action cache intervals, and predicted against "
+            "actual acceptance. Repeatable.",
             show_default=False,
             rich_help_panel=_TRACES_PANEL,
         ),
-    ] = None,
+    ] = None
     cost: Annotated[
         Path | None,
         typer.Option(
             "--cost",
             metavar="FILE",
-            help="Table of `calibrate`; needed with --traces.",
+            help="Cost table from `calibrate`; required with --traces.",
             show_default=False,
             rich_help_panel=_TRACES_PANEL,
         ),
-    ] = None,
+    ] = None
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
             "--calibration",
             metavar="FILE",
-            help="A calibration.json, besides those in the folders of the policies' runs; may "
-            "be repeated.",
+            help="A calibration.json, in addition to those in the folders of the policies' runs; "
+            "repeatable.",
             show_default=False,
             rich_help_panel=_TRACES_PANEL,
         ),
-    ] = None,
-    debug: DebugOption = False,
-) -> None:
-    """Write what comparisons say as one HTML file that needs nothing beside it.
+    ] = None
+    debug: DebugOption = False
 
-    It says in words whether the policies beat the tuned constant tree, and shows: speeds with
-    intervals, with and without prompts that loop; gains by set of questions; acceptance length
-    against cycle time; where the time goes; what the policies decide. What was not measured is
-    named. Modes whose output differs from plain decoding are shown as failed.
+    def __post_init__(self) -> None:
+        if bool(self.traces) != bool(self.cost):
+            raise typer.BadParameter(
+                "--traces and --cost go together: traces hold no times", param_hint="--traces"
+            )
+
+
+@settings_command
+def report(settings: ReportSettings) -> None:
+    """Write comparisons as one self-contained HTML file.
+
+    The report says whether the policies beat the tuned constant tree. It shows speeds with
+    confidence intervals, with and without prompts whose answer loops; gains by set of questions;
+    mean acceptance length against cycle time; where the time goes; and what the policies choose.
+    It lists what was not measured. Modes whose output differs from plain decoding are shown as
+    failed.
 
     Needs the extra `report`.
     """
-    if bool(traces) != bool(cost):
-        raise typer.BadParameter(
-            "--traces and --cost go together: traces tell no time", param_hint="--traces"
-        )
     with progress_bar() as show:
         show("loading libraries", 0.0)
         from eaglerl.cost.cost_table import CostTable
@@ -115,31 +119,31 @@ def report(
         from eaglerl.traces.trace_set import TraceSet
 
         evidence = []
-        for index, folder in enumerate(comparisons):
-            show(f"reading {folder}", index / len(comparisons))
+        for index, folder in enumerate(settings.comparisons):
+            show(f"reading {folder}", index / len(settings.comparisons))
             evidence.append(
                 Evidence.read(
                     folder,
-                    questions=question_paths(questions or ()),
-                    name=_name(folder, comparisons),
+                    questions=question_paths(settings.questions or ()),
+                    name=_name(folder, settings.comparisons),
                 )
             )
         files = write_report(
             evidence,
-            output,
-            traces=[TraceSet(folder) for folder in traces or ()],
-            cost=CostTable.from_json(cost) if cost else None,
-            calibration=calibration or (),
-            question=question,
-            figures=figures,
+            settings.output,
+            traces=[TraceSet(folder) for folder in settings.traces or ()],
+            cost=CostTable.from_json(settings.cost) if settings.cost else None,
+            calibration=settings.calibration or (),
+            question=settings.question,
+            figures=settings.figures,
             progress=show,
         )
-    beside = f", {len(files) - 1} figures are in {figures}" if figures else ""
-    notes().print(f"the report is in {files[0]}{beside}", markup=False, soft_wrap=True)
+    figures = f", {len(files) - 1} figures are in {settings.figures}" if settings.figures else ""
+    say(f"the report is in {files[0]}{figures}")
 
 
 def _name(folder: Path, folders: list[Path]) -> str:
-    """The folder's own name, or its path where that is not enough to tell it from the others."""
+    """Return the folder's own name, or its path if others have the same name."""
     name = folder.resolve().name
     alike = [other for other in folders if other.resolve().name == name]
     return name if len(alike) == 1 else str(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ import typer
 
 from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.shared.options import (
+    DRAFTING_PANEL,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
@@ -20,150 +23,185 @@ from eaglerl.cli.shared.options import (
     load_decoder,
     parse_tree,
 )
-from eaglerl.cli.shared.terminal import DebugOption, command, notes
-from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import DebugOption, say
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.cost.cost_table import CostTable
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.server import Mode, Modes
+    from eaglerl.server import Mode, Modes, Service
 
 _LIMITS_PANEL = "Limits"
 
 
-@command
-def serve(
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Options of `eaglerl serve`."""
+
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen; default: this machine alone.")
-    ] = "127.0.0.1",
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen at; the default is only for this machine."
+        ),
+    ] = "127.0.0.1"
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 for a free one.")
-    ] = 8000,
+    ] = 8000
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="EAGLERL_API_KEY",
             metavar="KEY",
-            help="Key that clients must send. The variable keeps it out of the list of processes.",
+            help="Key that clients must send. Prefer the variable: other users can see a process's "
+            "arguments.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     mode: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="Mode for requests that name none; default: the best constant tree, or --tree.",
             show_default=False,
-            rich_help_panel="Drafting",
+            rich_help_panel=DRAFTING_PANEL,
         ),
-    ] = None,
-    tree: TreeOption = None,
-    plain: PlainOption = False,
+    ] = None
+    tree: TreeOption = None
+    plain: PlainOption = False
     policies: Annotated[
         list[Path] | None,
         typer.Option(
             "--policies",
             metavar="FOLDER",
-            help="Where to look for trained policies, beside those that are shipped; repeatable.",
+            help="Folder with trained policies, in addition to the shipped ones; repeatable.",
             show_default=False,
-            rich_help_panel="Drafting",
+            rich_help_panel=DRAFTING_PANEL,
         ),
-    ] = None,
+    ] = None
     cost: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Table of `calibrate`, for policies that weigh what is accepted against it.",
+            help="Cost table from `calibrate`, for acceptance policies; default: the one kept for "
+            "this machine, else the one beside each policy.",
             show_default=False,
-            rich_help_panel="Drafting",
+            rich_help_panel=DRAFTING_PANEL,
         ),
-    ] = None,
+    ] = None
     max_prompt_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Longest prompt; default: what the model's context holds.",
+            help="Longest prompt; default: the model's context length.",
             show_default=False,
             rich_help_panel=_LIMITS_PANEL,
         ),
-    ] = None,
+    ] = None
     max_body_bytes: Annotated[
         int,
-        typer.Option(min=1024, metavar="N", help="Largest request.", rich_help_panel=_LIMITS_PANEL),
-    ] = 1 << 20,
+        typer.Option(
+            min=1024,
+            metavar="N",
+            help="Largest request, in bytes.",
+            rich_help_panel=_LIMITS_PANEL,
+        ),
+    ] = 1 << 20
     queue_size: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="N",
-            help="Requests that may wait.",
+            help="Most requests that wait; further ones are refused.",
             rich_help_panel=_LIMITS_PANEL,
         ),
-    ] = 32,
+    ] = 32
     at_once: Annotated[
         int,
         typer.Option(
             min=1,
             metavar="N",
-            help="Requests that are decoded in turns, each with caches of its own.",
+            help="Most requests decoded in turns, each with its own caches.",
             rich_help_panel=_LIMITS_PANEL,
         ),
-    ] = 4,
-    model: ModelOption = DEFAULT_MODEL,
-    draft: DraftOption = None,
-    draft_dtype: DraftDtypeOption = "auto",
-    threads: ThreadsOption = None,
-    debug: DebugOption = False,
-) -> None:
+    ] = 4
+    model: ModelOption = DEFAULT_MODEL
+    draft: DraftOption = None
+    draft_dtype: DraftDtypeOption = "auto"
+    threads: ThreadsOption = None
+    debug: DebugOption = False
+
+    def __post_init__(self) -> None:
+        if self.mode is not None and (self.tree is not None or self.plain):
+            raise typer.BadParameter("give it, or --tree or --plain", param_hint="--mode")
+
+
+@settings_command
+def serve(settings: ServeSettings) -> None:
     """Serve an OpenAI-compatible API, and a page that shows the drafts of every cycle.
 
-    It listens on this machine alone, unless --host says otherwise. Ctrl-C ends it.
+    The server listens on this machine only, unless --host says otherwise. Ctrl-C stops it.
     """
-    chosen = parse_tree(tree, plain=plain)
-    if mode is not None and chosen is not None:
-        raise typer.BadParameter("give it, or --tree or --plain", param_hint="--mode")
-    if chosen is not None:
-        mode = f"tree:{chosen}"
-    # Before the model is loaded: it may be missing.
-    from eaglerl.server import Limits, Service, run_server
+    tree = parse_tree(settings.tree, plain=settings.plain)
+    mode = settings.mode if tree is None else f"tree:{tree}"
+    # Before the model is loaded: the extra may be missing, or the address in use.
+    from eaglerl.server import run_server
     from eaglerl.server.run import is_local, listen
 
-    # Nor is it loaded in vain where the address is in use.
-    with closing(listen(host, port)) as listener:
-        decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads, plain=plain)
-        table = None if decoder.head is None else machine_cost(cost, decoder)
-        service = Service(
-            decoder,
-            _modes(decoder, mode, policies or [], table),
-            model_name=served_name(model),
-            limits=Limits(
-                max_prompt_tokens=max_prompt_tokens,
-                max_body_bytes=max_body_bytes,
-                queue_size=queue_size,
-                at_once=at_once,
-            ),
-            cost=table,
+    with closing(listen(settings.host, settings.port)) as listener:
+        service = _make_service(settings, mode)
+        if settings.api_key is None and not is_local(settings.host):
+            say("warning: anyone who can reach this port can use it; see --api-key")
+        run_server(
+            service,
+            host=settings.host,
+            port=settings.port,
+            api_key=settings.api_key,
+            on_ready=lambda address: _announce(service, address),
+            listener=listener,
         )
-        console = notes()
-        if api_key is None and not is_local(host):
-            console.print("warning: everybody who reaches this port may use it; see --api-key")
+        say("stopped")
 
-        def say(address: str) -> None:
-            names = [mode.name for mode in service.modes]
-            if decoder.head is not None:
-                names.append("tree:T/D/K")
-            console.print(f"modes: {', '.join(names)}", markup=False, soft_wrap=True)
-            console.print(f"API: {address}/v1", markup=False, soft_wrap=True)
-            console.print(f"live view: {address}/", markup=False, soft_wrap=True)
 
-        run_server(service, host=host, port=port, api_key=api_key, on_ready=say, listener=listener)
-        console.print("stopped")
+def _make_service(settings: ServeSettings, mode: str | None) -> Service:
+    """Load the model and return the service, which begins to work when the server starts."""
+    from eaglerl.server import Limits, Service
+
+    decoder = load_decoder(
+        settings.model,
+        settings.draft,
+        draft_dtype=settings.draft_dtype,
+        threads=settings.threads,
+        plain=settings.plain,
+    )
+    table = None if decoder.head is None else machine_cost(settings.cost, decoder)
+    return Service(
+        decoder,
+        _modes(decoder, mode, settings.policies or [], table),
+        model_name=served_name(settings.model),
+        limits=Limits(
+            max_prompt_tokens=settings.max_prompt_tokens,
+            max_body_bytes=settings.max_body_bytes,
+            queue_size=settings.queue_size,
+            at_once=settings.at_once,
+        ),
+        cost=table,
+    )
+
+
+def _announce(service: Service, address: str) -> None:
+    names = [mode.name for mode in service.modes]
+    if service.decoder.head is not None:
+        names.append("tree:T/D/K")
+    say(f"modes: {', '.join(names)}")
+    say(f"API: {address}/v1")
+    say(f"live view: {address}/")
 
 
 def served_name(model: str) -> str:
-    """What clients call a model: the last part of its path, however that is written."""
-    # Not resolved: a link's own name says more than that of the folder behind it.
+    """Return the model's name in the API: the last part of its path, however that is written."""
+    # Links are not resolved: a link's own name is the one that the user chose.
     return Path(os.path.abspath(Path(model).expanduser())).name
 
 
@@ -173,7 +211,7 @@ def _modes(
     folders: list[Path],
     table: CostTable | None,
 ) -> Modes:
-    """The modes that need no training, and the policies that were found."""
+    """Return the modes that need no training, and those of the policies found in `folders`."""
     from eaglerl.prepare import default_draft_path
     from eaglerl.server import Modes, find_policies, standard_modes
 
@@ -183,23 +221,28 @@ def _modes(
     modes: list[Mode] = standard_modes()
     if decoder.head is None:
         if folders:
-            raise ValueError("--policies needs a draft head; with --plain alone there is none")
+            raise ValueError(
+                "--policies needs a draft head, and --plain without --draft loads none"
+            )
         return Modes([mode for mode in modes if mode.name == "plain"], "plain", drafts=False)
-    # A clone may be without what was trained.
+    # A source tree may lack the shipped models.
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]
     for folder in folders:
-        known = {mode.name for mode in modes}
-        for found in find_policies(folder, decoder, cost=table):
-            if found.name in known:
-                notes().print(
-                    f"warning: the policy {found.name} in {folder} is left out: there is a mode of "
-                    "that name already",
-                    markup=False,
-                    soft_wrap=True,
-                )
-            else:
-                modes.append(found)
+        _add_policies(modes, folder, find_policies(folder, decoder, cost=table))
     if table is None and any(mode.trained for mode in modes):
         tell_unmeasured()
     return Modes(modes, default or modes[0].name)
+
+
+def _add_policies(modes: list[Mode], folder: Path, found: Iterable[Mode]) -> None:
+    """Add the modes that were found in a folder; warn of those whose name is taken."""
+    known = {mode.name for mode in modes}
+    for mode in found:
+        if mode.name in known:
+            say(
+                f"warning: the policy {mode.name} in {folder} is left out: another mode already "
+                "has this name"
+            )
+        else:
+            modes.append(mode)

@@ -156,7 +156,7 @@ class TestErrors:
         assert one_line(result.stderr).endswith("got 'gpt-5'")
 
     def test_an_unforeseen_error_tells_its_type(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("eaglerl.cli.prepare_command.prepare_model", lambda *_, **__: {}["key"])
+        monkeypatch.setattr("eaglerl.prepare.prepare_model", lambda *_, **__: {}["key"])
         result = run("prepare")
         assert result.exit_code == 1
         assert result.stderr == "error: KeyError: 'key' (--debug shows where)\n"
@@ -165,7 +165,7 @@ class TestErrors:
         def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("eaglerl.cli.prepare_command.prepare_model", interrupt)
+        monkeypatch.setattr("eaglerl.prepare.prepare_model", interrupt)
         result = run("prepare")
         assert result.exit_code == 130
         assert result.stderr.strip() == "interrupted"
@@ -281,7 +281,7 @@ class TestDemo:
         assert positions == sorted(positions)
         assert "yes" in result.stdout[positions[-1] :]
         # Only the shipped head has a shipped policy.
-        assert "learned policy" not in result.stdout
+        assert "trained policy" not in result.stdout
 
     def test_a_difference_is_a_failure(
         self, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch

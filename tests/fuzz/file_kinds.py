@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cli.export_head_command import _architectures
-from eaglerl.cli.record_command import read_prompt_files
+from eaglerl.cli.shared.prompt_files import read_prompt_files
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.feature_layers import other_reading
@@ -339,7 +339,7 @@ KINDS: dict[str, FileKind] = {
     "rows": FileKind(
         _write_rows,
         _read_rows,
-        ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.record_command"),
+        ("eaglerl.training.data", "eaglerl.training.distill", "eaglerl.cli.shared.prompt_files"),
     ),
     "features": FileKind(_write_features, _read_features, ("eaglerl.training.features",)),
     "run of a head": FileKind(_write_run, _read_run, ("eaglerl.runs.head_run",)),

@@ -123,7 +123,7 @@ def test_a_reference_run_goes_on(tmp_path: Path) -> None:
         (["--traces", "x", "--prompts", "y"], "give either --traces"),
         (["--prompts", "y", "--select", 3], "needs --traces"),
         (["--prompts", "y", "--reference"], "needs --traces"),
-        (["--traces", "x", "--cost", "y", "--reference", "--horizon", 2], "publication has no"),
+        (["--traces", "x", "--cost", "y", "--reference", "--horizon", 2], "Re-SpS has no"),
         (["--traces", "x", "--cost", "y", "--net-arch", "a"], "is not of the form N,..."),
         (["--traces", "x", "--cost", "y", "-a", "a2c"], "algorithm must be one of"),
         (["--traces", "x", "--cost", "y", "--actions", "gpu"], "neither a file nor one of cpu"),

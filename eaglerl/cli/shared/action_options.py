@@ -1,4 +1,4 @@
-"""The option ``--actions``: which trees there are to choose from."""
+"""The option ``--actions``: the trees that a policy chooses from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eaglerl.cli.shared.terminal import notes
-from eaglerl.traces.oracle import known_actions
+from eaglerl.cli.shared.terminal import say
 
 if TYPE_CHECKING:
     from eaglerl.actions import ActionSpace
@@ -29,10 +28,10 @@ _ACTION_SPACES = {
 
 
 def read_actions(name: str) -> ActionSpace:
-    """A named action space, or that of a file.
+    """Return a named action space, or the one in a file.
 
     Raises:
-        typer.BadParameter: neither.
+        typer.BadParameter: `name` is neither.
     """
     from eaglerl.actions import ActionSpace
 
@@ -49,17 +48,17 @@ def read_actions(name: str) -> ActionSpace:
 def leave_out_unknown(
     actions: ActionSpace, traces: Sequence[Trace], cost: CostTable
 ) -> ActionSpace:
-    """The actions that traces and cost table answer for; how many do not is said.
+    """Return the actions that the traces and the cost table cover; print how many they do not.
 
     Raises:
-        ValueError: none is left.
+        ValueError: they cover none.
     """
+    from eaglerl.traces.oracle import known_actions
+
     known = known_actions(actions, traces, cost)
     if len(known) < len(actions):
-        notes().print(
+        say(
             f"{len(actions) - len(known)} of the {len(actions)} trees of --actions are left out: "
-            "the traces or the cost table have no answer for them",
-            markup=False,
-            soft_wrap=True,
+            "the traces or the cost table do not cover them"
         )
     return known

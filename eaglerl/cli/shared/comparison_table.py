@@ -1,4 +1,4 @@
-"""A comparison's figures as tables for a terminal of 80 columns."""
+"""The figures of a comparison as tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eaglerl.evaluation.results.records import Manifest
     from eaglerl.evaluation.statistics.summary import Interval, ModeSummary, Summary
 
-# What fits into 80 columns: ratios with their intervals take 20 each, by file 14 in two lines.
+# What fits into 80 columns: a ratio with its interval takes 20, and 14 in two lines, by file.
 _LABEL_WIDTH = 26
 _REFERENCES, _DOMAINS = 2, 3
 
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
-    """All tables and notes of a comparison.
+    """Return all tables and notes of a comparison.
 
     Args:
         manifest: of the comparison.
@@ -39,7 +39,7 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
         + (f"temperature {sampling}" if sampling else "greedy")
     )
     parts: list[RenderableType] = [*_before_all(summary)]
-    # Not of ratios that do not exist yet.
+    # A preliminary comparison has no ratios yet.
     references = () if summary.preliminary else summary.references
     parts += _speeds(title, summary.modes, references)
     if summary.looping and summary.without_looping:
@@ -57,9 +57,9 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
 
 
 def _apart(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
-    """The parts, with an empty line before each table.
+    """Yield the parts, with an empty line before each table.
 
-    Titles and captions are put beside the tables: rich would wrap them at a table's own width.
+    Titles and captions become lines of their own: rich would wrap them at the table's width.
     """
     for number, part in enumerate(parts):
         if not isinstance(part, Table):
@@ -69,26 +69,26 @@ def _apart(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
             yield Text()
         title, caption = part.title, part.caption
         part.title = part.caption = None
-        yield Text(title, style="bold")
+        yield Text(str(title), style="bold")
         yield part
         if caption is not None:
-            yield Text(caption, style="dim")
+            yield Text(str(caption), style="dim")
 
 
 def _before_all(summary: Summary) -> Iterator[Text]:
-    """What must be known before any figure is read."""
+    """Yield the warnings that belong above all figures."""
     for sentence in summary.disturbed:
         yield Text(f"WORTHLESS as a measurement of speed: {sentence}.", style="bold red")
     if summary.preliminary:
-        yield Text(f"NOT A RESULT YET: {summary.progress}. The same command goes on.", "bold red")
+        yield Text(f"NOT A RESULT YET: {summary.progress}. The same command continues.", "bold red")
     elif summary.progress:
-        yield Text(f"PRELIMINARY: {summary.progress}. The same command goes on.", style="yellow")
+        yield Text(f"PRELIMINARY: {summary.progress}. The same command continues.", style="yellow")
 
 
 def _speeds(
     title: str, modes: Sequence[ModeSummary], references: Sequence[str]
 ) -> Iterator[RenderableType]:
-    """The speeds, with at most so many references a table as fit, and which outputs differ."""
+    """Yield tables of the speeds, each with as many references as fit, and which outputs differ."""
     ranked = sorted(modes, key=lambda mode: (mode.failed, -mode.tokens_per_second))
     for some in _batched(references, _REFERENCES) if references else [()]:
         table = _table(title)
@@ -99,7 +99,7 @@ def _speeds(
                 f"{mode.tokens_per_second:.1f}",
                 *(_interval(mode.ratios.get(name)) for name in some),
             ]
-            # A wrong answer has no speed.
+            # A mode with a wrong answer has no speed.
             style = "red" if mode.failed else None
             table.add_row(mode.mode, *(["failed"] if mode.failed else cells), style=style)
         yield table
@@ -129,7 +129,9 @@ def _times(modes: Sequence[ModeSummary]) -> Table:
                 f"{mode.token_milliseconds_p50:.1f}",
                 f"{mode.token_milliseconds_p99:.1f}",
             )
-    table.caption = "all-in: tokens/s with the prefills; length: tokens per cycle; ms: per token"
+    table.caption = (
+        "all-in: tokens/s with the prefills; length: mean acceptance length; ms: per token"
+    )
     return table
 
 
@@ -149,7 +151,7 @@ def _behaviour(modes: Sequence[ModeSummary]) -> Table:
         )
     table.caption = (
         "policy: share of the decoding time; switches: per 100 cycles; wasted: share of the "
-        "drafted rows that were not accepted; syncs: waits of the host per cycle"
+        "drafted rows that were rejected; syncs: waits of the host per cycle"
     )
     return table
 
@@ -170,7 +172,7 @@ def _domains(summary: Summary) -> Iterator[Table]:
 def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
     yield manifest.machine
     yield (
-        "tokens/s: decoding only, drafting, verification and policy included; all-in: with the "
+        "tokens/s: decoding only, with drafting, verification and policy; all-in: with the "
         "prefills. In brackets: 95 % confidence intervals over questions."
     )
     loads = ", ".join(f"{median:.1f} (up to {largest:.1f})" for median, largest in summary.load)
@@ -183,13 +185,13 @@ def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
     apart = [label for label, of in runs.items() if first and not set(of) & set(first)]
     if apart:
         yield (
-            f"decoded at another time than {summary.references[0]}, so that the ratio holds only "
-            f"if the machine was as fast then: {', '.join(apart)}"
+            f"decoded at another time than {summary.references[0]}, so the ratio holds only if the "
+            f"machine was as fast then: {', '.join(apart)}"
         )
 
 
 def _batched(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
-    """The items in order, `size` at a time; Python has it from 3.12 on."""
+    """Yield the items in order, `size` at a time, like `itertools.batched` of Python 3.12."""
     rest = iter(items)
     while batch := tuple(islice(rest, size)):
         yield batch

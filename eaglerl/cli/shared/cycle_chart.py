@@ -1,4 +1,4 @@
-"""How the draft moved along a text, drawn on the terminal: a bar for every cycle."""
+"""What the policy chose in every cycle, drawn on the terminal as bars."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LABEL = 3
 
 
 def cycle_chart(cycles: Sequence[StepResult], width: int) -> Group:
-    """Draw T, D and the emitted tokens of every cycle, one column each, as many as fit in a line.
+    """Draw T, D and the emitted tokens of every cycle, one column per cycle.
 
-    T is the number of rows that the target verified, those of a looked-up chain included; a cycle
-    that verified such a chain is marked. Nothing is told by colour alone.
+    T is the number of rows that the target verified, looked-up tokens included; cycles with
+    looked-up tokens are marked. Nothing is told by colour alone.
 
     Args:
         cycles: results of the cycles, in order.
@@ -31,7 +31,7 @@ def cycle_chart(cycles: Sequence[StepResult], width: int) -> Group:
     legend = Text(
         f"T  rows verified, at most {most_rows}\n"
         f"D  passes of the draft, at most {max(most_depth, 1)}\n"
-        "+  tokens that the cycle gave; ~ where a chain from the text was verified, too",
+        "+  tokens emitted; ~ if looked-up tokens were verified, too",
         style="dim",
     )
     parts: list[Text] = [legend]
@@ -51,7 +51,7 @@ def cycle_chart(cycles: Sequence[StepResult], width: int) -> Group:
 def _bars(
     label: str, values: Sequence[int], largest: int, lines: int, style: str
 ) -> Iterator[Text]:
-    """Vertical bars, from the uppermost line to the lowest."""
+    """Yield the lines of vertical bars, from top to bottom."""
     heights = [max(round(8 * lines * value / largest), 1 if value else 0) for value in values]
     for line in reversed(range(lines)):
         bars = "".join(_EIGHTHS[min(max(height - 8 * line, 0), 8)] for height in heights)

@@ -1,7 +1,7 @@
-"""The cost table of this machine, which is measured once and kept in the user's cache.
+"""The cost table of this machine, measured once and kept in the user's cache.
 
-A table belongs to a machine, a number of threads, a target, a head and its precision: with others
-it is not found.
+A table belongs to a machine, a number of threads, a target, a head and its precision. If any of
+them changes, another table is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eaglerl.cli.shared.options import encode
-from eaglerl.cli.shared.terminal import notes, progress_bar
+from eaglerl.cli.shared.terminal import progress_bar, say
 from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
 
 if TYPE_CHECKING:
@@ -24,11 +24,16 @@ _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
 
 def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
-    """Where the table for this decoder on this machine is kept, whether or not it is there yet."""
+    """Return where the table for this decoder on this machine is kept, even if there is none yet.
+
+    The decoder must have a draft head.
+    """
     from eaglerl.eagle3.head.packed_draft import products_dtype
     from eaglerl.evaluation.running.processor import describe_machine
     from eaglerl.fingerprints import head_id, target_id
 
+    assert decoder.head is not None
+    assert decoder.draft is not None
     parts = (
         describe_machine(),
         target_id(decoder.target),
@@ -40,49 +45,48 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
 
 
 def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> CostTable:
-    """Measure the table, with a progress bar, write it and tell how good it is.
+    """Measure the table with a progress bar, write it, and print its error.
 
     Args:
-        decoder: what is measured.
+        decoder: the decoder to measure.
         output: JSON file for the table; its folder is made.
         options: further arguments of `eaglerl.cost.measure_cost.calibrate`.
 
     Raises:
-        ValueError: see there.
-        AlreadyLockedError: another process is measuring it.
+        ValueError: see `calibrate`.
+        AlreadyLockedError: another process is measuring the same table.
     """
     from eaglerl.cost.measure_cost import calibrate
     from eaglerl.evaluation.running.processor import describe_machine
 
     chat = decoder.tokenizer.chat_template is not None
-    # Two that measure at once would also disturb each other.
+    # Two processes that measure at once would also disturb each other.
     with exclusive_file(output), progress_bar() as show:
         table = calibrate(
             decoder,
             encode(decoder, _PROMPT, chat=chat)[0].tolist(),
             machine=describe_machine(),
             progress=lambda done: show("measuring", done),
-            again=lambda why: _tell(f"{why}: measuring more, for the machine is busy"),
+            again=lambda why: _tell(f"{why}: the machine is busy, measuring more"),
             **options,
         )
         table.to_json(output)
     error = table.error
-    notes().print(
+    assert error is not None  # `calibrate` measures it
+    say(
         f"{output}: {table.samples} cycles; half of the kinds within {100 * error.median:.1f} %, "
-        f"all within {100 * error.worst:.1f} %; total time {100 * error.total:+.1f} %",
-        markup=False,
-        soft_wrap=True,
+        f"all within {100 * error.worst:.1f} %; total time {100 * error.total:+.1f} %"
     )
     return table
 
 
 def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | None:
-    """The table that policies decide by: the file given, else the one kept for this machine.
+    """Return the table in the file, else the one kept for this machine, else None.
 
-    Without either it is None, for the table beside each policy; `tell_unmeasured` says so.
+    With None, each policy uses the table beside it; `tell_unmeasured` says so.
 
     Raises:
-        ValueError: the file given is no table.
+        ValueError: the file holds no cost table.
     """
     from eaglerl.cost.cost_table import CostTable
 
@@ -92,31 +96,30 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
     try:
         return CostTable.from_json(kept) if kept.is_file() else None
     except ValueError as error:
-        warnings.warn(f"{error}; it counts as not measured", stacklevel=2)
+        warnings.warn(f"{error}; it is ignored", stacklevel=2)
         return None
 
 
 def tell_unmeasured() -> None:
-    """Say that policies decide by tables which may be another machine's."""
-    notes().print(
-        "note: no cost table of this machine is kept (`eaglerl calibrate` makes one); a policy "
-        "that weighs costs decides by the table that lies beside it",
-        soft_wrap=True,
+    """Print that policies use tables which may be another machine's."""
+    say(
+        "note: there is no cost table of this machine; acceptance policies use the one beside "
+        "them. `eaglerl calibrate` measures this machine."
     )
 
 
 def measured_cost(
     cost: Path | None, decoder: SpeculativeDecoder, policy: PolicyFiles
 ) -> CostTable | None:
-    """The table for one policy; this machine is measured first, if there is none of it.
+    """Return the cost table for one policy; measure this machine first if it has none.
 
     Returns:
-        The file given, else the one kept for this machine, else the policy's own if it is of this
-        machine, else a new one; the policy's own, whatever its machine, where this one is too busy
-        to be measured. None for a policy that needs none.
+        The table in the file, else the one kept for this machine, else the policy's own if it is
+        of this machine, else a new one. If this machine is too busy to measure, the policy's own
+        table, whatever its machine. None for a policy that needs no table.
 
     Raises:
-        ValueError: a file is no table, or the machine is too busy and there is no other.
+        ValueError: a file holds no table, or the machine is too busy and there is no other table.
     """
     from eaglerl.cost.cost_table import CostTable
     from eaglerl.evaluation.running.processor import describe_machine
@@ -132,7 +135,7 @@ def measured_cost(
     if own is not None and own.machine == describe_machine():
         return own
     kept = kept_cost_path(decoder)
-    notes().print("measuring what a cycle costs on this machine, once ...", soft_wrap=True)
+    say("measuring the cost of a cycle on this machine, once ...")
     try:
         return measure_cost(decoder, kept)
     except AlreadyLockedError:
@@ -141,11 +144,11 @@ def measured_cost(
     except ValueError as error:
         if own is None:
             raise
-        _tell(f"note: {error}. Until then the policy decides by the table that lies beside it")
+        _tell(f"note: {error}. Until then the policy uses the table beside it")
         return own
-    # What the other process has measured, if it got to the end.
+    # The other process has measured the table, unless it failed.
     return measured_cost(cost, decoder, policy)
 
 
 def _tell(sentence: str) -> None:
-    notes().print(sentence, markup=False, soft_wrap=True)
+    say(sentence)

@@ -1,4 +1,4 @@
-"""The option ``--policy``: a trained policy by its folder, or the name of one that is shipped."""
+"""The option ``--policy``: a trained policy, given by its folder or by its shipped name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from eaglerl.cli.shared.machine_cost import measured_cost
-from eaglerl.prepare import MODELS, default_policy_path, shipped_policies
+from eaglerl.packaged_models import MODELS
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder, TreePolicy
@@ -19,7 +19,7 @@ def find_chosen_policy(policy: Path) -> PolicyFiles:
     """Find a policy, without loading it.
 
     Args:
-        policy: its folder or file, or the name of a shipped one.
+        policy: its folder or file, or the name of a shipped policy.
 
     Raises:
         ValueError: there is none.
@@ -32,15 +32,15 @@ def find_chosen_policy(policy: Path) -> PolicyFiles:
 def open_chosen_policy(
     files: PolicyFiles, cost: Path | None, decoder: SpeculativeDecoder
 ) -> TreePolicy:
-    """Open a policy; a machine that is unknown is measured first where the policy needs its costs.
+    """Open a policy; measure this machine's cost table first if the policy needs one.
 
     Args:
         files: see `find_chosen_policy`.
-        cost: table of `calibrate`, if one was given.
-        decoder: what it decides for.
+        cost: file of a cost table, if one was given.
+        decoder: the decoder that the policy chooses trees for.
 
     Raises:
-        ValueError: it cannot be read, or belongs to another target or head.
+        ValueError: the policy cannot be read, or belongs to another target or head.
     """
     from eaglerl.policies.policy_folder import load_policy
 
@@ -48,21 +48,25 @@ def open_chosen_policy(
 
 
 def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:
-    """Check that a table of costs is not given where nothing decides by it.
+    """Check that a cost table is given only with a policy.
 
     Raises:
-        typer.BadParameter: it is, without a policy.
+        typer.BadParameter: it is given without one.
     """
     if cost is not None and policy is None:
-        raise typer.BadParameter("policies decide by it; give --policy", param_hint="--cost")
+        raise typer.BadParameter("only policies use it; give --policy", param_hint="--cost")
 
 
 def default_policy(model: str, draft: Path | None) -> Path | None:
-    """The policy that is shipped for a model and its own head; None where there is none."""
+    """Return the policy that is shipped for a model and its head; None if there is none."""
+    from eaglerl.prepare import default_policy_path
+
     return None if draft is not None or model not in MODELS else default_policy_path(model)
 
 
 def _folder(policy: Path) -> Path:
+    from eaglerl.prepare import shipped_policies
+
     folder = policy.expanduser()
     if folder.exists():
         return folder

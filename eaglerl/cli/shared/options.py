@@ -1,11 +1,11 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and how their values are read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+    from eaglerl.eagle3.head.make_draft_runner import DraftDtype
 
 _MODEL_PANEL = "Model"
-_DRAFTING_PANEL = "Drafting"
+DRAFTING_PANEL = "Drafting"
 SAMPLING_PANEL = "Sampling"
 
 # A tree that is written with one of these can stand in a list with commas.
@@ -29,7 +30,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME|FOLDER",
-        help="A model that `prepare` knows, or the folder of one.",
+        help="Target model: a name that `prepare` knows, or a folder.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -39,7 +40,7 @@ DraftOption = Annotated[
         "--draft",
         "-d",
         metavar="FOLDER",
-        help="Folder of the EAGLE-3 head; default: the one shipped for the model.",
+        help="Folder of the EAGLE-3 draft head; default: the one shipped for the model.",
         show_default=False,
         rich_help_panel=_MODEL_PANEL,
     ),
@@ -63,15 +64,26 @@ ThreadsOption = Annotated[
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
+FeatureLayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-layers",
+        metavar="L,M,H",
+        help="Layers whose inputs are the head's features, counted from 0; default: 2, N/2, N-3. "
+        "Targets with few layers need this option. The head's config stores the choice.",
+        show_default=False,
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
 TreeOption = Annotated[
     str | None,
     typer.Option(
         "--tree",
         metavar="T/D/K",
-        help="Draft tree: rows verified per cycle, expansion rounds after the first, width; "
-        "default: a small one that suits a CPU.",
+        help="Draft tree: rows verified per cycle, draft rounds after the first, width; "
+        "default: a small tree that suits a CPU.",
         show_default=False,
-        rich_help_panel=_DRAFTING_PANEL,
+        rich_help_panel=DRAFTING_PANEL,
     ),
 ]
 PlainOption = Annotated[
@@ -79,21 +91,18 @@ PlainOption = Annotated[
     typer.Option(
         "--plain",
         help="Decode one token per cycle, without drafting; needs no --draft.",
-        rich_help_panel=_DRAFTING_PANEL,
+        rich_help_panel=DRAFTING_PANEL,
     ),
-]
-TopPOption = Annotated[
-    float,
-    typer.Option(metavar="P", help="Nucleus size, 1 for all.", rich_help_panel=SAMPLING_PANEL),
 ]
 PolicyOption = Annotated[
     Path | None,
     typer.Option(
         "--policy",
         metavar="FOLDER|NAME",
-        help="A trained policy that chooses the draft: its folder, or the name of a shipped one.",
+        help="Trained policy that chooses the draft tree: its folder, or the name of a shipped "
+        "policy.",
         show_default=False,
-        rich_help_panel=_DRAFTING_PANEL,
+        rich_help_panel=DRAFTING_PANEL,
     ),
 ]
 CostOption = Annotated[
@@ -101,22 +110,37 @@ CostOption = Annotated[
     typer.Option(
         "--cost",
         metavar="FILE",
-        help="Table of `calibrate`; default: the one kept for this machine, or beside the policy.",
+        help="Cost table from `calibrate`; default: the one kept for this machine, else the one "
+        "beside the policy.",
         show_default=False,
-        rich_help_panel=_DRAFTING_PANEL,
+        rich_help_panel=DRAFTING_PANEL,
     ),
 ]
-
-
-FeatureLayersOption = Annotated[
-    str | None,
+TopPOption = Annotated[
+    float,
     typer.Option(
-        "--feature-layers",
-        metavar="L,M,H",
-        help="Layers whose inputs the head reads, from 0; default: 2, N/2, N-3. A target with few "
-        "layers needs them named. The head's config keeps them.",
-        show_default=False,
-        rich_help_panel=_MODEL_PANEL,
+        metavar="P", help="Nucleus size; 1 for all tokens.", rich_help_panel=SAMPLING_PANEL
+    ),
+]
+StopAfterOption = Annotated[
+    int,
+    typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="Stop after this many tokens."),
+]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Which half of the questions, by a hash of the prompt: test, train, or all of them.",
+    ),
+]
+TreeWidthsOption = Annotated[
+    str, typer.Option("--top-k", metavar="K,...", help="Widths of the trees, ascending.")
+]
+TrainingDtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
     ),
 ]
 
@@ -125,7 +149,7 @@ def parse_feature_layers(text: str | None) -> tuple[int, int, int] | None:
     """Read `L,M,H` as three layers.
 
     Raises:
-        typer.BadParameter: not three different whole numbers from 0 on.
+        typer.BadParameter: not three different whole numbers of at least 0.
     """
     if text is None:
         return None
@@ -139,21 +163,46 @@ def parse_feature_layers(text: str | None) -> tuple[int, int, int] | None:
     return low, mid, high
 
 
+def parse_numbers(text: str, option: str, form: str = "N,...") -> tuple[int, ...]:
+    """Read whole numbers of at least 1, separated by commas.
+
+    Args:
+        text: what was given.
+        option: its name, for the error.
+        form: how the option's help writes them, for the error.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is not of the form {form}, whole numbers of at least 1 such as 1,2,4,8",
+            param_hint=option,
+        )
+    return numbers
+
+
 def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
     """Read `T/D/K` as tree parameters.
 
     Args:
         text: what was given, if anything.
-        plain: whether plain decoding was asked for instead.
+        plain: whether `--plain` was given.
 
     Returns:
         The tree; None for the decoder's default.
 
     Raises:
-        typer.BadParameter: not three whole numbers, or numbers that make no tree.
+        typer.BadParameter: both were given, not three whole numbers, or numbers of no valid tree.
     """
     if plain and text is not None:
-        raise typer.BadParameter("--plain drafts no tree; give one of the two", param_hint="--tree")
+        raise typer.BadParameter(
+            "give either --tree or --plain, which drafts nothing", param_hint="--tree"
+        )
     from eaglerl.eagle3 import NO_DRAFT, TreeParams
 
     if plain:
@@ -167,14 +216,14 @@ def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
 
 
 def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
-    """Read several trees, `T/D/K,...`; between spaces or semicolons a tree may be `T,D,K`, too.
+    """Read several trees, `T/D/K,...`; separated by spaces or semicolons they may be `T,D,K`.
 
     Args:
         text: what was given.
         option: its name, for the error.
 
     Raises:
-        typer.BadParameter: a tree that is none, or the same one twice.
+        typer.BadParameter: a tree is not valid, or is given twice.
     """
     from eaglerl.eagle3 import TreeParams
 
@@ -190,10 +239,10 @@ def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
 
 
 def question_paths(paths: Iterable[Path]) -> list[Path]:
-    """Return files and folders of questions; ``questions/...`` also stands for what is shipped.
+    """Return files and folders of questions, with the shipped samples for a missing ``questions/``.
 
-    Where there is no folder of that name, as for who has installed a wheel, the sample questions
-    take its place, and a note says so.
+    An installed wheel has no folder ``questions/`` in the working directory, but the commands in
+    the documents name it. The shipped samples are used then, and a note says so.
     """
     from eaglerl.prepare import sample_questions_path
 
@@ -204,17 +253,17 @@ def question_paths(paths: Iterable[Path]) -> list[Path]:
             found.append(path)
             continue
         samples, rest = sample_questions_path(), "/".join(path.parts[1:])
-        # A shell leaves a pattern as it is where nothing matches.
+        # A shell passes a pattern on unchanged where nothing matches.
         matches = sorted(samples.glob(rest)) if rest else [samples]
         taken |= bool(matches)
         found.extend(matches or [path])
     if taken:
-        notes().print("note: there is no questions/ here; the shipped samples are taken")
+        notes().print("note: there is no folder questions/ here; using the shipped samples")
     return found
 
 
 def resolve_model(model: str) -> Path:
-    """Return the folder of a model given by name or folder, preparing it where that is needed.
+    """Return the folder of a model that is given by its name or folder; prepare it if needed.
 
     Raises:
         ValueError: `model` is neither a known name nor a folder with a config.
@@ -227,7 +276,7 @@ def resolve_model(model: str) -> Path:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
-    # What `prepare --gguf` has put there; a name is no path.
+    # A name that `prepare --gguf` gave has no slash.
     if Path(model).name == model and is_prepared(model_path(model)):
         return model_path(model)
     if folder.suffix == ".gguf" and folder.is_file():
@@ -244,7 +293,7 @@ def resolve_draft(draft: Path | None, model: str) -> Path:
     """Return the folder of the draft head: the one given, else the one shipped for `model`.
 
     Raises:
-        ValueError: none is given and none is shipped for `model`, or it is no folder of a head.
+        ValueError: none is given and none is shipped for `model`, or the folder has no config.
     """
     from eaglerl.prepare import MODELS, default_draft_path
 
@@ -269,17 +318,17 @@ def load_decoder(
     threads: int | None,
     plain: bool = False,
 ) -> SpeculativeDecoder:
-    """Load target, draft head and tokenizer, showing that it goes on.
+    """Load target, draft head and tokenizer, with a note on the terminal.
 
     Args:
         model: name or folder of the target.
         draft: folder of the head; by default the one shipped for the model.
         draft_dtype: precision of the head.
-        threads: of the CPU; None leaves them as they are.
-        plain: only plain decoding is wanted, for which no head is loaded unless it is named.
+        threads: of the CPU; None leaves torch's setting.
+        plain: decode plainly, for which no head is loaded unless `draft` names one.
 
     Raises:
-        ValueError: an argument that names no model, no head or no precision.
+        ValueError: an argument names no model, no head or no precision.
     """
     target_path = resolve_model(model)
     draft_path = None if plain and draft is None else resolve_draft(draft, model)
@@ -289,11 +338,15 @@ def load_decoder(
 
         from eaglerl.eagle3 import SpeculativeDecoder
 
-        # transformers would draw a bar of its own over ours.
+        # transformers' own progress bar would be drawn over ours.
         disable_progress_bar()
         if threads is not None:
             torch.set_num_threads(threads)
-        return SpeculativeDecoder.from_pretrained(target_path, draft_path, draft_dtype=draft_dtype)
+        return SpeculativeDecoder.from_pretrained(
+            target_path,
+            draft_path,
+            draft_dtype=cast("DraftDtype", draft_dtype),  # checked there
+        )
 
 
 def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool | None = None) -> torch.Tensor:
@@ -302,11 +355,11 @@ def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool | None = None
     Args:
         decoder: whose target reads the prompt.
         prompt: the text.
-        chat: put it as the user's turn into the model's chat template; None does so where there is
-            one.
+        chat: put the text into the model's chat template as the user's turn; None does so if
+            there is a template.
 
     Raises:
-        ValueError: there is no chat template, but it was asked for.
+        ValueError: `chat` is true and there is no chat template.
     """
     import torch
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def text_streamer(tokenizer: Any, write: Callable[[str], None]) -> TextStreamer:
-    """Return a streamer that passes on generated text as soon as its words are complete.
+    """Return a streamer that writes generated text as soon as its words are complete.
 
     Args:
         tokenizer: of the target.
-        write: called with each piece of text; the prompt is left out.
+        write: called with each piece of the answer; the prompt is left out.
     """
     from transformers import TextStreamer
 
@@ -31,7 +31,7 @@ def text_streamer(tokenizer: Any, write: Callable[[str], None]) -> TextStreamer:
 
 
 def statistics_dict(run: GenerateOutput) -> dict[str, float]:
-    """Return a run's figures under the names that they have in Python."""
+    """Return a run's figures, named like the attributes of its statistics."""
     names = ("tokens_per_second", "mean_acceptance_length", "num_cycles", "new_tokens", "seconds")
     return {name: getattr(run.statistics, name) for name in (*names, "prefill_seconds")}
 
@@ -40,7 +40,7 @@ def statistics_table(runs: dict[str, GenerateOutput]) -> Table:
     """Return a table with a column for each run.
 
     Args:
-        runs: what was generated, under the name of the run.
+        runs: what was generated, by the name of the run.
     """
     table = Table(show_header=len(runs) > 1, header_style="bold")
     table.add_column("")

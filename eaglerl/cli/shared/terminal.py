@@ -1,4 +1,4 @@
-"""What every command shares at the terminal: consoles, progress, and how failures are told.
+"""What every command shares at the terminal: consoles, progress and error messages.
 
 Generated text goes to stdout; everything else goes to stderr, so that output can be piped.
 """
@@ -33,16 +33,14 @@ _R = TypeVar("_R")
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-# Seconds between two progress lines where there is no terminal to draw a bar on.
+# Seconds between two progress lines if stderr is no terminal, where a bar cannot be drawn.
 PLAIN_LINE_INTERVAL = 5.0
 
 _ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show the traceback when something fails.")
-]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# These carry a sentence written for the reader; of any other, the type is told as well.
+# The messages of these are written for users; other errors are reported with their type.
 _SELF_EXPLAINING = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
@@ -56,8 +54,13 @@ def notes() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(sentence: str) -> None:
+    """Print a sentence on stderr as it is, however long: it may be a path to copy."""
+    notes().print(sentence, markup=False, soft_wrap=True)
+
+
 def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn a command's failures into one sentence on stderr and an exit code.
+    """Report a command's failure as one sentence on stderr and an exit code.
 
     The command must have a parameter `debug`; if it is true, the traceback is shown as well.
     """
@@ -73,7 +76,8 @@ def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
             notes().print("\ninterrupted", style="yellow")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader has gone; without this Python would complain once more when it exits.
+            # The reader has closed the pipe. Without this, Python would fail again on exit when it
+            # flushes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_FAILED) from None
         except Exception as error:
@@ -87,8 +91,8 @@ def command(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
     """Yield a function that shows a stage and the fraction done, on stderr.
 
-    On a terminal it draws a bar that disappears at the end; elsewhere it prints a line whenever
-    the stage changes, and every few seconds.
+    On a terminal it draws a bar that disappears at the end. Elsewhere it prints a line when the
+    stage changes, and otherwise every few seconds.
     """
     console = notes()
     if not console.is_terminal:
@@ -113,7 +117,7 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def busy(message: str) -> Iterator[None]:
-    """Show that something of unknown length is going on, on stderr."""
+    """Show on stderr that something of unknown duration is in progress."""
     console = notes()
     if console.is_terminal:
         with console.status(message):
@@ -150,7 +154,7 @@ def _report(error: Exception, *, debug: bool) -> None:
 
 
 def _words(error: Exception) -> str:
-    """The error as a sentence: the system's own ones begin with a number and end with the file."""
+    """Return the error as a sentence: a system error without its number, its file first."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         names = " and ".join(
             repr(os.fsdecode(name))
@@ -163,7 +167,7 @@ def _words(error: Exception) -> str:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Show warnings as one line without the source line that raised them."""
+    """Show each warning as one line, without the source line that raised it."""
 
     def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
         sentence = " ".join(_ERROR_NUMBER.sub("", str(message)).split())

@@ -17,7 +17,7 @@ from eaglerl.cli.shared.options import (
     load_decoder,
 )
 from eaglerl.cli.shared.terminal import DebugOption, command, notes, output, progress_bar
-from eaglerl.prepare import DEFAULT_MODEL
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder

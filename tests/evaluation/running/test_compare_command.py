@@ -48,7 +48,7 @@ def test_tables_and_json(tiny: SimpleNamespace, tmp_path: Path) -> None:
         (["--split", "half"], 1, "split must be one of ['test', 'train', 'all'], got 'half'"),
         (["--top-p", "0"], 1, "top_p lie in (0, 1]"),
         (["--actions", "all"], 2, "neither a file nor one of"),
-        (["--against", "tree:4/1/2"], 2, "is none of the modes"),
+        (["--against", "tree:4/1/2"], 2, "is not one of the modes"),
         (["--cost", "nowhere.json"], 1, "nowhere.json"),
         (["nowhere.jsonl"], 1, "questions must name existing JSONL files"),
         (["BROKEN"], 1, "line 2 of"),
@@ -94,4 +94,4 @@ def test_interrupt_says_how_to_go_on(
     monkeypatch.setattr("eaglerl.evaluation.running.comparison.compare", stop)
     result = run("compare", tmp_path / "new", tiny.questions, *tiny.arguments)
     assert result.exit_code == 130
-    assert "the same command goes on" in " ".join(result.stderr.split())
+    assert "the same command continues" in " ".join(result.stderr.split())
