@@ -55,8 +55,16 @@ class TestHelp:
         else:
             assert "train-draft" in result.stdout
 
-    def test_help_does_not_wait_for_torch(self) -> None:
-        program = "import sys, eaglerl.cli.app; print({'torch', 'transformers'} & {*sys.modules})"
+    @pytest.mark.parametrize(
+        ("module", "slow"),
+        [
+            ("eaglerl.cli.app", {"torch", "transformers", "numpy", "pydantic"}),
+            # All that `generate` and `demo` open a policy with.
+            ("eaglerl.policies.policy_folder", {"matplotlib", "tensorboard", "stable_baselines3"}),
+        ],
+    )
+    def test_a_command_imports_what_it_needs(self, module: str, slow: set[str]) -> None:
+        program = f"import sys, {module}; print({slow} & {{*sys.modules}})"
         shown = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True
         )

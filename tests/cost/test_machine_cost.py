@@ -149,7 +149,7 @@ def test_a_machine_that_is_too_busy_keeps_no_table(
     result = CliRunner().invoke(app, ["calibrate", *tiny_folders.arguments], env={"TERM": "dumb"})
     said = result.stderr.replace("\n", " ")
     assert result.exit_code == 1
-    assert "verifying 1 to 12 rows takes 0.0 s: measuring more, for the machine is busy" in said
+    assert "verifying 1 to 12 rows takes 0.0 s: the machine is busy, measuring more" in said
     assert "error: no cost table was made of 9 cycles" in said
     assert not list(kept_cost_path(decoder).parent.iterdir())
     # A policy decides by the table beside it then, if there is one.
@@ -157,7 +157,7 @@ def test_a_machine_that_is_too_busy_keeps_no_table(
         measured_cost(None, decoder, files)
     replace(table, machine="another").to_json(tmp_path / "cost.json")
     assert measured_cost(None, decoder, files).machine == "another"
-    assert "Until then the policy decides by the table" in capsys.readouterr().err
+    assert "Until then the policy uses the table" in capsys.readouterr().err
 
 
 def test_nonsense_is_refused_wherever_it_lies(
