@@ -119,8 +119,8 @@ def test_cuda_sources_compile(tmp_path: Path, architecture: str) -> None:
     for source in sorted((ROOT / "csrc").rglob("*.cu")):
         target = tmp_path / f"{source.stem}.o"
         subprocess.run(
-            ["nvcc", "-std=c++17", "-Werror", "all-warnings", f"-arch=sm_{architecture}", "-c",
-             str(source), "-o", str(target)],
+            ["nvcc", "-std=c++17", "-Werror", "all-warnings", f"-arch=sm_{architecture}",
+             "-I", str(ROOT / "csrc"), "-c", str(source), "-o", str(target)],
             check=True,
         )  # fmt: skip
         assert target.stat().st_size > 0

@@ -83,22 +83,11 @@ def decide_cuda(
     Where every action is sure to stay, neither weights nor inputs are read. That an adaptive cache
     holds is known only after the first layer's sums; such a hit saves the rest.
 
+    The arguments are those of `fused_encode`; `weights` must have no ``fc_weight``.
+
     Nothing waits for the device. What could only be seen by waiting is harmless: a row out of range
     counts as a row of NaN, and a slot out of range changes no record; both get the policy's
     ``fallback_action``. The logits of a slot out of range are NaN.
-
-    Args:
-        weights: A policy without ``fc_weight``.
-        low: See `fused_encode`.
-        mid: See `fused_encode`.
-        high: See `fused_encode`.
-        rows: See `fused_encode`.
-        last: See `fused_encode`.
-        cache: See `fused_encode`.
-        slots: See `fused_encode`.
-        temperature: See `fused_encode`.
-        seed: See `fused_encode`.
-        offset: See `fused_encode`.
 
     Returns:
         Logits (S, horizon * A) float32, NaN where the action came from the cache; actions (S,)

@@ -160,7 +160,7 @@ def _check_vectors(weights: PolicyFields) -> None:
     width = weights.taps_size
     if weights.norm_chunks and (width is None or width % weights.norm_chunks):
         raise ValueError(
-            f"norm_chunks={weights.norm_chunks} needs a width that it divides, got {width}"
+            f"norm_chunks={weights.norm_chunks} needs a multiple of so many columns, got {width}"
         )
     if width is not None and width % 3:
         raise ValueError(f"features must be three layers of one width, got {width} columns")

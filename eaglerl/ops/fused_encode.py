@@ -101,20 +101,18 @@ def fused_encode(
     reduced = mid is None and low.shape[1] != weights.taps_size
     encodes = return_features and weights.fc_weight is not None and not reduced
     arguments = _encode_library.flatten(weights, reads_reduced=reduced)
-    common = (temperature, seed, offset, encodes)
+    inputs = (low, mid, high, rows, last, *arguments, temperature, seed, offset, encodes)
     if cache is None:
         if slots is not None:
             raise ValueError("slots needs cache")
-        out = torch.ops.eaglerl.fused_encode(low, mid, high, rows, last, *arguments, *common)
+        out = torch.ops.eaglerl.fused_encode(*inputs)
     else:
         count = low.shape[0] if rows is None else rows.shape[0]
         sequences = count if last is None else last.shape[0]
         compared = weights.feature_size if encodes or reduced else SKETCH_SIZE
         check_cache(cache, slots, sequences, weights.horizon, compared, low.device)
         kept = (cache.state, cache.reference, cache.ring, slots, cache.mode)
-        out = torch.ops.eaglerl.fused_encode_cached(
-            low, mid, high, rows, last, *arguments, *common, *kept
-        )
+        out = torch.ops.eaglerl.fused_encode_cached(*inputs, *kept)
     features, logits, action, params = out
     if reduced and return_features:
         features = low if rows is None else low[rows]
