@@ -165,15 +165,17 @@ class CompletionTask(Task):
         return self._answer
 
     def _end(self, answer: _Answer) -> bool:
+        reason = answer.text.finish_reason
+        assert reason is not None
         self._tokens += answer.text.tokens
         self._done.append(answer.generation.statistics)
         self._policy_seconds += answer.generation.policy_seconds
-        self._measured.answered(answer.text.finish_reason, answer.generation)
+        self._measured.answered(reason, answer.generation)
         self._give_back()
         last = len(self._done) == self._answers
         statistics = self._statistics() if last else None
-        self._emit(AnswerEnd(answer.index, answer.text.finish_reason, statistics))
-        if last:
+        self._emit(AnswerEnd(answer.index, reason, statistics))
+        if statistics is not None:
             self._measured.finished()
             self._emit(Finished(self._tokens, statistics))
         return last

@@ -166,6 +166,7 @@ class LiveSession(Task):
         lane.generation = decoder.start(all_read(self.prompt_ids), lane.policy, **self.sampling)
 
     def _begin(self, place: int, lane: _Lane) -> None:
+        assert lane.generation is not None
         (first,) = lane.generation.advance()
         tokens = [{"id": first, "text": lane.text.push(first), "source": "target"}]
         seconds = lane.generation.prefill_seconds
@@ -173,6 +174,7 @@ class LiveSession(Task):
         self.emit(LiveEvent("begin", content))
 
     def _cycle(self, place: int, lane: _Lane) -> None:
+        assert lane.generation is not None
         before = lane.generation.policy_seconds
         kept = lane.generation.advance()
         policy = lane.generation.policy_seconds - before

@@ -83,6 +83,8 @@ def tiers_of(actions: Sequence[TreeParams]) -> list[TreeParams]:
 
 
 def _confidence(inputs: BaselineInputs) -> TreePolicy:
+    # `make_baseline` has checked what a baseline needs.
+    assert inputs.cost is not None
     width, depth = _CONFIDENCE_WIDTH, _CONFIDENCE_DEPTH
     pool = width + depth * width**2
     rows = min(inputs.cost.total_tokens[-1], pool + 1)
