@@ -22,7 +22,8 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 UNFINISHED := $(VENV)/.unfinished
 MADE_IN := $(VENV)/.made-in
-BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
+# The version stands in __init__.py.
+BUILD_INPUTS := pyproject.toml eaglerl/__init__.py setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 CHECKED := eaglerl kernels benchmarks examples tests tools setup.py
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'

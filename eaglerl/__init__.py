@@ -1,4 +1,4 @@
-"""EAGLE-3 speculative decoding whose draft tree is chosen by a learned policy."""
+"""EAGLE-3 speculative decoding whose draft tree is chosen by a policy."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from eaglerl.eagle3.policy import TreeParams, TreePolicy
     from eaglerl.policies.policy_folder import load_policy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SpeculativeDecoder", "TreeParams", "TreePolicy", "load_policy"]
 
 # Lazy, so that `import eaglerl` takes milliseconds: the first use of a name imports torch.
