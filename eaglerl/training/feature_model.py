@@ -1,6 +1,6 @@
 """Runs the target over whole sequences and collects what the draft head learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +96,7 @@ class FeatureModel:
                 )
         return [results[index] for index in range(len(sequences))]
 
-    def _make_hook(self, place: int):
+    def _make_hook(self, place: int) -> Callable[[nn.Module, tuple, dict], None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             self._taps[place] = args[0] if args else kwargs["hidden_states"]
 

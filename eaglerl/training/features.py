@@ -78,13 +78,13 @@ def _check_bare(name: str) -> str:
 
 class _ShardSchema(Schema):
     file: Annotated[str, AfterValidator(_check_bare)]
-    split: Literal[TRAIN, HELD_OUT]
+    split: Literal["train", "held_out"]
     tokens: Count
     rows: Items[str]
 
 
 class _IndexSchema(Schema):
-    format: Literal[INDEX_FORMAT]
+    format: Literal[1]  # INDEX_FORMAT
     source: JsonObject
     shards: Items[_ShardSchema]
 

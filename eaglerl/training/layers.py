@@ -4,6 +4,8 @@ Each saves its inputs only and computes its gradient in a few passes; autograd's
 same formulas keeps every intermediate result.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -44,13 +46,17 @@ def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, dtype):
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         return functional.rms_norm(x, (x.shape[-1],), weight, eps).to(dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
         x, weight = ctx.saved_tensors
         width = x.shape[-1]
         grad = grad.to(x.dtype)
@@ -66,19 +72,19 @@ class _RMSNorm(torch.autograd.Function):
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
         return _rotated(x.to(cos.dtype), cos, sin)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         # A rotation's transpose is the rotation by the opposite angle.
         return _rotated(grad, cos, -sin).to(ctx.dtype), None, None
 
 
-def _rotated(x, cos, sin):
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     out = torch.empty(x.shape, dtype=x.dtype)
@@ -89,12 +95,12 @@ def _rotated(x, cos, sin):
 
 class _TakeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, rows):
+    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(rows)
         ctx.shape = x.shape
         return x[rows]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (rows,) = ctx.saved_tensors
         return grad.new_zeros(ctx.shape).index_copy_(0, rows, grad), None

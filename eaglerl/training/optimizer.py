@@ -7,6 +7,7 @@ norms' vectors are no such matrices.
 """
 
 import torch
+from torch import nn
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.training.muon import Muon
@@ -35,7 +36,8 @@ class DraftOptimizer:
             weight_decay: Decoupled weight decay of Muon's matrices.
             max_grad_norm: The gradient's norm is clipped to this.
         """
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in head.named_parameters():
             is_matrix = parameter.ndim == 2 and not name.startswith("lm_head")
             (matrices if is_matrix else others).append(parameter)

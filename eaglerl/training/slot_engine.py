@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -42,12 +43,15 @@ class SlotEngine:
         self._cache.data[slot, :, :, :, : self._prefix.shape[3]] = self._prefix
 
     def step(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """(slots, V) logits after one token of each slot, (slots,), at (slots,) positions."""
-        return self._target.forward(RowBatch.one_per_slot(token_ids, positions), self._cache).logits
+        """Return (slots, V) logits after one token (slots,) of each slot at positions (slots,)."""
+        rows = RowBatch.one_per_slot(token_ids, positions)
+        logits = self._target.forward(rows, self._cache).logits
+        assert logits is not None  # only a pass that keeps no logits gives none
+        return logits
 
 
 def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
-    """Load a target that decodes many sequences side by side and whose layers are not tapped.
+    """Load a target that decodes many sequences side by side, without features.
 
     Args:
         path: its folder.
@@ -63,10 +67,9 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
     model = load_transformers_model(path, torch.float32)
     reason = why_not_packed(model)
     if reason is None:
-        packed_dtype = dtype
-        if dtype == "auto":
-            fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-            packed_dtype = "bfloat16" if fast else "float32"
+        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        wants_bfloat16 = fast if dtype == "auto" else dtype == "bfloat16"
+        packed_dtype: Literal["float32", "bfloat16"] = "bfloat16" if wants_bfloat16 else "float32"
         try:
             return PackedTarget(model, (), dtype=packed_dtype, rows_hint=slots)
         except DifferentModulesError as error:

@@ -6,7 +6,7 @@ in blocks that stay in the cache and leaves only the gradients of h and W, so th
 of a batch never exist at once.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,7 +54,15 @@ def soft_cross_entropy(
 
 class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, probabilities, draft_ids, teacher_rows, row_weights):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        probabilities: torch.Tensor,
+        draft_ids: torch.Tensor,
+        teacher_rows: torch.Tensor,
+        row_weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows, dtype = len(hidden), hidden.dtype
         compute_weight = weight.to(dtype)
         losses = torch.empty(rows, dtype=weight.dtype)
@@ -91,12 +99,20 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return losses @ row_weights.to(losses.dtype), losses, correct
 
     @staticmethod
-    def backward(ctx, grad_total, grad_losses, grad_correct):
+    def backward(
+        ctx: Any, grad_total: torch.Tensor, grad_losses: torch.Tensor, grad_correct: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grad_total, grad_weight * grad_total, None, None, None, None
 
 
-def _block(logits, probabilities, draft_ids, losses, correct) -> torch.Tensor:
+def _block(
+    logits: torch.Tensor,
+    probabilities: torch.Tensor,
+    draft_ids: torch.Tensor,
+    losses: torch.Tensor,
+    correct: torch.Tensor,
+) -> torch.Tensor:
     """Fill ``losses`` and ``correct`` of one block; return softmax(logits) - probabilities."""
     accumulate = losses.dtype
     student = torch.softmax(logits, -1, dtype=accumulate)

@@ -6,7 +6,9 @@ part is ordinary attention; the second needs no matrix product, as each row has 
 One softmax spans both: they are merged by their log-sum-exp.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,7 +68,14 @@ def ttt_attention(
 
 class _TTTAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, spans, *own):
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        spans: Sequence[AttentionSpan],
+        *own: torch.Tensor,
+    ) -> torch.Tensor:
         steps = len(own) // 2
         out = torch.empty_like(query)
         log_sum = query.new_empty(query.shape[:3])
@@ -91,7 +100,7 @@ class _TTTAttention(torch.autograd.Function):
         return out.flatten(1)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, log_sum, *own = ctx.saved_tensors
         grad = grad.view_as(query)
         grad_query = torch.empty_like(query)

@@ -40,7 +40,11 @@ def check_trainable(config: Eagle3Config) -> None:
     Raises:
         ValueError: The head is of another kind.
     """
-    wanted = {"norm_output": True, "norm_feedback": False, "norm_before_residual": False}
+    wanted: dict[str, bool | None] = {
+        "norm_output": True,
+        "norm_feedback": False,
+        "norm_before_residual": False,
+    }
     wanted |= {"norm_before_fc": False, "qk_norm": False, "sliding_window": None}
     got = {name: getattr(config, name) for name in wanted}
     if got != wanted:
