@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> server -> training -> eagle3 -> ops -> kernels, extension."""
+"""Imports point one way, from `cli` down to the extension, and nowhere in a circle."""
 
 import ast
 from collections.abc import Iterator
@@ -100,6 +100,36 @@ def project_modules() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in modules if name != "eaglerl"]
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Return the modules of the project that each of them imports, for types included."""
+    modules = project_modules()
+    names = {name for name, _ in modules}
+    graph = {}
+    for name, path in modules:
+        source, is_package = path.read_text(encoding="utf-8"), path.name == "__init__.py"
+        imported = imported_modules(source, name, is_package=is_package)
+        # A name that is no module is an attribute of one.
+        found = {other if other in names else other.rpartition(".")[0] for other in imported}
+        graph[name] = (found & names) - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or through others."""
+    reached = {name: set(others) for name, others in graph.items()}
+    # Transitive closure (Warshall, 1962): some hundred modules take a second.
+    for middle in graph:
+        for others in reached.values():
+            if middle in others:
+                others |= reached[middle]
+    rings = {
+        tuple(sorted(other for other in others if name in reached[other]))
+        for name, others in reached.items()
+        if name in others
+    }
+    return [list(ring) for ring in sorted(rings)]
+
+
 def test_every_package_has_a_rank() -> None:
     packages = {package_of(name) for name, _ in project_modules()} - {None}
     assert packages <= RANKS.keys()
@@ -109,6 +139,31 @@ def test_every_package_has_a_rank() -> None:
 def test_imports_point_downwards(module: str, path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert violations(source, module, is_package=path.name == "__init__.py") == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(import_graph()) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}, "c": {"a"}}, [["a", "b"]]),
+        (
+            {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": {"d"}},
+            [["a", "b", "c"], ["d", "e"]],
+        ),
+    ],
+)
+def test_a_circle_is_found(graph: dict[str, set[str]], expected: list[list[str]]) -> None:
+    assert circles(graph) == expected
+
+
+def test_an_import_for_types_counts() -> None:
+    source = "if TYPE_CHECKING:\n    from eaglerl.ops.action_cache import ActionCache"
+    found = list(imported_modules(source, "eaglerl.ops.action_cache_step", is_package=False))
+    assert found == ["eaglerl.ops.action_cache.ActionCache"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +177,9 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
         ("eaglerl.eagle3.tree.tree_drafter", "from eaglerl.training import distill"),
         ("eaglerl.training.distill", "from eaglerl.cli.shared.terminal import notes"),
         ("eaglerl.files", "from eaglerl.ops import rms_norm"),
+        ("eaglerl.policies.fallback", "from eaglerl.fitting import train_acceptance"),
+        ("eaglerl.resps.policies.ppo", "from eaglerl.resps.bench import evaluate"),
+        ("eaglerl.cost.cost_table", "from eaglerl.actions import ActionSpace"),
     ],
 )
 def test_an_upward_import_is_found(module: str, source: str) -> None:

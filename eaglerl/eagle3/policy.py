@@ -290,9 +290,9 @@ class Selection:
 class StagedPolicy(Protocol):
     """A `TreePolicy` that also decides while the draft is at work.
 
-    The tree of `choose` is its limit: after every pass `should_continue` may end it before ``depth`` rounds
-    are done, and in the end `rows` says how many nodes are verified. Such a policy reads what the
-    draft has found, so it decides on the host.
+    The tree of `choose` is its limit: after every pass `should_continue` may end it before
+    ``depth`` rounds are done, and in the end `choose_total_tokens` says how many nodes are
+    verified. Such a policy reads what the draft has found, so it decides on the host.
     """
 
     def should_continue(self, progress: DraftProgress) -> bool:

@@ -30,8 +30,9 @@ from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.stopwatch import TotalTime, clock_of, seconds_between
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
-from eaglerl.eagle3.tree.merge import merge_looked_up, merge_looked_up_on_device
-from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
+from eaglerl.eagle3.tree.make_tree_drafter import make_tree_drafter
+from eaglerl.eagle3.tree.merge import merge_lookup
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup, common_length
 from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
@@ -109,13 +110,9 @@ class DecodingSession(CacheOwner):
         self._first_logits: torch.Tensor | None = None
         self._prompt = PromptReader()
         self._tree: DraftTree | DeviceTree | None = None
-        self._drafter: TreeDrafter | DeviceTreeDrafter
         if on_device is None:
             on_device = self._device.type != "cpu"
-        if on_device:
-            self._drafter = DeviceTreeDrafter(draft, self._device)
-        else:
-            self._drafter = TreeDrafter(draft)
+        self._drafter = make_tree_drafter(draft, self._device if on_device else None)
         self._accept_rows = make_acceptance(verifier, self.policy_time, on_device=on_device)
         cache.truncate(0, slot)
         if draft is not None:
@@ -225,7 +222,7 @@ class DecodingSession(CacheOwner):
 
     @property
     def tree(self) -> DraftTree | DeviceTree | None:
-        """What the last cycle verified, a looked-up chain included; None before the first."""
+        """What the last cycle verified, looked-up tokens included; None before the first."""
         return self._tree
 
     def step(
@@ -267,7 +264,8 @@ class DecodingSession(CacheOwner):
                 accepted = self._accept(output, tree)
                 seconds = seconds_between(started, drafted, self._now())
                 result = self._result(accepted, tree, params, lookup, seconds)
-            self._observe(policy, result)
+            with self.policy_time:
+                policy.observe(result)
             return result
 
     def _deciding(
@@ -287,10 +285,6 @@ class DecodingSession(CacheOwner):
         with self.policy_time:
             plan = as_plan(policy.choose(self.state))
             return plan if most_tokens is None else plan.limited_to(most_tokens - 1)
-
-    def _observe(self, policy: TreePolicy, result: StepResult) -> None:
-        with self.policy_time:
-            policy.observe(result)
 
     def _check_plan(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
         params = plan.params
@@ -330,7 +324,7 @@ class DecodingSession(CacheOwner):
         """Return the tree, looked-up tokens included, and the parameters of the head's part."""
         root = self.token_ids[-1]
         if params.total_tokens == 1:
-            return _merge(self._drafter.root_only(root), lookup), params
+            return merge_lookup(self._drafter.root_only(root), lookup), params
         # `_check_plan` has refused a tree without a draft, and stages on a device.
         assert self.draft is not None
         token_ids, hidden = self._pending.take(self.draft.reduce)
@@ -338,7 +332,7 @@ class DecodingSession(CacheOwner):
         self._first_logits = logits
         if staged is None:
             tree = self._drafter.grow(root, hidden, logits, params, self.slot)
-            return _merge(tree, lookup), params
+            return merge_lookup(tree, lookup), params
         assert isinstance(self._drafter, TreeDrafter)
         context = DraftContext(len(self.token_ids), lookup, self.policy_time)
         return self._drafter.grow_in_stages(
@@ -384,7 +378,7 @@ class DecodingSession(CacheOwner):
             features=self._last_features,
             context_length=len(self.token_ids),
             lookup=lookup,
-            lookup_accepted=_common_length(lookup.token_ids, accepted.emitted[:-1]),
+            lookup_accepted=common_length(lookup.token_ids, accepted.emitted[:-1]),
             rows=len(tree.token_ids),
             policy_seconds=self.policy_time.take(),
         )
@@ -403,18 +397,3 @@ class DecodingSession(CacheOwner):
             self._text = ContextLookup()
         self._text.extend(self.token_ids[len(self._text) :])
         return self._text
-
-
-def _merge(tree: DraftTree | DeviceTree, lookup: Lookup) -> DraftTree | DeviceTree:
-    """Add looked-up tokens to a tree."""
-    if not lookup.token_ids:
-        return tree
-    if isinstance(tree, DeviceTree):
-        return merge_looked_up_on_device(tree, lookup.token_ids)
-    return merge_looked_up(tree, lookup.token_ids)
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of leading tokens that two sequences share."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

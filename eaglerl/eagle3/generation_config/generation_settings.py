@@ -30,15 +30,14 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.generation import GenerationMixin
 
 from eaglerl.eagle3.generation_config.generation_arguments import read_explicit
 from eaglerl.eagle3.generation_config.generation_fields import (
     check_arguments,
-    check_known,
     check_supported,
 )
 from eaglerl.eagle3.generation_config.generation_schema import check_fields
+from eaglerl.eagle3.generation_config.merge_config import PreparingModel, merge_config
 from eaglerl.eagle3.sampling import (
     ColdTemperature,
     GreedyVerifier,
@@ -69,22 +68,6 @@ _ROWWISE = frozenset({
     TypicalLogitsWarper,
 })  # fmt: skip
 
-_PRIVATE = ("_prepare_generation_config", "_prepare_special_tokens", "_get_logits_processor")
-
-
-class _Generating(GenerationMixin):
-    """What transformers' preparations ask of a model: its two configs."""
-
-    def __init__(self, config: PreTrainedConfig, generation_config: GenerationConfig) -> None:
-        missing = [name for name in _PRIVATE if not hasattr(GenerationMixin, name)]
-        if missing:
-            raise RuntimeError(
-                f"this version of transformers has no GenerationMixin.{missing[0]}, which makes "
-                "the logits processors; install the version that pyproject.toml names"
-            )
-        self.config = config
-        self.generation_config = generation_config
-
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -107,7 +90,7 @@ class GenerationSettings:
     stopping_criteria: Sequence[StoppingCriteria] = ()
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None
     index: int = 0
-    _model: _Generating = field(kw_only=True, repr=False)
+    _model: PreparingModel = field(kw_only=True, repr=False)
     _device: torch.device = field(kw_only=True)
 
     @classmethod
@@ -150,26 +133,11 @@ class GenerationSettings:
         check_arguments(generation_config, logits_processor, stopping_criteria, explicit)
         own_terms = generation_config is None and "do_sample" not in explicit
         read_explicit(explicit, own_terms=own_terms, defaults=defaults)
-        model = _Generating(config, defaults)
-        merged, unknown = model._prepare_generation_config(generation_config, **explicit)
-        check_known(unknown)
-        check_supported(merged)
-        check_fields(merged, "generate's arguments, with the target's generation config,")
-        eos_token_ids = read_token_ids(merged.eos_token_id, "eos_token_id")
-        # Processors take no empty tensor of end tokens.
-        merged.eos_token_id = eos_token_ids or None
-        # It looks at them, which a device would have to be waited for.
-        model._prepare_special_tokens(merged, device=torch.device("cpu"))
-        if merged._eos_token_tensor is not None:
-            merged._eos_token_tensor = merged._eos_token_tensor.to(device)
-        if "max_length" not in explicit and (
-            getattr(generation_config, "max_length", None) is None and defaults.max_length is None
-        ):
-            # It is transformers' default, which no one asked for.
-            merged.max_length = None
+        model = PreparingModel(config, defaults)
+        merged = merge_config(model, generation_config, explicit, device)
         return cls(
             merged,
-            tuple(eos_token_ids),
+            tuple(merged.eos_token_id or ()),
             DEFAULT_NEW_TOKENS if generation_config is None else _DEFAULT_MAX_LENGTH,
             tuple(logits_processor or ()),
             tuple(stopping_criteria or ()),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.ops import DraftTree, tree_structure
 
 
@@ -84,3 +85,12 @@ def merge_looked_up_on_device(tree: DeviceTree, tokens: Sequence[int]) -> Device
         enabled=torch.cat(enabled),
         longest_path=max(tree.longest_path, count + 1),
     )
+
+
+def merge_lookup(tree: DraftTree | DeviceTree, lookup: Lookup) -> DraftTree | DeviceTree:
+    """Merge looked-up tokens, if there are any, into a tree wherever it is kept."""
+    if not lookup.token_ids:
+        return tree
+    if isinstance(tree, DeviceTree):
+        return merge_looked_up_on_device(tree, lookup.token_ids)
+    return merge_looked_up(tree, lookup.token_ids)

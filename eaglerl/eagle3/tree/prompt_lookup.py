@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _SHORTEST = 2
@@ -101,3 +101,9 @@ class ContextLookup:
         period = len(tokens) - best_end
         proposed = [tokens[best_end + index % period] for index in range(max_tokens)]
         return Lookup(best_length, tuple(proposed))
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of leading tokens that two sequences share."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
