@@ -185,7 +185,7 @@ def captured(
         def close(self) -> None: ...
 
     monkeypatch.setattr("eaglerl.resps.bench.evaluate", stand_in)
-    monkeypatch.setattr("eaglerl.resps.policies.resps_policy.RunLog", Log)
+    monkeypatch.setattr("eaglerl.resps.policies.policy_outputs.RunLog", Log)
 
     def run(*arguments: str) -> SimpleNamespace:
         result = evaluate(*arguments)
