@@ -10,21 +10,16 @@ import typer
 
 from eaglerl.cli.shared.machine_cost import kept_cost_path, measure_cost
 from eaglerl.cli.shared.options import (
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
-    ThreadsOption,
+    DecoderSettings,
     TreeWidthsOption,
     load_decoder,
     parse_numbers,
 )
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.terminal import DebugOption
-from eaglerl.packaged_models import DEFAULT_MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateSettings:
+class CalibrateSettings(DecoderSettings):
     """Options of `eaglerl calibrate`."""
 
     output: Annotated[
@@ -43,11 +38,6 @@ class CalibrateSettings:
         int, typer.Option(min=64, metavar="N", help="Longest context to measure at, in tokens.")
     ] = 512
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order of the cycles.")] = 0
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
 
 @settings_command
@@ -58,12 +48,7 @@ def calibrate(settings: CalibrateSettings) -> None:
     this cost table with the acceptance they predict, so every machine needs its own table.
     """
     widths = parse_numbers(settings.top_ks, "--top-k", "K,...")
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-    )
+    decoder = load_decoder(settings)
     measure_cost(
         decoder,
         kept_cost_path(decoder) if settings.output is None else settings.output,

@@ -14,11 +14,8 @@ from eaglerl.cli.shared.comparison_table import comparison_tables
 from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
+    DecoderSettings,
     SplitOption,
-    ThreadsOption,
     TopPOption,
     load_decoder,
     parse_trees,
@@ -27,8 +24,7 @@ from eaglerl.cli.shared.options import (
     resolve_model,
 )
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.terminal import DebugOption, notes, output, progress_bar, say
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import notes, output, progress_bar, say
 from eaglerl.resps.commands.preset_options import (
     PRESET_MODES,
     PresetContextOption,
@@ -50,7 +46,7 @@ _DEFAULT_MODES = ("generate", "plain", "tuned")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings:
+class CompareSettings(DecoderSettings):
     """Options of `eaglerl compare`."""
 
     folder: Annotated[
@@ -175,11 +171,6 @@ class CompareSettings:
     preset_steps: PresetStepsOption = 2000
     preset_context: PresetContextOption = True
     text_model: TextModelOption = None
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
 
 @dataclass(frozen=True)
@@ -206,13 +197,7 @@ def compare(settings: CompareSettings) -> None:
         plan = _make_plan(settings)
         if (busy := _busy_now()) is not None:
             notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
-        decoder = load_decoder(
-            settings.model,
-            settings.draft,
-            draft_dtype=settings.draft_dtype,
-            threads=settings.threads,
-            plain=plan.plain,
-        )
+        decoder = load_decoder(settings, plain=plan.plain)
         _decode(settings, _with_machine_cost(settings, plan, decoder), decoder)
     _show(settings.folder, settings.against, as_json=settings.as_json)
 

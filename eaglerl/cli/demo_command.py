@@ -19,13 +19,10 @@ from eaglerl.cli.shared.open_policy import (
 )
 from eaglerl.cli.shared.options import (
     CostOption,
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
+    DecoderSettings,
     PlainOption,
     PolicyOption,
     StopAfterOption,
-    ThreadsOption,
     TreeOption,
     encode,
     load_decoder,
@@ -33,8 +30,7 @@ from eaglerl.cli.shared.options import (
 )
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.shared.terminal import EXIT_FAILED, DebugOption, busy, notes, output
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import EXIT_FAILED, busy, notes, output
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +49,7 @@ _JSON_NAMES = {_POLICY: "learned policy"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings:
+class DemoSettings(DecoderSettings):
     """Options of `eaglerl demo`."""
 
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = DEMO_PROMPT
@@ -66,11 +62,6 @@ class DemoSettings:
         typer.Option("--json", help="Print the figures as JSON; all else goes to stderr."),
     ] = False
     cost: CostOption = None
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
     def __post_init__(self) -> None:
         if self.plain and self.policy is not None:
@@ -121,13 +112,7 @@ def _load(settings: DemoSettings) -> tuple[SpeculativeDecoder, _Modes]:
     )
     check_cost_is_used(settings.cost, policy)
     files = None if policy is None else find_chosen_policy(policy)
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-        plain=settings.plain,
-    )
+    decoder = load_decoder(settings, plain=settings.plain)
     modes: _Modes = {_PLAIN: parse_tree(None, plain=True)}
     if not settings.plain:
         modes[_CONSTANT] = constant

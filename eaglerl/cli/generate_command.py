@@ -17,13 +17,10 @@ from eaglerl.cli.shared.open_policy import (
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     CostOption,
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
+    DecoderSettings,
     PlainOption,
     PolicyOption,
     StopAfterOption,
-    ThreadsOption,
     TreeOption,
     encode,
     load_decoder,
@@ -31,8 +28,7 @@ from eaglerl.cli.shared.options import (
 )
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.shared.terminal import DebugOption, notes
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import notes
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
+class GenerateSettings(DecoderSettings):
     """Options of `eaglerl generate`."""
 
     prompt: Annotated[
@@ -101,11 +97,6 @@ class GenerateSettings:
     plain: PlainOption = False
     policy: PolicyOption = None
     cost: CostOption = None
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
     def __post_init__(self) -> None:
         if self.policy is not None and (self.tree is not None or self.plain):
@@ -122,13 +113,7 @@ def generate(settings: GenerateSettings) -> None:
     constant = parse_tree(settings.tree, plain=settings.plain)
     prompt = _read_prompt(settings.prompt)
     files = None if settings.policy is None else find_chosen_policy(settings.policy)
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-        plain=settings.plain,
-    )
+    decoder = load_decoder(settings, plain=settings.plain)
     policy = constant if files is None else open_chosen_policy(files, settings.cost, decoder)
     input_ids = encode(decoder, prompt, chat=settings.chat)
     generated = _generate(settings, decoder, input_ids, policy)

@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eaglerl.cli.shared.options import (
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
-    ThreadsOption,
+    DecoderSettings,
     TreeWidthsOption,
     load_decoder,
     parse_numbers,
 )
 from eaglerl.cli.shared.prompt_files import check_prompt_files, read_prompt_files
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import progress_bar, say
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
@@ -33,7 +29,7 @@ _SPLITS = ("all", "train", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordSettings:
+class RecordSettings(DecoderSettings):
     """Options of `eaglerl record`."""
 
     output: Annotated[
@@ -83,11 +79,6 @@ class RecordSettings:
     slots: Annotated[
         int, typer.Option(min=1, metavar="N", help="Prompts decoded side by side.")
     ] = 16
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
     def __post_init__(self) -> None:
         if self.split not in _SPLITS:
@@ -107,12 +98,7 @@ def record(settings: RecordSettings) -> None:
     widths = parse_numbers(settings.top_ks, "--top-k", "K,...")
     # Before the model is loaded: a missing file is found at once.
     check_prompt_files(settings.prompts)
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-    )
+    decoder = load_decoder(settings)
     traces = _record(settings, widths, decoder, _read_prompts(settings, decoder))
     say(f"{settings.output} holds {len(traces):,} traces with {traces.positions:,} positions")
 

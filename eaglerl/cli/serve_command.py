@@ -14,18 +14,14 @@ import typer
 from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.shared.options import (
     DRAFTING_PANEL,
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
+    DecoderSettings,
     PlainOption,
-    ThreadsOption,
     TreeOption,
     load_decoder,
     parse_tree,
 )
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.terminal import DebugOption, say
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.terminal import say
 
 if TYPE_CHECKING:
     from eaglerl.cost.cost_table import CostTable
@@ -36,7 +32,7 @@ _LIMITS_PANEL = "Limits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServeSettings(DecoderSettings):
     """Options of `eaglerl serve`."""
 
     host: Annotated[
@@ -126,11 +122,6 @@ class ServeSettings:
             rich_help_panel=_LIMITS_PANEL,
         ),
     ] = 4
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
     def __post_init__(self) -> None:
         if self.mode is not None and (self.tree is not None or self.plain):
@@ -168,13 +159,7 @@ def _make_service(settings: ServeSettings, mode: str | None) -> Service:
     """Load the model and return the service, which begins to work when the server starts."""
     from eaglerl.server import Limits, Service
 
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-        plain=settings.plain,
-    )
+    decoder = load_decoder(settings, plain=settings.plain)
     table = None if decoder.head is None else machine_cost(settings.cost, decoder)
     return Service(
         decoder,

@@ -79,12 +79,7 @@ def _train_live(
     from eaglerl.sb3.train_policy import train_policy_live
 
     show("loading the model", 0.0)
-    decoder = load_decoder(
-        settings.model,
-        settings.draft,
-        draft_dtype=settings.draft_dtype,
-        threads=settings.threads,
-    )
+    decoder = load_decoder(settings)
     result = train_policy_live(
         decoder,
         list(read_prompt_files(decoder, settings.prompts or ())),

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from eaglerl.cli.shared.options import (
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
-    ThreadsOption,
+    DecoderSettings,
     parse_numbers,
 )
-from eaglerl.cli.shared.terminal import DebugOption
-from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from eaglerl.envs.rewards import RewardName
@@ -30,7 +25,7 @@ _ACCEPTANCE_PANEL = "With --algorithm acceptance"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPolicySettings:
+class TrainPolicySettings(DecoderSettings):
     """Options of `eaglerl train-policy`.
 
     Raises:
@@ -249,11 +244,6 @@ class TrainPolicySettings:
             rich_help_panel=_ACCEPTANCE_PANEL,
         ),
     ] = 4
-    model: ModelOption = DEFAULT_MODEL
-    draft: DraftOption = None
-    draft_dtype: DraftDtypeOption = "auto"
-    threads: ThreadsOption = None
-    debug: DebugOption = False
 
     def __post_init__(self) -> None:
         if self.algorithm not in _ALGORITHMS:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from eaglerl.cli.shared.terminal import busy, notes, progress_bar
+from eaglerl.cli.shared.terminal import DebugOption, busy, notes, progress_bar
+from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import torch
@@ -310,26 +312,28 @@ def resolve_draft(draft: Path | None, model: str) -> Path:
     return folder
 
 
-def load_decoder(
-    model: str,
-    draft: Path | None,
-    *,
-    draft_dtype: str,
-    threads: int | None,
-    plain: bool = False,
-) -> SpeculativeDecoder:
+@dataclass(frozen=True, kw_only=True)
+class DecoderSettings:
+    """The options of a command that loads a target and its draft head."""
+
+    model: ModelOption = DEFAULT_MODEL
+    draft: DraftOption = None
+    draft_dtype: DraftDtypeOption = "auto"
+    threads: ThreadsOption = None
+    debug: DebugOption = False
+
+
+def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> SpeculativeDecoder:
     """Load target, draft head and tokenizer, with a note on the terminal.
 
     Args:
-        model: name or folder of the target.
-        draft: folder of the head; by default the one shipped for the model.
-        draft_dtype: precision of the head.
-        threads: of the CPU; None leaves torch's setting.
-        plain: decode plainly, for which no head is loaded unless `draft` names one.
+        settings: which, in what precision, and on how many threads of the CPU.
+        plain: decode plainly, for which no head is loaded unless the settings name one.
 
     Raises:
-        ValueError: an argument names no model, no head or no precision.
+        ValueError: a setting names no model, no head or no precision.
     """
+    model, draft = settings.model, settings.draft
     target_path = resolve_model(model)
     draft_path = None if plain and draft is None else resolve_draft(draft, model)
     with busy("loading the model"):
@@ -340,12 +344,12 @@ def load_decoder(
 
         # transformers' own progress bar would be drawn over ours.
         disable_progress_bar()
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
         return SpeculativeDecoder.from_pretrained(
             target_path,
             draft_path,
-            draft_dtype=cast("DraftDtype", draft_dtype),  # checked there
+            draft_dtype=cast("DraftDtype", settings.draft_dtype),  # checked there
         )
 
 

@@ -16,7 +16,8 @@ _S = TypeVar("_S")
 def settings_command(function: Callable[[_S], None]) -> Callable[..., None]:
     """Turn a function of one settings dataclass into a command with one option per field.
 
-    The fields are annotated with typer's options, in the order of the help. Checks that need no
+    The fields are annotated with typer's options, in the order of the help, where those of a base
+    class come last. Checks that need no
     model belong in the dataclass's `__post_init__`; a `typer.BadParameter` from there is reported
     as wrong usage. The dataclass needs a field `debug`, see `command`.
 
@@ -47,7 +48,13 @@ def settings_command(function: Callable[[_S], None]) -> Callable[..., None]:
                 else field.default,
                 annotation=annotations[field.name],
             )
-            for field in dataclasses.fields(settings_type)
+            for field in _own_first(settings_type)
         ]
     )
     return run
+
+
+def _own_first(settings_type: Any) -> list[dataclasses.Field[Any]]:
+    """Return a dataclass's fields, those that it declares itself before those of its bases."""
+    own = inspect.get_annotations(settings_type)
+    return sorted(dataclasses.fields(settings_type), key=lambda field: field.name not in own)

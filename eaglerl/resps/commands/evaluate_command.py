@@ -10,6 +10,7 @@ import typer
 
 from eaglerl.cli.shared.action_options import read_actions
 from eaglerl.cli.shared.options import (
+    DecoderSettings,
     DraftDtypeOption,
     DraftOption,
     ModelOption,
@@ -271,7 +272,9 @@ def evaluate(
         version_options(optimized_policy_version, ppo_net_arch)
         read_actions(actions)
         tree = flags.tree if flags.algorithm is None else None
-    decoder = load_decoder(model, draft, draft_dtype=draft_dtype, threads=threads)
+    decoder = load_decoder(
+        DecoderSettings(model=model, draft=draft, draft_dtype=draft_dtype, threads=threads)
+    )
     chosen = tree or _policy(flags, decoder, answer_file)
     name = model_id or _model_id(flags, temperature)
     with progress_bar() as show:
