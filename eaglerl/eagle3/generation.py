@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 
+from eaglerl._renamed import renamed_arguments
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
 from eaglerl.eagle3.output import DecodingStatistics
@@ -31,6 +32,7 @@ class Generation:
         decode_seconds: time of the cycles so far, the policy included.
     """
 
+    @renamed_arguments(decoder="sessions")
     def __init__(
         self,
         sessions: SessionFactory,

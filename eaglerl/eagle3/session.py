@@ -123,7 +123,7 @@ class DecodingSession(CacheOwner):
         self._pending.clear()
         self._prompt.clear()
         # Whoever keeps the session for its text keeps no caches with it.
-        del self._drafter, self.cache, self.draft
+        vars(self).update(_drafter=None, cache=None, draft=None)
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and choose the first token.

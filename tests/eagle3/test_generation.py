@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3 import (
+    ConstantPolicy,
+    DraftPlan,
+    Generation,
+    SpeculativeDecoder,
+    TreeParams,
+)
+from eaglerl.eagle3.sampling import GreedyVerifier
+from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.packed_target import PackedTarget
 
 from .tiny import tiny_head, tiny_model
@@ -141,3 +149,22 @@ def test_logprobs_are_those_of_the_target(plan, sampling) -> None:
     assert new_decoder(PackedTarget(model.float())).start(PROMPT).logprobs == []
     with pytest.raises(ValueError, match="top_logprobs must be 0 or positive, got -1"):
         decoder.start(PROMPT, top_logprobs=-1)
+
+
+def test_a_decoder_by_its_old_argument_name_opens_the_sessions(target) -> None:
+    decoder, plan = new_decoder(target), TreeParams(6, 2, 4)
+    expected = decoder.generate([PROMPT], plan, max_new_tokens=8).sequences[0].tolist()
+    rules = StoppingRules(eos_token_ids=(), max_new_tokens=8, room=50)
+    arguments = {"rules": rules, "policy": ConstantPolicy(plan), "verifier": GreedyVerifier()}
+    with pytest.warns(DeprecationWarning, match="decoder is deprecated .* use sessions"):
+        generation = Generation(decoder=decoder, prompt_ids=PROMPT, **arguments)
+    generation.run()
+    assert generation.token_ids == expected
+
+
+def test_a_closed_session_keeps_no_caches(target) -> None:
+    generation = new_decoder(target).start(PROMPT, TreeParams(6, 2, 4), max_new_tokens=8)
+    generation.advance()
+    generation.close()
+    assert generation.session.cache is None
+    assert generation.session.draft is None
