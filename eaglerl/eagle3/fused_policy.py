@@ -6,10 +6,11 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
-from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
@@ -68,14 +69,16 @@ class FusedPolicy:
         self.weights = weights
         self.temperature = temperature
         self.seed = seed
-        self._cache_settings = {
-            "interval": action_cache_steps,
-            "mode": cache_mode,
-            "threshold": threshold,
-            "reference_size": weights.feature_size or SKETCH_SIZE,
-            "horizon": weights.horizon,
-        }
-        self.cache = ActionCache(1, **self._cache_settings)
+        self._new_cache = partial(
+            ActionCache,
+            1,
+            interval=action_cache_steps,
+            mode=cache_mode,
+            threshold=threshold,
+            reference_size=weights.feature_size or SKETCH_SIZE,
+            horizon=weights.horizon,
+        )
+        self.cache = self._new_cache()
         self._steps = 0
         self._forks = 0
         self._bound: BoundPolicy | None = None
@@ -88,7 +91,7 @@ class FusedPolicy:
         self._forks += 1
         other = copy.copy(self)
         other.seed = self.seed + self._forks
-        other.cache = ActionCache(1, **self._cache_settings)
+        other.cache = self._new_cache()
         other._steps, other._bound = 0, None
         return other
 
@@ -148,7 +151,7 @@ class BoundPolicy:
         _check_fit(policy.weights, head)
         device = head.fc.weight.device
         if policy.cache.device != device:
-            policy.cache = ActionCache(1, device=device, **policy._cache_settings)
+            policy.cache = policy._new_cache(device=device)
         self._policy = policy
         self._reduces = policy.weights.mlp_input == "features"
         weights = policy.weights.to(device)
@@ -217,7 +220,7 @@ def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:
         head: the head; its tensors are shared, not copied, where they are contiguous.
     """
     norms = head.fc_norm if head.fc_norm is not None else [head.input_norm]
-    scales = [norm.weight.detach().float() for norm in norms if norm is not None]
+    scales = [norm.weight.detach().float() for norm in norms if isinstance(norm, RMSNorm)]
     fc_weight = head.fc.weight.detach()
     return replace(
         weights.to(fc_weight.device, fc_weight.dtype),

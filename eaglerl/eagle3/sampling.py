@@ -57,7 +57,7 @@ class GreedyVerifier:
         """The argmax of (V,) logits."""
         return int(logits.argmax())
 
-    def accept(self, logits: torch.Tensor, tree: DraftTree) -> tuple[list[int], int]:
+    def accept(self, logits: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
         """Follow the argmax from the root for as long as the tree has it.
 
         Siblings carry distinct tokens, so at most one child matches and the path is unique.

@@ -1,6 +1,7 @@
 """A draft head's KV cache and the rules of its rows, which its runners share."""
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
@@ -10,7 +11,7 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.layers.rope import check_rope_length, head_rope_tables
 
 
-class CachedDraft:
+class CachedDraft(ABC):
     """The base of the draft runners: a KV cache and the rules of its rows.
 
     A slot's stable rows pair the features of token t with the embedding of token t + 1, at rotary
@@ -81,6 +82,32 @@ class CachedDraft:
             )
         self._allocate(capacity, before.slots)
         self.cache.copy_committed(before)
+
+    @abstractmethod
+    def reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Map target features (R, 3k) to the draft's width (R, h)."""
+
+    @abstractmethod
+    def extend(
+        self,
+        token_ids: torch.Tensor,
+        features: torch.Tensor,
+        slot: int = 0,
+        *,
+        reduced: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append stable rows; see `PackedDraft.extend`."""
+
+    @abstractmethod
+    def expand(
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        round: int,
+        mask: torch.Tensor,
+        slot: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the frontier of one round; see `PackedDraft.expand`."""
 
     @property
     def lengths(self) -> list[int]:
