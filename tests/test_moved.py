@@ -5,14 +5,18 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from eaglerl._moved import MOVED_MODULES, MOVED_NAMES, RENAMED_IN_MODULES
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3 import TargetModel
+from eaglerl.eagle3.policy import Selection
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions
+from eaglerl.ops import DraftTreeBuilder
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.traces.trace_set import TraceSet
 
@@ -91,6 +95,15 @@ def test_old_attributes_work(tmp_path) -> None:
     files = PolicyFiles(tmp_path / "policy.safetensors", is_acceptance=True)
     with pytest.warns(DeprecationWarning, match=r"use PolicyFiles\.fingerprint$"):
         assert files.identity == files.fingerprint
+    with pytest.warns(DeprecationWarning, match="argument chain_tokens .*use lookup_tokens$"):
+        selection = Selection(np.arange(3), chain_tokens=2)
+    with pytest.warns(DeprecationWarning, match=r"use Selection\.lookup_tokens$"):
+        assert selection.chain_tokens == selection.lookup_tokens == 2
+    builder = DraftTreeBuilder()
+    builder.begin(0, 2)
+    builder.first(torch.zeros(4))
+    with pytest.warns(DeprecationWarning, match=r"use DraftTreeBuilder\.lookup_nodes$"):
+        assert builder.chain_nodes([1], 1).tolist() == builder.lookup_nodes([1], 1).tolist()
 
 
 @pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))

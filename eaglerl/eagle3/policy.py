@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from eaglerl._renamed import renamed_fields
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
 
 # Nine digits: no larger number is a tree's, and Python refuses to read very long ones.
@@ -253,9 +254,9 @@ class DraftProgress:
         scores: (K + depth K^2,) float32 cumulative log-probabilities of the candidates so far, in
             the order of the rounds.
         context_length: tokens before the tree, the root included.
-        lookup: the chain that the plan looked up in the text.
-        lookup_nodes: (depth + 1,) int64 index in `scores` of the chain's token at each level; -1
-            from the level on where the draft did not propose it. None without a chain.
+        lookup: the tokens that the plan looked up in the text.
+        lookup_nodes: (depth + 1,) int64 index in `scores` of the looked-up token at each level; -1
+            from the first level on whose token the draft did not propose. None without a lookup.
     """
 
     top_k: int
@@ -266,24 +267,25 @@ class DraftProgress:
     lookup_nodes: np.ndarray | None = None
 
 
+@renamed_fields(chain_tokens="lookup_tokens")
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is verified of a draft and of a looked-up chain.
+    """The part of a draft and of the looked-up tokens that is verified.
 
     Attributes:
         nodes: indices of the draft's candidates, ancestors included.
-        chain_tokens: leading tokens of the chain; those that the draft has proposed, too, are among
-            `nodes`.
+        lookup_tokens: number of leading looked-up tokens; those that the draft proposed too are
+            among `nodes`.
     """
 
     nodes: np.ndarray
-    chain_tokens: int = 0
+    lookup_tokens: int = 0
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows to verify, the root included."""
         nodes = progress.lookup_nodes
         shared = 0 if nodes is None else int((nodes >= 0).sum())
-        return 1 + len(self.nodes) + max(0, self.chain_tokens - shared)
+        return 1 + len(self.nodes) + max(0, self.lookup_tokens - shared)
 
 
 @runtime_checkable
@@ -304,10 +306,9 @@ class StagedPolicy(Protocol):
 
 @runtime_checkable
 class SelectingPolicy(StagedPolicy, Protocol):
-    """A `StagedPolicy` that names the nodes itself, those of the looked-up chain included.
+    """A `StagedPolicy` that names the nodes itself, and how many looked-up tokens to verify.
 
-    `select` is asked in place of `rows`, and the chain that the plan looked up is verified as far
-    as it says.
+    `select` is called instead of `choose_total_tokens`.
     """
 
     def select(self, progress: DraftProgress) -> Selection:

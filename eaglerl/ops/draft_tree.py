@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
+from eaglerl._renamed import RenamedAttribute
 from eaglerl.ops._check import NativeState, check_contiguous, check_rows, check_tensor
 
 _WORD_BITS = 64
@@ -164,14 +165,14 @@ class DraftTreeBuilder(NativeState):
     def finish_selected(
         self, nodes: Sequence[int] | np.ndarray, chain: Sequence[int] = ()
     ) -> DraftTree:
-        """Return a tree of chosen candidates, with a chain of tokens merged into it.
+        """Return a tree of chosen candidates, with looked-up tokens merged into it.
 
         Args:
             nodes: Indices of candidates in the order of the rounds, ancestors included; in any
                 order.
-            chain: Target ids of tokens below the root, one after the other. What the chosen
-                candidates hold of it is shared; the rest stands behind them, with the score NaN,
-                for the draft gave it none.
+            chain: Target ids of the looked-up tokens, a path from the root down. Where a chosen
+                candidate has the token already, its row is shared; the others get rows of their
+                own behind the candidates, with the score NaN, since the draft did not score them.
 
         Returns:
             The tree, in new tensors; the candidates in the order of the rounds.
@@ -187,11 +188,11 @@ class DraftTreeBuilder(NativeState):
         self._native.finish_selected(*_addresses(tree))
         return tree
 
-    def chain_nodes(self, chain: Sequence[int], levels: int) -> Tensor:
-        """Find the candidates that hold a chain of tokens below the root.
+    def lookup_nodes(self, chain: Sequence[int], levels: int) -> Tensor:
+        """Find the candidates that hold the looked-up tokens.
 
         Args:
-            chain: Target ids, one after the other.
+            chain: Target ids of the looked-up tokens, a path from the root down.
             levels: Levels to look at.
 
         Returns:
@@ -206,6 +207,8 @@ class DraftTreeBuilder(NativeState):
         nodes = torch.empty(levels, dtype=torch.int64)
         self._native.chain_nodes(chain, levels, nodes.data_ptr())
         return nodes
+
+    chain_nodes = RenamedAttribute("lookup_nodes")
 
 
 def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:

@@ -216,7 +216,7 @@ def _selected_length(trace: Trace, position: int, params: TreeParams, selection:
     path = trace.path[position, trace.top_ks.index(params.top_k)]
     in_tree = np.isin(path, selection.nodes) & (path >= 0)
     by_tree = int(np.logical_and.accumulate(in_tree).sum())
-    by_lookup = min(selection.chain_tokens, int(trace.lookup_accepted[position]))
+    by_lookup = min(selection.lookup_tokens, int(trace.lookup_accepted[position]))
     return 1 + max(by_tree, by_lookup)
 
 

@@ -126,7 +126,7 @@ def test_nodes_that_are_no_integers_are_refused() -> None:
         with pytest.raises(TypeError, match=f"{name} must be a sequence of integers"):
             builder.finish_selected(nodes, chain)
     with pytest.raises(TypeError, match="chain must be a sequence of integers"):
-        builder.chain_nodes(["a"], 1)
+        builder.lookup_nodes(["a"], 1)
 
 
 def test_a_chain_is_found_as_far_as_the_pool_has_it() -> None:
@@ -136,7 +136,7 @@ def test_a_chain_is_found_as_far_as_the_pool_has_it() -> None:
         known = paths_in_order(pool_of(builder))
         path = draw.choice(known[1:])
         for chain in (path, (*path, VOCAB), (VOCAB, *path), ()):
-            nodes = builder.chain_nodes(chain, DEPTH + 1)
+            nodes = builder.lookup_nodes(chain, DEPTH + 1)
             expected = []
             for level in range(DEPTH + 1):
                 start = tuple(chain[: level + 1])

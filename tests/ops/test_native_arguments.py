@@ -119,7 +119,7 @@ def test_trees_that_cannot_be() -> None:
             builder.finish(total)
     for levels in (-1, 2**31 - 1):
         with pytest.raises(ValueError, match="levels must be in"):
-            builder.chain_nodes([1], levels)
+            builder.lookup_nodes([1], levels)
     with pytest.raises(ValueError, match="rows of nodes and chain"):
         builder.finish_selected([], [1] * 20_000)
     assert len(builder.finish(3).token_ids) == 3

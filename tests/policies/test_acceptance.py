@@ -222,7 +222,7 @@ def test_one_cycle_is_judged_as_many_are() -> None:
         chosen = plan.order[row, : plan.rows[row] - 1]
         assert sorted(selection.nodes) == sorted(chosen[chosen < POOL])
         outside = chosen[chosen >= POOL]
-        assert selection.chain_tokens == (outside.max() - POOL + 1 if len(outside) else 0)
+        assert selection.lookup_tokens == (outside.max() - POOL + 1 if len(outside) else 0)
         assert selection.choose_total_tokens(progress) == plan.rows[row]
         assert not policy.should_continue(progress)
 

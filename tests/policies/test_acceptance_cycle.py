@@ -180,7 +180,7 @@ def compare(model: AcceptanceModel, whole: Candidates, rate: float) -> tuple[int
         selection = scorer.select()
         size = len(progress.scores)
         inside = candidates.lookup_levels()[0]
-        tail = np.arange(max(inside, 0), max(inside, selection.chain_tokens)) + size
+        tail = np.arange(max(inside, 0), max(inside, selection.lookup_tokens)) + size
         chosen = np.concatenate((selection.nodes, tail)).astype(np.int64)
         joined = np.concatenate((survival.pool[0], survival.lookup[0]))
         rows = 1 + len(chosen)
@@ -245,7 +245,7 @@ def test_judging_again_and_judging_late_change_nothing() -> None:
             np.testing.assert_array_equal(one, two)
         one, two = (scorer.select() for scorer in scorers)
         np.testing.assert_array_equal(one.nodes, two.nodes)
-        assert one.chain_tokens == two.chain_tokens
+        assert one.lookup_tokens == two.lookup_tokens
 
 
 def constant_net(inputs: int, logit: float) -> SmallNet:
@@ -286,7 +286,7 @@ def test_equal_survivals_keep_their_order(rows: int) -> None:
     selection = scorer.select()
     assert selection.nodes.tolist() == list(range(min(rows - 1, 6)))
     # After six of the pool comes the first looked-up token that it lacks, which is the second.
-    assert selection.chain_tokens == {8: 2, 9: 3}.get(rows, 0)
+    assert selection.lookup_tokens == {8: 2, 9: 3}.get(rows, 0)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ class TreeDrafter:
         if selecting is not None:
             with moment.policy_time:
                 selection = selecting.select(progress)
-            wanted = looked_up[: selection.chain_tokens]
+            wanted = looked_up[: selection.lookup_tokens]
             tree = self._builder.finish_selected(selection.nodes, wanted)
             return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
         with moment.policy_time:
@@ -147,7 +147,7 @@ class TreeDrafter:
         scores = self._builder.scores().numpy()
         lookup, nodes = moment.lookup, None
         if lookup.token_ids:
-            nodes = self._builder.chain_nodes(lookup.token_ids, depth + 1).numpy()
+            nodes = self._builder.lookup_nodes(lookup.token_ids, depth + 1).numpy()
         return DraftProgress(top_k, depth, scores, moment.context_length, lookup, nodes)
 
     def _begin(

@@ -62,7 +62,7 @@ class ShuffledProgress:
         other = self._policy.select(self._other(progress))
         # A child's score is never above its parent's and comes later: the best are a tree.
         best = np.argsort(-progress.scores, kind="stable")[: len(other.nodes)]
-        return Selection(np.sort(best), min(other.chain_tokens, len(progress.lookup.token_ids)))
+        return Selection(np.sort(best), min(other.lookup_tokens, len(progress.lookup.token_ids)))
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Rows that `select` verifies."""

@@ -298,7 +298,7 @@ class ExpectingPolicy(AcceptancePolicy):
         selection = super().select(progress)
         pool, looked_up = self._scorer.survival()
         self._expectation = 1.0 + float(pool[selection.nodes].sum())
-        self._expectation += float(looked_up[: selection.chain_tokens].sum())
+        self._expectation += float(looked_up[: selection.lookup_tokens].sum())
         return selection
 
     def observe(self, result: StepResult) -> None:
