@@ -12,7 +12,7 @@ class FeatureSequence(NamedTuple):
 
     Attributes:
         token_ids: (L,) integer ids of prompt and response.
-        prompt_length: Number P of prompt tokens.
+        prompt_length: number P of prompt tokens.
         taps: (L, 3k) the target's low, mid and high hidden states side by side.
         final_hidden: (L, k) the target's hidden state after its final norm.
     """
@@ -41,8 +41,8 @@ class PackedBatch:
         steps_left: (R,) int64 number of steps whose prediction lies within the sequence.
         teacher_hidden: (R, k) final hidden states at the teacher rows.
         written_ids: (R,) int64 the token that follows each teacher row.
-        lengths: Tokens L of each sequence.
-        draft_counts: Draft rows L - 1 - P of each sequence.
+        lengths: tokens L of each sequence.
+        draft_counts: draft rows L - 1 - P of each sequence.
     """
 
     token_ids: torch.Tensor
@@ -65,11 +65,11 @@ def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
     """Pack sequences that have at least one draft row each.
 
     Args:
-        sequences: The sequences, in the order in which they shall lie.
-        margin: Filler tokens at the end, the number of training-time-test steps.
+        sequences: the sequences, in the order in which they shall lie.
+        margin: filler tokens at the end, the number of training-time-test steps.
 
     Raises:
-        ValueError: There is no sequence, or one has no draft row.
+        ValueError: there is no sequence, or one has no draft row.
     """
     if not sequences:
         raise ValueError("sequences must not be empty")
@@ -112,12 +112,12 @@ def batch_order(draft_rows: Sequence[int], batch_tokens: int, seed: int) -> Iter
     beginning of the next.
 
     Args:
-        draft_rows: Draft rows of each sequence; sequences without any are left out.
-        batch_tokens: A batch is complete as soon as it holds this many draft rows.
-        seed: Seed of the permutations.
+        draft_rows: draft rows of each sequence; sequences without any are left out.
+        batch_tokens: a batch is complete as soon as it holds this many draft rows.
+        seed: seed of the permutations.
 
     Raises:
-        ValueError: No sequence has a draft row.
+        ValueError: no sequence has a draft row.
     """
     usable = [index for index, rows in enumerate(draft_rows) if rows > 0]
     if not usable:

@@ -24,8 +24,8 @@ class Row:
     """One prompt and the response that the target wrote to it.
 
     Attributes:
-        prompt: Token ids of the prompt, the chat template included.
-        response: Token ids of the response; a stop token at its end is part of it.
+        prompt: token ids of the prompt, the chat template included.
+        response: token ids of the response; a stop token at its end is part of it.
     """
 
     prompt: tuple[int, ...]
@@ -50,7 +50,7 @@ def is_held_out(prompt_ids: Sequence[int]) -> bool:
     never move a prompt from one side to the other.
 
     Args:
-        prompt_ids: Token ids of the whole prompt, the chat template included.
+        prompt_ids: token ids of the whole prompt, the chat template included.
 
     Returns:
         True if SHA-256 of the ids, as little-endian int64, is divisible by ten.
@@ -66,13 +66,13 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     reported with a warning and skipped. A broken line anywhere else is an error.
 
     Args:
-        paths: Files in the order in which their rows shall come.
+        paths: files in the order in which their rows shall come.
 
     Returns:
         The distinct rows.
 
     Raises:
-        ValueError: A file is missing, or a complete line is not a row.
+        ValueError: a file is missing, or a complete line is not a row.
     """
     rows: dict[Row, None] = {}
     for path in map(Path, paths):
@@ -109,10 +109,10 @@ def choose_draft_vocabulary(
     """Choose the target ids that the draft can propose: the most frequent ones in responses.
 
     Args:
-        rows: Training rows; prompts are not counted, because nobody drafts them.
-        draft_vocab_size: Number Vd of ids to choose.
-        vocab_size: The target's vocabulary V.
-        required_ids: Ids that are chosen however rare they are, such as the stop tokens.
+        rows: training rows; prompts are not counted, because nobody drafts them.
+        draft_vocab_size: number Vd of ids to choose.
+        vocab_size: the target's vocabulary V.
+        required_ids: ids that are chosen however rare they are, such as the stop tokens.
 
     Returns:
         (Vd,) int64 ids, ascending. Ties in frequency go to the smaller id.
@@ -151,11 +151,11 @@ def parse_row(data: bytes, where: str) -> Row:
     """Read one line.
 
     Args:
-        data: The line.
-        where: Which it is, for the message.
+        data: the line.
+        where: which it is, for the message.
 
     Raises:
-        ValueError: It is no row.
+        ValueError: it is no row.
     """
     row = parse_json(data, _RowSchema, where)
     return Row(row.p, row.r)

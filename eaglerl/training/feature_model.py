@@ -42,14 +42,14 @@ class FeatureModel:
         """Prepare a loaded model; its linear layers are replaced if ``dtype`` is not theirs.
 
         Args:
-            model: A causal LM of transformers in fp32. It is changed: use it for nothing else.
-            feature_layers: Indices into ``hidden_states``; None for EAGLE's rule.
-            dtype: Dtype of the linear layers' products. The residual stream, the norms and
+            model: a causal LM of transformers in fp32. It is changed: use it for nothing else.
+            feature_layers: indices into ``hidden_states``; None for EAGLE's rule.
+            dtype: dtype of the linear layers' products. The residual stream, the norms and
                 attention stay fp32: in a bf16 residual stream the low bits that tell one token
                 from another drown beside the few channels with values in the thousands.
 
         Raises:
-            ValueError: The layers do not fit the model.
+            ValueError: the layers do not fit the model.
         """
         layers = model.config.num_hidden_layers
         self.feature_layers = (
@@ -110,6 +110,9 @@ def _stored(hidden: torch.Tensor) -> torch.Tensor:
 
 class _CastLinear(nn.Module):
     """A linear layer whose product runs in another dtype; input and output stay fp32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eaglerl.files import atomic_path, exclusive_folder
-from eaglerl.json_file import AnyObject, Count, Items, JsonObject, Schema, read_json
+from eaglerl.json_file import Count, Items, JsonObject, Schema, read_json
 from eaglerl.tensor_file import open_tensors
 from eaglerl.training.batches import FeatureSequence, draft_row_count
 from eaglerl.training.data import Row, is_held_out, split_rows
@@ -58,10 +58,10 @@ class Shard:
     """What the index says about one shard.
 
     Attributes:
-        file: Name within the folder.
+        file: name within the folder.
         split: "train" or "held_out".
-        tokens: Number N of tokens.
-        rows: The rows' digests, in the order of the sequences.
+        tokens: number N of tokens.
+        rows: the rows' digests, in the order of the sequences.
     """
 
     file: str
@@ -74,6 +74,12 @@ def _check_bare(name: str) -> str:
     if Path(name).name != name:
         raise ValueError(f"must be a bare name, got {name!r}")
     return name
+
+
+class _TargetSchema(Schema):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    num_hidden_layers: Count
 
 
 class _ShardSchema(Schema):
@@ -102,20 +108,20 @@ def extract_features(
     """Compute the features of all rows that the folder's shards do not hold yet.
 
     Args:
-        target: Folder of the target, fp32 or of any dtype that transformers converts.
-        rows: The rows; training and held-out ones go into different shards.
-        folder: Folder of the shards, made if it is not there.
-        feature_layers: Tapped layers as indices into ``hidden_states``; None for EAGLE's rule.
-        dtype: Dtype of the target's matrix products.
-        shard_rows: Rows in a shard.
-        progress: Called with a sentence and the fraction done.
+        target: folder of the target, fp32 or of any dtype that transformers converts.
+        rows: the rows; training and held-out ones go into different shards.
+        folder: folder of the shards, made if it is not there.
+        feature_layers: tapped layers as indices into ``hidden_states``; None for EAGLE's rule.
+        dtype: dtype of the target's matrix products.
+        shard_rows: rows in a shard.
+        progress: called with a sentence and the fraction done.
 
     Returns:
         The folder's shards that hold ``rows``.
 
     Raises:
-        ValueError: The folder holds features of another target or of other layers.
-        AlreadyLockedError: Another process is computing features in the folder.
+        ValueError: the folder holds features of another target or of other layers.
+        AlreadyLockedError: another process is computing features in the folder.
     """
     if shard_rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {shard_rows}")
@@ -142,11 +148,11 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
     """Read which shards a folder holds.
 
     Args:
-        folder: The folder; without an index it counts as empty.
-        source: If given, what the features must have been computed from.
+        folder: the folder; without an index it counts as empty.
+        source: if given, what the features must have been computed from.
 
     Raises:
-        ValueError: The index is of another format, or the features are of another origin.
+        ValueError: the index is of another format, or the features are of another origin.
     """
     file = Path(folder) / INDEX_NAME
     if not os.path.lexists(file):
@@ -163,20 +169,20 @@ class FeatureDataset:
     """The features of some rows, read from the shards when they are asked for.
 
     Attributes:
-        draft_rows: Draft rows of each sequence.
+        draft_rows: draft rows of each sequence.
     """
 
     def __init__(self, folder: str | Path, shards: Iterable[Shard], rows: Sequence[Row]) -> None:
         """Open the shards.
 
         Args:
-            folder: Folder of the shards.
-            shards: Where the rows are.
-            rows: The rows, in the order in which they are numbered; so the numbers do not
+            folder: folder of the shards.
+            shards: where the rows are.
+            rows: the rows, in the order in which they are numbered; so the numbers do not
                 depend on how the rows are spread over shards.
 
         Raises:
-            ValueError: A file or a row is missing.
+            ValueError: a file or a row is missing.
         """
         places: dict[str, tuple[Any, int, int, int]] = {}
         for shard in shards:
@@ -214,7 +220,7 @@ def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
     """A shard's file, where each of its sequences begins and the last ends, and their prompts.
 
     Raises:
-        ValueError: The file is none, or its tensors are not those of the index.
+        ValueError: the file is none, or its tensors are not those of the index.
     """
     where = f"the features {str(path)!r}"
     with open_tensors(path, "features") as opened:
@@ -249,12 +255,13 @@ def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
     """Return what makes features of one origin incompatible with those of another."""
     file = Path(target) / "config.json"
-    config = read_json(file, AnyObject, "target's config", allow_nan=True)
+    config = read_json(file, _TargetSchema, "target's config", allow_nan=True)
+    values = config.model_dump()
     keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-    layers = config["num_hidden_layers"]
+    layers = config.num_hidden_layers
     rule = (2, layers // 2, layers - 3)
     return {
-        "target": {key: config.get(key) for key in keys},
+        "target": {key: values.get(key) for key in keys},
         # As it was before layers could be chosen: None stands for EAGLE's rule.
         "feature_layers": None if feature_layers in (None, rule) else list(feature_layers),
     }

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,14 +27,14 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
     """Read the head that ``options`` names.
 
     Args:
-        target: Folder of the target model.
-        options: Their ``initial_head``, and the sizes that it must have.
+        target: folder of the target model.
+        options: their ``initial_head``, and the sizes that it must have.
 
     Returns:
         The head in fp32, without the target's embedding table; None if ``options`` name none.
 
     Raises:
-        ValueError: The head is broken, is of a kind that is not trained, is another target's, or
+        ValueError: the head is broken, is of a kind that is not trained, is another target's, or
             has other sizes than the options say.
     """
     path = options.initial_head
@@ -69,26 +69,28 @@ def choose_feature_layers(
     """Return the layers whose inputs a head reads.
 
     Args:
-        target: Folder of the target model.
-        options: Their ``feature_layers`` come first.
-        initial: What `read_initial_head` returned; its layers come next, EAGLE's rule last.
+        target: folder of the target model.
+        options: their ``feature_layers`` come first.
+        initial: what `read_initial_head` returned; its layers come next, EAGLE's rule last.
 
     Raises:
-        ValueError: The layers do not fit the target, or it is so shallow that EAGLE's rule gives
+        ValueError: the layers do not fit the target, or it is so shallow that EAGLE's rule gives
             no three.
     """
     layers = read_target_config(target).num_hidden_layers
     if options.feature_layers is not None:
-        return checked_feature_layers(options.feature_layers, layers)
+        low, mid, high = checked_feature_layers(options.feature_layers, layers)
+        return low, mid, high
     if initial is not None:
         return initial.config.resolve_feature_layers(layers)
     try:
-        return default_feature_layers(layers)
+        low, mid, high = default_feature_layers(layers)
     except ValueError as error:
         raise ValueError(
             f"EAGLE's rule (2, N / 2, N - 3) gives no three layers of a target with {layers}: name "
             f"them with feature_layers (--feature-layers), such as {_some_layers(layers)}"
         ) from error
+    return low, mid, high
 
 
 def _some_layers(layers: int) -> str:
@@ -110,10 +112,10 @@ def make_head(
     a draft that knows nothing yet.
 
     Args:
-        target: Folder of the target model.
-        rows: Training rows, which the draft's vocabulary is chosen from.
-        options: Sizes and seed.
-        initial: What `read_initial_head` returned. If it is a head, that one is trained further,
+        target: folder of the target model.
+        rows: training rows, which the draft's vocabulary is chosen from.
+        options: sizes and seed.
+        initial: what `read_initial_head` returned. If it is a head, that one is trained further,
             with its own vocabulary.
 
     Returns:
@@ -121,7 +123,8 @@ def make_head(
         logits.
     """
     model = load_transformers_model(target, torch.float32)
-    embeddings = model.get_input_embeddings().weight.detach()
+    # A module's attribute may be a tensor or a module.
+    embeddings = cast(torch.Tensor, model.get_input_embeddings().weight).detach()
     lm_head = model.get_output_embeddings().weight.detach() * logit_scale(model)
     if initial is not None:
         if initial.embed_tokens is None:

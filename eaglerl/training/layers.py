@@ -16,8 +16,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
     Args:
         x: (R, width), fp32 or fp64.
         weight: (width,).
-        eps: Added to the mean square.
-        dtype: Dtype of the result.
+        eps: added to the mean square.
+        dtype: dtype of the result.
 
     Returns:
         (R, width) of ``dtype``.

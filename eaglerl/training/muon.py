@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         self._dtype = dtype
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure: the gradients are there
         """Update the parameters that have gradients."""
         for group in self.param_groups:
             for matrix in group["params"]:

@@ -31,10 +31,10 @@ class DraftOptimizer:
         """Group the head's parameters.
 
         Args:
-            head: The head.
+            head: the head.
             learning_rate: Muon's peak learning rate; AdamW's is half of it.
-            weight_decay: Decoupled weight decay of Muon's matrices.
-            max_grad_norm: The gradient's norm is clipped to this.
+            weight_decay: decoupled weight decay of Muon's matrices.
+            max_grad_norm: the gradient's norm is clipped to this.
         """
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
@@ -60,7 +60,7 @@ class DraftOptimizer:
         """Update the parameters and clear their gradients.
 
         Args:
-            scale: Learning rate as a fraction of its peak.
+            scale: learning rate as a fraction of its peak.
 
         Returns:
             The gradient's norm before it was clipped.
@@ -98,9 +98,9 @@ def learning_rate_scale(progress: float, warmup: float, final: float) -> float:
     """Return the learning rate as a fraction of its peak: linear warm-up, then linear decay.
 
     Args:
-        progress: Fraction of the training that is done, 0..1.
-        warmup: Fraction of the training that the warm-up takes.
-        final: Where the decay ends, as a fraction of the peak.
+        progress: fraction of the training that is done, 0..1.
+        warmup: fraction of the training that the warm-up takes.
+        final: where the decay ends, as a fraction of the peak.
     """
     if progress < warmup:
         return progress / warmup

@@ -13,7 +13,7 @@ def resolve_dtype(name: str) -> torch.dtype:
             (AVX512-BF16 or AMX), which about doubles the speed, else float32.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: the name is unknown.
     """
     if name == "auto":
         return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32

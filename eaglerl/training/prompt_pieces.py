@@ -32,6 +32,7 @@ class ChatTemplatePieces(PromptPieces):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
+        assert isinstance(text, str)  # tokenize=False
         opening, separator, turn_change = text.partition(marker)
         if not separator:
             raise ValueError(

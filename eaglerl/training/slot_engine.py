@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
@@ -15,6 +15,9 @@ from eaglerl.eagle3.target.packed_target import DifferentModulesError, PackedTar
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class SlotEngine:
@@ -78,5 +81,7 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
         f"the target runs through transformers' modules, which is slower: {reason}", stacklevel=3
     )
     if dtype == "bfloat16":
-        model = model.to(torch.bfloat16)
+        # transformers wraps `to` in a way that hides that it is bound.
+        convert = cast("Callable[[torch.dtype], PreTrainedModel]", model.to)
+        model = convert(torch.bfloat16)
     return TransformersTarget(model, ())

@@ -41,7 +41,7 @@ def soft_cross_entropy(
     Args:
         hidden: (M, h) normed draft outputs, in the dtype of matrix products.
         weight: (Vd, h) output layer, fp32 or fp64.
-        teacher: What to predict.
+        teacher: what to predict.
         teacher_rows: (M,) int64 row of ``teacher`` for each row of ``hidden``.
         row_weights: (M,) weight of each row's loss.
 

@@ -28,9 +28,9 @@ class TrainResult:
     """Outcome of a run.
 
     Attributes:
-        head_path: Folder of the trained head.
-        steps: Optimizer steps done.
-        validation: Metrics on all held-out rows.
+        head_path: folder of the trained head.
+        steps: optimizer steps done.
+        validation: metrics on all held-out rows.
     """
 
     head_path: Path
@@ -54,20 +54,20 @@ def train_draft(
     since it began are left to later runs. Ctrl-C saves a checkpoint first.
 
     Args:
-        target: Folder of the target model.
+        target: folder of the target model.
         data: JSONL files that `distill` wrote.
-        features: Folder for the target's features; may be shared by runs.
-        output: Folder of this run.
-        options: How to train.
-        progress: Called with a sentence and the fraction done.
+        features: folder for the target's features; may be shared by runs.
+        output: folder of this run.
+        options: how to train.
+        progress: called with a sentence and the fraction done.
 
     Returns:
         Where the head lies and how good it is.
 
     Raises:
-        ValueError: A file or an option does not fit; the message names it.
-        AlreadyLockedError: Another process is at work in a folder.
-        KeyboardInterrupt: The run was interrupted; its state is saved.
+        ValueError: a file or an option does not fit; the message names it.
+        AlreadyLockedError: another process is at work in a folder.
+        KeyboardInterrupt: the run was interrupted; its state is saved.
     """
     check_train_extra()
     options = options or TrainOptions()
@@ -117,7 +117,7 @@ def _check_amount(rows: Sequence[Row]) -> None:
     """Check that there is something to train on, and something to measure it by.
 
     Raises:
-        ValueError: There is not; the message says what to do.
+        ValueError: there is not; the message says what to do.
     """
     counts = [
         sum(draft_row_count(len(row.prompt), len(row.token_ids)) > 0 for row in split)

@@ -47,30 +47,30 @@ class TrainOptions:
     """How a head is trained; the defaults are those of the head that ships.
 
     Attributes:
-        draft_vocab_size: Number of target ids that the draft can propose.
-        intermediate_size: Width of the draft layer's SwiGLU block; None for the target's.
-        ttt_steps: Training-time-test steps.
-        batch_tokens: Draft rows of one optimizer step.
-        epochs: How often the data is read, unless ``steps`` says otherwise.
-        steps: Number of optimizer steps, or None.
-        max_minutes: Time budget of the training proper, or None. The schedule follows whichever of
+        draft_vocab_size: number of target ids that the draft can propose.
+        intermediate_size: width of the draft layer's SwiGLU block; None for the target's.
+        ttt_steps: training-time-test steps.
+        batch_tokens: draft rows of one optimizer step.
+        epochs: how often the data is read, unless ``steps`` says otherwise.
+        steps: number of optimizer steps, or None.
+        max_minutes: time budget of the training proper, or None. The schedule follows whichever of
             steps and time is further on, so the learning rate has decayed when the time is up.
             A run with a budget cannot be repeated exactly.
         learning_rate: Muon's peak; AdamW's is half of it.
-        warmup: Fraction of the training in which the learning rate rises.
-        final_learning_rate: Where it ends, as a fraction of the peak.
-        deep_fraction: Fraction of the rows that go on after step 0 of training-time test.
-        seed: Seed of initial weights and order.
+        warmup: fraction of the training in which the learning rate rises.
+        final_learning_rate: where it ends, as a fraction of the peak.
+        deep_fraction: fraction of the rows that go on after step 0 of training-time test.
+        seed: seed of initial weights and order.
         dtype: "float32", "bfloat16" or "auto", see `resolve_dtype`.
-        head_dtype: Dtype of the saved head.
-        initial_head: Folder of a head to train further, or None for a new one. Its weights, its
+        head_dtype: dtype of the saved head.
+        initial_head: folder of a head to train further, or None for a new one. Its weights, its
             draft vocabulary and its configuration are taken over; ``draft_vocab_size`` must be its
             own.
-        feature_layers: Layers whose inputs the head reads; None for those of ``initial_head``, or
+        feature_layers: layers whose inputs the head reads; None for those of ``initial_head``, or
             EAGLE's rule.
-        validate_every: Steps between two validations.
-        validation_rows: Held-out sequences of a validation during training; the last uses all.
-        checkpoint_minutes: Time between two checkpoints.
+        validate_every: steps between two validations.
+        validation_rows: held-out sequences of a validation during training; the last uses all.
+        checkpoint_minutes: time between two checkpoints.
     """
 
     draft_vocab_size: int = 8192

@@ -45,13 +45,13 @@ class TrainingLoop:
         """Prepare the loop.
 
         Args:
-            head: The head to train, fp32, in place.
-            ttt: Its training-time test.
-            train: Sequences to train on.
-            held_out: Sequences to validate on.
-            options: How to train.
-            folder: Where the run's files go.
-            report: Called with a sentence and the fraction done.
+            head: the head to train, fp32, in place.
+            ttt: its training-time test.
+            train: sequences to train on.
+            held_out: sequences to validate on.
+            options: how to train.
+            folder: where the run's files go.
+            report: called with a sentence and the fraction done.
         """
         self._head = head
         self._ttt = ttt

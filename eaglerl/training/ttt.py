@@ -23,7 +23,7 @@ class TTTResult:
     """Loss of a batch and what its metrics are made of.
 
     Attributes:
-        loss: Scalar, differentiable: the sum over steps of ``decay ** s`` times the mean loss.
+        loss: scalar, differentiable: the sum over steps of ``decay ** s`` times the mean loss.
         step_losses: (S,) mean loss of each step's rows.
         correct: (R, S) bool, the draft's most probable token is the target's. False where the row
             was not computed, and where the draft's vocabulary lacks the target's token.
@@ -51,12 +51,12 @@ class TrainingTimeTest:
         """Prepare the loss.
 
         Args:
-            head: The head, with its vocabulary and the target's embedding table set. Its
+            head: the head, with its vocabulary and the target's embedding table set. Its
                 parameters stay in their own dtype (fp32, or fp64 in tests).
             target_lm_head: (V, k) output layer of the target.
-            steps: Number S of training-time-test steps.
-            decay: Weight of a step relative to the one before.
-            dtype: Dtype of matrix products.
+            steps: number S of training-time-test steps.
+            decay: weight of a step relative to the one before.
+            dtype: dtype of matrix products.
 
         Raises:
             ValueError: ``steps`` is not positive, or the head is of a kind not trained here.
@@ -85,9 +85,9 @@ class TrainingTimeTest:
         """Run all steps on a batch.
 
         Args:
-            batch: The batch, packed with a margin of at least ``steps``.
-            deep_fraction: Fraction of the rows, drawn at random, that go on after step 0.
-            generator: Source of that draw.
+            batch: the batch, packed with a margin of at least ``steps``.
+            deep_fraction: fraction of the rows, drawn at random, that go on after step 0.
+            generator: source of that draw.
         """
         teacher = self._teach(batch)
         outputs, kept = self._unroll(batch, deep_fraction, generator)

@@ -21,8 +21,8 @@ class AttentionSpan:
     """The part of a packed batch that one sequence occupies.
 
     Attributes:
-        rows: Rows of the queries.
-        keys: Rows of the step-0 keys.
+        rows: rows of the queries.
+        keys: rows of the step-0 keys.
         mask: (1, 1, G * n, L) additive mask: query i of each of the G heads that share a key sees
             the keys up to its own.
     """
@@ -56,9 +56,9 @@ def ttt_attention(
         query: (R, Hkv, G, D), rotated; G query heads share a key head.
         key: (N, Hkv, D), the step-0 keys, rotated.
         value: (N, Hkv, D).
-        spans: One for each sequence; together they cover all R rows.
-        own_keys: For each step 1..s, (R, Hkv, D), rotated.
-        own_values: For each step 1..s, (R, Hkv, D).
+        spans: one for each sequence; together they cover all R rows.
+        own_keys: for each step 1..s, (R, Hkv, D), rotated.
+        own_values: for each step 1..s, (R, Hkv, D).
 
     Returns:
         (R, Hkv * G * D), scaled by 1 / sqrt(D).
@@ -122,6 +122,7 @@ class _TTTAttention(torch.autograd.Function):
         grad_own_keys, grad_own_values = [], []
         for own_key, own_value in zip(own[:steps], own[steps:], strict=True):
             probability = (_dot(query, own_key) * scale).sub_(log_sum).exp_()
+            assert correction is not None  # there are steps
             grad_score = (_dot(grad, own_value) - correction).mul_(probability).mul_(scale)
             grad_query.addcmul_(grad_score.unsqueeze(-1), own_key.unsqueeze(2))
             grad_own_keys.append((grad_score.unsqueeze(-1) * query).sum(2))

@@ -7,13 +7,14 @@ decoding computes when it drafts s tokens beyond the real context. Prompt rows o
 keys and values.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn import functional
 
 from eaglerl.eagle3.head.draft_config import Eagle3Config
-from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.layers.rope import check_rope_length, head_rope_tables
 from eaglerl.training.batches import PackedBatch
 from eaglerl.training.layers import rms_norm, rotate, take_rows
@@ -38,7 +39,7 @@ def check_trainable(config: Eagle3Config) -> None:
     """Check that heads of this configuration can be trained here.
 
     Raises:
-        ValueError: The head is of another kind.
+        ValueError: the head is of another kind.
     """
     wanted: dict[str, bool | None] = {
         "norm_output": True,
@@ -58,12 +59,12 @@ class DraftUnroll:
         """Prepare the tables.
 
         Args:
-            head: The head, with the target's embedding table set.
-            steps: Number of steps.
-            dtype: Dtype of matrix products; all else is in the dtype of the head's parameters.
+            head: the head, with the target's embedding table set.
+            steps: number of steps.
+            dtype: dtype of matrix products; all else is in the dtype of the head's parameters.
 
         Raises:
-            ValueError: The head is of a kind that is not trained here.
+            ValueError: the head is of a kind that is not trained here.
         """
         config = head.config
         check_trainable(config)
@@ -85,9 +86,9 @@ class DraftUnroll:
         """Run all steps.
 
         Args:
-            batch: The batch.
-            deep_fraction: Fraction of the rows, drawn at random, that go on after step 0.
-            generator: Source of that draw.
+            batch: the batch.
+            deep_fraction: fraction of the rows, drawn at random, that go on after step 0.
+            generator: source of that draw.
 
         Returns:
             For each step the outputs (R_s, h) before the final norm, and which of the batch's
@@ -149,7 +150,9 @@ class DraftUnroll:
         if self._head.fc_norm is None:
             normed = taps.to(self._dtype)
         else:
-            chunks = zip(taps.chunk(3, dim=1), self._head.fc_norm, strict=True)
+            # A ModuleList does not say what its modules are.
+            norms = cast("Iterable[RMSNorm]", self._head.fc_norm)
+            chunks = zip(taps.chunk(3, dim=1), norms, strict=True)
             normed = torch.cat([self._norm(chunk, norm) for chunk, norm in chunks], dim=1)
         weight = self._head.fc.weight.to(self._dtype)
         return functional.linear(normed, weight).to(self._master_dtype)
@@ -177,7 +180,7 @@ class DraftUnroll:
         up = functional.linear(normed, weights.up)
         return residual + functional.linear(gate * up, weights.down)
 
-    def _norm(self, x: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, module: RMSNorm) -> torch.Tensor:
         return rms_norm(x, module.weight, self._head.config.rms_norm_eps, self._dtype)
 
     def _rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,10 @@ class DraftMetrics:
     """Means over draft rows, one value for each training-time-test step.
 
     Attributes:
-        step_losses: Cross-entropy against the target's distribution over the draft's vocabulary.
-        accuracy: Share of rows where the draft's most probable token is the target's; a token
+        step_losses: cross-entropy against the target's distribution over the draft's vocabulary.
+        accuracy: share of rows where the draft's most probable token is the target's; a token
             that the draft's vocabulary lacks counts as a miss.
-        accepted: Share of rows where this and all earlier steps are right: the acceptance rate of
+        accepted: share of rows where this and all earlier steps are right: the acceptance rate of
             a greedy chain of that length.
     """
 
@@ -62,10 +62,10 @@ def validate(
     """Measure a head on some sequences of a data set.
 
     Args:
-        ttt: The head's training-time test.
-        dataset: The held-out sequences.
-        indices: Which of them; those without a draft row are left out.
-        batch_tokens: Draft rows computed at once.
+        ttt: the head's training-time test.
+        dataset: the held-out sequences.
+        indices: which of them; those without a draft row are left out.
+        batch_tokens: draft rows computed at once.
     """
     sums = MetricSums(ttt.steps)
     batch: list[int] = []
