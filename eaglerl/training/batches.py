@@ -13,13 +13,13 @@ class FeatureSequence(NamedTuple):
     Attributes:
         token_ids: (L,) integer ids of prompt and response.
         prompt_length: number P of prompt tokens.
-        taps: (L, 3k) the target's low, mid and high hidden states side by side.
+        features: (L, 3k) the target's low, mid and high features side by side.
         final_hidden: (L, k) the target's hidden state after its final norm.
     """
 
     token_ids: torch.Tensor
     prompt_length: int
-    taps: torch.Tensor
+    features: torch.Tensor
     final_hidden: torch.Tensor
 
 
@@ -35,7 +35,7 @@ class PackedBatch:
 
     Attributes:
         token_ids: (N + margin,) int64; the margin is filler for steps beyond the end.
-        taps: (N, 3k).
+        features: (N, 3k).
         positions: (N,) int64 position of every token in its own sequence.
         draft_rows: (R,) int64 rows among the N.
         steps_left: (R,) int64 number of steps whose prediction lies within the sequence.
@@ -46,7 +46,7 @@ class PackedBatch:
     """
 
     token_ids: torch.Tensor
-    taps: torch.Tensor
+    features: torch.Tensor
     positions: torch.Tensor
     draft_rows: torch.Tensor
     steps_left: torch.Tensor
@@ -65,11 +65,11 @@ def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
     """Pack sequences that have at least one draft row each.
 
     Args:
-        sequences: the sequences, in the order in which they shall lie.
+        sequences: the sequences, in the order of the batch.
         margin: filler tokens at the end, the number of training-time-test steps.
 
     Raises:
-        ValueError: there is no sequence, or one has no draft row.
+        ValueError: there are no sequences, or one has no draft row.
     """
     if not sequences:
         raise ValueError("sequences must not be empty")
@@ -94,7 +94,7 @@ def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
     final_hidden = torch.cat([sequence.final_hidden for sequence in sequences])
     return PackedBatch(
         token_ids=torch.cat([token_ids, token_ids.new_zeros(margin)]),
-        taps=torch.cat([sequence.taps for sequence in sequences]),
+        features=torch.cat([sequence.features for sequence in sequences]),
         positions=torch.cat([torch.arange(length) for length in lengths]),
         draft_rows=torch.cat(draft_rows),
         steps_left=torch.cat(steps_left),
@@ -106,7 +106,7 @@ def pack(sequences: Sequence[FeatureSequence], margin: int) -> PackedBatch:
 
 
 def batch_order(draft_rows: Sequence[int], batch_tokens: int, seed: int) -> Iterator[list[int]]:
-    """Yield batches of sequence indices without end, in an order that ``seed`` fixes.
+    """Yield batches of sequence indices endlessly, in an order that ``seed`` determines.
 
     The epochs' permutations follow one another, so a batch may hold the end of one and the
     beginning of the next.

@@ -38,7 +38,7 @@ class Row:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that tell this row from any other."""
+        """Hash of prompt and response: 16 hexadecimal digits of SHA-256."""
         lengths = np.array([len(self.prompt)], dtype="<i8").tobytes()
         return hashlib.sha256(lengths + _id_bytes(self.token_ids)).hexdigest()[:16]
 
@@ -46,8 +46,8 @@ class Row:
 def is_held_out(prompt_ids: Sequence[int]) -> bool:
     """Tell whether a prompt belongs to the tenth that no draft head is trained on.
 
-    The answer depends on the prompt alone, so rows that are added later, or read in another order,
-    never move a prompt from one side to the other.
+    The answer depends on the prompt alone, so a prompt stays on its side when rows are added or
+    read in another order.
 
     Args:
         prompt_ids: token ids of the whole prompt, the chat template included.
@@ -66,7 +66,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     reported with a warning and skipped. A broken line anywhere else is an error.
 
     Args:
-        paths: files in the order in which their rows shall come.
+        paths: files, in the order of the rows.
 
     Returns:
         The distinct rows.
@@ -109,7 +109,7 @@ def choose_draft_vocabulary(
     """Choose the target ids that the draft can propose: the most frequent ones in responses.
 
     Args:
-        rows: training rows; prompts are not counted, because nobody drafts them.
+        rows: training rows; prompts are not counted, because they are never drafted.
         draft_vocab_size: number Vd of ids to choose.
         vocab_size: the target's vocabulary V.
         required_ids: ids that are chosen however rare they are, such as the stop tokens.
@@ -140,7 +140,7 @@ def choose_draft_vocabulary(
 
 
 class _RowSchema(Schema):
-    # What others keep beside the ids is theirs.
+    # Other keys are ignored: a tool may keep more than the ids.
     model_config = ConfigDict(extra="ignore")
 
     p: Annotated[Items[TokenId], Field(min_length=1)]
@@ -152,10 +152,10 @@ def parse_row(data: bytes, where: str) -> Row:
 
     Args:
         data: the line.
-        where: which it is, for the message.
+        where: the line's name in error messages.
 
     Raises:
-        ValueError: it is no row.
+        ValueError: it is not a row.
     """
     row = parse_json(data, _RowSchema, where)
     return Row(row.p, row.r)

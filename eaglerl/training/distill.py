@@ -1,8 +1,8 @@
 """Self-distillation: the target writes its own prompts and answers.
 
-Every slot of a batch runs its own little state machine: it samples a user turn after the chat
-template's opening, is then forced through the template's turn change, and finally writes the
-answer. One forward pass per step serves all slots, whatever each of them is doing.
+Every slot of a batch is a state machine: it samples a user turn after the chat template's opening,
+reads the template's turn change, and writes the answer. One forward pass per step serves all slots,
+whatever their states.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ __all__ = [
     "recover",
 ]
 
-#: Openings of a user turn that steer part of the sampled prompts towards kinds of text which a
-#: model left to itself seldom asks for. The model goes on from the opening, so every prompt is
-#: still its own.
+#: Openings of a user turn that steer some of the sampled prompts towards kinds of text that a model
+#: seldom asks for by itself. The model continues the opening, so the prompts still differ.
 DEFAULT_OPENINGS: tuple[str, ...] = (
     "Write a Python function that",
     "Complete the following Python function:\n```python\ndef ",
@@ -58,7 +57,7 @@ DEFAULT_OPENINGS: tuple[str, ...] = (
     "How many",
     "Translate",
 )
-# Tokens of a user turn: at most, and the fewest for which a target's context must have room.
+# Most tokens of a user turn, and the fewest that the target's context must have room for.
 _MOST_ROOM, _LEAST_ROOM = 256, 16
 
 
@@ -73,7 +72,7 @@ class DistillProgress:
 
 @dataclass
 class _Slot:
-    """State of one sequence: what it has so far and what it is writing."""
+    """State of one sequence: its tokens so far, and what it writes."""
 
     tokens: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
@@ -90,8 +89,7 @@ class _Slot:
 
 
 def append_row(path: Path, prompt: Sequence[int], response: Sequence[int]) -> None:
-    """Append one JSON line with a single write, so that a killed process leaves no half line
-    behind."""
+    """Append one JSON line in a single write: a killed process leaves no partial line."""
     line = json.dumps({"p": list(prompt), "r": list(response)}, separators=(",", ":")) + "\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -133,7 +131,7 @@ def recover(path: Path) -> DistillProgress:
 
 
 class _Writer:
-    """Drives all slots: which token each reads next, and what to do with the one it predicts."""
+    """The state machine of the slots: what each reads next, and what becomes of its prediction."""
 
     def __init__(
         self,
@@ -150,7 +148,7 @@ class _Writer:
         eos = read_token_ids(tokenizer.eos_token_id, "eos_token_id")
         self.stop_ids = {*settings.eos_token_ids, *eos}
         self.max_new_tokens = max_new_tokens
-        # Tokens of a user turn.
+        # Most tokens of a user turn.
         self.room = room
         self.openings = [
             tokenizer(text, add_special_tokens=False).input_ids[: max(room - 8, 0)]
@@ -165,7 +163,7 @@ class _Writer:
         return float(torch.rand((), generator=self.generator))
 
     def start(self) -> _Slot:
-        """A fresh slot whose cache already holds the template's opening but for its last token."""
+        """Return a new slot; its cache holds the template's opening except the last token."""
         opening = self.pieces.opening
         steering: Sequence[int] = []
         if self.openings and self._random() < 0.5:
@@ -181,7 +179,7 @@ class _Writer:
         )
 
     def advance(self, slot: _Slot, predicted: int) -> bool:
-        """Take the next token of a slot; True when its answer is finished."""
+        """Advance a slot by one token; return whether its answer is finished."""
         slot.position += 1
         if not slot.forced and not slot.answering and self._ends_prompt(slot, predicted):
             slot.forced = [*self.pieces.turn_change]
@@ -209,12 +207,12 @@ class _Writer:
 def choose_tokens(
     logits: torch.Tensor, temperatures: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Next token of every row: the argmax where the temperature is 0, else a draw from the softmax.
+    """Choose the next token of every row: the argmax at temperature 0, else a draw.
 
     Args:
         logits: (B, V) float.
         temperatures: (B,) float32, >= 0.
-        generator: source of the uniform numbers.
+        generator: source of the draws.
 
     Returns:
         (B,) int64.
@@ -233,7 +231,7 @@ def choose_tokens(
 def _generate_rows(
     engine: SlotEngine, writer: _Writer, slots: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Endless stream of (prompt ids, response ids), in the order in which the answers finish."""
+    """Yield (prompt ids, response ids) endlessly, in the order in which answers finish."""
     states = [writer.start() for _ in range(slots)]
     for index in range(slots):
         engine.restart(index)
@@ -281,13 +279,13 @@ def distill(
         target: folder of the target model, with its tokenizer. A model that the packed path cannot
             run is run by transformers' modules, with a warning.
         output: JSONL file to append to.
-        response_tokens: total of response tokens that the file shall hold.
+        response_tokens: response tokens that the file holds in the end, at least.
         slots: sequences that are decoded side by side.
         max_new_tokens: longest response, in tokens.
         seed: seed of all draws; a resumed run draws from a stream of its own.
         dtype: "float32", "bfloat16", or "auto": bfloat16 on the packed path if the CPU supports it.
         openings: texts with which half of the user turns begin; empty for none.
-        feature_layers: of the head; only checked here, before hours are spent.
+        feature_layers: of the head to be trained; only checked, before hours of decoding.
         progress: called after every row.
 
     Returns:
@@ -316,7 +314,7 @@ def distill(
 
 @dataclass(frozen=True)
 class _Limits:
-    """How much is written, and how much of it at once."""
+    """How much is written, and in how many slots."""
 
     response_tokens: int
     slots: int
@@ -363,7 +361,7 @@ def _append_rows(
     seed: int,
     progress: Callable[[DistillProgress], None] | None,
 ) -> DistillProgress:
-    """Extend a file until it holds enough; the target is loaded only if it does not yet."""
+    """Append rows until the file holds enough; load the target only if rows are missing."""
     written = recover(output)
     if written.response_tokens >= limits.response_tokens:
         return written

@@ -1,4 +1,4 @@
-"""Runs the target over whole sequences and collects what the draft head learns from."""
+"""The target over whole sequences, for the features that a draft head learns from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from eaglerl.eagle3.target.target_files import decoder_layers, load_transformers_model
 from eaglerl.eagle3.target.target_model import checked_feature_layers, default_feature_layers
 
-# Activations of so many tokens still fit the last cache level of a desktop or server CPU.
+# Activations of 2,048 tokens fit the last-level cache of a desktop or server CPU.
 BATCH_TOKENS = 2048
 
 
@@ -20,17 +20,17 @@ class SequenceFeatures(NamedTuple):
     """The target's hidden states over one sequence of L tokens.
 
     Attributes:
-        taps: (L, 3k) fp16 inputs of the three tapped layers, [low | mid | high].
-        final_hidden: (L, k) fp16 output of the final norm. Either is bfloat16 where it holds what
-            fp16 cannot: the residual stream of some families does.
+        features: (L, 3k) fp16 inputs of the three feature layers, [low | mid | high].
+        final_hidden: (L, k) fp16 output of the final norm. Either is bfloat16 if its values exceed
+            the range of fp16, as the residual stream of some families does.
     """
 
-    taps: torch.Tensor
+    features: torch.Tensor
     final_hidden: torch.Tensor
 
 
 class FeatureModel:
-    """A target without its output layer, with hooks on the tapped layers."""
+    """A target without its output layer, with hooks on the feature layers."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class FeatureModel:
             model: a causal LM of transformers in fp32. It is changed: use it for nothing else.
             feature_layers: indices into ``hidden_states``; None for EAGLE's rule.
             dtype: dtype of the linear layers' products. The residual stream, the norms and
-                attention stay fp32: in a bf16 residual stream the low bits that tell one token
-                from another drown beside the few channels with values in the thousands.
+                attention stay fp32: in a bf16 residual stream, a few channels with values in the
+                thousands drown out the low bits that distinguish tokens.
 
         Raises:
             ValueError: the layers do not fit the model.
@@ -59,7 +59,7 @@ class FeatureModel:
         )
         self._layers = decoder_layers(model)
         self._decoder = model.get_decoder().eval()
-        self._taps: dict[int, torch.Tensor] = {}
+        self._features: dict[int, torch.Tensor] = {}
         if dtype != torch.float32:
             _replace_linears(self._decoder, dtype)
         for place, index in enumerate(self.feature_layers):
@@ -83,22 +83,22 @@ class FeatureModel:
         results: dict[int, SequenceFeatures] = {}
         for batch in _batches_by_length([len(ids) for ids in sequences]):
             longest = max(len(sequences[index]) for index in batch)
-            # Filler on the right is never seen by the tokens before it, so no mask is needed.
+            # Attention is causal: no token sees the padding on its right, so no mask is needed.
             input_ids = torch.zeros(len(batch), longest, dtype=torch.int64)
             for row, index in enumerate(batch):
                 input_ids[row, : len(sequences[index])] = torch.tensor(sequences[index])
             final_hidden = self._decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-            taps = torch.cat([self._taps.pop(place) for place in range(3)], dim=-1)
+            features = torch.cat([self._features.pop(place) for place in range(3)], dim=-1)
             for row, index in enumerate(batch):
                 length = len(sequences[index])
                 results[index] = SequenceFeatures(
-                    _stored(taps[row, :length]), _stored(final_hidden[row, :length])
+                    _stored(features[row, :length]), _stored(final_hidden[row, :length])
                 )
         return [results[index] for index in range(len(sequences))]
 
     def _make_hook(self, place: int) -> Callable[[nn.Module, tuple, dict], None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._taps[place] = args[0] if args else kwargs["hidden_states"]
+            self._features[place] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
@@ -133,7 +133,7 @@ def _replace_linears(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Group sequences of similar length so that little filler is needed."""
+    """Group sequences of similar length, so that little padding is needed."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         # The first of a batch is its longest.

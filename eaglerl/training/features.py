@@ -1,17 +1,17 @@
-"""Shards of the target's features on disk: extraction that can be interrupted, and reading.
+"""The target's features in shards on disk: extraction, which can be interrupted, and reading.
 
 A shard is a safetensors file with the sequences of some rows one after another:
 
 - ``token_ids`` (N,) int32;
 - ``offsets`` (S + 1,) int64, where each sequence begins, and where the last ends;
 - ``prompt_lengths`` (S,) int32, the response being the rest of the sequence;
-- ``taps`` (N, 3k) fp16, inputs of the tapped layers [low | mid | high];
+- ``taps`` (N, 3k) fp16, inputs of the feature layers [low | mid | high];
 - ``final_hidden`` (N, k) fp16, output of the target's final norm.
 
-The last two are bfloat16 in shards where they hold what fp16 cannot.
+The last two are bfloat16 in a shard whose values exceed the range of fp16.
 
-A shard's name is a hash of its rows. Rows that are added to the data later come into further
-shards; nothing that is there is computed again.
+A shard's name is a hash of its rows. Rows that are added to the data later go into new shards;
+existing shards are not computed again.
 """
 
 import hashlib
@@ -40,12 +40,12 @@ INDEX_FORMAT = 1
 TRAIN, HELD_OUT = "train", "held_out"
 SHARD_ROWS = 256
 _MAX_INDEX_BYTES = 1 << 26
-# As safetensors names them.
+# Under safetensors' names.
 _DTYPES = {
     "offsets": ("I64",),
     "prompt_lengths": ("I32",),
     "token_ids": ("I32",),
-    # bfloat16 where they hold what fp16 cannot.
+    # bfloat16 where values exceed the range of fp16.
     "taps": ("F16", "BF16"),
     "final_hidden": ("F16", "BF16"),
 }
@@ -55,7 +55,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """What the index says about one shard.
+    """One shard, as the index describes it.
 
     Attributes:
         file: name within the folder.
@@ -110,8 +110,8 @@ def extract_features(
     Args:
         target: folder of the target, fp32 or of any dtype that transformers converts.
         rows: the rows; training and held-out ones go into different shards.
-        folder: folder of the shards, made if it is not there.
-        feature_layers: tapped layers as indices into ``hidden_states``; None for EAGLE's rule.
+        folder: folder of the shards, made if missing.
+        feature_layers: the layers as indices into ``hidden_states``; None for EAGLE's rule.
         dtype: dtype of the target's matrix products.
         shard_rows: rows in a shard.
         progress: called with a sentence and the fraction done.
@@ -145,14 +145,14 @@ def extract_features(
 
 
 def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list[Shard]:
-    """Read which shards a folder holds.
+    """Read the index of a folder.
 
     Args:
-        folder: the folder; without an index it counts as empty.
-        source: if given, what the features must have been computed from.
+        folder: the folder; one without an index counts as empty.
+        source: what the features must have been computed from; None accepts any.
 
     Raises:
-        ValueError: the index is of another format, or the features are of another origin.
+        ValueError: the index has another format, or the features another source.
     """
     file = Path(folder) / INDEX_NAME
     if not os.path.lexists(file):
@@ -166,7 +166,7 @@ def read_index(folder: str | Path, source: dict[str, Any] | None = None) -> list
 
 
 class FeatureDataset:
-    """The features of some rows, read from the shards when they are asked for.
+    """The features of some rows, read from the shards on demand.
 
     Attributes:
         draft_rows: draft rows of each sequence.
@@ -178,8 +178,7 @@ class FeatureDataset:
         Args:
             folder: folder of the shards.
             shards: where the rows are.
-            rows: the rows, in the order in which they are numbered; so the numbers do not
-                depend on how the rows are spread over shards.
+            rows: the rows, in the order of their indices, which do not depend on the shards.
 
         Raises:
             ValueError: a file or a row is missing.
@@ -211,16 +210,16 @@ class FeatureDataset:
         return FeatureSequence(
             token_ids=file.get_slice("token_ids")[start:end],
             prompt_length=prompt,
-            taps=file.get_slice("taps")[start:end],
+            features=file.get_slice("taps")[start:end],
             final_hidden=file.get_slice("final_hidden")[start:end],
         )
 
 
 def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
-    """A shard's file, where each of its sequences begins and the last ends, and their prompts.
+    """Return a shard's open file, the offsets of its sequences, and their prompt lengths.
 
     Raises:
-        ValueError: the file is none, or its tensors are not those of the index.
+        ValueError: the file is not a shard, or its tensors do not fit the index.
     """
     where = f"the features {str(path)!r}"
     with open_tensors(path, "features") as opened:
@@ -253,7 +252,7 @@ def _open_shard(path: Path, shard: Shard) -> tuple[Any, list[int], list[int]]:
 
 
 def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -> dict[str, Any]:
-    """Return what makes features of one origin incompatible with those of another."""
+    """Return what identifies the source of features: those of another are incompatible."""
     file = Path(target) / "config.json"
     config = read_json(file, _TargetSchema, "target's config", allow_nan=True)
     values = config.model_dump()
@@ -262,7 +261,7 @@ def _describe(target: str | Path, feature_layers: tuple[int, int, int] | None) -
     rule = (2, layers // 2, layers - 3)
     return {
         "target": {key: values.get(key) for key in keys},
-        # As it was before layers could be chosen: None stands for EAGLE's rule.
+        # None stands for EAGLE's rule, as in folders from before layers could be chosen.
         "feature_layers": None if feature_layers in (None, rule) else list(feature_layers),
     }
 
@@ -287,7 +286,7 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
         "token_ids": torch.tensor([i for row in rows for i in row.token_ids], dtype=torch.int32),
         "offsets": lengths.cumsum(0),
         "prompt_lengths": torch.tensor([len(row.prompt) for row in rows], dtype=torch.int32),
-        "taps": _joined([item.taps for item in features]),
+        "taps": _joined([item.features for item in features]),
         "final_hidden": _joined([item.final_hidden for item in features]),
     }
     with atomic_path(folder / shard.file) as temporary:

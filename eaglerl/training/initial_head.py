@@ -19,7 +19,7 @@ from eaglerl.training.unroll import check_trainable
 
 INITIAL_NORM_WEIGHT = 0.25
 _DEFAULT_EPS = 1e-6
-# Relative; a product in fp32 differs by less, a cap or a bias by more.
+# Relative error: rounding in fp32 stays below it, a cap or a bias exceeds it.
 _LINEAR_ERROR = 1e-3
 
 
@@ -28,7 +28,7 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
 
     Args:
         target: folder of the target model.
-        options: their ``initial_head``, and the sizes that it must have.
+        options: name the head in ``initial_head``, and the sizes that it must have.
 
     Returns:
         The head in fp32, without the target's embedding table; None if ``options`` name none.
@@ -66,12 +66,12 @@ def read_initial_head(target: str | Path, options: TrainOptions) -> Eagle3DraftH
 def choose_feature_layers(
     target: str | Path, options: TrainOptions, initial: Eagle3DraftHead | None
 ) -> tuple[int, int, int]:
-    """Return the layers whose inputs a head reads.
+    """Return the feature layers of a head.
 
     Args:
         target: folder of the target model.
-        options: their ``feature_layers`` come first.
-        initial: what `read_initial_head` returned; its layers come next, EAGLE's rule last.
+        options: their ``feature_layers`` take precedence.
+        initial: what `read_initial_head` returned; its layers come second, EAGLE's rule last.
 
     Raises:
         ValueError: the layers do not fit the target, or it is so shallow that EAGLE's rule gives
@@ -107,16 +107,16 @@ def make_head(
 ) -> tuple[Eagle3DraftHead, torch.Tensor]:
     """Make the head that training starts from.
 
-    An untrained head's output layer starts as the target's rows of the draft's vocabulary, with the
-    final norm's weight at 0.25: as large as the target's own, their logits would be far too sure of
-    a draft that knows nothing yet.
+    An untrained head's output layer starts as the target's rows of the draft's vocabulary, and its
+    final norm's weight at 0.25: with weights as large as the target's, the logits of an untrained
+    head would be far too confident.
 
     Args:
         target: folder of the target model.
         rows: training rows, which the draft's vocabulary is chosen from.
         options: sizes and seed.
-        initial: what `read_initial_head` returned. If it is a head, that one is trained further,
-            with its own vocabulary.
+        initial: what `read_initial_head` returned. A head is trained further, with its own
+            vocabulary.
 
     Returns:
         The head in fp32, and the target's output layer (V, k), scaled as the target scales its
@@ -149,11 +149,11 @@ def make_head(
 
 @torch.inference_mode()
 def logit_scale(model: PreTrainedModel) -> float:
-    """Return what a model multiplies its output layer's product by, 1 for most.
+    """Return the factor between a model's output layer and its logits, 1 for most models.
 
-    It is measured on a few tokens, since every family has a name of its own for it. Where logits
-    are reshaped in another way, such as by a cap, a warning says that the head is trained on those
-    before; the order of the tokens is the same.
+    It is measured on 16 tokens, since every family names it differently in its config. If logits
+    are changed in another way, such as by a cap, a warning says that the head is trained on the
+    logits before that, which order the tokens in the same way.
     """
     ids = torch.arange(16)[None] * 7919 % model.config.vocab_size
     output = model(ids, output_hidden_states=True)
@@ -163,8 +163,8 @@ def logit_scale(model: PreTrainedModel) -> float:
     error = float((logits - scale * plain).norm() / logits.norm().clamp_min(1e-30))
     if error > _LINEAR_ERROR:
         warnings.warn(
-            "the target changes its logits behind the output layer by more than a factor; the head "
-            "is trained on what they are before",
+            "the target changes its logits after the output layer by more than a factor; the head "
+            "is trained on the logits before that change",
             stacklevel=2,
         )
         return 1.0
@@ -172,10 +172,10 @@ def logit_scale(model: PreTrainedModel) -> float:
 
 
 def _head_rope(target: PreTrainedConfig) -> dict[str, Any]:
-    """RoPE of a new head: the target's, that of its full attention where it has several.
+    """Return the RoPE of a new head: the target's, or of several that of its full attention.
 
-    Where that is of a type that heads do not have, or there is none, the plain one with the same
-    base: a new head learns whatever it is.
+    If heads do not support its type, or the target has none, it is plain RoPE with the same base:
+    a new head can learn with either.
     """
     parameters = getattr(target, "rope_parameters", None) or {}
     if "rope_type" not in parameters and "rope_theta" not in parameters:

@@ -1,7 +1,7 @@
-"""Small differentiable operations of training-time test, written to touch memory seldom.
+"""Small differentiable operations of training-time test with little memory traffic.
 
-Each saves its inputs only and computes its gradient in a few passes; autograd's own version of the
-same formulas keeps every intermediate result.
+Each saves only its inputs and computes its gradient in a few passes; autograd would keep every
+intermediate result of the same formulas.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-    """RMSNorm over the last dimension.
+    """Apply RMSNorm over the last dimension.
 
     Args:
         x: (R, width), fp32 or fp64.
@@ -26,7 +26,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dty
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE in the "rotate half" layout: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
+    """Apply RoPE in the "rotate half" layout: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin).
 
     Args:
         x: (R, heads, D).

@@ -1,7 +1,7 @@
-"""Muon in the precision that the CPU multiplies fast.
+"""Muon in the precision in which the CPU multiplies fastest.
 
-torch.optim.Muon runs its iteration in bfloat16 whatever the machine, which a CPU without such
-instructions emulates: on AVX2 that took three quarters of a training step.
+torch.optim.Muon always iterates in bfloat16, which a CPU without bfloat16 instructions emulates: on
+AVX2 that took three quarters of a training step.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-# The quintic that torch.optim.Muon iterates, too: steepest at zero, good enough after five steps.
+# The quintic of torch.optim.Muon: so steep at zero that five iterations are enough.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 _MOMENTUM = 0.95
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
             dtype: of the iteration's products.
 
         Raises:
-            ValueError: a parameter that is no matrix.
+            ValueError: a parameter is not a matrix.
         """
         matrices = list(matrices)
         for matrix in matrices:
@@ -68,7 +68,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A matrix with the singular vectors of another, and singular values between 0.7 and 1.2.
+    """Return a matrix's orthogonalisation: singular values between 0.7 and 1.2.
+
+    The singular vectors stay.
 
     Args:
         matrix: (m, n).

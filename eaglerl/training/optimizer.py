@@ -2,8 +2,8 @@
 
 Muon (https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum by the nearest
 semi-orthogonal matrix; ``match_rms_adamw`` scales its updates like AdamW's
-(https://arxiv.org/abs/2502.16982). The output layer, whose rows are looked up by token, and the
-norms' vectors are no such matrices.
+(https://arxiv.org/abs/2502.16982). AdamW updates the output layer, whose rows belong to tokens, and
+the norms' vectors.
 """
 
 import torch
@@ -83,7 +83,7 @@ class DraftOptimizer:
         }
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `state_tensors` returned."""
+        """Restore what `state_tensors` returned."""
         states: dict[str, dict[int, dict[str, torch.Tensor]]] = {
             name: {} for name in self._optimizers
         }

@@ -23,6 +23,6 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    # These probes are not public; a torch without them means the slower, always correct dtype.
+    # These probes are private. Without them the dtype is float32: slower, but always correct.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,4 +1,4 @@
-"""The fixed token runs around what a target writes: those of its chat template, if it has one."""
+"""The fixed tokens around the text that a target writes: those of its chat template, if any."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptPieces:
-    """What stands around the text of a prompt.
+    """The tokens around the text of a prompt.
 
     Attributes:
         opening: token ids before it, at least one.
-        turn_change: token ids between it and the answer; empty where one goes over into the other.
+        turn_change: token ids between it and the answer; empty if the answer continues the text.
     """
 
     opening: Sequence[int]
@@ -25,7 +25,7 @@ class PromptPieces:
 
 
 class ChatTemplatePieces(PromptPieces):
-    """The fixed token runs of a chat template around a user turn and before the answer."""
+    """The fixed tokens of a chat template around a user turn and before the answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         marker = "\x00"
@@ -49,8 +49,8 @@ class ChatTemplatePieces(PromptPieces):
 def prompt_pieces(tokenizer: Any) -> PromptPieces:
     """Return the pieces of a target's prompts.
 
-    A base model has no chat template: it begins a text, and what it goes on with is its answer. A
-    warning says so.
+    A base model has no chat template: its prompt is the beginning of a text, its answer the
+    continuation. A warning says so.
 
     Raises:
         ValueError: a chat template that does not keep the user's text, or a tokenizer without a
@@ -65,7 +65,7 @@ def prompt_pieces(tokenizer: Any) -> PromptPieces:
     if not opening:
         raise ValueError(
             "the target's tokenizer has no chat template, and neither a bos_token nor an eos_token "
-            "that a text could begin with; give it one of them"
+            "to begin a text with; give it one of them"
         )
     warnings.warn(
         "the target's tokenizer has no chat template: prompts are beginnings of plain texts, and "

@@ -30,7 +30,7 @@ class SlotEngine:
 
         Args:
             target: the target.
-            prefix: what every sequence begins with; it may be empty.
+            prefix: tokens that every sequence begins with; may be empty.
             slots: sequences side by side.
             capacity: tokens of the longest one.
         """
@@ -42,7 +42,7 @@ class SlotEngine:
         self._prefix = self._cache.data[0, :, :, :, : len(prefix)].clone()
 
     def restart(self, slot: int) -> None:
-        """Begin a new sequence: the prefix is in the cache."""
+        """Begin a new sequence with the prefix in its cache."""
         self._cache.data[slot, :, :, :, : self._prefix.shape[3]] = self._prefix
 
     def step(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -58,8 +58,8 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
 
     Args:
         path: its folder.
-        dtype: of its products: "float32", "bfloat16", or "auto", which is bfloat16 where the CPU
-            has instructions for it and the target runs on packed weights.
+        dtype: of its products: "float32", "bfloat16", or "auto": bfloat16 if the CPU has
+            instructions for it and the target runs on packed weights.
         slots: sequences side by side.
 
     Raises:

@@ -16,13 +16,13 @@ GROUP_BLOCKS = 8
 
 
 class Teacher(NamedTuple):
-    """What the target says about every position that a draft may have to predict.
+    """The target's predictions at the positions that the draft has to predict.
 
     Attributes:
         probabilities: (Rt, Vd), the target's softmax restricted to the draft's vocabulary, in the
             dtype of matrix products.
-        draft_ids: (Rt,) int64 draft id that the target prefers, or -1 where that is a token that
-            the draft's vocabulary lacks.
+        draft_ids: (Rt,) int64 draft id of the target's most probable token, or -1 if the draft's
+            vocabulary lacks it.
     """
 
     probabilities: torch.Tensor

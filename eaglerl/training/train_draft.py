@@ -49,9 +49,9 @@ def train_draft(
 ) -> TrainResult:
     """Train a draft head for a target.
 
-    Features that are missing on disk are computed first. A run whose folder has checkpoints goes
-    on with the newest, over the same rows in the same order; rows that were added to the data
-    since it began are left to later runs. Ctrl-C saves a checkpoint first.
+    Features that are missing on disk are computed first. If the run's folder has checkpoints,
+    training continues from the newest, over the same rows in the same order; rows added to the
+    data since then are left to later runs. Ctrl-C saves a checkpoint before it ends the run.
 
     Args:
         target: folder of the target model.
@@ -62,7 +62,7 @@ def train_draft(
         progress: called with a sentence and the fraction done.
 
     Returns:
-        Where the head lies and how good it is.
+        The head's folder and its metrics.
 
     Raises:
         ValueError: a file or an option does not fit; the message names it.
@@ -114,10 +114,10 @@ def _train(
 
 
 def _check_amount(rows: Sequence[Row]) -> None:
-    """Check that there is something to train on, and something to measure it by.
+    """Check that there are rows to train on and rows to validate on.
 
     Raises:
-        ValueError: there is not; the message says what to do.
+        ValueError: there are not; the message says what to do.
     """
     counts = [
         sum(draft_row_count(len(row.prompt), len(row.token_ids)) > 0 for row in split)
@@ -127,15 +127,17 @@ def _check_amount(rows: Sequence[Row]) -> None:
         return
     raise ValueError(
         f"data must hold rows to train on and held-out ones, got {counts} of two tokens or more "
-        f"among {len(rows)}: a tenth of the prompts is held out, by their hash. Let `eaglerl "
-        "distill` go on with the file, with a larger --response-tokens"
+        f"among {len(rows)}: a tenth of the prompts is held out, by their hash. Extend the "
+        "file: run `eaglerl distill` again with a larger --response-tokens"
     )
 
 
 def _recorded_rows(rows: Sequence[Row], digests: Sequence[str]) -> list[Row]:
-    """Return the rows that a run began with, in their order then."""
+    """Return the rows that a run began with, in their original order."""
     known = {row.digest: row for row in rows}
     lost = sum(digest not in known for digest in digests)
     if lost:
-        raise ValueError(f"data must still hold the rows that the run began with: {lost} lack")
+        raise ValueError(
+            f"data must still hold the rows that the run began with: {lost} are missing"
+        )
     return [known[digest] for digest in digests]

@@ -12,7 +12,7 @@ HEAD_DTYPES = {
     "float32": torch.float32,
 }
 
-# These change neither the course of the training nor what is trained, so a resumed run may.
+# A resumed run may change these: they change neither the training nor its result.
 RESUMABLE_CHANGES = (
     "max_minutes",
     "head_dtype",
@@ -44,27 +44,27 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a head is trained; the defaults are those of the head that ships.
+    """How a head is trained; the defaults are those of the shipped head.
 
     Attributes:
         draft_vocab_size: number of target ids that the draft can propose.
         intermediate_size: width of the draft layer's SwiGLU block; None for the target's.
         ttt_steps: training-time-test steps.
         batch_tokens: draft rows of one optimizer step.
-        epochs: how often the data is read, unless ``steps`` says otherwise.
+        epochs: passes over the data; ignored if ``steps`` is given.
         steps: number of optimizer steps, or None.
-        max_minutes: time budget of the training proper, or None. The schedule follows whichever of
-            steps and time is further on, so the learning rate has decayed when the time is up.
-            A run with a budget cannot be repeated exactly.
+        max_minutes: time budget of the training itself, or None. The schedule follows steps or
+            time, whichever is further, so the learning rate has decayed when the time is up. A run
+            with a budget cannot be repeated exactly.
         learning_rate: Muon's peak; AdamW's is half of it.
         warmup: fraction of the training in which the learning rate rises.
         final_learning_rate: where it ends, as a fraction of the peak.
-        deep_fraction: fraction of the rows that go on after step 0 of training-time test.
+        deep_fraction: fraction of the rows that continue after step 0 of training-time test.
         seed: seed of initial weights and order.
         dtype: "float32", "bfloat16" or "auto", see `resolve_dtype`.
         head_dtype: dtype of the saved head.
         initial_head: folder of a head to train further, or None for a new one. Its weights, its
-            draft vocabulary and its configuration are taken over; ``draft_vocab_size`` must be its
+            draft vocabulary and its configuration are kept; ``draft_vocab_size`` must equal its
             own.
         feature_layers: layers whose inputs the head reads; None for those of ``initial_head``, or
             EAGLE's rule.
@@ -109,5 +109,5 @@ class TrainOptions:
 
     @property
     def head_torch_dtype(self) -> torch.dtype:
-        """``head_dtype`` as torch's."""
+        """``head_dtype`` as a torch dtype."""
         return HEAD_DTYPES[self.head_dtype]

@@ -28,8 +28,8 @@ LOG_STEPS = 10
 class TrainingLoop:
     """A run from its newest checkpoint, or from the start, to its end.
 
-    Every random draw follows from the seed and the step, so a checkpoint needs no generator's
-    state, and a resumed run takes the steps that the unbroken one would have taken.
+    Every random draw follows from the seed and the step, so a checkpoint holds no generator state,
+    and a resumed run takes the same steps as an uninterrupted one.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainingLoop:
                 if interrupted.is_set():
                     raise KeyboardInterrupt
             self._save()
-        # The curve's last point is of the same rows as the others.
+        # The last point of the curve is measured on the same rows as the others.
         if self._step % self._options.validate_every:
             self._validate(self._options.validation_rows)
         metrics = self._validate(len(self._held_out))
@@ -166,7 +166,7 @@ class TrainingLoop:
 
 
 def _steps_of_epochs(draft_rows: list[int], options: TrainOptions) -> int:
-    """Return how many batches it takes until the data has been read so often."""
+    """Return how many batches the epochs of the options take."""
     wanted = options.epochs * sum(draft_rows)
     seen = 0
     for steps, batch in enumerate(batch_order(draft_rows, options.batch_tokens, options.seed), 1):

@@ -20,7 +20,7 @@ TEACHER_BLOCK_ROWS = 256
 
 @dataclass(frozen=True)
 class TTTResult:
-    """Loss of a batch and what its metrics are made of.
+    """Loss of a batch, and the rows that its metrics count.
 
     Attributes:
         loss: scalar, differentiable: the sum over steps of ``decay ** s`` times the mean loss.
@@ -37,7 +37,7 @@ class TTTResult:
 
 
 class TrainingTimeTest:
-    """Computes the loss of packed batches for one head."""
+    """The loss of packed batches for one head."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class TrainingTimeTest:
 
         Args:
             batch: the batch, packed with a margin of at least ``steps``.
-            deep_fraction: fraction of the rows, drawn at random, that go on after step 0.
+            deep_fraction: fraction of the rows, drawn at random, that continue after step 0.
             generator: source of that draw.
         """
         teacher = self._teach(batch)
@@ -97,7 +97,7 @@ class TrainingTimeTest:
         for step, (output, rows) in enumerate(zip(outputs, kept, strict=True)):
             inside = batch.steps_left[rows] > step
             counted[rows, step] = inside
-            # Where the target prefers a token that the draft cannot say, there is nothing to learn.
+            # Nothing to learn where the draft's vocabulary lacks the target's token.
             known = teacher.draft_ids[(rows + step).clamp_max(len(teacher.draft_ids) - 1)] >= 0
             places = (inside & known).nonzero()[:, 0]
             chosen.append(take_rows(output, places))
@@ -135,8 +135,8 @@ class TrainingTimeTest:
     def _teach(self, batch: PackedBatch) -> Teacher:
         """Return the target's distribution at every teacher row.
 
-        What the target prefers is looked for among the draft's tokens and the token that it wrote
-        there; the whole vocabulary would cost six times as much and hardly ever differ.
+        The target's most probable token is looked for among the draft's tokens and the token that
+        it wrote; the whole vocabulary would cost six times as much and hardly ever differ.
         """
         hidden = batch.teacher_hidden.to(self.dtype)
         probabilities = torch.empty(len(hidden), len(self._teacher_weight), dtype=self.dtype)

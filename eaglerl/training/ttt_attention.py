@@ -50,7 +50,7 @@ def ttt_attention(
     own_keys: list[torch.Tensor],
     own_values: list[torch.Tensor],
 ) -> torch.Tensor:
-    """Attends from every row to its sequence and to the keys of its own earlier steps.
+    """Attend from every row to its sequence and to the keys of its own earlier steps.
 
     Args:
         query: (R, Hkv, G, D), rotated; G query heads share a key head.

@@ -49,11 +49,11 @@ def check_trainable(config: Eagle3Config) -> None:
     wanted |= {"norm_before_fc": False, "qk_norm": False, "sliding_window": None}
     got = {name: getattr(config, name) for name in wanted}
     if got != wanted:
-        raise ValueError(f"head must have {wanted}: other kinds are not trained, got {got}")
+        raise ValueError(f"head must have {wanted}, other kinds cannot be trained; got {got}")
 
 
 class DraftUnroll:
-    """Runs a head's layer over all steps, differentiably."""
+    """A head's layer over all steps, differentiable."""
 
     def __init__(self, head: Eagle3DraftHead, *, steps: int, dtype: torch.dtype) -> None:
         """Prepare the tables.
@@ -87,19 +87,19 @@ class DraftUnroll:
 
         Args:
             batch: the batch.
-            deep_fraction: fraction of the rows, drawn at random, that go on after step 0.
+            deep_fraction: fraction of the rows, drawn at random, that continue after step 0.
             generator: source of that draw.
 
         Returns:
             For each step the outputs (R_s, h) before the final norm, and which of the batch's
-            draft rows (R_s,) they belong to. Rows whose prediction would lie beyond their
-            sequence's end are among them; their outputs mean nothing.
+            draft rows (R_s,) they belong to. Rows whose prediction would lie beyond the end of
+            their sequence are included; their outputs mean nothing.
         """
         weights = self._weights()
         embeddings = self._norm(self._head.embed(batch.token_ids), self._layer.input_layernorm)
         # A token is the input of several steps: its half of the product is computed once for all.
         from_tokens = functional.linear(embeddings, weights.qkv_embedding)
-        feature = self._reduce(batch.taps)
+        feature = self._reduce(batch.features)
         key, value = self._shared_keys(feature, from_tokens, batch.positions, weights)
 
         rows = torch.arange(len(batch.draft_rows))
@@ -144,15 +144,15 @@ class DraftUnroll:
             qkv[:, :width], qkv[:, width:], *[part.weight.to(self._dtype) for part in others]
         )
 
-    def _reduce(self, taps: torch.Tensor) -> torch.Tensor:
-        """Maps features (N, 3k) to the draft's width (N, h)."""
-        taps = taps.to(self._master_dtype)
+    def _reduce(self, features: torch.Tensor) -> torch.Tensor:
+        """Reduce features (N, 3k) to the draft's width (N, h)."""
+        features = features.to(self._master_dtype)
         if self._head.fc_norm is None:
-            normed = taps.to(self._dtype)
+            normed = features.to(self._dtype)
         else:
             # A ModuleList does not say what its modules are.
             norms = cast("Iterable[RMSNorm]", self._head.fc_norm)
-            chunks = zip(taps.chunk(3, dim=1), norms, strict=True)
+            chunks = zip(features.chunk(3, dim=1), norms, strict=True)
             normed = torch.cat([self._norm(chunk, norm) for chunk, norm in chunks], dim=1)
         weight = self._head.fc.weight.to(self._dtype)
         return functional.linear(normed, weight).to(self._master_dtype)

@@ -28,7 +28,7 @@ class DraftMetrics:
 
 
 class MetricSums:
-    """Adds up results of several batches."""
+    """Sums over the results of several batches."""
 
     def __init__(self, steps: int) -> None:
         """Start at zero for ``steps`` training-time-test steps."""

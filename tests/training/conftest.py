@@ -13,7 +13,7 @@ from .tiny import VOCAB, WIDTH
 
 @pytest.fixture(scope="session")
 def tiny_target(tmp_path_factory) -> Path:
-    """Folder of a random Llama with 7 layers, the fewest for which EAGLE's taps are distinct."""
+    """Folder of a random Llama with 7 layers, the fewest for which EAGLE's layers are distinct."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=WIDTH,

@@ -26,9 +26,9 @@ def test_features_are_the_hidden_states(tiny_target, rows, monkeypatch):
     for ids, got in zip(sequences, results, strict=True):
         with torch.no_grad():
             states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        taps = torch.cat([states[index][0] for index in (2, 3, 4)], dim=-1)
+        features = torch.cat([states[index][0] for index in (2, 3, 4)], dim=-1)
         # fp16 keeps eleven bits.
-        torch.testing.assert_close(got.taps.float(), taps, rtol=2**-10, atol=1e-4)
+        torch.testing.assert_close(got.features.float(), features, rtol=2**-10, atol=1e-4)
         torch.testing.assert_close(got.final_hidden.float(), states[-1][0], rtol=2**-10, atol=1e-4)
 
 
@@ -44,8 +44,8 @@ def test_bfloat16_products_leave_the_residual_stream_wide(tiny_target, rows):
 
 def test_explicit_layers(tiny_target):
     ids = [[3, 4, 5]]
-    default = FeatureModel.from_pretrained(tiny_target)(ids)[0].taps
-    other = FeatureModel.from_pretrained(tiny_target, (2, 3, 6))(ids)[0].taps
+    default = FeatureModel.from_pretrained(tiny_target)(ids)[0].features
+    other = FeatureModel.from_pretrained(tiny_target, (2, 3, 6))(ids)[0].features
     assert torch.equal(default[:, :32], other[:, :32])
     assert not torch.equal(default[:, 32:], other[:, 32:])
     with pytest.raises(ValueError, match="feature_layers"):
@@ -64,7 +64,9 @@ def test_a_dataset_gives_back_every_row(tiny_target, rows, tmp_path):
         assert tuple(sequence.token_ids.tolist()) == row.token_ids
         assert sequence.prompt_length == len(row.prompt)
         # Other batches, so other orders of summation, then fp16.
-        torch.testing.assert_close(sequence.taps, expected[index].taps, rtol=2**-9, atol=1e-3)
+        torch.testing.assert_close(
+            sequence.features, expected[index].features, rtol=2**-9, atol=1e-3
+        )
 
 
 def test_held_out_rows_have_shards_of_their_own(tiny_target, rows, tmp_path):

@@ -115,7 +115,7 @@ def test_a_run_goes_on_from_another_runs_head(tiny_target, tiny_data, tmp_path):
             r"feature_layers \(2, 3, 4\), as the options say, .* has \(1, 3, 5\)",
         ),
         ({"target_hidden_size": 12}, {}, "feature_hidden_size 16, to fit the target, .* has 12"),
-        ({"norm_before_residual": True}, {}, "other kinds are not trained"),
+        ({"norm_before_residual": True}, {}, "other kinds cannot be trained"),
     ],
 )
 def test_a_head_that_does_not_fit(save_head, tiny_target, changes, options, message):

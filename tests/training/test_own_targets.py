@@ -203,7 +203,7 @@ def test_scales_of_logits() -> None:
     assert logit_scale(make_model("llama")) == 1.0
     assert logit_scale(make_model("cohere", logit_scale=0.25)) == pytest.approx(0.25, rel=1e-5)
     model = make_model("gemma2", final_logit_softcapping=0.5)
-    with pytest.warns(UserWarning, match="behind the output layer"):
+    with pytest.warns(UserWarning, match="after the output layer"):
         assert logit_scale(model) == 1.0
 
 

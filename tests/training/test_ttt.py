@@ -47,7 +47,7 @@ def drafted_logits(
     cos, sin = (table.to(head.fc.weight.dtype) for table in tables)
     attention = CachedAttention(config.num_attention_heads // config.num_key_value_heads)
     for position in range(row + 1):
-        feature = head.reduce(sequence.taps[position])
+        feature = head.reduce(sequence.features[position])
         embedding = head.embed(sequence.token_ids[position + 1])
         output = head.midlayer(embedding, feature, cos[position], sin[position], attention)
     logits = [head.logits(output)]

@@ -49,6 +49,6 @@ def tiny_sequence(
     return FeatureSequence(
         token_ids=torch.randint(VOCAB, (length,), generator=generator),
         prompt_length=prompt_length,
-        taps=torch.randn(length, 3 * WIDTH, generator=generator).to(dtype),
+        features=torch.randn(length, 3 * WIDTH, generator=generator).to(dtype),
         final_hidden=torch.randn(length, WIDTH, generator=generator).to(dtype),
     )
