@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eaglerl.cli.shared.action_options import read_actions
-from eaglerl.cli.shared.options import (
-    DecoderSettings,
-    DraftDtypeOption,
-    DraftOption,
-    ModelOption,
-    ThreadsOption,
-    load_decoder,
-)
-from eaglerl.cli.shared.terminal import DebugOption, command, notes, output, progress_bar
-from eaglerl.packaged_models import DEFAULT_MODEL
+from eaglerl.cli.shared.options import DecoderSettings, load_decoder
+from eaglerl.cli.shared.settings import settings_command
+from eaglerl.cli.shared.terminal import output, progress_bar, say
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
@@ -31,11 +24,11 @@ _POLICY_PANEL = "A policy"
 _LEARNING_PANEL = "Learning while decoding"
 
 
-@command
-# Typer reads the flags from the parameters: they are those of Re-SpS, and `_read_flags` makes one
-# `ReSpSFlags` of them. That is why this list is longer than the limits allow.
-def evaluate(
-    context: typer.Context,
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(DecoderSettings):
+    """Options of `eaglerl evaluate`: the flags of Re-SpS, and those of every command."""
+
+    context: typer.Context
     bench_name: Annotated[
         str,
         typer.Option(
@@ -46,30 +39,32 @@ def evaluate(
             "folder below data/ or eagle/data/, or a shipped sample: code, everyday, facts, math, "
             "summary.",
         ),
-    ],
+    ]
     answer_file: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", help="Answers, as they come; a file that is there is gone on with."
+            metavar="FILE", help="Answers, written as they come; an existing file is continued."
         ),
-    ],
+    ]
     question_begin: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="First question, from 0.", show_default=False),
-    ] = None,
+        typer.Option(
+            min=0, metavar="N", help="First question, counted from 0.", show_default=False
+        ),
+    ] = None
     question_end: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="The one after the last.", show_default=False),
-    ] = None,
-    max_new_token: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer.")] = 1024,
-    temperature: Annotated[float, typer.Option(min=0.0, metavar="X", help="0 is greedy.")] = 0.0,
+        typer.Option(min=0, metavar="N", help="Question after the last one.", show_default=False),
+    ] = None
+    max_new_token: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer.")] = 1024
+    temperature: Annotated[float, typer.Option(min=0.0, metavar="X", help="0 is greedy.")] = 0.0
     resume_training: Annotated[
         bool,
         typer.Option(
             "--resume-training/--no-resume",
-            help="Go on with what the answers and checkpoints hold; or begin, with new ones.",
+            help="Continue existing answers and checkpoints; otherwise both must be new.",
         ),
-    ] = True,
+    ] = True
     model_id: Annotated[
         str | None,
         typer.Option(
@@ -77,13 +72,13 @@ def evaluate(
             help="Name of the model in the answers; default: made from the flags.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     total_token: Annotated[
         int,
         typer.Option(
             min=1, metavar="N", help="Rows verified per cycle.", rich_help_panel=_TREE_PANEL
         ),
-    ] = 60,
+    ] = 60
     depth: Annotated[
         int,
         typer.Option(
@@ -92,34 +87,35 @@ def evaluate(
             help="Expansion rounds after the first one.",
             rich_help_panel=_TREE_PANEL,
         ),
-    ] = 5,
+    ] = 5
     top_k: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Width.", rich_help_panel=_TREE_PANEL)
-    ] = 10,
+        int,
+        typer.Option(min=1, metavar="N", help="Width of the tree.", rich_help_panel=_TREE_PANEL),
+    ] = 10
     use_optimized_sb3_discrete_ppo: Annotated[
         bool, typer.Option(help="PPO chooses the tree.", rich_help_panel=_POLICY_PANEL)
-    ] = False,
+    ] = False
     use_optimized_dqn: Annotated[
         bool, typer.Option(help="DQN chooses the tree.", rich_help_panel=_POLICY_PANEL)
-    ] = False,
+    ] = False
     optimized_policy_version: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="PPO's net: standard, ReLU layers of 512, 256 and 128; or ofl, tanh layers of 64 "
-            "and 64.",
+            help="PPO's network: standard, ReLU layers of 512, 256 and 128; or ofl, tanh layers of "
+            "64 and 64.",
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = "standard",
+    ] = "standard"
     ppo_net_arch: Annotated[
         str,
         typer.Option(
             metavar="N,...",
-            help="Other widths; with ofl also N,...;N,... for actor and critic.",
+            help="Widths of its layers instead; with ofl also N,...;N,... for actor and critic.",
             show_default=False,
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = "",
+    ] = ""
     actions: Annotated[
         str,
         typer.Option(
@@ -127,21 +123,21 @@ def evaluate(
             help="Trees to choose from, as in `train-policy`; cpu has small ones.",
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = "published",
+    ] = "published"
     use_eagle3_features: Annotated[
         bool,
         typer.Option(
-            help="The state is the target's features; otherwise the context's text, projected to "
+            help="Read the target's features; otherwise the context's text, projected to "
             "their width.",
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = True,
+    ] = True
     use_context_only_state: Annotated[
         bool,
         typer.Option(
-            help="The state is the embedding of the context's text.", rich_help_panel=_POLICY_PANEL
+            help="Read the embedding of the context's text.", rich_help_panel=_POLICY_PANEL
         ),
-    ] = False,
+    ] = False
     text_model: Annotated[
         str | None,
         typer.Option(
@@ -151,38 +147,42 @@ def evaluate(
             show_default=False,
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = None,
+    ] = None
     hidden_size: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Width of the features: that of the head; any other is refused.",
+            help="Width of the features; it must be that of the head.",
             show_default=False,
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = None,
+    ] = None
     action_cache_steps: Annotated[
         int,
         typer.Option(
             min=1, metavar="N", help="Cycles that a decision serves.", rich_help_panel=_POLICY_PANEL
         ),
-    ] = 10,
+    ] = 10
     action_cache_enabled: Annotated[
         bool,
-        typer.Option(help="Otherwise every cycle is decided.", rich_help_panel=_POLICY_PANEL),
-    ] = True,
+        typer.Option(
+            help="Keep decisions; otherwise decide in every cycle.", rich_help_panel=_POLICY_PANEL
+        ),
+    ] = True
     max_entropy_inference: Annotated[
         bool,
         typer.Option(
-            help="Draw trees where nothing is learned; otherwise take the best one.",
+            help="Draw trees at inference; otherwise take the best one.",
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = True,
+    ] = True
     inference_temperature: Annotated[
         float,
-        typer.Option(metavar="X", help="Of these draws.", rich_help_panel=_POLICY_PANEL),
-    ] = 1.5,
+        typer.Option(
+            metavar="X", help="Temperature of these draws.", rich_help_panel=_POLICY_PANEL
+        ),
+    ] = 1.5
     online_policy_path: Annotated[
         Path | None,
         typer.Option(
@@ -191,27 +191,27 @@ def evaluate(
             show_default=False,
             rich_help_panel=_POLICY_PANEL,
         ),
-    ] = None,
+    ] = None
     online_inference_only: Annotated[
-        bool, typer.Option(help="It does not learn.", rich_help_panel=_POLICY_PANEL)
-    ] = False,
+        bool, typer.Option(help="Do not train the policy.", rich_help_panel=_POLICY_PANEL)
+    ] = False
     enable_max_entropy: Annotated[
         bool,
         typer.Option(
             "--enable-max-entropy/--disable-max-entropy",
-            help="Explore for entropy; without, trees are not drawn at inference either.",
+            help="Explore for entropy. If disabled, trees are not drawn at inference either.",
             rich_help_panel=_LEARNING_PANEL,
         ),
-    ] = True,
+    ] = True
     training_seed: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="N",
-            help="Of the net, its draws and the order of the questions.",
+            help="Seed of the network, its draws and the order of the questions.",
             rich_help_panel=_LEARNING_PANEL,
         ),
-    ] = 42,
+    ] = 42
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option(
@@ -220,7 +220,7 @@ def evaluate(
             show_default=False,
             rich_help_panel=_LEARNING_PANEL,
         ),
-    ] = None,
+    ] = None
     online_policy_save_path: Annotated[
         Path | None,
         typer.Option(
@@ -229,7 +229,7 @@ def evaluate(
             show_default=False,
             rich_help_panel=_LEARNING_PANEL,
         ),
-    ] = None,
+    ] = None
     wandb_project: Annotated[
         str | None,
         typer.Option(
@@ -238,69 +238,73 @@ def evaluate(
             show_default=False,
             rich_help_panel=_LEARNING_PANEL,
         ),
-    ] = None,
+    ] = None
     wandb: Annotated[
         bool,
-        typer.Option(help="Log there, to the project eaglerl.", rich_help_panel=_LEARNING_PANEL),
-    ] = False,
-    model: ModelOption = DEFAULT_MODEL,
-    draft: DraftOption = None,
-    draft_dtype: DraftDtypeOption = "auto",
-    threads: ThreadsOption = None,
-    debug: DebugOption = False,
-) -> None:
+        typer.Option(
+            help="Log to Weights & Biases, to the project eaglerl.", rich_help_panel=_LEARNING_PANEL
+        ),
+    ] = False
+
+
+@settings_command
+def evaluate(settings: EvaluateSettings) -> None:
     """Answer the questions of one bench, with the flags of the evaluation command of Re-SpS.
 
     Without a policy, a constant tree drafts. A new policy learns while it decodes, and so does a
     saved one unless --online-inference-only is given. Answers are written as they come, in EAGLE's
-    layout; the same command goes on where it was stopped. A flag that has no effect is refused.
+    layout; the same command continues an interrupted run. A flag that has no effect is refused.
     """
     with progress_bar() as show:
         show("loading libraries", 0.0)
+        from eaglerl.eagle3.policy import TreeParams
         from eaglerl.evaluation.modes.runners import Decoding
         from eaglerl.resps.bench import EvaluationOptions, find_bench
         from eaglerl.resps.bench import evaluate as run
         from eaglerl.resps.bench_policies import version_options
 
-        flags = _read_flags(context)
+        flags = _read_flags(settings)
         options = EvaluationOptions(
-            find_bench(bench_name), answer_file, Decoding(max_new_token, temperature),
-            question_begin, question_end, resume_training,
-        )  # fmt: skip
-        # All that can be checked without a model is, before one is loaded.
+            find_bench(settings.bench_name),
+            settings.answer_file,
+            Decoding(settings.max_new_token, settings.temperature),
+            settings.question_begin,
+            settings.question_end,
+            settings.resume_training,
+        )
+        # Check whatever needs no model before one is loaded.
         options.questions()
-        version_options(optimized_policy_version, ppo_net_arch)
-        read_actions(actions)
+        version_options(settings.optimized_policy_version, settings.ppo_net_arch)
+        read_actions(settings.actions)
         tree = flags.tree if flags.algorithm is None else None
-    decoder = load_decoder(
-        DecoderSettings(model=model, draft=draft, draft_dtype=draft_dtype, threads=threads)
-    )
-    chosen = tree or _policy(flags, decoder, answer_file)
-    name = model_id or _model_id(flags, temperature)
+    decoder = load_decoder(settings)
+    chosen = tree or _policy(flags, decoder, settings.answer_file)
+    name = settings.model_id or _model_id(flags, settings.temperature)
     with progress_bar() as show:
         summary = run(decoder, chosen, options, model_id=name, progress=show)
-    if online_policy_save_path is not None:
-        chosen.save(online_policy_save_path)
-    if tree is None:
+    if not isinstance(chosen, TreeParams):
+        if settings.online_policy_save_path is not None:
+            chosen.save(settings.online_policy_save_path)
         chosen.close()
     _show(summary)
-    notes().print(f"the answers are in {answer_file}", markup=False, soft_wrap=True)
+    say(f"the answers are in {settings.answer_file}")
 
 
-def _read_flags(context: typer.Context) -> ReSpSFlags:
+def _read_flags(settings: EvaluateSettings) -> ReSpSFlags:
     """Read the flags, and check that each of them has an effect.
 
     Raises:
-        typer.BadParameter: one has none.
+        typer.BadParameter: a flag has no effect.
     """
     from eaglerl.resps.flags import FlagError, ReSpSFlags
 
     names = [field.name for field in fields(ReSpSFlags) if field.name != "given"]
-    # By its name: typer may bring a click of its own, with an enumeration of its own.
-    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in names}
+    # Compared by name: typer may bring its own click, with its own enumeration.
+    source_of = settings.context.get_parameter_source
+    sources = {name: getattr(source_of(name), "name", "") for name in names}
     given = {name for name, source in sources.items() if source in ("COMMANDLINE", "ENVIRONMENT")}
     try:
-        return ReSpSFlags(**{name: context.params[name] for name in names}, given=given)
+        return ReSpSFlags(**{name: getattr(settings, name) for name in names}, given=given)
     except FlagError as error:
         raise typer.BadParameter(error.reason, param_hint=error.flag) from error
 

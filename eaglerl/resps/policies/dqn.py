@@ -42,6 +42,7 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
 
     algorithm = "dqn"
 
+    # The first arguments, their names and their order are those of Re-SpS.
     def __init__(
         self,
         learning_rate: float = 3e-4,

@@ -49,6 +49,8 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
 
     algorithm = "ppo"
 
+    # The first arguments and their order are those of Re-SpS, with the names of PPO of
+    # stable-baselines3, so that code written for either can call this.
     def __init__(
         self,
         learning_rate: float = 3e-4,
