@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,6 +109,7 @@ class ActionRepeat:
         if self._served >= self._interval * len(self._trees):
             return None
         if self._threshold is not None:
+            assert self._reference is not None  # a decision is in force
             now = features()
             if now is None or not resembles(now[None], self._reference[None], self._threshold):
                 return None
@@ -136,11 +138,14 @@ def decide(
     Returns:
         (n, horizon) int64.
     """
-    draw = {"temperature": temperature, "seed": seed, "offset": offset}
+    encode = partial(
+        fused_encode, observations, None, None, weights,
+        temperature=temperature, seed=seed, offset=offset, return_features=False,
+    )  # fmt: skip
     if weights.horizon == 1:
-        out = fused_encode(observations, None, None, weights, return_features=False, **draw)
-        return out.action[:, None].numpy().astype(np.int64)
+        return encode().action[:, None].numpy().astype(np.int64)
     # The cache is where the decisions for later windows are left.
     cache = ActionCache(len(observations), 1, "scheduled", horizon=weights.horizon)
-    fused_encode(observations, None, None, weights, cache=cache, return_features=False, **draw)
+    encode(cache=cache)
+    assert cache.ring is not None  # it is a scheduled one
     return cache.ring[..., 0].numpy().astype(np.int64)

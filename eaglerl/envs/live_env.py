@@ -11,13 +11,13 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan
+from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, TreeParams
 from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
 from eaglerl.envs.action_repeat import ActionRepeat, check_keeping
-from eaglerl.envs.observations import ObservationSpec, Observer, TextEncoder
+from eaglerl.envs.observations import ObservationSpec, Observer, TextEncoder, draft_head_of
 from eaglerl.envs.rewards import RewardName, WindowReward
 from eaglerl.envs.trace_env import action_space, check_action, observation_space
 from eaglerl.envs.trace_windows import running_acceptance
@@ -79,8 +79,9 @@ class SpeculativeDecodingEnv(gym.Env):
         """
         _check_lengths(cache_steps, max_new_tokens)
         check_keeping(similarity_threshold, horizon)
+        head = draft_head_of(decoder)
         for action in actions:
-            check_top_k(action, decoder.head.config.draft_vocab_size)
+            check_top_k(action, head.config.draft_vocab_size)
         spec = _observation_spec(decoder, observation, extras)
         self._prompts = _checked_prompts(decoder, prompts, max_new_tokens)
         self.actions = actions
@@ -89,7 +90,7 @@ class SpeculativeDecodingEnv(gym.Env):
         self._max_new_tokens = max_new_tokens
         self._cost = cost
         self._observer = Observer(
-            spec, head=decoder.head, tokenizer=decoder.tokenizer, text_encoder=text_encoder
+            spec, head=head, tokenizer=decoder.tokenizer, text_encoder=text_encoder
         )
         self.observation_space = observation_space(spec.size)
         self.action_space = action_space(len(actions), horizon)
@@ -127,7 +128,7 @@ class SpeculativeDecodingEnv(gym.Env):
         first = int(self.np_random.integers(count)) if named is None else named
         for index in range(first, first + (count if named is None else 1)):
             self._begin(index % count)
-            if self._rules.finish_reason is None:
+            if self._running()[1].finish_reason is None:
                 return self._show(), {"prompt": index % count}
         raise ValueError(
             "the target ends "
@@ -148,7 +149,9 @@ class SpeculativeDecodingEnv(gym.Env):
         if self._rules is None or self._rules.finish_reason is not None:
             raise RuntimeError("step() needs an episode: call reset() first")
         tokens, seconds, cycles = 0, 0.0, 0
-        tree = self._kept.take([self.actions[index] for index in chosen], self._features())
+        tree: TreeParams | None = self._kept.take(
+            [self.actions[index] for index in chosen], self._features()
+        )
         while tree is not None:
             emitted, duration = self._cycle(DraftPlan(tree))
             tokens += emitted
@@ -190,23 +193,33 @@ class SpeculativeDecodingEnv(gym.Env):
         self._acceptance = np.zeros(1)
         self._keep((self._session.prefill(prompt),))
 
+    def _running(self) -> tuple[DecodingSession, StoppingRules]:
+        """Return the session and the stopping rules of the episode, which has begun."""
+        assert self._session is not None
+        assert self._rules is not None
+        return self._session, self._rules
+
     def _keep(self, emitted: Sequence[int]) -> int:
-        kept = self._rules.accept(self._sequence, self._prompt_length, emitted)
+        kept = self._running()[1].accept(self._sequence, self._prompt_length, emitted)
         self._sequence.extend(emitted[:kept])
         return kept
 
     def _cycle(self, plan: DraftPlan) -> tuple[int, float]:
         """Tokens that count, and seconds."""
-        left = self._rules.limit - (len(self._sequence) - self._prompt_length)
-        context = len(self._session.token_ids)
-        result = self._session.step(plan.limited_to(left - 1))
+        session, rules = self._running()
+        left = rules.limit - (len(self._sequence) - self._prompt_length)
+        context = len(session.token_ids)
+        result = session.step(plan.limited_to(left - 1))
         seconds = result.seconds
         if self._cost is not None:
             seconds = float(self._cost.seconds(result.params, context))
         return self._keep(result.token_ids), seconds
 
     def _observe(self) -> np.ndarray:
-        return self._observer.observe_state(self._session.state, float(self._acceptance[0]))
+        state = self._running()[0].state
+        observation = self._observer.observe_state(state, float(self._acceptance[0]))
+        assert observation is not None  # a live state has features and text
+        return observation
 
     def _show(self) -> np.ndarray:
         self._observation = self._observe()
@@ -223,7 +236,8 @@ class SpeculativeDecodingEnv(gym.Env):
             return 1.0 / float(self._cost.verify_seconds(1, 0))
         self._begin(0)
         cycles = min(_RATE_CYCLES, self._max_new_tokens - 1)
-        results = [self._session.step(NO_DRAFT) for _ in range(cycles)]
+        session, _ = self._running()
+        results = [session.step(NO_DRAFT) for _ in range(cycles)]
         self.close()
         # The first ones warm up.
         return 1.0 / float(np.median([result.seconds for result in results]))
@@ -243,7 +257,7 @@ def _observation_spec(
     decoder: SpeculativeDecoder, observation: ObservationSpec | None, extras: Sequence[str]
 ) -> ObservationSpec:
     if observation is None:
-        width = decoder.head.config.hidden_size
+        width = draft_head_of(decoder).config.hidden_size
         return ObservationSpec("features", width, tuple(extras))
     if extras:
         raise ValueError(f"give observation or extras, not both; got extras {list(extras)}")
@@ -252,8 +266,8 @@ def _observation_spec(
 
 def _checked_prompts(
     decoder: SpeculativeDecoder, prompts: Sequence[Prompt | Sequence[int]], max_new_tokens: int
-) -> list[tuple[int, ...]]:
-    rows = [tuple(prompt.token_ids if isinstance(prompt, Prompt) else prompt) for prompt in prompts]
+) -> list[list[int]]:
+    rows = [list(prompt.token_ids if isinstance(prompt, Prompt) else prompt) for prompt in prompts]
     room = decoder.target.max_positions - max_new_tokens
     if not rows or not all(0 < len(prompt) <= room for prompt in rows):
         raise ValueError(

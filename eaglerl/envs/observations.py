@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from eaglerl.envs.trace_windows import (
 )
 from eaglerl.json_file import Items, Schema, check_json
 from eaglerl.ops.limits import MAX_WIDTH
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.decoder import SpeculativeDecoder
 
 Source = Literal["features", "taps", "context"]
 
@@ -264,8 +267,8 @@ class Observer:
         parts = [main]
         for extra in self.spec.extras:
             if extra == "confidence":
-                missing = confidence is None
-                parts.append(NO_CONFIDENCE if missing else padded_confidence(confidence[None])[0])
+                known = None if confidence is None else padded_confidence(confidence[None])[0]
+                parts.append(NO_CONFIDENCE if known is None else known)
             else:
                 value = acceptance if extra == "acceptance" else position / POSITION_SCALE
                 parts.append(np.array([value], dtype=np.float32))
@@ -344,6 +347,17 @@ class Observer:
         if self._tokenizer is None or state.text is None:
             raise ValueError("a policy of the context needs a tokenizer and a state with its text")
         return self._tokenizer.decode(state.text().token_ids, skip_special_tokens=True)
+
+
+def draft_head_of(decoder: SpeculativeDecoder) -> Eagle3DraftHead:
+    """Return a decoder's draft head.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if decoder.head is None:
+        raise ValueError("decoder must have a draft head, got one for plain decoding")
+    return decoder.head
 
 
 def check_head(spec: ObservationSpec, head: Eagle3DraftHead) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from eaglerl.ops import PolicyWeights
 from eaglerl.traces.trace_set import Trace
@@ -42,7 +43,7 @@ class Standardization:
         Raises:
             ValueError: no traces.
         """
-        total, squares, count = 0.0, 0.0, 0
+        total, squares, count = np.zeros(()), np.zeros(()), 0
         for trace in traces:
             features = np.asarray(trace.features, dtype=np.float64)
             total = total + features.sum(axis=0)
@@ -86,7 +87,7 @@ class StandardizedVecEnv(VecEnvWrapper):
 
     def reset(self) -> np.ndarray:
         """Standardised observations (n_envs, size)."""
-        return self.standardization(self.venv.reset())
+        return self._standardized(self.venv.reset())
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """As of the environments, observations standardised, the last of an episode too."""
@@ -95,4 +96,8 @@ class StandardizedVecEnv(VecEnvWrapper):
             infos[index]["terminal_observation"] = self.standardization(
                 infos[index]["terminal_observation"]
             )
-        return self.standardization(observations), rewards, dones, infos
+        return self._standardized(observations), rewards, dones, infos
+
+    def _standardized(self, observations: VecEnvObs) -> np.ndarray:
+        assert isinstance(observations, np.ndarray)  # the observation space is a Box
+        return self.standardization(observations)

@@ -14,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
@@ -46,6 +46,7 @@ def check_action(space: gym.spaces.Space, action: object) -> np.ndarray:
     if not space.contains(given):
         if isinstance(space, gym.spaces.Discrete):
             raise ValueError(f"action must lie in 0..{space.n - 1}, got {action}")
+        assert isinstance(space, gym.spaces.MultiDiscrete)  # `action_space` makes no others
         raise ValueError(
             f"action must be {len(space.nvec)} numbers in 0..{space.nvec[0] - 1}, got {action}"
         )
@@ -292,16 +293,20 @@ class TraceVecEnv(VecEnv):
     def close(self) -> None:
         """Nothing to release."""
 
-    def get_attr(self, attr_name: str, indices=None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return the attribute, which all environments share, once for each."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices=None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute, which all environments share."""
         setattr(self, attr_name, value)
 
     def env_method(
-        self, method_name: str, *method_args, indices=None, **method_kwargs
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
     ) -> list[Any]:
         """Not supported: there are no environments behind this one.
 
@@ -312,6 +317,8 @@ class TraceVecEnv(VecEnv):
             f"{method_name!r} cannot be called on the environments of a TraceVecEnv: it has none"
         )
 
-    def env_is_wrapped(self, wrapper_class: type, indices=None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """False: nothing is wrapped."""
         return [False for _ in self._get_indices(indices)]

@@ -18,6 +18,7 @@ import numpy as np
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.envs.observations import draft_head_of
 from eaglerl.evaluation.modes.runners import DecoderRunner, Decoding, answer
 from eaglerl.evaluation.questions.answer_files import answer_choice
 from eaglerl.evaluation.questions.answer_schema import AnswerSchema, MeasuredAnswerSchema
@@ -241,7 +242,7 @@ def _identity(
         "decoding": asdict(options.decoding),
         "bench": files_digest([options.bench]),
         "target_id": target_id(decoder.target),
-        "head_id": head_id(decoder.head),
+        "head_id": head_id(draft_head_of(decoder)),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -328,7 +329,8 @@ def _line(
 
 def _put_in_order(path: Path, bench: Path) -> None:
     """Answers in the order of their questions; a learning policy has them in another."""
-    places = {_question_id(question): i for i, question in enumerate(read_questions([bench]))}
+    questions = read_questions([bench])
+    places: dict[str | int | float, int] = {_question_id(q): i for i, q in enumerate(questions)}
     lines = []
     for line in read_lines(path, "answers"):
         identity = parse_json(line.data, AnswerSchema, line.where).question_id

@@ -81,7 +81,7 @@ def new_policy(
         options["text_model"] = text_model_of(flags.text_model)
         options["text_encoder"] = observations.sentence_encoder(options["text_model"])
     return POLICIES[str(flags.algorithm)](
-        hidden_size=flags.hidden_size or decoder.head.config.hidden_size,
+        hidden_size=flags.hidden_size or observations.draft_head_of(decoder).config.hidden_size,
         use_eagle3_features=flags.use_eagle3_features,
         use_context_only_state=flags.use_context_only_state,
         actions=actions,
@@ -120,8 +120,8 @@ def saved_policy(
     """
     path = Path(str(flags.online_policy_path))
     card = read_card(path, algorithm=flags.algorithm)
-    wanted = {"hidden_size": flags.hidden_size, "head_id": head_id(decoder.head)}
-    check_wanted(card, wanted)
+    own = head_id(observations.draft_head_of(decoder))
+    check_wanted(card, {"hidden_size": flags.hidden_size, "head_id": own})
     if flags.hidden_size is not None and card["settings"].spec.source == "context":
         name = flag_name("hidden_size", flags.hidden_size)
         raise FlagError(name, "it has no effect: the saved policy reads a text's embedding")

@@ -23,7 +23,7 @@ _LEARNING = (
     "training_seed", "checkpoint_dir", "online_policy_save_path", "enable_max_entropy",
     "wandb_project", "wandb",
 )  # fmt: skip
-_NAMES = {
+_NAMES: dict[tuple[str, object], str] = {
     ("wandb", False): "--no-wandb",
     ("resume_training", False): "--no-resume",
     ("enable_max_entropy", False): "--disable-max-entropy",

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+import numpy as np
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -17,7 +18,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.envs.live_env import SpeculativeDecodingEnv
-from eaglerl.envs.observations import ObservationSpec
+from eaglerl.envs.observations import ObservationSpec, draft_head_of
 from eaglerl.envs.rewards import RewardName
 from eaglerl.envs.standardize import Standardization, StandardizedVecEnv
 from eaglerl.envs.trace_env import TraceVecEnv
@@ -110,6 +111,14 @@ class TrainPolicyOptions:
             raise ValueError(f"gamma must lie in 0..1, got {self.gamma}")
 
 
+class _WindowOptions(TypedDict):
+    """What the environments and the validation share, see `TraceWindows`."""
+
+    cache_steps: int
+    extras: tuple[str, ...]
+    similarity_threshold: float | None
+
+
 @dataclass(frozen=True)
 class TrainedPolicy:
     """What a run gave.
@@ -159,7 +168,7 @@ def train_policy(
         AlreadyLockedError: another process is at work in the folder.
     """
     width = observation_size(traces[0].features.shape[1] if traces else 0, options.extras)
-    windows = {
+    windows: _WindowOptions = {
         "cache_steps": options.cache_steps,
         "extras": options.extras,
         "similarity_threshold": options.similarity_threshold,
@@ -224,7 +233,7 @@ def train_policy_live(
         cost=cost,
     )
     policy = _new_policy(options, actions, env.observation_spec.width)
-    head = head_id(decoder.head)
+    head = head_id(draft_head_of(decoder))
     data = {"prompts": len(prompts), "max_new_tokens": max_new_tokens, "head": head}
     return _train(
         policy, DummyVecEnv([lambda: Monitor(env)]),
@@ -333,7 +342,8 @@ def _tuned_constant(
     traces: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
 ) -> float:
     """Tokens per second on some traces of the tree that is the best on others."""
-    tuned = sum(constant_seconds(table) for table in trace_tables(traces, actions, cost))
+    start = np.zeros(len(actions))
+    tuned = sum(map(constant_seconds, trace_tables(traces, actions, cost)), start)
     tables = trace_tables(held_out, actions, cost)
-    seconds = sum(constant_seconds(table) for table in tables)
+    seconds = sum(map(constant_seconds, tables), start)
     return sum(len(table) for table in tables) / float(seconds[int(tuned.argmin())])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,6 +18,15 @@ from eaglerl.runs.sb3_state import load_model_state, model_state
 from eaglerl.sb3.greedy_outcome import greedy_outcome
 
 _BEST = "best."
+
+
+@runtime_checkable
+class _Resumable(Protocol):
+    """Environments whose state can be saved."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class TrainingCallback(BaseCallback):
@@ -80,8 +89,10 @@ class TrainingCallback(BaseCallback):
         if info["env"] is None:
             # A sequence that was being decoded is lost; learn() begins another.
             model._last_obs = None
-        else:
+        elif isinstance(self._env, _Resumable):
             self._env.load_state_dict(info["env"])
+        else:
+            raise ValueError("it holds the state of environments, but these cannot be resumed")
         own = info["callback"]
         self._next, self._sums = own["next"], own["sums"]
         self._run.restore(own["records"])
@@ -163,6 +174,6 @@ class TrainingCallback(BaseCallback):
             own["best"] = self.best
             own["best_settings"] = {name: getattr(self.best_weights, name) for name in names}
             tensors |= {_BEST + name: value for name, value in self.best_weights.tensors().items()}
-        saved = getattr(self._env, "state_dict", None)
-        info = {"model": model, "env": None if saved is None else saved(), "callback": own}
+        env = self._env.state_dict() if isinstance(self._env, _Resumable) else None
+        info = {"model": model, "env": env, "callback": own}
         self._run.checkpoints.save(int(self.model.num_timesteps), tensors, info)

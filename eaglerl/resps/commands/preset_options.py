@@ -106,6 +106,7 @@ def learn_preset(
     Raises:
         ValueError: see `train_preset`; or traces of another target or head.
     """
+    from eaglerl.envs.observations import draft_head_of
     from eaglerl.evaluation.questions.question_files import (
         choose_split,
         prepare_questions,
@@ -115,9 +116,11 @@ def learn_preset(
     from eaglerl.resps.bench_policies import text_model_of
     from eaglerl.resps.presets import PresetInputs, left_over, preset_policies, train_preset
 
-    own = head_id(decoder.head)
-    for traces in extras.traces:
-        traces.check_ids(target_id=target_id(decoder.target), head_id=own)
+    # `preset_labels` has checked that there are traces and a cost table.
+    assert extras.cost is not None
+    own = head_id(draft_head_of(decoder))
+    for recorded in extras.traces:
+        recorded.check_ids(target_id=target_id(decoder.target), head_id=own)
     every = prepare_questions(
         read_questions(files),
         decoder.tokenizer,
@@ -126,7 +129,7 @@ def learn_preset(
     )
     decoded = choose_split(every, options.split, options.per_file)
     traces = left_over(
-        [trace for traces in extras.traces for trace in traces],
+        [trace for recorded in extras.traces for trace in recorded],
         [question.prompt_id for question in decoded],
     )
     # Without traces there is nothing to ask, and `train_preset` says so.

@@ -10,7 +10,9 @@ from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.resps.policies.ppo import OptimizedSB3DiscretePPOOnlineTreePolicy
 from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
-POLICIES: dict[str, type[ReSpSPolicy]] = {
+POLICIES: dict[
+    str, type[OptimizedSB3DiscretePPOOnlineTreePolicy] | type[OptimizedOnlineTreePolicy]
+] = {
     policy.algorithm: policy
     for policy in (OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,9 +39,6 @@ class Persistence(ABC):
     algorithm: ClassVar[str]
     settings: PolicySettings
     statistics: PolicyStatistics
-    formulation: str
-    weights: PolicyWeights
-    learner: Learner
     _learner: Learner | None
     _checkpoints: CheckpointFolder | None
     _lock: ExitStack | None
@@ -50,6 +47,35 @@ class Persistence(ABC):
     _training: dict[str, Any]
     _weights: PolicyWeights | None
     _window: RewardWindow
+
+    @abstractmethod
+    def __init__(
+        self,
+        *,
+        settings: PolicySettings | None = None,
+        head: Eagle3DraftHead | None = None,
+        **options: Any,
+    ) -> None:
+        """Set up; every algorithm takes these by name."""
+
+    @property
+    @abstractmethod
+    def formulation(self) -> str:
+        """What is solved."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> PolicyWeights:
+        """What inference runs through, as of the last update."""
+
+    @property
+    @abstractmethod
+    def learner(self) -> Learner:
+        """The algorithm."""
+
+    @abstractmethod
+    def _forget_sequence(self) -> None:
+        """Forget the sequence and the decision in force."""
 
     def save(self, path: str | Path) -> None:
         """Write what inference needs into a folder: safetensors and JSON."""
@@ -177,7 +203,7 @@ class Persistence(ABC):
         with resuming(checkpoint):
             self.learner.load_state(checkpoint.tensors, checkpoint.info)
             saved = check_json(checkpoint.info["policy"], PolicyState, "the entry 'policy'")
-            self._window.load_state(dict(saved.window))
+            self._window.load_state(saved.window)
             self.statistics.load_state(dict(saved.statistics))
         self._weights = None
         self._forget_sequence()

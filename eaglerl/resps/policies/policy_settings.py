@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import Field
 
@@ -183,10 +183,12 @@ class PolicySettings:
         """
         given = check_json(content, SettingsSchema, "the entry 'settings'")
         values = {item.name: getattr(given, item.name) for item in fields(cls)}
+        # The validator of `TreeRow` has made each row a tree.
+        trees = cast("tuple[TreeParams, ...]", given.actions.actions)
         return cls(
             **{
                 **values,
-                "actions": ActionSpace(given.actions.actions),
+                "actions": ActionSpace(trees),
                 "observation": ObservationSpec(**dict(given.observation)),
             }
         )
@@ -246,9 +248,10 @@ def check_model_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_layers(value: object) -> None:
-    parts = list(value.values()) if isinstance(value, Mapping) else [value]
+    given = list(value.values()) if isinstance(value, Mapping) else [value]
     named = not isinstance(value, Mapping) or value.keys() <= {"pi", "vf"}
-    if not named or not all(isinstance(part, list | tuple) for part in parts):
+    parts = [part for part in given if isinstance(part, list | tuple)]
+    if not named or len(parts) < len(given):
         raise ValueError(f"net_arch must be widths, or those of pi and vf, got {shortly(value)}")
     layers = [width for part in parts for width in part]
     if not layers or not all(type(width) is int and width > 0 for width in layers):

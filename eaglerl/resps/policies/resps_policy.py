@@ -44,6 +44,10 @@ class ReSpSPolicy(Persistence):
     """
 
     algorithm: ClassVar[str]
+    #: An observation and its actions, until their window is over.
+    _pending: tuple[np.ndarray, tuple[int, ...]] | None
+    #: The reward of the cycle before, as in Re-SpS.
+    _late: float | None
 
     def __init__(
         self,
@@ -387,7 +391,7 @@ class ReSpSPolicy(Persistence):
 
     def _forget_sequence(self) -> None:
         self._kept.forget()
-        self._pending: tuple[np.ndarray, tuple[int, ...]] | None = None
+        self._pending = None
         self._acceptance = np.zeros(1)
-        self._late: float | None = None
+        self._late = None
         self._window.clear()

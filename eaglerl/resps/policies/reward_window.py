@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eaglerl.envs.rewards import RewardName, WindowReward
+from eaglerl.resps.policies.checkpoint_state import WindowState
 
 
 class RewardWindow:
@@ -98,10 +99,10 @@ class RewardWindow:
             "rate": None if self._reward is None else list(self._reward.state()),
         }
 
-    def load_state(self, state: dict[str, object]) -> None:
+    def load_state(self, state: WindowState) -> None:
         """Go on where `state` was asked."""
         self.clear()
-        self.total_tokens, self.total_seconds = state["tokens"], state["seconds"]
-        if state["rate"] is not None:
+        self.total_tokens, self.total_seconds = state.tokens, state.seconds
+        if state.rate is not None:
             self._reward = WindowReward(self._kind, initial_rate=1.0)
-            self._reward.load_state(state["rate"])
+            self._reward.load_state(state.rate)

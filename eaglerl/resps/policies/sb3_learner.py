@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -27,15 +27,18 @@ class SpacesOnly(gym.Env):
     """What a model must know of an environment that the decoding loop stands for."""
 
     def __init__(self, size: int, num_actions: int, horizon: int = 1) -> None:
+        self._size = size
         self.observation_space = observation_space(size)
         self.action_space = action_space(num_actions, horizon)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Return an observation of zeros."""
         super().reset(seed=seed)
-        return np.zeros(self.observation_space.shape, np.float32), {}
+        return np.zeros(self._size, np.float32), {}
 
-    def step(self, action: int):
+    def step(self, action: int) -> NoReturn:
         """Nothing steps it.
 
         Raises:
@@ -75,12 +78,17 @@ def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> Polic
     layers = [nn.ReLU() if isinstance(part, nn.ReLU) else part for part in actor_layers(model)]
     compression = compression_of(model)
     if compression is not None:
-        layers[0] = compression.fold_into(layers[0])
+        first = layers[0]
+        assert isinstance(first, nn.Linear)
+        layers[0] = compression.fold_into(first)
     horizon = len(getattr(model.action_space, "nvec", (0,)))
     return PolicyWeights.from_modules(layers, bins, horizon=horizon, **options)
 
 
-class Learner(ABC):
+_Model = TypeVar("_Model", bound=PPO | DQN)
+
+
+class Learner(ABC, Generic[_Model]):
     """A model that learns from single transitions.
 
     Attributes:
@@ -91,7 +99,7 @@ class Learner(ABC):
 
     drops_out = False
 
-    def __init__(self, model: PPO | DQN, total_windows: int = 10_000) -> None:
+    def __init__(self, model: _Model, total_windows: int = 10_000) -> None:
         self.model = model
         self.total_windows = total_windows
         model.set_logger(Logger(None, []))
@@ -153,7 +161,7 @@ class Learner(ABC):
         return True
 
 
-class PPOLearner(Learner):
+class PPOLearner(Learner[PPO]):
     """PPO: learns whenever its rollout buffer is full."""
 
     def __init__(self, model: PPO, **options: Any) -> None:
@@ -209,7 +217,7 @@ class PPOLearner(Learner):
         self._starts = np.array([info["starts"]])
 
 
-class DQNLearner(Learner):
+class DQNLearner(Learner[DQN]):
     """DQN: learns from every transition once its replay buffer holds a batch.
 
     Attributes:
@@ -249,6 +257,7 @@ class DQNLearner(Learner):
             row = torch.from_numpy(observation[None]).to(self.model.device)
             values = self.model.q_net(row)[0]
         if explores or self._reference:
+            assert self._temperature is not None  # the reference always has one
             temperature = self._temperature * (1.0 if explores else 0.5)
             return (int(torch.multinomial(torch.softmax(values / temperature, -1), 1)),)
         return (int(values.argmax()),)
@@ -262,8 +271,9 @@ class DQNLearner(Learner):
         done: bool,
     ) -> bool:
         """See `Learner`."""
-        model = self.model
-        model.replay_buffer.add(
+        model, memory = self.model, self.model.replay_buffer
+        assert memory is not None  # made with the model
+        memory.add(
             observation[None],
             following[None],
             np.array([actions]),
@@ -273,7 +283,7 @@ class DQNLearner(Learner):
         )
         self._count()
         model._on_step()
-        if model.replay_buffer.size() < model.batch_size:
+        if memory.size() < model.batch_size:
             return False
         self.epsilon = max(self._lowest, self.epsilon * self._decay)
         return self._train(gradient_steps=1, batch_size=model.batch_size)
