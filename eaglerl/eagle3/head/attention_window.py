@@ -21,8 +21,8 @@ def stable_mask(position: int, rows: int, window: int) -> tuple[int, torch.Tenso
     """Make the masks of consecutive stable rows, whose windows begin at different rows.
 
     Args:
-        position: Position of the first row. Stable rows lie in the cache row of their position.
-        rows: Number M of rows.
+        position: position of the first row. Stable rows lie in the cache row of their position.
+        rows: number M of rows.
         window: W.
 
     Returns:
@@ -39,8 +39,8 @@ def scratch_window(round: int, rows: int, window: int) -> torch.Tensor | None:
     """Make the mask of the scratch rows that are within the window of a round's rows.
 
     Args:
-        round: Number of the round, from 0; its rows are scratch rows from ``round * rows`` on.
-        rows: Rows K of every round.
+        round: number of the round, from 0; its rows are scratch rows from ``round * rows`` on.
+        rows: rows K of every round.
         window: W.
 
     Returns:

@@ -20,8 +20,8 @@ class CachedDraft(ABC):
     tokens, so no row is ever moved.
 
     Attributes:
-        head_config: The head's configuration.
-        cache: The KV cache, with one layer.
+        head_config: the head's configuration.
+        cache: the KV cache, with one layer.
         draft_to_target: (Vd,) int64 target id of every draft id; None if the two vocabularies are
             equal.
     """
@@ -58,8 +58,8 @@ class CachedDraft(ABC):
         Two threads may use the two runners at the same time.
 
         Args:
-            capacity: Rows per slot.
-            slots: Number of sequences.
+            capacity: rows per slot.
+            slots: number of sequences.
 
         Raises:
             ValueError: RoPE has no table of ``capacity`` rows.

@@ -27,13 +27,13 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     dropped. A ``.bin`` file is read with ``weights_only=True``, so it cannot run code.
 
     Args:
-        path: A folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
+        path: a folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
 
     Returns:
         The tensors on the CPU, in the dtypes of the file.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, a tensor holds NaN or infinite
+        ValueError: there is no such file, it cannot be read, a tensor holds NaN or infinite
             values, or two keys mean the same tensor.
     """
     return _canonical_keys(read_weight_folder(path))
@@ -50,15 +50,15 @@ def complete_state_dict(
     ``tie_word_embeddings`` an absent ``lm_head.weight`` is the embedding table.
 
     Args:
-        state: As `read_state_dict` returns.
-        config: The head's configuration.
+        state: as `read_state_dict` returns.
+        config: the head's configuration.
         embed_tokens: (V, h) table of the target, for heads without their own.
 
     Returns:
         A new mapping with all of them.
 
     Raises:
-        ValueError: The given map is broken, ``lm_head`` is tied to a table of another size, or
+        ValueError: the given map is broken, ``lm_head`` is tied to a table of another size, or
             there is no table.
     """
     result = dict(state)
@@ -105,11 +105,11 @@ def check_state_dict(state: Mapping[str, torch.Tensor], config: Eagle3Config) ->
     """Check a head's tensors against its configuration.
 
     Args:
-        state: As `read_state_dict` returns.
-        config: The head's configuration.
+        state: as `read_state_dict` returns.
+        config: the head's configuration.
 
     Raises:
-        ValueError: A key is missing, unexpected, of the wrong shape or dtype, or d2t and t2d are
+        ValueError: a key is missing, unexpected, of the wrong shape or dtype, or d2t and t2d are
             not the two sides of one map. The message names the key.
     """
     shapes = expected_shapes(config)
@@ -174,10 +174,10 @@ def check_vocabulary_maps(
     Args:
         d2t: (Vd,) integer offsets, or None.
         t2d: (V,) bool membership, or None.
-        config: The head's configuration.
+        config: the head's configuration.
 
     Raises:
-        ValueError: An invariant does not hold; the message names d2t or t2d.
+        ValueError: an invariant does not hold; the message names d2t or t2d.
     """
     if d2t is not None:
         _check_integer(d2t, (config.draft_vocab_size,))
@@ -206,14 +206,14 @@ def write_checkpoint(
     Each file appears complete or not at all. The folder is created if missing.
 
     Args:
-        path: The folder.
-        config: The head's configuration.
-        state: Its tensors under EAGLE's key names.
-        data: The content of ``config.json``; by default the configuration's ``to_dict()``.
+        path: the folder.
+        config: the head's configuration.
+        state: its tensors under EAGLE's key names.
+        data: the content of ``config.json``; by default the configuration's ``to_dict()``.
 
     Raises:
-        ValueError: The tensors do not fit the configuration.
-        AlreadyLockedError: Another process is writing into the folder.
+        ValueError: the tensors do not fit the configuration.
+        AlreadyLockedError: another process is writing into the folder.
     """
     check_state_dict(state, config)
     folder = Path(path)

@@ -34,31 +34,31 @@ class Eagle3Config:
     """Sizes and switches of an EAGLE-3 draft head.
 
     Attributes:
-        hidden_size: Width h of the draft layer.
-        intermediate_size: Width of the SwiGLU block.
-        num_attention_heads: Query heads.
-        num_key_value_heads: Key and value heads; divides ``num_attention_heads``.
-        head_dim: Width of one head, which need not be ``hidden_size / num_attention_heads``.
-        vocab_size: The target's vocabulary V.
-        draft_vocab_size: The draft's vocabulary Vd; equal to V means no pruning.
-        max_position_embeddings: Positions that the head was made for.
-        rms_norm_eps: Epsilon of every RMSNorm.
+        hidden_size: width h of the draft layer.
+        intermediate_size: width of the SwiGLU block.
+        num_attention_heads: query heads.
+        num_key_value_heads: key and value heads; divides ``num_attention_heads``.
+        head_dim: width of one head, which need not be ``hidden_size / num_attention_heads``.
+        vocab_size: the target's vocabulary V.
+        draft_vocab_size: the draft's vocabulary Vd; equal to V means no pruning.
+        max_position_embeddings: positions that the head was made for.
+        rms_norm_eps: epsilon of every RMSNorm.
         rope_parameters: ``rope_type``, ``rope_theta`` and the parameters of the type.
-        target_hidden_size: Width k of the target, if the file gives it; the head then owns its
+        target_hidden_size: width k of the target, if the file gives it; the head then owns its
             embedding table. None for k = h.
-        fc_norm: One RMSNorm for each of the three feature chunks, before ``fc`` (EAGLE-3.1).
-        norm_before_fc: One RMSNorm over the concatenated features (``input_norm``), before ``fc``.
-        norm_before_residual: The residual starts from the normed feature, not from the raw one.
-        norm_output: The final norm is applied before ``lm_head``.
-        norm_feedback: The normed output, not the raw one, is the next step's feature (EAGLE-3.1).
-        qk_norm: One RMSNorm over every head of q and one over every head of k, before RoPE, as in
+        fc_norm: one RMSNorm for each of the three feature chunks, before ``fc`` (EAGLE-3.1).
+        norm_before_fc: one RMSNorm over the concatenated features (``input_norm``), before ``fc``.
+        norm_before_residual: the residual starts from the normed feature, not from the raw one.
+        norm_output: the final norm is applied before ``lm_head``.
+        norm_feedback: the normed output, not the raw one, is the next step's feature (EAGLE-3.1).
+        qk_norm: one RMSNorm over every head of q and one over every head of k, before RoPE, as in
             Qwen3's layers.
-        sliding_window: Positions that a row sees, its own included; None for all.
-        feature_layers: The three feature layers as indices into transformers' ``hidden_states``
+        sliding_window: positions that a row sees, its own included; None for all.
+        feature_layers: the three feature layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
-        tie_word_embeddings: Without ``lm_head.weight`` in the checkpoint, the embedding table is
+        tie_word_embeddings: without ``lm_head.weight`` in the checkpoint, the embedding table is
             used in its place; with it, the head has its own LM head nevertheless.
-        token_ids: The ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the file, kept so
+        token_ids: the ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the file, kept so
             that they survive a round trip.
     """
 
@@ -154,7 +154,7 @@ class Eagle3Config:
             EAGLE, if the head names none.
 
         Raises:
-            ValueError: The three are not distinct, or not inputs of layers that the target has.
+            ValueError: the three are not distinct, or not inputs of layers that the target has.
         """
         layers = self.feature_layers
         if layers is None:
@@ -216,11 +216,11 @@ class Eagle3Config:
         """Read the content of a ``config.json`` in any of the three layouts.
 
         Args:
-            data: The parsed JSON object.
-            feature_layers: The feature layers by their inputs, whatever the file says.
-            aux_layer_convention: What ``eagle_aux_hidden_state_layer_ids`` name: "output" of the
+            data: the parsed JSON object.
+            feature_layers: the feature layers by their inputs, whatever the file says.
+            aux_layer_convention: what ``eagle_aux_hidden_state_layer_ids`` name: "output" of the
                 layers or "input". None: by the rules of `read_feature_layers`.
-            norm_output_convention: What ``norm_output`` means: "logits" (the final norm is
+            norm_output_convention: what ``norm_output`` means: "logits" (the final norm is
                 applied before ``lm_head``; early SpecForge) or "feedback" (the normed output
                 is fed back; speculators, vLLM, SGLang, later SpecForge). None: "feedback" in the
                 speculators layout, else "logits", with a warning if the key is there.
@@ -229,7 +229,7 @@ class Eagle3Config:
             The configuration.
 
         Raises:
-            ValueError: A key is missing, malformed, or asks for something unsupported.
+            ValueError: a key is missing, malformed, or asks for something unsupported.
         """
         return cls(
             **read_config_fields(

@@ -110,8 +110,8 @@ class DraftLayer(nn.Module):
             hidden: (..., h): `Eagle3DraftHead.reduce` of real features, or the feedback of the
                 step before.
             cos: (..., D / 2) of the row's rotary position; broadcasts.
-            sin: Like ``cos``.
-            attention: The attention itself, which owns the KV cache and the mask.
+            sin: like ``cos``.
+            attention: the attention itself, which owns the KV cache and the mask.
 
         Returns:
             (..., h), the row's output before the final norm.
@@ -127,9 +127,9 @@ class Eagle3DraftHead(nn.Module):
     """An EAGLE-3 draft head; its parameters carry EAGLE's names.
 
     Attributes:
-        config: The configuration.
+        config: the configuration.
         embed_tokens: (V, h) buffer, the target's table or the head's own; None until given.
-        owns_embedding: Whether `save_pretrained` writes ``embed_tokens``.
+        owns_embedding: whether `save_pretrained` writes ``embed_tokens``.
         d2t: (Vd,) int64 buffer of offsets, None if the vocabulary is not pruned.
         t2d: (V,) bool buffer, None if the vocabulary is not pruned.
     """
@@ -142,7 +142,7 @@ class Eagle3DraftHead(nn.Module):
         """Make a head with random weights.
 
         Args:
-            config: The configuration.
+            config: the configuration.
             embed_tokens: (V, h) table of the target, aliased, not copied.
         """
         super().__init__()
@@ -183,21 +183,21 @@ class Eagle3DraftHead(nn.Module):
         """Read a head in the layout of EAGLE, SpecForge or speculators.
 
         Args:
-            path: A folder with ``config.json`` and the weights (safetensors or ``.bin``).
-            config: The configuration, if ``config.json`` was read already; the arguments on how to
+            path: a folder with ``config.json`` and the weights (safetensors or ``.bin``).
+            config: the configuration, if ``config.json`` was read already; the arguments on how to
                 read it are then unused.
-            feature_layers: See `Eagle3Config.from_dict`.
+            feature_layers: see `Eagle3Config.from_dict`.
             embed_tokens: (V, h) table of the target, used unless the checkpoint has its own;
                 aliased, not copied.
-            dtype: Dtype of the parameters.
-            aux_layer_convention: See `Eagle3Config.from_dict`.
-            norm_output_convention: See `Eagle3Config.from_dict`.
+            dtype: dtype of the parameters.
+            aux_layer_convention: see `Eagle3Config.from_dict`.
+            norm_output_convention: see `Eagle3Config.from_dict`.
 
         Returns:
             The head, in evaluation mode.
 
         Raises:
-            ValueError: The configuration or a tensor is invalid; the message says how.
+            ValueError: the configuration or a tensor is invalid; the message says how.
         """
         if config is None:
             config = Eagle3Config.from_pretrained(
@@ -244,8 +244,8 @@ class Eagle3DraftHead(nn.Module):
         """Write the head in EAGLE's layout as ``config.json`` and ``model.safetensors``.
 
         Args:
-            path: The folder; created if missing.
-            dtype: Dtype of the written parameters; None keeps them as they are.
+            path: the folder; created if missing.
+            dtype: dtype of the written parameters; None keeps them as they are.
 
         Raises:
             ValueError: d2t and t2d are unset or broken, or the head must own a table and has none.
@@ -262,7 +262,7 @@ class Eagle3DraftHead(nn.Module):
         """Set the embedding table (V, h), without copying it.
 
         Raises:
-            ValueError: The table's shape does not fit the configuration.
+            ValueError: the table's shape does not fit the configuration.
         """
         expected = (self.config.vocab_size, self.config.hidden_size)
         if tuple(table.shape) != expected:
@@ -279,7 +279,7 @@ class Eagle3DraftHead(nn.Module):
             target_ids: (Vd,) distinct integer ids of the target's vocabulary, in any order.
 
         Raises:
-            ValueError: The vocabulary is not pruned, or the ids are not Vd distinct ids below V.
+            ValueError: the vocabulary is not pruned, or the ids are not Vd distinct ids below V.
         """
         config = self.config
         if not config.prunes_vocabulary:
@@ -309,7 +309,7 @@ class Eagle3DraftHead(nn.Module):
         """Return the embeddings (..., h) of target token ids (...), in the head's dtype.
 
         Raises:
-            ValueError: The head has no embedding table.
+            ValueError: the head has no embedding table.
         """
         if self.embed_tokens is None:
             raise ValueError("embed_tokens is not set: the head needs the target's table")

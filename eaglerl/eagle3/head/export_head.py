@@ -37,10 +37,10 @@ class Engine:
     """How an engine reads a head.
 
     Attributes:
-        name: Its name and the release whose source was read.
-        reads: The fields of `Eagle3Config` that it honours.
-        place: Writes feature layers other than EAGLE's default ones into a config, in place.
-        hints: Returns what a user has to do for these layers and this head, a sentence each.
+        name: its name and the release whose source was read.
+        reads: the fields of `Eagle3Config` that it honours.
+        place: writes feature layers other than EAGLE's default ones into a config, in place.
+        hints: returns what a user has to do for these layers and this head, a sentence each.
     """
 
     name: str
@@ -54,9 +54,9 @@ class ExportedHead:
     """A head that was written for another engine.
 
     Attributes:
-        path: Its folder.
-        lost: What the engine ignores in this head, a sentence each.
-        hints: What the user still has to do, a sentence each.
+        path: its folder.
+        lost: what the engine ignores in this head, a sentence each.
+        hints: what the user still has to do, a sentence each.
     """
 
     path: Path
@@ -70,9 +70,9 @@ def export_head(
     """Write a head so that an engine takes the features of the layers it was trained on.
 
     Args:
-        head: The head, as `Eagle3DraftHead.from_pretrained` reads it.
-        output: Folder for ``config.json`` and ``model.safetensors``; created if missing.
-        engine: One of `ENGINES`.
+        head: the head, as `Eagle3DraftHead.from_pretrained` reads it.
+        output: folder for ``config.json`` and ``model.safetensors``; created if missing.
+        engine: one of `ENGINES`.
         num_target_layers: N, the target's number of layers, if known: EAGLE's default layers are
             then left out of the config.
 
@@ -80,7 +80,7 @@ def export_head(
         The folder, what the engine loses, and what is left to do.
 
     Raises:
-        ValueError: The engine is unknown, or the target does not have the layers.
+        ValueError: the engine is unknown, or the target does not have the layers.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {list(ENGINES)}, got {engine!r}")

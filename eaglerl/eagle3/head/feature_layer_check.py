@@ -64,8 +64,8 @@ class LayerReading:
     """How well a head predicts the target over a text with one choice of feature layers.
 
     Attributes:
-        layers: The layers, by their inputs.
-        accuracy: Share of rows in which the head's most probable token is the target's.
+        layers: the layers, by their inputs.
+        accuracy: share of rows in which the head's most probable token is the target's.
         cross_entropy: (n,) float64, in nats, of the draft's distribution against the target's over
             the draft's vocabulary, one number per row.
     """
@@ -97,16 +97,16 @@ def compare_feature_layers(
     Runs one pass of the target over the text per choice, and restores the target's feature layers.
 
     Args:
-        target: The target.
-        head: The head, with an embedding table.
-        readings: Choices of feature layers, by their inputs.
-        token_ids: The text, at least four tokens.
+        target: the target.
+        head: the head, with an embedding table.
+        readings: choices of feature layers, by their inputs.
+        token_ids: the text, at least four tokens.
 
     Returns:
         One result per choice, in the order of `readings`.
 
     Raises:
-        ValueError: The target does not have these layers, or the text is too short.
+        ValueError: the target does not have these layers, or the text is too short.
     """
     ids = list(token_ids)[: target.max_positions]
     if len(ids) < 4:
@@ -128,10 +128,10 @@ def check_layer_ids(
     """Compare both readings of a head's layer ids, if the ids are ambiguous.
 
     Args:
-        path: The head's folder.
-        target: The target, with the feature layers as they were read from the head's config.
-        head: The head.
-        tokenizer: The target's.
+        path: the head's folder.
+        target: the target, with the feature layers as they were read from the head's config.
+        head: the head.
+        tokenizer: the target's.
 
     Returns:
         Both readings, see `warn_of_other_layers`; an empty list if the ids are unambiguous.
@@ -150,10 +150,10 @@ def warn_of_other_layers(
     """Compare the target's feature layers with another reading, and warn if that is better.
 
     Args:
-        target: The target, with the feature layers as they were read from the head's config.
-        head: The head.
-        other: The layers that its ids name by the other convention.
-        tokenizer: The target's.
+        target: the target, with the feature layers as they were read from the head's config.
+        head: the head.
+        other: the layers that its ids name by the other convention.
+        tokenizer: the target's.
 
     Returns:
         Both readings, see `compare_feature_layers`.
@@ -179,9 +179,9 @@ def compare_neighbours(
     """Compare the target's feature layers with those one layer before and one after.
 
     Args:
-        target: The target, with the feature layers as they were read from the head's config.
-        head: The head, with an embedding table.
-        tokenizer: The target's.
+        target: the target, with the feature layers as they were read from the head's config.
+        head: the head, with an embedding table.
+        tokenizer: the target's.
 
     Returns:
         First the layers as they are, then those of the neighbours that exist in the target.

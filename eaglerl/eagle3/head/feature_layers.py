@@ -30,11 +30,11 @@ def read_feature_layers(
       tells who wrote the config, and a warning says so.
 
     Args:
-        data: The content of ``config.json``.
-        convention: What the ids name, regardless of these rules; None to apply them.
+        data: the content of ``config.json``.
+        convention: what the ids name, regardless of these rules; None to apply them.
 
     Raises:
-        ValueError: The ids are not three different layers, or two places name different ones.
+        ValueError: the ids are not three different layers, or two places name different ones.
     """
     if data.get(_OWN_KEY) is not None:
         return as_feature_layers(data[_OWN_KEY], _OWN_KEY)
@@ -78,8 +78,8 @@ def other_reading(
     EAGLE's default layers: a converted head may keep the ids of its former format.
 
     Args:
-        data: The content of ``config.json``.
-        layers: The layers that `read_feature_layers` read from it.
+        data: the content of ``config.json``.
+        layers: the layers that `read_feature_layers` read from it.
         num_layers: N, the target's number of layers.
     """
     if layers is None or data.get(_OWN_KEY) is not None:
@@ -107,7 +107,7 @@ def as_feature_layers(ids: Any, name: str, lowest: int = 0) -> tuple[int, int, i
     """Return ``ids`` as a tuple after checking that they are three different layer indices.
 
     Raises:
-        ValueError: They are not; the message calls them ``name``.
+        ValueError: they are not; the message calls them ``name``.
     """
     is_list = isinstance(ids, list | tuple) and all(type(index) is int for index in ids)
     if not is_list or len(ids) != 3 or min(ids) < lowest:
@@ -132,7 +132,7 @@ def eagle_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the ``eagle_config`` of a head's config; empty if there is none.
 
     Raises:
-        ValueError: It is no object.
+        ValueError: it is no object.
     """
     value = data.get("eagle_config") or {}
     if not isinstance(value, Mapping):

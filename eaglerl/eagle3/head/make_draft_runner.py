@@ -20,14 +20,14 @@ def make_draft_runner(
     says so.
 
     Args:
-        head: The head; it must have an embedding table.
-        capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
-        slots: Number of sequences.
-        dtype: The dtype of the packed products. "auto" is int8, which costs SmolLM2's head no
+        head: the head; it must have an embedding table.
+        capacity: rows per slot: stable rows and the scratch rows of the widest tree.
+        slots: number of sequences.
+        dtype: the dtype of the packed products. "auto" is int8, which costs SmolLM2's head no
             measurable acceptance. On other devices the head keeps its own dtype.
 
     Raises:
-        ValueError: The head has no embedding table, an argument is out of range, or ``dtype`` is
+        ValueError: the head has no embedding table, an argument is out of range, or ``dtype`` is
             not "auto" and the head cannot be packed.
     """
     if head.fc.weight.device.type != "cpu":

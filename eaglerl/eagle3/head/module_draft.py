@@ -14,12 +14,12 @@ class ModuleDraft(CachedDraft):
         """Set up the cache.
 
         Args:
-            head: The head; it must have an embedding table.
-            capacity: Rows per slot: stable rows and the scratch rows of the widest tree.
-            slots: Number of sequences.
+            head: the head; it must have an embedding table.
+            capacity: rows per slot: stable rows and the scratch rows of the widest tree.
+            slots: number of sequences.
 
         Raises:
-            ValueError: The head has no embedding table.
+            ValueError: the head has no embedding table.
         """
         super().__init__(head, capacity=capacity, slots=slots)
         self.head = head
@@ -92,9 +92,9 @@ class ModuleDraft(CachedDraft):
             token_ids: (M,) int64.
             hidden: (M, h) features.
             positions: (M,) rotary positions.
-            start: First cache row to write.
+            start: first cache row to write.
             visible: (M, start + M) bool, the cache rows that each row sees.
-            slot: The sequence.
+            slot: the sequence.
 
         Returns:
             Features for the next round (M, h) and draft logits (M, Vd).

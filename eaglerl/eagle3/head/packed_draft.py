@@ -68,17 +68,17 @@ class PackedDraft(CachedDraft):
         """Pack the head; later changes to its weights have no effect.
 
         Args:
-            head: The head, on the CPU, with an embedding table.
-            capacity: Rows per slot: stable rows and the scratch rows of the widest tree,
+            head: the head, on the CPU, with an embedding table.
+            capacity: rows per slot: stable rows and the scratch rows of the widest tree,
                 ``depth * top_k``.
-            slots: Number of sequences.
-            dtype: The dtype of the products. With "int8", ``fc`` still runs in bf16, or in fp32 if
+            slots: number of sequences.
+            dtype: the dtype of the products. With "int8", ``fc`` still runs in bf16, or in fp32 if
                 the CPU lacks bf16: the target's features have outliers, and one scale for all of
                 them would leave the other channels no resolution in 8 bits.
-            rows_hint: Number of rows for which the weights are laid out.
+            rows_hint: number of rows for which the weights are laid out.
 
         Raises:
-            ValueError: The head has no embedding table or is not on the CPU, or the native ops do
+            ValueError: the head has no embedding table or is not on the CPU, or the native ops do
                 not take its ``head_dim``.
         """
         reason = why_not_packed(head)
@@ -163,14 +163,14 @@ class PackedDraft(CachedDraft):
             token_ids: (R,) int64 target ids of the tokens t + 1.
             features: (R, 3k) fp32 features of the tokens t, [low | mid | high]; or their reduction
                 by `reduce`, (R, h) fp32.
-            slot: The sequence; its rows grow by R.
-            reduced: Whether the features are reduced already.
+            slot: the sequence; its rows grow by R.
+            reduced: whether the features are reduced already.
 
         Returns:
             The last row's feature for the next draft step (h,) and its draft logits (Vd,).
 
         Raises:
-            ValueError: Shapes or dtypes are wrong, an id is unknown, or the cache is full.
+            ValueError: shapes or dtypes are wrong, an id is unknown, or the cache is full.
         """
         self._check_extend(token_ids, features, slot, reduced)
         rows = len(token_ids)
@@ -204,16 +204,16 @@ class PackedDraft(CachedDraft):
         Args:
             token_ids: (K,) int64 target ids.
             hidden: (K, h) fp32 feature of each row's parent, as returned for it.
-            round: Number of the round, from 0. Round i writes scratch rows ``i K`` to ``(i + 1) K``
+            round: number of the round, from 0. Round i writes scratch rows ``i K`` to ``(i + 1) K``
                 and stands at position ``lengths[slot] + i``.
             mask: (K, W) int64; bit j says whether the row sees scratch row j (itself included).
-            slot: The sequence.
+            slot: the sequence.
 
         Returns:
             Features for the next round (K, h) and draft logits (K, Vd).
 
         Raises:
-            ValueError: Shapes or dtypes are wrong, an id is unknown, or the cache is full.
+            ValueError: shapes or dtypes are wrong, an id is unknown, or the cache is full.
         """
         self._check_expand(token_ids, hidden, round, mask, slot)
         rows, length = token_ids.shape[0], self.cache.lengths[slot]
@@ -266,9 +266,9 @@ class PackedDraft(CachedDraft):
         Args:
             token_ids: (M,) int64, contiguous.
             hidden: (M, h) fp32, contiguous.
-            slot: The sequence.
-            place: Their positions and cache rows.
-            visible: What they attend to.
+            slot: the sequence.
+            place: their positions and cache rows.
+            visible: what they attend to.
 
         Returns:
             The heads' outputs (M, Hq D), a buffer, and the residual (M, h).

@@ -34,9 +34,9 @@ class Place:
     """Positions and cache rows of a pass's rows.
 
     Attributes:
-        positions: Address of their rotary positions, (M,) int32.
-        cache_rows: Address of the cache rows that they write, (M,) int32.
-        first_row: The cache row from which `cache_rows` and `Visible` count. The rows before it
+        positions: address of their rotary positions, (M,) int32.
+        cache_rows: address of the cache rows that they write, (M,) int32.
+        first_row: the cache row from which `cache_rows` and `Visible` count. The rows before it
             are outside the window.
     """
 
@@ -50,8 +50,8 @@ class Visible:
     """What the rows of a pass attend to: a prefix, and a masked block behind it.
 
     Attributes:
-        prefix_lengths: Address of the length of each row's prefix, (M,) int32.
-        block_length: Rows of the masked block behind the prefix.
+        prefix_lengths: address of the length of each row's prefix, (M,) int32.
+        block_length: rows of the masked block behind the prefix.
         mask: (M, words) int64 bits over that block; None without a block.
     """
 

@@ -28,10 +28,10 @@ def read_weight_folder(path: str | Path) -> dict[str, Tensor]:
     A ``.bin`` file is read with ``weights_only=True``, so it cannot run code.
 
     Args:
-        path: A folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
+        path: a folder with ``model.safetensors`` or ``pytorch_model.bin``, or the index of either.
 
     Raises:
-        ValueError: There is no such file, a file cannot be read or is not a regular file, an index
+        ValueError: there is no such file, a file cannot be read or is not a regular file, an index
             names a missing file, two files have the same tensor, or a tensor is not finite.
     """
     folder = Path(path)

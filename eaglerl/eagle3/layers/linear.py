@@ -23,9 +23,9 @@ class PackedLinear:
     which is acceptable for a draft, whose proposals are verified, but not for a target.
 
     Attributes:
-        in_features: Width of x.
-        out_features: Width of y.
-        dtype: The dtype of the product. If the CPU lacks the one that was asked for, it is float32,
+        in_features: width of x.
+        out_features: width of y.
+        dtype: the dtype of the product. If the CPU lacks the one that was asked for, it is float32,
             and a warning says so.
     """
 
@@ -43,7 +43,7 @@ class PackedLinear:
             weight: (out, in) floating point, on the CPU.
             bias: (out,) or None.
             dtype: "float32", "bfloat16" or "int8".
-            rows_hint: Number of rows for which oneDNN chooses the layout. Other numbers work, too.
+            rows_hint: number of rows for which oneDNN chooses the layout. Other numbers work, too.
 
         Raises:
             ValueError: ``weight`` or ``bias`` is not as described, or ``dtype`` is unknown.

@@ -54,14 +54,14 @@ def read_rope_parameters(
     of layer.
 
     Args:
-        data: The fields, all of which may be missing.
+        data: the fields, all of which may be missing.
         layer_type: "full_attention" or "sliding_attention", where parameters are given per type.
 
     Returns:
         ``rope_type``, ``rope_theta`` (10000 if absent) and what the type needs besides.
 
     Raises:
-        ValueError: The type is unknown, a parameter is missing or malformed, or two places that
+        ValueError: the type is unknown, a parameter is missing or malformed, or two places that
             say the same thing contradict each other.
     """
     notations = ("rope_parameters", "rope_scaling")
@@ -82,7 +82,7 @@ def rope_contradiction(data: Mapping[str, Any]) -> str | None:
     """Return a sentence on how RoPE's parameters contradict each other; None if they do not.
 
     Args:
-        data: A config's fields, with any type of RoPE. Parameters that differ per type of layer are
+        data: a config's fields, with any type of RoPE. Parameters that differ per type of layer are
             no contradiction.
     """
     nested = [data.get(name) for name in ("rope_parameters", "rope_scaling")]
@@ -110,8 +110,8 @@ class RopeTables:
         """Make nothing yet.
 
         Args:
-            angles: Returns cos and sin of any positions.
-            device: Where the tables are kept.
+            angles: returns cos and sin of any positions.
+            device: where the tables are kept.
         """
         self._angles = angles
         self._device = device
@@ -153,13 +153,13 @@ def head_rope_tables(
     past the end of a text can stand there, since `check_rope_length` refuses longer texts.
 
     Args:
-        head_dim: See `rope_tables`.
-        rope_parameters: See `rope_tables`.
-        max_position_embeddings: See `rope_tables`.
-        device: Where the tables are kept.
+        head_dim: see `rope_tables`.
+        rope_parameters: see `rope_tables`.
+        max_position_embeddings: see `rope_tables`.
+        device: where the tables are kept.
 
     Raises:
-        ValueError: See `rope_tables`.
+        ValueError: see `rope_tables`.
     """
     angles = _llama_angles(head_dim, rope_parameters, max_position_embeddings)
     return RopeTables(angles, device=device)
@@ -171,7 +171,7 @@ def check_rope_length(
     """Check that the frequencies of ``rows`` positions do not depend on the length.
 
     Raises:
-        ValueError: The type is "dynamic" and there are more rows than the model was made for.
+        ValueError: the type is "dynamic" and there are more rows than the model was made for.
     """
     if rope_parameters.get("rope_type") == "dynamic" and rows > max_position_embeddings:
         raise ValueError(
@@ -194,17 +194,17 @@ def rope_tables(
     away from transformers', which decoding has to reproduce.
 
     Args:
-        head_dim: Width D of a head, even.
-        rope_parameters: As `read_rope_parameters` returns, or a transformers config's.
-        max_positions: Number P of positions, from 0.
-        max_position_embeddings: Positions that the model was made for; the "yarn", "llama3" and
+        head_dim: width D of a head, even.
+        rope_parameters: as `read_rope_parameters` returns, or a transformers config's.
+        max_positions: number P of positions, from 0.
+        max_position_embeddings: positions that the model was made for; the "yarn", "llama3" and
             "dynamic" types read it.
 
     Returns:
         cos and sin, each (P, D / 2) fp32.
 
     Raises:
-        ValueError: An argument is out of range, or the type is "dynamic" and its frequencies
+        ValueError: an argument is out of range, or the type is "dynamic" and its frequencies
             would change with the current length.
     """
     angles = _llama_angles(head_dim, rope_parameters, max_position_embeddings)
@@ -220,7 +220,7 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     Args:
         x: (..., H, D), the halves of D being x1 and x2.
         cos: (..., D / 2) of the row's position, the same leading dimensions as ``x`` without H.
-        sin: Like ``cos``.
+        sin: like ``cos``.
 
     Returns:
         A tensor like ``x``.
@@ -234,7 +234,7 @@ def module_angles(embedding: torch.nn.Module, head_dim: int) -> Angles:
     """Return the angles of a transformers rotary embedding whose frequencies never change.
 
     Raises:
-        ValueError: It rotates only a part of a head's ``head_dim`` channels.
+        ValueError: it rotates only a part of a head's ``head_dim`` channels.
     """
     half = head_dim // 2
     # transformers repeats the D / 2 angles for both halves of a head: one copy is enough.

@@ -47,10 +47,10 @@ def read_target_config(path: str | Path) -> PreTrainedConfig:
     transformers' reading counts: decoding has to reproduce what transformers computes.
 
     Args:
-        path: Folder or hub name.
+        path: folder or hub name.
 
     Raises:
-        ValueError: The config is broken or describes another kind of model; the message names the
+        ValueError: the config is broken or describes another kind of model; the message names the
             key or the kind.
         OSError: transformers finds no config there.
     """
@@ -88,7 +88,7 @@ def check_target_config(config: PreTrainedConfig) -> None:
     """Check that a config describes a causal language model of text.
 
     Raises:
-        ValueError: It is not, or lacks a size; the message names it.
+        ValueError: it is not, or lacks a size; the message names it.
     """
     kind = f"model_type {config.model_type!r}"
     if getattr(config, "is_encoder_decoder", False):
@@ -112,11 +112,11 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
     """Load a target's weights with transformers, on the CPU and in evaluation mode.
 
     Args:
-        path: Folder or hub name.
-        dtype: Of the weights, or "auto" for the file's.
+        path: folder or hub name.
+        dtype: of the weights, or "auto" for the file's.
 
     Raises:
-        ValueError: The config is refused, see `read_target_config`; or the weights cannot be read
+        ValueError: the config is refused, see `read_target_config`; or the weights cannot be read
             or are not all there.
         OSError: transformers finds no model there.
     """
@@ -163,7 +163,7 @@ def decoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     """Return the decoder layers of a causal language model.
 
     Raises:
-        ValueError: The model keeps them elsewhere than in ``layers`` of its decoder.
+        ValueError: the model keeps them elsewhere than in ``layers`` of its decoder.
     """
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):

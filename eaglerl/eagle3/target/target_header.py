@@ -22,11 +22,11 @@ def check_fits_header(path: str | Path, config: PreTrainedConfig) -> None:
     and neither are folders without safetensors.
 
     Args:
-        path: Folder of the target.
-        config: Its config, with checked sizes.
+        path: folder of the target.
+        config: its config, with checked sizes.
 
     Raises:
-        ValueError: A file cannot be read, or a size contradicts its tensors; the message says both.
+        ValueError: a file cannot be read, or a size contradicts its tensors; the message says both.
     """
     if getattr(config, "quantization_config", None) is not None:
         return
