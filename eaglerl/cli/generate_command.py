@@ -150,6 +150,7 @@ def _answer(
     generated: GenerateOutput, prompt_length: int, decoder: SpeculativeDecoder
 ) -> dict[str, object]:
     new_ids = generated.sequences[0, prompt_length:].tolist()
+    assert decoder.tokenizer is not None, "it is loaded from its folder"
     return {
         "text": decoder.tokenizer.decode(new_ids, skip_special_tokens=True),
         "token_ids": new_ids,

@@ -74,8 +74,9 @@ class HostAcceptance:
         policy: BoundPolicy | None,
     ) -> Accepted:
         """See `Acceptance`."""
-        on_device = isinstance(tree, DeviceTree)
-        rows, bonus = self._verifier.accept(output.logits, tree.on_host() if on_device else tree)
+        assert output.logits is not None, "the verification asks for all logits"
+        walked = tree.on_host() if isinstance(tree, DeviceTree) else tree
+        rows, bonus = self._verifier.accept(output.logits, walked)
         device = output.features.device
         index, last = torch.tensor(rows).to(device), torch.tensor([len(rows) - 1]).to(device)
         last_features, decision = output.features[rows[-1]].clone(), None
@@ -87,7 +88,7 @@ class HostAcceptance:
             # Without the policy the draft would reduce them.
             self._policy_time.seconds -= policy.reduce_seconds
             decision = TreeParams(*params[0].cpu().tolist())
-        if on_device:
+        if isinstance(tree, DeviceTree):
             cache.move_scratch(index, slot)
             cache.advance(len(rows), slot)
         else:
@@ -114,12 +115,14 @@ class DeviceAcceptance:
     def __call__(
         self,
         output: TargetOutput,
-        tree: DeviceTree,
+        tree: DraftTree | DeviceTree,
         cache: KVCache,
         slot: int,
         policy: BoundPolicy | None,
     ) -> Accepted:
         """See `Acceptance`."""
+        assert isinstance(tree, DeviceTree), "a session on a device drafts there"
+        assert output.logits is not None, "the verification asks for all logits"
         choices = self._verifier.choices(output.logits)
         rows, count = accepted_rows(tree, choices)
         last = count - 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Literal, Unpack, cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer
 
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
@@ -66,7 +68,7 @@ class SpeculativeDecoder:
         *,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
-        tokenizer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Join a target and a head.
 
@@ -152,8 +154,8 @@ class SpeculativeDecoder:
         inputs: PromptIds | None = None,
         attention_mask: AttentionMask | None = None,
         seed: int | None = None,
-        tokenizer=None,
-        streamer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        streamer: BaseStreamer | None = None,
         **options: Unpack[GenerationOptions],
     ) -> GenerateOutput:
         """Continue one prompt, or several one after another.
@@ -211,7 +213,7 @@ class SpeculativeDecoder:
         inputs: PromptIds | None = None,
         attention_mask: AttentionMask | None = None,
         seed: int | None = None,
-        tokenizer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         top_logprobs: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
@@ -288,7 +290,10 @@ class SpeculativeDecoder:
         """
         eos_token_ids = list(self.read_options().eos_token_ids)
         if is_llama3:
-            eot = self.tokenizer.convert_tokens_to_ids("<|eot_id|>") if self.tokenizer else None
+            eot = None
+            if self.tokenizer is not None:
+                # One token has one id.
+                eot = cast("int | None", self.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
             if eot is None or eot == getattr(self.tokenizer, "unk_token_id", None):
                 raise ValueError("is_llama3=True needs a tokenizer with the token <|eot_id|>")
             eos_token_ids = [*eos_token_ids, eot]
@@ -302,7 +307,8 @@ class SpeculativeDecoder:
             max_new_tokens=min(max_new_tokens, room),
             temperature=temperature,
             top_p=top_p or 1.0,
-            top_k=top_k,
+            # EAGLE's signature has a float; `generate` refuses one that is not whole.
+            top_k=cast("int", top_k),
             eos_token_id=eos_token_ids,
         )
         if not log:
@@ -355,7 +361,7 @@ class SpeculativeDecoder:
         settings: GenerationSettings,
         prompt: Prompt,
         generator: torch.Generator | None,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Verifier, StoppingRules]:
         """What decodes and ends the sequence of a prompt."""
         verifier, rules = settings.start(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+from transformers.generation import BaseStreamer
 
 from eaglerl._renamed import renamed_arguments
 from eaglerl.eagle3.fair_lock import FairLock
@@ -183,7 +184,9 @@ class Generation:
                 raise
             return kept
 
-    def run(self, streamer=None, shown_ids: Sequence[int] | None = None) -> None:
+    def run(
+        self, streamer: BaseStreamer | None = None, shown_ids: Sequence[int] | None = None
+    ) -> None:
         """Carry the sequence on to its end.
 
         Args:

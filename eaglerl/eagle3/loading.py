@@ -51,7 +51,7 @@ def load_pair(
         device=device,
     )
     tokenizer = AutoTokenizer.from_pretrained(target)
-    if config is None:
+    if draft is None or config is None:
         return model, None, tokenizer
     # A table that is given here is checked as a part of the head, not as a fit of the two.
     table = model.embed_tokens if config.tie_word_embeddings else None

@@ -127,7 +127,7 @@ class GenerateOutput:
         rows = [row + [pad_token_id] * (longest - len(row)) for row in rows]
         return cls(
             sequences=torch.tensor(rows, device=prompts.device),
-            finish_reasons=tuple(generation.finish_reason for generation in generations),
+            finish_reasons=tuple(map(_reason_of, generations)),
             per_sequence=tuple(generation.statistics for generation in generations),
             new_ids=tuple(generation.new_ids for generation in generations),
             prompt_lengths=tuple(len(prompt.token_ids) for prompt in prompts),
@@ -137,3 +137,9 @@ class GenerateOutput:
     def statistics(self) -> DecodingStatistics:
         """Statistics of all sequences added up."""
         return DecodingStatistics.total(self.per_sequence)
+
+
+def _reason_of(generation: DecodedSequence) -> FinishReason:
+    reason = generation.finish_reason
+    assert reason is not None, "an output is made of sequences that have ended"
+    return reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import torch
@@ -180,7 +180,7 @@ def _read_mapping(
     return given.get("input_ids"), attention_mask if own is None else own
 
 
-def _read_rows(name: str, ids: PromptIds) -> list[list[int]]:
+def _read_rows(name: str, ids: object) -> list[list[int]]:
     if isinstance(ids, torch.Tensor | np.ndarray):
         return _read_array(name, ids)
     if isinstance(ids, str | bytes):
@@ -203,7 +203,7 @@ def _read_rows(name: str, ids: PromptIds) -> list[list[int]]:
     return [[_integer(name, value) for value in ids]]
 
 
-def _has_axes(value: object) -> bool:
+def _has_axes(value: object) -> TypeGuard[torch.Tensor | np.ndarray]:
     return isinstance(value, torch.Tensor | np.ndarray) and value.ndim > 0
 
 
@@ -239,6 +239,7 @@ def _inferred_masks(
 
 
 def _read_masks(rows: list[list[int]], attention_mask: AttentionMask) -> list[list[bool]]:
+    masks: list[Any]
     if isinstance(attention_mask, torch.Tensor | np.ndarray):
         if attention_mask.ndim < 2:
             attention_mask = attention_mask.reshape(1, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from transformers import (
@@ -67,7 +67,7 @@ class GreedyVerifier:
             tree: the tree of T rows.
         """
         choices = self.choices(logits).cpu()
-        rows = accept_path(tree.parents, tree.token_ids, choices).tolist()
+        rows = accept_path(tree.parents.int(), tree.token_ids, choices).tolist()
         return rows, int(choices[rows[-1]])
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
@@ -194,12 +194,18 @@ class SamplingVerifier(_Walker):
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Warped distribution (V,) of one row of logits (V,), in float32."""
-        return torch.softmax(self._warpers(None, logits[None].float()), dim=-1)[0]
+        return self._warped(logits[None])[0]
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
         """One draw for every row: those of rows off the path are simply not used."""
-        probabilities = torch.softmax(self._warpers(None, logits.float()), dim=-1)
-        return torch.multinomial(probabilities, 1, generator=self._generator)[:, 0]
+        return torch.multinomial(self._warped(logits), 1, generator=self._generator)[:, 0]
+
+    def _warped(self, logits: torch.Tensor) -> torch.Tensor:
+        scores = logits.float()
+        # Not by the list's own call, which wants ids: warpers read the scores alone.
+        for warper in self._warpers:
+            scores = warper(None, scores)
+        return torch.softmax(scores, dim=-1)
 
     def _choose(self, logits: torch.Tensor) -> int:
         """A draw from the warped distribution."""
@@ -265,7 +271,9 @@ def process_row(
     """
     ids = torch.tensor([list(token_ids)]).to(logits.device)
     # A copy, for a processor may write into it.
-    return processors(ids, logits[None].to(torch.float32, copy=True))[0]
+    scores = logits[None].to(torch.float32, copy=True)
+    # transformers annotates ids with the class of its legacy constructor.
+    return processors(cast("torch.LongTensor", ids), scores)[0]
 
 
 def temperature_warper(temperature: float) -> TemperatureLogitsWarper | ColdTemperature:

@@ -62,6 +62,11 @@ class SessionFactory:
                 ends.append(end_use)
             bound = None
             if isinstance(policy, FusedPolicy):
+                if self.draft_head is None or self.draft_runner is None:
+                    raise ValueError(
+                        "policy must draft nothing, since this decoder has no draft head, got a "
+                        "FusedPolicy"
+                    )
                 bound = policy.bind(self.draft_head, self.draft_runner.reduce)
             caches = self.pool.take(length + TREE_ROOM)
         except BaseException:

@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import (
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 FinishReason = Literal["stop", "stop_string", "criteria", "length", "context"]
 
@@ -32,13 +37,13 @@ def read_token_ids(value: Any, name: str) -> list[int]:
         value = value.tolist()
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         value = [value]
-    ids = [
-        item.item() if isinstance(item, torch.Tensor | np.generic) and item.ndim == 0 else item
-        for item in value
-    ]
-    for item in ids:
+    ids = []
+    for item in value:
+        if isinstance(item, torch.Tensor | np.generic) and item.ndim == 0:
+            item = item.item()
         if not isinstance(item, int) or isinstance(item, bool) or item < 0:
             raise ValueError(f"{name} must be token ids, integers of 0 or more, got {item!r}")
+        ids.append(item)
     return ids
 
 
@@ -79,7 +84,7 @@ class StoppingRules:
         max_new_tokens: int,
         room: int,
         stop_strings: str | Sequence[str] | None = None,
-        tokenizer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         criteria: Sequence[StoppingCriteria] = (),
         padding: Sequence[int] = (),
     ) -> None:
@@ -102,14 +107,16 @@ class StoppingRules:
         self._eos = frozenset(read_token_ids(eos_token_ids, "eos_token_id"))
         self.limit = min(max_new_tokens, room)
         self._limit_reason: FinishReason = "length" if max_new_tokens <= room else "context"
-        self._stop_strings = None
+        self._stop_strings: StopStringCriteria | None = None
         check_stop_strings(stop_strings)
         if stop_strings:
             if tokenizer is None:
                 raise ValueError("stop_strings need the target's tokenizer: pass tokenizer=...")
             # It keeps what it has found out of a vocabulary in a dict of all threads.
             with _STOP_STRINGS:
-                self._stop_strings = StopStringCriteria(tokenizer, stop_strings)
+                self._stop_strings = StopStringCriteria(
+                    tokenizer, stop_strings if isinstance(stop_strings, str) else [*stop_strings]
+                )
         self._criteria = StoppingCriteriaList(criteria)
         self._padding = list(padding)
         self._judged = 0
@@ -135,7 +142,7 @@ class StoppingRules:
         stopped = bool(self._criteria) and self._criteria_say_so(sequence)
         if sequence[-1] in self._eos:
             self.finish_reason = "stop"
-        elif self._stop_strings is not None and self._ends_with_stop_string(sequence):
+        elif self._stop_strings and self._ends_with_stop_string(self._stop_strings, sequence):
             self.finish_reason = "stop_string"
         elif stopped:
             self.finish_reason = "criteria"
@@ -170,10 +177,10 @@ class StoppingRules:
         ids = torch.tensor([[*self._padding, *sequence]])
         return bool(self._criteria(ids, None).all())
 
-    def _ends_with_stop_string(self, sequence: Sequence[int]) -> bool:
+    def _ends_with_stop_string(self, criteria: StopStringCriteria, sequence: Sequence[int]) -> bool:
         # A token holds at least one character, so a longer tail cannot matter.
-        longest = self._stop_strings.maximum_token_len
+        longest = criteria.maximum_token_len
         if len(sequence) < longest:
             sequence = [*self._padding, *sequence]
         tail = sequence[-longest:]
-        return bool(self._stop_strings(torch.tensor([tail]), None)[0])
+        return bool(criteria(torch.tensor([tail]), None)[0])

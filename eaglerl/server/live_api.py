@@ -94,7 +94,7 @@ def _info(service: Service) -> dict[str, Any]:
     ]
     return {
         "model": service.model_name,
-        "chat": service.decoder.tokenizer.chat_template is not None,
+        "chat": service.tokenizer.chat_template is not None,
         "modes": modes,
         "default_mode": service.modes.default,
         "side_by_side": service.modes.side_by_side(),

@@ -63,6 +63,7 @@ class Service:
 
     Attributes:
         decoder: the decoder.
+        tokenizer: its tokenizer.
         model_name: name of the model in the API.
         modes: modes of drafting.
         limits: limits of requests.
@@ -98,6 +99,7 @@ class Service:
         if not model_name or _MODE_SEPARATOR in model_name:
             raise ValueError(f"model_name must be a name without a colon, got {model_name!r}")
         self.decoder = decoder
+        self.tokenizer = decoder.tokenizer
         self.modes = modes
         self.model_name = model_name
         self.limits = limits or Limits()
@@ -143,19 +145,19 @@ class Service:
         Raises:
             ApiError: there is no chat template, or it refuses the conversation.
         """
-        tokenizer = self.decoder.tokenizer
-        if tokenizer.chat_template is None:
+        if self.tokenizer.chat_template is None:
             message = "the model has no chat template; use /v1/completions with plain text"
             raise ApiError(400, message, code="no_chat_template", parameter="messages")
         from jinja2 import TemplateError
 
         try:
-            text = tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
         except TemplateError as error:
             message = f"the model's chat template refuses the messages: {error}"
             raise ApiError(400, message, code="invalid_value", parameter="messages") from error
+        assert isinstance(text, str)  # One conversation, not tokenized.
         return self._encode(text, add_special_tokens=False)
 
     def encode_text(self, text: str) -> list[int]:
@@ -196,7 +198,7 @@ class Service:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._encoding:
-            return self.decoder.tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+            return self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids
 
 
 def _fingerprint(decoder: SpeculativeDecoder) -> str:

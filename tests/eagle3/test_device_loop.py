@@ -13,6 +13,7 @@ from eaglerl.eagle3 import (
     TreeParams,
 )
 from eaglerl.eagle3.acceptance import accepted_rows
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.ops import PolicyWeights, accept_path_ref, tree_structure
@@ -186,6 +187,9 @@ def test_accepted_rows_equal_the_walk() -> None:
         rows, count = accepted_rows(tree, choices)
         expected = accept_path_ref(parents.int(), tokens, choices)
         assert rows[: int(count)].tolist() == expected.tolist()
+        logits = torch.nn.functional.one_hot(choices, max(3, total))
+        walked, bonus = GreedyVerifier().accept(logits, tree.on_host())
+        assert (walked, bonus) == (expected.tolist(), int(choices[expected[-1]]))
         lengths.add(len(expected))
     assert len(lengths) >= 4
 

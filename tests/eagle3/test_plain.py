@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3 import DraftPlan, FusedPolicy, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.policies.lookup_rule import lookup_alone
 
+from .test_device_loop import mlp_policy
 from .tiny import tiny_model
 
 PROMPT = [5, 9, 11, 3]
@@ -83,3 +85,11 @@ def test_a_model_without_positions_is_refused_by_name() -> None:
     model = tiny_model("bloom", num_hidden_layers=2, n_head=4)
     with pytest.raises(ValueError, match=r"'bloom' is not supported .* takes no position_ids"):
         make_target(model, feature_layers=())
+
+
+def test_a_session_refuses_a_policy_that_needs_a_head() -> None:
+    decoder = SpeculativeDecoder(make_target(tiny_model(), feature_layers=()), None)
+    policy = FusedPolicy(mlp_policy(32))
+    for _ in range(2):  # The refused session does not keep the policy.
+        with pytest.raises(ValueError, match=r"no draft head, got a FusedPolicy"):
+            decoder.new_session(GreedyVerifier(), 10, policy)

@@ -59,6 +59,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
     from eaglerl.cost.measure_cost import calibrate
     from eaglerl.evaluation.running.processor import describe_machine
 
+    assert decoder.tokenizer is not None, "it is loaded from its folder"
     chat = decoder.tokenizer.chat_template is not None
     # Two processes that measure at once would also disturb each other.
     with exclusive_file(output), progress_bar() as show:

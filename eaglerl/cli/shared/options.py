@@ -368,6 +368,7 @@ def encode(decoder: SpeculativeDecoder, prompt: str, *, chat: bool | None = None
     import torch
 
     tokenizer = decoder.tokenizer
+    assert tokenizer is not None, "a decoder that is loaded from folders has its tokenizer"
     if chat is None:
         chat = tokenizer.chat_template is not None
     if not chat:

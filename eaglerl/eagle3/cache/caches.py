@@ -126,7 +126,8 @@ class CachePool:
         while self._returned:
             self._idle.append(self._returned.popleft())
         self._idle.sort(key=lambda caches: caches.capacity, reverse=True)
-        kept, total = [], 0
+        kept: list[Caches] = []
+        total = 0
         for caches in self._idle[:MOST_IDLE]:
             total += caches.nbytes
             if kept and total > MOST_IDLE_BYTES:

@@ -86,6 +86,7 @@ def check_fields(config: GenerationConfig, where: str) -> None:
     values: dict[str, Any] = {}
     for name in GenerationConfigSchema.model_fields.keys() - set(_TOKENS):
         value = getattr(config, name, None)
-        is_array = isinstance(value, torch.Tensor | np.ndarray | np.generic)
-        values[name] = value.tolist() if is_array else value
+        if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+            value = value.tolist()
+        values[name] = value
     check_json(values, GenerationConfigSchema, where)

@@ -22,6 +22,7 @@ from transformers import (
     MaxTimeCriteria,
     MinPLogitsWarper,
     PreTrainedConfig,
+    PreTrainedTokenizerBase,
     SequenceBiasLogitsProcessor,
     StoppingCriteria,
     SuppressTokensLogitsProcessor,
@@ -44,6 +45,7 @@ from eaglerl.eagle3.sampling import (
     ProcessingVerifier,
     SamplingVerifier,
     Verifier,
+    process_row,
     temperature_warper,
 )
 from eaglerl.eagle3.stopping import StoppingRules, read_token_ids
@@ -243,16 +245,15 @@ class GenerationSettings:
             encoder_ids = encoder_ids.to(self._device)
         allowed = self.prefix_allowed_tokens_fn
         try:
-            processors = self._model._get_logits_processor(
-                generation_config=config,
-                input_ids_seq_length=len(shown),
-                encoder_input_ids=encoder_ids,
+            processors = self._model.logits_processors(
+                config,
+                encoder_ids,
                 prefix_allowed_tokens_fn=(
                     None if allowed is None else lambda _, ids: allowed(self.index, ids)
                 ),
                 logits_processor=LogitsProcessorList(self.logits_processor if user else ()),
+                attention_mask=mask if padding else None,
                 device=self._device,
-                model_kwargs={"attention_mask": mask if padding else None},
             )
         except (
             ArithmeticError,
@@ -285,7 +286,7 @@ class GenerationSettings:
         room: int,
         *,
         generator: torch.Generator | None = None,
-        tokenizer=None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         padding: Sequence[int] = (),
     ) -> tuple[Verifier, StoppingRules]:
         """What decodes and ends the sequence of one prompt.
@@ -318,12 +319,12 @@ class GenerationSettings:
         if not sample and not processors:
             return GreedyVerifier(), rules
         if sample and all(type(processor) in _ROWWISE for processor in processors):
-            verifier = SamplingVerifier(1.0, 1.0, 0, generator, warpers=processors, rules=rules)
-            return verifier, rules
-        verifier = ProcessingVerifier(
+            sampling = SamplingVerifier(1.0, 1.0, 0, generator, warpers=processors, rules=rules)
+            return sampling, rules
+        processing = ProcessingVerifier(
             processors, do_sample=sample, generator=generator, rules=rules, padding=padding
         )
-        return verifier, rules
+        return processing, rules
 
 
 def check_generation_config(
@@ -350,7 +351,10 @@ def check_generation_config(
             # Files have -1 where there is no token to fill up with.
             read_token_ids(None if name == "pad_token_id" and value == -1 else value, name)
         settings = GenerationSettings.read(config, defaults, device, max_new_tokens=1)
-        scores = torch.zeros(1, config.get_text_config().vocab_size, device=device)
-        settings.processors([0])(torch.zeros(1, 1, dtype=torch.int64, device=device), scores)
+        process_row(
+            settings.processors([0]),
+            [0],
+            torch.zeros(config.get_text_config().vocab_size, device=device),
+        )
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}{error}") from error

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedConfig
 from transformers.generation import GenerationMixin
 
 from eaglerl.eagle3.generation_config.generation_fields import check_known, check_supported
 from eaglerl.eagle3.generation_config.generation_schema import check_fields
 from eaglerl.eagle3.stopping import read_token_ids
 
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
+
 _PRIVATE = ("_prepare_generation_config", "_prepare_special_tokens", "_get_logits_processor")
 
 
 class PreparingModel(GenerationMixin):
-    """What transformers' preparations ask of a model: its two configs."""
+    """A stand-in for a model: the two configs that transformers' preparations read."""
 
     def __init__(self, config: PreTrainedConfig, generation_config: GenerationConfig) -> None:
         missing = [name for name in _PRIVATE if not hasattr(GenerationMixin, name)]
@@ -27,6 +31,47 @@ class PreparingModel(GenerationMixin):
             )
         self.config = config
         self.generation_config = generation_config
+
+    @property
+    def as_model(self) -> GenerativePreTrainedModel:
+        """This object, as the preparations annotate the model that they belong to.
+
+        They declare a whole model but read its two configs only.
+        """
+        return cast("GenerativePreTrainedModel", self)
+
+    def logits_processors(
+        self,
+        config: GenerationConfig,
+        shown_ids: torch.Tensor,
+        *,
+        prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None,
+        logits_processor: LogitsProcessorList,
+        attention_mask: torch.Tensor | None,
+        device: torch.device,
+    ) -> LogitsProcessorList:
+        """Make the processors of one sequence.
+
+        Args:
+            config: The merged config.
+            shown_ids: (1, L) int64 prompt, padding included.
+            prefix_allowed_tokens_fn: The user's.
+            logits_processor: The user's.
+            attention_mask: (1, L), 0 for padding; None without padding.
+            device: Where the logits are.
+        """
+        return GenerationMixin._get_logits_processor(
+            self.as_model,
+            generation_config=config,
+            input_ids_seq_length=shown_ids.shape[1],
+            # transformers annotates ids with the class of its legacy constructor.
+            encoder_input_ids=cast("torch.LongTensor", shown_ids),
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            logits_processor=logits_processor,
+            # It takes what torch takes as a device.
+            device=cast("str", device),
+            model_kwargs={"attention_mask": attention_mask},
+        )
 
 
 def merge_config(
@@ -41,14 +86,16 @@ def merge_config(
         TypeError: a field that transformers does not know.
         ValueError: a field that is not supported, or out of its range.
     """
-    merged, unknown = model._prepare_generation_config(generation_config, **explicit)
+    merged, unknown = GenerationMixin._prepare_generation_config(
+        model.as_model, generation_config, **explicit
+    )
     check_known(unknown)
     check_supported(merged)
     check_fields(merged, "generate's arguments, with the target's generation config,")
     # Processors take no empty tensor of end tokens.
     merged.eos_token_id = read_token_ids(merged.eos_token_id, "eos_token_id") or None
     # On the CPU first: transformers reads the values, for which the host would wait for a device.
-    model._prepare_special_tokens(merged, device=torch.device("cpu"))
+    GenerationMixin._prepare_special_tokens(model.as_model, merged, device=torch.device("cpu"))
     if merged._eos_token_tensor is not None:
         merged._eos_token_tensor = merged._eos_token_tensor.to(device)
     if "max_length" not in explicit and (
