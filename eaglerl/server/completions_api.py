@@ -1,12 +1,13 @@
-"""The routes of OpenAI's API: models, chat completions, completions."""
+"""Routes of OpenAI's API: models, chat completions, completions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +25,7 @@ from eaglerl.server.text import PlacedToken
 
 
 def completion_routes(service: Service) -> APIRouter:
-    """The routes below ``/v1``."""
+    """Make the routes below ``/v1``."""
     router = APIRouter(prefix="/v1", tags=["completions"])
     created = int(time.time())
 
@@ -33,13 +34,13 @@ def completion_routes(service: Service) -> APIRouter:
 
     @router.get("/models")
     async def models() -> Response:
-        """The model, plainly named and with every mode."""
+        """List the model, by its name and with the suffix of every mode."""
         names = [service.model_name, *(f"{service.model_name}:{m.name}" for m in service.modes)]
         return json_response({"object": "list", "data": [describe(name) for name in names]})
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        """One of the models."""
+        """Describe one of the models."""
         service.find_mode(name, None)
         return json_response(describe(name))
 
@@ -53,7 +54,7 @@ def completion_routes(service: Service) -> APIRouter:
     @router.post("/completions")
     async def text(request: Request, body: TextRequest) -> Response:
         """Continue a text."""
-        prompt = body.prompt
+        prompt = body.one_prompt
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(service.encode_text, prompt)
         return await _answer(service, request, body, prompt, "prompt", TEXT)
@@ -64,8 +65,12 @@ def completion_routes(service: Service) -> APIRouter:
 def admit(add: Callable[[Task], None], task: Task) -> None:
     """Give a task to the engine.
 
+    Args:
+        add: `Engine.submit` or `Engine.attach`.
+        task: the task.
+
     Raises:
-        ApiError: 429 if there is no place, 503 if the server stops.
+        ApiError: 429 if the server is at its limit, 503 if it is stopping.
     """
     try:
         add(task)
@@ -83,7 +88,7 @@ def _stopping(error: StoppedError) -> ApiError:
 
 
 def told_error(error: Exception) -> ApiError:
-    """What a client is told of an error on the engine's thread."""
+    """Return the error that a client is sent for an exception on the engine's thread."""
     if isinstance(error, StoppedError):
         return _stopping(error)
     return internal_error()
@@ -130,22 +135,22 @@ async def _answer(
         content = await while_connected(writer.whole(channel), request.receive)
     finally:
         service.engine.withdraw(task)
-    # Without content nobody reads it.
+    # Without content the client has disconnected, and nobody reads the response.
     return Response(status_code=499) if content is None else json_response(content)
 
 
 def _options(service: Service, body: Sampling, prompt_tokens: int) -> dict[str, Any]:
-    """How tokens are chosen, as `SpeculativeDecoder.start` takes it.
+    """Return the sampling options for `SpeculativeDecoder.start`.
 
     Raises:
-        ApiError: a bias for what is no token.
+        ApiError: a key of ``logit_bias`` is not a token id.
     """
     options: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": max(body.top_k, 0),
     }
-    # At their neutral values they are not asked for, and the target's own config counts.
+    # Left out at their neutral values, so that the target's generation config applies.
     if body.min_p:
         options["min_p"] = body.min_p
     if body.repetition_penalty != 1:
@@ -163,14 +168,14 @@ def _options(service: Service, body: Sampling, prompt_tokens: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes the answers to a request.
+    """Writer of the answers to a request.
 
     Attributes:
-        service: what is served.
-        shape: of the endpoint.
+        service: the service.
+        shape: answer format of the endpoint.
         body: the request.
-        head: what the whole answer and every chunk begin with.
-        prompt_tokens: of the prompt.
+        head: first fields of a whole answer and of every chunk.
+        prompt_tokens: number of tokens of the prompt.
     """
 
     service: Service
@@ -180,10 +185,10 @@ class _Writer:
     prompt_tokens: int
 
     async def whole(self, channel: Channel[Event]) -> dict[str, Any]:
-        """All answers in one.
+        """Return all answers in one response.
 
         Raises:
-            ApiError: they came to no end.
+            ApiError: the request failed.
         """
         texts = [""] * self.body.n
         tokens: list[list[PlacedToken]] = [[] for _ in texts]
@@ -204,13 +209,18 @@ class _Writer:
         return {**self.head, "choices": choices, "usage": usage, "speculative": event.statistics}
 
     async def stream(self, channel: Channel[Event]) -> AsyncIterator[str]:
-        """The same in chunks, as it comes."""
+        """Yield the answers in chunks as they are decoded."""
         counted = self.body.stream_options.include_usage
-        # With usage asked for, the chunks before the last one carry it empty.
+        # If usage is requested, all chunks but the last have "usage": null, as in OpenAI's API.
         empty = {"usage": None} if counted else {}
 
-        def chunk(index: int, delta: dict, event: Piece | None = None, **more: Any) -> str:
-            reason = more.pop("reason", None)
+        def chunk(
+            index: int,
+            delta: dict[str, Any],
+            event: Piece | None = None,
+            reason: str | None = None,
+            more: Mapping[str, Any] = MappingProxyType({}),
+        ) -> str:
             tokens = () if event is None else event.logprobs
             choice = self._choice(index, delta, tokens, reason, always=event is not None)
             return server_sent_event({**self.head, "choices": [choice], **empty, **more})
@@ -227,7 +237,7 @@ class _Writer:
                 return
             elif isinstance(event, AnswerEnd):
                 more = {} if event.speculative is None else {"speculative": event.speculative}
-                yield chunk(event.index, self.shape.delta(""), reason=event.reason, **more)
+                yield chunk(event.index, self.shape.delta(""), reason=event.reason, more=more)
             else:
                 break
         if counted:

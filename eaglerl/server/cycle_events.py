@@ -1,4 +1,4 @@
-"""A cycle as the page draws it: what was drafted, what was accepted, and how long it took."""
+"""Events that describe a cycle to the page: drafted and accepted tokens, and times."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _TEXTS_KEPT = 65_536
 
 
 class CycleDescriber:
-    """Describes cycles as JSON values."""
+    """Descriptions of cycles as JSON values."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Set up.
 
         Args:
-            tokenizer: of transformers.
+            tokenizer: a tokenizer of transformers.
         """
 
         @lru_cache(_TEXTS_KEPT)
@@ -37,13 +37,16 @@ class CycleDescriber:
         """Describe the last cycle.
 
         Args:
-            generation: the sequence.
+            generation: the generation after the cycle.
             kept: tokens that the cycle added to the output.
-            text: of the output; the tokens are added to it.
-            policy: seconds that the policy took for it.
+            text: text of the output; the tokens are added to it.
+            policy: seconds that the policy took.
         """
         result = generation.cycles[-1]
-        nodes = tree_nodes(generation.session.tree, result)
+        tree = generation.session.tree
+        # The session keeps the tree of its last cycle.
+        assert tree is not None
+        nodes = tree_nodes(tree, result)
         for node in nodes:
             node["text"] = self._token_text(node["id"])
         path = [node["source"] for node in nodes if node["accepted"]][1:]
@@ -86,8 +89,8 @@ def tree_nodes(tree: DraftTree | DeviceTree, result: StepResult) -> list[dict[st
     """Return the rows that a cycle verified, parents first.
 
     Args:
-        tree: of the cycle.
-        result: of the cycle.
+        tree: tree of the cycle.
+        result: result of the cycle.
 
     Returns:
         For every row the index of its "parent" in the list (-1 for the root), the token "id", the

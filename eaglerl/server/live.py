@@ -43,7 +43,8 @@ class _Lane:
 
     Attributes:
         mode: its mode.
-        credits: single cycles that were asked for and not run yet.
+        text: its text so far.
+        credits: number of single cycles that were requested and have not run yet.
         over: whether the text has ended.
         policy: the policy that chooses its trees.
         generation: its generation; None before its first step.
@@ -63,28 +64,32 @@ class _Lane:
 
     @property
     def began(self) -> bool:
-        """Whether the prompt was read."""
+        """Whether the prompt has been read."""
         return self.generation is not None and bool(self.generation.new_ids)
 
     @property
     def spent(self) -> float:
-        """Seconds of decoding; below zero before the prompt was read."""
-        return self.generation.decode_seconds if self.began else -1.0
+        """Seconds of decoding; -1 before the prompt has been read."""
+        generation = self.generation
+        if generation is None or not generation.new_ids:
+            return -1.0
+        return generation.decode_seconds
 
 
 @dataclass
 class LiveSession(Task):
-    """Decodes the same prompt in every lane; of lanes that run, always the one that is behind.
+    """Decodes the same prompt in every lane; the lane that has used the least time is next.
 
-    So both have had the same time at any moment, and the faster one is ahead in its text. Beside
-    them it is measured how fast plain decoding would be.
+    Both lanes have therefore had about the same time at any moment, and the faster one is ahead in
+    its text. The speed of plain decoding is measured alongside.
 
     Attributes:
-        service: whose weights and modes are used.
-        prompt_ids: the prompt.
-        emit: told of every event.
+        service: the service with the decoder.
+        modes: modes of the lanes.
+        prompt_ids: token ids of the prompt.
+        emit: called with every event.
         sampling: options of `SpeculativeDecoder.start`.
-        running: whether cycles follow one another by themselves.
+        running: whether cycles follow one another without being requested.
     """
 
     service: Service
@@ -95,7 +100,7 @@ class LiveSession(Task):
     running: bool = True
     _lanes: list[_Lane] = field(init=False)
 
-    # A task is itself alone.
+    # Tasks are compared and hashed by identity, not by their fields.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
@@ -106,7 +111,7 @@ class LiveSession(Task):
         self._plain = PlainReference(self.service.decoder, self.prompt_ids, self.sampling)
 
     def control(self, action: str) -> None:
-        """Run, pause, or let every lane that has not ended do one cycle; through `Engine.tell`."""
+        """Run, pause, or run one cycle of every lane that has not ended; for `Engine.tell`."""
         self.running = action == "run"
         for lane in self._lanes:
             lane.credits = lane.credits + 1 if action == "step" and not lane.over else 0
@@ -114,28 +119,27 @@ class LiveSession(Task):
 
     @property
     def ready(self) -> bool:
-        """Whether a lane may go on."""
-        return any(self._may_go_on(lane) for lane in self._lanes)
+        """Whether a lane may continue."""
+        return any(self._may_continue(lane) for lane in self._lanes)
 
     def advance(self) -> bool:
-        """Read a part of the prompt in a lane, or run one cycle of it."""
+        """Read a part of a lane's prompt or run a cycle; return whether all lanes have ended."""
         if self._plain.due(sum(lane.cycles for lane in self._lanes)):
             self._plain.advance(PROMPT_ROWS)
             return False
         place, lane = min(
-            ((i, lane) for i, lane in enumerate(self._lanes) if self._may_go_on(lane)),
+            ((i, lane) for i, lane in enumerate(self._lanes) if self._may_continue(lane)),
             key=lambda item: item[1].spent,
         )
-        if lane.generation is None:
-            self._open(lane)
-        if lane.generation.read_chunk(PROMPT_ROWS):
+        generation = self._open(lane) if lane.generation is None else lane.generation
+        if generation.read_chunk(PROMPT_ROWS):
             return False
         if not lane.began:
             self._begin(place, lane)
         else:
             lane.credits = max(0, lane.credits - 1)
             self._cycle(place, lane)
-        reason = lane.generation.finish_reason
+        reason = generation.finish_reason
         if reason is not None:
             lane.over, lane.credits = True, 0
             rest = {"lane": place, "reason": reason, "text": lane.text.finish()}
@@ -157,13 +161,14 @@ class LiveSession(Task):
         if error is not None:
             self.emit(LiveFailed(error))
 
-    def _may_go_on(self, lane: _Lane) -> bool:
+    def _may_continue(self, lane: _Lane) -> bool:
         return not lane.over and (self.running or lane.credits > 0 or not lane.began)
 
-    def _open(self, lane: _Lane) -> None:
+    def _open(self, lane: _Lane) -> Generation:
         lane.policy = lane.mode.take()
         decoder = self.service.decoder
         lane.generation = decoder.start(all_read(self.prompt_ids), lane.policy, **self.sampling)
+        return lane.generation
 
     def _begin(self, place: int, lane: _Lane) -> None:
         assert lane.generation is not None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -66,7 +67,7 @@ class Metrics:
             ("eaglerl:live_sessions", "live", "Sessions of the live view."),
         ):
             gauge = Gauge(name, help_text, self._labels, registry=self.registry)
-            gauge.labels(**self._labels).set_function(lambda key=key: load()[key])
+            gauge.labels(**self._labels).set_function(partial(_reading, load, key))
 
     def request(self, mode: str, prompt_tokens: int) -> RequestMetrics:
         """Begin to count a request.
@@ -160,14 +161,14 @@ class Metrics:
         self._decode = seconds("vllm:request_decode_time_seconds", "Time of decoding.")
         for metric in (self._prompt_tokens, self._generated, self._failures):
             metric.labels(**self._labels)
-        for metric in (
+        for histogram in (
             self._first_token,
             self._latency,
             self._queue,
             self._prefill,
             self._decode,
         ):
-            metric.labels(**self._labels)
+            histogram.labels(**self._labels)
         for reason in ("stop", "length", "abort"):
             self._success.labels(**self._labels, finished_reason=reason)
 
@@ -293,7 +294,11 @@ class RequestMetrics:
         histogram.labels(**self._metrics._labels).observe(value)
 
 
-def _ratio(pairs: deque[tuple[float, float]]) -> float:
+def _reading(load: Callable[[], Mapping[str, int]], key: str) -> float:
+    return load()[key]
+
+
+def _ratio(pairs: Iterable[tuple[float, float]]) -> float:
     """Return the sum of the first numbers over the sum of the second ones."""
     # A copy, because the engine's thread appends meanwhile.
     kept = list(pairs)

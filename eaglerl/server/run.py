@@ -95,7 +95,8 @@ def server_config(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_keep_alive=limits.idle_seconds,
+        # uvicorn passes it on to `call_later`, which takes fractions of a second.
+        timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
 

@@ -1,9 +1,9 @@
-"""Requests, field by field: those of OpenAI's API that can be served, and nothing else."""
+"""Schemas of requests: the fields of OpenAI's API that this server supports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
     BaseModel,
@@ -33,17 +33,17 @@ Count = Annotated[int, Field(ge=1, lt=_INT64)]
 
 
 class _Strict(BaseModel):
-    """Fields are of the type that they say; others are refused, unless they ask for nothing."""
+    """Strict schema: values are not converted, and unknown fields are refused unless neutral."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    #: Whether a field that is none of the model's asks for nothing.
+    #: Returns whether an unknown field may be ignored, given its name and value.
     ignores: ClassVar[Callable[[str, Any], bool]] = asks_for_nothing
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, data: Any) -> Any:
-        """Null is as good as absent."""
+        """Leave out null fields, and unknown fields that may be ignored."""
         if not isinstance(data, dict):
             return data
         return {
@@ -55,7 +55,7 @@ class _Strict(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
-        """JSON can hold half a surrogate pair, which no tokenizer takes."""
+        """Refuse half a surrogate pair: JSON can hold one, but tokenizers fail on it."""
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not text.isascii():
                 try:
@@ -66,10 +66,10 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """Of a streamed answer.
+    """Options of a streamed answer.
 
     Attributes:
-        include_usage: send a last chunk that counts the tokens.
+        include_usage: send a last chunk with the numbers of tokens.
         include_obfuscation: accepted, without effect.
     """
 
@@ -78,27 +78,27 @@ class StreamOptions(_Strict):
 
 
 class Sampling(_Strict):
-    """What both kinds of completions take.
+    """Fields that both kinds of completions share.
 
     Attributes:
-        model: the model's name, or NAME:MODE.
-        mode: the mode of drafting, where the model's name does not have it.
+        model: name of the model, or NAME:MODE.
+        mode: mode of drafting, if the model's name does not give it.
         n: number of answers.
         max_tokens: longest answer.
         temperature: 0 is greedy.
         top_p: nucleus mass.
-        top_k: most likely tokens to draw from; 0 and -1 for all.
-        min_p: least probability of a token to draw, as a part of the likeliest one's.
-        repetition_penalty: of tokens that the text has, the prompt included; 1 leaves it to the
-            target's own generation config.
-        presence_penalty: of tokens that the answer has.
-        frequency_penalty: of every time that it has them.
-        logit_bias: token ids, and what is added to their logits.
-        seed: of the draws.
+        top_k: number of the most likely tokens to sample from; 0 and -1 for all.
+        min_p: smallest probability of a sampled token, relative to the most likely token's.
+        repetition_penalty: penalty on tokens that occur in the text, the prompt included; 1 leaves
+            it to the target's generation config.
+        presence_penalty: penalty on tokens that occur in the answer.
+        frequency_penalty: penalty on a token per occurrence in the answer.
+        logit_bias: bias of logits by token id.
+        seed: seed of the sampling.
         stop: texts that end the answer and are not part of it.
-        stream: send the answer as it comes.
-        stream_options: see there.
-        service_tier: accepted; there is one.
+        stream: send the answer token by token.
+        stream_options: see `StreamOptions`.
+        service_tier: accepted, without effect.
     """
 
     model: str
@@ -135,29 +135,29 @@ class Sampling(_Strict):
 
     @property
     def longest(self) -> int | None:
-        """Longest answer; None where the request does not say."""
+        """Longest answer; None if the request sets no limit."""
         return self.max_tokens
 
     @property
     def likeliest(self) -> int | None:
-        """Likeliest tokens to tell the log-probabilities of in each place; None for none at all."""
+        """Number of top tokens to report per position; None without log-probabilities."""
         return None
 
 
 def _as_list(value: Any) -> Any:
-    """A text alone is a list of one."""
+    """Wrap a single text in a list."""
     return [value] if isinstance(value, str) else value
 
 
 def _part_ignores(name: str, value: Any) -> bool:
-    """Marks for caches, and what other models' answers carry beside their text."""
+    """Ignore cache markers and the metadata of other servers' answers."""
     return name in ("annotations", "cache_control", "id", "prompt_cache_breakpoint") or is_empty(
         value
     )
 
 
 class TextPart(_Strict):
-    """A part of a message; what a model has refused with is text of its own."""
+    """A part of a message; the text of a refusal counts as text."""
 
     ignores = _part_ignores
 
@@ -181,19 +181,19 @@ def _as_parts(value: Any) -> Any:
 
 
 def _message_ignores(name: str, value: Any) -> bool:
-    """What answers carry beside their text, and marks for caches."""
+    """Ignore names, cache markers and the metadata of other servers' answers."""
     known = ("annotations", "cache_control", "id", "name", "provider_specific_fields")
     return name in known or is_empty(value)
 
 
 class Message(_Strict):
-    """A turn of a conversation.
+    """A message of a conversation.
 
     Attributes:
-        role: whose it is.
-        content: what was said; an assistant may have said nothing.
-        refusal: what an assistant said instead.
-        reasoning_content: what an assistant thought before; for templates that show it.
+        role: role of the author.
+        content: parts of the text; an assistant's may be missing.
+        refusal: an assistant's refusal, in place of the text.
+        reasoning_content: an assistant's reasoning, for templates that include it.
     """
 
     ignores = _message_ignores
@@ -211,9 +211,9 @@ class Message(_Strict):
         return data if data.get("content") is not None else data | {"content": ""}
 
     def for_template(self) -> dict[str, str]:
-        """As chat templates take it."""
+        """Convert to the form that chat templates take."""
         text = "".join(part.text for part in self.content) or self.refusal
-        # Templates of open models know the older name alone.
+        # Chat templates of open models have no role "developer", the newer name of "system".
         message = {"role": "system" if self.role == "developer" else self.role, "content": text}
         if self.reasoning_content:
             message["reasoning_content"] = self.reasoning_content
@@ -225,9 +225,9 @@ class ChatRequest(Sampling):
 
     Attributes:
         messages: the conversation.
-        max_completion_tokens: the newer name of max_tokens.
-        logprobs: tell the log-probability of every token.
-        top_logprobs: likeliest tokens to tell of in each place; needs logprobs.
+        max_completion_tokens: newer name of max_tokens.
+        logprobs: report the log-probability of every token.
+        top_logprobs: number of the most likely tokens to report per position; needs logprobs.
     """
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -263,7 +263,7 @@ class ChatRequest(Sampling):
 
 
 def _text_ignores(name: str, value: Any) -> bool:
-    """Bare text gets the special tokens of the tokenizer, a template writes its own."""
+    """Also ignore add_special_tokens if true: plain text always gets the special tokens."""
     return value is True if name == "add_special_tokens" else asks_for_nothing(name, value)
 
 
@@ -271,9 +271,9 @@ class TextRequest(Sampling):
     """``POST /v1/completions``.
 
     Attributes:
-        prompt: bare text, its token ids, or a list with one of these.
-        best_of: as many as are answered.
-        logprobs: likeliest tokens to tell the log-probabilities of, beside the token's own.
+        prompt: plain text, its token ids, or a list with one of these.
+        best_of: accepted if it equals n.
+        logprobs: number of the most likely tokens to report per position, besides the chosen one.
     """
 
     ignores = _text_ignores
@@ -286,25 +286,31 @@ class TextRequest(Sampling):
     @field_validator("logprobs", mode="before")
     @classmethod
     def _no_logprobs(cls, value: Any) -> Any:
-        """As chat completions say it."""
+        """Accept false for no log-probabilities, as chat completions do."""
         return None if value is False else value
 
     @field_validator("best_of")
     @classmethod
     def _check_best_of(cls, value: int, info: ValidationInfo) -> int:
         if value != info.data.get("n", 1):
-            raise ValueError("must be n: all answers are given, none is chosen")
+            raise ValueError("must equal n: all answers are returned, and none is selected")
         return value
 
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, value: Any) -> Any:
-        """A list of one prompt is that prompt."""
+        """Unwrap a list of one prompt."""
         if isinstance(value, list) and value and not isinstance(value[0], int):
             if len(value) > 1:
                 raise ValueError("must be one prompt")
             return value[0]
         return value
+
+    @property
+    def one_prompt(self) -> str | list[int]:
+        """The prompt: its text or its token ids."""
+        # The validator of `prompt` has unwrapped a list of one prompt.
+        return cast("str | list[int]", self.prompt)
 
     @property
     def likeliest(self) -> int | None:
@@ -317,13 +323,13 @@ class LiveRequest(_Strict):
 
     Attributes:
         prompt: the text.
-        chat: put it as the user's turn into the model's chat template.
+        chat: send it as the user's message in the model's chat template.
         modes: one or two modes of drafting, which decode side by side.
         max_tokens: longest continuation.
         temperature: 0 is greedy.
         top_p: nucleus mass.
-        seed: of the draws; the same for both.
-        paused: wait for steps, instead of running.
+        seed: seed of the sampling, the same for both modes.
+        paused: start paused instead of running.
     """
 
     prompt: Annotated[str, Field(min_length=1)]
@@ -340,7 +346,7 @@ class ControlRequest(_Strict):
     """``POST /live/sessions/ID/control``.
 
     Attributes:
-        action: run, pause, or one cycle of every text that has not ended.
+        action: run, pause, or run one cycle of every lane that has not ended.
     """
 
     action: Literal["run", "pause", "step"]

@@ -1,4 +1,4 @@
-"""From the engine's thread to a client, for as long as the client is there."""
+"""Transport of events from the engine's thread to a client, while the client is connected."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _R = TypeVar("_R")
 
 
 class Channel(Generic[_E]):
-    """Events that one thread puts and the event loop takes."""
+    """A queue into which threads put events and from which the event loop takes them."""
 
     def __init__(self) -> None:
-        """Belong to the running loop."""
+        """Set up for the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[_E] = asyncio.Queue()
 
     def put(self, event: _E) -> None:
         """Add an event, from any thread."""
-        # Where the loop has ended, so has everybody who could listen.
+        # After the loop has ended there is nobody left to receive the event.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def get(self) -> _E:
-        """The next event."""
+        """Return the next event, waiting for it."""
         return await self._events.get()
 
 
 def server_sent_event(content: Any, name: str | None = None) -> str:
-    """One event of ``text/event-stream``."""
+    """Format one event of ``text/event-stream``."""
     data = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
     return (f"event: {name}\n" if name else "") + f"data: {data}\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events until they end or the client goes; then `on_close`, whatever happened."""
+    """Server-sent events; `on_close` is called when they end or the client disconnects."""
 
     media_type = "text/event-stream"
 
@@ -48,8 +48,8 @@ class EventStream(StreamingResponse):
         """Set up.
 
         Args:
-            events: of `server_sent_event`.
-            on_close: called once at the end.
+            events: events formatted by `server_sent_event`.
+            on_close: called exactly once, at the end.
         """
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._until_the_last(events), headers=headers)
@@ -65,7 +65,8 @@ class EventStream(StreamingResponse):
     async def _until_the_last(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
         async for event in events:
             yield event
-        # Before the response's last chunk: who has read it to its end finds everything closed.
+        # Closed before the last chunk, so that a client that has read the whole response finds the
+        # session closed.
         self._close()
 
     def _close(self) -> None:
@@ -75,14 +76,14 @@ class EventStream(StreamingResponse):
 
 
 async def while_connected(work: Awaitable[_R], receive: Receive) -> _R | None:
-    """Do something for as long as the client is there.
+    """Await something while the client is connected.
 
     Args:
-        work: what to do; it is cancelled when the client goes.
-        receive: the request's; its body has been read.
+        work: what to await; cancelled when the client disconnects.
+        receive: receiver of the request, whose body has been read.
 
     Returns:
-        Its result; None if the client has gone.
+        The result; None if the client has disconnected.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnected(receive))

@@ -1,4 +1,4 @@
-"""Tokens to text as they come, and the texts that end an answer."""
+"""Incremental decoding of tokens to text, and detection of stop texts."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from eaglerl.eagle3.logprobs import TokenLogprobs
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _TOKENS_KEPT = 65_536
 
-#: A token and the place of its first character in the answer's text.
+#: The offset of a token's first character in the answer's text, and the token.
 PlacedToken = tuple[int, TokenLogprobs]
 
 
 class IncrementalText:
-    """Decodes one token after another; what it gives adds up to the text of all of them.
+    """Incremental decoder; the pieces that it returns join to the text of all tokens.
 
-    A character may take several tokens, and a token's text may depend on the one before. So the
-    text of the last tokens is decoded anew with their predecessors, and a character that is not
-    complete is held back.
+    A character may take several tokens, and a token's text may depend on the previous token. The
+    last tokens are therefore decoded again together with their predecessors, and an incomplete
+    character is held back.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Start an empty text.
+        """Start with an empty text.
 
         Args:
-            tokenizer: of transformers.
+            tokenizer: a tokenizer of transformers.
         """
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        # Text is decoded from here on; what comes before `_read` is complete.
+        # Tokens are decoded from `_context` on; the text of those before `_read` is complete.
         self._context = 0
         self._read = 0
         self._sent = 0
 
     def push(self, token_id: int) -> str:
-        """Add a token; the text that is complete with it."""
+        """Add a token and return the text that it completes."""
         self._ids.append(token_id)
         text = self._decode(self._context)
         complete = text.rstrip(_REPLACEMENT)
@@ -54,7 +54,7 @@ class IncrementalText:
         return piece
 
     def finish(self) -> str:
-        """What was held back."""
+        """Return the text that was held back."""
         piece = self._decode(self._context)[self._sent :]
         self._sent += len(piece)
         return piece
@@ -66,24 +66,24 @@ class IncrementalText:
 
 
 class StopTexts:
-    """Lets text pass up to the first of some texts, which may be cut anywhere in between.
+    """A filter that passes text up to the first stop text, which may be split between pieces.
 
     Attributes:
-        found: whether one of them came.
+        found: whether a stop text was found.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         """Set up.
 
         Args:
-            texts: none of them empty.
+            texts: the stop texts, none of them empty.
         """
         self._texts = tuple(texts)
         self._held = ""
         self.found = False
 
     def push(self, piece: str) -> str:
-        """Add text; what of it surely stands before the first stop text."""
+        """Add text and return what certainly precedes the first stop text."""
         text = self._held + piece
         places = [place for stop in self._texts if (place := text.find(stop)) >= 0]
         if places:
@@ -94,7 +94,7 @@ class StopTexts:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What was held back, as no stop text came of it."""
+        """Return the text that was held back: it did not become a stop text."""
         text, self._held = self._held, ""
         return text
 
@@ -103,30 +103,30 @@ class AnswerText:
     """The text of an answer up to its end, and the log-probabilities of the tokens in it.
 
     Attributes:
-        tokens: of the answer so far, with those of a stop text or an end token.
-        finish_reason: "stop" or "length"; None while it goes on.
+        tokens: number of tokens so far, those of a stop text or an end token included.
+        finish_reason: "stop" or "length"; None until the answer ends.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
-        """Start an empty text.
+        """Start with an empty text.
 
         Args:
-            tokenizer: of transformers.
-            stops: texts that end it and are not part of it.
+            tokenizer: a tokenizer of transformers.
+            stops: texts that end the answer and are not part of it.
         """
         self._text = IncrementalText(tokenizer)
         self._stops = StopTexts(stops)
         self.tokens = 0
         self.finish_reason: str | None = None
         self._piece = ""
-        # Characters that were decoded, and that were let through.
+        # Characters that were decoded, and those of them that were passed on.
         self._decoded = 0
         self._passed = 0
-        # Tokens whose first character has not passed yet.
+        # Tokens whose first character has not been passed on yet.
         self._held: deque[PlacedToken] = deque()
 
     def push(self, token_ids: Sequence[int], generation: Generation) -> None:
-        """Add what a generation has just kept; it may have ended with it."""
+        """Add the tokens that a generation has just emitted; the answer may end with them."""
         logprobs = generation.logprobs[-len(token_ids) :]
         for place, token in enumerate(token_ids):
             self.tokens += 1
@@ -139,7 +139,7 @@ class AnswerText:
         if generation.finish_reason is None:
             return
         if generation.finish_reason == "stop" and self._held:
-            # The token that ends a text is no part of it.
+            # The end token is not part of the text.
             self._held.pop()
         self._add(self._text.finish())
         if not self._stops.found:
@@ -148,10 +148,10 @@ class AnswerText:
         self.finish_reason = "stop" if stopped else "length"
 
     def take(self) -> tuple[str, tuple[PlacedToken, ...]]:
-        """What has passed since the last call: text, and the tokens that begin in it."""
+        """Return the text passed on since the last call, and the tokens that begin in it."""
         piece, self._piece = self._piece, ""
         begun: list[PlacedToken] = []
-        # At its own end nothing is left behind, not even tokens without a character.
+        # At an end without a stop text, all tokens are returned, even those without text.
         whole = self.finish_reason is not None and not self._stops.found
         while self._held and (whole or self._held[0][0] < self._passed):
             begun.append(self._held.popleft())
@@ -167,23 +167,23 @@ class AnswerText:
 
 
 class TokenTexts:
-    """What single tokens say, for those who ask for log-probabilities."""
+    """Texts of single tokens, for log-probabilities."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Set up.
 
         Args:
-            tokenizer: of transformers.
+            tokenizer: a tokenizer of transformers.
         """
         self._tokenizer = tokenizer
         self._byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
         self.of = lru_cache(_TOKENS_KEPT)(self._of)
 
     def _of(self, token_id: int) -> tuple[str, list[int] | None]:
-        """The text of a token and its bytes.
+        """Return the text of a token and its bytes.
 
-        A token may hold a part of a character alone; its text is then its bytes, written as in
-        OpenAI's API, ``\\xf0\\x9f``. Bytes are None where they cannot be told.
+        If a token holds only a part of a character, its text is its bytes, written as in OpenAI's
+        API, ``\\xf0\\x9f``. The bytes are None if unknown.
         """
         text = self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
         if _REPLACEMENT not in text:
@@ -200,6 +200,6 @@ class TokenTexts:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """Return the length of the longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
