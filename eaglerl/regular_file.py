@@ -9,8 +9,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -47,7 +47,7 @@ def check_regular(path: str | Path, what: str) -> int:
 
 
 @contextmanager
-def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
+def open_regular(path: str | Path, what: str) -> Iterator[BufferedReader]:
     """Open a regular file; refuse everything else before it can block.
 
     The block should only read the file: any OSError in it is reported as an error of the file.

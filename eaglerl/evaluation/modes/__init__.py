@@ -1,4 +1,4 @@
-"""Ways to decode: their names, and what decodes in each."""
+"""Modes, the named ways of decoding, and the runners that decode in them."""
 
 from eaglerl._moved import moved_attributes
 

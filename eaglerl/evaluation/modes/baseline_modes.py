@@ -82,19 +82,24 @@ def tiers_of(actions: Sequence[TreeParams]) -> list[TreeParams]:
     return [by_depth[depth] for depth in sorted(by_depth)]
 
 
-def _confidence(inputs: BaselineInputs) -> TreePolicy:
+def _cost(inputs: BaselineInputs) -> CostTable:
     # `make_baseline` has checked what a baseline needs.
     assert inputs.cost is not None
+    return inputs.cost
+
+
+def _confidence(inputs: BaselineInputs) -> TreePolicy:
+    cost = _cost(inputs)
     width, depth = _CONFIDENCE_WIDTH, _CONFIDENCE_DEPTH
     pool = width + depth * width**2
-    rows = min(inputs.cost.total_tokens[-1], pool + 1)
-    return DraftConfidencePolicy(inputs.cost, limit=TreeParams(rows, depth, width))
+    rows = min(cost.total_tokens[-1], pool + 1)
+    return DraftConfidencePolicy(cost, limit=TreeParams(rows, depth, width))
 
 
 BASELINES: Mapping[str, Baseline] = {
     "best-constant": Baseline(
         "the constant tree that is fastest on traces of other prompts, by the cost table",
-        lambda given: best_constant(given.traces, ActionSpace(given.grid), given.cost),
+        lambda given: best_constant(given.traces, ActionSpace(given.grid), _cost(given)),
         ("traces", "cost"),
     ),
     "random": Baseline(
@@ -120,7 +125,7 @@ BASELINES: Mapping[str, Baseline] = {
     ),
     "lookup-rule": Baseline(
         "the best fixed rule with prompt lookup, tuned on traces of other prompts",
-        lambda given: best_lookup_rule(given.traces, given.cost, given.grid),
+        lambda given: best_lookup_rule(given.traces, _cost(given), given.grid),
         ("traces", "cost"),
     ),
 }

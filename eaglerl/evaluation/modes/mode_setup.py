@@ -1,4 +1,4 @@
-"""From the modes that were asked for to runners that decode."""
+"""Making of runners from the requested modes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Resources:
     """What runners are made from.
 
     Attributes:
-        decoder: decodes all but transformers' own.
+        decoder: decoder of all modes but ``generate``.
         target: folder of the target.
-        decoding: how all decode.
-        inputs: of the baselines; its cost table serves policies, too.
-        target_id: hash of the target.
-        head_id: hash of the head.
-        selection_ids: ids of the questions that a selected tree is chosen on, per kind.
+        decoding: settings of decoding.
+        inputs: inputs of the baselines; policies use its cost table, too.
+        target_id: fingerprint of the target.
+        head_id: fingerprint of the head.
+        selection_ids: ids of the questions that a tree is chosen on, by kind of mode.
     """
 
     decoder: SpeculativeDecoder
@@ -50,7 +50,7 @@ class Resources:
 
     @cached_property
     def transformers_model(self) -> Any:
-        """The target as transformers runs it, in the dtype and on the device of the decoder's."""
+        """The target as transformers runs it, with the decoder's dtype and device."""
         from transformers import AutoModelForCausalLM
 
         table = self.decoder.target.embed_tokens
@@ -61,15 +61,15 @@ class Resources:
 def make_runner(
     mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None = None
 ) -> Runner:
-    """Make a mode decode.
+    """Make the runner of a mode.
 
     Args:
         mode: the mode.
         resources: what it is made from.
-        trees: of a selected kind, the tree for each split.
+        trees: for a kind whose tree is chosen, the tree of each split.
 
     Raises:
-        ValueError: its policy does not fit, or something that it needs is missing.
+        ValueError: its policy belongs to another target or head, or an input is missing.
     """
     decoder = resources.decoder
     if mode.kind == "generate":
@@ -109,6 +109,8 @@ def mode_fingerprint(mode: ModeSpec, resources: Resources) -> str | None:
         needs = BASELINES[mode.argument].needs
         parts += [_trees(inputs.actions), _trees(inputs.grid), inputs.seed]
     if mode.kind == "baseline" and "cost" in needs:
+        # `compare` has checked what a mode needs.
+        assert inputs.cost is not None
         parts.append(asdict(inputs.cost))
     if "traces" in needs:
         parts.append(sorted(trace.prompt_id for trace in inputs.traces))

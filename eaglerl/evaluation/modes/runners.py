@@ -1,4 +1,4 @@
-"""Modes at work: each decodes conversations and tells what every cycle of it took."""
+"""Runners: modes at work, which decode conversations and time every cycle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eaglerl.evaluation.results.records import Cycles, Turn
 
 @dataclass(frozen=True)
 class Decoding:
-    """How all modes decode.
+    """Settings of decoding, the same for all modes.
 
     Attributes:
         max_new_tokens: longest answer.
@@ -42,20 +42,20 @@ class Runner(Protocol):
         """Answer one prompt."""
 
     def cache_counts(self) -> tuple[int, int] | None:
-        """Cached and fresh decisions so far; None where there is no cache."""
+        """Return the cached and the fresh decisions so far, or None without a cache."""
 
 
 def answer(
     runner: Runner, question: Question, tokenizer: Any, decoding: Decoding, seed: int
 ) -> list[Turn]:
-    """Hold a conversation: every turn sees the mode's own answers to those before.
+    """Answer a conversation; every turn sees the mode's own answers to the earlier turns.
 
     Args:
-        runner: the mode.
-        question: what the user says.
-        tokenizer: the target's.
-        decoding: how.
-        seed: of the draws; each turn has its own.
+        runner: runner of the mode.
+        question: the conversation.
+        tokenizer: tokenizer of the target.
+        decoding: settings of decoding.
+        seed: seed of the first turn; each later turn's is larger by one.
     """
     turns: list[Turn] = []
     answers: list[str] = []
@@ -68,7 +68,7 @@ def answer(
 
 
 class DecoderRunner:
-    """A constant tree or a policy in our decoder."""
+    """Runner of a constant tree or a policy in `SpeculativeDecoder`."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class DecoderRunner:
         """Set up.
 
         Args:
-            decoder: decodes.
-            policy_of: the policy or the tree; or the tree of each split.
-            counter: what counts cached decisions, see `load_live_policy`.
+            decoder: the decoder.
+            policy_of: the policy or the tree, or the tree of each split.
+            counter: object that counts cached decisions, see `load_live_policy`.
         """
         self._decoder = decoder
         self._counter = counter
@@ -100,7 +100,7 @@ class DecoderRunner:
             max_new_tokens=decoding.max_new_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
-            # Whatever the target's generation config says: all runners draw from the same.
+            # Overrides the target's generation config, so that all runners sample alike.
             top_k=0,
             seed=seed,
         )
@@ -120,7 +120,7 @@ class DecoderRunner:
 
 
 class TransformersRunner:
-    """transformers' own ``generate`` with its KV cache."""
+    """Runner of transformers' own ``generate`` with its KV cache."""
 
     def __init__(self, model: Any) -> None:
         """Set up.
@@ -168,11 +168,11 @@ class TransformersRunner:
         )
 
     def cache_counts(self) -> None:
-        """There are no decisions."""
+        """Return None: there is no policy."""
 
 
 class _TokenClock:
-    """A streamer that notes when each token came."""
+    """A streamer that records when each token came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -187,7 +187,7 @@ class _TokenClock:
         pass
 
     def gaps(self) -> list[float]:
-        """Seconds between tokens."""
+        """Return the seconds between tokens."""
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
@@ -195,8 +195,9 @@ def _cycles(results: Sequence[StepResult], policy: TreeParams | TreePolicy) -> C
     def column(value: Callable[[StepResult], Any]) -> tuple[Any, ...]:
         return tuple(map(value, results))
 
-    # A result's drafting and verification hold what the policy decided meanwhile. Beside that, what
-    # a policy does before and after a cycle takes some microseconds: it is not told apart.
+    # A staged policy decides within the drafting time, a fused one within the verification time:
+    # its seconds are subtracted. What a policy does before and after a cycle takes microseconds and
+    # is not subtracted.
     in_draft = isinstance(policy, StagedPolicy)
     in_verify = isinstance(policy, FusedPolicy)
     return Cycles(

@@ -1,4 +1,4 @@
-"""The answers of a comparison in the layout of EAGLE's answer files."""
+"""Answers of a comparison in the layout of EAGLE's answer files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from eaglerl.files import atomic_path
 
 
 def write_answers(folder: str | Path, comparison: Comparison, tokenizer: Any) -> list[Path]:
-    """Write ``answers/MODE/FILE.jsonl`` anew, a line per question with all repeats decoded so far.
+    """Rewrite ``answers/MODE/FILE.jsonl``, one line per question with all repeats decoded so far.
 
     Each line has ``question_id``, ``answer_id``, ``model_id`` (the mode), ``tstamp`` and
-    ``choices``: per repeat its ``index`` and, per turn, ``turns`` (texts), ``idxs`` (the last
-    cycle's index), ``new_tokens`` and ``wall_time`` (seconds, prefill included).
+    ``choices``: for each repeat its ``index`` and, for each turn, ``turns`` (text), ``idxs`` (index
+    of the last cycle), ``new_tokens`` and ``wall_time`` (seconds, prefill included).
 
     Args:
-        folder: of the comparison.
-        comparison: its records.
-        tokenizer: the target's.
+        folder: folder of the comparison.
+        comparison: the comparison.
+        tokenizer: tokenizer of the target.
 
     Returns:
-        The files.
+        The files written.
     """
     answers: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in comparison.records:
@@ -63,12 +63,12 @@ def _line(records: list[Record], tokenizer: Any) -> dict[str, Any]:
 
 
 def answer_choice(index: int, turns: Sequence[Turn], tokenizer: Any) -> dict[str, Any]:
-    """One entry of an answer's ``choices``.
+    """Make one entry of an answer's ``choices``.
 
     Args:
-        index: of the entry.
-        turns: of the conversation.
-        tokenizer: the target's.
+        index: index of the entry.
+        turns: answers of the conversation.
+        tokenizer: tokenizer of the target.
     """
     return {
         "index": index,
@@ -80,7 +80,7 @@ def answer_choice(index: int, turns: Sequence[Turn], tokenizer: Any) -> dict[str
 
 
 def _folder_names(labels: list[str]) -> dict[str, str]:
-    """Names without separators or other signs that a file system may not take; all distinct."""
+    """Return distinct folder names without separators and signs that file systems may refuse."""
     names: dict[str, str] = {}
     for label in labels:
         plain = re.sub(r"[^\w.+-]+", "_", label).strip(".")

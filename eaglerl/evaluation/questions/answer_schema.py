@@ -1,4 +1,4 @@
-"""What a line of an answer file in EAGLE's layout must hold."""
+"""Schemas of a line of an answer file in EAGLE's layout."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def _check_id(value: JsonValue) -> JsonValue:
     return value
 
 
-#: MT-bench has numbers.
+#: A number, as in MT-bench, or a text.
 QuestionId = Annotated[JsonValue, AfterValidator(_check_id)]
 
 
 class ChoiceSchema(Schema):
-    """One answer to a conversation; lists have an entry per turn."""
+    """One answer to a conversation; each list has one entry per turn."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,7 +42,7 @@ class ChoiceSchema(Schema):
 
 
 class AnswerSchema(Schema):
-    """The answers to a question; other engines write no more than is needed here."""
+    """The answers to a question; other engines write only the required keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,7 +53,7 @@ class AnswerSchema(Schema):
 
 
 class MeasuredChoiceSchema(ChoiceSchema):
-    """A choice with what `evaluate` measures."""
+    """A choice with the measurements of `evaluate`."""
 
     idxs: Items[Annotated[int, Field(ge=0)]]
     new_tokens: Items[Count]
@@ -61,7 +61,7 @@ class MeasuredChoiceSchema(ChoiceSchema):
 
 
 class MeasuredAnswerSchema(AnswerSchema):
-    """A line that `evaluate` wrote."""
+    """A line that `evaluate` writes."""
 
     answer_id: str
     choices: Annotated[Items[MeasuredChoiceSchema], Field(min_length=1)]

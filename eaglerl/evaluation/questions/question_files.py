@@ -1,4 +1,4 @@
-"""Questions to decode, in the ``question.jsonl`` layout of MT-bench and EAGLE, as conversations."""
+"""Conversations to decode, from files in the ``question.jsonl`` layout of MT-bench and EAGLE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SplitName = Literal["test", "train", "all"]
 SPLITS: tuple[str, ...] = get_args(SplitName)
 
 _MAX_LINE_BYTES = 1 << 24
-# Tokens that a chat template may put around one turn and its answer.
+# Tokens that a chat template may add around one turn and its answer.
 _TEMPLATE_ROOM = 32
 
 
@@ -31,10 +31,10 @@ class Question:
     Attributes:
         id: ``FILE/QUESTION_ID``.
         domain: FILE, without its ending.
-        category: the file's own name for its kind, or FILE.
-        turns: what the user says.
-        prompt_id: hash of the first turn's prompt; empty until `prepare_questions` knows it.
-        split: the half that the prompt belongs to; empty until then.
+        category: the category that the file gives it, or FILE.
+        turns: the user's messages.
+        prompt_id: hash of the first turn's prompt; set by `prepare_questions`, empty before.
+        split: half that the prompt belongs to; set by `prepare_questions`, empty before.
     """
 
     id: str
@@ -45,38 +45,38 @@ class Question:
     split: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Return its entry in a manifest: all fields, with the number of turns for the turns."""
         own = {name: value for name, value in vars(self).items() if name != "turns"}
         return own | {"turns": len(self.turns)}
 
 
 def question_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that were named, and those ending in ``.jsonl`` of folders that were.
+    """Return the named files, and the ``.jsonl`` files of the named folders.
 
     Raises:
-        ValueError: a path that does not exist, a folder without such files, no file at all, or two
-            of the same name.
+        ValueError: a path does not exist, a folder has no such files, there is no file at all, or
+            two files have the same name.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not found or not all(file.is_file() for file in found):
             raise ValueError(
-                "questions must name existing JSONL files, or folders that hold some, got "
+                "questions must name existing JSONL files, or folders that hold such files, got "
                 f"{str(path)!r}"
             )
         files.extend(found)
     names = [file.stem for file in files]
     if not files or len(set(names)) < len(names):
-        raise ValueError(f"questions must be files of distinct names, at least one, got {names}")
+        raise ValueError(f"questions must be at least one file, of distinct names, got {names}")
     return files
 
 
 def read_questions(files: Iterable[Path]) -> list[Question]:
-    """Read question files; no model is needed.
+    """Read question files, without loading a model.
 
     Raises:
-        ValueError: a line that is no question, or an id that comes twice.
+        ValueError: a line is not a question, or an id occurs twice.
     """
     questions: dict[str, Question] = {}
     files = list(files)
@@ -95,7 +95,7 @@ def read_questions(files: Iterable[Path]) -> list[Question]:
 
 
 def files_digest(files: Iterable[Path]) -> dict[str, str]:
-    """16 hexadecimal digits of each file's SHA-256, by its name."""
+    """Return the first 16 hexadecimal digits of each file's SHA-256, by the file's name."""
     digests = {}
     for path in files:
         with open_regular(path, "questions") as file:
@@ -104,12 +104,12 @@ def files_digest(files: Iterable[Path]) -> dict[str, str]:
 
 
 def chat_ids(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Token ids of a conversation up to the next answer, by the model's chat template.
+    """Encode a conversation up to the next answer with the model's chat template.
 
     Args:
-        tokenizer: the target's, with a chat template.
-        turns: what the user said, one more than there are answers.
-        answers: what the model answered.
+        tokenizer: tokenizer of the target, with a chat template.
+        turns: the user's messages, one more than there are answers.
+        answers: the model's answers.
     """
     chat: list[Mapping[str, str]] = []
     for index, turn in enumerate(turns):
@@ -123,16 +123,16 @@ def chat_ids(tokenizer: Any, turns: Sequence[str], answers: Sequence[str]) -> li
 def prepare_questions(
     questions: Sequence[Question], tokenizer: Any, *, max_new_tokens: int, max_positions: int
 ) -> list[Question]:
-    """Find every question's half, and make sure that its conversation fits the target's context.
+    """Set every question's prompt id and split, and check that it fits the target's context.
 
     Args:
-        questions: from `read_questions`.
-        tokenizer: the target's.
-        max_new_tokens: of each answer.
-        max_positions: the target's context length.
+        questions: questions from `read_questions`.
+        tokenizer: tokenizer of the target.
+        max_new_tokens: longest answer.
+        max_positions: context length of the target.
 
     Raises:
-        ValueError: there is no chat template, or a conversation does not fit.
+        ValueError: there is no chat template, or a conversation may not fit.
     """
     if tokenizer is None or tokenizer.chat_template is None:
         raise ValueError("questions need a target whose tokenizer has a chat template")
@@ -155,10 +155,10 @@ def prepare_questions(
 def choose_split(
     questions: Iterable[Question], split: str, per_file: int | None = None
 ) -> list[Question]:
-    """The questions of one half, or all; at most `per_file` of each file, the first ones.
+    """Return the questions of one half, or all; of each file the first `per_file` at most.
 
     Raises:
-        ValueError: an unknown split, or none is left.
+        ValueError: the split is unknown, or no question is left.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {list(SPLITS)}, got {split!r}")
@@ -169,7 +169,7 @@ def choose_split(
         chosen.extend(list(group)[:per_file])
     if not chosen:
         raise ValueError(
-            f"split {split!r} leaves no question of {len(questions)}: take more questions, or "
+            f"split {split!r} leaves none of the {len(questions)} questions: add questions, or use "
             "--split all"
         )
     return chosen
@@ -177,7 +177,7 @@ def choose_split(
 
 def _check_turn(text: str) -> str:
     if not text.strip():
-        raise ValueError(f"must be a text that is not empty, got {text!r}")
+        raise ValueError(f"must not be empty or blank, got {text!r}")
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from markupsafe import Markup
@@ -12,6 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eaglerl.evaluation.report.blocks import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 #: Text, axes and outlines; the SVG has the page's text colour instead.
 INK = "#20242b"
@@ -24,7 +28,7 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo")
 
 _PNG_DPI = 160
 _LARGEST_SCALE = 1.25
-_PARAMETERS = {
+_PARAMETERS: dict[RcKeyType, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.facecolor": "none",

@@ -38,7 +38,7 @@ from eaglerl.evaluation.report.words import (
     with_interval,
     worth_using,
 )
-from eaglerl.evaluation.statistics.summary import LOOP_PERIOD, LOOP_TOKENS, ModeSummary
+from eaglerl.evaluation.statistics.summary import LOOP_PERIOD, LOOP_TOKENS, ModeSummary, known
 
 # More markers could not be told apart.
 _MOST_IN_A_FIGURE = 6
@@ -305,8 +305,8 @@ def mean_components(evidence: Evidence, label: str) -> Components | None:
         return None
     draft = sum(sum(turn.cycles.draft_seconds) for turn in turns)
     verify = sum(sum(turn.cycles.verify_seconds) for turn in turns)
-    told = [turn.cycles.policy_seconds for turn in turns]
-    policy = None if None in told else sum(map(sum, told))
+    told = known([turn.cycles.policy_seconds for turn in turns])
+    policy = None if told is None else sum(sum(each) for each in told)
     rest = sum(turn.decode_seconds for turn in turns) - draft - verify - (policy or 0.0)
     scale = 1e3 / count
     return Components(

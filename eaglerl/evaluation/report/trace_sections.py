@@ -156,10 +156,14 @@ def _cache(study: TraceStudy | None) -> list[Block]:
 
 def _expected(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> list[Block]:
     blocks: list[Block] = []
-    known = [policy for policy in study.policies if policy.expected is not None] if study else []
-    for index, policy in enumerate(known):
+    known = [
+        (policy.label, policy.expected, policy.found)
+        for policy in (study.policies if study else ())
+        if policy.expected is not None and policy.found is not None
+    ]
+    for index, (policy_label, expected, accepted) in enumerate(known):
         name = f"bounds-expected-{index + 1}"
-        blocks.append(expected_and_found(name, policy.expected, policy.found, policy.label))
+        blocks.append(expected_and_found(name, expected, accepted, policy_label))
     for label, found in calibrations.items():
         if found.lengths:
             blocks.append(_lengths_table(label, found.lengths))

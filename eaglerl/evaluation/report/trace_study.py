@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,19 +13,17 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     CycleState,
-    DraftPlan,
     DraftProgress,
     Selection,
     StepResult,
     TreeParams,
-    TreePolicy,
 )
 from eaglerl.envs.action_repeat import ActionRepeat
 from eaglerl.evaluation.modes.policy_modes import find_policy
 from eaglerl.fingerprints import split_of
 from eaglerl.policies.acceptance_file import load_acceptance
 from eaglerl.policies.acceptance_policy import AcceptancePolicy
-from eaglerl.policies.baselines import best_constant
+from eaglerl.policies.baselines import best_constant_tree
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.traces.oracle import (
@@ -191,7 +189,7 @@ def tuned_seconds(
         if not halves[own]:
             continue
         if halves[other]:
-            tree = best_constant(halves[other], actions, cost).params
+            tree = best_constant_tree(halves[other], actions, cost)
         elif own in chosen and _known(chosen[own], halves[own], cost):
             tree = chosen[own]
         else:
@@ -239,6 +237,19 @@ def wider_oracle(trace: Trace, actions: Sequence[TreeParams], cost: CostTable) -
     return float(oracle_actions(table)[0][0])
 
 
+class TreeChooser(Protocol):
+    """A `TreePolicy` that always chooses a tree, as PPO and DQN do."""
+
+    def reset(self) -> None:
+        """See `TreePolicy`."""
+
+    def choose(self, state: CycleState) -> TreeParams:
+        """See `TreePolicy`."""
+
+    def observe(self, result: StepResult) -> None:
+        """See `TreePolicy`."""
+
+
 class CachedDecisions:
     """A policy whose decisions serve several cycles, as with `eaglerl.ops.ActionCache`.
 
@@ -246,7 +257,7 @@ class CachedDecisions:
         decisions: number of decisions.
     """
 
-    def __init__(self, policy: TreePolicy, interval: int, threshold: float | None = None) -> None:
+    def __init__(self, policy: TreeChooser, interval: int, threshold: float | None = None) -> None:
         """Set up.
 
         Args:
@@ -264,7 +275,7 @@ class CachedDecisions:
         self._policy.reset()
         self._kept.forget()
 
-    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+    def choose(self, state: CycleState) -> TreeParams:
         """Return the decision in force, or a new one."""
         kept = self._kept.serve(state.features.numpy)
         if kept is not None:
@@ -317,9 +328,9 @@ def _study(
         model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
         if kind == "trees-only":
             model = model.without_lookups()
-        policy = ExpectingPolicy(model, cost)
-        seconds = total(simulate(policy, traces, cost)).seconds
-        expected, found = np.array(policy.expected), np.array(policy.found)
+        expecting = ExpectingPolicy(model, cost)
+        seconds = total(simulate(expecting, traces, cost)).seconds
+        expected, found = np.array(expecting.expected), np.array(expecting.found)
         return PolicyStudy(label, seconds=seconds, expected=expected, found=found)
     own = read_card(files.path)["head_id"]
     if own not in (None, head_id):

@@ -117,7 +117,7 @@ class ModeSchema(Schema):
 
     spec: _Name
     description: str
-    identity: str | None
+    fingerprint: str | None = Field(alias="identity")
     trees: dict[str, Annotated[TreeRow, AfterValidator(_as_row)]] | None
 
 

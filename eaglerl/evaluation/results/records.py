@@ -82,7 +82,7 @@ class Cycles:
         return len(self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Convert to JSON values."""
         return {
             name: values if values is None else [_rounded(value) for value in values]
             for name, values in asdict(self).items()
@@ -110,7 +110,7 @@ class Turn:
     cycles: Cycles
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Convert to JSON values."""
         own = {name: _rounded(value) for name, value in vars(self).items()}
         return own | {"output_ids": list(self.output_ids), "cycles": self.cycles.to_dict()}
 
@@ -122,21 +122,21 @@ class Record:
     Attributes:
         question: ``FILE/QUESTION_ID``, FILE without its ending.
         domain: FILE.
-        category: the question's own, or FILE where it has none.
-        repeat: from 0.
+        category: the question's category, or FILE if it has none.
+        repeat: index of the repeat.
         mode: the mode's label.
-        run: which process of this comparison decoded it, an index into `Manifest.runs`. A policy's
-            experience begins anew with every process.
-        place: when in its turn among the modes that decoded this question one after another.
+        run: index into `Manifest.runs` of the process that decoded it. A policy that learns starts
+            anew in every process.
+        place: index among the modes that decoded this question one after another.
         started: seconds since 1970.
         load: the machine's load average over the last minute, at the start.
         turns: the answers.
-        cache_hits: cycles that a policy's cached decision served; None for modes without a cache.
-        cache_misses: cycles at which it decided.
-        host_syncs: times that the host waited for a device while decoding; 0 where there is no
-            device, None where it is not known.
-        processor_share: share of the time of the answers in which the decoding thread had a
-            processor; None where it is not known, as with a device.
+        cache_hits: number of cycles that used a cached decision; None for modes without a cache.
+        cache_misses: number of cycles in which the policy decided.
+        host_syncs: number of times that the host waited for a device while decoding; 0 without a
+            device, None if not known.
+        processor_share: share of the answers' time in which the decoding thread had a processor;
+            None if not known, as with a device.
     """
 
     question: str
@@ -211,15 +211,24 @@ class Mode:
     Attributes:
         spec: how it was requested, such as ``policy:models/policy-ppo``.
         description: one line that says what it is.
-        identity: fingerprint of everything it is made from; None if the spec says it all.
+        fingerprint: hash of everything it is made from; None if the spec says it all.
         trees: for ``tuned`` and ``hindsight``, the constant trees [T, D, K] chosen for the
             questions of each split, "train" and "test".
     """
 
     spec: str
     description: str
-    identity: str | None = None
+    fingerprint: str | None = None
     trees: Mapping[str, tuple[int, int, int]] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to JSON values, in which the fingerprint is called identity."""
+        return {
+            "spec": self.spec,
+            "description": self.description,
+            "identity": self.fingerprint,
+            "trees": self.trees,
+        }
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,8 @@ class Manifest:
 
     def to_json(self, folder: str | Path) -> None:
         """Write the manifest into a comparison's folder."""
-        content = {"format": FORMAT, "version": VERSION} | asdict(self)
+        modes = {label: mode.to_dict() for label, mode in self.modes.items()}
+        content = {"format": FORMAT, "version": VERSION} | asdict(self) | {"modes": modes}
         with atomic_path(Path(folder) / MANIFEST_NAME) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

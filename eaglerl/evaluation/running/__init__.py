@@ -1,4 +1,4 @@
-"""Running a comparison, in one process or several."""
+"""Running of comparisons, in one process or several."""
 
 from eaglerl._moved import moved_attributes
 

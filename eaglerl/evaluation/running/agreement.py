@@ -1,4 +1,4 @@
-"""Whether a comparison that is called again is the one that its folder holds."""
+"""Check that a comparison that is continued is the one in its folder."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 
 from eaglerl.evaluation.results.records import Manifest, Mode
 
-# A message names at most so many differences.
+# Most differences that a message names.
 _MOST_NAMED = 6
 
 
 def check_agreement(before: Manifest, now: Manifest, folder: str | Path) -> None:
-    """Make sure that what is in a folder and what is asked for differ in their modes at most.
+    """Check that a folder's comparison and the requested one differ only in which modes they have.
 
     Args:
         before: the manifest in the folder.
-        now: what is asked for.
-        folder: named in the message.
+        now: the manifest of the requested comparison.
+        folder: the folder, for the message.
 
     Raises:
-        ValueError: they differ in something else, or a mode of the same label is another one; the
-            message says what, and both values.
+        ValueError: they differ in something else, or a label stands for two different modes; the
+            message says what differs, with both values.
     """
     found = list(_differences(before, now))
     if found:
         more = len(found) - _MOST_NAMED
         named = "; ".join(found[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(
-            f"the folder {str(folder)!r} holds another comparison: {named}. Ask for the same, or "
-            "name another folder"
+            f"the folder {str(folder)!r} holds another comparison: {named}. Use the same settings, "
+            "or name another folder"
         )
 
 
 def add_modes(before: Manifest, modes: Mapping[str, Mode]) -> Manifest:
-    """The manifest with the modes that it lacks."""
+    """Return the manifest with the modes that it lacks."""
     added = {label: mode for label, mode in modes.items() if label not in before.modes}
     return replace(before, modes=dict(before.modes) | added)
 
@@ -55,10 +55,10 @@ def _differences(before: Manifest, now: Manifest) -> Iterator[str]:
     for label in before.modes.keys() & now.modes.keys():
         old, new = before.modes[label], now.modes[label]
         yield from _differs(f"the mode {label!r}", old.spec, new.spec)
-        if old.spec == new.spec and old.identity != new.identity:
+        if old.spec == new.spec and old.fingerprint != new.fingerprint:
             yield (
-                f"the mode {label!r} is made from other files or options: {old.identity} there, "
-                f"{new.identity} now"
+                f"the mode {label!r} is made from other files or options: {old.fingerprint} there, "
+                f"{new.fingerprint} now"
             )
 
 

@@ -1,4 +1,4 @@
-"""Decoding the same questions with several modes, side by side, in one process."""
+"""Decode the same questions with several modes, side by side in one process."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ def compare(
     *,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Decode questions with several modes and keep every measurement, in a folder.
+    """Decode questions with several modes and write every measurement to a folder.
 
-    Within a repeat every question is decoded by all modes in turn before the next one comes; their
-    order rotates from question to question and is reversed in every other repeat. What the folder
-    holds already is not decoded again, so an interrupted comparison goes on with the same call, and
-    a finished one is extended by calling with one more mode. A policy that learns keeps what it
-    has learned from question to question, but not beyond the process, and no mode sees another's.
+    In each repeat, all modes decode a question before the next question begins. Their order rotates
+    from question to question and is reversed in every other repeat. Records that are already in the
+    folder are not decoded again: the same call continues an interrupted comparison, and a call with
+    one more mode extends a finished one. A policy that learns keeps its state between questions but
+    not between processes, and modes share no state.
 
     Args:
         decoder: target, head and tokenizer.
         target: folder of the target, for transformers' own ``generate``.
         files: question files.
-        modes: from `parse_modes`.
+        modes: modes from `parse_modes`.
         output: folder of the comparison.
-        options: how.
-        extras: what some modes need besides.
-        progress: told what is being done and the fraction done.
+        options: settings of the comparison.
+        extras: further inputs of some modes.
+        progress: called with the current stage and the fraction done.
 
     Returns:
-        All records, those from before included.
+        All records in the folder, earlier ones included.
 
     Raises:
-        ValueError: the folder holds a comparison of something else, a mode lacks what it needs, or
-            a file is malformed. Nothing was decoded then.
-        AlreadyLockedError: another process is at work in the folder.
+        ValueError: the folder holds another comparison, a mode lacks an input, or a file is
+            malformed. Nothing has been decoded then.
+        AlreadyLockedError: another process is writing to the folder.
     """
     progress = progress or (lambda stage, fraction: None)
     output = Path(output)
@@ -124,8 +124,8 @@ def _prepare(
         for need in mode.needs:
             if not getattr(resources.inputs, need):
                 raise ValueError(
-                    f"the mode {mode.label!r} needs {need}, and none are given, or none are left "
-                    "without the questions that are decoded"
+                    f"the mode {mode.label!r} needs {need}: none was given, or every trace is of a "
+                    "question that is decoded"
                 )
     manifest = Manifest(
         configuration=_configuration(files, options),
@@ -174,7 +174,7 @@ def _resources(
 
 def _configuration(files: Sequence[Path], options: CompareOptions) -> dict[str, object]:
     own = asdict(options)
-    # Only the modes that have a tree chosen depend on these: they are in the modes' identities.
+    # Only the modes whose tree is chosen depend on these: they count in those modes' fingerprints.
     for name in ("grid", "validation_per_file"):
         del own[name]
     return own | {"threads": torch.get_num_threads(), "files": files_digest(files)}

@@ -1,4 +1,4 @@
-"""How a comparison is made, and what some of its modes need besides."""
+"""Settings of a comparison, and further inputs of some modes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ DEFAULT_GRID = tuple(
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """How a comparison is made.
+    """Settings of a comparison.
 
     Attributes:
         max_new_tokens: longest answer.
-        temperature: 0 is greedy; above, the outputs of modes differ and are not compared.
+        temperature: 0 is greedy; above 0, the outputs of modes differ and are not compared.
         top_p: nucleus mass.
-        repeats: how often every mode decodes every question.
+        repeats: number of times that every mode decodes every question.
         split: half of the questions that is decoded: "test", "train" or "all".
         per_file: most questions of each file; None for all.
-        validation_per_file: most questions of each file that ``tuned`` is chosen on; they are of
-            the half that is not decoded, and with "all" of the half that a question is not in.
+        validation_per_file: most questions of each file that ``tuned`` is chosen on. They come from
+            the half that is not decoded; with "all", each half's tree is chosen on the other half.
         grid: trees that ``tuned`` and ``hindsight`` choose from.
-        draft_dtype: precision of the head, as the decoder was loaded with.
-        seed: of all draws.
+        draft_dtype: precision with which the decoder's head was loaded.
+        seed: seed of all random numbers.
     """
 
     max_new_tokens: int = 128
@@ -53,23 +53,23 @@ class CompareOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
-                "temperature must not be negative and top_p lie in (0, 1], got "
+                "temperature must not be negative and top_p must lie in (0, 1], got "
                 f"{self.temperature} and {self.top_p}"
             )
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {list(SPLITS)}, got {self.split!r}")
         if not self.grid or len(set(self.grid)) < len(self.grid):
-            raise ValueError(f"grid must hold distinct trees, at least one, got {self.grid}")
+            raise ValueError(f"grid must hold at least one tree and no tree twice, got {self.grid}")
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What some modes need besides the decoder.
+    """Further inputs of some modes.
 
     Attributes:
         cost: cost table of this machine.
-        actions: trees for the policies that choose among some; `ActionSpace.cpu` by default.
-        traces: recorded continuations; those of questions that are decoded are left out.
+        actions: trees that baselines choose from in every cycle; `ActionSpace.cpu` by default.
+        traces: recorded traces; those of questions that are decoded are left out.
     """
 
     cost: CostTable | None = None

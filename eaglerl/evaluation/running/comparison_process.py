@@ -1,4 +1,4 @@
-"""One process's part of a comparison: what is missing is decoded, in turn, and written down."""
+"""One process of a comparison: it decodes the missing records and writes them to the folder."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SEEDS_PER_REPEAT = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """What one process decodes.
+    """One process of a comparison.
 
     Attributes:
         resources: what runners are made from.
-        questions: those that are decoded.
-        validation: per split of them, the questions that ``tuned`` is chosen on.
-        modes: the modes of this process.
-        options: how.
-        manifest: what the folder must be a comparison of.
+        questions: questions to decode.
+        validation: questions that ``tuned`` is chosen on, by the split that the tree is for.
+        modes: modes of this process.
+        options: settings of the comparison.
+        manifest: manifest that the folder's must agree with.
     """
 
     resources: Resources
@@ -48,7 +48,7 @@ class Run:
     manifest: Manifest
 
     def begin(self, output: Path) -> Manifest:
-        """Write the manifest, with this run and its modes added to what is there."""
+        """Add this run and its modes to the folder's manifest, and write it."""
         manifest = self.manifest
         if (output / MANIFEST_NAME).exists():
             before = Manifest.from_json(output)
@@ -65,7 +65,7 @@ class Run:
         return manifest
 
     def missing(self, done: Iterable[tuple[str, int, str]]) -> list[tuple[Question, int, ModeSpec]]:
-        """What is still to be decoded, in the order in which it will be."""
+        """Return what is still to be decoded, in the order of decoding."""
         done = set(done)
         found = []
         for repeat in range(self.options.repeats):
@@ -76,7 +76,7 @@ class Run:
         return found
 
     def select(self, manifest: Manifest, output: Path, progress: Progress) -> Manifest:
-        """Choose the trees of the modes that have one chosen, where that was not done before."""
+        """Choose the trees of ``tuned`` and ``hindsight`` unless the manifest already has them."""
         modes = dict(manifest.modes)
         selector = Selector(
             self.resources, self.options.grid, self.options.seed, output,
@@ -100,15 +100,15 @@ class Run:
         return manifest
 
     def runners(self, labels: set[str], manifest: Manifest, *, selected: bool) -> dict[str, Runner]:
-        """Make modes decode: those whose tree is chosen before, or all others.
+        """Make the runners of the modes whose tree is chosen beforehand, or of all others.
 
         Args:
-            labels: of the modes that have something to decode.
-            manifest: holds the chosen trees.
-            selected: which of the two.
+            labels: labels of the modes that have something to decode.
+            manifest: manifest with the chosen trees.
+            selected: True for the modes whose tree is chosen, False for the others.
 
         Raises:
-            ValueError: a policy does not fit.
+            ValueError: a policy belongs to another target or head.
         """
         made = {}
         for mode in self.modes:
@@ -126,14 +126,14 @@ class Run:
         done: Iterable[tuple[str, int, str]],
         progress: Progress,
     ) -> None:
-        """Decode what is missing, and write it as it comes.
+        """Decode the missing records, and write each as soon as it is complete.
 
         Args:
-            manifest: of the comparison; its last run is this one.
-            runners: the modes at work, by label.
-            writer: of the records.
-            done: keys of the records that there are.
-            progress: told what is being done and the fraction done.
+            manifest: manifest of the comparison; its last run is this one.
+            runners: runners by label.
+            writer: writer of the records.
+            done: keys of the records that the folder already holds.
+            progress: called with the current stage and the fraction done.
         """
         missing = self.missing(done)
         self._warm_up(runners, progress)
@@ -170,7 +170,7 @@ class Run:
         )  # fmt: skip
 
     def _warm_up(self, runners: Mapping[str, Runner], progress: Progress) -> None:
-        """Let everything run once: packed weights, compiled code, the policies' own calls."""
+        """Run every mode once, so that packing, compilation and first calls are not timed."""
         question = replace(self.questions[0], turns=self.questions[0].turns[:1])
         decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)
         for label, runner in runners.items():
@@ -179,7 +179,7 @@ class Run:
 
 
 def in_turn(modes: Sequence[ModeSpec], index: int, repeat: int) -> list[ModeSpec]:
-    """The order of the modes for one question: rotated by its index, reversed in odd repeats."""
+    """Order the modes for a question: rotated by its index, reversed in odd repeats."""
     shift = (index + repeat) % len(modes)
     turned = [*modes[shift:], *modes[:shift]]
     return turned[::-1] if repeat % 2 else turned

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Description of the machine that a comparison ran on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eaglerl._ext import build_info
 
 
 def processor_name() -> str:
-    """Model name of the processor, as the operating system tells it."""
+    """Return the model name of the processor as the operating system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -21,7 +21,7 @@ def processor_name() -> str:
 
 
 def describe_machine() -> str:
-    """One line: processor, threads, instruction set, versions."""
+    """Return one line with the processor, threads, instruction set and version of torch."""
     return (
         f"{processor_name()}, {torch.get_num_threads()} threads, {build_info()['isa']}, "
         f"torch {torch.__version__}"

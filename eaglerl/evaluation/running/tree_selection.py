@@ -1,4 +1,4 @@
-"""Choosing a constant tree by decoding with each of some, before the comparison itself."""
+"""Choose a constant tree by decoding with each candidate before the comparison."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from eaglerl.evaluation.questions.question_files import Question
 from eaglerl.evaluation.results.json_lines import LineWriter
 from eaglerl.evaluation.results.records import SELECTION_NAME, Record, read_records
 
-#: Length of the answers that come before those that are timed.
+#: Length of the answers that warm up a mode and are not timed.
 WARM_UP_TOKENS = 8
 
 
 class Selector:
-    """Finds the fastest of some constant trees on questions, each of which is decoded once.
+    """A search for the fastest constant tree on some questions, each decoded once per tree.
 
-    The trees decode a question in turn, in an order that rotates. What was decoded is kept in the
-    comparison's folder: it is not decoded again, after an interruption or for another choice.
+    All trees decode a question before the next one begins, in an order that rotates. The records
+    are kept in the comparison's folder, so that they are not decoded again after an interruption or
+    for another choice.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Selector:
 
         Args:
             resources: the decoder, and how it decodes.
-            grid: the trees.
-            seed: of the draws.
-            folder: of the comparison.
+            grid: trees to choose from.
+            seed: seed of all random numbers.
+            folder: folder of the comparison.
             run: index of this process in the comparison.
-            progress: told what is being done and the fraction done.
+            progress: called with the current stage and the fraction done.
         """
         self._resources = resources
         self._trees = {f"tree:{tree}": tree for tree in grid}
@@ -53,7 +54,7 @@ class Selector:
         self._progress = progress
 
     def best(self, questions: Sequence[Question]) -> TreeParams:
-        """The tree with the most tokens per second of decoding on some questions."""
+        """Return the tree with the most decoding tokens per second on some questions."""
         if len(self._trees) == 1:
             return next(iter(self._trees.values()))
         with LineWriter(self._path) as writer:

@@ -65,11 +65,11 @@ def disturbances(comparison: Comparison) -> tuple[str, ...]:
 
 def _of_load(records: Sequence[Record], runs: Sequence[object]) -> Iterator[str]:
     counts = [run.get("processors") for run in runs if isinstance(run, dict)]
-    known = [
-        (record.load, counts[record.run])
-        for record in records
-        if record.run < len(counts) and counts[record.run]
-    ]
+    known: list[tuple[float, int]] = []
+    for record in records:
+        count = counts[record.run] if record.run < len(counts) else None
+        if count:
+            known.append((record.load, count))
     loaded = [load > MOST_LOAD * count for load, count in known]
     if loaded and np.mean(loaded) > MOST_LOADED:
         loads = [load for load, _ in known]
@@ -94,9 +94,9 @@ def _of_stalls(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         for turn in record.turns:
             parts = zip(turn.cycles.draft_seconds, turn.cycles.verify_seconds, strict=True)
-            for rows, seconds in zip(turn.cycles.rows, map(sum, parts), strict=True):
-                alike[record.mode, rows].append(seconds)
-                whole[record.mode] += seconds
+            for rows, took in zip(turn.cycles.rows, map(sum, parts), strict=True):
+                alike[record.mode, rows].append(took)
+                whole[record.mode] += took
     lost: dict[str, float] = defaultdict(float)
     for (mode, _), seconds in alike.items():
         values, usual = np.array(seconds), np.median(seconds)

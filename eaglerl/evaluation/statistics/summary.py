@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from eaglerl.ratio_intervals import Interval
 FEWEST_QUESTIONS = 5
 #: An answer loops if its last LOOP_TOKENS repeat with a period of at most LOOP_PERIOD tokens.
 LOOP_TOKENS, LOOP_PERIOD = 48, 24
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ def _mode_summary(
     pairs = [pair for one in actions for pair in pairwise(one)]
     switched = sum(before != after for before, after in pairs)
     seconds = sum(record.decode_seconds for record in records)
-    syncs = [record.host_syncs for record in records]
+    syncs = known([record.host_syncs for record in records])
     return ModeSummary(
         mode=label,
         questions=len({record.question for record in records}),
@@ -280,7 +282,7 @@ def _mode_summary(
         distinct_actions=len(Counter(action for one in actions for action in one)),
         switches=100 * _over(switched, len(pairs)) if pairs else 0.0,
         wasted_drafts=_over(drafted - accepted, drafted) if drafted else None,
-        host_syncs=None if None in syncs else _over(sum(syncs), count),
+        host_syncs=None if syncs is None else _over(sum(syncs), count),
         identical=0,
         compared=0,
         ratios={name: ratio for name, ratio in ratios.items() if ratio is not None},
@@ -310,9 +312,9 @@ def _count_identical(records: Sequence[Record], plain: Sequence[Record]) -> tupl
     """Count the records with the output of plain decoding, and those that could be compared."""
     # Greedy decoding gives the same output in every repeat: any of them will do.
     outputs = {record.question: record.output_ids for record in plain}
-    known = [record for record in records if record.question in outputs]
-    same = sum(record.output_ids == outputs[record.question] for record in known)
-    return same, len(known)
+    compared = [record for record in records if record.question in outputs]
+    same = sum(record.output_ids == outputs[record.question] for record in compared)
+    return same, len(compared)
 
 
 def _token_seconds(records: Sequence[Record]) -> np.ndarray:
@@ -330,15 +332,22 @@ def _token_seconds(records: Sequence[Record]) -> np.ndarray:
 
 
 def _policy_share(records: Sequence[Record], seconds: float) -> float | None:
-    spent = [turn.cycles.policy_seconds for record in records for turn in record.turns]
-    return None if None in spent else _over(sum(map(sum, spent)), seconds)
+    spent = known([turn.cycles.policy_seconds for record in records for turn in record.turns])
+    return None if spent is None else _over(sum(sum(each) for each in spent), seconds)
 
 
 def _hit_rate(records: Sequence[Record]) -> float | None:
-    hits = [record.cache_hits for record in records]
-    if None in hits:
+    hits = known([record.cache_hits for record in records])
+    misses = known([record.cache_misses for record in records])
+    if hits is None or misses is None:
         return None
-    return _over(sum(hits), sum(hits) + sum(record.cache_misses for record in records))
+    return _over(sum(hits), sum(hits) + sum(misses))
+
+
+def known(values: Sequence[_T | None]) -> list[_T] | None:
+    """Return the values, or None if one of them is None."""
+    found = [value for value in values if value is not None]
+    return found if len(found) == len(values) else None
 
 
 def _grouped(

@@ -81,7 +81,8 @@ def test_the_documents_name_those_that_there_are() -> None:
 
 def test_no_half_is_left() -> None:
     question = Question("a/1", "a", "a", ("?",), split="train")
-    with pytest.raises(ValueError, match="leaves no question of 1: take more questions, or --spl"):
+    message = "leaves none of the 1 questions: add questions, or use --split all"
+    with pytest.raises(ValueError, match=message):
         choose_split([question], "test")
 
 
