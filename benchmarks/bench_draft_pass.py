@@ -1,10 +1,10 @@
-"""How much a draft pass takes beyond its own packed matrix products.
+"""Time of a draft pass over that of its packed matrix products.
 
     python benchmarks/bench_draft_pass.py [--context 512] [--threads N] [--cold]
 
 One row per number of rows K and dtype: median of a pass (`PackedDraft.expand`), median of its five
 products alone, and their ratio, for a head of SmolLM2-135M's sizes with random weights. Passes and
-products alternate, so that whatever else the machine does falls on both.
+products alternate, so that other load on the machine affects both.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How long the policy's decision takes on the CPU, beside other ways to make it.
+"""Time of the policy's decision on the CPU, beside other ways to make it.
 
     python benchmarks/bench_fused_encode.py [--k 576 2048 4096] [--threads N] [--rounds N]
 
-Prints one Markdown table: microseconds a decision, fp32, one sequence, 177 actions, hidden layers
-of 64 (k = 576) or 128; medians over rounds. Runners alternate within a round. "Hot" calls follow
-each other; before a "cold" one 256 MB are read, which leaves nothing of the weights in the caches.
+Prints one Markdown table: microseconds per decision in float32, one sequence, 177 actions, hidden
+layers of 64 (k = 576) or 128; medians over rounds. Runners alternate within a round. "Hot" calls
+follow each other; before a "cold" call 256 MB are read, so that no weights are left in the caches.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[576, 2048, 4096])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--without", nargs="*", default=[], help="runners to leave out, by part")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="runners to leave out, by a part of the name"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     names = tuple(n for n in NAMES if not any(part in n for part in arguments.without))

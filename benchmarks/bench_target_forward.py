@@ -2,8 +2,8 @@
 
     python benchmarks/bench_target_forward.py [--context 512] [--repeats 30]
 
-One process, all runners alternating, medians. The products are the very packed weights of the
-forward pass, applied in the same order to inputs of the same shape and nothing in between.
+One process, all runners in turn, medians. The products use the packed weights of the forward pass,
+in the same order and on inputs of the same shape, with nothing in between.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EAGER_BOUND_AT_8 = 0.55
 
 
 def packed_forward(target: PackedTarget, context: int, rows: int) -> Callable[[], object]:
-    """Return a function that verifies a chain of `rows` tokens behind `context` committed ones."""
+    """Return a function that verifies `rows` consecutive tokens behind `context` committed ones."""
     cache = target.new_cache(context + rows)
     token_ids = torch.randint(3, target.vocab_size, (context + rows,))
     for start in range(0, context, 256):

@@ -37,14 +37,14 @@ PRECISIONS = ("float32",)
 
 @dataclass
 class Runner:
-    """One way to decode and what it has measured so far, one entry for each prompt."""
+    """A way to decode with its measurements so far, one entry per prompt."""
 
     name: str
     decode: Callable[[torch.Tensor], tuple[list[int], int]]
     per_prompt: list[dict[str, float]] = field(default_factory=list)
 
     def run(self, input_ids: torch.Tensor) -> list[int]:
-        """Decode one prompt and note tokens, cycles and time."""
+        """Decode one prompt and record tokens, cycles and time."""
         started = time.perf_counter()
         output, cycles = self.decode(input_ids)
         seconds = time.perf_counter() - started
@@ -52,7 +52,7 @@ class Runner:
         return output
 
     def total(self, name: str) -> float:
-        """Sum of one measurement over all prompts."""
+        """Return the sum of one measurement over all prompts."""
         return sum(entry[name] for entry in self.per_prompt)
 
     @property
@@ -62,7 +62,7 @@ class Runner:
 
 
 def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
-    """(1, n) chat prompts of the first questions of every file."""
+    """Return the first questions of every file as chat prompts, (1, n) each."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise typer.BadParameter(f"{folder} holds no .jsonl file")
@@ -77,7 +77,7 @@ def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
 
 
 def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> list[Runner]:
-    """transformers first, plain decoding second, then the trees."""
+    """Return the runners: transformers first, plain decoding second, then the trees."""
 
     def reference(input_ids: torch.Tensor) -> tuple[list[int], int]:
         output = model.generate(
@@ -89,7 +89,7 @@ def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> lis
         new = output[0, input_ids.shape[1] :].tolist()
         return new, len(new)
 
-    def ours(
+    def speculative(
         params: TreeParams, decoder: SpeculativeDecoder = decoder
     ) -> Callable[[torch.Tensor], tuple[list[int], int]]:
         def decode(input_ids: torch.Tensor) -> tuple[list[int], int]:
@@ -107,12 +107,12 @@ def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> lis
     trees = [TreeParams(*values) for values in (*GRID, EAGLE_DEFAULT)]
     return [
         Runner("transformers generate", reference),
-        Runner("eaglerl plain (1/0/1)", ours(NO_DRAFT)),
-        *(Runner(f"tree {tree}", ours(tree)) for tree in trees),
+        Runner("eaglerl plain (1/0/1)", speculative(NO_DRAFT)),
+        *(Runner(f"tree {tree}", speculative(tree)) for tree in trees),
         *(
             Runner(
                 f"tree {'/'.join(map(str, PRECISION_TREE))}, {dtype} head",
-                ours(TreeParams(*PRECISION_TREE), other),
+                speculative(TreeParams(*PRECISION_TREE), other),
             )
             for dtype, other in precise.items()
         ),
@@ -120,10 +120,17 @@ def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> lis
 
 
 def print_table(runners: list[Runner], prompts: int) -> None:
-    """Tokens per second, acceptance length and ratios of every runner."""
+    """Print tokens per second, mean acceptance length and ratios of every runner."""
     reference, plain = runners[0], runners[1]
     table = Table(title=f"{prompts} prompts, greedy ({describe_machine()})")
-    for title in ("runner", "tokens/s", "tokens/cycle", "/ generate", "/ plain", "identical"):
+    for title in (
+        "runner",
+        "tokens/s",
+        "mean acceptance length",
+        "/ generate",
+        "/ plain",
+        "identical",
+    ):
         table.add_column(title, justify="left" if title == "runner" else "right")
     for one in runners:
         speed = one.tokens_per_second
@@ -147,10 +154,10 @@ def main(
     draft_dtype: str = "auto",
     draft: Annotated[Path | None, typer.Option(help="Folder of the draft head.")] = None,
     output: Annotated[
-        Path, typer.Option(help="JSON file of all measurements; an interrupted run goes on.")
+        Path, typer.Option(help="JSON file of all measurements; an interrupted run is continued.")
     ] = Path("comparison.json"),
 ) -> None:
-    """Measure and print."""
+    """Measure all runners and print the table."""
     target = prepare_model()
     decoder = SpeculativeDecoder.from_pretrained(
         target, draft or default_draft_path(), draft_dtype=draft_dtype
@@ -180,7 +187,7 @@ def main(
 
 
 def load(output: Path, settings: dict[str, object], runners: list[Runner]) -> int:
-    """Take over the measurements of an interrupted run; the number of prompts that it did."""
+    """Load the measurements of an interrupted run; return the number of prompts that it decoded."""
     if not output.is_file():
         return 0
     record = json.loads(output.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
     python benchmarks/compare_future_work.py --traces FOLDER [--test FOLDER] --cost FILE \
         [--output FILE.md]
 
-The extensions are adaptive caching (a decision is kept while the context is similar), learned
+The extensions are adaptive caching (a decision is kept while the features are similar), trained
 compression of the features, and choosing the trees of several windows at once. Every variant is
 trained on the same prompts (half of them without --test) with the same seeds and number of
 decisions; a fifth of the training prompts chooses the checkpoint. It then decodes the test prompts
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-# Every process works on its own: two threads each on two cores would wait for one another.
+# One thread per process: the processes already use all cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import shlex
@@ -145,11 +145,11 @@ def run(runner: Runner, seed: int, steps: int, settings: dict[str, Any]) -> Gree
         trained = train_policy(
             data.training, data.actions, data.cost, folder, options, held_out=data.choice
         )
-    world = TraceWindows(
+    windows = TraceWindows(
         data.test, data.actions, data.cost, cache_steps=options.cache_steps,
         similarity_threshold=options.similarity_threshold,
     )  # fmt: skip
-    return greedy_outcomes(trained.policy.weights, world)
+    return greedy_outcomes(trained.policy.weights, windows)
 
 
 def gain(seconds: np.ndarray, reference: np.ndarray) -> str:
@@ -159,7 +159,7 @@ def gain(seconds: np.ndarray, reference: np.ndarray) -> str:
         seconds: (prompts,) time of every prompt.
         reference: (prompts,) time that it is compared with.
     """
-    # The tokens are the same in both, so that they cancel: any positive number will do.
+    # Both decode the same tokens, which cancel: any positive number will do.
     tokens = np.ones_like(seconds)
     found = ratio_interval(np.column_stack((tokens, seconds, tokens, reference)))
     gain, low, high = (100 * (value - 1) for value in (found.ratio, found.low, found.high))
@@ -226,7 +226,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Decisions to learn from.")] = 40_000,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every runner.")] = 3,
     gamma: Annotated[float, typer.Option(help="Discount per window.")] = 0.0,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-4,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 3e-4,
     select: Annotated[
         int, typer.Option(min=2, help="Actions, chosen by all traces but the test's.")
     ] = 8,

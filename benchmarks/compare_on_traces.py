@@ -156,11 +156,10 @@ class Study:
         speed = self._reference[:, 0].sum() / self._reference[:, 1].sum()
         yield (
             f"{len(self._traces)} prompts, {limits.tokens:,} positions, {(~self._straight).sum()} "
-            "prompts loop. The tuned constant tree, "
-            f"{tree}, decodes {speed:.1f} tokens/s, plain "
-            f"decoding {limits.tokens / limits.plain:.1f}. Over the best constant in hindsight the "
-            f"best tree of every cycle gains {100 * limits.headroom:.1f} %, of every prompt "
-            f"{100 * (limits.constant / limits.per_prompt - 1):.1f} %."
+            f"prompts loop. The tuned constant tree, {tree}, decodes {speed:.1f} tokens/s, plain "
+            f"decoding {limits.tokens / limits.plain:.1f}. Over the best constant tree in "
+            f"hindsight, the best tree of every cycle gains {100 * limits.headroom:.1f} %, and the "
+            f"best tree of every prompt {100 * (limits.constant / limits.per_prompt - 1):.1f} %."
         )
         yield ""
         names = ["gain over the tuned constant tree, %", "all", "not looping"]
@@ -195,8 +194,8 @@ class Study:
                 rows[label].append(f"{100 * share:.0f} ({regret:.1f})")
         yield (
             "Share of the oracle's gain over the tuned constant tree, %, and in brackets the "
-            "regret against the oracle, ms per token. The oracle knows the best tree of every "
-            "cycle, but has no prompt lookup."
+            "regret against the oracle in ms per token. The oracle knows the best tree of every "
+            "cycle, but does not use prompt lookup."
         )
         yield ""
         yield f"| | {' | '.join(groups)} |"

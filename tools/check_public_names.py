@@ -1,7 +1,7 @@
 """Check that every public name has a docstring and a place in the reference.
 
-A name is public if it stands in the ``__all__`` of a package, or is a method or property of a
-public class. A method may inherit its docstring. `make docs` calls this before it builds the site:
+A name is public if it is in the ``__all__`` of a package, or is a method or property of a public
+class. A method may inherit its docstring. `make docs` calls this before it builds the site:
 
     python tools/check_public_names.py
 """

@@ -1,10 +1,10 @@
-"""Runs mypy over the package and holds every part of it to the errors that it may have.
+"""Run mypy over the package; fail if a part of it has more errors than it may have.
 
     python tools/check_types.py
 
-pyproject.toml lists the parts that still have errors, in ``[tool.eaglerl.type-errors]``; all others
-have none. More errors than listed fail. Where there are fewer, the list is to be lowered: that is
-said, and does not fail, since another release of a library may bring its own types.
+pyproject.toml lists the parts that still have errors, in ``[tool.eaglerl.type-errors]``; the others
+must have none. If a part has fewer than listed, a message asks to lower the list, but that is not a
+failure, because another release of a library may bring other types.
 """
 
 import re
@@ -42,7 +42,7 @@ def to_be_lowered(found: Counter[str], allowed: dict[str, int]) -> list[str]:
 
 
 def main() -> int:
-    """Run mypy; print its report where a part has too many errors. Returns the exit status."""
+    """Run mypy, print the errors of parts that have too many, and return the exit status."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         allowed = tomllib.load(file)["tool"]["eaglerl"]["type-errors"]
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "-p", "eaglerl"]

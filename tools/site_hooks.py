@@ -1,8 +1,8 @@
 """Hooks of mkdocs: the site also shows the repository's own Markdown files.
 
-The documents link to README, model cards, examples and the like as GitHub wants it, relative to
-themselves. These files lie outside of ``docs/``, so they are added to the site under their path in
-the repository, and the links between them and ``docs/`` are rewritten.
+The documents link to README, model cards, examples and the like by relative paths, as GitHub
+expects. These files lie outside of ``docs/``, so they are added to the site under their path in the
+repository, and the links between them and ``docs/`` are rewritten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-# What the site shows besides docs/. README.md becomes its first page.
+# Files that the site shows besides docs/. README.md becomes its first page.
 OUTSIDE = ("*.md", "LICENSE", "models/*/README.md", "models/*/*.png", "questions/README.md",
            "examples/*")  # fmt: skip
 
@@ -45,12 +45,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def rewrite_links(text: str, path: Path, uri: str) -> str:
-    """Return Markdown with its relative links as the site has them.
+    """Rewrite the relative links of Markdown for the site.
 
     Args:
         text: the Markdown.
         path: the file that it comes from.
-        uri: where the site has that file, relative to its root.
+        uri: place of that file in the site, relative to the site's root.
     """
 
     def rewrite(match: re.Match[str]) -> str:
