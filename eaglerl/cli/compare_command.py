@@ -143,8 +143,8 @@ class CompareSettings(DecoderSettings):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Cost table from `calibrate`, for acceptance policies (default: the one kept for "
-            "this machine, else the one beside the policy) and some baselines.",
+            help="Cost table from `calibrate`, for acceptance policies (default: the one "
+            "measured on this machine, else the one beside the policy) and some baselines.",
             show_default=False,
             rich_help_panel=_NEEDS_PANEL,
         ),

@@ -70,7 +70,7 @@ class ServeSettings(DecoderSettings):
         typer.Option(
             "--policies",
             metavar="FOLDER",
-            help="Folder with trained policies, in addition to the shipped ones; repeatable.",
+            help="Folder with trained policies, in addition to those of eaglerl; repeatable.",
             show_default=False,
             rich_help_panel=DRAFTING_PANEL,
         ),
@@ -79,8 +79,8 @@ class ServeSettings(DecoderSettings):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Cost table from `calibrate`, for acceptance policies; default: the one kept for "
-            "this machine, else the one beside each policy.",
+            help="Cost table from `calibrate`, for acceptance policies; default: the one "
+            "measured on this machine, else the one beside each policy.",
             show_default=False,
             rich_help_panel=DRAFTING_PANEL,
         ),

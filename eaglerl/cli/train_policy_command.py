@@ -54,7 +54,7 @@ def _train(settings: TrainPolicySettings, show: _Show) -> str:
         return _train_live(settings, options, actions, cost, show)
     assert cost is not None  # the settings demand it with traces
     data = _read_data(settings, actions, cost, show)
-    train = _train_as_published if settings.reference else _train_on_traces
+    train = _train_as_resps if settings.reference else _train_on_traces
     return train(settings, options, data, show)
 
 
@@ -151,7 +151,7 @@ def _train_on_traces(
     )
 
 
-def _train_as_published(
+def _train_as_resps(
     settings: TrainPolicySettings, options: TrainPolicyOptions, data: _TraceData, show: _Show
 ) -> str:
     from eaglerl.resps.train_reference import train_reference

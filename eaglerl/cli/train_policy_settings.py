@@ -154,7 +154,7 @@ class TrainPolicySettings(DecoderSettings):
         bool,
         typer.Option(
             "--reference",
-            help="Train on traces as Re-SpS was published, faults included, for comparison, with "
+            help="Train on traces as the code of Re-SpS does, bugs included, for comparison, with "
             "its settings instead of --reward, --learning-rate, --gamma and --net-arch.",
         ),
     ] = False

@@ -251,7 +251,7 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("options", "code", "sentence"),
         [
-            (["--policy", "nowhere"], 1, "--policy must be a folder, or one of the shipped"),
+            (["--policy", "nowhere"], 1, "--policy must be a folder, or one of ['policy-"),
             (["--policy", "nowhere", "--plain"], 2, "give it, or --tree or --plain"),
         ],
     )

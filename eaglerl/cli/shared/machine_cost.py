@@ -82,7 +82,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
 
 
 def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | None:
-    """Return the table in the file, else the one kept for this machine, else None.
+    """Return the table in the file, else the one measured on this machine, else None.
 
     With None, each policy uses the table beside it; `tell_unmeasured` says so.
 
@@ -115,7 +115,7 @@ def measured_cost(
     """Return the cost table for one policy; measure this machine first if it has none.
 
     Returns:
-        The table in the file, else the one kept for this machine, else the policy's own if it is
+        The table in the file, else the one measured on this machine, else the policy's own if it is
         of this machine, else a new one. If this machine is too busy to measure, the policy's own
         table, whatever its machine. None for a policy that needs no table.
 

@@ -1,4 +1,4 @@
-"""The option ``--policy``: a trained policy, given by its folder or by its shipped name."""
+"""The option ``--policy``: a trained policy, given by its folder or by its name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def find_chosen_policy(policy: Path) -> PolicyFiles:
     """Find a policy, without loading it.
 
     Args:
-        policy: its folder or file, or the name of a shipped policy.
+        policy: its folder or file, or the name of a policy that comes with eaglerl.
 
     Raises:
         ValueError: there is none.
@@ -58,7 +58,7 @@ def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:
 
 
 def default_policy(model: str, draft: Path | None) -> Path | None:
-    """Return the policy that is shipped for a model and its head; None if there is none."""
+    """Return the policy that comes with a model and its head; None if there is none."""
     from eaglerl.prepare import default_policy_path
 
     return None if draft is not None or model not in MODELS else default_policy_path(model)
@@ -73,6 +73,4 @@ def _folder(policy: Path) -> Path:
     shipped = {found.name: found for found in shipped_policies()}
     if str(policy) in shipped:
         return shipped[str(policy)]
-    raise ValueError(
-        f"--policy must be a folder, or one of the shipped {sorted(shipped)}, got {str(policy)!r}"
-    )
+    raise ValueError(f"--policy must be a folder, or one of {sorted(shipped)}, got {str(policy)!r}")

@@ -42,7 +42,7 @@ DraftOption = Annotated[
         "--draft",
         "-d",
         metavar="FOLDER",
-        help="Folder of the EAGLE-3 draft head; default: the one shipped for the model.",
+        help="Folder of the EAGLE-3 draft head; default: the head that comes with the model.",
         show_default=False,
         rich_help_panel=_MODEL_PANEL,
     ),
@@ -101,8 +101,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="FOLDER|NAME",
-        help="Trained policy that chooses the draft tree: its folder, or the name of a shipped "
-        "policy.",
+        help="Trained policy that chooses the draft tree: its folder, or the name of one that "
+        "comes with eaglerl.",
         show_default=False,
         rich_help_panel=DRAFTING_PANEL,
     ),
@@ -112,7 +112,7 @@ CostOption = Annotated[
     typer.Option(
         "--cost",
         metavar="FILE",
-        help="Cost table from `calibrate`; default: the one kept for this machine, else the one "
+        help="Cost table from `calibrate`; default: the one measured on this machine, else the one "
         "beside the policy.",
         show_default=False,
         rich_help_panel=DRAFTING_PANEL,
@@ -241,10 +241,10 @@ def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
 
 
 def question_paths(paths: Iterable[Path]) -> list[Path]:
-    """Return files and folders of questions, with the shipped samples for a missing ``questions/``.
+    """Return files and folders of questions; for a missing ``questions/``, the packaged samples.
 
     An installed wheel has no folder ``questions/`` in the working directory, but the commands in
-    the documents name it. The shipped samples are used then, and a note says so.
+    the documents name it. The packaged samples are used then, and a note says so.
     """
     from eaglerl.prepare import sample_questions_path
 
@@ -260,7 +260,7 @@ def question_paths(paths: Iterable[Path]) -> list[Path]:
         taken |= bool(matches)
         found.extend(matches or [path])
     if taken:
-        notes().print("note: there is no folder questions/ here; using the shipped samples")
+        notes().print("note: there is no folder questions/ here; using the packaged samples")
     return found
 
 
@@ -292,17 +292,17 @@ def resolve_model(model: str) -> Path:
 
 
 def resolve_draft(draft: Path | None, model: str) -> Path:
-    """Return the folder of the draft head: the one given, else the one shipped for `model`.
+    """Return the folder of the draft head: the one given, else the one that comes with `model`.
 
     Raises:
-        ValueError: none is given and none is shipped for `model`, or the folder has no config.
+        ValueError: none is given and none comes with `model`, or the folder has no config.
     """
     from eaglerl.prepare import MODELS, default_draft_path
 
     if draft is None:
         if model not in MODELS:
             raise ValueError(
-                f"--draft must be given: no head is shipped for the model {model!r}; "
+                f"--draft must be given: no head comes with the model {model!r}; "
                 "plain decoding (--plain) needs none"
             )
         return default_draft_path(model)

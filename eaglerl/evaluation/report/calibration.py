@@ -1,4 +1,4 @@
-"""What the training of a policy left beside it on how good its predictions are."""
+"""Calibration files, in which the training of a policy records how good its predictions are."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LENGTHS = "acceptance_length"
 
 @dataclass(frozen=True)
 class Bin:
-    """Candidates that were called about equally probable.
+    """Candidates with about the same predicted probability.
 
     Attributes:
-        count: how many.
-        predicted: mean probability; NaN where there are none.
-        found: share that came true; NaN where there are none.
+        count: number of candidates.
+        predicted: mean probability; NaN without candidates.
+        found: share that was accepted; NaN without candidates.
     """
 
     count: int
@@ -33,7 +33,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predictions of one policy and what came true, on prompts that it was not fitted to.
+    """Predictions of one policy and the outcomes, on prompts that it was not fitted to.
 
     Attributes:
         tables: reliability tables, by what is predicted; those without candidates are left out.
@@ -45,7 +45,7 @@ class Calibration:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: mean |found - predicted|, weighted by candidates; else NaN."""
+    """Return the mean |found - predicted|, weighted by candidates; NaN without candidates."""
     count = sum(one.count for one in bins)
     off = sum(one.count * abs(one.found - one.predicted) for one in bins if one.count)
     return off / count if count else math.nan

@@ -18,7 +18,7 @@ from eaglerl.evaluation.results.records import Cycles, Turn
 
 Action = tuple[int, int, int, int]
 
-#: Most columns of a heat map; further actions are put together.
+#: Most columns of a heat map; further actions share one.
 MOST_COLUMNS = 12
 
 # Characters of labels that fit side by side below an axis.
@@ -69,8 +69,8 @@ def over_text(name: str, turn: Turn, label: str, question: str) -> Picture:
             f"{np.mean(cycles.tokens):.2f} tokens per cycle."
         ),
         caption=(
-            f"What {label} did over one answer ({question}). Every step is a cycle, as wide as the "
-            "tokens that it gave."
+            f"The choices of {label} over one answer ({question}). A step is a cycle, as wide as "
+            "its number of tokens."
         ),
     )
 
@@ -81,10 +81,10 @@ def heat_map(
     """Draw the shares of a policy's actions in the cycles of each set of questions.
 
     Args:
-        name: of the figure.
-        counts: cycles per action, by set.
+        name: name of the figure.
+        counts: number of cycles by action, for each set.
         label: the policy.
-        actions: columns; what is none of them is put together in a last one.
+        actions: columns; all other actions share a last column.
     """
     columns = [action_text(action) for action in actions]
     table = np.array([[counts[d][a] for a in actions] for d in counts], dtype=float)
@@ -108,7 +108,7 @@ def heat_map(
         (_heat_width(len(columns)), 1.5 + 0.38 * len(counts)),
         paint,
         alt=f"Share of the actions of {label} by set of questions. {told}.",
-        caption=f"How often {label} took which action, in % of a set's cycles.",
+        caption=f"How often {label} chose each action, in % of a set's cycles.",
     )
 
 
@@ -172,8 +172,8 @@ def expected_and_found(name: str, expected: np.ndarray, found: np.ndarray, label
         paint,
         alt=f"Acceptance length expected and found by {label}, tenths of the cycles: {told}.",
         caption=(
-            f"The reason for the choices of {label}: the acceptance length that it expected of "
-            "what it verified, and what was accepted, in tenths of the cycles with 95 % intervals."
+            f"The acceptance length that {label} expected of what it verified, and the one that it "
+            "got, in tenths of the cycles with 95 % intervals."
         ),
     )
 

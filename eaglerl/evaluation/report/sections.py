@@ -250,7 +250,7 @@ def _pareto(evidence: Evidence, anchor: str) -> Section:
 
 def _output(evidence: Evidence, mode: ModeSummary) -> str | Cell:
     if not evidence.greedy:
-        return "drawn, not compared"
+        return "sampled, not compared"
     if mode.failed:
         differ = mode.compared - mode.identical
         return Cell(f"differs in {differ} of {mode.compared}", "failed")
@@ -323,7 +323,7 @@ def _method(evidence: Evidence, anchor: str) -> Section:
     manifest = evidence.comparison.manifest
     modes = Table(
         "The modes",
-        ("mode", "what it is", "asked for as"),
+        ("mode", "description", "requested as"),
         [[label, mode.description, mode.spec] for label, mode in manifest.modes.items()],
     )
     load = "; ".join(

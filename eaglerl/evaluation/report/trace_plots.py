@@ -43,8 +43,8 @@ def speeds(name: str, rows: Sequence[tuple[str, float, str]]) -> Picture:
         paint,
         alt=f"Tokens per second on the traces, by the cost table: {told}.",
         caption=(
-            "Tokens per second on the traces. Plain bars: nothing adapts. Striped bars: policies, "
-            "without their own time. Dotted bars: bounds that know the future."
+            "Tokens per second on the traces. Plain bars: constant trees. Striped bars: policies, "
+            "without their own time. Dotted bars: bounds, which know the future."
         ),
     )
 
@@ -126,5 +126,5 @@ def reliability(name: str, tables: Mapping[str, Sequence[Bin]], label: str) -> P
         (5.6, 4.4),
         paint,
         alt=f"Predicted probabilities and the shares that came true for {label}. {told}.",
-        caption=f"Calibration of {label}. On the dashed line, as often as said it comes true.",
+        caption=f"Calibration of {label}. On the dashed line, predictions are exactly calibrated.",
     )

@@ -1,4 +1,4 @@
-"""The chapter on what clocks cannot measure: bounds, cached decisions, calibration."""
+"""The chapter on bounds, cached decisions and calibration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bounds_chapter(study: TraceStudy | None, calibrations: Mapping[str, Calibrat
         "Bounds, cache and calibration",
         sections=(
             Section("bounds-headroom", "Headroom and captured share", _headroom(study)),
-            Section("bounds-cache", "How long a decision may serve", _cache(study)),
+            Section("bounds-cache", "How long a decision may be kept", _cache(study)),
             Section(
                 "bounds-expected", "Acceptance expected and found", _expected(study, calibrations)
             ),

@@ -1,4 +1,4 @@
-"""What traces and a cost table tell beyond the clock: bounds, cached decisions, expectations."""
+"""Bounds, cached decisions and expected acceptance, computed from traces and a cost table."""
 
 from __future__ import annotations
 

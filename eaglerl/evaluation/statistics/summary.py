@@ -195,7 +195,7 @@ def summarise(
 
 
 def warn_of_resampling(function: str) -> None:
-    """Warn the caller of a public function that arguments of the bootstrap have no effect."""
+    """Warn that the bootstrap's arguments of a public function have no effect."""
     warnings.warn(
         f"resamples and seed of {function} are deprecated, have no effect and go with the next "
         "release: intervals are no longer from a bootstrap",
