@@ -1,4 +1,4 @@
-"""Environments of gymnasium and stable-baselines3, over traces and over a live decoder."""
+"""Environments for gymnasium and stable-baselines3, over traces and over a live decoder."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Decisions that serve more than one cycle: how long they are kept, and several made at once."""
+"""Decisions that last for several cycles, and several decisions made at once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
 
     Args:
         similarity_threshold: see `ActionRepeat`.
-        horizon: decisions made at once.
+        horizon: windows per decision.
 
     Raises:
-        ValueError: a value out of its range, or both at once.
+        ValueError: a value is out of its range, or both are used.
     """
     number = isinstance(similarity_threshold, int | float)
     if similarity_threshold is not None and not (number and -1 <= similarity_threshold <= 1):
@@ -32,16 +32,16 @@ def check_keeping(similarity_threshold: float | None, horizon: int) -> None:
     if horizon > 1 and similarity_threshold is not None:
         raise ValueError(
             f"horizon must be 1 where similarity_threshold ends windows early, got {horizon}: "
-            "what was decided for later windows would be thrown away"
+            "decisions for later windows would be discarded"
         )
 
 
 def resembles(features: np.ndarray, references: np.ndarray, threshold: float) -> np.ndarray:
-    """Return whether features still resemble those of decisions, as in an adaptive `ActionCache`.
+    """Return which features resemble those of decisions, as in an adaptive `ActionCache`.
 
-    Their cosine similarity is at least the threshold. Nothing resembles zeros, nor what is not
-    finite. Sums are float64; those of the cache are float32, so that the two may differ where a
-    similarity equals the threshold but for a rounding.
+    They do if their cosine similarity is at least the threshold. Zeros and values that are not
+    finite resemble nothing. Sums are float64, in the cache float32, so the two may differ where
+    rounding decides.
 
     Args:
         features: (P, k).
@@ -61,55 +61,55 @@ def resembles(features: np.ndarray, references: np.ndarray, threshold: float) ->
 
 
 class ActionRepeat:
-    """The decision in force in one sequence, and how far it has served.
+    """The current decision of one sequence, and for how many cycles it has been used.
 
-    It serves `interval` cycles, with a threshold only as long as the features resemble those that
-    it was made from, as an adaptive `ActionCache` does; or, made for several windows at once,
-    `interval` cycles of each, as a scheduled one does.
+    It is used for `interval` cycles. With a threshold it ends earlier, once the features no longer
+    resemble those that it was made from, as in an adaptive `ActionCache`. A decision for several
+    windows is used for `interval` cycles of each, as in a scheduled one.
     """
 
     def __init__(self, interval: int, similarity_threshold: float | None = None) -> None:
         """Begin without a decision.
 
         Args:
-            interval: cycles that a tree serves.
+            interval: cycles per tree.
             similarity_threshold: smallest cosine similarity that keeps the decision; None keeps it
-                whatever comes.
+                regardless.
         """
         self._interval = interval
         self._threshold = similarity_threshold
         self.forget()
 
     def forget(self) -> None:
-        """Let the next cycle decide anew."""
+        """Discard the decision, so that the next cycle needs a new one."""
         self._trees: tuple[TreeParams, ...] = ()
         self._served = 0
         self._reference: np.ndarray | None = None
 
     def take(self, trees: Sequence[TreeParams], features: np.ndarray) -> TreeParams:
-        """Put a decision in force.
+        """Start a decision.
 
         Args:
-            trees: of the next window, or of several.
-            features: (k,) what it was made from.
+            trees: the tree of the next window, or of several windows.
+            features: (k,) features that it was made from.
 
         Returns:
-            The tree of the cycle that it was made for.
+            The tree of the next cycle.
         """
         self._trees, self._served, self._reference = tuple(trees), 1, features
         return trees[0]
 
     def serve(self, features: Callable[[], np.ndarray | None]) -> TreeParams | None:
-        """Return the tree of the next cycle; None where a decision is due.
+        """Return the tree of the next cycle; None if a new decision is due.
 
         Args:
-            features: gives those of the next cycle, (k,), or None where there are none; asked only
-                where they matter.
+            features: returns those of the next cycle, (k,), or None if they are unknown; called
+                only if a threshold needs them.
         """
         if self._served >= self._interval * len(self._trees):
             return None
         if self._threshold is not None:
-            assert self._reference is not None  # a decision is in force
+            assert self._reference is not None  # `take` has set it
             now = features()
             if now is None or not resembles(now[None], self._reference[None], self._threshold):
                 return None
@@ -144,7 +144,7 @@ def decide(
     )  # fmt: skip
     if weights.horizon == 1:
         return encode().action[:, None].numpy().astype(np.int64)
-    # The cache is where the decisions for later windows are left.
+    # The cache holds the decisions for later windows.
     cache = ActionCache(len(observations), 1, "scheduled", horizon=weights.horizon)
     encode(cache=cache)
     assert cache.ring is not None  # it is a scheduled one

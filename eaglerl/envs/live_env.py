@@ -1,4 +1,4 @@
-"""An environment in which a live decoder answers: one step is one cache window of real cycles."""
+"""An environment over a live decoder: one step is one cache window of real cycles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RATE_CYCLES = 8
 
 
 class SpeculativeDecodingEnv(gym.Env):
-    """Decodes prompts; an action is the tree of a whole cache window, or of each of several.
+    """Decoding of prompts; an action is the tree of one cache window, or of each of several.
 
     An episode is one prompt's greedy continuation. Spaces, rewards and ``info`` are those of
     `TraceEnv`. `reset` draws a prompt; ``options={"prompt": index}`` names one.
@@ -36,7 +36,7 @@ class SpeculativeDecodingEnv(gym.Env):
     Attributes:
         actions: the actions.
         observation_spec: what is observed.
-        reward: the reward, with its lambda.
+        reward: the reward, with its running rate.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -60,7 +60,7 @@ class SpeculativeDecodingEnv(gym.Env):
         """Set up.
 
         Args:
-            decoder: decodes; an episode has caches of its own.
+            decoder: a decoder with a draft head; every episode has its own caches.
             prompts: token ids.
             actions: trees to choose from.
             cache_steps: cycles of a window.
@@ -70,12 +70,13 @@ class SpeculativeDecodingEnv(gym.Env):
             similarity_threshold: see `TraceEnv`.
             horizon: see `TraceEnv`.
             reward: see `WindowReward`.
-            cost: takes the place of the clock, for rewards that can be repeated.
+            cost: cost table used instead of the clock, for reproducible rewards.
             text_encoder: see `Observer`.
 
         Raises:
-            ValueError: a value out of its range, no prompt or one without room, an action wider
-                than the draft's vocabulary, or an observation that the decoder cannot give.
+            ValueError: a value is out of its range, there is no prompt or one without room, an
+                action is wider than the draft's vocabulary, or the decoder lacks the draft head
+                or cannot give the observation.
         """
         _check_lengths(cache_steps, max_new_tokens)
         check_keeping(similarity_threshold, horizon)
@@ -111,12 +112,13 @@ class SpeculativeDecodingEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a prompt. A seed begins the draws and lambda anew.
+        """Begin a prompt; a seed restarts the draws and the rate.
 
-        A drawn prompt whose answer is empty gives way to the next one; ``info`` says which it is.
+        If the answer to a drawn prompt is empty, the next prompt is taken; ``info`` says which.
 
         Raises:
-            ValueError: ``options["prompt"]`` is no prompt, or its answer is empty, or all are.
+            ValueError: ``options["prompt"]`` is not the index of a prompt, its answer is empty, or
+                all answers are.
         """
         super().reset(seed=seed)
         if seed is not None:
@@ -139,10 +141,10 @@ class SpeculativeDecodingEnv(gym.Env):
     def step(
         self, action: int | np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One cache window with one action, or several with as many.
+        """Decode one cache window per action.
 
         Raises:
-            ValueError: an index that is no action.
+            ValueError: an action is out of range.
             RuntimeError: the episode is over, or has not begun.
         """
         chosen = check_action(self.action_space, action)
@@ -205,7 +207,7 @@ class SpeculativeDecodingEnv(gym.Env):
         return kept
 
     def _cycle(self, plan: DraftPlan) -> tuple[int, float]:
-        """Tokens that count, and seconds."""
+        """Decode one cycle; return the number of tokens kept, and the seconds."""
         session, rules = self._running()
         left = rules.limit - (len(self._sequence) - self._prompt_length)
         context = len(session.token_ids)
@@ -226,12 +228,12 @@ class SpeculativeDecodingEnv(gym.Env):
         return self._observation
 
     def _features(self, observation: np.ndarray | None = None) -> np.ndarray:
-        """The part of an observation, the one last shown by default, that similarity is of."""
+        """Return the features in an observation, by default the last one shown."""
         shown = self._observation if observation is None else observation
         return shown[: self.observation_spec.width]
 
     def _initial_rate(self) -> float:
-        """Tokens per second without drafting."""
+        """Return the tokens per second without drafting."""
         if self._cost is not None:
             return 1.0 / float(self._cost.verify_seconds(1, 0))
         self._begin(0)
@@ -239,7 +241,7 @@ class SpeculativeDecodingEnv(gym.Env):
         session, _ = self._running()
         results = [session.step(NO_DRAFT) for _ in range(cycles)]
         self.close()
-        # The first ones warm up.
+        # The median ignores the first cycles, which warm up.
         return 1.0 / float(np.median([result.seconds for result in results]))
 
 

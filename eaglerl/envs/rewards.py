@@ -11,15 +11,15 @@ RewardName = Literal["tokens", "throughput"]
 
 
 class WindowReward:
-    """Turns the tokens and seconds of windows into rewards.
+    """The rewards of windows, from their tokens and seconds.
 
-    "tokens" is tokens - lambda x seconds, where lambda is the ratio of all tokens to all seconds so
-    far: what maximises it maximises the ratio of the sums, which is what a user sees (Dinkelbach
-    1967). "throughput" is tokens / seconds of the window, whose mean is no such ratio; Re-SpS uses
-    it.
+    "tokens" is tokens - rate x seconds, where the rate is the ratio of all tokens to all seconds so
+    far: maximising it maximises the ratio of the sums, the speed that a user sees (Dinkelbach
+    1967). "throughput" is tokens / seconds of the window, as in Re-SpS; its mean is not the ratio
+    of the sums.
 
     Attributes:
-        kind: which of the two.
+        kind: "tokens" or "throughput".
     """
 
     def __init__(self, kind: RewardName = "tokens", *, initial_rate: float, weight: float = 100.0):
@@ -27,11 +27,11 @@ class WindowReward:
 
         Args:
             kind: "tokens" or "throughput".
-            initial_rate: lambda before the first window, in tokens per second.
-            weight: tokens that the initial rate counts for.
+            initial_rate: the rate before the first window, in tokens per second.
+            weight: weight of the initial rate, in tokens.
 
         Raises:
-            ValueError: an unknown kind, or a rate or weight that is not positive.
+            ValueError: the kind is unknown, or a rate or weight is not positive.
         """
         if kind not in get_args(RewardName):
             raise ValueError(f"kind must be one of {get_args(RewardName)}, got {kind!r}")
@@ -44,24 +44,24 @@ class WindowReward:
         self.reset()
 
     def reset(self) -> None:
-        """Begin with the initial lambda again."""
+        """Return to the initial rate."""
         self._tokens, self._seconds = self._initial
 
     def state(self) -> tuple[float, float]:
-        """The tokens and seconds that lambda is the ratio of; `load_state` takes them back."""
+        """Return the tokens and seconds whose ratio is the rate, for `load_state`."""
         return self._tokens, self._seconds
 
     def load_state(self, state: Sequence[float]) -> None:
-        """Go on with the lambda of a `state`."""
+        """Continue with the rate of a `state`."""
         self._tokens, self._seconds = (float(value) for value in state)
 
     @property
     def rate(self) -> float:
-        """lambda, in tokens per second."""
+        """Tokens per second of all windows so far."""
         return self._tokens / self._seconds
 
     def __call__(self, tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-        """Rewards of windows of any number; lambda takes them in afterwards."""
+        """Return the rewards of windows, and then include these in the rate."""
         reward = tokens / seconds if self.kind == "throughput" else tokens - self.rate * seconds
         self._tokens += float(np.sum(tokens))
         self._seconds += float(np.sum(seconds))

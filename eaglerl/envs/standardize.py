@@ -1,4 +1,4 @@
-"""Observations of zero mean and unit variance, and how a policy does without the step."""
+"""Observations of zero mean and unit variance, and how a policy takes in that step."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Standardization:
 
     @classmethod
     def of_traces(cls, traces: Iterable[Trace], size: int) -> Standardization:
-        """Mean and standard deviation of the features of traces; extras stay as they are.
+        """Standardise by mean and deviation of the traces' features; extras stay as they are.
 
         Args:
             traces: recorded continuations.
             size: width of an observation, extras included.
 
         Raises:
-            ValueError: no traces.
+            ValueError: there are no traces.
         """
         total, squares, count = np.zeros(()), np.zeros(()), 0
         for trace in traces:
@@ -55,16 +55,16 @@ class Standardization:
         deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
         result = cls.identity(size)
         result.mean[: len(mean)] = mean
-        # What never changes tells nothing; it must not be blown up either.
+        # A constant column says nothing: dividing it by its deviation would amplify rounding.
         result.scale[: len(mean)] = np.where(deviation > 1e-6, deviation, 1.0)
         return result
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """(..., size) float32."""
+        """Return standardised observations (..., size) float32."""
         return ((observations - self.mean) / self.scale).astype(np.float32)
 
     def fold_into(self, weights: PolicyWeights) -> PolicyWeights:
-        """Return the policy of observations as they are, from one of standardised observations.
+        """Return the policy of raw observations, from one of standardised observations.
 
         W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
         """
@@ -86,11 +86,11 @@ class StandardizedVecEnv(VecEnvWrapper):
         self.standardization = standardization
 
     def reset(self) -> np.ndarray:
-        """Standardised observations (n_envs, size)."""
+        """Begin episodes; return standardised observations (n_envs, size)."""
         return self._standardized(self.venv.reset())
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """As of the environments, observations standardised, the last of an episode too."""
+        """Return what the environments do, with standardised observations, terminal ones too."""
         observations, rewards, dones, infos = self.venv.step_wait()
         for index in np.flatnonzero(dones):
             infos[index]["terminal_observation"] = self.standardization(

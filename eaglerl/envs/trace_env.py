@@ -1,9 +1,9 @@
 """Environments over recorded traces: deterministic, and thousands of times faster than decoding.
 
-One step is one cache window: the cycles in which an action is kept; or several windows, decided at
-once. An episode is one prompt's continuation. The observation is what the draft head's fc makes of
-the last token's features, and the extras that were asked for; the action is an index into an
-`ActionSpace`, or one for each window.
+One step is one cache window: the cycles that share an action; or several windows, decided at once.
+An episode is one prompt's continuation. The observation is the draft head's reduction g of the last
+token's features, followed by the extras; the action is an index into an `ActionSpace`, or one for
+each window.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def observation_space(size: int) -> gym.spaces.Box:
 
 
 def action_space(count: int, horizon: int = 1) -> gym.spaces.Space:
-    """The space of decisions, live and on traces: an action, or one for each window of several."""
+    """Return the space of decisions, live and on traces: an action, or one for each window."""
     if horizon == 1:
         return gym.spaces.Discrete(count)
     return gym.spaces.MultiDiscrete([count] * horizon)
@@ -40,7 +40,7 @@ def check_action(space: gym.spaces.Space, action: object) -> np.ndarray:
     """Return a decision as (horizon,) int64.
 
     Raises:
-        ValueError: it is not in the space.
+        ValueError: the decision is not in the space.
     """
     given = np.asarray(action, dtype=np.int64)
     if not space.contains(given):
@@ -54,14 +54,14 @@ def check_action(space: gym.spaces.Space, action: object) -> np.ndarray:
 
 
 class TraceEnv(gym.Env):
-    """One sequence at a time, for any library that knows gymnasium.
+    """One trace at a time, for any library that uses gymnasium.
 
     `reset` draws a trace; ``options={"trace": index}`` names one. ``info`` holds the window's
     ``tokens``, ``seconds`` and ``cycles``.
 
     Attributes:
         actions: the actions.
-        reward: the reward, with its lambda.
+        reward: the reward, with its running rate.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -89,50 +89,50 @@ class TraceEnv(gym.Env):
                 thousands) and "confidence" (log-probabilities of the newest first draft pass of an
                 earlier cycle).
             similarity_threshold: ends a window early, see `ActionRepeat`.
-            horizon: windows that an action is for; it is a vector then.
+            horizon: windows per action; above 1, an action is a vector.
             reward: see `WindowReward`.
 
         Raises:
             ValueError: see `TraceWindows`, `check_keeping` and `WindowReward`.
         """
         check_keeping(similarity_threshold, horizon)
-        self._world = TraceWindows(
+        self._windows = TraceWindows(
             traces, actions, cost, cache_steps=cache_steps, extras=extras,
             similarity_threshold=similarity_threshold,
         )  # fmt: skip
         self.actions = actions
         self.reward = WindowReward(reward, initial_rate=1.0 / float(cost.verify_seconds(1, 0)))
-        self.observation_space = observation_space(self._world.observation_size)
+        self.observation_space = observation_space(self._windows.observation_size)
         self.action_space = action_space(len(actions), horizon)
-        self._walk = TraceWalk(self._world, np.zeros(1, dtype=np.int64))
+        self._walk = TraceWalk(self._windows, np.zeros(1, dtype=np.int64))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin a trace. A seed begins everything anew, lambda included.
+        """Begin a trace; a seed restarts the draws and the rate.
 
         Raises:
-            ValueError: ``options["trace"]`` is no trace.
+            ValueError: ``options["trace"]`` is not the index of a trace.
         """
         super().reset(seed=seed)
         if seed is not None:
             self.reward.reset()
-        count = len(self._world.starts)
+        count = len(self._windows.starts)
         index = (options or {}).get("trace")
         if index is None:
             index = int(self.np_random.integers(count))
         if not 0 <= index < count:
             raise ValueError(f'options["trace"] must lie in 0..{count - 1}, got {index}')
-        self._walk = TraceWalk(self._world, np.array([index]))
+        self._walk = TraceWalk(self._windows, np.array([index]))
         return self._walk.observe()[0], {"trace": index}
 
     def step(
         self, action: int | np.ndarray
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One cache window with one action, or several with as many.
+        """Replay one cache window per action.
 
         Raises:
-            ValueError: an index that is no action.
+            ValueError: an action is out of range.
         """
         tokens, seconds, cycles, ended = self._walk.advance(
             check_action(self.action_space, action)[None]
@@ -143,14 +143,14 @@ class TraceEnv(gym.Env):
 
 
 class TraceVecEnv(VecEnv):
-    """Many sequences side by side, as stable-baselines3 wants them, in a few NumPy calls a step.
+    """Many traces side by side, for stable-baselines3, in a few NumPy calls per step.
 
-    A sequence that ends is followed by another, drawn evenly. ``infos`` are as in `TraceEnv`, and
-    as a Monitor gives them at the end of an episode.
+    A trace that ends is followed by another, drawn uniformly. ``infos`` are those of `TraceEnv`,
+    and at the end of an episode those of a Monitor.
 
     Attributes:
         actions: the actions.
-        reward: the reward; all sequences share its lambda.
+        reward: the reward; all sequences share its rate.
     """
 
     _SAVED = ("returns", "steps")
@@ -190,7 +190,7 @@ class TraceVecEnv(VecEnv):
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
         check_keeping(similarity_threshold, horizon)
-        self._world = TraceWindows(
+        self._windows = TraceWindows(
             traces, actions, cost, cache_steps=cache_steps, extras=extras,
             similarity_threshold=similarity_threshold,
         )  # fmt: skip
@@ -199,25 +199,25 @@ class TraceVecEnv(VecEnv):
         self.render_mode = None
         super().__init__(
             n_envs,
-            observation_space(self._world.observation_size),
+            observation_space(self._windows.observation_size),
             action_space(len(actions), horizon),
         )
         self._generator = np.random.default_rng(seed)
-        self._walk = TraceWalk(self._world, np.zeros(n_envs, dtype=np.int64))
+        self._walk = TraceWalk(self._windows, np.zeros(n_envs, dtype=np.int64))
         self._chosen = np.zeros((n_envs, horizon), dtype=np.int64)
         self._returns = np.zeros(n_envs)
         self._steps = np.zeros(n_envs, dtype=np.int64)
         self._started = time.monotonic()
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Begin the draws and lambda anew."""
+        """Restart the draws and the rate."""
         if seed is not None:
             self._generator = np.random.default_rng(seed)
             self.reward.reset()
         return [seed] * self.num_envs
 
     def reset(self) -> np.ndarray:
-        """Begin a trace in every environment; (n_envs, size) float32 observations."""
+        """Begin a trace in every environment; return observations (n_envs, size) float32."""
         self._restart(np.arange(self.num_envs))
         self.reset_infos = [{} for _ in range(self.num_envs)]
         return self._walk.observe()
@@ -227,7 +227,7 @@ class TraceVecEnv(VecEnv):
         self._chosen = np.asarray(actions, dtype=np.int64).reshape(self.num_envs, -1)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Observations (n_envs, size), rewards, ends, and infos of the windows."""
+        """Return observations (n_envs, size), rewards, ends, and infos of the windows."""
         tokens, seconds, cycles, done = self._walk.advance(self._chosen)
         rewards = self.reward(tokens, seconds).astype(np.float32)
         self._returns += rewards
@@ -259,22 +259,22 @@ class TraceVecEnv(VecEnv):
         }
 
     def _restart(self, indices: np.ndarray) -> None:
-        drawn = self._generator.integers(len(self._world.starts), size=len(indices))
+        drawn = self._generator.integers(len(self._windows.starts), size=len(indices))
         self._walk.restart(indices, drawn)
         self._returns[indices] = 0.0
         self._steps[indices] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every sequence stands, lambda and the draws: JSON values."""
+        """Return the state of the sequences, the rate and the draws, as JSON values."""
         arrays = {name: array.tolist() for name, array in self._saved_arrays().items()}
         draws = self._generator.bit_generator.state
         return {**arrays, "reward": list(self.reward.state()), "draws": draws}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was asked, over the same traces.
+        """Restore what `state_dict` returned, over the same traces.
 
         Raises:
-            ValueError: it is of another number of sequences.
+            ValueError: the state is of another number of sequences.
         """
         if len(state["nodes"]) != self.num_envs:
             raise ValueError(
@@ -286,15 +286,15 @@ class TraceVecEnv(VecEnv):
         self._generator.bit_generator.state = state["draws"]
 
     def _saved_arrays(self) -> dict[str, np.ndarray]:
-        """What is written over when a state is loaded."""
+        """Return the arrays that a state holds."""
         of_walk = {name: getattr(self._walk, name) for name in self._SAVED_OF_WALK}
         return {**of_walk, **{name: getattr(self, f"_{name}") for name in self._SAVED}}
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return the attribute, which all environments share, once for each."""
+        """Return an attribute, which all environments share, once for each."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -308,7 +308,7 @@ class TraceVecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Not supported: there are no environments behind this one.
+        """Refuse the call: there are no environments behind this one.
 
         Raises:
             AttributeError: always.
@@ -320,5 +320,5 @@ class TraceVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """False: nothing is wrapped."""
+        """Return False for each environment: none is wrapped."""
         return [False for _ in self._get_indices(indices)]

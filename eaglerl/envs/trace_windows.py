@@ -1,4 +1,4 @@
-"""What the environments over traces share: windows looked up in tables, and observations."""
+"""Cache windows of traces in tables, and their observations, for the environments over traces."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Extra = Literal["acceptance", "position", "confidence"]
 
 #: Weight of the newest window in the running acceptance length.
 ACCEPTANCE_ALPHA = 0.3
-#: Tokens of context that the observed position counts in.
+#: Unit of the observed position, in tokens of context.
 POSITION_SCALE = 1000.0
 
 _EXTRA_SIZES = {"acceptance": 1, "position": 1, "confidence": 8}
 
-#: Confidence shown before there was a draft pass: even.
+#: Confidence before the first draft pass: uniform.
 NO_CONFIDENCE = np.full(_EXTRA_SIZES["confidence"], -np.log(8.0), dtype=np.float32)
 
 
@@ -30,7 +30,7 @@ def check_extras(extras: Sequence[str]) -> tuple[str, ...]:
     """Return the extras as a tuple.
 
     Raises:
-        ValueError: an unknown one, or one that occurs twice.
+        ValueError: an extra is unknown, or occurs twice.
     """
     unknown = [extra for extra in extras if extra not in get_args(Extra)]
     if unknown or len(set(extras)) != len(extras):
@@ -41,7 +41,7 @@ def check_extras(extras: Sequence[str]) -> tuple[str, ...]:
 
 
 def observation_size(features: int, extras: Sequence[str]) -> int:
-    """Width of an observation: the features, then the extras in their order."""
+    """Return the width of an observation: the features, then the extras in their order."""
     return features + sum(_EXTRA_SIZES[extra] for extra in check_extras(extras))
 
 
@@ -49,8 +49,8 @@ class TraceWindows:
     """All positions of many traces as nodes of one graph, and where a window leads from each.
 
     A trace of P positions has P + 1 nodes; the last is its end. A window is `cache_steps` cycles
-    with one action, or as many as there are before the end, or, with a threshold, before a cycle
-    whose features no longer resemble those of the window's first.
+    with one action. It ends earlier at the end of the trace and, with a threshold, before a cycle
+    whose features no longer resemble those of its first.
 
     Attributes:
         actions: the actions.
@@ -62,7 +62,7 @@ class TraceWindows:
         seconds: (nodes, A) float32 duration of a window.
         cycles: (nodes, A) int16 cycles of a window.
         last_drafted: (nodes, A) int32 node of the window's last cycle that drafted, -1 for none;
-            None where no confidence is observed.
+            None if confidence is not observed.
     """
 
     def __init__(
@@ -86,9 +86,8 @@ class TraceWindows:
             similarity_threshold: see `ActionRepeat`.
 
         Raises:
-            ValueError: no traces, features of different widths, a cache of no steps, an unknown
-                extra, a threshold outside -1..1, or an action that a trace or the cost table does
-                not know.
+            ValueError: there are no traces, their features differ in width, a trace or the cost
+                table lacks an action, an extra is unknown, or a value is out of its range.
         """
         if cache_steps < 1:
             raise ValueError(f"cache_steps must be at least 1, got {cache_steps}")
@@ -106,10 +105,10 @@ class TraceWindows:
         self.starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
         self.ends = np.repeat(self.starts + lengths - 1, lengths)
         self._lengths = lengths
-        # The node at the end is shown as the last position: nothing is chosen there.
+        # The node at the end has the features of the last position: nothing is chosen there.
         self._features = _with_last_row([trace.features for trace in traces]).astype(np.float32)
         confidence = _with_last_row([trace.first_log_probs for trace in traces])
-        # Node -1 stands for none: NumPy takes it for the last row.
+        # Node -1 stands for none; as an index it is the last row.
         self._confidence = np.vstack((padded_confidence(confidence), NO_CONFIDENCE))
         self._positions = np.concatenate(
             [trace.context_lengths[0] + np.arange(len(trace) + 1) for trace in traces]
@@ -125,7 +124,7 @@ class TraceWindows:
         return observation_size(self._features.shape[1], self.extras)
 
     def _similarity(self, threshold: float) -> np.ndarray:
-        """(nodes, longest trace) bool: whether the features of a node's trace resemble its own."""
+        """Return (nodes, longest trace) bool: which features of its trace resemble a node's."""
         similar = np.zeros((len(self.ends), int(self._lengths.max())), dtype=bool)
         for start, length in zip(self.starts, self._lengths, strict=True):
             rows = self._features[start : start + length]
@@ -141,6 +140,8 @@ class TraceWindows:
             rows = slice(start, start + len(table))
             step[rows] += table.tokens
             seconds[rows] = table.seconds
+        # `step` is where one cycle leads. All windows grow by one cycle per pass of the loop; those
+        # that have ended stay where they are.
         columns = np.arange(shape[1])
         reached = step.copy()
         total = seconds.copy()
@@ -163,7 +164,7 @@ class TraceWindows:
         self.last_drafted = last.astype(np.int32) if "confidence" in self.extras else None
 
     def observe(self, nodes: np.ndarray, acceptance: np.ndarray, drafted: np.ndarray) -> np.ndarray:
-        """Observations at nodes.
+        """Return the observations at nodes.
 
         Args:
             nodes: (n,) nodes.
@@ -186,7 +187,7 @@ class TraceWindows:
 
 
 class Advance(NamedTuple):
-    """What the windows of a decision gave in n sequences.
+    """The outcome of a decision's windows in n sequences.
 
     Attributes:
         tokens: (n,) int64 tokens emitted.
@@ -202,7 +203,7 @@ class Advance(NamedTuple):
 
 
 class TraceWalk:
-    """Where some sequences stand in a world.
+    """The positions of some sequences in `TraceWindows`.
 
     Attributes:
         nodes: (n,) int64 nodes.
@@ -210,61 +211,63 @@ class TraceWalk:
         drafted: (n,) int64 nodes of the last cycles that drafted; -1 for none.
     """
 
-    def __init__(self, world: TraceWindows, traces: np.ndarray) -> None:
+    def __init__(self, windows: TraceWindows, traces: np.ndarray) -> None:
         """Begin (n,) traces."""
-        self._world = world
-        self.nodes = world.starts[traces].astype(np.int64)
+        self._windows = windows
+        self.nodes = windows.starts[traces].astype(np.int64)
         self.acceptance = np.zeros(len(self.nodes))
         self.drafted = np.full(len(self.nodes), -1)
 
     def restart(self, sequences: np.ndarray, traces: np.ndarray) -> None:
         """Begin other traces in some sequences."""
-        self.nodes[sequences] = self._world.starts[traces]
+        self.nodes[sequences] = self._windows.starts[traces]
         self.acceptance[sequences] = 0.0
         self.drafted[sequences] = -1
 
     def observe(self, sequences: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Observations (n, size) of some sequences, or of all."""
-        return self._world.observe(
+        """Return the observations (n, size) of some sequences, or of all."""
+        return self._windows.observe(
             self.nodes[sequences], self.acceptance[sequences], self.drafted[sequences]
         )
 
     def advance(self, actions: np.ndarray, sequences: np.ndarray | slice = slice(None)) -> Advance:
-        """Go on by the windows of a decision.
+        """Advance by the windows of a decision.
 
         Args:
             actions: (n, horizon) int64.
-            sequences: which; all by default.
+            sequences: those to advance; all by default.
         """
-        world, nodes, drafted = self._world, self.nodes[sequences], self.drafted[sequences]
+        windows, nodes, drafted = self._windows, self.nodes[sequences], self.drafted[sequences]
         seconds, cycles = np.zeros(len(nodes), np.float32), np.zeros(len(nodes), np.int16)
         following = nodes
         # Beyond the end of a trace a window is empty.
         for chosen in actions.T:
-            seconds += world.seconds[following, chosen]
-            cycles += world.cycles[following, chosen]
-            if world.last_drafted is not None:
-                newest = world.last_drafted[following, chosen]
+            seconds += windows.seconds[following, chosen]
+            cycles += windows.cycles[following, chosen]
+            if windows.last_drafted is not None:
+                newest = windows.last_drafted[following, chosen]
                 drafted = np.where(newest >= 0, newest, drafted)
-            following = world.next_node[following, chosen].astype(np.int64)
-        tokens, ended = following - nodes, following == world.ends[nodes]
+            following = windows.next_node[following, chosen].astype(np.int64)
+        tokens, ended = following - nodes, following == windows.ends[nodes]
         self.acceptance[sequences] = running_acceptance(self.acceptance[sequences], tokens, cycles)
         self.nodes[sequences], self.drafted[sequences] = following, drafted
         return Advance(tokens, seconds, cycles, ended)
 
 
 def padded_confidence(best: np.ndarray) -> np.ndarray:
-    """(n, 8) float32 of log-probabilities (n, 1 to 8).
+    """Return log-probabilities (n, 1 to 8) as (n, 8) float32.
 
-    A draft of fewer tokens than are observed cannot propose the others.
+    A draft vocabulary of fewer than 8 tokens lacks the others: -100 stands for them.
     """
     missing = _EXTRA_SIZES["confidence"] - best.shape[1]
     return np.pad(best.astype(np.float32), ((0, 0), (0, missing)), constant_values=-100.0)
 
 
 def running_acceptance(previous: np.ndarray, tokens: np.ndarray, cycles: np.ndarray) -> np.ndarray:
-    """The running acceptance length after a window; the first window's own where there was none,
-    which is 0."""
+    """Return the running acceptance length after a window.
+
+    It was 0 before the first window, whose own length it becomes.
+    """
     newest = tokens / np.maximum(cycles, 1)
     mixed = (1 - ACCEPTANCE_ALPHA) * previous + ACCEPTANCE_ALPHA * newest
     return np.where(previous > 0, mixed, newest)

@@ -1,4 +1,4 @@
-"""What the folders of all training runs have in common."""
+"""What the folders of all training runs share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from eaglerl.files import atomic_path
 from eaglerl.runs.checkpoints import POLICY_FORMAT, CheckpointFolder, CheckpointFormat
 
-#: Checkpoints that a run keeps: where the newest is broken, the one before it still is there.
+#: Checkpoints that a run keeps: if the newest is broken, the one before it is used.
 KEPT_CHECKPOINTS = 2
 
 

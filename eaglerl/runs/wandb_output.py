@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter
 
 
 class WandbOutput(KVWriter):
-    """Send the log to a run; WANDB_MODE, WANDB_DIR and the like are honoured."""
+    """Output to a run of Weights & Biases, which reads WANDB_MODE, WANDB_DIR and the like."""
 
     def __init__(
         self, project: str, run_name: str | None, configuration: Mapping[str, Any] | None

@@ -1,4 +1,4 @@
-"""What the best actions of a policy come to on traces: all traces side by side."""
+"""The outcome of a policy's best actions on traces, all of them side by side."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from eaglerl.envs.action_repeat import decide
 from eaglerl.envs.trace_windows import TraceWalk, TraceWindows
 from eaglerl.ops import PolicyWeights
 
-#: Decisions that one call makes at most.
+#: Most decisions of one call.
 _ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
 class GreedyOutcomes:
-    """What a policy did with each of n traces.
+    """The outcome of a policy on each of n traces.
 
     Attributes:
         tokens: (n,) int64.
@@ -32,28 +32,28 @@ class GreedyOutcomes:
     decisions: np.ndarray
 
 
-def greedy_outcomes(weights: PolicyWeights, world: TraceWindows) -> GreedyOutcomes:
-    """Decode every trace of a world with the policy's best actions.
+def greedy_outcomes(weights: PolicyWeights, windows: TraceWindows) -> GreedyOutcomes:
+    """Replay every trace with the policy's best actions.
 
     Args:
-        weights: of observations of that world, one action per action of the world.
-        world: the traces, windows included.
+        weights: the policy, of the observations and the actions of `windows`.
+        windows: the traces.
 
     Raises:
         ValueError: the policy has other actions, or reads observations of another width.
     """
-    if not torch.equal(weights.bins.cpu(), world.actions.tensor):
+    if not torch.equal(weights.bins.cpu(), windows.actions.tensor):
         raise ValueError(
-            f"weights must choose from the world's {len(world.actions)} actions, got "
+            f"weights must choose from the {len(windows.actions)} actions of windows, got "
             f"{weights.num_actions} that differ"
         )
-    if weights.mlp_in_features != world.observation_size:
+    if weights.mlp_in_features != windows.observation_size:
         raise ValueError(
-            f"weights must read observations of width {world.observation_size}, got "
+            f"weights must read observations of width {windows.observation_size}, got "
             f"{weights.mlp_in_features}"
         )
-    count = len(world.starts)
-    walk = TraceWalk(world, np.arange(count))
+    count = len(windows.starts)
+    walk = TraceWalk(windows, np.arange(count))
     tokens, cycles, decisions = (np.zeros(count, dtype=np.int64) for _ in range(3))
     seconds = np.zeros(count)
     left = np.arange(count)
@@ -69,7 +69,7 @@ def greedy_outcomes(weights: PolicyWeights, world: TraceWindows) -> GreedyOutcom
     return GreedyOutcomes(tokens, seconds, cycles, decisions)
 
 
-def greedy_outcome(weights: PolicyWeights, world: TraceWindows) -> tuple[int, float]:
-    """Tokens and seconds of all traces together; see `greedy_outcomes`."""
-    outcomes = greedy_outcomes(weights, world)
+def greedy_outcome(weights: PolicyWeights, windows: TraceWindows) -> tuple[int, float]:
+    """Return the tokens and seconds of all traces together; see `greedy_outcomes`."""
+    outcomes = greedy_outcomes(weights, windows)
     return int(outcomes.tokens.sum()), float(outcomes.seconds.sum())

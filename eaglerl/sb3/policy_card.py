@@ -1,4 +1,4 @@
-"""The model card of a policy that learned by trial, for its readers."""
+"""The model card of a policy that was trained by reinforcement learning."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _DataSchema(Schema):
 
 
 class _TrainingSchema(Schema):
-    """What `train_policy` says of a policy's training."""
+    """The entry that `train_policy` writes about the training."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -55,13 +55,13 @@ class _TrainingSchema(Schema):
 
 
 def write_policy_card(folder: str | Path) -> None:
-    """Write ``README.md`` from what ``policy.json`` beside it says.
+    """Write ``README.md`` from the ``policy.json`` beside it.
 
     Args:
         folder: of a policy that `train_policy` or `train_policy_live` has saved.
 
     Raises:
-        ValueError: it holds none, or its card does not say what is told here.
+        ValueError: the folder holds no such policy.
     """
     folder = Path(folder)
     card = read_card(folder)

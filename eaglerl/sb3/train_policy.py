@@ -1,6 +1,6 @@
-"""Training of PPO and DQN policies, on traces or live; a killed run goes on as if it had not been.
+"""Training of PPO and DQN policies, on traces or live; a killed run resumes as if it had not been.
 
-stable-baselines3's own `learn` does all of it; what is here listens, saves and shows.
+The training is `learn` of stable-baselines3; this module logs, validates and saves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from eaglerl.traces.trace_set import Trace
 
 Algorithm = Literal["ppo", "dqn"]
 
-#: Arguments of the models; those of one environment are of little use for many at once.
+#: Arguments of the models; the defaults of stable-baselines3 are meant for few environments.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": {"n_steps": 64, "batch_size": 128, "n_epochs": 8, "ent_coef": 0.01},
     "dqn": {
@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "gradient_steps": 4,
         "target_update_interval": 500,
         "exploration_fraction": 0.5,
-        # One array holds observations and those that follow: half the size of a checkpoint.
+        # One array for observations and their successors: checkpoints of half the size.
         "optimize_memory_usage": True,
         "replay_buffer_kwargs": {"handle_timeout_termination": False},
     },
@@ -68,19 +68,19 @@ class TrainPolicyOptions:
         n_envs: traces decoded side by side.
         extras: see `TraceEnv`.
         similarity_threshold: see `PolicySettings`.
-        horizon: see `PolicySettings`; `total_steps` counts decisions, then.
+        horizon: see `PolicySettings`; above 1, `total_steps` counts decisions.
         compressed_size: see `PolicySettings`.
         reward: see `WindowReward`.
         learning_rate: of Adam.
         gamma: discount per window.
         net_arch: hidden layers.
-        seed: of everything that is drawn.
+        seed: of all draws.
         checkpoint_steps: windows between two checkpoints, and between two points of the curve.
-        wandb_project: log to this project of Weights & Biases too; None for not.
-        model: further arguments of stable-baselines3's model, over `DEFAULTS`.
+        wandb_project: project of Weights & Biases to log to as well; None for none.
+        model: arguments of stable-baselines3's model besides or instead of `DEFAULTS`.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     algorithm: Algorithm = "ppo"
@@ -121,14 +121,14 @@ class _WindowOptions(TypedDict):
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
         policy: the policy, ready for inference.
         path: its folder.
         records: metrics of the run.
-        validation: tokens per second of its best actions on the traces held out; None without.
-        constant: of the best constant tree there, tuned on the others; None without.
+        validation: tokens per second of its best actions on the held-out traces; None without any.
+        constant: the same of the best constant tree, tuned on the other traces; None likewise.
     """
 
     policy: ReSpSPolicy
@@ -149,9 +149,9 @@ def train_policy(
     head: str | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> TrainedPolicy:
-    """Train on traces; a folder with checkpoints goes on.
+    """Train on traces; a run whose folder has checkpoints resumes.
 
-    With traces held out, the policy that was best on them is kept; else the last one.
+    The policy that is best on the held-out traces is kept; without any, the last one.
 
     Args:
         traces: to learn from.
@@ -159,13 +159,13 @@ def train_policy(
         cost: time of the cycles.
         output: the run's folder.
         options: see `TrainPolicyOptions`.
-        held_out: to choose by.
+        held_out: traces to choose the best policy by.
         head: id of the draft head whose traces these are.
-        progress: is told a stage and the share done.
+        progress: called with a stage and the fraction done.
 
     Raises:
-        ValueError: see `TraceVecEnv`; or the folder is of a run with other options.
-        AlreadyLockedError: another process is at work in the folder.
+        ValueError: see `TraceVecEnv`; or the folder holds a run with other options.
+        AlreadyLockedError: another process uses the folder.
     """
     width = observation_size(traces[0].features.shape[1] if traces else 0, options.extras)
     windows: _WindowOptions = {
@@ -179,9 +179,8 @@ def train_policy(
     )  # fmt: skip
     validate, constant = None, None
     if held_out:
-        world = TraceWindows(held_out, actions, cost, **windows)
+        validate = TraceWindows(held_out, actions, cost, **windows)
         constant = _tuned_constant(traces, held_out, actions, cost)
-        validate = world
     policy = _new_policy(options, actions, width - observation_size(0, options.extras))
     standardization = Standardization.of_traces(traces, width)
     data = {"traces": [trace.prompt_id for trace in traces], "cost": asdict(cost), "head": head}
@@ -203,22 +202,22 @@ def train_policy_live(
     standardization: Standardization | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> TrainedPolicy:
-    """Train while decoding; a folder with checkpoints goes on, with a new sequence.
+    """Train while decoding; a run whose folder has checkpoints resumes, with a new sequence.
 
     Args:
-        decoder: what decodes, one sequence at a time: `options.n_envs` does not count.
+        decoder: decodes one sequence at a time; `options.n_envs` is ignored.
         prompts: to decode.
         actions: trees to choose from.
         output: the run's folder.
         options: see `TrainPolicyOptions`.
         max_new_tokens: longest continuation.
-        cost: takes the clock's place, see `SpeculativeDecodingEnv`.
-        standardization: of the observations, from traces; none without.
-        progress: is told a stage and the share done.
+        cost: cost table used instead of the clock, see `SpeculativeDecodingEnv`.
+        standardization: of the observations, from traces; None for none.
+        progress: called with a stage and the fraction done.
 
     Raises:
-        ValueError: see `SpeculativeDecodingEnv`; or the folder is of a run with other options.
-        AlreadyLockedError: another process is at work in the folder.
+        ValueError: see `SpeculativeDecodingEnv`; or the folder holds a run with other options.
+        AlreadyLockedError: another process uses the folder.
     """
     env = SpeculativeDecodingEnv(
         decoder,
@@ -252,7 +251,7 @@ def _new_policy(options: TrainPolicyOptions, actions: ActionSpace, width: int) -
         horizon=options.horizon,
         compressed_size=options.compressed_size,
         enable_max_entropy=False,
-        # It is trained to be right, not to be varied.
+        # The trained policy takes its best action.
         max_entropy_inference=False,
         reward=options.reward,
         seed=options.seed,
@@ -292,7 +291,7 @@ def _train_in(
     progress: Callable[[str, float], None] | None = None,
 ) -> TrainedPolicy:
     settings = {**policy.configuration, **asdict(options), "data": dict(data)}
-    # Where a run logs does not change what it learns.
+    # Logging does not change what a run learns.
     settings.pop("wandb_project")
     run = PolicyRun(output, settings)
     arguments = {**DEFAULTS[options.algorithm], **options.model}
@@ -341,7 +340,7 @@ def _train_in(
 def _tuned_constant(
     traces: Sequence[Trace], held_out: Sequence[Trace], actions: ActionSpace, cost: CostTable
 ) -> float:
-    """Tokens per second on some traces of the tree that is the best on others."""
+    """Return the tokens per second on held-out traces of the tree that is best on the others."""
     start = np.zeros(len(actions))
     tuned = sum(map(constant_seconds, trace_tables(traces, actions, cost)), start)
     tables = trace_tables(held_out, actions, cost)

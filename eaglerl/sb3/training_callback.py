@@ -1,4 +1,4 @@
-"""What happens beside the learning: metrics, validation, checkpoints."""
+"""Metrics, validation and checkpoints during training."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Resumable(Protocol):
 
 
 class TrainingCallback(BaseCallback):
-    """Logs and saves between rollouts, where the model's state is whole.
+    """Logging and saving between rollouts, when the model's state is complete.
 
     Attributes:
-        best: tokens per second of the best policy so far on the traces held out.
-        best_weights: that policy; None where nothing is held out.
+        best: tokens per second of the best policy so far on the held-out traces.
+        best_weights: that policy; None without held-out traces.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class TrainingCallback(BaseCallback):
 
         Args:
             run: where to save.
-            env: the environments; those that have a `state_dict` are saved too.
-            weights: gives the policy as it is now.
+            env: the environments; their state is saved too, if they have a `state_dict`.
+            weights: returns the current policy.
             total_steps: windows of the whole run.
             interval: windows between two records and checkpoints.
-            validate: traces held out.
-            progress: is told a stage and the share done.
+            validate: the held-out traces.
+            progress: called with a stage and the fraction done.
         """
         super().__init__()
         self._run, self._env, self._weights = run, env, weights
@@ -68,10 +68,10 @@ class TrainingCallback(BaseCallback):
         self.best_weights: PolicyWeights | None = None
 
     def resume(self, model: Any) -> None:
-        """Take the newest checkpoint over, if there is one.
+        """Resume from the newest checkpoint, if there is one.
 
         Raises:
-            ValueError: it is of another run.
+            ValueError: the checkpoint is of another run.
         """
         self.model = model
         checkpoint = self._run.checkpoints.newest()
@@ -83,11 +83,11 @@ class TrainingCallback(BaseCallback):
 
     def _take_over(self, model: Any, checkpoint: Checkpoint) -> None:
         info, tensors = checkpoint.info, checkpoint.tensors
-        # So that load_model_state finds the lists that learn() would have made.
+        # Makes the lists that load_model_state fills, as learn() would.
         model._setup_learn(self._total, reset_num_timesteps=True)
         load_model_state(model, tensors, info["model"])
         if info["env"] is None:
-            # A sequence that was being decoded is lost; learn() begins another.
+            # The sequence that was being decoded is lost; learn() begins another.
             model._last_obs = None
         elif isinstance(self._env, _Resumable):
             self._env.load_state_dict(info["env"])
@@ -133,7 +133,7 @@ class TrainingCallback(BaseCallback):
         self._save()
 
     def _speed(self) -> str:
-        """Tokens per second of the windows since the last record, else of that record."""
+        """Return the tokens per second since the last record, else those of that record."""
         if self._sums["seconds"]:
             speed = self._sums["tokens"] / self._sums["seconds"]
         elif self._run.records:

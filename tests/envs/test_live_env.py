@@ -54,7 +54,7 @@ def test_an_episode_is_the_target_s_own_continuation(decoder: SpeculativeDecoder
 
 
 def clear_threshold(traces: Iterable[Trace]) -> float:
-    """A cosine similarity between those of a text's positions, about the middle, close to none."""
+    """A cosine similarity amid those of a text's positions, and close to none of them."""
     near = []
     for trace in traces:
         rows = trace.features.astype(np.float64)
@@ -72,7 +72,7 @@ def clear_threshold(traces: Iterable[Trace]) -> float:
      {"cache_steps": 1, "horizon": 2}],
 )  # fmt: skip
 def test_live_and_traces_show_the_same(decoder: SpeculativeDecoder, kept: dict, tmp_path) -> None:
-    """Tokens, seconds, rewards and observations, by the same cost table; windows end alike."""
+    """Tokens, seconds, rewards and observations agree, by one cost table; windows end alike."""
     prompts = tiny_prompts(3)
     options = RecordOptions(top_ks=(1, 2), max_depth=2, max_new_tokens=25, slots=2)
     record(decoder, prompts, tmp_path, options=options)
@@ -104,12 +104,12 @@ def test_live_and_traces_show_the_same(decoder: SpeculativeDecoder, kept: dict, 
             )  # fmt: skip
             if not done:
                 cycles.append(info["cycles"])
-            # Towards the end live trees are cut to what is left, and cost less for it.
+            # Near the end, live trees are cut to the tokens left, and cost less.
             if len(live.token_ids) - len(prompts[index].token_ids) < 25 - 3:
                 assert info["seconds"] == pytest.approx(wanted["seconds"], rel=1e-6)
                 assert reward == pytest.approx(wanted_reward, abs=1e-4)
             step += 1
-    # Some windows end early, some decisions are kept: else similarity would have no part in it.
+    # Some windows end early and some do not: otherwise similarity would not be tested.
     if "similarity_threshold" in kept:
         assert min(cycles) < 4
         assert max(cycles) > 1
@@ -127,7 +127,7 @@ def test_untouched_algorithms_learn(decoder: SpeculativeDecoder, algorithm: type
     settings = {"device": "cpu", "seed": 0}
     if algorithm is PPO:
         settings |= {"n_steps": 16, "batch_size": 16}
-    # By the clock, as in earnest.
+    # By the clock, without a cost table.
     env = make_env(decoder, cost=None)
     model = algorithm("MlpPolicy", env, **settings)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}

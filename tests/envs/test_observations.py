@@ -1,4 +1,4 @@
-"""What a policy looks at: told by its space, made from features or text."""
+"""What a policy observes: described by its space, made from features or text."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from ..traces.worlds import tiny_decoder
 
 
 def letters(text: str) -> np.ndarray:
-    """An embedding that is easy to foresee: how often each letter occurs."""
+    """An embedding that is easy to predict: how often each letter occurs."""
     counts = np.zeros(TEXT_WIDTH, dtype=np.float32)
     for letter in text:
         counts[ord(letter) % TEXT_WIDTH] += 1
@@ -124,10 +124,10 @@ def test_states_of_traces_and_of_live_sessions() -> None:
         confidence = -np.arange(known, dtype=np.float32)
         state = CycleState(torch.ones(4), 1500, None, confidence=lambda shown=confidence: shown)
         shown = Observer(spec).observe_state(state, 2.5)
-        # What a draft of few tokens cannot propose has next to no probability.
+        # Tokens beyond a small draft vocabulary have next to no probability.
         padding = [-100] * (8 - known)
         np.testing.assert_array_equal(shown, [1, 1, 1, 1, 1.5, 2.5, *confidence, *padding])
-    # Before the first draft pass: even.
+    # Before the first draft pass: uniform.
     shown = Observer(spec).observe_state(CycleState(torch.ones(4), 1500, None))
     np.testing.assert_allclose(np.exp(shown[-8:]), 1 / 8, rtol=1e-6)
 

@@ -75,7 +75,7 @@ def test_the_model_is_saved_with_the_policy(asked: list[tuple[str, bool]], tmp_p
     assert loaded.settings.text_model == "my/model"
     loaded.predict_parameters("some text")
     assert asked == [("my/model", False)]
-    # What was saved before there was a choice has the default, and is written as it was.
+    # Policies saved before there was a choice have the default, and are written as before.
     assert "text_model" not in PolicySettings(hidden_size=8, actions=ACTIONS).to_dict()
     settings = PolicySettings.from_dict(PolicySettings(hidden_size=8, actions=ACTIONS).to_dict())
     assert settings.text_model == TEXT_MODEL

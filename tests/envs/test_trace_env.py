@@ -29,7 +29,7 @@ def traces() -> list[Trace]:
 def walk(
     trace: Trace, position: int, action: int, cycles: int, threshold: float | None = None
 ) -> tuple[int, float, int, int]:
-    """Tokens, seconds and cycles of a window, and where its last cycle began, by single cycles."""
+    """Compute tokens, seconds and cycles of a window, and its last cycle's start, one by one."""
     first = trace.features[position].astype(np.float64)
     last = position
     lengths = trace.accepted_lengths([ACTIONS[action]])[:, 0]
@@ -114,7 +114,7 @@ def test_both_environments_agree(traces: list[Trace]) -> None:
         rate_before = single[0].reward.rate
         ended = []
         for i, env in enumerate(single):
-            # All sequences share the lambda that they had before the step.
+            # All sequences share the rate that they had before the step.
             env.reward._tokens, env.reward._seconds = rate_before, 1.0
             observation, reward, done, _, info = env.step(int(actions[i]))
             assert done == dones[i]
@@ -212,7 +212,7 @@ def test_speed(traces: list[Trace]) -> None:
         for _ in range(5):
             env.step(actions)
         best = min(best, time.perf_counter() - started)
-    # A machine that does other things as well must still reach a part of the wanted 50,000.
+    # The aim is 50,000; a machine that is busy must still reach a part of it.
     assert 5 * 128 / best > 10_000
 
 

@@ -65,7 +65,7 @@ def test_the_files_of_earlier_runs_are_read(tmp_path: Path) -> None:
     assert (read.step, read.info, read.configuration) == (12, {"seconds": 2.5}, {})
     read = read_checkpoint(policy)
     assert (read.step, read.info, read.configuration) == (12, {"records": []}, {"seed": 3})
-    # Each kind sees its own files alone.
+    # Each kind sees only its own files.
     assert CheckpointFolder(tmp_path, {}, form=HEAD_FORMAT).files() == [head]
     assert CheckpointFolder(tmp_path, {}).files() == [policy]
 

@@ -1,4 +1,4 @@
-"""Training on traces and live: it finds a planted rule, and goes on after being killed."""
+"""Training on traces and live: it finds a planted rule, and resumes after being killed."""
 
 import json
 import os
@@ -54,9 +54,9 @@ def test_a_planted_rule_is_found(algorithm: str, tmp_path: Path) -> None:
     assert best.oracle / outcome.seconds >= 0.95
     # No constant tree comes near.
     assert best.oracle / best.constant < 0.85
-    # The vectorised walk says what decoding cycle by cycle says.
-    world = TraceWindows(unseen, ACTIONS, COST, cache_steps=1)
-    tokens, seconds = greedy_outcome(trained.policy.weights, world)
+    # The vectorised walk agrees with decoding cycle by cycle.
+    windows = TraceWindows(unseen, ACTIONS, COST, cache_steps=1)
+    tokens, seconds = greedy_outcome(trained.policy.weights, windows)
     assert (tokens, seconds) == (outcome.tokens, pytest.approx(outcome.seconds, rel=1e-6))
 
 
@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_short_ends_as_an_unbroken_one(algorithm: str, tmp_pa
 
 def test_progress_tells_the_speed_from_the_first_rollout_on(tmp_path: Path) -> None:
     told: list[str] = []
-    # No record before the end: what is told must come from the windows themselves.
+    # No record before the end: the progress must come from the windows themselves.
     options = small_options("ppo", checkpoint_steps=10_000)
     trained = train_policy(
         planted_traces(4, positions=40), ACTIONS, COST, tmp_path, options,
@@ -198,7 +198,7 @@ def test_live(tmp_path: Path) -> None:
     policy = load_resps_policy(result.path, head=decoder.head)
     for chosen in (policy, policy.fused()):
         assert torch.equal(decoder.generate(prompt, chosen, max_new_tokens=20).sequences, expected)
-    # A run that goes on begins a new sequence.
+    # A resumed run begins a new sequence.
     (tmp_path / "policy" / "policy.json").unlink()
     train_policy_live(
         decoder, tiny_prompts(3), TREES, tmp_path, small_options("ppo", 96), max_new_tokens=20

@@ -61,11 +61,11 @@ def test_on_traces(files: Path, algorithm: str, more: dict, tmp_path: Path) -> N
     assert len(policy.settings.actions) == 3
     assert policy.settings.spec.extras == ("acceptance", "position")
     assert {name: getattr(policy.settings, name) for name in more} == more
-    # A run that is done is not done again.
+    # A complete run is not repeated.
     before = (tmp_path / "metrics.jsonl").read_text()
     assert run(*arguments).exit_code == 0
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    # Nor does another run take its folder.
+    # Another run does not take its folder.
     result = run(*arguments, "--seed", 3)
     assert result.exit_code == 1
     assert "seed must be 0" in result.stderr
