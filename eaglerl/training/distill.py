@@ -168,6 +168,7 @@ class _Writer:
         steering: Sequence[int] = []
         if self.openings and self._random() < 0.5:
             steering = self.openings[int(self._random() * len(self.openings))]
+        # Half of the user turns have up to 48 tokens, 35 % up to 96, 15 % up to 192.
         draw = self._random()
         limit = 48 if draw < 0.5 else 96 if draw < 0.85 else 192
         return _Slot(

@@ -201,7 +201,7 @@ class FeatureDataset:
         self.draft_rows = [draft_row_count(len(row.prompt), len(row.token_ids)) for row in rows]
 
     def __len__(self) -> int:
-        """Number of sequences."""
+        """Return the number of sequences."""
         return len(self._places)
 
     def __getitem__(self, index: int) -> FeatureSequence:

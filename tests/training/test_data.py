@@ -74,7 +74,7 @@ def test_the_draft_vocabulary_is_the_most_frequent_response_tokens():
     rows = [Row((9, 9, 9, 9), (3, 3, 3, 5)), Row((9,), (5, 7))]
     assert choose_draft_vocabulary(rows, 2, 12).tolist() == [3, 5]
     assert choose_draft_vocabulary(rows, 2, 12, required_ids=[11]).tolist() == [3, 11]
-    # Unseen ids fill it up, the smallest first.
+    # Unseen ids fill the rest, the smallest first.
     assert choose_draft_vocabulary(rows, 5, 12).tolist() == [0, 1, 3, 5, 7]
 
 

@@ -18,7 +18,7 @@ def rows(tiny_data):
 
 
 def test_features_are_the_hidden_states(tiny_target, rows, monkeypatch):
-    # Small enough that the rows need several batches, with filler in them.
+    # Small enough that the rows need several batches, with padding in them.
     monkeypatch.setattr(feature_model, "BATCH_TOKENS", 64)
     sequences = [row.token_ids for row in rows]
     model = AutoModelForCausalLM.from_pretrained(tiny_target, dtype=torch.float32)
@@ -85,7 +85,7 @@ def test_rows_added_later_come_into_further_shards(tiny_target, rows, tmp_path, 
     both = extract_features(tiny_target, rows, folder, shard_rows=16)
     assert before.items() <= {s.file: (folder / s.file).stat().st_mtime_ns for s in both}.items()
     assert sorted(d for shard in both for d in shard.rows) == sorted(row.digest for row in rows)
-    # With nothing left to do the target is not even loaded.
+    # If nothing is missing, the target is not loaded.
     monkeypatch.delattr(features, "FeatureModel")
     assert extract_features(tiny_target, rows, folder, shard_rows=16) == both
 

@@ -41,7 +41,7 @@ def save_head(tmp_path):
 
 
 def first_losses(folder: Path) -> list[float]:
-    """Losses of the first step of training-time test, ten optimizer steps' mean each."""
+    """Losses of step 0 of training-time test, each the mean of ten optimizer steps."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [record["step_losses"][0] for record in records if record["kind"] == "train"]
 

@@ -1,4 +1,4 @@
-"""Heads for targets of other people: shallow ones, other families, base models."""
+"""Heads for a user's own targets: shallow ones, other families, base models."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_shallow_target_needs_its_layers_named(tmp_path: Path) -> None:
     config = Eagle3Config.from_pretrained(result.head_path)
     assert config.resolve_feature_layers(4) == (0, 1, 3)
     assert_lossless(target, result.head_path)
-    # A head that is trained further brings its layers along.
+    # A head that is trained further keeps its layers.
     more = tmp_path / "more"
     second = train(target, data, more, initial_head=str(result.head_path))
     assert Eagle3Config.from_pretrained(second.head_path).resolve_feature_layers(4) == (0, 1, 3)

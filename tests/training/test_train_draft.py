@@ -157,7 +157,7 @@ def test_a_run_is_not_resumed_with_other_options(train, tmp_path):
         train("run", at_step(2, kill))
     with pytest.raises(ValueError, match=r"ttt_steps must be 3.*got 2"):
         train("run", ttt_steps=2)
-    # These change nothing of what is trained.
+    # These do not change what is trained.
     assert train("run", validate_every=3, head_dtype="float16").steps == 12
 
 

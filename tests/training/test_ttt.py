@@ -139,7 +139,7 @@ def test_bfloat16_products_are_near_the_exact_ones(lm_head, sequences):
     result = TrainingTimeTest(head, lm_head.float(), steps=STEPS, dtype=torch.bfloat16)(
         pack(sequences, STEPS)
     )
-    # Eight bits in every factor, over four steps that feed on each other.
+    # Eight bits in every factor, over four steps that build on each other.
     assert abs(result.loss.item() / exact.loss.item() - 1) < 0.02
     exact.loss.backward()
     result.loss.backward()
@@ -173,7 +173,7 @@ def test_a_fraction_of_the_rows_goes_deeper(lm_head, sequences):
     assert torch.equal(part.counted[:, 0], whole.counted[:, 0])
     deep = part.counted[:, 1]
     assert 0 < deep.sum() < whole.counted[:, 1].sum()
-    # The rows that go on are computed as they are in the whole batch.
+    # The rows that continue are computed as in the whole batch.
     assert torch.equal(part.counted[deep], whole.counted[deep])
     assert torch.equal(part.correct[deep], whole.correct[deep])
     torch.testing.assert_close(part.step_losses[0], whole.step_losses[0])
