@@ -1,7 +1,7 @@
-"""One bench answered by a constant tree, a policy that learns meanwhile, or a saved one.
+"""Answers to one bench by a constant tree, a policy that learns meanwhile, or a saved policy.
 
-What was answered is in the answer file, line by line, and what a policy has learned in its
-checkpoints, question by question: a run that was stopped goes on with the same call.
+Answers are written to the answer file line by line, and what a policy has learned to its
+checkpoints question by question: the same call continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class EvaluationOptions:
     Attributes:
         bench: file of questions.
         answer_file: JSON lines, one per question, in the layout of EAGLE's.
-        decoding: how.
+        decoding: how the answers are decoded.
         question_begin: first question, from 0; None for the first one.
-        question_end: the one after the last; None for all.
-        resume: go on with what the answer file and the checkpoints hold; otherwise both must be
-            new, for nothing is overwritten.
+        question_end: question after the last one; None for all.
+        resume: continue what the answer file and the checkpoints hold; otherwise both must be
+            new, since nothing is overwritten.
     """
 
     bench: Path
@@ -65,7 +65,7 @@ class EvaluationOptions:
         """Return the chosen questions of the bench; no model is needed.
 
         Raises:
-            ValueError: a line that is no question, or a range that holds none.
+            ValueError: a line is not a question, or the range holds none.
         """
         every = read_questions([self.bench])
         begin, end = self.question_begin or 0, self.question_end
@@ -79,14 +79,14 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What an answer file says, and what a policy did in this process.
+    """The figures of an answer file, and the statistics of a policy in this process.
 
     Attributes:
-        questions: answered ones.
-        new_tokens: of all answers.
+        questions: number of answered questions.
+        new_tokens: tokens of all answers.
         seconds: prefills included.
         tokens_per_second: ratio of the sums.
-        acceptance_length: tokens per cycle, without the prefills' tokens.
+        acceptance_length: mean acceptance length: tokens per cycle, without those of prefills.
         policy: statistics of the policy; empty without one.
     """
 
@@ -103,10 +103,10 @@ def find_bench(name: str) -> Path:
 
     Args:
         name: a file; a folder that holds ``question.jsonl``; the name of such a folder below
-            ``data`` or ``eagle/data``; or of one of the sample questions that are shipped.
+            ``data`` or ``eagle/data``; or the name of shipped sample questions.
 
     Raises:
-        ValueError: there is none; the message says where it was looked for.
+        ValueError: there is none; the message lists the places searched.
     """
     folders = [Path(name), *(Path(folder) / name for folder in BENCH_FOLDERS)]
     places = [Path(name), *(folder / _QUESTION_FILE for folder in folders)]
@@ -119,8 +119,8 @@ def find_bench(name: str) -> Path:
     looked = ", ".join(str(place) for place in places)
     shipped = ", ".join(sorted(file.stem for file in samples.glob("*.jsonl")))
     raise ValueError(
-        f"bench_name must name a file of questions, got {name!r}; none of {looked} is. Shipped are "
-        f"the samples {shipped}"
+        f"bench_name must name a file of questions, got {name!r}; none of {looked} exists. Shipped "
+        f"are the samples {shipped}"
     )
 
 
@@ -132,23 +132,22 @@ def evaluate(
     model_id: str,
     progress: Callable[[str, float], None] | None = None,
 ) -> EvaluationSummary:
-    """Answer the questions of a bench; what is answered already is not decoded again.
+    """Answer the questions of a bench that are not answered yet.
 
-    A policy in training mode learns from every cycle; its questions come in an order that its seed
-    decides. After each of them it is saved, before the answer is: where a run is killed in between,
-    it learns from one question twice.
+    A policy in training mode learns from every cycle, and its seed decides the order of the
+    questions. It is saved after each question, before the answer is written: a run that is killed
+    in between learns from that question twice.
 
     Args:
-        decoder: decodes.
+        decoder: the decoder.
         chosen: a constant tree or a policy.
         options: see `EvaluationOptions`.
-        model_id: what the answers are said to be of.
-        progress: is told a stage and the share done.
+        model_id: name of the model in the answers.
+        progress: called with a stage and the fraction done.
 
     Raises:
-        ValueError: the answer file or the checkpoints are of another run; nothing was decoded then.
-        AlreadyLockedError: another process is writing the answer file, or learning into the
-            checkpoints.
+        ValueError: the answer file or the checkpoints are of another run; nothing has been decoded.
+        AlreadyLockedError: another process is writing the answer file or the checkpoints.
     """
     questions = prepare_questions(
         options.questions(),
@@ -156,7 +155,7 @@ def evaluate(
         max_new_tokens=options.decoding.max_new_tokens,
         max_positions=decoder.target.max_positions,
     )
-    run = _identity(decoder, chosen, options, model_id)
+    run = _run_digest(decoder, chosen, options, model_id)
     with exclusive_file(options.answer_file):
         return _evaluate(decoder, chosen, options, questions, run, model_id, progress)
 
@@ -195,7 +194,7 @@ def _evaluate(
 
 
 def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> EvaluationSummary:
-    """What an answer file says.
+    """Return the figures of an answer file.
 
     Args:
         path: the file.
@@ -220,13 +219,13 @@ def summarise_answers(path: Path, policy: Mapping[str, Any] | None = None) -> Ev
     )  # fmt: skip
 
 
-def _identity(
+def _run_digest(
     decoder: SpeculativeDecoder,
     chosen: TreeParams | ReSpSPolicy,
     options: EvaluationOptions,
     model_id: str,
 ) -> str:
-    """Return a digest of all that an answer depends on, but for the range of the questions."""
+    """Return a digest of everything that an answer depends on, except the range of questions."""
     mode: dict[str, Any]
     if isinstance(chosen, TreeParams):
         mode = {"tree": [chosen.total_tokens, chosen.depth, chosen.top_k]}
@@ -248,10 +247,10 @@ def _identity(
 
 
 def _answered(options: EvaluationOptions, run: str) -> set[str]:
-    """Ids of the questions that the answer file holds.
+    """Return the ids of the questions that the answer file holds.
 
     Raises:
-        ValueError: it is of another run, or it must be new.
+        ValueError: the file is of another run, or it must be new.
     """
     path = options.answer_file
     known = {
@@ -267,17 +266,17 @@ def _answered(options: EvaluationOptions, run: str) -> set[str]:
         if line.answer_id not in known:
             raise ValueError(
                 f"line {number} of {str(path)!r} is of another run: another model, other questions "
-                "or other flags. Ask for the same, or name another answer_file"
+                "or other flags. Use the same, or name another answer_file"
             )
         found.add(known[line.answer_id])
     return found
 
 
 def _resume(policy: ReSpSPolicy, answered: int, *, resume: bool) -> None:
-    """Go on with what a policy had learned.
+    """Resume a policy from its checkpoints.
 
     Raises:
-        ValueError: there is none although questions were answered, or there must be none.
+        ValueError: there are none although questions are answered, or there must be none.
     """
     policy.hold_checkpoints()
     newest = policy.get_resume_info()["checkpoint"]
@@ -309,7 +308,7 @@ def _policy_statistics(policy: ReSpSPolicy | None, runner: DecoderRunner) -> dic
     found = policy.get_performance_stats()
     hits, misses = runner.cache_counts() or (0, 0)
     if not policy.training_mode and not found["decisions"]:
-        # The loop's own calls decided, and know no more than this.
+        # A `FusedPolicy` decided, which counts no more than this.
         total = hits + misses
         return {"decisions": misses, "cache_hits": hits, "hit_rate": hits / total if total else 0.0}
     return found
@@ -328,15 +327,17 @@ def _line(
 
 
 def _put_in_order(path: Path, bench: Path) -> None:
-    """Answers in the order of their questions; a learning policy has them in another."""
+    """Sort the answers by their questions: a policy that learns answers in another order."""
     questions = read_questions([bench])
     places: dict[str | int | float, int] = {_question_id(q): i for i, q in enumerate(questions)}
     lines = []
     for line in read_lines(path, "answers"):
-        identity = parse_json(line.data, AnswerSchema, line.where).question_id
-        if identity not in places:
-            raise ValueError(f"question_id of {line.where} is none of {str(bench)!r}: {identity!r}")
-        lines.append((places[identity], line.data))
+        given = parse_json(line.data, AnswerSchema, line.where).question_id
+        if given not in places:
+            raise ValueError(
+                f"question_id of {line.where} must occur in {str(bench)!r}, got {given!r}"
+            )
+        lines.append((places[given], line.data))
     ordered = sorted(lines, key=lambda line: line[0])
     if ordered != lines:
         with atomic_path(path) as temporary:
@@ -344,8 +345,8 @@ def _put_in_order(path: Path, bench: Path) -> None:
 
 
 def _question_id(question: Question) -> int | str:
-    identity = question.id.removeprefix(f"{question.domain}/")
-    return int(identity) if identity.isdecimal() else identity
+    name = question.id.removeprefix(f"{question.domain}/")
+    return int(name) if name.isdecimal() else name
 
 
 def _answer_id(run: str, question: str) -> str:

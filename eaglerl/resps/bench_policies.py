@@ -18,9 +18,9 @@ from eaglerl.resps.policies.resps_policy import ReSpSPolicy
 
 Version = Literal["standard", "ofl"]
 
-#: A checkpoint is written where a sequence has ended, not in the middle of one.
+#: Checkpoints are written between sequences, never within one.
 NO_CHECKPOINTS_WITHIN = 2**31
-#: Re-SpS has two PPOs. They differ in code and nets; this is the part that affects inference.
+#: Re-SpS has two PPOs. They differ in code and networks; this is what affects inference.
 VERSIONS: Mapping[str, Mapping[str, Any]] = {
     "standard": {"net_arch": (512, 256, 128), "activation": "relu"},
     "ofl": {"net_arch": (64, 64), "activation": "tanh"},
@@ -38,7 +38,7 @@ def version_options(version: str, net_arch: str = "") -> dict[str, Any]:
             empty for the version's own.
 
     Raises:
-        ValueError: an unknown version, or widths of another form.
+        ValueError: the version is unknown, or the widths have another form.
     """
     if version not in get_args(Version):
         raise ValueError(
@@ -62,16 +62,16 @@ def new_policy(
     actions: ActionSpace,
     checkpoint_dir: Path,
 ) -> ReSpSPolicy:
-    """Return a policy that has learned nothing yet.
+    """Return an untrained policy.
 
     Args:
         flags: of a command with a new policy.
-        decoder: what it decides for.
+        decoder: the decoder that it chooses trees for.
         actions: trees to choose from.
         checkpoint_dir: where its checkpoints are written.
 
     Raises:
-        ValueError: a value out of its range, or a width that is not that of the head.
+        ValueError: a value is out of its range, or the width is not that of the head.
         ImportError: the state is text and sentence-transformers is not installed.
     """
     options: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def new_policy(
 
 
 def text_model_of(given: str | None) -> str:
-    """Return a text model as it is saved with a policy: a folder by its whole path."""
+    """Return a text model as it is saved with a policy: a folder by its absolute path."""
     if given is None:
         return observations.TEXT_MODEL
     return str(Path(given).resolve()) if Path(given).is_dir() else given
@@ -106,16 +106,16 @@ def text_model_of(given: str | None) -> str:
 def saved_policy(
     flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> ReSpSPolicy:
-    """Return a policy from its folder, with what the flags change of it.
+    """Return a saved policy, with the changes that the flags make.
 
     Args:
         flags: of a command with ``online_policy_path``.
-        decoder: what it decides for.
-        checkpoint_dir: where its checkpoints are written if it learns on.
+        decoder: the decoder that it chooses trees for.
+        checkpoint_dir: where its checkpoints are written if it continues to learn.
 
     Raises:
-        ValueError: the folder holds no such policy, it is of another head or width, or a flag has
-            no effect on it.
+        ValueError: the folder holds no such policy, the policy is of another head or width, or a
+            flag has no effect on it.
         ImportError: the state is text and sentence-transformers is not installed.
     """
     path = Path(str(flags.online_policy_path))
@@ -153,7 +153,7 @@ def saved_policy(
 def _running(
     flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> dict[str, Any]:
-    """What does not belong to a policy, but to the run that it is used in."""
+    """Return the options that belong to the run, not to the policy."""
     running: dict[str, Any] = {"head": decoder.head, "tokenizer": decoder.tokenizer}
     if flags.learns:
         running |= {"checkpoint_dir": checkpoint_dir, "checkpoint_freq": NO_CHECKPOINTS_WITHIN}

@@ -1,4 +1,4 @@
-"""The flags of the evaluation command of Re-SpS: which of them have an effect, and why not."""
+"""The flags of the evaluation command of Re-SpS, and checks that each of them has an effect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eaglerl.eagle3.policy import TreeParams
 from eaglerl.resps.policies.policy_file import read_card
 
 _TREE = ("total_token", "depth", "top_k")
-#: Flags of every policy, and those that only a new one, or one that learns, has a use for.
+#: Flags of every policy, of new policies, and of policies that learn.
 _DECISIONS = (
     "action_cache_steps", "action_cache_enabled", "inference_temperature", "max_entropy_inference",
     "hidden_size",
@@ -46,12 +46,12 @@ class FlagError(ValueError):
 
 @dataclass(frozen=True)
 class ReSpSFlags:
-    """What the flags say; see ``eaglerl evaluate --help``.
+    """The values of the flags; see ``eaglerl evaluate --help``.
 
     Attributes:
         given: names of those that were given, rather than left at their defaults.
         online_policy_path: a saved policy; None for a new one.
-        online_inference_only: it decides and does not learn.
+        online_inference_only: the policy does not learn.
     """
 
     use_optimized_sb3_discrete_ppo: bool = False
@@ -106,7 +106,7 @@ class ReSpSFlags:
         """The constant tree of decoding without a policy.
 
         Raises:
-            ValueError: it is none.
+            ValueError: there is no such tree.
         """
         return TreeParams(self.total_token, self.depth, self.top_k)
 
@@ -118,13 +118,13 @@ class ReSpSFlags:
         return self.enable_max_entropy
 
     def _reasons_against(self, name: str) -> Iterator[str]:
-        """Why a flag that was given has no effect."""
+        """Yield the reasons why a flag that was given has no effect."""
         both = self.use_optimized_dqn and self.use_optimized_sb3_discrete_ppo
         if name == "use_optimized_dqn" and both:
             yield "it contradicts --use-optimized-sb3-discrete-ppo; give one of the two"
         new = self.online_policy_path is None
         if name == "online_inference_only" and self.online_inference_only and new:
-            yield "it needs a policy that has learned: give --online-policy-path"
+            yield "it needs a trained policy: give --online-policy-path"
         policy = name in _DECISIONS + _NEW + _LEARNING
         if self.algorithm is None and policy:
             yield (
@@ -134,7 +134,7 @@ class ReSpSFlags:
         if self.algorithm is not None and name in _TREE:
             yield "it has no effect with a policy, which chooses the tree itself"
         if self.online_policy_path is not None and name in _NEW:
-            yield "it has no effect on a saved policy, which has been made already"
+            yield "it has no effect on a saved policy: it sets up a new one"
         if self.online_inference_only and name in _LEARNING:
             yield "it has no effect with --online-inference-only: nothing is learned"
         if self.algorithm == "dqn" and name in ("optimized_policy_version", "ppo_net_arch"):

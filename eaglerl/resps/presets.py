@@ -1,7 +1,7 @@
 """The grids of policies that the scripts of Re-SpS train and compare, each as one list of modes.
 
-PPO: {standard, OFL} x {features, context only} x {max-entropy, not}. DQN has no versions, there as
-here: {features, context only} x {max-entropy, not}.
+PPO: {standard, OFL} x {features, context only} x {max-entropy, not}. DQN has no versions:
+{features, context only} x {max-entropy, not}.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PRESETS = ("ppo-modes", "dqn-modes")
 POLICIES_NAME = "policies"
 #: Cycles that a decision serves while a policy learns and when it is evaluated, as in Re-SpS.
 LEARNING_CACHE_STEPS, EVALUATION_CACHE_STEPS = 10, 30
-#: Widths of the paper's net, which its default combination has.
+#: Widths of the network in the paper's default combination.
 _OFL_WIDTHS = "128,128"
 _SETTINGS_NAME = "preset.json"
 
@@ -46,8 +46,8 @@ class PresetPolicy:
     Attributes:
         algorithm: "ppo" or "dqn".
         version: of PPO: "standard" or "ofl"; None for DQN.
-        context_only: it reads the context's text, not the features.
-        max_entropy: it explores for entropy, and draws trees when it is evaluated.
+        context_only: whether it reads the context's text instead of the features.
+        max_entropy: whether it explores for entropy, and draws trees when it is evaluated.
     """
 
     algorithm: str
@@ -57,7 +57,7 @@ class PresetPolicy:
 
     @property
     def label(self) -> str:
-        """Its name as a mode."""
+        """Name of its mode."""
         parts = [self.algorithm, self.version, "context" if self.context_only else "features"]
         return "-".join([part for part in parts if part] + ["max-entropy"] * self.max_entropy)
 
@@ -67,13 +67,13 @@ class PresetInputs:
     """What the policies of a grid are trained on.
 
     Attributes:
-        traces: of questions that are not decoded.
+        traces: traces of questions that the comparison does not decode.
         actions: trees to choose from.
         cost: time of the cycles.
         tokenizer: the target's, for policies of the text.
         head_id: hash of the head whose traces these are.
         steps: cache windows that each policy learns from.
-        seed: of nets, draws and orders.
+        seed: of networks, draws and orders.
         text_model: what embeds the context's text, see `sentence_encoder`.
     """
 
@@ -87,7 +87,7 @@ class PresetInputs:
     text_model: str = observations.TEXT_MODEL
 
     def to_dict(self) -> dict[str, Any]:
-        """What a folder of policies must share with these."""
+        """Return the settings that a folder of policies must share."""
         names = "".join(sorted(trace.prompt_id for trace in self.traces))
         own = {"text_model": self.text_model}
         return ({} if self.text_model == observations.TEXT_MODEL else own) | {
@@ -108,7 +108,7 @@ def preset_policies(name: str, *, context: bool = True) -> tuple[PresetPolicy, .
         context: False leaves out those that read text, which need sentence-transformers.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {list(PRESETS)}, got {name!r}")
@@ -129,29 +129,29 @@ def train_preset(
     *,
     progress: Progress | None = None,
 ) -> tuple[ModeSpec, ...]:
-    """Train the policies of a grid, each in its own folder; what is trained is not trained again.
+    """Train the policies of a grid that are not trained yet, each in its own folder.
 
     Args:
         policies: from `preset_policies`.
         inputs: what they learn from.
-        folder: of the comparison; an interrupted training there goes on.
-        progress: told what is being done and the share done.
+        folder: of the comparison; an interrupted training there resumes.
+        progress: called with a stage and the fraction done.
 
     Returns:
         The policies as modes of a comparison.
 
     Raises:
-        ValueError: no traces, trees that they or the cost table do not know, or a folder of
-            policies that were trained on something else. Nothing was trained then.
+        ValueError: there are no traces, these or the cost table lack an action, or the policies in
+            the folder were trained on something else. Nothing has been trained.
         ImportError: a policy reads text, and sentence-transformers is not installed.
         AlreadyLockedError: another process is training policies there.
     """
     if not inputs.traces:
-        raise ValueError("traces must hold some of questions that are not decoded, got none")
+        raise ValueError("traces must hold traces of questions that are not decoded, got none")
     root = Path(folder) / POLICIES_NAME
     options: dict[str, Any] = {}
     if any(policy.context_only for policy in policies):
-        # Before the others are trained for hours.
+        # Loaded before the first training, which may take hours.
         options = {
             "tokenizer": inputs.tokenizer,
             "text_model": inputs.text_model,
@@ -177,11 +177,11 @@ def train_preset(
 
 
 def left_over(traces: Iterable[Trace], decoded: Iterable[str]) -> list[Trace]:
-    """Traces of other prompts than those that are decoded.
+    """Return the traces of prompts that are not decoded.
 
     Args:
-        traces: recorded ones.
-        decoded: prompts' ids.
+        traces: recorded traces.
+        decoded: ids of the prompts that are decoded.
     """
     known = set(decoded)
     return [trace for trace in traces if trace.prompt_id not in known]
@@ -232,10 +232,10 @@ def _train(
 
 
 def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what policies are trained on beside them.
+    """Record what the policies are trained on, or compare it with the record.
 
     Raises:
-        ValueError: those that are there were trained on something else.
+        ValueError: the policies in the folder were trained on something else.
     """
     file = root / _SETTINGS_NAME
     # As it will be read back: tuples become lists.
@@ -246,7 +246,7 @@ def _check_settings(root: Path, settings: Mapping[str, Any]) -> None:
         if differing:
             raise ValueError(
                 f"the policies in {str(root)!r} were trained with other {', '.join(differing)}: "
-                "ask for the same, or name another folder"
+                "use the same, or name another folder"
             )
         return
     with atomic_path(file) as temporary:

@@ -1,4 +1,4 @@
-"""Training as in Re-SpS: the policy watches traces being decoded, cycle by cycle."""
+"""Training as in Re-SpS: the policy learns while traces are replayed, cycle by cycle."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def learn_from_traces(
     total_steps: int,
     progress: Callable[[str, float], None] | None = None,
 ) -> None:
-    """Let a policy learn while traces are decoded; one with checkpoints goes on.
+    """Train a policy while traces are replayed; one with checkpoints resumes.
 
-    The traces come over and over, each time in another order, which the policy's seed decides. A
-    checkpoint is written between two traces, every 500 windows or so, and at the end.
+    The traces are repeated, each time in another order, which the policy's seed decides.
+    Checkpoints are written between two traces, about every 500 windows, and at the end.
 
     Args:
-        policy: with a ``checkpoint_dir``; it needs a tokenizer if it reads text.
+        policy: a policy with a ``checkpoint_dir``, and with a tokenizer if it reads text.
         traces: to learn from.
         cost: time of the cycles.
         total_steps: cache windows to learn from, at least.
-        progress: is told a stage and the share done.
+        progress: called with a stage and the fraction done.
 
     Raises:
-        ValueError: no traces, a tree that they do not know, or checkpoints of another policy.
+        ValueError: there are no traces, they lack a tree, or the checkpoints are of another policy.
     """
     if not traces:
         raise ValueError("traces must hold at least one trace")

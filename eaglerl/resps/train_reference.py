@@ -37,23 +37,23 @@ def train_reference(
 
     Args:
         algorithm: "ppo" or "dqn".
-        traces: to learn from; over and over, each time in another order.
+        traces: to learn from, repeatedly, each time in another order.
         actions: trees to choose from.
         cost: time of the cycles.
         output: folder of the run; the policy ends in its ``policy/``.
         total_steps: cache windows to learn from, at least.
+        action_cache_steps: cycles of a window.
         seed: of the policy and of the order.
         head: id of the draft head whose traces these are.
-        progress: is told a stage and the share done.
-        action_cache_steps: cycles of a window.
+        progress: called with a stage and the fraction done.
         options: of the policy's algorithm, see there.
 
     Returns:
         The policy, saved.
 
     Raises:
-        ValueError: no traces, an unknown algorithm, or a folder of another run.
-        AlreadyLockedError: another process is at work in the folder.
+        ValueError: there are no traces, the algorithm is unknown, or the folder is of another run.
+        AlreadyLockedError: another process uses the folder.
     """
     if algorithm not in POLICIES:
         raise ValueError(f"algorithm must be one of {sorted(POLICIES)}, got {algorithm!r}")
@@ -82,7 +82,7 @@ def _new_policy(
     return POLICIES[algorithm](
         settings=settings,
         checkpoint_dir=run / "checkpoints",
-        # Only between two traces, where a run can be resumed.
+        # Only between two traces, where a run can resume.
         checkpoint_freq=2**31,
         max_checkpoints=2,
         tensorboard_dir=run / "tensorboard",

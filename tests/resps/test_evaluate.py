@@ -45,7 +45,7 @@ def settings(name: str) -> Callable[[SimpleNamespace], Any]:
 
 
 def source(run: SimpleNamespace) -> str:
-    """What a policy looks at when it is shown features and a text."""
+    """What a policy observes when it is given features and a text."""
     run.chosen.predict_parameters("some text", torch.ones(1, 32))
     return next(iter(run.chosen.statistics.sources))
 
@@ -89,7 +89,7 @@ CHANGES: dict[str, tuple[list[str], list[str], Callable[[SimpleNamespace], Any],
     "--no-resume": ([], [], lambda run: run.options.resume, True, False),
     "--wandb-project": (PPO, ["tree"], lambda run: run.logs, None, "tree"),
 }  # fmt: skip
-#: These change nothing when they are given: they say what is so without them.
+#: Flags that confirm a default.
 SAME = {
     "--resume-training": ([], lambda run: run.options.resume, True),
     "--no-wandb": (PPO, lambda run: run.logs, None),
@@ -101,7 +101,7 @@ REFUSED = [
     (["--checkpoint-dir", "x"], "no effect without a policy"),
     (["--no-wandb"], "--no-wandb: it has no effect without a policy"),
     (["--online-policy-save-path", "x"], "no effect without a policy"),
-    (["--online-inference-only"], "it needs a policy that has learned"),
+    (["--online-inference-only"], "it needs a trained policy"),
     ([*PPO, "--use-optimized-dqn"], "contradicts --use-optimized-sb3-discrete-ppo"),
     ([*PPO, "--total-token", "8"], "--total-token: it has no effect with a policy"),
     ([*SAVED, "--top-k", "8"], "which chooses the tree itself"),
@@ -169,7 +169,7 @@ def evaluate(
 def captured(
     evaluate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SimpleNamespace]:
-    """What the command would decode with, which it does not."""
+    """What the command would decode with; nothing is decoded."""
     runs: list[SimpleNamespace] = []
     logs: list[str | None] = []
 
@@ -245,7 +245,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# The line that a killed process has left is told of, and no failure.
+# An incomplete line of a killed process causes a warning, no failure.
 @pytest.mark.filterwarnings("default:the last line of")
 def test_answers_and_resuming(
     evaluate: Callable[..., Result],
@@ -271,7 +271,7 @@ def test_answers_and_resuming(
     prompt = chat_ids(decoder.tokenizer, ["Tell me of 0."], ())
     plain = decoder.generate(prompt, NO_DRAFT, max_new_tokens=8).sequences[0, len(prompt) :]
     assert choice["turns"][0] == decoder.tokenizer.decode(plain, skip_special_tokens=True)
-    # A killed process may have left a part of a line.
+    # A killed process may have left an incomplete line.
     answers.write_text(answers.read_text() + '{"question_id": 81, "answ')
     result = evaluate(*base, "--question-end", "2")
     assert result.exit_code == 0, result.output
@@ -326,13 +326,13 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
     result = evaluate(*command)
     assert result.exit_code == 0, result.output
     assert [row["question_id"] for row in lines(answers)] == ["s0", "s1", "s2", "s3"]
-    # Every question once, but for the interrupted one; in an order that is not the file's.
+    # Every question once, except the interrupted one; in another order than the file's.
     assert sorted({*calls}) == [f"sums/s{index}" for index in range(4)]
     assert len(calls) == 5
     assert "windows: " in result.stdout
     policy = load_resps_policy(saved, head=decoder.head)
     assert policy.settings.action_cache_steps == 2
-    # What was saved decides as a policy that no longer learns.
+    # The saved policy decides like one that no longer learns.
     result = evaluate(
         "--online-policy-path", str(saved), "--online-inference-only", "--max-new-token", "16",
         "--question-end", "1", "--answer-file", str(tmp_path / "inference.jsonl"),

@@ -1,4 +1,4 @@
-"""What the publication leaves to future work: similarity, compression, several windows at once."""
+"""What Re-SpS leaves to future work: similarity, compression, several windows at once."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ KEPT = {
 
 
 def make_policy(policy_class: type = PPO, **options: object):
-    """A policy whose actions differ from state to state, of the best action."""
+    """A policy that takes the best action, which differs from state to state."""
     settings = {"hidden_size": WIDTH, "actions": ACTIONS, "max_entropy_inference": False}
     policy = policy_class(**{**settings, **SMALL[policy_class], **options})
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_traces_the_host_and_the_decoding_loop_decide_the_same(kept: dict, tmp_p
         served.append(len(replayed.trees) / (after["decisions"] - before["decisions"]))
         seen |= set(host.trees)
     assert len(seen) > 1
-    # Similarity ends windows of 6 before their time; windows at once serve more cycles than one.
+    # Similarity ends windows of 6 early; several windows at once last for more cycles than one.
     low, high = (1.0, 5.5) if "similarity_threshold" in kept else (2.0, 6.0)
     assert low < np.mean(served) < high
 
@@ -111,7 +111,7 @@ def test_compression_folds_away(policy_class: type, size: int, tmp_path: Path) -
     chosen = [policy._infer(row)[0] for row in rows]
     assert chosen == expected.tolist()
     assert len(set(chosen)) > 2
-    # In float64, what is folded differs from the two layers by the rounding of its own float32.
+    # In float64, the folded layer differs from the two by the rounding of its own float32.
     if policy_class is PPO:
         extractor, first = model.policy.pi_features_extractor, model.policy.mlp_extractor.policy_net
     else:
@@ -123,14 +123,14 @@ def test_compression_folds_away(policy_class: type, size: int, tmp_path: Path) -
         magnitude = x.abs() @ weights.hidden_weights[0].double().abs().T
     bound = 2.0**-24 * (magnitude + weights.hidden_biases[0].double().abs())
     assert bool(((folded - apart).abs() <= bound).all())
-    # What is loaded goes on to learn from where it was.
+    # A loaded policy continues to learn from where it was.
     policy.save(tmp_path)
     again = load_resps_policy(tmp_path)
     assert again.settings.compressed_size == size
     assert same_weights(again.weights, weights)
     expected, _ = again.learner.model.predict(rows, deterministic=True)
     assert np.mean(expected == chosen) > 0.99
-    # Weights of a higher rank are none of such a policy.
+    # Weights of a higher rank do not belong to such a policy.
     again.use_weights(make_policy(policy_class, observation=spec).weights)
     again._learner = None
     with pytest.raises(ValueError, match=f"compressed to {size}"):
@@ -161,20 +161,20 @@ def test_training_on_traces(changes: dict, tmp_path: Path) -> None:
     settings = {"cache_steps": 3, "n_envs": 8, "checkpoint_steps": 128, "net_arch": (16,)}
     options = TrainPolicyOptions("ppo", 384, model=small, **{**settings, **changes})
     trained = train_policy(traces, ACTIONS, COST, tmp_path, options)
-    # The checkpoint holds all that the policy is made of.
+    # The checkpoint holds the policy's whole state.
     again = train_policy(traces, ACTIONS, COST, tmp_path, options)
     assert same_weights(trained.policy.weights, again.policy.weights)
     policy = load_resps_policy(trained.path)
     assert policy.settings == trained.policy.settings
-    # The vectorised walk says what decoding cycle by cycle says.
+    # The vectorised walk agrees with decoding cycle by cycle.
     outcome = total(simulate(policy, unseen, COST))
-    world = TraceWindows(
+    windows = TraceWindows(
         unseen, ACTIONS, COST, cache_steps=options.cache_steps, extras=options.extras,
         similarity_threshold=options.similarity_threshold,
     )  # fmt: skip
-    tokens, seconds = greedy_outcome(policy.weights, world)
+    tokens, seconds = greedy_outcome(policy.weights, windows)
     assert (tokens, seconds) == (outcome.tokens, pytest.approx(outcome.seconds, rel=1e-6))
-    outcomes = greedy_outcomes(policy.weights, world)
+    outcomes = greedy_outcomes(policy.weights, windows)
     assert outcomes.cycles.sum() == outcome.cycles
     assert outcomes.decisions.sum() == policy.get_performance_stats()["decisions"]
 

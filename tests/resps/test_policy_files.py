@@ -52,7 +52,7 @@ def test_what_is_saved_decides_the_same(policy_class: type, tmp_path: Path) -> N
     assert loaded.settings.spec == ObservationSpec("features", WIDTH)
     policy._draws = itertools.count(1)
     assert decide(loaded) == decide(policy)
-    # It can also learn on, from the same actor.
+    # It can also continue to learn, from the same actor.
     rows = torch.randn(20, WIDTH)
     with torch.no_grad():
         if policy_class is DQN:
@@ -206,7 +206,7 @@ def test_malformed_files_are_named(tmp_path: Path) -> None:
         load_resps_policy(tmp_path)
     make_policy(PPO).save(tmp_path)
     file = tmp_path / "model.safetensors"
-    # Copies: what is loaded may be a map of the file, which is about to be cut short.
+    # Copies: loaded tensors may map the file, which is about to be truncated.
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"model\.safetensors' cannot be read"):

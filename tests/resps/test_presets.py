@@ -1,4 +1,4 @@
-"""Grids of Re-SpS: policies, training that is resumed, and the comparison that follows."""
+"""Grids of Re-SpS: policies, resumed training, and the comparison that follows."""
 
 import json
 from pathlib import Path

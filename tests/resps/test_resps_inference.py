@@ -1,4 +1,4 @@
-"""What the policies of Re-SpS decide, and that it is what their nets say."""
+"""Decisions of the policies of Re-SpS are those of their networks."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -127,7 +127,7 @@ def test_text_in_place_of_features() -> None:
     assert policy.get_performance_stats()["feature_sources"] == {"projected_context": 1}
     with pytest.raises(ValueError, match="a policy of text with"):
         policy.fused()
-    # In the loop, where the features are at hand as well.
+    # In the loop, which has the features too.
     decoder = tiny_decoder()
     live = PPO(
         hidden_size=decoder.head.config.hidden_size, actions=TREES, use_eagle3_features=False,

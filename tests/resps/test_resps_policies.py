@@ -1,4 +1,4 @@
-"""The policies of Re-SpS: cache, transitions, rewards, faults put right and restored."""
+"""The policies of Re-SpS: cache, transitions, rewards, faults corrected and restored."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from .small_policies import BOTH, DQN, PPO, features, make_policy, policy_for
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """The transitions that learners are given, in place of learning from them."""
+    """The transitions that learners are given; they do not learn from them."""
     from eaglerl.resps.policies import sb3_learner
 
     transitions: list[tuple] = []
@@ -82,7 +82,7 @@ def test_the_defaults_of_resps(policy_class: type) -> None:
     assert len(policy.settings.actions) == 177
     assert policy.settings.interval == 10
     assert policy.predict_parameters() == (96, 8, 20)
-    # What needs stable-baselines3 is not made before it is needed.
+    # Nothing of stable-baselines3 is made before it is needed.
     assert policy._learner is None
 
 
@@ -121,7 +121,7 @@ def test_one_transition_a_window_with_the_reward_of_its_sums(
 def test_lambda_is_the_ratio_of_the_sums_so_far() -> None:
     window = RewardWindow("tokens")
     window.add(seconds=2.0, tokens=6)
-    # lambda begins with the first window's own rate, which counts for 100 tokens.
+    # The rate starts at that of the first window, with a weight of 100 tokens.
     assert window.close() == pytest.approx(0)
     window.add(seconds=1.0, tokens=2)
     window.add(seconds=1.0, tokens=1)
@@ -147,14 +147,14 @@ def test_as_in_resps(policy_class: type, recorded: list) -> None:
     output = decoder.generate(tiny_prompts(1)[0].token_ids, policy, max_new_tokens=40)
     cycles = output.per_sequence[0].cycles
     rates = [len(cycle.token_ids) / cycle.verify_seconds for cycle in cycles]
-    # The first tree is nobody's decision; cycle i's decision is given what cycle i - 1 made.
+    # The first tree is no decision; the decision of cycle i gets the reward of cycle i - 1.
     assert chosen[0] == policy.default_params
     expected = [np.mean(rates[start - 1 : start + 2]) for start in range(1, len(rates) - 2, 3)]
     policy.reset()
     assert [reward for _, _, reward, _, _ in recorded][: len(expected)] == pytest.approx(expected)
     assert all(done for *_, done in recorded)
     assert policy.formulation == "contextual bandit"
-    # The state is the mean of low, mid and high, not what the head makes of them.
+    # The state is the mean of low, mid and high, not the head's reduction.
     taps = cycles[0].features.reshape(3, k).mean(0)
     assert recorded[0][0].shape == taps.shape
 
@@ -202,7 +202,7 @@ def test_what_is_solved_is_called_by_its_name(policy_class: type) -> None:
 
 @pytest.mark.parametrize("policy_class", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
 def test_online_it_finds_a_planted_rule(policy_class: type) -> None:
-    """Fed cycle by cycle, as a decoding loop does, it comes to beat every constant tree."""
+    """Fed cycle by cycle, as in a decoding loop, it learns to beat every constant tree."""
     options = {
         PPO: {"n_steps": 256, "batch_size": 64, "n_epochs": 8, "ent_coef": 0.01},
         DQN: {"net_arch": (32,), "epsilon_decay": 0.999, "memory_size": 2000},

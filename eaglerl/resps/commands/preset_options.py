@@ -33,14 +33,17 @@ PresetOption = Annotated[
 PresetStepsOption = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="Cache windows that each learns from.", rich_help_panel=_PANEL
+        min=1,
+        metavar="N",
+        help="Cache windows that each policy learns from.",
+        rich_help_panel=_PANEL,
     ),
 ]
 PresetContextOption = Annotated[
     bool,
     typer.Option(
         "--preset-context/--no-preset-context",
-        help="With the context-only half, which needs sentence-transformers.",
+        help="Include the context-only half, which needs sentence-transformers.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -68,8 +71,8 @@ def preset_labels(
     """Return the labels of a grid's modes; none without a grid.
 
     Raises:
-        typer.BadParameter: an unknown grid, nothing to train it on, or a label that another mode
-            has.
+        typer.BadParameter: the grid is unknown, there is nothing to train it on, or another mode
+            has one of the labels.
     """
     if preset is None:
         return set()
@@ -132,7 +135,7 @@ def learn_preset(
         [trace for recorded in extras.traces for trace in recorded],
         [question.prompt_id for question in decoded],
     )
-    # Without traces there is nothing to ask, and `train_preset` says so.
+    # Without traces, `train_preset` reports that they are missing.
     known = leave_out_unknown(extras.actions, traces, extras.cost) if traces else extras.actions
     inputs = PresetInputs(
         traces=traces,

@@ -1,4 +1,4 @@
-"""What a checkpoint must say of a policy between two windows."""
+"""The state of a policy between two windows, in a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StatisticsState(Schema):
 
 
 class PolicyState(Schema):
-    """What stands beside the state of the learner."""
+    """The policy's own part of a checkpoint, beside the state of the learner."""
 
     window: WindowState
     statistics: StatisticsState

@@ -1,7 +1,7 @@
-"""Learned compression of the features: fewer linear combinations of them, learned with the policy.
+"""Compression of the features: fewer linear combinations of them, trained with the policy.
 
-No activation stands between them and the policy's first layer, so that both are one matrix at
-inference, which costs what it costs without.
+No activation follows, so at inference the compression and the policy's first layer are one matrix,
+at no extra cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from eaglerl.resps.policies.policy_settings import PolicySettings
 
-#: Share of a matrix's largest singular value below which another is but the rounding of float32.
+#: Singular values below this share of the largest are rounding errors of float32.
 _ROUNDING = 1e-4
 
 
@@ -33,13 +33,13 @@ class LinearCompression(BaseFeaturesExtractor):
         Args:
             observation_space: of the observations.
             width: k, columns of the features.
-            size: k', columns that come of them.
+            size: k', columns that they become.
         """
         super().__init__(observation_space, observation_space.shape[0] - width + size)
         self.linear = nn.Linear(width, size)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """(n, k' + extras) from (n, k + extras)."""
+        """Return (n, k' + extras) of (n, k + extras)."""
         width = self.linear.in_features
         compressed = self.linear(observations[:, :width])
         return torch.cat((compressed, observations[:, width:]), dim=1)
@@ -66,7 +66,7 @@ class LinearCompression(BaseFeaturesExtractor):
 
     @torch.no_grad()
     def unfold(self, weight: torch.Tensor, bias: torch.Tensor, first: nn.Linear) -> None:
-        """Take over what `fold_into` made of this layer and a first one.
+        """Set this layer and a first one from what `fold_into` made of such layers.
 
         Args:
             weight: (hidden, k + extras).
@@ -74,7 +74,7 @@ class LinearCompression(BaseFeaturesExtractor):
             first: the policy's first layer, written too.
 
         Raises:
-            ValueError: the matrix is no product of such layers.
+            ValueError: the matrix is not a product of such layers.
         """
         inner = self.linear
         of_features = weight[:, : inner.in_features].double()
@@ -85,8 +85,9 @@ class LinearCompression(BaseFeaturesExtractor):
                 f"weights must be of features compressed to {inner.out_features}, got a first "
                 "layer of a higher rank"
             )
+        # W' C = U S V: the first layer gets U sqrt(S), the compression sqrt(S) V.
         roots = values[:rank].sqrt()
-        # Combinations beyond the rank stay as they were drawn, so that learning can use them.
+        # Combinations beyond the rank keep their initial values, so that training can use them.
         first.weight.zero_()
         first.weight[:, :rank] = left[:, :rank] * roots
         first.weight[:, inner.out_features :] = weight[:, inner.in_features :]
@@ -96,7 +97,7 @@ class LinearCompression(BaseFeaturesExtractor):
 
 
 def extractor_options(settings: PolicySettings) -> dict[str, Any]:
-    """Arguments of a model's policy that give it the compression of the settings, if any."""
+    """Return the arguments of a model's policy for the compression of the settings, if any."""
     if settings.compressed_size is None:
         return {}
     return {
@@ -109,7 +110,7 @@ def extractor_options(settings: PolicySettings) -> dict[str, Any]:
 
 
 def compression_of(model: PPO | DQN) -> LinearCompression | None:
-    """What compresses the observations of a model's actor; None where nothing does."""
+    """Return the compression of a model's actor; None without one."""
     if isinstance(model, DQN):
         extractor = model.q_net.features_extractor
     else:

@@ -22,22 +22,22 @@ _RESPS_STANDARD_TEMPERATURE = 0.5
 class OptimizedOnlineTreePolicy(ReSpSPolicy):
     """DQN (Mnih et al. 2015) over draft trees, that of stable-baselines3.
 
-    With ``gamma`` 0 nothing after a window counts: it is a contextual bandit then, and says so
-    (`formulation`). In max-entropy mode exploration draws from a softmax over the values.
+    With ``gamma`` 0 nothing after a window counts: it is a contextual bandit, as `formulation`
+    says. In max-entropy mode exploration draws from a softmax over the values.
 
-    Put right against the publication; ``reference=True`` restores what is said of it, and all that
-    `OptimizedSB3DiscretePPOOnlineTreePolicy` lists:
+    Corrected faults of Re-SpS, besides those that `OptimizedSB3DiscretePPOOnlineTreePolicy` lists;
+    ``reference=True`` restores what "Reference" says of both:
 
     - It bootstraps from a target network that is used. Reference: the target is the reward alone.
-    - Where it does not explore, it takes the best action. Reference: it draws from a softmax of
+    - When it does not explore, it takes the best action. Reference: it draws from a softmax of
       half the temperature.
-    - In standard mode, exploration is even, and inference takes the best action. Reference:
+    - In standard mode, exploration is uniform, and inference takes the best action. Reference:
       inference draws from a softmax of temperature 0.5.
-    - Nothing is dropped out. Reference: a fifth of the first two layers' units is, at inference
-      too; initial weights are Xavier's, biases 0.1.
+    - There is no dropout. Reference: a fifth of the units of the first two layers is dropped, at
+      inference too; initial weights are Xavier's, biases 0.1.
 
     The loss is that of stable-baselines3 (Huber) in both; Re-SpS has the squared error.
-    ``entropy_weight``, which the publication stores and does not use, is not taken.
+    ``entropy_weight``, which Re-SpS stores and never uses, is not an argument.
     """
 
     algorithm = "dqn"
@@ -67,20 +67,20 @@ class OptimizedOnlineTreePolicy(ReSpSPolicy):
             epsilon_start: probability of exploring at the start.
             epsilon_end: its lower bound.
             epsilon_decay: its factor per update.
-            memory_size: windows that are remembered.
+            memory_size: windows in the replay buffer.
             batch_size: windows of an update.
             target_update_freq: windows between two updates of the target network.
             temperature: of the softmax that exploration draws from in max-entropy mode.
             gamma: discount per window.
             max_grad_norm: gradients are clipped to it.
             net_arch: hidden layers.
-            settings: see `PolicySettings`; or its fields by their names.
-            options: those, and what `ReSpSPolicy` takes.
+            settings: see `PolicySettings`; its fields may be given by name instead.
+            options: these fields, and arguments of `ReSpSPolicy`.
 
         Raises:
-            ValueError: a value out of its range, or a horizon over 1: values of single actions
-                cannot tell those of combinations.
-            TypeError: an unknown option, or fields beside `settings`.
+            ValueError: a value is out of its range, or the horizon is above 1: DQN values single
+                actions, not combinations of them.
+            TypeError: an option is unknown, or fields are given besides `settings`.
         """
         settings, options = split_options(settings, options)
         if settings.horizon > 1:

@@ -1,4 +1,4 @@
-"""Loading a policy whose algorithm the folder tells."""
+"""Loading of a saved policy of either algorithm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_resps_policy(path: str | Path, **options: Any) -> ReSpSPolicy:
         options: see `ReSpSPolicy.load`.
 
     Raises:
-        ValueError: see there; or an algorithm that is none of these.
+        ValueError: see there; or the algorithm is unknown.
     """
     algorithm = read_card(path)["algorithm"]
     if algorithm not in POLICIES:

@@ -42,16 +42,16 @@ def write_policy_folder(
     head_id: str | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a policy; the card comes last, and makes the folder one.
+    """Write a policy; the card is written last: a folder without one holds no policy.
 
     Args:
         path: the folder.
-        weights: what inference runs through.
+        weights: the weights for inference.
         settings: of the policy.
         algorithm: "ppo" or "dqn".
         model: options of the algorithm, JSON values.
-        head_id: hash of the draft head whose features it reads, where that is known.
-        training: JSON values on where it comes from.
+        head_id: hash of the draft head whose features it reads, if known.
+        training: JSON values on its origin.
     """
     folder = Path(path)
     card = {
@@ -72,11 +72,11 @@ def write_policy_folder(
 
 
 def read_card(path: str | Path, *, algorithm: str | None = None) -> dict[str, Any]:
-    """Read a policy's card; its "settings" are `PolicySettings`.
+    """Read a policy's card; its entry "settings" becomes `PolicySettings`.
 
     Args:
         path: the policy's folder.
-        algorithm: that the policy must be of.
+        algorithm: algorithm that the policy must have; None accepts any.
 
     Raises:
         ValueError: the folder holds no such policy, or one of another algorithm.
@@ -108,7 +108,7 @@ def read_weights(path: str | Path, settings: PolicySettings) -> PolicyWeights:
     """Read the weights of a policy whose card was read.
 
     Raises:
-        ValueError: they cannot be read, or are not those that the card tells of.
+        ValueError: the weights cannot be read, or do not fit the card.
     """
     weights = PolicyWeights.from_pretrained(path)
     check_weights(weights, settings, f"the weights in {str(path)!r}")
@@ -119,7 +119,7 @@ def check_weights(weights: PolicyWeights, settings: PolicySettings, name: str) -
     """Check that weights are of a policy's observations and actions.
 
     Raises:
-        ValueError: they are not; the message says both.
+        ValueError: they are not; the message names both.
     """
     if weights.mlp_in_features != settings.spec.size:
         raise ValueError(
@@ -138,11 +138,11 @@ def check_wanted(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
     Args:
         card: from `read_card`.
-        wanted: of "hidden_size", "actions" and "head_id" those that are known; None for any.
+        wanted: "hidden_size", "actions" and "head_id", as far as known; None accepts any.
 
     Raises:
-        ValueError: one is another; the message says both. A head that is the same at another
-            precision is warned about.
+        ValueError: one differs; the message names both. The same head at another precision causes
+            a warning.
     """
     settings: PolicySettings = card["settings"]
     own = {

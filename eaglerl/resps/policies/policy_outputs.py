@@ -43,12 +43,12 @@ class PolicyOutputs:
             checkpoint_freq: windows between two checkpoints.
             max_checkpoints: number of checkpoints to keep.
             tensorboard_dir: where to log for TensorBoard; None for nowhere.
-            use_wandb: log to Weights & Biases, as its own settings say (WANDB_MODE=offline works).
+            use_wandb: log to Weights & Biases, which reads WANDB_MODE and the like.
             wandb_project: its project.
             wandb_run_name: its run.
 
         Raises:
-            ValueError: a value out of its range.
+            ValueError: a value is out of its range.
             ImportError: an output that was asked for is not installed.
         """
         if not isinstance(checkpoint_freq, int) or checkpoint_freq < 1:

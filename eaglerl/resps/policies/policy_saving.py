@@ -1,4 +1,4 @@
-"""Policies on disk, and what is told of them: files for inference, checkpoints, statistics."""
+"""Policies on disk and their reports: files for inference, checkpoints, statistics."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Persistence(ABC):
     @property
     @abstractmethod
     def weights(self) -> PolicyWeights:
-        """What inference runs through, as of the last update."""
+        """Weights for inference, as of the last update."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class Persistence(ABC):
 
     @abstractmethod
     def _forget_sequence(self) -> None:
-        """Forget the sequence and the decision in force."""
+        """Forget the sequence and the current decision."""
 
     def save(self, path: str | Path) -> None:
         """Write what inference needs into a folder: safetensors and JSON."""
@@ -103,23 +103,23 @@ class Persistence(ABC):
 
         Args:
             path: the folder.
-            hidden_size: k that is wanted; any without.
-            actions: trees that are wanted; any without.
-            head: the draft head that it is to be used with.
+            hidden_size: the k that it must have; None accepts any.
+            actions: the trees that it must have; None accepts any.
+            head: the draft head that it will be used with.
             options: see `__init__`; settings come from the folder.
 
         Raises:
             ValueError: a file is missing or malformed, or the policy is of another algorithm, k,
-                actions or head; the message says both.
+                actions or head; the message names both.
         """
         card = read_card(path, algorithm=cls.algorithm)
         check_wanted(card, {"hidden_size": hidden_size, "actions": actions})
         known = inspect.signature(cls).parameters.keys() - {"settings", "options"}
         if unknown := card["model"].keys() - known:
             raise ValueError(f"'model' of the card in {str(path)!r} has unknown {sorted(unknown)}")
-        # First of all: what the files contradict is never made.
+        # Read first: no policy is made that the files contradict.
         weights = read_weights(path, card["settings"])
-        # A head of another width is told by its width: that says more than a hash.
+        # A head of another width fails here, with a message that says more than a hash.
         policy = cls(settings=card["settings"], head=head, **card["model"], **options)
         check_wanted(card, {"head_id": policy._head_id})
         policy._weights = weights
@@ -135,7 +135,7 @@ class Persistence(ABC):
         head_id: str | None = None,
         training: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take over the actor of a model from `new_model`.
+        """Use the actor of a model from `new_model`.
 
         Args:
             model: the model.
@@ -155,7 +155,7 @@ class Persistence(ABC):
     def describe(
         self, *, head_id: str | None = None, training: Mapping[str, Any] | None = None
     ) -> None:
-        """Say for the card where the policy comes from.
+        """Set what the card says about the policy's origin.
 
         Args:
             head_id: hash of the draft head whose features it learned from.
@@ -165,10 +165,10 @@ class Persistence(ABC):
         self._training = dict(training or {})
 
     def use_weights(self, weights: PolicyWeights) -> None:
-        """Decide with other weights, of the same shape, until something is learned again.
+        """Use other weights of the same shape, until the policy learns again.
 
         Raises:
-            ValueError: they are of another width or of other actions.
+            ValueError: the weights are of another width or of other actions.
         """
         check_weights(weights, self.settings, "the weights")
         self._weights = weights
@@ -178,7 +178,7 @@ class Persistence(ABC):
 
         Raises:
             ValueError: the policy has no checkpoint_dir.
-            AlreadyLockedError: another process is learning into it.
+            AlreadyLockedError: another process writes checkpoints there.
         """
         tensors, info = self.learner.state()
         info["policy"] = {
@@ -188,14 +188,14 @@ class Persistence(ABC):
         return self._checkpoint_folder().save(self.statistics.counts["windows"], tensors, info)
 
     def resume(self) -> bool:
-        """Go on with the newest checkpoint that can be read, at the start of a sequence.
+        """Resume from the newest readable checkpoint, at the start of a sequence.
 
         Returns:
             Whether there was one.
 
         Raises:
-            ValueError: it is of another configuration, or there is no checkpoint_dir.
-            AlreadyLockedError: another process is learning into it.
+            ValueError: its configuration differs, or there is no checkpoint_dir.
+            AlreadyLockedError: another process writes checkpoints there.
         """
         checkpoint = self._checkpoint_folder().newest()
         if checkpoint is None:
@@ -210,12 +210,12 @@ class Persistence(ABC):
         return True
 
     def hold_checkpoints(self) -> None:
-        """Keep other processes from learning into the checkpoints, until `close`.
+        """Lock the checkpoints against other processes, until `close`.
 
-        Saving and resuming do it, too. Without a checkpoint_dir there is nothing to hold.
+        Saving and resuming lock them too. Without a checkpoint_dir this does nothing.
 
         Raises:
-            AlreadyLockedError: another process is learning into them.
+            AlreadyLockedError: another process holds the lock.
         """
         if self._checkpoints is None or self._lock is not None:
             return
@@ -225,12 +225,12 @@ class Persistence(ABC):
         except AlreadyLockedError as error:
             if error.pid != os.getpid():
                 raise
-            # An older policy of this process that was not closed: its resuming is up to the caller.
+            # A policy of this process holds the lock: closing it is up to the caller.
             return
         self._lock = lock
 
     def get_resume_info(self) -> dict[str, Any]:
-        """What a driver needs to skip what was done, and the newest checkpoint."""
+        """Return how far the policy is, so that a driver can skip that, and its checkpoint."""
         files = [] if self._checkpoints is None else self._checkpoints.files()
         return {
             "windows": self.statistics.counts["windows"],
@@ -240,7 +240,7 @@ class Persistence(ABC):
         }
 
     def get_performance_stats(self) -> dict[str, Any]:
-        """Count, rates and means of what the policy has done."""
+        """Return counts, rates and means of what the policy has done."""
         return {
             "formulation": self.formulation,
             **self.statistics.summary(self.settings.actions),
@@ -265,7 +265,7 @@ class Persistence(ABC):
         self.hold_checkpoints()
         return self._checkpoints
 
-    def _leave_checkpoints(self) -> None:
+    def _release_checkpoints(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None

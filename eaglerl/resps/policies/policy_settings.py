@@ -18,12 +18,12 @@ from eaglerl.json_file import Schema, check_json, shortly
 from eaglerl.ops.action_cache import CacheModeName
 from eaglerl.ops.limits import MAX_HORIZON, MAX_WIDTH
 
-#: The tree of Re-SpS where there is no state.
+#: The tree of Re-SpS without a state.
 RESPS_TREE = TreeParams(96, 8, 20)
 
 
 class SettingsSchema(Schema):
-    """What a policy's card says of its settings; see `PolicySettings`."""
+    """The settings in a policy's card; see `PolicySettings`."""
 
     hidden_size: Annotated[int, Field(ge=1, le=MAX_WIDTH)]
     use_eagle3_features: bool
@@ -50,29 +50,29 @@ class PolicySettings:
 
     Attributes:
         hidden_size: k, width of the features.
-        use_eagle3_features: read the target's features; otherwise the context's text, taken to
+        use_eagle3_features: read the target's features; otherwise the context's text, projected to
             their width.
-        use_context_only_state: read the context's text as it is embedded, instead.
-        observation: what is observed, where that is something else still.
-        actions: the trees; the 177 of the publication by default.
-        action_cache_steps: cycles that a decision serves.
-        action_cache_enabled: False decides at every cycle.
-        similarity_threshold: decide anew before, where the cosine similarity of the features to
-            those of the decision falls below this; None keeps it whatever comes.
-        horizon: windows of `action_cache_steps` that a decision is for, with a tree for each.
-        compressed_size: k', linear combinations of the features that are learned with the policy,
-            which reads no others; None reads the features as they are.
+        use_context_only_state: read the embedding of the context's text instead.
+        observation: what is observed, if it is something else.
+        actions: the trees; the 177 of Re-SpS by default.
+        action_cache_steps: cycles per decision.
+        action_cache_enabled: False decides in every cycle.
+        similarity_threshold: decide earlier once the cosine similarity of the features to those of
+            the decision falls below this; None never does.
+        horizon: windows of `action_cache_steps` cycles per decision, which has a tree for each.
+        compressed_size: k', linear combinations of the features that are trained with the policy
+            and replace them; None reads the features as they are.
         enable_max_entropy: explore for entropy: PPO with the larger entropy bonus, DQN with draws
             from a softmax.
         max_entropy_inference: draw actions at inference too.
-        inference_temperature: of these draws.
+        inference_temperature: temperature of these draws.
         reward: see `WindowReward`.
         reference: behave as Re-SpS does, faults included.
         text_model: what embeds the context's text, see `sentence_encoder`.
         seed: of initial parameters and all draws.
 
     Raises:
-        ValueError: a value out of its range, or two that contradict each other.
+        ValueError: a value is out of its range, or two contradict each other.
     """
 
     hidden_size: int = 4096
@@ -112,7 +112,7 @@ class PolicySettings:
         self._check_future_work()
 
     def _check_future_work(self) -> None:
-        """Check what the publication leaves to future work."""
+        """Check the settings that Re-SpS leaves to future work."""
         check_keeping(self.similarity_threshold, self.horizon)
         size, width = self.compressed_size, self.spec.width
         integer = isinstance(size, int) and not isinstance(size, bool)
@@ -130,7 +130,7 @@ class PolicySettings:
         if self.reference and (keeps or size is not None):
             raise ValueError(
                 "reference must be False with similarity_threshold, horizon or compressed_size, "
-                "which the publication does not have"
+                "which Re-SpS does not have"
             )
 
     @property
@@ -144,24 +144,24 @@ class PolicySettings:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the context's text is observed, as it is embedded or projected."""
+        """Whether the context's text is observed, as an embedding or projected."""
         return self.spec.source == "context" or not self.use_eagle3_features
 
     @property
     def interval(self) -> int:
-        """Cycles that a decision serves."""
+        """Cycles per decision."""
         return self.action_cache_steps if self.action_cache_enabled else 1
 
     @property
     def cache_mode(self) -> CacheModeName:
-        """How an `ActionCache` keeps decisions as these settings do."""
+        """Mode of an `ActionCache` that keeps decisions as these settings do."""
         if self.horizon > 1:
             return "scheduled"
         return "fixed" if self.similarity_threshold is None else "adaptive"
 
     @property
     def fallback_action(self) -> int:
-        """The action without a state, or where a score is not finite."""
+        """The action without a state, or if a score is not finite."""
         return self.actions.index(RESPS_TREE) if RESPS_TREE in self.actions else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,16 +170,16 @@ class PolicySettings:
         values["actions"] = self.actions.to_dict()
         values["observation"] = self.spec.to_dict()
         if self.text_model == TEXT_MODEL:
-            # As before there was a choice: what was saved then goes on.
+            # Left out, as before there was a choice, so that older runs resume.
             del values["text_model"]
         return values
 
     @classmethod
     def from_dict(cls, content: object) -> PolicySettings:
-        """What `to_dict` described.
+        """Make the settings that `to_dict` described.
 
         Raises:
-            ValueError: it is no such description; the message says where.
+            ValueError: `content` is not such a description; the message says where.
         """
         given = check_json(content, SettingsSchema, "the entry 'settings'")
         values = {item.name: getattr(given, item.name) for item in fields(cls)}
@@ -197,10 +197,10 @@ class PolicySettings:
 def split_options(
     settings: PolicySettings | None, options: Mapping[str, Any]
 ) -> tuple[PolicySettings, dict[str, Any]]:
-    """Settings, and the options that are none.
+    """Return the settings, and the options that are not among their fields.
 
     Raises:
-        TypeError: fields of the settings beside settings.
+        TypeError: fields are given besides `settings`.
     """
     names = {item.name for item in fields(PolicySettings)}
     given = {name: value for name, value in options.items() if name in names}
@@ -212,7 +212,7 @@ def split_options(
     return settings, rest
 
 
-#: Windows that are remembered, or learned from at once; and the layers of a net.
+#: Most windows in a buffer or an update, and the largest network.
 _MOST = 1 << 20
 _MOST_LAYERS, _WIDEST_LAYER = 16, 1 << 13
 _COUNTS = {"n_steps", "batch_size", "n_epochs", "memory_size", "target_update_freq"}

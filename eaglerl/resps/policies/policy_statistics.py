@@ -1,4 +1,4 @@
-"""What a policy has done, counted."""
+"""Counts of what a policy has done."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PolicyStatistics:
         counts: "hits" and "misses" of the cached decision, "defaults", "windows", "updates" and
             "sequences".
         actions: how often each action was decided.
-        sources: what decisions were made from.
-        rewards: of the last 100 windows.
+        sources: how often decisions were made from what.
+        rewards: rewards of the last 100 windows.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class PolicyStatistics:
 
     @property
     def mean_reward(self) -> float:
-        """Of the last 100 windows."""
+        """Mean reward of the last 100 windows."""
         return float(np.mean(self.rewards)) if self.rewards else 0.0
 
     def summary(self, actions: ActionSpace) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class PolicyStatistics:
         }
 
     def state(self) -> dict[str, Any]:
-        """JSON values; `load_state` takes them back."""
+        """Return JSON values for `load_state`."""
         return {
             "counts": dict(self.counts),
             "actions": {str(action): count for action, count in self.actions.items()},
@@ -69,7 +69,7 @@ class PolicyStatistics:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was asked."""
+        """Restore what `state` returned."""
         self.counts = Counter(state["counts"])
         self.actions = Counter({int(action): n for action, n in state["actions"].items()})
         self.sources = Counter(state["sources"])

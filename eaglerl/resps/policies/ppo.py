@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Entropy coefficient of the standard mode of Re-SpS, whatever `ent_coef` is.
 _RESPS_STANDARD_ENTROPY = 0.01
-#: Not among a policy's options: a checkpoint from before there was a choice can still go on.
+#: Left out of a policy's options, so that checkpoints from before there was a choice resume.
 _DEFAULT_ACTIVATION = "tanh"
 
 
@@ -32,19 +32,20 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
       rate x seconds, whose maximum is that of all tokens over all seconds. Reference: the mean of
       the cycles' tokens per second.
     - A sequence's windows follow each other: what comes after one counts, discounted by ``gamma``.
-      Reference: every window is an episode, so that gamma and lambda do nothing.
+      Reference: every window is an episode, so that ``gamma`` and
+      ``gae_lambda`` have no effect.
     - The draft head's own reduction turns low, mid and high features into the state. Reference:
       their mean.
     - The first tree is the policy's own. Reference: (96, 8, 20), where that is an action.
     - ``ent_coef`` is honoured. Reference: it is 0.01 in standard mode.
-    - Without the cache, a decision is one cycle's; both can be turned off.
+    - The action cache can be turned off, so that every cycle is decided.
 
     What Re-SpS leaves to future work is in the settings: ``similarity_threshold`` (a
     window ends where the context changes), ``compressed_size`` (learned compression of the
     features) and ``horizon`` (the trees of the next windows at once: a head of the actor for each).
 
-    Nothing is dropped out at inference, which needs no stable-baselines3: see `fused` for the one
-    without any overhead in the decoding loop.
+    Inference has no dropout and needs no stable-baselines3. `fused` returns a policy that decides
+    without overhead in the decoding loop.
     """
 
     algorithm = "ppo"
@@ -75,7 +76,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
         Args:
             learning_rate: of Adam.
             n_steps: windows between two updates.
-            batch_size: of an update's steps.
+            batch_size: windows of an optimizer step.
             n_epochs: passes over the windows in an update.
             gamma: discount per window.
             gae_lambda: of the generalised advantage estimate.
@@ -86,12 +87,12 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
             max_entropy_ent_coef: entropy bonus in max-entropy mode.
             net_arch: hidden layers of actor and critic; both the same, or {"pi": ..., "vf": ...}.
             activation: "tanh", as in the OFL version, or "relu", as in the standard one.
-            settings: see `PolicySettings`; or its fields by their names.
-            options: those, and what `ReSpSPolicy` takes.
+            settings: see `PolicySettings`; its fields may be given by name instead.
+            options: these fields, and arguments of `ReSpSPolicy`.
 
         Raises:
-            ValueError: a value out of its range.
-            TypeError: an unknown option, or fields beside `settings`.
+            ValueError: a value is out of its range.
+            TypeError: an option is unknown, or fields are given besides `settings`.
         """
         settings, options = split_options(settings, options)
         nets = net_arch if isinstance(net_arch, Mapping) else {"pi": net_arch, "vf": net_arch}
@@ -113,7 +114,7 @@ class OptimizedSB3DiscretePPOOnlineTreePolicy(ReSpSPolicy):
 
     @property
     def entropy_coefficient(self) -> float:
-        """The entropy bonus of the mode."""
+        """Entropy bonus of the mode."""
         if self.settings.enable_max_entropy:
             return self._model_options["max_entropy_ent_coef"]
         if self.settings.reference:

@@ -38,8 +38,8 @@ class ReSpSPolicy(Persistence):
 
     Attributes:
         algorithm: "ppo" or "dqn".
-        settings: what it was set up with.
-        statistics: what it has done.
+        settings: its settings.
+        statistics: counts of what it has done.
         training_mode: whether `choose` explores and `observe` learns.
     """
 
@@ -63,14 +63,14 @@ class ReSpSPolicy(Persistence):
 
         Args:
             settings: see `PolicySettings`.
-            model_options: of the algorithm.
+            model_options: options of the algorithm.
             head: the draft head, which reduces the target's features.
-            tokenizer: for a policy of the context that decides in the decoding loop.
+            tokenizer: for a policy that reads text in the decoding loop.
             text_encoder: see `Observer`.
             outputs: checkpoints and logs, see `PolicyOutputs`.
 
         Raises:
-            ValueError: a value out of its range, or a head that does not fit.
+            ValueError: a value is out of its range, or the head does not fit.
             ImportError: an output that was asked for is not installed.
         """
         check_model_options(model_options)
@@ -96,7 +96,7 @@ class ReSpSPolicy(Persistence):
         self._lock: ExitStack | None = None
         self.statistics = PolicyStatistics()
         self._training: dict[str, Any] = {}
-        # Of the policy and its forks together, so that none repeats another's draws.
+        # Shared by the policy and its forks, so that none repeats another's draws.
         self._draws = count(1)
         self._kept = ActionRepeat(settings.interval, settings.similarity_threshold)
         self._forget_sequence()
@@ -112,18 +112,18 @@ class ReSpSPolicy(Persistence):
 
     @property
     def formulation(self) -> str:
-        """What is solved: "contextual bandit" where nothing after a window counts."""
+        """What is solved: a "contextual bandit" if nothing after a window counts."""
         bandit = self.settings.reference or not self._model_options["gamma"]
         return "contextual bandit" if bandit else "Markov decision process"
 
     @property
     def default_params(self) -> TreeParams:
-        """The tree without a state."""
+        """The tree that is used without a state."""
         return self.settings.actions[self.settings.fallback_action]
 
     @property
     def weights(self) -> PolicyWeights:
-        """What inference runs through, as of the last update."""
+        """Weights for inference, as of the last update."""
         if self._weights is None:
             self._weights = self._export(self.learner.model)
         return self._weights
@@ -155,10 +155,10 @@ class ReSpSPolicy(Persistence):
 
     @abstractmethod
     def new_model(self, env: Any, **changes: Any) -> Any:
-        """A model of stable-baselines3 as the policy's own, for environments to be learned from.
+        """Return a new model of stable-baselines3, set up like the policy's own.
 
         Args:
-            env: one or many, of this policy's spaces.
+            env: environments to learn from, with this policy's spaces.
             changes: arguments that differ from the policy's own.
         """
 
@@ -194,10 +194,10 @@ class ReSpSPolicy(Persistence):
         new_tokens: int | None = None,
         training_mode: bool = True,
     ) -> None:
-        """Tell what came of the cycle after `predict_parameters`.
+        """Report the result of the cycle after `predict_parameters`.
 
         Args:
-            reward: of the cycle; not needed with the other two, whose sums say more.
+            reward: of the cycle; not needed with the other two, whose sums are preferred.
             generation_time: seconds, drafting included.
             new_tokens: what it emitted.
             training_mode: False does nothing.
@@ -212,10 +212,10 @@ class ReSpSPolicy(Persistence):
             self._close_window(None, done=True)
 
     def fork(self) -> Self:
-        """Return the same policy for a sequence beside the one at work; its statistics are of both.
+        """Return the same policy for another concurrent sequence; the two share statistics.
 
         Raises:
-            ValueError: it learns while it decodes, which is from one sequence at a time.
+            ValueError: the policy is in training mode, which learns from one sequence at a time.
         """
         if self.training_mode:
             raise ValueError(
@@ -238,7 +238,7 @@ class ReSpSPolicy(Persistence):
     def end_sequence(self) -> None:
         """Learn from the last window, and forget the sequence with the cached decision.
 
-        `reset` does it too, when the next sequence begins.
+        `reset` does this too, when the next sequence begins.
         """
         self._close_window(None, done=True)
         self._forget_sequence()
@@ -271,10 +271,10 @@ class ReSpSPolicy(Persistence):
             self.update_policy(late)
 
     def fused(self) -> FusedPolicy:
-        """Return the same decisions inside the decoding loop's own calls, for inference.
+        """Return a policy that makes the same decisions within the decoding loop's own calls.
 
         Raises:
-            ValueError: the policy reads something that the loop's calls do not.
+            ValueError: the policy reads something that these calls do not.
         """
         spec = self.settings.spec
         if self.settings.reads_text or spec.extras:
@@ -293,15 +293,15 @@ class ReSpSPolicy(Persistence):
         )
 
     def set_action_cache(self, *, enabled: bool) -> None:
-        """Turn the action cache on or off; the decision in force is forgotten."""
+        """Turn the action cache on or off; the current decision is discarded."""
         self.settings = replace(self.settings, action_cache_enabled=enabled)
         self._kept = ActionRepeat(self.settings.interval, self.settings.similarity_threshold)
 
     def close(self) -> None:
-        """End the sequence, close the logs, and leave the checkpoints to others."""
+        """End the sequence, close the logs, and release the checkpoints."""
         self.end_sequence()
         self._outputs.log.close()
-        self._leave_checkpoints()
+        self._release_checkpoints()
 
     def _decide(self, observe: Callable[[], np.ndarray | None], training: bool) -> TreeParams:
         counts, width = self.statistics.counts, self.settings.spec.width
@@ -346,7 +346,7 @@ class ReSpSPolicy(Persistence):
         return settings.inference_temperature if settings.max_entropy_inference else 0.0
 
     def _running_acceptance(self) -> float:
-        """As the environments show it: up to the window that ends now."""
+        """Return it as the environments do: up to the window that ends now."""
         window = self._window
         if window.cycles:
             tokens, cycles = np.array([window.tokens]), np.array([window.cycles])
@@ -354,7 +354,7 @@ class ReSpSPolicy(Persistence):
         return float(self._acceptance[0])
 
     def _close_window(self, following: np.ndarray | None, *, done: bool) -> None:
-        """Learn from the decision in force: its window is over."""
+        """Learn from the current decision: its window is over."""
         window = self._window
         if not window.cycles:
             self._pending = None

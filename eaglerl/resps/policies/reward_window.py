@@ -1,4 +1,4 @@
-"""What came of one decision: the cycles of a cache window, summed up for one transition."""
+"""The result of one decision: the cycles of a cache window, summed up for one transition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eaglerl.resps.policies.checkpoint_state import WindowState
 
 
 class RewardWindow:
-    """Sums a window's cycles and turns them into its reward.
+    """The sums of a window's cycles, and its reward.
 
     The reward is that of the sums, never a mean of ratios, unless only ratios are given. In
     Re-SpS it is the mean of the rewards of the cycles.
@@ -26,7 +26,7 @@ class RewardWindow:
 
         Args:
             kind: see `WindowReward`.
-            reference: take the mean of what `add` is given as rewards.
+            reference: take the mean of the rewards that `add` is given.
         """
         self._kind = kind
         self._reference = reference
@@ -43,15 +43,16 @@ class RewardWindow:
     def add(
         self, reward: float | None = None, seconds: float | None = None, tokens: int | None = None
     ) -> None:
-        """Take in a cycle.
+        """Add a cycle.
 
         Args:
-            reward: its reward, for who has nothing better.
+            reward: its reward; used if the other two are not given.
             seconds: its duration, drafting included.
             tokens: what it emitted.
 
         Raises:
-            ValueError: neither a reward nor both of the others, or a duration that is not positive.
+            ValueError: neither the reward nor both of the others are given, or the duration is not
+                positive.
         """
         if (tokens is None or seconds is None) and reward is None:
             raise ValueError("a cycle needs new_tokens and generation_time, or a reward")
@@ -68,7 +69,7 @@ class RewardWindow:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all windows: the ratio of the sums."""
+        """Tokens per second of all windows, the ratio of the sums."""
         return self.total_tokens / self.total_seconds if self.total_seconds else 0.0
 
     @property
@@ -77,7 +78,7 @@ class RewardWindow:
         return float(np.std(self._rewards)) if self._rewards else 0.0
 
     def close(self) -> float | None:
-        """Return the reward of the window, which is cleared; None for one without cycles."""
+        """Return the reward of the window, and clear it; None for one without cycles."""
         reward = self._sum_up()
         self.clear()
         return reward
@@ -86,13 +87,13 @@ class RewardWindow:
         by_sums = self.seconds > 0 and not self._reference
         if by_sums:
             if self._reward is None:
-                # lambda begins with what the first window shows.
+                # The rate starts at that of the first window.
                 self._reward = WindowReward(self._kind, initial_rate=self.tokens / self.seconds)
             return float(self._reward(np.array(self.tokens), np.array(self.seconds)))
         return float(np.mean(self._rewards)) if self._rewards else None
 
     def state(self) -> dict[str, object]:
-        """JSON values that a checkpoint needs between two windows."""
+        """Return JSON values for a checkpoint between two windows."""
         return {
             "tokens": self.total_tokens,
             "seconds": self.total_seconds,
@@ -100,7 +101,7 @@ class RewardWindow:
         }
 
     def load_state(self, state: WindowState) -> None:
-        """Go on where `state` was asked."""
+        """Restore what `state` returned."""
         self.clear()
         self.total_tokens, self.total_seconds = state.tokens, state.seconds
         if state.rate is not None:

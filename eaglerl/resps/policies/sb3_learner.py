@@ -1,6 +1,6 @@
 """stable-baselines3's PPO and DQN, fed one transition at a time by a decoding loop.
 
-Their own buffers, losses and optimizers do the learning; what is here only hands them what the loop
+Their own buffers, losses and optimizers do the learning; this module only passes them what the loop
 has seen.
 """
 
@@ -24,7 +24,7 @@ from eaglerl.runs.sb3_state import load_model_state, model_state
 
 
 class SpacesOnly(gym.Env):
-    """What a model must know of an environment that the decoding loop stands for."""
+    """The spaces of an environment, for a model: the decoding loop takes its place."""
 
     def __init__(self, size: int, num_actions: int, horizon: int = 1) -> None:
         self._size = size
@@ -39,7 +39,7 @@ class SpacesOnly(gym.Env):
         return np.zeros(self._size, np.float32), {}
 
     def step(self, action: int) -> NoReturn:
-        """Nothing steps it.
+        """Refuse to step.
 
         Raises:
             RuntimeError: always.
@@ -60,21 +60,21 @@ class ReLUDropout(nn.ReLU):
 
 
 def actor_layers(model: PPO | DQN) -> list[nn.Module]:
-    """Layers of a model from the observation to the actions' scores."""
+    """Return a model's layers from the observation to the scores of the actions."""
     if isinstance(model, DQN):
         return list(model.q_net.q_net)
     return [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
 
 
-def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> PolicyWeights:
-    """Return the actor as it is needed for inference.
+def actor_weights(model: PPO | DQN, actions: torch.Tensor, **options: Any) -> PolicyWeights:
+    """Return the actor's weights for inference.
 
     Args:
         model: the model.
-        bins: (A, 3) parameters of the actions.
+        actions: (A, 3) total_tokens, depth and top_k of the actions.
         options: see `PolicyWeights.from_modules`.
     """
-    # What also drops units out while training is a plain ReLU at inference.
+    # ReLU with dropout is plain ReLU at inference.
     layers = [nn.ReLU() if isinstance(part, nn.ReLU) else part for part in actor_layers(model)]
     compression = compression_of(model)
     if compression is not None:
@@ -82,7 +82,7 @@ def actor_weights(model: PPO | DQN, bins: torch.Tensor, **options: Any) -> Polic
         assert isinstance(first, nn.Linear)
         layers[0] = compression.fold_into(first)
     horizon = len(getattr(model.action_space, "nvec", (0,)))
-    return PolicyWeights.from_modules(layers, bins, horizon=horizon, **options)
+    return PolicyWeights.from_modules(layers, actions, horizon=horizon, **options)
 
 
 _Model = TypeVar("_Model", bound=PPO | DQN)
@@ -93,8 +93,8 @@ class Learner(ABC, Generic[_Model]):
 
     Attributes:
         model: the PPO or DQN.
-        total_windows: transitions until schedules have run off.
-        drops_out: whether what is dropped out in training is while deciding, too.
+        total_windows: transitions over which schedules run.
+        drops_out: whether dropout applies to decisions as well.
     """
 
     drops_out = False
@@ -107,7 +107,7 @@ class Learner(ABC, Generic[_Model]):
 
     @abstractmethod
     def act(self, observation: np.ndarray) -> tuple[int, ...]:
-        """Actions of the exploring policy at an observation (size,), one for each window."""
+        """Return the exploring policy's actions at an observation (size,), one for each window."""
 
     @abstractmethod
     def add(
@@ -118,14 +118,14 @@ class Learner(ABC, Generic[_Model]):
         following: np.ndarray,
         done: bool,
     ) -> bool:
-        """Take in a transition; the actions are the last that `act` gave, at the observation.
+        """Learn from a transition; its actions are the last that `act` returned, at `observation`.
 
         Returns:
             Whether the parameters have changed.
         """
 
     def load_actor(self, weights: PolicyWeights) -> None:
-        """Take the actor's parameters over."""
+        """Set the actor's parameters."""
         linears = [layer for layer in actor_layers(self.model) if isinstance(layer, nn.Linear)]
         matrices = (*weights.hidden_weights, weights.output_weight)
         biases = (*weights.hidden_biases, weights.output_bias)
@@ -139,11 +139,11 @@ class Learner(ABC, Generic[_Model]):
                 linear.bias.copy_(bias)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that a checkpoint must hold."""
+        """Return the tensors and JSON values of a checkpoint."""
         return model_state(self.model)
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any]) -> None:
-        """Go on where `state` was asked.
+        """Restore what `state` returned.
 
         Raises:
             ValueError: the tensors are of another network.
@@ -238,8 +238,9 @@ class DQNLearner(Learner[DQN]):
         Args:
             model: the model.
             epsilon: at the start, at the end, and its factor per update.
-            temperature: of the softmax over the values that exploration draws from; evenly without.
-            reference: draw from a softmax where nothing is explored too, of half the temperature.
+            temperature: of the softmax over the values that exploration draws from; None draws
+                uniformly.
+            reference: draw when not exploring too, from a softmax of half the temperature.
             options: see `Learner`.
         """
         super().__init__(model, **options)
@@ -249,7 +250,7 @@ class DQNLearner(Learner[DQN]):
         model.policy.set_training_mode(reference)
 
     def act(self, observation: np.ndarray) -> tuple[int, ...]:
-        """Return the best action, or with probability epsilon another."""
+        """Return the best action, or with probability epsilon a drawn one."""
         explores = np.random.random() < self.epsilon
         if explores and self._temperature is None:
             return (int(self.model.action_space.sample()),)
@@ -289,7 +290,7 @@ class DQNLearner(Learner[DQN]):
         return self._train(gradient_steps=1, batch_size=model.batch_size)
 
     def load_actor(self, weights: PolicyWeights) -> None:
-        """See `Learner`; the target network takes them over too."""
+        """See `Learner`; the target network gets them too."""
         super().load_actor(weights)
         self.model.q_net_target.load_state_dict(self.model.q_net.state_dict())
 
