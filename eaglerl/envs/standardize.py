@@ -1,4 +1,4 @@
-"""Observations of zero mean and unit variance, and how a policy takes in that step."""
+"""Observations of zero mean and unit variance, and how a policy absorbs that step."""
 
 from __future__ import annotations
 

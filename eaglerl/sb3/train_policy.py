@@ -1,4 +1,4 @@
-"""Training of PPO and DQN policies, on traces or live; a killed run resumes as if it had not been.
+"""Training of PPO and DQN policies, on traces or live; a killed run resumes as if never killed.
 
 The training is `learn` of stable-baselines3; this module logs, validates and saves.
 """

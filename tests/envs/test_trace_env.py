@@ -29,7 +29,7 @@ def traces() -> list[Trace]:
 def walk(
     trace: Trace, position: int, action: int, cycles: int, threshold: float | None = None
 ) -> tuple[int, float, int, int]:
-    """Compute tokens, seconds and cycles of a window, and its last cycle's start, one by one."""
+    """Compute a window's tokens, seconds and cycles, and its last cycle's start, cycle by cycle."""
     first = trace.features[position].astype(np.float64)
     last = position
     lengths = trace.accepted_lengths([ACTIONS[action]])[:, 0]
