@@ -116,10 +116,10 @@ def test_merging_joins_what_is_shared() -> None:
     shared = 0
     for _ in range(200):
         tree = random_tree(generator)
-        chain = torch.randint(3, (int(torch.randint(8, (1,), generator=generator)),),
+        looked_up = torch.randint(3, (int(torch.randint(8, (1,), generator=generator)),),
                               generator=generator).tolist()  # fmt: skip
-        merged = merge_looked_up(tree, chain)
-        prefixes = {tuple(chain[: end + 1]) for end in range(len(chain))}
+        merged = merge_looked_up(tree, looked_up)
+        prefixes = {tuple(looked_up[: end + 1]) for end in range(len(looked_up))}
         assert paths(merged) == paths(tree) | prefixes
         levels, mask = tree_structure(merged.parents)
         assert torch.equal(merged.levels, levels)
@@ -137,7 +137,7 @@ def test_merging_on_a_device_accepts_the_same() -> None:
     for _ in range(200):
         tree = random_tree(generator)
         count = int(torch.randint(1, 8, (1,), generator=generator))
-        chain = torch.randint(3, (count,), generator=generator).tolist()
+        looked_up = torch.randint(3, (count,), generator=generator).tolist()
         total = len(tree.parents)
         ancestors = ((tree.mask >> torch.arange(total)) & 1).bool()
         parents = tree.parents.long().clamp(min=0)
@@ -151,10 +151,10 @@ def test_merging_on_a_device_accepts_the_same() -> None:
                 torch.ones(total, dtype=torch.bool),
                 int(tree.levels.max()) + 1,
             ),
-            chain,
+            looked_up,
         )
         # The choice after a node follows from its tokens, so that both see the same ones.
-        merged = merge_looked_up(tree, chain)
+        merged = merge_looked_up(tree, looked_up)
 
         def choices(parents: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
             found: list[tuple[int, ...]] = [()]

@@ -81,19 +81,19 @@ def paths_in_order(tree: DraftTree) -> list[tuple[int, ...]]:
     return found
 
 
-def test_a_chain_is_merged_into_what_is_selected() -> None:
+def test_looked_up_tokens_are_merged_into_what_is_selected() -> None:
     draw = random.Random(2)
     shared = 0
     for seed in range(60):
         builder = builder_of(seed)
         pool = pool_of(builder)
         nodes = random_nodes(pool, draw)
-        chain = draw.choice(paths_in_order(pool)) + draw.choice(((), (VOCAB,), (1, 1, 1)))
+        looked_up = draw.choice(paths_in_order(pool)) + draw.choice(((), (VOCAB,), (1, 1, 1)))
         plain = builder.finish_selected(nodes)
-        tree = builder.finish_selected(nodes, chain)
+        tree = builder.finish_selected(nodes, looked_up)
         known, paths = paths_in_order(plain), paths_in_order(tree)
-        prefixes = [chain[: end + 1] for end in range(len(chain))]
-        # The chain's own tokens stand behind the candidates, in their order.
+        prefixes = [looked_up[: end + 1] for end in range(len(looked_up))]
+        # The looked-up tokens that remain stand behind the candidates, in their order.
         assert paths == known + [path for path in prefixes if path not in known]
         levels, mask = tree_structure(tree.parents)
         assert torch.equal(tree.levels, levels)
@@ -122,24 +122,28 @@ def test_impossible_selections_are_refused(nodes: list[int], message: str) -> No
 
 def test_nodes_that_are_no_integers_are_refused() -> None:
     builder = builder_of(0)
-    for nodes, chain, name in (([0.5], (), "nodes"), ([0], ["a"], "chain"), (None, (), "nodes")):
+    for nodes, looked_up, name in (
+        ([0.5], (), "nodes"),
+        ([0], ["a"], "chain"),
+        (None, (), "nodes"),
+    ):
         with pytest.raises(TypeError, match=f"{name} must be a sequence of integers"):
-            builder.finish_selected(nodes, chain)
+            builder.finish_selected(nodes, looked_up)
     with pytest.raises(TypeError, match="chain must be a sequence of integers"):
         builder.lookup_nodes(["a"], 1)
 
 
-def test_a_chain_is_found_as_far_as_the_pool_has_it() -> None:
+def test_looked_up_tokens_are_found_as_far_as_the_pool_has_them() -> None:
     draw = random.Random(1)
     for seed in range(20):
         builder = builder_of(seed)
         known = paths_in_order(pool_of(builder))
         path = draw.choice(known[1:])
-        for chain in (path, (*path, VOCAB), (VOCAB, *path), ()):
-            nodes = builder.lookup_nodes(chain, DEPTH + 1)
+        for looked_up in (path, (*path, VOCAB), (VOCAB, *path), ()):
+            nodes = builder.lookup_nodes(looked_up, DEPTH + 1)
             expected = []
             for level in range(DEPTH + 1):
-                start = tuple(chain[: level + 1])
+                start = tuple(looked_up[: level + 1])
                 inside = len(start) == level + 1 and start in known
                 expected.append(known.index(start) - 1 if inside else -1)
             assert nodes.tolist() == expected
@@ -183,13 +187,13 @@ class RandomSelection:
             while node >= 0:
                 nodes.add(node)
                 node = parents[node]
-        chain = self._draw.randrange(len(progress.lookup.token_ids) + 1)
+        looked_up = self._draw.randrange(len(progress.lookup.token_ids) + 1)
         if progress.lookup_nodes is not None:
-            inside = progress.lookup_nodes[:chain]
+            inside = progress.lookup_nodes[:looked_up]
             nodes |= set(inside[inside >= 0].tolist())
-        selection = Selection(np.array(sorted(nodes), dtype=np.int64), chain)
+        selection = Selection(np.array(sorted(nodes), dtype=np.int64), looked_up)
         self.rows_wanted.append(
-            selection.choose_total_tokens(progress) if chain else 1 + len(nodes)
+            selection.choose_total_tokens(progress) if looked_up else 1 + len(nodes)
         )
         return selection
 
@@ -208,6 +212,6 @@ def test_what_is_selected_is_verified_and_the_text_stays() -> None:
         policy.rows_verified.clear()
         output = decoder.generate(prompt, policy, **arguments)
         assert torch.equal(output.sequences, expected)
-        # The last cycles may have had no draft, or a shorter chain than was wanted.
+        # The last cycles may have had no draft, or fewer looked-up tokens than were wanted.
         assert policy.rows_verified[: len(policy.rows_wanted)][:-3] == policy.rows_wanted[:-3]
     assert policy.lookups > 3

@@ -39,8 +39,8 @@ class Engine:
     Attributes:
         name: its name and the release whose source was read.
         reads: the fields of `Eagle3Config` that it honours.
-        place: writes feature layers other than EAGLE's default ones into a config, in place.
-        hints: returns what a user has to do for these layers and this head, a sentence each.
+        place: function that adds feature layers other than EAGLE's default ones to a config.
+        hints: function that returns what is left for the user to do, a sentence each.
     """
 
     name: str
@@ -180,8 +180,8 @@ def _openvino_hints(
     inputs = layers or (None if count is None else eagle_feature_layers(count))
     if inputs is None:
         return [
-            "OpenVINO GenAI takes outputs of the layers in hidden_layers_list; name the model to "
-            "be told which these are"
+            "OpenVINO GenAI takes outputs of the layers in hidden_layers_list; name the target to "
+            "see which these are"
         ]
     outputs = [layer - 1 for layer in inputs]
     return [

@@ -1,8 +1,9 @@
-"""Check that a head's layer ids were read as they are meant, by how well it predicts the target.
+"""Check whether a head's layer ids were read as they are meant, by how well it predicts the target.
 
 A head with the wrong feature layers drafts worse, and nothing else shows the mistake. The check
 compares the head's distributions under two readings of its ids with the target's, row by row, over
-one page of text. Acceptance rates would need thousands of tokens to tell neighbouring layers apart.
+one page of text. By acceptance rates, thousands of tokens would be needed to distinguish
+neighbouring layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The target layers whose hidden states a head takes as features, read from its config.
 
 ``eagle_aux_hidden_state_layer_ids`` stands in several places and means the inputs of layers to some
-engines and the outputs to others, so the ids are read by the rules of whoever wrote the config.
+engines and the outputs to others, so the ids are read by the rules of the tool that wrote them.
 Here a layer is always named by its input, as an index into transformers' ``hidden_states``.
 """
 
@@ -26,8 +26,8 @@ def read_feature_layers(
     - The ids inside ``eagle_config`` name outputs: SpecForge and NVIDIA's ModelOpt write them and
       SGLang reads them so. ``layer_ids`` in the same place is a key of vLLM and names inputs.
     - The ids at the top level of any other config name inputs, as vLLM reads them. If there are
-      also ids inside ``eagle_config``, both must name the same layers. If there are not, nothing
-      tells who wrote the config, and a warning says so.
+      also ids inside ``eagle_config``, both must name the same layers. If there are not, the
+      config does not say which tool wrote it, and a warning says so.
 
     Args:
         data: the content of ``config.json``.
@@ -74,8 +74,8 @@ def other_reading(
 ) -> FeatureLayers | None:
     """Return the layers that a head's ids name by the other convention, if that may be meant.
 
-    That is possible if it is unknown who wrote the config, or if only the other reading gives
-    EAGLE's default layers: a converted head may keep the ids of its former format.
+    That is possible if the config does not say which tool wrote it, or if only the other reading
+    gives EAGLE's default layers: a converted head may keep the ids of its former format.
 
     Args:
         data: the content of ``config.json``.
@@ -132,7 +132,7 @@ def eagle_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the ``eagle_config`` of a head's config; empty if there is none.
 
     Raises:
-        ValueError: it is no object.
+        ValueError: it is not an object.
     """
     value = data.get("eagle_config") or {}
     if not isinstance(value, Mapping):

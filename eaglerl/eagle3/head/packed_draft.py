@@ -43,7 +43,7 @@ def products_dtype(draft: CachedDraft) -> LinearDtype:
 
 
 def _fc_dtype(dtype: LinearDtype) -> LinearDtype:
-    # bf16 is chosen here and not by the caller, so that no warning is due where the CPU lacks it.
+    # The caller asked for int8 and not for bf16, so a CPU without bf16 is no reason for a warning.
     if dtype == "int8":
         return "bfloat16" if is_supported("bfloat16") else "float32"
     return dtype
@@ -73,8 +73,8 @@ class PackedDraft(CachedDraft):
                 ``depth * top_k``.
             slots: number of sequences.
             dtype: the dtype of the products. With "int8", ``fc`` still runs in bf16, or in fp32 if
-                the CPU lacks bf16: the target's features have outliers, and one scale for all of
-                them would leave the other channels no resolution in 8 bits.
+                the CPU lacks bf16: the target's features have outliers, and with one scale for all
+                channels the others would round to a few of the 256 codes.
             rows_hint: number of rows for which the weights are laid out.
 
         Raises:
@@ -318,18 +318,9 @@ class PackedDraft(CachedDraft):
 
         def norm(x: torch.Tensor, weight: NormWeight) -> torch.Tensor:
             C.rms_norm(
-                x.data_ptr(),
-                width,
-                rows,
-                0,
-                weight.address,
-                normed,
-                width,
-                rows,
-                width,
-                eps,
-                threads,
-            )
+                x.data_ptr(), width, rows, 0,
+                weight.address, normed, width, rows, width, eps, threads,
+            )  # fmt: skip
             return buffers.normed
 
         x = self._out.add_to(attended, residual)

@@ -104,7 +104,7 @@ class _OneDnnBfloat16:
 class _DynamicInt8:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
-        # 7 bits for the input where sums of two products could overflow 16 bits.
+        # 7 bits for the input where two products are added in 16 bits, see `keeps_8_bits`.
         self._reduce_range = not keeps_8_bits()
         self._linear = torch.ops.quantized.linear_dynamic.default
 
@@ -182,6 +182,8 @@ def _supported_dtype(dtype: LinearDtype) -> LinearDtype:
 
 def _quantize_rows(weight: torch.Tensor) -> torch.Tensor:
     """Return ``weight`` (out, in) as a quantised tensor, symmetric with one scale per row."""
+    # At least `tiny`, since a row of zeros would have the scale 0. The codes end at -127, not -128:
+    # one scale serves both signs, and the bounds in `keeps_8_bits` follow.
     scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
     codes = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
     zero_points = torch.zeros(len(scales), dtype=torch.int64)

@@ -107,7 +107,7 @@ class RopeTables:
     """
 
     def __init__(self, angles: Angles, *, device: torch.device | str = "cpu") -> None:
-        """Make nothing yet.
+        """Set up without tables.
 
         Args:
             angles: returns cos and sin of any positions.
@@ -246,7 +246,7 @@ def module_angles(embedding: torch.nn.Module, head_dim: int) -> Angles:
 
     width = embedding(like, torch.zeros(1, 1, dtype=torch.int64))[0].shape[-1]
     if width != head_dim:
-        raise ValueError(f"its rotary embedding turns {width} of {head_dim} channels of a head")
+        raise ValueError(f"its rotary embedding rotates {width} of {head_dim} channels of a head")
     return angles
 
 

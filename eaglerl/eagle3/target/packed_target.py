@@ -1,10 +1,10 @@
 """The fast CPU path of the target: packed weights, fused operations, preallocated buffers.
 
 A forward pass of a few rows is bound by reading the weights: 538 MB in fp32 for SmolLM2-135M, whose
-121 products read 134 million of them. That is why a drafted row is cheap to verify: on the machine
-of docs/results/policy-log.md one row takes 22 ms and 8 rows take 27. Everything here serves to keep
-other costs low. Weights are packed once for oneDNN, the products themselves add the residuals, and
-what lies between two products is a single native call: norm, attention, or the MLP's activation.
+121 products read 134 million of them. That is why further rows cost little: on the machine of
+docs/results/policy-log.md a pass takes 22 ms for one row and 27 for 8. Everything else is kept
+small. Weights are packed once for oneDNN, the products add the residuals themselves, and between
+two products there is a single native call: norm, attention, or the MLP's activation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class DifferentModulesError(ValueError):
-    """A model computes something other than what the weights of its modules say."""
+    """A model whose output differs from what the weights of its modules give."""
 
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
@@ -45,9 +45,8 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if model.dtype != torch.float32:
         return f"its dtype is {model.dtype}"
     if config.model_type not in FAST_FAMILIES:
-        return (
-            f"model_type is {config.model_type!r}, the packed path knows {', '.join(FAST_FAMILIES)}"
-        )
+        supported = ", ".join(FAST_FAMILIES)
+        return f"model_type is {config.model_type!r}, the packed path supports {supported}"
     if config.hidden_act not in ("silu", "swish"):
         return f"hidden_act is {config.hidden_act!r}"
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
@@ -59,7 +58,7 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     if rope_type not in _STATIC_ROPE:
         return f"its rotary embedding of type {rope_type!r} changes with the length"
     if rope.get("partial_rotary_factor") not in (None, 1.0):
-        return f"its rotary embedding turns {rope['partial_rotary_factor']} of each head"
+        return f"its rotary embedding rotates {rope['partial_rotary_factor']} of each head"
     return None
 
 
@@ -94,7 +93,7 @@ class _Layer:
     """The packed weights of one decoder layer.
 
     The projections of q, k and v are one product, and so are gate and up: four calls per layer
-    in place of seven.
+    instead of seven.
     """
 
     def __init__(self, layer: _DecoderLayer, dtype: LinearDtype, rows_hint: int) -> None:
@@ -288,7 +287,7 @@ class PackedTarget(TargetModel):
         self, rows: RowBatch, cache: KVCache, threads: int
     ) -> Callable[[int, _Layer, torch.Tensor, torch.Tensor], None]:
         """Bind the arguments that all layers of a pass share, for one native call per layer."""
-        # Rows of one slot see a cache of that slot alone, so that no slot numbers are needed.
+        # Rows of one slot get a view of that slot alone, so that they need no slot numbers.
         data = cache.data if rows.slots is not None else cache.data[rows.slot : rows.slot + 1]
         element = data.element_size()
         layer_bytes, half_bytes = (data.stride(axis) * element for axis in (1, 2))

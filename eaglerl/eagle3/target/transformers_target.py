@@ -24,6 +24,10 @@ from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOu
 class _CacheView(CacheLayerMixin):
     """One layer of a preallocated cache, with the interface of transformers' attention.
 
+    transformers' own DynamicCache appends by concatenation, which copies all rows in every pass:
+    47 MB behind 1,024 tokens of SmolLM2-135M, with 46 KB a row. Here a pass writes its own rows,
+    and what was not accepted is overwritten by the next pass.
+
     Attributes:
         rows: cache rows that this pass writes: those of one slot, or one of each slot.
         visible: number of cache rows that any row may attend to.

@@ -1,7 +1,9 @@
 """Draft trees that grow on a device without a synchronisation with the host.
 
-All shapes follow from (total_tokens, depth, top_k), which the host knows. The tree's tokens and
-parents stay on the device until the cycle's one copy to the host.
+A synchronisation after every draft pass would leave the device idle while the host chooses the
+nodes and launches the next pass. It is not needed: all shapes follow from (total_tokens, depth,
+top_k), which the host knows, and which nodes they hold does not change a launch. The tree's tokens
+and parents stay on the device until the cycle's one copy to the host.
 """
 
 from __future__ import annotations
@@ -118,7 +120,8 @@ class DeviceTreeDrafter:
         frontier = torch.arange(top_k, device=self._device)
         pool = _Pool([scores], [token_ids], [torch.full_like(frontier, -1)])
         # Which scratch rows the frontier sees: K more columns every round, of which the last K are
-        # the frontier itself and the others its ancestors.
+        # the frontier itself and the others its ancestors. As bool and not as bit words: the head
+        # runs as a module on a device, and its attention takes a bool mask.
         own = torch.eye(top_k, dtype=torch.bool, device=self._device)
         visible, hidden = own, hidden[None].expand(top_k, -1)
         for round_index in range(params.depth):
@@ -180,7 +183,8 @@ class DeviceTreeDrafter:
         rows = torch.arange(len(parents), device=self._device)
         ancestors, above = rows[:, None] == rows, parents
         # All rows go up one parent at a time. `levels` steps reach the root from anywhere, and the
-        # root is its own parent, so that shallower rows stay there.
+        # root is its own parent, so that shallower rows stay there. EAGLE's default tree
+        # takes 8 steps over 60 x 60 bools.
         for _ in range(levels):
             ancestors = ancestors | (above[:, None] == rows)
             above = parents[above]

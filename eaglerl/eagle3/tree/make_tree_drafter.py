@@ -1,4 +1,4 @@
-"""The drafter for where the tree is kept: on the host, or on the target's device."""
+"""The choice of a drafter: the tree is kept on the host, or on the target's device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def make_tree_drafter(
     """Make the drafter of a session.
 
     Args:
-        draft: the draft's runner; None drafts no tree of its own.
+        draft: the draft head's runner; None for trees of the root and looked-up tokens alone.
         device: where the tree is kept; None for the host.
     """
     return TreeDrafter(draft) if device is None else DeviceTreeDrafter(draft, device)

@@ -15,7 +15,7 @@ from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
 class DraftContext(NamedTuple):
-    """What a policy is told between the passes of a draft, besides the draft itself.
+    """Arguments of a policy's calls between the passes of a draft, besides the draft itself.
 
     Attributes:
         context_length: tokens before the tree, the root included.
@@ -33,11 +33,11 @@ class TreeDrafter:
 
     The first pass proposes the K children of the root. Every further round expands the K best
     nodes of the last one into K children each, so that D rounds leave a pool of K + D K^2
-    candidates: 710 for EAGLE's default tree 60/7/10. The best total_tokens - 1 of them, by the sum
-    of the log-probabilities from the root, are verified. A score never rises from parent to child,
-    so the chosen nodes always form a tree.
+    candidates: 710 for EAGLE's default tree (total_tokens 60, depth 7, top_k 10). The best
+    total_tokens - 1 of them, by the sum of the log-probabilities from the root, are verified. A
+    score never rises from parent to child, so the chosen nodes always form a tree.
 
-    The native `DraftTreeBuilder` keeps this bookkeeping on the host, wherever the head runs.
+    The native `DraftTreeBuilder` keeps the pool on the host, wherever the head runs.
     """
 
     def __init__(self, draft: DraftRunner | None) -> None:
@@ -92,7 +92,7 @@ class TreeDrafter:
         logits: torch.Tensor,
         limit: TreeParams,
         policy: StagedPolicy,
-        moment: DraftContext,
+        context: DraftContext,
         slot: int = 0,
     ) -> tuple[DraftTree, TreeParams]:
         """Draft until a policy stops it, and keep the nodes that the policy chooses.
@@ -103,7 +103,7 @@ class TreeDrafter:
             logits: see `grow`.
             limit: the largest tree.
             policy: asked after every pass.
-            moment: what the policy is told besides the draft.
+            context: what the policy is told besides the draft.
             slot: the sequence.
 
         Returns:
@@ -116,22 +116,24 @@ class TreeDrafter:
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
         while True:
-            with moment.policy_time:
-                progress = self._progress(limit.top_k, depth, moment)
+            with context.policy_time:
+                progress = self._progress(limit.top_k, depth, context)
                 should_continue = depth < limit.depth and policy.should_continue(progress)
             if not should_continue:
                 break
             hidden = self._expand(hidden, depth, slot)
             depth += 1
-        looked_up = moment.lookup.token_ids
+        looked_up = context.lookup.token_ids
         selecting = self._as_selecting(policy)
         if selecting is not None:
-            with moment.policy_time:
+            with context.policy_time:
                 selection = selecting.select(progress)
+            # The builder merges them itself: it still has the pool, so no tree of the candidates
+            # alone is made first.
             wanted = looked_up[: selection.lookup_tokens]
             tree = self._builder.finish_selected(selection.nodes, wanted)
             return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
-        with moment.policy_time:
+        with context.policy_time:
             params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
         return merge_looked_up(self._builder.finish(params.total_tokens), looked_up), params
 
@@ -143,17 +145,17 @@ class TreeDrafter:
             self._selecting = policy if isinstance(policy, SelectingPolicy) else None
         return self._selecting
 
-    def _progress(self, top_k: int, depth: int, moment: DraftContext) -> DraftProgress:
+    def _progress(self, top_k: int, depth: int, context: DraftContext) -> DraftProgress:
         scores = self._builder.scores().numpy()
-        lookup, nodes = moment.lookup, None
+        lookup, nodes = context.lookup, None
         if lookup.token_ids:
             nodes = self._builder.lookup_nodes(lookup.token_ids, depth + 1).numpy()
-        return DraftProgress(top_k, depth, scores, moment.context_length, lookup, nodes)
+        return DraftProgress(top_k, depth, scores, context.context_length, lookup, nodes)
 
     def _begin(
         self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int
     ) -> torch.Tensor:
-        """Propose the root's children from `logits`; the root's feature as (1, h)."""
+        """Propose the root's children from `logits`; return the root's feature as (1, h)."""
         self._builder.begin(root, top_k)
         self._builder.first(logits.float().cpu(), self._draft_to_target)
         return hidden[None]
@@ -171,6 +173,8 @@ class TreeDrafter:
         """
         assert self.draft is not None, "a tree is grown by a draft head"
         token_ids, parents, mask = self._builder.frontier()
+        # The K best nodes may share parents, and some rows of the round before have no child among
+        # them: the features are gathered by parent, K rows whatever the shape of the tree.
         hidden, logits = self.draft.expand(token_ids, hidden[parents], round_index, mask, slot)
         self._builder.expand(logits.float().cpu(), self._draft_to_target)
         return hidden
@@ -180,7 +184,7 @@ def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:
     """Check that a tree is not wider than the draft's vocabulary.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is wider.
     """
     if params.total_tokens > 1 and params.top_k > draft_vocab_size:
         raise ValueError(

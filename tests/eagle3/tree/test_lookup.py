@@ -27,8 +27,8 @@ def test_it_finds_what_a_full_search_finds(alphabet: int) -> None:
         index = ContextLookup(longest=6)
         for count in range(1, len(tokens) + 1):
             index.extend(tokens[count - 1 : count])
-            match, chain = index.propose(5)
-            assert (match, list(chain)) == search(tokens[:count], 6, 5)
+            match, proposed = index.propose(5)
+            assert (match, list(proposed)) == search(tokens[:count], 6, 5)
 
 
 def test_growing_and_building_at_once_are_the_same() -> None:
