@@ -13,7 +13,7 @@ import numpy as np
 #: disturbance, to which the medians that a table is fitted to are robust.
 MOST_MEDIAN, MOST_WORST = 0.25, 1.0
 # One pass over T rows may take at most 2.0 times as long as T passes over one row, and at least 0.5
-# times as long as a pass over fewer rows: anything beyond is noise, not a machine.
+# times as long as a pass over fewer rows: anything beyond that is noise.
 _MOST_BESIDE_SINGLE, _LEAST_BESIDE_FEWER = 2.0, 0.5
 # Context length, besides 0, at which the times are checked.
 _CONTEXT = 256
@@ -56,8 +56,8 @@ class Costs(Protocol):
 def why_unusable(table: Costs) -> str | None:
     """Return why a table is unusable, as a clause without a full stop; None if it is usable.
 
-    A policy divides by these times and chooses by their differences, so an operation that seems to
-    cost nothing would always be chosen.
+    A policy divides by these times and chooses by their differences, so it would always choose an
+    operation that seems to cost nothing.
     """
     rows = np.array(table.total_tokens)
     if (free := np.asarray(table.verify_base) <= 0).any():
@@ -74,8 +74,8 @@ def why_unusable(table: Costs) -> str | None:
 
 def _why_uneven(rows: np.ndarray, seconds: np.ndarray) -> str | None:
     most = np.maximum.accumulate(seconds)
-    if (cheap := seconds < _LEAST_BESIDE_FEWER * most).any():
-        i = int(cheap.argmax())
+    if (fast := seconds < _LEAST_BESIDE_FEWER * most).any():
+        i = int(fast.argmax())
         j = int(seconds[:i].argmax())
         return (
             f"verifying {rows[i]} rows takes {seconds[i]:.3g} s, less than half of the "

@@ -39,7 +39,7 @@ class CycleSample:
 def fit_cost_table(samples: Sequence[CycleSample], *, machine: str, draft_dtype: str) -> CostTable:
     """Fit a table to measured cycles.
 
-    Medians make the fit robust to single disturbances. If a stretch of 15 cycles as a whole is
+    Medians make the fit robust to single disturbances. If 15 consecutive cycles as a whole are
     slower or faster than the table, this is attributed to the machine's speed at that time and
     divided out before the next fit. Where samples are few, the time of T rows is smoothed over T: a
     row that seemed to cost nothing would always be verified.
@@ -166,8 +166,8 @@ def _fit_passes(samples: Sequence[CycleSample], top_k: int) -> tuple[float, floa
     if len(depths) < 2:
         raise ValueError(f"samples must hold two depths for top_k={top_k}, got {depths}")
     medians = [np.median([s.draft_seconds for s in chosen if s.params.depth == d]) for d in depths]
-    # Weighted so that relative errors count: the time of a deep tree is no more exact than that of
-    # a shallow one, relative to its length.
+    # Weighted by relative errors: a deep tree takes longer, and the error of its median grows with
+    # it.
     weights = 1.0 / np.array(medians)
     columns = np.stack((np.ones(len(depths)), np.array(depths, dtype=float)), axis=1)
     (first, later), *_ = np.linalg.lstsq(

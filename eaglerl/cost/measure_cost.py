@@ -18,7 +18,7 @@ TOTAL_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 TOP_KS = (1, 2, 4, 8)
 DEPTHS = (0, 1, 2, 4, 7)
 
-# Most measurements of the whole plan, while the table is unusable.
+# Most runs of the whole plan while the table is unusable.
 _ATTEMPTS = 3
 # Cycles at the start that are not counted, while caches and buffers warm up.
 _WARM_UP = 12
@@ -153,7 +153,7 @@ def _measure(
                 session.close()
             session = decoder.new_session(GreedyVerifier(), longest_context + 128)
             session.prefill(list(prompt_ids))
-            # Not a sample: the first draft pass of a sequence reads the whole prompt.
+            # Not a sample: the head's first pass of a sequence processes the whole prompt.
             session.step(TreeParams(2, 0, 1))
         context = len(session.token_ids)
         result = session.step(tree)

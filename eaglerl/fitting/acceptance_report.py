@@ -84,7 +84,8 @@ def write_card(path: str | Path, report: Mapping[str, Any], tables: np.ndarray) 
         "",
         f"# Acceptance policy, {sources}",
         "",
-        "Decides after every draft pass whether to go on, and which candidates the target verifies",
+        "Decides after every draft pass whether to continue, and which candidates the target "
+        "verifies",
         "(`eaglerl.policies.AcceptancePolicy`). Fitted by",
         "`eaglerl train-policy --algorithm acceptance`.",
         "",

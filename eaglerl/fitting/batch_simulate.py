@@ -27,7 +27,7 @@ from eaglerl.traces.trace_set import Trace
 
 @dataclass(frozen=True, eq=False)
 class BatchOutcome:
-    """What the policies did with n traces.
+    """The result of decoding n traces.
 
     Attributes:
         tokens: (n,) emitted tokens.
@@ -99,8 +99,8 @@ def batch_simulate(
         state.seconds[active] += seconds
         state.position[active] += np.minimum(length, positions.remaining[rows])
         looked = candidates.match_length > 0
-        came_true = positions.lookup_accepted[rows] > 0
-        later = next_success(candidates.success, came_true=came_true)
+        accepted = positions.lookup_accepted[rows] > 0
+        later = next_success(candidates.success, accepted=accepted)
         state.success[active] = np.where(looked, later, candidates.success)
         state.lookups[active] += looked
     return BatchOutcome(lengths, total, cycles)
@@ -117,24 +117,24 @@ def _cycles(
     """Return acceptance lengths and seconds of one cycle of each sequence."""
     length, seconds = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
     survivals = model.survivals(candidates)
-    going = np.arange(len(rows))
-    for depth, everyone in enumerate(survivals):
-        early = candidates.at_depth(depth).take(going)
-        survival = Survival(everyone.pool[going], everyone.lookup[going])
+    drafting = np.arange(len(rows))
+    for depth, whole in enumerate(survivals):
+        early = candidates.at_depth(depth).take(drafting)
+        survival = Survival(whole.pool[drafting], whole.lookup[drafting])
         order, expected = rank_candidates(survival, model.max_rows)
-        plan = plan_of_ranked(order, expected, early.context_length, cost, rate[going])
+        plan = plan_of_ranked(order, expected, early.context_length, cost, rate[drafting])
         stops = ~model.should_continue(early, survival, plan)
         needed = needed_rows(
             order[stops],
             survival.pool.shape[1],
-            positions.path[rows[going[stops]]],
+            positions.path[rows[drafting[stops]]],
             early.lookup_nodes[stops],
-            positions.lookup_accepted[rows[going[stops]]],
+            positions.lookup_accepted[rows[drafting[stops]]],
             model.lookup_tokens,
         )
-        done = going[stops]
+        done = drafting[stops]
         length[done] = 1 + (needed <= plan.rows[stops, None]).sum(axis=1)
         draft = cost.draft_seconds(depth, model.top_k, early.context_length[stops])
         seconds[done] = plan.seconds[stops] + draft
-        going = going[~stops]
+        drafting = drafting[~stops]
     return length, seconds

@@ -76,8 +76,8 @@ class Gain:
 def gain_over(seconds: np.ndarray, reference: np.ndarray) -> Gain:
     """Return the gain in speed on the same tokens, with its 95 % interval over prompts.
 
-    Prompts, not cycles, are the sample: cycles of one text are not independent. The fits are not
-    repeated: the interval covers the choice of the test prompts, not the variance of training.
+    The interval is over prompts, since cycles of one text are not independent. The fits are not
+    repeated, so it covers the choice of the test prompts and not the variance of training.
 
     Args:
         seconds: (n,) time of every prompt.
@@ -94,16 +94,16 @@ def gain_over(seconds: np.ndarray, reference: np.ndarray) -> Gain:
 def reliability(
     model: AcceptanceModel, scored: Sequence[ScoredPositions], positions: TracePositions
 ) -> np.ndarray:
-    """Count how often candidates came true, by predicted probability.
+    """Count how often candidates were accepted, by predicted probability.
 
     Args:
         model: a model that was not fitted to the positions.
         scored: the positions as scored by its nets.
-        positions: the same positions with what came true.
+        positions: the same positions with what was accepted.
 
     Returns:
         (2, BINS, 3) float64, for the draft's candidates and for looked-up tokens: number of
-        candidates, sum of their probabilities, number that came true.
+        candidates, sum of their probabilities, number accepted.
     """
     table = np.zeros((2, BINS, 3))
     labels = pool_labels(positions)
@@ -112,11 +112,11 @@ def reliability(
     if not model.lookup_tokens:
         return table
     levels = np.arange(model.lookup_tokens)
-    came_true = positions.lookup_accepted[:, None] > levels
+    accepted = positions.lookup_accepted[:, None] > levels
     for found in scored:
         outside = levels >= found.candidates.lookup_levels()[:, None]
         asked = outside & (found.candidates.match_length > 0)[:, None]
-        _count(table[1], found.survival.lookup[asked], came_true[asked])
+        _count(table[1], found.survival.lookup[asked], accepted[asked])
     return table
 
 
@@ -140,9 +140,9 @@ def expected_lengths(
     return np.array(rows, dtype=np.float64)
 
 
-def _count(table: np.ndarray, predicted: np.ndarray, came_true: np.ndarray) -> None:
+def _count(table: np.ndarray, predicted: np.ndarray, accepted: np.ndarray) -> None:
     place = np.minimum((predicted * BINS).astype(np.int64), BINS - 1)
-    for column, weights in enumerate((None, predicted, came_true)):
+    for column, weights in enumerate((None, predicted, accepted)):
         table[:, column] += np.bincount(place, weights=weights, minlength=BINS)
 
 

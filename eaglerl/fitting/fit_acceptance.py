@@ -1,8 +1,9 @@
-"""Fit an acceptance model to traces, which answer for every tree: no exploration is needed.
+"""Fit an acceptance model to traces. They hold the outcome of every tree, so nothing is explored.
 
-The nets learn which candidates came true. The stopping rule is fitted backwards from the last
-round: the value of going on, with the rule for the rounds after, less the value of stopping, by
-ridge regression. The rate is what the whole policy then reaches; the rule is fitted to it again.
+The nets learn which candidates are accepted. The stopping rule is fitted backwards from the last
+round by ridge regression: the value of another round, with the rules for the rounds after it, less
+the value of stopping. The rate is the tokens per second that the whole policy then reaches; the
+rule is fitted again for that rate.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from eaglerl.policies.candidates import lookup_features, pool_features
 from eaglerl.policies.small_net import SmallNet, fit_net
 from eaglerl.traces.trace_set import Trace
 
-# `plan_of_ranked` passes the order on, and the fit has no use for it.
+# `plan_of_ranked` returns the order that it is given, which the fit does not use.
 _NO_ORDER = np.empty((0, 0), dtype=np.int64)
 
 
@@ -123,7 +124,7 @@ def fit_pool_net(
 
 
 def pool_labels(positions: TracePositions) -> np.ndarray:
-    """Return (N, K + D K^2) float32 labels: 1 for the draft's candidates that came true."""
+    """Return (N, K + D K^2) float32 labels: 1 for the draft's candidates that were accepted."""
     labels = np.zeros(positions.candidates.scores.shape, dtype=np.float32)
     rows, levels = np.nonzero(positions.path >= 0)
     labels[rows, positions.path[rows, levels]] = 1.0
@@ -137,15 +138,15 @@ def fit_lookup_net(
 ) -> SmallNet | None:
     """Fit the net for looked-up tokens; None without any lookup.
 
-    The examples are the levels whose predecessor came true, after every number of rounds, as far as
-    the draft has not proposed them by then.
+    The examples are, after every number of rounds, the levels whose predecessor was accepted and
+    whose token the draft has not proposed by then.
     """
     whole = positions.candidates
     matched = whole.match_length > 0
     if not matched.any():
         return None
     levels = np.arange(options.lookup_tokens)
-    came_true = positions.lookup_accepted[:, None] > levels
+    accepted = positions.lookup_accepted[:, None] > levels
     reached = matched[:, None] & (positions.lookup_accepted[:, None] >= levels)
     examples, labels = [], []
     for chunk in positions.chunks():
@@ -155,7 +156,7 @@ def fit_lookup_net(
             # Levels in the pool are scored as the draft's candidates.
             asked = reached[chunk] & (levels >= candidates.lookup_levels()[:, None])
             examples.append(lookup_features(candidates, options.lookup_tokens)[asked])
-            labels.append(came_true[chunk][asked])
+            labels.append(accepted[chunk][asked])
     return fit_net(
         np.concatenate(examples),
         np.concatenate(labels),
@@ -179,7 +180,7 @@ def fit_stopping(
     Args:
         model: the fitted nets, and the rate to begin with.
         scored: the positions as scored by the nets.
-        positions: the same positions with what came true.
+        positions: the same positions with what was accepted.
         cost: duration of the cycles.
         options: `rounds` and `ridge`.
         report: called with the rounds done and the tokens per second reached.
@@ -209,7 +210,7 @@ def _fit_round(
     optimal for tokens - rate * seconds reaches a rate no lower than the one it was made for.
     """
     weights = model.stop_weights.copy()
-    # Of going on from the round below: reward, tokens and seconds at every position.
+    # Reward, tokens and seconds of another round, at every position.
     gained = tokens = seconds = np.empty(0)
     for depth in range(model.max_depth, -1, -1):
         found = scored[depth]
@@ -223,7 +224,7 @@ def _fit_round(
             gained, tokens, seconds = reward, stop_tokens, stop_seconds
             continue
         features = stop_features(found.candidates, found.survival, plan)
-        # The label: how much better going on was than stopping, with the rules of later rounds.
+        # The label: the gain of another round over stopping, with the rules of later rounds.
         weights[depth] = _ridge(features, gained - reward, ridge)
         on = features @ weights[depth] > 0
         gained = np.where(on, gained, reward)

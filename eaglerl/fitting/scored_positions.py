@@ -1,4 +1,4 @@
-"""Positions of traces, scored by an acceptance model's nets, and what came true there."""
+"""Positions of traces, scored by an acceptance model's nets, and what was accepted there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TracePositions:
     Attributes:
         candidates: the candidates of draft and lookup after all rounds.
         path: (N, D + 1) index in the pool of the true node of each level; -1 for none.
-        lookup_accepted: (N,) leading looked-up tokens that came true.
+        lookup_accepted: (N,) leading looked-up tokens that were accepted.
         remaining: (N,) tokens to the end of the trace.
         lengths: number of positions of each trace.
     """
@@ -42,7 +42,7 @@ class TracePositions:
     def of(
         cls, traces: Sequence[Trace], top_k: int, depth: int, lookup_tokens: int
     ) -> TracePositions:
-        """Read traces as a policy with trees and lookups of these sizes sees them.
+        """Read what a policy with trees and lookups of these sizes sees of some traces.
 
         Raises:
             ValueError: there are no traces, or they lack the width, depth or looked-up tokens.
@@ -134,7 +134,7 @@ def score_positions(
         if progress is not None:
             progress(min(1.0, chunk.stop / len(positions)))
     scored = []
-    # A pool begins with those of the rounds before, so one array serves all depths.
+    # A pool begins with the pools of the rounds before, so one array serves all depths.
     whole = np.concatenate([pool for pool, *_ in parts[-1]])
     for depth, found in enumerate(parts):
         candidates = positions.candidates.at_depth(depth)

@@ -1,7 +1,7 @@
 """`AcceptanceModel` for one cycle at a time, in native code.
 
-A cycle asks two or three times, and its time counts as decoding time. The native code therefore
-keeps the survivals of earlier rounds and does without batches of cycles.
+A cycle asks two or three times, and the answers count as decoding time. The native code therefore
+keeps the survivals of earlier rounds, and takes one cycle instead of a batch.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class CycleScorer(NativeState):
 
         Args:
             progress: the draft after any of the cycle's passes.
-            rate: tokens per second that a second is worth.
+            rate: tokens per second; see `AcceptancePolicy`.
 
         Raises:
             ValueError: the draft is deeper than the model's; an array's shape does not match the

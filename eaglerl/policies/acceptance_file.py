@@ -118,7 +118,7 @@ def load_acceptance(
     tensors, metadata = read_tensors(path, "policy")
     if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
         raise ValueError(
-            f"{str(path)!r} is no acceptance policy of version {VERSION}: its format is "
+            f"{str(path)!r} is not an acceptance policy of version {VERSION}: its format is "
             f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
         )
     _check_ids(metadata, path, target_id, head_id)
@@ -172,7 +172,7 @@ def _check_inputs(model: AcceptanceModel, path: str | Path) -> None:
     """Check that the nets of a file have the inputs that the candidates provide."""
     for name, net, inputs in (
         ("pool", model.pool_net, POOL_INPUTS),
-        ("chain", model.lookup_net, LOOKUP_INPUTS),
+        ("lookup", model.lookup_net, LOOKUP_INPUTS),
     ):
         if net is not None and net.inputs != inputs:
             raise ValueError(

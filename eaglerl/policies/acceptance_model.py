@@ -1,11 +1,11 @@
 """Predict which candidates the target will accept, and decide what to draft and verify.
 
-A candidate's survival is the probability that it lies on the text that the target will write. The
+A candidate's survival is the probability that the target accepts it and all its ancestors. The
 expected acceptance length E[L] of a tree is 1 plus the sum of its nodes' survivals, whether they
-come from the draft or from prompt lookup. The nets that predict survivals are therefore independent
-of the machine. Only the decisions depend on it, through the cost table: the nodes that maximise
+come from the draft or from prompt lookup. The nets that predict survivals are independent of the
+machine. Only the decisions depend on it, through the cost table: the nodes that maximise
 E[L] - rate * seconds are verified, and another round is drafted while it promises more than it
-costs. The rate, in tokens per second, is what a second is worth.
+costs. The rate, in tokens per second, converts seconds into the tokens that they could yield.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class AcceptanceModel:
             candidates: the candidates so far.
             survival: their survivals.
             cost: duration of a verification.
-            rate: tokens per second that a second is worth; one value, or (N,).
+            rate: tokens per second; one value, or (N,).
         """
         order, length = rank_candidates(survival, self.max_rows)
         return plan_of_ranked(order, length, candidates.context_length, cost, rate)
@@ -289,7 +289,7 @@ def needed_rows(
         path: (N, levels) index in the pool of the true node of each level; -1 for none.
         lookup_nodes: (N, levels) index in the pool of the looked-up token of each level; -1 for
             none.
-        lookup_accepted: (N,) leading looked-up tokens that came true.
+        lookup_accepted: (N,) leading looked-up tokens that were accepted.
         lookup_tokens: C.
 
     Returns:

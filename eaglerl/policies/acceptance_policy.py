@@ -36,9 +36,9 @@ class AcceptancePolicy:
     """A policy that drafts, and verifies candidates of head and lookup, while it is worth the cost.
 
     An `AcceptanceModel`, which is independent of the machine, predicts what is accepted; the cost
-    table of the machine says how long it takes. The rate, what a second is worth in tokens, is the
-    running ratio of all tokens to all seconds, by the same table. On a busy machine that is slower
-    than the table by a constant factor, the decisions therefore stay optimal.
+    table of the machine says how long it takes. The rate, in tokens per second, converts one into
+    the other: it is the running ratio of all tokens to all seconds by the same table. The decisions
+    therefore stay optimal on a busy machine that is slower than the table by a constant factor.
 
     Attributes:
         model: predicts survivals.
@@ -85,7 +85,7 @@ class AcceptancePolicy:
 
     @property
     def rate(self) -> float:
-        """What a second is worth, in tokens by the cost table."""
+        """Tokens per second of all cycles so far, by the cost table."""
         return self._total.tokens / self._total.seconds
 
     def reset(self) -> None:
@@ -105,8 +105,8 @@ class AcceptancePolicy:
         self._total.seconds += self._table_seconds(result)
         lookup = result.lookup
         if lookup.match_length:
-            came_true = lookup.token_ids[0] == result.token_ids[0]
-            self._success = next_success(self._success, came_true=came_true)
+            accepted = lookup.token_ids[0] == result.token_ids[0]
+            self._success = next_success(self._success, accepted=accepted)
             self._lookups += 1
 
     def should_continue(self, progress: DraftProgress) -> bool:
@@ -126,7 +126,7 @@ class AcceptancePolicy:
         return self.select(progress).choose_total_tokens(progress)
 
     def _table_seconds(self, result: StepResult) -> float:
-        """Return the seconds of a cycle by the cost table; the head drafts in every cycle."""
+        """Return the seconds of a cycle with a draft, by the cost table."""
         # In plain floats: after a forward pass NumPy's code is out of the processor's caches, and
         # asking the table took a third of the policy's time.
         context, rows = result.context_length - len(result.token_ids), result.rows

@@ -29,7 +29,7 @@ def best_constant(traces: Iterable[Trace], actions: ActionSpace, cost: CostTable
     """Find the tuned constant tree: the action with the most tokens per second on training traces.
 
     Raises:
-        ValueError: no traces, or an action that a trace or the cost table does not know.
+        ValueError: there are no traces, or a trace or the cost table lacks an action.
     """
     return ConstantPolicy(best_constant_tree(traces, actions, cost))
 
@@ -43,7 +43,7 @@ def best_constant_tree(
 
 
 class RandomPolicy:
-    """A tree drawn uniformly at every cycle: the control for choices without a reason."""
+    """A tree drawn uniformly at every cycle: a control that ignores the state."""
 
     def __init__(self, actions: ActionSpace, seed: int = 0) -> None:
         self._actions = actions
@@ -61,7 +61,7 @@ class RandomPolicy:
 
 
 class UCB1Policy:
-    """UCB1 (Auer et al. 2002) over the actions, blind to the state.
+    """UCB1 (Auer et al. 2002) over the actions; it ignores the state.
 
     An arm's value is the ratio of its tokens to its seconds over the last `window` cycles, relative
     to the best arm's; its index is value + c sqrt(2 ln n / n_arm). Statistics carry over from
@@ -327,10 +327,10 @@ class DraftConfidencePolicy:
 
 
 class ShuffledStates:
-    """A policy that sees the states of other cycles: the control for the value of the state.
+    """A policy that sees the states of other cycles: a control for the value of the state.
 
-    It keeps the policy's mix of actions, but not their reason. States are drawn from those of all
-    sequences so far.
+    The policy keeps its mix of actions, but they no longer depend on the state. States are drawn
+    from those of all sequences so far.
     """
 
     def __init__(self, policy: TreePolicy, *, memory: int = 1000, seed: int = 0) -> None:

@@ -20,7 +20,7 @@ INITIAL_SUCCESS = 0.5
 
 #: Longer matches count as this long.
 LONGEST_MATCH = 16
-#: Number of lookups after which a sequence's running success counts as fully known.
+#: Number of lookups from which on a sequence's running success counts as well known.
 MANY_LOOKUPS = 10
 
 
@@ -200,8 +200,8 @@ def _of_trace(trace: Trace, top_k: int, depth: int, lookup_tokens: int | None) -
     for position in range(len(trace)):
         success[position], lookups[position] = running, count
         if match[position]:
-            came_true = bool(trace.lookup_accepted[position] > 0)
-            running = next_success(running, came_true=came_true)
+            accepted = bool(trace.lookup_accepted[position] > 0)
+            running = next_success(running, accepted=accepted)
             count += 1
     return Candidates(
         top_k=top_k,
@@ -216,13 +216,16 @@ def _of_trace(trace: Trace, top_k: int, depth: int, lookup_tokens: int | None) -
 
 
 @overload
-def next_success(success: float, *, came_true: bool) -> float: ...
+def next_success(success: float, *, accepted: bool) -> float: ...
 @overload
-def next_success(success: np.ndarray, *, came_true: np.ndarray) -> np.ndarray: ...
+def next_success(success: np.ndarray, *, accepted: np.ndarray) -> np.ndarray: ...
 
 
-def next_success(
-    success: float | np.ndarray, *, came_true: bool | np.ndarray
-) -> float | np.ndarray:
-    """Return the running success after one more lookup, of one sequence or of several."""
-    return (1 - SUCCESS_ALPHA) * success + SUCCESS_ALPHA * came_true
+def next_success(success: float | np.ndarray, *, accepted: bool | np.ndarray) -> float | np.ndarray:
+    """Return the running success after one more lookup, of one sequence or of several.
+
+    Args:
+        success: the running success before.
+        accepted: whether the first looked-up token was accepted.
+    """
+    return (1 - SUCCESS_ALPHA) * success + SUCCESS_ALPHA * accepted

@@ -68,8 +68,8 @@ def best_lookup_rule(
     """Find the fastest rule on training traces.
 
     For every tree, merging and lookup alone are tuned in turn, twice: a joint search would try
-    40 * 40 rules a tree instead of 4 * 40. A merged plan's time is an upper bound here: rows that
-    lookup and tree share are counted twice, unlike in `simulate`.
+    40 * 40 rules per tree instead of 4 * 40. The time of a merged plan is an upper bound: unlike in
+    `simulate`, rows that lookup and tree share are counted twice.
 
     Args:
         traces: recorded continuations.
@@ -77,7 +77,7 @@ def best_lookup_rule(
         trees: constant trees to try.
 
     Raises:
-        ValueError: no traces or trees, or a tree that a trace or the cost table does not know.
+        ValueError: there are no traces or trees, or a trace or the cost table lacks a tree.
     """
     if not traces or not trees:
         raise ValueError("traces and trees must each hold at least one")

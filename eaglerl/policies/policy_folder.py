@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Cost table in an acceptance policy's folder, of the machine that it was fitted on.
 COST_NAME = "cost.json"
-# Largest file; those of the policies in `models/` have some 100,000 bytes.
+# Size of the largest file that is read; the policies in `models/` have some 100,000 bytes.
 _MOST_BYTES = 1 << 28
 
 
@@ -158,8 +158,8 @@ def fastest(policy: ReSpSPolicy) -> TreePolicy:
         policy: the policy.
     """
     settings = policy.settings
-    # With `reference`, as in Re-SpS, the first tree comes before the first decision, which the
-    # fused call cannot do; text and extra observations are not among its inputs.
+    # The fused call cannot use a first tree before the first decision, as `reference` does after
+    # Re-SpS, and it reads neither text nor extra observations.
     if settings.reference or settings.reads_text or settings.spec.extras:
         return policy
     return policy.fused()

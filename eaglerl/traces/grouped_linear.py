@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
+from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear, keeps_8_bits
 
 # Number of rows for which oneDNN lays out the weights: a replay's products have hundreds.
 _ROWS_HINT = 1024
@@ -20,9 +20,7 @@ class GroupedQuantizer:
     """Rounding of the inputs of several layers, with one scale per group; the last is cached."""
 
     def __init__(self) -> None:
-        # Without VNNI, torch's products take 7-bit inputs so that 16-bit sums cannot overflow.
-        vnni = torch.cpu.get_capabilities().get("avx512_vnni", False)
-        self._largest = 255 if vnni else 127
+        self._largest = 255 if keeps_8_bits() else 127
         self._input: torch.Tensor | None = None
         self._output: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -56,9 +54,9 @@ class GroupedQuantizer:
 class GroupedInt8Linear(nn.Module):
     """y = x W^T with int8 weights and one input scale per group of rows.
 
-    The whole numbers are multiplied in float32, which is exact for sums below 2^24. Products of a
-    7-bit input and an 8-bit weight are at most 127 * 127, and of varying sign, so the sums over the
-    width of a draft head stay far below.
+    The whole numbers are multiplied in float32, which is exact for sums below 2^24. A product of an
+    8-bit input and an 8-bit weight is at most 255 * 127, so 518 of them with one sign could reach
+    that. Their signs vary, and the sums over the width of a draft head stay far below.
     """
 
     def __init__(self, weight: torch.Tensor, quantizer: GroupedQuantizer) -> None:

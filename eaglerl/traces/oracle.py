@@ -124,7 +124,7 @@ def follow(table: TraceTable, choice: np.ndarray) -> tuple[int, float, list[int]
 def myopic_seconds(
     tables: Sequence[TraceTable], *, tolerance: float = 1e-9, max_rounds: int = 100
 ) -> tuple[float, float]:
-    """Return the time of an oracle that sees one cycle ahead: argmax_a L(i, a) - rate * t(i, a).
+    """Return the time of an oracle that looks one cycle ahead: argmax_a L(i, a) - rate * t(i, a).
 
     The rate is the ratio of tokens to seconds that this rule itself reaches: it is iterated until
     it no longer grows (Dinkelbach 1967).
@@ -247,7 +247,7 @@ def select_actions(
 
 def _seconds_with_one_more(table: TraceTable, chosen: Sequence[int]) -> np.ndarray:
     """Return the (A,) seconds of the oracle over the chosen actions plus each action in turn."""
-    # Column a is the value function of the oracle with `chosen` and a: A programmes in one pass.
+    # Column a is the value function of the oracle with `chosen` and a: A dynamic programs at once.
     positions, count = table.tokens.shape
     value = np.zeros((positions + 1, count))
     columns = np.arange(count)

@@ -31,9 +31,9 @@ class DraftReplay:
     for every token before the root. All positions share these rows, and their frontiers are
     expanded together, as many at a time as fill a product.
 
-    The int8 results of a live draft depend slightly on the rows that share a pass, so a replay
-    stands for one history: the prompt in passes of 256 rows, and every later token in a pass of its
-    own, as if each cycle had emitted one token.
+    The int8 results of a live draft depend slightly on the rows that share a pass, so a replay has
+    to assume some division into passes: the prompt in passes of 256 rows, and every later token in
+    a pass of its own, as if each cycle had emitted one token.
     """
 
     def __init__(self, head: Eagle3DraftHead, dtype: ReplayDtype = "int8") -> None:
@@ -137,7 +137,7 @@ class ReplayText:
             rows = torch.arange(prompt, count)
             single = self._project(reduced[rows, None], self._ids[rows + 1, None], rows[:, None])
             pieces.append(single)
-        # Only the prompt's last row needs an output: from here on it is a group of one row.
+        # Of the prompt's rows only the last needs an output; from here on it is a group of one row.
         queries, keys, values, residuals = (
             torch.cat([piece[part].flatten(0, 1) for piece in pieces]) for part in range(4)
         )
@@ -293,8 +293,7 @@ def _packed_copy(head: Eagle3DraftHead, dtype: ReplayDtype) -> Eagle3DraftHead:
                 GroupedInt8Linear(weight, quantizer) if dtype == "int8" else RowwiseLinear(weight)
             )
             setattr(parent, name, product)
-    # The live int8 draft runs its fc in bf16 where the CPU supports it, because features have
-    # outliers that would take up the int8 range.
+    # As in the live int8 draft, see `PackedDraft`: the fc runs in bf16 where the CPU supports it.
     fc_in_bf16 = dtype == "int8" and is_supported("bfloat16")
     setattr(copy, "fc", RowwiseLinear(head.fc.weight, "bfloat16" if fc_in_bf16 else "float32"))  # noqa: B010
     return copy

@@ -1,4 +1,4 @@
-"""Run a policy on traces: the decoding loop with a trace in place of the models."""
+"""Run a policy on traces: the decoding loop with recorded outcomes in place of the models."""
 
 from __future__ import annotations
 

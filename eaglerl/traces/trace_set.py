@@ -1,7 +1,7 @@
 """Traces: the outcome of every draft tree at every position of known continuations.
 
-In greedy decoding the continuation does not depend on the trees, so one recording answers for all
-of them. For a width K, the pool of candidates of depth D is the first K + D K^2 of one long pool.
+In greedy decoding the continuation does not depend on the trees, so one recording serves all of
+them. For a width K, the pool of candidates of depth D is the first K + D K^2 of one long pool.
 ``ranks`` holds r(D, l), the rank in that pool of the node at level l of the true continuation (0 is
 the best; by descending score, then ascending index). A tree of T rows verifies the T - 1 best
 candidates, so its acceptance length is
@@ -54,7 +54,7 @@ class Trace:
         first_log_probs: (P, 8) float16, the best of the first draft pass.
         features: (P, k) float16, output of the head's fc for the token before the root.
         lookup_match: (P,) uint8, length of the longest earlier match of the text's end; 0 for none.
-        lookup_accepted: (P,) uint8, number of leading looked-up tokens that come true.
+        lookup_accepted: (P,) uint8, number of leading looked-up tokens that are accepted.
         lookup_path: (P, len(top_ks), D + 1) int16, index in the pool of the looked-up token of each
             level; -1 from the first level on whose token the draft did not propose.
         lookup_tokens: number of tokens looked up at every position.

@@ -236,7 +236,7 @@ def test_reliability_by_counting() -> None:
             for depth in range(D + 1):
                 if not trace.lookup_match[position]:
                     continue
-                # The draft never proposes what these chains hold.
+                # The draft never proposes these looked-up tokens.
                 for level, chance in enumerate(model.survival(one.at_depth(depth)).lookup[0]):
                     true = trace.lookup_accepted[position] > level
                     expected[1, min(int(chance * 10), 9)] += (1, chance, true)

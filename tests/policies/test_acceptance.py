@@ -180,7 +180,7 @@ def test_accepted_lengths_by_walking_the_tree() -> None:
     paths = random_candidates(60, seed=4).lookup_nodes
     accepted = draw.integers(0, 5, 60)
     for row in range(60):
-        # Looked-up tokens that come true stand where the true path stands.
+        # Accepted looked-up tokens stand where the true path stands.
         true = min(int(accepted[row]), D + 1)
         if draw.random() < 0.7:
             paths[row, :true] = candidates.lookup_nodes[row, :true]
@@ -311,7 +311,7 @@ def test_live_decoding_stays_the_targets_own(fitted) -> None:
 
 def test_live_cycles_are_those_on_the_trace(fitted) -> None:
     decoder, traces, model = fitted
-    # lambda is the same in both, though the clock runs otherwise than the table says.
+    # The rate is the same in both, though the live clock differs from the cost table.
     for trace in traces[:4]:
         policies = [AcceptancePolicy(model, COST) for _ in range(2)]
         expected = simulate(policies[0], [trace], COST)[0]

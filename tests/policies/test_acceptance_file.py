@@ -39,7 +39,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         load_acceptance(path)
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no acceptance policy"):
+    with pytest.raises(ValueError, match="is not an acceptance policy"):
         load_acceptance(path)
     save_acceptance(random_model(), path, target_id="a", head_id="b")
     tensors = load_file(path)

@@ -1,4 +1,4 @@
-"""The guard: a bad policy gives way to the constant tree, a good one hardly notices."""
+"""The fallback: a bad policy gives way to the constant tree, a good one hardly notices."""
 
 from dataclasses import replace
 

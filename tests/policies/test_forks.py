@@ -1,4 +1,4 @@
-"""Learned policies that serve several generations at once: each decides as for one alone."""
+"""Trained policies that serve several generations at once: each decides as for one alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -63,7 +63,7 @@ def test_plans_by_match_length() -> None:
 
 
 def planted(seed: int) -> Trace:
-    """Matches of five tokens and more come true for seven tokens, shorter ones never."""
+    """Seven looked-up tokens are accepted after matches of five or more, else none."""
     draw = np.random.default_rng(seed)
     base = made_up_trace(80, seed=seed)
     match = draw.integers(0, 10, 80).astype(np.uint8)

@@ -25,9 +25,9 @@ def test_threads_of_all_kinds_of_policies_write_what_plain_decoding_writes(
     smollm2_path: Path,
 ) -> None:
     decoder = SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
-    learned = load_policy(default_policy_path(DEFAULT_MODEL), decoder)
+    trained = load_policy(default_policy_path(DEFAULT_MODEL), decoder)
     tree = TreeParams(6, 2, 4)
-    policies = [None, tree, DraftPlan(tree, 5), LookupRule(tree, 2, 7, 6, 12), learned, learned]
+    policies = [None, tree, DraftPlan(tree, 5), LookupRule(tree, 2, 7, 6, 12), trained, trained]
     prompts = [decoder.tokenizer(text).input_ids for text in TEXTS]
 
     def decode(pair) -> list[int]:
@@ -38,10 +38,10 @@ def test_threads_of_all_kinds_of_policies_write_what_plain_decoding_writes(
     pairs = [(prompt, policy) for policy in policies for prompt in prompts]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(decode, pairs)) == plain * len(policies)
-    # Every generation with the learned policy, side by side on one thread.
-    going = [decoder.start(prompt, learned, max_new_tokens=NEW_TOKENS) for prompt in prompts]
-    while any(generation.finish_reason is None for generation in going):
-        for generation in going:
+    # Every generation with the trained policy, side by side on one thread.
+    generations = [decoder.start(prompt, trained, max_new_tokens=NEW_TOKENS) for prompt in prompts]
+    while any(generation.finish_reason is None for generation in generations):
+        for generation in generations:
             if generation.finish_reason is None:
                 generation.advance()
-    assert [generation.new_ids for generation in going] == plain
+    assert [generation.new_ids for generation in generations] == plain

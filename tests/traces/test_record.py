@@ -163,16 +163,16 @@ def test_lookups_are_those_of_a_search(traces: TraceSet) -> None:
         tokens = trace.prompt_ids.tolist() + trace.continuation_ids.tolist()
         for position in range(len(trace)):
             known = tokens[: len(trace.prompt_ids) + position + 1]
-            match, chain = search(known, 16, 12)
+            match, looked_up = search(known, 16, 12)
             true = tokens[len(known) : len(known) + 12]
-            agreed = [a == b for a, b in zip(chain, true, strict=False)] + [False]
+            agreed = [a == b for a, b in zip(looked_up, true, strict=False)] + [False]
             assert trace.lookup_match[position] == match
             assert trace.lookup_accepted[position] == agreed.index(False)
             found += match > 0
-            # Where the chain is true, its place in the pool is the true path's.
+            # Where the looked-up tokens are true, their places in the pool are the true path's.
             true_levels = min(agreed.index(False), trace.max_depth + 1)
-            chain_path = trace.lookup_path[position, :, :true_levels]
-            np.testing.assert_array_equal(chain_path, trace.path[position, :, :true_levels])
+            lookup_path = trace.lookup_path[position, :, :true_levels]
+            np.testing.assert_array_equal(lookup_path, trace.path[position, :, :true_levels])
             if not match:
                 assert (trace.lookup_path[position] == -1).all()
             in_pool += (trace.lookup_path[position] >= 0).sum()
@@ -180,21 +180,21 @@ def test_lookups_are_those_of_a_search(traces: TraceSet) -> None:
     assert in_pool > 20
 
 
-def test_a_looked_up_chain_is_found_in_the_pool(
+def test_looked_up_tokens_are_found_in_the_pool(
     decoder: SpeculativeDecoder, traces: TraceSet
 ) -> None:
     trace = traces[0]
     tokens = trace.prompt_ids.tolist() + trace.continuation_ids.tolist()
     for position in np.flatnonzero(trace.lookup_match)[:4]:
         known = tokens[: len(trace.prompt_ids) + position + 1]
-        _, chain = search(known, 16, 12)
+        _, looked_up = search(known, 16, 12)
         trees = DraftReplay(decoder.head, "float32").start(
             known, recorded_features(decoder, known[:-1]), len(known) - 1
         )
         for column, width in enumerate(trace.top_ks):
             tree = trees.grow(width, trace.max_depth)[0]
             row, expected = 0, []
-            for token in chain[: trace.max_depth + 1]:
+            for token in looked_up[: trace.max_depth + 1]:
                 children = [
                     r
                     for r in range(1, len(tree.token_ids))
