@@ -70,7 +70,7 @@ class CompareSettings(DecoderSettings):
             "--mode",
             "-M",
             metavar="[LABEL=]MODE",
-            help="A way to decode; repeatable: generate, plain, tree:T/D/K, tuned, hindsight, "
+            help="Mode of decoding; repeatable: generate, plain, tree:T/D/K, tuned, hindsight, "
             "policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, uncached:FOLDER, "
             "shuffled:FOLDER, baseline:NAME, baseline:all. "
             f"Default: {', '.join(_DEFAULT_MODES)}. plain is always included.",
@@ -85,7 +85,7 @@ class CompareSettings(DecoderSettings):
         ),
     ] = None
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How often each question is decoded.")
+        int, typer.Option(min=1, metavar="N", help="Number of times that each question is decoded.")
     ] = 3
     max_new_tokens: Annotated[
         int,

@@ -83,8 +83,8 @@ class GenerateSettings(DecoderSettings):
         typer.Option(
             min=0,
             metavar="K",
-            help="Sample among the K likeliest tokens; 0 for all; default: the model's generation "
-            "config.",
+            help="Sample among the K most likely tokens; 0 for all; default: the model's "
+            "generation config.",
             rich_help_panel=SAMPLING_PANEL,
             show_default=False,
         ),

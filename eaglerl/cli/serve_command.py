@@ -38,7 +38,8 @@ class ServeSettings(DecoderSettings):
     host: Annotated[
         str,
         typer.Option(
-            metavar="ADDRESS", help="Address to listen at; the default is only for this machine."
+            metavar="ADDRESS",
+            help="Address to listen on; the default can be reached only from this machine.",
         ),
     ] = "127.0.0.1"
     port: Annotated[

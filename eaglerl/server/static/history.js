@@ -56,5 +56,5 @@ function say(cycles) {
     return low === high ? `${low}` : `${low} to ${high}`;
   };
   return `Cycles ${cycles[0].cycle} to ${cycles.at(-1).cycle}: T ${range(cycles.map((c) => c.total_tokens))}, `
-    + `D ${range(cycles.map((c) => c.depth))}, tokens a cycle ${range(cycles.map((c) => c.acceptance_length))}.`;
+    + `D ${range(cycles.map((c) => c.depth))}, tokens per cycle ${range(cycles.map((c) => c.acceptance_length))}.`;
 }
