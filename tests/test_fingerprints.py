@@ -20,7 +20,7 @@ from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.traces.recording import RecordOptions, record
 
 from .policies.test_acceptance import random_model
-from .traces.worlds import tiny_decoder, tiny_prompts
+from .traces.tiny import tiny_decoder, tiny_prompts
 
 
 def test_equal_models_have_equal_ids() -> None:

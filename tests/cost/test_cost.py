@@ -12,7 +12,7 @@ from eaglerl.cost.fit_cost import CycleSample, fit_cost_table, isotonic, smoothe
 from eaglerl.cost.measure_cost import calibrate, calibration_trees
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 
-from ..traces.worlds import tiny_decoder
+from ..traces.tiny import tiny_decoder
 
 
 def table(**changes: object) -> CostTable:

@@ -19,7 +19,7 @@ from eaglerl.traces.recording import RecordOptions, record
 from eaglerl.traces.trace_set import Trace, TraceSet
 
 from ..traces.test_oracle import ACTIONS, COST
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 
 EXTRAS = ("acceptance", "position", "confidence")
 

@@ -13,7 +13,7 @@ from eaglerl.envs.observations import (
     sentence_encoder,
 )
 
-from ..traces.worlds import tiny_decoder
+from ..traces.tiny import tiny_decoder
 
 
 def letters(text: str) -> np.ndarray:

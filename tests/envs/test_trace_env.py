@@ -16,7 +16,7 @@ from eaglerl.envs.trace_windows import observation_size
 from eaglerl.traces.trace_set import Trace
 
 from ..traces.test_oracle import ACTIONS, COST
-from ..traces.worlds import made_up_trace
+from ..traces.tiny import made_up_trace
 
 EXTRAS = ("acceptance", "position", "confidence")
 

@@ -11,7 +11,7 @@ from eaglerl.traces.trace_set import Trace
 
 from ..policies.test_acceptance import D, K, random_model
 from ..traces.test_oracle import COST
-from ..traces.worlds import made_up_trace, with_repetitive_text
+from ..traces.tiny import made_up_trace, with_repetitive_text
 
 
 def test_lookups_that_a_policy_does_not_ask_for_are_hidden() -> None:

@@ -35,7 +35,7 @@ from eaglerl.traces.trace_index import FORMAT, VERSION, write_index
 from eaglerl.traces.trace_set import Trace, write_shard
 
 from ..policies.test_acceptance import COSTLY, D, K, planted_trace
-from ..traces.worlds import with_repetitive_text
+from ..traces.tiny import with_repetitive_text
 from .fitted import fit_acceptance
 
 GRID = ActionSpace.grid(range(2, 9), (0, 1, 2), (K,)).with_no_draft()

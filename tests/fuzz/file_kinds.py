@@ -50,7 +50,7 @@ from ..policies.test_acceptance import COST, random_model
 from ..resps.small_policies import DQN, PPO, make_policy
 from ..resps.test_policy_files import sequences
 from ..traces.planted import ACTIONS
-from ..traces.worlds import made_up_trace
+from ..traces.tiny import made_up_trace
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from eaglerl.traces.trace_set import Trace
 
 from ..fitting.fitted import fit_acceptance
 from ..traces.test_oracle import COST
-from ..traces.worlds import made_up_trace, tiny_decoder, tiny_prompts
+from ..traces.tiny import made_up_trace, tiny_decoder, tiny_prompts
 
 K, D = 2, 2
 POOL = K + D * K**2

@@ -29,7 +29,7 @@ from eaglerl.traces.oracle import bounds
 from eaglerl.traces.simulation import DraftProgress, StagedPolicy, simulate, total
 
 from ..traces.test_oracle import ACTIONS, COST
-from ..traces.worlds import made_up_trace, tiny_decoder
+from ..traces.tiny import made_up_trace, tiny_decoder
 
 STATE = CycleState(torch.zeros(6), 10, None)
 LIMIT = TreeParams(9, 2, 2)

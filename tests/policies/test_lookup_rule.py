@@ -14,7 +14,7 @@ from eaglerl.traces.simulation import simulate
 from eaglerl.traces.trace_set import Trace
 
 from ..traces.test_oracle import COST
-from ..traces.worlds import made_up_trace, tiny_decoder, tiny_prompts
+from ..traces.tiny import made_up_trace, tiny_decoder, tiny_prompts
 
 RULE = LookupRule(TreeParams(3, 1, 1), 2, 3, 4, 6)
 

@@ -25,7 +25,7 @@ from ..envs.test_live_env import clear_threshold
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.test_oracle import COST as TREE_COST
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 from .small_policies import same_weights
 
 PPO, DQN = OptimizedSB3DiscretePPOOnlineTreePolicy, OptimizedOnlineTreePolicy

@@ -25,7 +25,7 @@ from eaglerl.traces.simulation import simulate
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
-from ..traces.worlds import tiny_decoder
+from ..traces.tiny import tiny_decoder
 from .small_policies import BOTH, DQN, PPO, features, make_policy
 
 

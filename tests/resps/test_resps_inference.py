@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from ..traces.planted import ACTIONS, WIDTH
 from ..traces.test_oracle import ACTIONS as TREES
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 from .small_policies import BOTH, DQN, PPO, features, make_policy, policy_for
 
 

@@ -11,7 +11,7 @@ from eaglerl.traces.simulation import simulate, total
 
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 from .small_policies import BOTH, DQN, PPO, features, make_policy, policy_for
 
 

@@ -29,7 +29,7 @@ from eaglerl.traces.simulation import simulate, total
 from ..resps.small_policies import same_weights
 from ..traces.planted import ACTIONS, COST, WIDTH, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 
 SMALL = {
     "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},

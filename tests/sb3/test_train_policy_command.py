@@ -18,7 +18,7 @@ from eaglerl.traces.recording import RecordOptions, record
 from ..traces.planted import ACTIONS, COST, planted_traces
 from ..traces.test_oracle import ACTIONS as TREES
 from ..traces.test_oracle import COST as TREE_COST
-from ..traces.worlds import tiny_decoder, tiny_prompts
+from ..traces.tiny import tiny_decoder, tiny_prompts
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 

@@ -22,7 +22,7 @@ from eaglerl.traces.oracle import (
     trace_tables,
 )
 
-from .worlds import made_up_trace
+from .tiny import made_up_trace
 
 ACTIONS = ActionSpace(
     [NO_DRAFT, TreeParams(2, 0, 1), TreeParams(3, 1, 1), TreeParams(4, 2, 2), TreeParams(9, 2, 2)]

@@ -12,7 +12,7 @@ from eaglerl.traces.recording import RecordOptions, record
 
 from ..eagle3.tiny import tiny_head, tiny_model
 from .test_oracle import ACTIONS, COST
-from .worlds import VOCAB, tiny_prompts
+from .tiny import VOCAB, tiny_prompts
 
 OWN = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3}
 OPTIONS = RecordOptions(top_ks=(1, 2), max_depth=2, max_new_tokens=14, slots=3)

@@ -16,7 +16,7 @@ from eaglerl.traces.token_paths import pool_ranks
 from eaglerl.traces.trace_set import ABSENT, Trace, TraceSet
 
 from ..eagle3.tree.test_lookup import search
-from .worlds import VOCAB, tiny_decoder, tiny_prompts
+from .tiny import VOCAB, tiny_decoder, tiny_prompts
 
 OPTIONS = RecordOptions(top_ks=(1, 2, 4), max_depth=4, max_new_tokens=14, slots=4)
 

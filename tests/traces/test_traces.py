@@ -12,7 +12,7 @@ from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.traces.trace_index import INDEX_NAME, write_index
 from eaglerl.traces.trace_set import ABSENT, TraceSet, write_shard
 
-from .worlds import made_up_trace
+from .tiny import made_up_trace
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from eaglerl.policies.acceptance_file import save_acceptance
 
 from ...policies.test_acceptance import random_model
 from ...traces.test_oracle import COST
-from ...traces.worlds import made_up_trace
+from ...traces.tiny import made_up_trace
 from ..made_up import write_comparison, write_policy, write_traces
 
 TERMINAL = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}

@@ -33,7 +33,7 @@ from eaglerl.traces.simulation import simulate, total
 
 from ...policies.test_acceptance import random_model
 from ...traces.test_oracle import ACTIONS, COST
-from ...traces.worlds import made_up_trace
+from ...traces.tiny import made_up_trace
 from ..made_up import made_up_record, write_comparison
 
 
