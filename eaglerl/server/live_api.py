@@ -166,7 +166,7 @@ async def _events(
         try:
             event = await asyncio.wait_for(channel.get(), idle_seconds)
         except TimeoutError:
-            error = ApiError(408, f"nothing was asked for in {idle_seconds:.0f} s", code="idle")
+            error = ApiError(408, f"the session was idle for {idle_seconds:.0f} s", code="idle")
             yield server_sent_event(error.content, "error")
             return
         if isinstance(event, LiveFailed):
