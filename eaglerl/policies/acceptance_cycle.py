@@ -22,7 +22,7 @@ from eaglerl.policies.small_net import SmallNet
 
 
 class CycleScorer(NativeState):
-    """A model's nets and rules at work on one cycle, pass by pass.
+    """A model's nets and rules, applied to one cycle pass by pass.
 
     The results equal those of `AcceptanceModel.survival`, `plan` and `should_continue` up to
     rounding: nets and survivals are float32; lengths, times and the stopping rule are float64.

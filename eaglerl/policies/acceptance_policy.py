@@ -20,7 +20,7 @@ from eaglerl.policies.acceptance_cycle import CycleScorer
 from eaglerl.policies.acceptance_model import AcceptanceModel
 from eaglerl.policies.candidates import INITIAL_SUCCESS, next_success
 
-#: Weight of the training's rate, in tokens, beside the tokens that are decoded.
+#: The rate of the training counts as much as this many decoded tokens.
 PRIOR_TOKENS = 200.0
 
 

@@ -80,7 +80,8 @@ class PolicyFiles:
         if cost is None and not file.is_file():
             raise ValueError(
                 f"the policy {str(self.path)!r} needs the cost table of this machine: make one "
-                f"with `eaglerl calibrate`, and name it or put it beside the policy as {COST_NAME}"
+                "with `eaglerl calibrate`, and pass its path or put it next to the policy as "
+                f"{COST_NAME}"
             )
         return CostTable.from_json(file)
 

@@ -1,4 +1,4 @@
-"""Where the true and the looked-up tokens of a text stand among the draft's candidates."""
+"""The places of a text's true and looked-up tokens among the draft's candidates."""
 
 from __future__ import annotations
 

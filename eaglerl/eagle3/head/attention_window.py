@@ -1,7 +1,7 @@
 """Sliding windows of a draft layer: a row sees the last W positions, its own included.
 
 The rule is that of transformers and vLLM, ``query position - key position < W``. It counts rotary
-positions and not cache rows: all rows of round i stand i positions behind the last stable row,
+positions and not cache rows: all rows of round i are i positions after the last stable row,
 while they lie in the scratch rows i K to (i + 1) K - 1. Masks are bit words, as the native
 attention takes them.
 """

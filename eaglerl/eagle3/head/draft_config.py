@@ -50,14 +50,14 @@ class Eagle3Config:
         norm_before_fc: one RMSNorm over the concatenated features (``input_norm``), before ``fc``.
         norm_before_residual: the residual starts from the normed feature, not from the raw one.
         norm_output: the final norm is applied before ``lm_head``.
-        norm_feedback: the normed output, not the raw one, is the next step's feature (EAGLE-3.1).
+        norm_feedback: the normed output, not the raw one, is the next pass's feature (EAGLE-3.1).
         qk_norm: one RMSNorm over every head of q and one over every head of k, before RoPE, as in
             Qwen3's layers.
         sliding_window: positions that a row sees, its own included; None for all.
         feature_layers: the three feature layers as indices into transformers' ``hidden_states``
             (i is the input of layer i), or None for EAGLE's rule, see `resolve_feature_layers`.
         tie_word_embeddings: without ``lm_head.weight`` in the checkpoint, the embedding table is
-            used in its place; with it, the head has its own LM head nevertheless.
+            used instead; with it, the head has an LM head of its own all the same.
         token_ids: the ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of the file, kept so
             that they survive a round trip.
     """

@@ -108,7 +108,7 @@ class DraftLayer(nn.Module):
         Args:
             token_embeddings: (..., h) of the row's token.
             hidden: (..., h): `Eagle3DraftHead.reduce` of real features, or the feedback of the
-                step before.
+                pass before.
             cos: (..., D / 2) of the row's rotary position; broadcasts.
             sin: like ``cos``.
             attention: the attention itself, which owns the KV cache and the mask.
@@ -326,7 +326,7 @@ class Eagle3DraftHead(nn.Module):
         return self.fc(features)
 
     def feedback(self, output: torch.Tensor) -> torch.Tensor:
-        """Return the feature (..., h) of the next draft step from the layer's output."""
+        """Return the feature (..., h) of the next draft pass from the layer's output."""
         return self.norm(output) if self.config.norm_feedback else output
 
     def logits(self, output: torch.Tensor) -> torch.Tensor:

@@ -167,7 +167,7 @@ class PackedDraft(CachedDraft):
             reduced: whether the features are reduced already.
 
         Returns:
-            The last row's feature for the next draft step (h,) and its draft logits (Vd,).
+            The last row's feature for the next draft pass (h,) and its draft logits (Vd,).
 
         Raises:
             ValueError: shapes or dtypes are wrong, an id is unknown, or the cache is full.
@@ -205,7 +205,7 @@ class PackedDraft(CachedDraft):
             token_ids: (K,) int64 target ids.
             hidden: (K, h) fp32 feature of each row's parent, as returned for it.
             round: number of the round, from 0. Round i writes scratch rows ``i K`` to ``(i + 1) K``
-                and stands at position ``lengths[slot] + i``.
+                and has position ``lengths[slot] + i``.
             mask: (K, W) int64; bit j says whether the row sees scratch row j (itself included).
             slot: the sequence.
 

@@ -58,7 +58,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     check_regular(file, _WHAT)
     try:
         with warnings.catch_warnings():
-            # Warnings about old formats, which are read nevertheless.
+            # Warnings about old formats, which can still be read.
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

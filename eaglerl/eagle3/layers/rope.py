@@ -58,7 +58,7 @@ def read_rope_parameters(
         layer_type: "full_attention" or "sliding_attention", where parameters are given per type.
 
     Returns:
-        ``rope_type``, ``rope_theta`` (10000 if absent) and what the type needs besides.
+        ``rope_type``, ``rope_theta`` (10000 if absent) and the other parameters of the type.
 
     Raises:
         ValueError: the type is unknown, a parameter is missing or malformed, or two places that
@@ -150,7 +150,7 @@ def head_rope_tables(
     """Return a draft head's tables, which grow with its sequences.
 
     The type "dynamic" keeps its frequencies beyond ``max_position_embeddings``. Only rows drafted
-    past the end of a text can stand there, since `check_rope_length` refuses longer texts.
+    past the end of a text can have such positions, since `check_rope_length` refuses longer texts.
 
     Args:
         head_dim: see `rope_tables`.
@@ -294,7 +294,7 @@ def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[
 
 
 def _complete(name: str, given: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Check one object of parameters, and add what stands beside it in the config."""
+    """Check one object of parameters, and add the fields beside it in the config."""
     parameters = {key: value for key, value in given.items() if value is not None}
     legacy_type = parameters.pop("type", None)
     rope_type = parameters.setdefault("rope_type", legacy_type or "default")

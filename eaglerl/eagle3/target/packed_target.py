@@ -213,7 +213,7 @@ class PackedTarget(TargetModel):
             raise DifferentModulesError(
                 "the packed CPU path cannot run this model: its logits are off by up to "
                 f"{float((off / spread).max()):.1%} of their range from those that its weights "
-                "give: an adapter, a hook or a module of another kind computes something besides"
+                "give: an adapter, a hook or a module of another kind changes its output"
             )
 
     @property

@@ -116,8 +116,8 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
         dtype: of the weights, or "auto" for the file's.
 
     Raises:
-        ValueError: the config is refused, see `read_target_config`; or the weights cannot be read
-            or are not all there.
+        ValueError: the config is refused, see `read_target_config`; or weights are missing or
+            cannot be read.
         OSError: transformers finds no model there.
     """
     config = read_target_config(path)

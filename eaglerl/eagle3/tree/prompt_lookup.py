@@ -92,7 +92,7 @@ class ContextLookup:
         best_length, best_end = 0, 0
         for length in range(_SHORTEST, len(tail) + 1):
             _, earlier = self._ends[length - _SHORTEST][tail[-length:]]
-            # Where an n-gram did not occur before, no longer one that ends with it did.
+            # If an n-gram did not occur before, neither did a longer one that ends with it.
             if not earlier:
                 break
             best_length, best_end = length, earlier

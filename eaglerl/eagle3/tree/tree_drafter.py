@@ -15,7 +15,7 @@ from eaglerl.ops import DraftTree, DraftTreeBuilder
 
 
 class DraftContext(NamedTuple):
-    """Arguments of a policy's calls between the passes of a draft, besides the draft itself.
+    """What a policy sees between the passes of a draft, apart from the draft itself.
 
     Attributes:
         context_length: tokens before the tree, the root included.
@@ -103,7 +103,7 @@ class TreeDrafter:
             logits: see `grow`.
             limit: the largest tree.
             policy: asked after every pass.
-            context: what the policy is told besides the draft.
+            context: what the policy sees apart from the draft.
             slot: the sequence.
 
         Returns:
