@@ -101,7 +101,7 @@ def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> lis
         return decode
 
     precise = {
-        dtype: SpeculativeDecoder(decoder.target, decoder.head, draft_dtype=dtype)
+        dtype: SpeculativeDecoder(decoder.target, decoder.draft_head, draft_dtype=dtype)
         for dtype in PRECISIONS
     }
     trees = [TreeParams(*values) for values in (*GRID, EAGLE_DEFAULT)]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -29,7 +30,7 @@ class RenamedAttribute:
         return getattr(owner if instance is None else instance, self._new)
 
 
-def renamed_arguments(**names: str) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+def renamed_arguments(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
     """Make a decorator that accepts keyword arguments under their old names too.
 
     Args:
@@ -37,9 +38,9 @@ def renamed_arguments(**names: str) -> Callable[[Callable[..., _T]], Callable[..
             `dataclasses.replace` does with a field's old name.
     """
 
-    def decorate(function: Callable[..., _T]) -> Callable[..., _T]:
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> _T:
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             for old in names.keys() & kwargs.keys():
                 _warn_renamed(f"The argument {old}", names[old])
                 kwargs[names[old]] = kwargs.pop(old)

@@ -33,7 +33,7 @@ def main(target: str | None = None, head: str | None = None, steps: int = 256) -
     model.learn(steps)
 
     # The decision alone, from three layers' features of one token to the parameters of a tree.
-    fc, norms = decoder.head.fc, decoder.head.fc_norm or ()
+    fc, norms = decoder.draft_head.fc, decoder.draft_head.fc_norm or ()
     weights = PolicyWeights.from_sb3(model, actions.tensor, fc=fc, norms=norms)
     low, mid, high = torch.randn(3, 1, fc.in_features // 3)
     print("total_tokens, depth, top_k:", fused_encode(low, mid, high, weights).params.tolist())

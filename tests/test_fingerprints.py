@@ -25,12 +25,12 @@ from .traces.tiny import tiny_decoder, tiny_prompts
 
 def test_equal_models_have_equal_ids() -> None:
     one, same, other = tiny_decoder(), tiny_decoder("int8"), tiny_decoder(seed=1)
-    assert head_id(one.head) == head_id(same.head) != head_id(other.head)
+    assert head_id(one.draft_head) == head_id(same.draft_head) != head_id(other.draft_head)
     assert target_id(one.target) == target_id(same.target) != target_id(other.target)
 
 
 def test_one_weight_makes_another_head() -> None:
-    head = tiny_decoder().head
+    head = tiny_decoder().draft_head
     before = head_id(head)
     with torch.no_grad():
         head.norm.weight[3] += 1e-3
@@ -46,7 +46,7 @@ def at_precision(dtype: torch.dtype, seed: int = 0) -> SimpleNamespace:
     """A decoder whose target and head went through another precision, as a checkpoint's would."""
     decoder = tiny_decoder(seed=seed)
     target = with_table(decoder.target, decoder.target.embed_tokens.to(dtype))
-    return SimpleNamespace(target=target, head=decoder.head.to(dtype))
+    return SimpleNamespace(target=target, draft_head=decoder.draft_head.to(dtype))
 
 
 def with_table(target: TargetModel, table: torch.Tensor) -> SimpleNamespace:
@@ -60,7 +60,7 @@ def with_table(target: TargetModel, table: torch.Tensor) -> SimpleNamespace:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_another_precision_has_the_same_fingerprint(dtype: torch.dtype) -> None:
     one, other = tiny_decoder(), at_precision(dtype)
-    for of in (lambda d: target_id(d.target), lambda d: head_id(d.head)):
+    for of in (lambda d: target_id(d.target), lambda d: head_id(d.draft_head)):
         assert of(one) != of(other)
         assert of(one).fingerprint == of(other).fingerprint
         with pytest.warns(UserWarning, match=rf"the policy was made .*precision.*{of(one)}"):
@@ -85,45 +85,50 @@ def test_a_quantised_target_is_the_same_and_a_trained_head_is_not() -> None:
     with pytest.warns(UserWarning, match="another precision"):
         assert is_same_model(one, other, "target_id", "it")
     with torch.no_grad():
-        small.head.fc.weight[0, 0] *= -1
-    assert not is_same_model(head_id(decoder.head), head_id(small.head), "head_id", "it")
+        small.draft_head.fc.weight[0, 0] *= -1
+    assert not is_same_model(
+        head_id(decoder.draft_head), head_id(small.draft_head), "head_id", "it"
+    )
 
 
 def test_policies_of_another_precision_are_warned_about(tmp_path: Path) -> None:
     decoder, other = tiny_decoder(), at_precision(torch.bfloat16)
     file = tmp_path / "model.safetensors"
     save_acceptance(
-        random_model(), file, target_id=target_id(decoder.target), head_id=head_id(decoder.head)
+        random_model(),
+        file,
+        target_id=target_id(decoder.target),
+        head_id=head_id(decoder.draft_head),
     )
-    load_acceptance(file, target_id=target_id(decoder.target), head_id=head_id(decoder.head))
+    load_acceptance(file, target_id=target_id(decoder.target), head_id=head_id(decoder.draft_head))
     with pytest.warns(UserWarning, match="another precision") as said:
-        load_acceptance(file, target_id=target_id(other.target), head_id=head_id(other.head))
+        load_acceptance(file, target_id=target_id(other.target), head_id=head_id(other.draft_head))
     assert len(said) == 2
     stranger = at_precision(torch.bfloat16, seed=1)
     with pytest.raises(ValueError, match="target_id of the policy"):
         load_acceptance(file, target_id=target_id(stranger.target))
-    width = decoder.head.config.hidden_size
+    width = decoder.draft_head.config.hidden_size
     OptimizedSB3DiscretePPOOnlineTreePolicy(
-        hidden_size=width, actions=ActionSpace.cpu(), head=decoder.head
+        hidden_size=width, actions=ActionSpace.cpu(), head=decoder.draft_head
     ).save(tmp_path / "ppo")
-    load_resps_policy(tmp_path / "ppo", head=tiny_decoder().head)
+    load_resps_policy(tmp_path / "ppo", head=tiny_decoder().draft_head)
     with pytest.warns(UserWarning, match="the policy was made for this model at another precision"):
-        load_resps_policy(tmp_path / "ppo", head=other.head)
+        load_resps_policy(tmp_path / "ppo", head=other.draft_head)
     with pytest.raises(ValueError, match="head_id of the policy is"):
-        load_resps_policy(tmp_path / "ppo", head=stranger.head)
+        load_resps_policy(tmp_path / "ppo", head=stranger.draft_head)
 
 
 def test_traces_pass_it_on(tmp_path: Path) -> None:
     decoder = tiny_decoder()
     traces = record(decoder, tiny_prompts(2), tmp_path, options=RecordOptions(max_new_tokens=8))
     assert traces.target_id.fingerprint == target_id(decoder.target).fingerprint
-    assert traces.head_id.fingerprint == head_id(decoder.head).fingerprint
+    assert traces.head_id.fingerprint == head_id(decoder.draft_head).fingerprint
     # A folder from before there were any goes on.
     index = json.loads((tmp_path / "index.json").read_text())
     del index["target_fingerprint"], index["head_fingerprint"]
     (tmp_path / "index.json").write_text(json.dumps(index))
     more = record(decoder, tiny_prompts(4), tmp_path, options=RecordOptions(max_new_tokens=8))
-    assert more.head_id.fingerprint == head_id(decoder.head).fingerprint
+    assert more.head_id.fingerprint == head_id(decoder.draft_head).fingerprint
 
 
 def test_what_ships_knows_its_fingerprints() -> None:

@@ -11,8 +11,9 @@ import torch
 
 from eaglerl._moved import MOVED_MODULES, MOVED_NAMES, RENAMED_IN_MODULES
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
-from eaglerl.eagle3 import TargetModel
+from eaglerl.eagle3 import SpeculativeDecoder, TargetModel
 from eaglerl.eagle3.policy import Selection
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions
@@ -20,7 +21,7 @@ from eaglerl.ops import DraftTreeBuilder
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.traces.trace_set import TraceSet
 
-from .eagle3.tiny import tiny_model
+from .eagle3.tiny import tiny_head, tiny_model
 
 #: Needs a library that the tests do without.
 OPTIONAL = {"eaglerl.rl.wandb_output"}
@@ -104,6 +105,17 @@ def test_old_attributes_work(tmp_path) -> None:
     builder.first(torch.zeros(4))
     with pytest.warns(DeprecationWarning, match=r"use DraftTreeBuilder\.lookup_nodes$"):
         assert builder.chain_nodes([1], 1).tolist() == builder.lookup_nodes([1], 1).tolist()
+
+
+def test_a_decoder_has_its_old_names() -> None:
+    target = make_target(tiny_model())
+    with pytest.warns(DeprecationWarning, match=r"argument draft .*use draft_head$"):
+        decoder = SpeculativeDecoder(target, draft=tiny_head(target))
+    with pytest.warns(DeprecationWarning, match=r"use SpeculativeDecoder\.draft_head$"):
+        assert decoder.head is decoder.draft_head
+    with pytest.warns(DeprecationWarning, match=r"use SpeculativeDecoder\.draft_runner$"):
+        assert decoder.draft is decoder.draft_runner
+    assert decoder.draft_head is not None
 
 
 @pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))

@@ -161,7 +161,7 @@ def _make_service(settings: ServeSettings, mode: str | None) -> Service:
     from eaglerl.server import Limits, Service
 
     decoder = load_decoder(settings, plain=settings.plain)
-    table = None if decoder.head is None else machine_cost(settings.cost, decoder)
+    table = None if decoder.draft_head is None else machine_cost(settings.cost, decoder)
     return Service(
         decoder,
         _modes(decoder, mode, settings.policies or [], table),
@@ -178,7 +178,7 @@ def _make_service(settings: ServeSettings, mode: str | None) -> Service:
 
 def _announce(service: Service, address: str) -> None:
     names = [mode.name for mode in service.modes]
-    if service.decoder.head is not None:
+    if service.decoder.draft_head is not None:
         names.append("tree:T/D/K")
     say(f"modes: {', '.join(names)}")
     say(f"API: {address}/v1")
@@ -205,7 +205,7 @@ def _modes(
         if not folder.is_dir():
             raise ValueError(f"--policies must be a folder, got {str(folder)!r}")
     modes: list[Mode] = standard_modes()
-    if decoder.head is None:
+    if decoder.draft_head is None:
         if folders:
             raise ValueError(
                 "--policies needs a draft head, and --plain without --draft loads none"

@@ -113,7 +113,7 @@ def _check_calibration(
     decoder: SpeculativeDecoder, prompt_ids: Sequence[int], passes: int, longest_context: int
 ) -> CachedDraft:
     """Check the arguments of `calibrate`, and return the decoder's draft."""
-    if decoder.draft is None:
+    if decoder.draft_runner is None:
         raise ValueError("decoder must have a draft head, got one without")
     if passes < 3:
         raise ValueError(f"passes must be at least 3, got {passes}")
@@ -122,7 +122,7 @@ def _check_calibration(
             f"longest_context must lie between the prompt's {len(prompt_ids)} tokens and "
             f"{decoder.target.max_positions - 64}, got {longest_context}"
         )
-    return decoder.draft
+    return decoder.draft_runner
 
 
 def _fit(

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
@@ -55,16 +56,20 @@ class SpeculativeDecoder:
 
     Attributes:
         target: the target.
-        head: the draft head; None for plain decoding alone.
-        draft: the head's runner; None without a head.
+        draft_head: the draft head; None for plain decoding alone.
+        draft_runner: runs the head over a KV cache; None without a head.
         default_policy: the tree that is used when `generate` is given no policy.
         tokenizer: used for stop strings; None until one is given.
     """
 
+    head = RenamedAttribute("draft_head")
+    draft = RenamedAttribute("draft_runner")
+
+    @renamed_arguments(draft="draft_head")
     def __init__(
         self,
         target: TargetModel,
-        draft: Eagle3DraftHead | None,
+        draft_head: Eagle3DraftHead | None,
         *,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
@@ -74,7 +79,7 @@ class SpeculativeDecoder:
 
         Args:
             target: the target; its `feature_layers` must be those that the head was trained on.
-            draft: the head; it takes the target's embedding table if it has none. None decodes
+            draft_head: the head; it takes the target's embedding table if it has none. None decodes
                 plainly, a token per pass of the target, and takes no policy.
             draft_dtype: of the head's products on the packed CPU path. The output does not depend
                 on it.
@@ -85,19 +90,19 @@ class SpeculativeDecoder:
             ValueError: the head does not fit the target.
         """
         self.target = target
-        self.head = draft
+        self.draft_head = draft_head
         self.tokenizer = tokenizer
-        self.draft: CachedDraft | None = None
-        if draft is None:
+        self.draft_runner: CachedDraft | None = None
+        if draft_head is None:
             self.default_policy = plain_policy(default_policy or NO_DRAFT)
             self._sessions = SessionFactory(target, None, None)
             return
-        check_fit(target, draft)
-        if draft.embed_tokens is None:
-            draft.set_embed_tokens(target.embed_tokens)
+        check_fit(target, draft_head)
+        if draft_head.embed_tokens is None:
+            draft_head.set_embed_tokens(target.embed_tokens)
         self.default_policy = as_policy(default_policy or DEFAULT_TREE)
-        self.draft = make_draft_runner(draft, capacity=TREE_ROOM, dtype=draft_dtype)
-        self._sessions = SessionFactory(target, draft, self.draft)
+        self.draft_runner = make_draft_runner(draft_head, capacity=TREE_ROOM, dtype=draft_dtype)
+        self._sessions = SessionFactory(target, draft_head, self.draft_runner)
 
     @classmethod
     def from_pretrained(
@@ -385,8 +390,8 @@ class SpeculativeDecoder:
         """Check the arguments of a generation; the policy, or the default one."""
         check_token_ids(prompts.token_ids, self.target.vocab_size, self.target.max_positions)
         chosen = self.default_policy if policy is None else as_policy(policy)
-        if self.head is None:
+        if self.draft_head is None:
             return plain_policy(chosen)
         if isinstance(chosen, ConstantPolicy):
-            check_top_k(as_plan(chosen.params).params, self.head.config.draft_vocab_size)
+            check_top_k(as_plan(chosen.params).params, self.draft_head.config.draft_vocab_size)
         return chosen

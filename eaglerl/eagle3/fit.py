@@ -34,13 +34,13 @@ def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
     )
 
 
-def check_fit(target: TargetModel, draft: Eagle3DraftHead) -> None:
+def check_fit(target: TargetModel, draft_head: Eagle3DraftHead) -> None:
     """Make sure that a head fits a target.
 
     Raises:
         ValueError: it does not; the message names the first size that differs.
     """
-    config = draft.config
+    config = draft_head.config
     for name, head_value, target_value in (
         ("vocab_size", config.vocab_size, target.vocab_size),
         ("hidden size of the features", config.feature_hidden_size, target.hidden_size),

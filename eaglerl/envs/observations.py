@@ -355,9 +355,9 @@ def draft_head_of(decoder: SpeculativeDecoder) -> Eagle3DraftHead:
     Raises:
         ValueError: it has none.
     """
-    if decoder.head is None:
+    if decoder.draft_head is None:
         raise ValueError("decoder must have a draft head, got one for plain decoding")
-    return decoder.head
+    return decoder.draft_head
 
 
 def check_head(spec: ObservationSpec, head: Eagle3DraftHead) -> None:

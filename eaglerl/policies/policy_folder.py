@@ -140,16 +140,18 @@ def load_policy(
     files = path if isinstance(path, PolicyFiles) else find_policy(path)
     if files.is_acceptance:
         table = files.read_cost(cost)
-        if decoder.head is None:
+        if decoder.draft_head is None:
             raise ValueError("decoder must have a draft head for an acceptance policy")
         model = load_acceptance(
-            files.path, target_id=target_id(decoder.target), head_id=head_id(decoder.head)
+            files.path, target_id=target_id(decoder.target), head_id=head_id(decoder.draft_head)
         )
         policy = AcceptancePolicy(model, table)
         if model.constant is None:
             return policy
         return FallbackPolicy(policy, model.constant, model.gain)
-    return fastest(load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer))
+    return fastest(
+        load_resps_policy(files.path, head=decoder.draft_head, tokenizer=decoder.tokenizer)
+    )
 
 
 def fastest(policy: ReSpSPolicy) -> TreePolicy:

@@ -154,7 +154,7 @@ def _running(
     flags: ReSpSFlags, decoder: SpeculativeDecoder, checkpoint_dir: Path
 ) -> dict[str, Any]:
     """Return the options that belong to the run, not to the policy."""
-    running: dict[str, Any] = {"head": decoder.head, "tokenizer": decoder.tokenizer}
+    running: dict[str, Any] = {"head": decoder.draft_head, "tokenizer": decoder.tokenizer}
     if flags.learns:
         running |= {"checkpoint_dir": checkpoint_dir, "checkpoint_freq": NO_CHECKPOINTS_WITHIN}
     if flags.wandb or (flags.wandb_project is not None):

@@ -214,7 +214,7 @@ def _record(
 ) -> TraceSet:
     settings = decoder.read_options(max_new_tokens=options.max_new_tokens)
     settings.check_ends_by_tokens()
-    head, draft = decoder.head, decoder.draft
+    head, draft = decoder.draft_head, decoder.draft_runner
     if head is None or draft is None:
         raise ValueError("decoder must have a draft head to record, got one without")
     # The target's products may be bfloat16, the draft's may not.

@@ -85,7 +85,7 @@ def test_the_name_depends_on_all_that_a_cycle_costs(
     names = {kept_cost_path(SpeculativeDecoder.from_pretrained(*folders, draft_dtype="int8"))}
     other = SpeculativeDecoder.from_pretrained(*folders, draft_dtype="float32")
     with torch.no_grad():
-        other.head.fc.weight += 1
+        other.draft_head.fc.weight += 1
     names.add(kept_cost_path(other))
     monkeypatch.setattr("eaglerl.evaluation.running.processor.processor_name", lambda: "another")
     names.add(kept_cost_path(decoder))

@@ -197,7 +197,7 @@ def test_the_model_may_decode_by_itself_meanwhile(any_decoder, model, expected) 
 
 
 def test_two_decoders_of_one_target(any_decoder, expected) -> None:
-    head = any_decoder.head
+    head = any_decoder.draft_head
     other = SpeculativeDecoder(any_decoder.target, head, draft_dtype="float32")
     decoders = [any_decoder, other]
     indices = range(len(PROMPTS))

@@ -100,7 +100,7 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
         decoder = emulated_decoder(mode)
         if isinstance(policy, FusedPolicy):
             # Looks at the weights once, on the device.
-            policy.bind(decoder.head, decoder.draft.reduce)
+            policy.bind(decoder.draft_head, decoder.draft_runner.reduce)
         mode.waits.clear()
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
         waits = mode.waits.copy()

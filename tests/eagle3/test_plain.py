@@ -45,7 +45,7 @@ def test_text_is_the_target_s_own(name: str) -> None:
     output = decoder.generate(PROMPT, max_new_tokens=30)
     assert output.sequences.tolist() == expected.tolist()
     assert output.statistics.mean_acceptance_length == 1.0
-    assert (decoder.head, decoder.draft) == (None, None)
+    assert (decoder.draft_head, decoder.draft_runner) == (None, None)
     generation = decoder.start(PROMPT, TreeParams(1), max_new_tokens=5)
     while generation.finish_reason is None:
         generation.advance()

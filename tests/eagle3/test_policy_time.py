@@ -105,7 +105,9 @@ def test_a_fused_policys_call_is_counted(decoder, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(BoundPolicy, "encode", slow)
     torch.manual_seed(0)
-    mlp = nn.Sequential(nn.Linear(decoder.head.config.hidden_size, 4), nn.Tanh(), nn.Linear(4, 2))
+    mlp = nn.Sequential(
+        nn.Linear(decoder.draft_head.config.hidden_size, 4), nn.Tanh(), nn.Linear(4, 2)
+    )
     weights = PolicyWeights.from_modules(mlp, [(5, 1, 2), (4, 1, 2)], mlp_input="features")
     output = decoder.generate(
         [1, 2, 3], FusedPolicy(weights), max_new_tokens=NEW_TOKENS, eos_token_id=[]
@@ -130,7 +132,7 @@ def test_reducing_the_features_is_not_the_policys_time(
         return bind(self, head, slow)
 
     monkeypatch.setattr(FusedPolicy, "bind", bind_slowly)
-    taps = 3 * decoder.head.config.feature_hidden_size
+    taps = 3 * decoder.draft_head.config.feature_hidden_size
     mlp = nn.Sequential(nn.Linear(taps, 4), nn.Tanh(), nn.Linear(4, 2))
     weights = PolicyWeights.from_modules(mlp, [(5, 1, 2), (4, 1, 2)], mlp_input="taps")
     output = decoder.generate(

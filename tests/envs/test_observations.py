@@ -75,12 +75,12 @@ def test_features_of_every_shape() -> None:
 
 def test_features_are_reduced_by_the_head_or_as_in_resps() -> None:
     decoder = tiny_decoder()
-    width, k = decoder.head.config.hidden_size, decoder.target.hidden_size
+    width, k = decoder.draft_head.config.hidden_size, decoder.target.hidden_size
     taps = torch.randn(3 * k)
     spec = ObservationSpec("features", width)
-    shown = Observer(spec, head=decoder.head).observe(taps)
+    shown = Observer(spec, head=decoder.draft_head).observe(taps)
     with torch.no_grad():
-        expected = decoder.head.reduce(taps[None])[0]
+        expected = decoder.draft_head.reduce(taps[None])[0]
     # One row and one vector may be summed in another order.
     np.testing.assert_allclose(shown, expected.numpy(), rtol=1e-5, atol=1e-6)
     mean = Observer(ObservationSpec("features", k), mean_of_blocks=True).observe(taps)
@@ -91,9 +91,9 @@ def test_features_are_reduced_by_the_head_or_as_in_resps() -> None:
     with pytest.raises(ValueError, match="give it head"):
         Observer(spec).observe(taps)
     with pytest.raises(ValueError, match=rf"of width {width} or {3 * width}, got 7"):
-        Observer(spec, head=decoder.head).observe(torch.zeros(7))
+        Observer(spec, head=decoder.draft_head).observe(torch.zeros(7))
     with pytest.raises(ValueError, match=rf"of width 9, the draft head has {width}"):
-        Observer(ObservationSpec("features", 9), head=decoder.head)
+        Observer(ObservationSpec("features", 9), head=decoder.draft_head)
 
 
 def test_text_alone_and_text_in_place_of_features() -> None:

@@ -64,7 +64,7 @@ def policies(
 ) -> SimpleNamespace:
     """Folders of untrained policies for the tiny head, its traces, and a cost table."""
     root = tmp_path_factory.mktemp("policies")
-    ids = {"target_id": target_id(decoder.target), "head_id": head_id(decoder.head)}
+    ids = {"target_id": target_id(decoder.target), "head_id": head_id(decoder.draft_head)}
     (root / "acceptance").mkdir()
     save_acceptance(random_model(), root / "acceptance" / "model.safetensors", **ids)
     OptimizedSB3DiscretePPOOnlineTreePolicy(
@@ -72,7 +72,7 @@ def policies(
         actions=ActionSpace.cpu(),
         action_cache_steps=4,
         max_entropy_inference=False,
-        head=decoder.head,
+        head=decoder.draft_head,
     ).save(root / "ppo")
     prompts = [Prompt((index + 5, index + 6, index + 7), "self-written") for index in range(3)]
     options = RecordOptions(top_ks=(2, 4), max_depth=4, max_new_tokens=12)

@@ -24,7 +24,7 @@ def make_policy(policy_class: type, **options: object):
 
 def policy_for(decoder, policy_class: type, **options: object):
     """A policy that chooses trees for a decoder, from the features of its head."""
-    head = decoder.head
+    head = decoder.draft_head
     width = head.config.hidden_size
     return make_policy(policy_class, hidden_size=width, actions=TREES, head=head, **options)
 

@@ -330,7 +330,7 @@ def test_a_policy_learns_while_it_decodes_and_goes_on(
     assert sorted({*calls}) == [f"sums/s{index}" for index in range(4)]
     assert len(calls) == 5
     assert "windows: " in result.stdout
-    policy = load_resps_policy(saved, head=decoder.head)
+    policy = load_resps_policy(saved, head=decoder.draft_head)
     assert policy.settings.action_cache_steps == 2
     # The saved policy decides like one that no longer learns.
     result = evaluate(

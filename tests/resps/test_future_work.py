@@ -76,7 +76,10 @@ def test_traces_the_host_and_the_decoding_loop_decide_the_same(kept: dict, tmp_p
     if "similarity_threshold" in kept:
         kept = {**kept, "similarity_threshold": clear_threshold(traces.values())}
     policy = make_policy(
-        hidden_size=decoder.head.config.hidden_size, actions=TREES, head=decoder.head, **kept
+        hidden_size=decoder.draft_head.config.hidden_size,
+        actions=TREES,
+        head=decoder.draft_head,
+        **kept,
     )
     served, seen = [], set()
     for prompt in prompts:

@@ -114,14 +114,14 @@ def test_another_width_actions_head_or_algorithm_is_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="of the algorithm 'ppo', wanted 'dqn'"):
         DQN.load(tmp_path)
     decoder, other = tiny_decoder(), tiny_decoder(seed=1)
-    width = decoder.head.config.hidden_size
+    width = decoder.draft_head.config.hidden_size
     with pytest.raises(ValueError, match=f"features of width 12, the draft head has {width}"):
-        PPO.load(tmp_path, head=decoder.head)
-    make_policy(PPO, hidden_size=width, head=decoder.head).save(tmp_path)
-    ids = head_id(decoder.head), head_id(other.head)
+        PPO.load(tmp_path, head=decoder.draft_head)
+    make_policy(PPO, hidden_size=width, head=decoder.draft_head).save(tmp_path)
+    ids = head_id(decoder.draft_head), head_id(other.draft_head)
     with pytest.raises(ValueError, match=f"head_id of the policy is {ids[0]}, wanted {ids[1]}"):
-        PPO.load(tmp_path, head=other.head)
-    assert PPO.load(tmp_path, head=decoder.head).settings.hidden_size == width
+        PPO.load(tmp_path, head=other.draft_head)
+    assert PPO.load(tmp_path, head=decoder.draft_head).settings.hidden_size == width
 
 
 def change_card(folder: Path, change: Callable[[dict], object]) -> None:

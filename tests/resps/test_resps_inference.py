@@ -87,9 +87,9 @@ def test_exploration_of_dqn() -> None:
 @pytest.mark.parametrize("reference", [False, True])
 def test_output_stays_identical(policy_class: type, reference: bool) -> None:
     decoder = tiny_decoder()
-    width = decoder.target.hidden_size if reference else decoder.head.config.hidden_size
+    width = decoder.target.hidden_size if reference else decoder.draft_head.config.hidden_size
     policy = make_policy(
-        policy_class, hidden_size=width, actions=TREES, head=decoder.head, reference=reference
+        policy_class, hidden_size=width, actions=TREES, head=decoder.draft_head, reference=reference
     )
     policies = [policy] if reference else [policy, policy.fused()]
     for training in (False, True):
@@ -130,8 +130,8 @@ def test_text_in_place_of_features() -> None:
     # In the loop, which has the features too.
     decoder = tiny_decoder()
     live = PPO(
-        hidden_size=decoder.head.config.hidden_size, actions=TREES, use_eagle3_features=False,
-        text_encoder=embed, head=decoder.head,
+        hidden_size=decoder.draft_head.config.hidden_size, actions=TREES, use_eagle3_features=False,
+        text_encoder=embed, head=decoder.draft_head,
         tokenizer=SimpleNamespace(decode=lambda ids, **_: "x" * len(ids)),
     )  # fmt: skip
     decoder.generate(tiny_prompts(1)[0].token_ids, live, max_new_tokens=4)

@@ -195,7 +195,7 @@ def test_live(tmp_path: Path) -> None:
     )
     prompt = tiny_prompts(3)[0].token_ids
     expected = decoder.generate(prompt, TREES[0], max_new_tokens=20).sequences
-    policy = load_resps_policy(result.path, head=decoder.head)
+    policy = load_resps_policy(result.path, head=decoder.draft_head)
     for chosen in (policy, policy.fused()):
         assert torch.equal(decoder.generate(prompt, chosen, max_new_tokens=20).sequences, expected)
     # A resumed run begins a new sequence.

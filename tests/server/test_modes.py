@@ -76,7 +76,7 @@ def test_policies_of_the_head_are_found(tmp_path: Path) -> None:
     decoder, other = tiny_decoder(), tiny_decoder(seed=1)
     (tmp_path / "something-else").mkdir()
     for name, owner in (("mine", decoder), ("theirs", other)):
-        policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=owner.head)
+        policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=owner.draft_head)
         policy.save(tmp_path / name)
     with pytest.warns(UserWarning, match="theirs is left out"):
         (mode,) = find_policies(tmp_path, decoder)
@@ -89,7 +89,7 @@ def test_policies_of_the_head_are_found(tmp_path: Path) -> None:
 
 def test_broken_policies_are_left_out_and_named(tmp_path: Path) -> None:
     decoder = tiny_decoder()
-    policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=decoder.head)
+    policy = make_policy(PPO, hidden_size=decoder.target.hidden_size, head=decoder.draft_head)
     damages = {
         "a-type": lambda folder: change(folder, "settings", 3),
         "a-range": lambda folder: change(folder, "version", 1 << 80),

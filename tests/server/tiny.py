@@ -68,7 +68,7 @@ def tiny_folders(root: Path) -> tuple[Path, Path]:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(root / NAME)
     tokenizer.save_pretrained(root / NAME)
-    tiny_decoder().head.save_pretrained(root / "head")
+    tiny_decoder().draft_head.save_pretrained(root / "head")
     return root / NAME, root / "head"
 
 

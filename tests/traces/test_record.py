@@ -115,7 +115,7 @@ def live_disagreements(
     lengths = trace.accepted_lengths(actions)
     prompt = len(trace.prompt_ids)
     capacity = prompt + len(trace.continuation_ids) + 512
-    cache, draft = decoder.target.new_cache(capacity), decoder.draft.with_own_cache(capacity)
+    cache, draft = decoder.target.new_cache(capacity), decoder.draft_runner.with_own_cache(capacity)
     if row_by_row:
         draft = RowByRow(draft, prompt)
     wrong = cycles = 0
@@ -150,7 +150,7 @@ def test_features_are_the_heads_fc_of_the_last_known_token(
     for position in (0, 5):
         session = decoder.new_session(GreedyVerifier(), 64)
         session.prefill(tokens[: len(trace.prompt_ids) + position])
-        expected = decoder.head.reduce(session.state.features).detach()
+        expected = decoder.draft_head.reduce(session.state.features).detach()
         # float16 keeps 11 bits.
         torch.testing.assert_close(
             torch.from_numpy(trace.features[position]).float(), expected, rtol=2**-11, atol=1e-4
@@ -188,7 +188,7 @@ def test_looked_up_tokens_are_found_in_the_pool(
     for position in np.flatnonzero(trace.lookup_match)[:4]:
         known = tokens[: len(trace.prompt_ids) + position + 1]
         _, looked_up = search(known, 16, 12)
-        trees = DraftReplay(decoder.head, "float32").start(
+        trees = DraftReplay(decoder.draft_head, "float32").start(
             known, recorded_features(decoder, known[:-1]), len(known) - 1
         )
         for column, width in enumerate(trace.top_ks):
@@ -263,9 +263,13 @@ def test_a_folder_of_another_head_is_refused(decoder: SpeculativeDecoder, tmp_pa
     record(decoder, tiny_prompts(1), tmp_path, options=OPTIONS)
     with pytest.raises(ValueError, match="holds traces with head_id"):
         record(
-            SpeculativeDecoder(decoder.target, tiny_decoder(seed=1).head, draft_dtype="float32"),
-            tiny_prompts(1), tmp_path, options=OPTIONS,
-        )  # fmt: skip
+            SpeculativeDecoder(
+                decoder.target, tiny_decoder(seed=1).draft_head, draft_dtype="float32"
+            ),
+            tiny_prompts(1),
+            tmp_path,
+            options=OPTIONS,
+        )
     options = RecordOptions(top_ks=(1, 2, 4), max_depth=3, max_new_tokens=14)
     with pytest.raises(ValueError, match=r"holds traces with max_depth = 4, this run has 3"):
         record(decoder, tiny_prompts(1), tmp_path, options=options)

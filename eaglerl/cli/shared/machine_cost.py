@@ -32,13 +32,13 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
     from eaglerl.evaluation.running.processor import describe_machine
     from eaglerl.fingerprints import head_id, target_id
 
-    assert decoder.head is not None
-    assert decoder.draft is not None
+    assert decoder.draft_head is not None
+    assert decoder.draft_runner is not None
     parts = (
         describe_machine(),
         target_id(decoder.target),
-        head_id(decoder.head),
-        products_dtype(decoder.draft),
+        head_id(decoder.draft_head),
+        products_dtype(decoder.draft_runner),
     )
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_root() / "costs" / f"{name}.json"

@@ -56,7 +56,7 @@ def load_live_policy(
             model = model.without_lookups()
         bare = AcceptancePolicy(model, files.read_cost(cost))
         return (ShuffledProgress(bare, seed=seed) if kind == "shuffled" else bare), None
-    chooser = load_resps_policy(files.path, head=decoder.head, tokenizer=decoder.tokenizer)
+    chooser = load_resps_policy(files.path, head=decoder.draft_head, tokenizer=decoder.tokenizer)
     if kind == "uncached":
         chooser.set_action_cache(enabled=False)
         policy = fastest(chooser)

@@ -152,7 +152,7 @@ def _resources(
     scored: Sequence[Question],
     validation: Mapping[str, Sequence[Question]],
 ) -> Resources:
-    head = "" if decoder.head is None else head_id(decoder.head)
+    head = "" if decoder.draft_head is None else head_id(decoder.draft_head)
     ids = {"target_id": target_id(decoder.target), "head_id": head}
     for traces in extras.traces:
         traces.check_ids(**ids)

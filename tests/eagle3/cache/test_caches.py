@@ -29,7 +29,7 @@ def decoder(target) -> SpeculativeDecoder:
 
 @pytest.fixture
 def pool(decoder) -> CachePool:
-    return CachePool(decoder.target.new_cache, decoder.draft.with_own_cache)
+    return CachePool(decoder.target.new_cache, decoder.draft_runner.with_own_cache)
 
 
 def test_the_largest_that_wait_are_taken(pool) -> None:
@@ -126,7 +126,7 @@ def test_many_generations_in_turn_take_one_set_of_caches(decoder) -> None:
     made = []
     decoder._sessions.pool = CachePool(
         lambda capacity: made.append(capacity) or decoder.target.new_cache(capacity),
-        decoder.draft.with_own_cache,
+        decoder.draft_runner.with_own_cache,
     )
     for count in (20, 9, 15, 1):
         decoder.generate(PROMPT, max_new_tokens=count)

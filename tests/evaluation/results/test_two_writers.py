@@ -77,7 +77,7 @@ def evaluated(run: SimpleNamespace) -> None:
 
 def learned_while_evaluated(run: SimpleNamespace) -> None:
     policy = load_resps_policy(
-        run.policies.ppo, head=run.decoder.head, checkpoint_dir=run.folder / "out"
+        run.policies.ppo, head=run.decoder.draft_head, checkpoint_dir=run.folder / "out"
     )
     policy.training_mode = True
     evaluate(
@@ -98,7 +98,7 @@ WRITERS: dict[str, tuple[str, Callable[[SimpleNamespace], Any]]] = {
     "train-draft": ("exclusive_folder", lambda run: train_draft(
         run.tiny.target, data(run.folder), run.folder / "features", run.folder / "out",
         TrainOptions(draft_vocab_size=64, epochs=0.01))),
-    "a head": ("exclusive_folder", lambda run: run.decoder.head.save_pretrained(
+    "a head": ("exclusive_folder", lambda run: run.decoder.draft_head.save_pretrained(
         run.folder / "out")),
     "ppo": ("exclusive_folder", lambda run: train_policy(
         planted_traces(2), ACTIONS, COST, run.folder / "out", TrainPolicyOptions("ppo", 64))),
