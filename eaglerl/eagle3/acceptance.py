@@ -1,4 +1,4 @@
-"""What a verification keeps, and what follows from it: on the host, or on the target's device."""
+"""Acceptance: which rows of a verified tree are kept, found on the host or on the device."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from eaglerl.ops import DraftTree
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The outcome of a verification; the kept rows are committed in the target's cache.
+    """The result of a verification, whose kept rows are committed in the target's cache already.
 
     Attributes:
-        rows: (R,) int64 kept rows of the pass, on the target's device.
+        rows: (R,) int64 kept rows of the pass, the root first, on the target's device.
         emitted: the accepted drafted tokens, then the bonus.
-        token_ids: the same, (R,) int64 on the target's device: the token after each kept row.
+        token_ids: `emitted` as (R,) int64 on the target's device: the token after each kept row.
         features: (R, 3k) target features of the kept rows, or (R, h) if `reduced`.
-        reduced: whether the draft's FC has run over them, for the policy.
+        reduced: whether the draft's FC has run over `features` already, for the policy.
         last_features: (3k,) target features of the last kept row.
-        decision: the tree that the policy chose from them; None without such a policy.
+        decision: the tree that a `FusedPolicy` chose from them; None without one.
     """
 
     rows: torch.Tensor
@@ -42,7 +42,7 @@ class Accepted:
 
 
 class Acceptance(Protocol):
-    """Turns the target's output over a tree into what is kept."""
+    """A function from the target's output over a tree to the rows that are kept."""
 
     def __call__(
         self,
@@ -52,13 +52,13 @@ class Acceptance(Protocol):
         slot: int,
         policy: BoundPolicy | None,
     ) -> Accepted:
-        """Accept, commit, and let the policy decide."""
+        """Accept rows, commit them in `cache`, and let the policy choose the next tree."""
 
 
 class HostAcceptance:
-    """The host walks down the tree: for a target on the CPU, and for verifiers that read the text.
+    """Acceptance on the host: for a target on the CPU, and for verifiers that read the text.
 
-    Of a tree on a device it asks for the rows, and the device waits for what it says.
+    A tree on a device is copied to the host first, and the device waits for the result.
     """
 
     def __init__(self, verifier: Verifier, policy_time: TotalTime) -> None:
@@ -85,7 +85,7 @@ class HostAcceptance:
         else:
             with self._policy_time:
                 features, params = policy.encode(output.features, index, last)
-            # Without the policy the draft would reduce them.
+            # The draft needs the reduced features with or without a policy: not the policy's time.
             self._policy_time.seconds -= policy.reduce_seconds
             decision = TreeParams(*params[0].cpu().tolist())
         if isinstance(tree, DeviceTree):
@@ -106,7 +106,7 @@ class HostAcceptance:
 
 
 class DeviceAcceptance:
-    """For any device: one copy to the host a cycle, which also brings the policy's choice."""
+    """Acceptance on the device: one copy to the host per cycle, the policy's choice included."""
 
     def __init__(self, verifier: RowVerifier, policy_time: TotalTime) -> None:
         self._verifier = verifier
@@ -126,7 +126,7 @@ class DeviceAcceptance:
         choices = self._verifier.choices(output.logits)
         rows, count = accepted_rows(tree, choices)
         last = count - 1
-        # An accepted child's token is what its parent's row chose, and so is the bonus.
+        # The token of an accepted child is its parent's choice, and the bonus is the last row's.
         emitted = choices[rows]
         report = [count, emitted]
         features = None
@@ -135,7 +135,10 @@ class DeviceAcceptance:
                 features, params = policy.encode(output.features, rows, last)
             self._policy_time.seconds -= policy.reduce_seconds
             report.append(params.flatten().long())
+        # The host does not know the rows yet, so all P are moved; those behind the accepted ones
+        # are scratch.
         cache.move_scratch(rows, slot)
+        # The only synchronisation of the cycle: count, P tokens and, with a policy, T/D/K.
         numbers = torch.cat(report).cpu().tolist()
         kept = numbers[0]
         cache.advance(kept, slot)
@@ -148,16 +151,16 @@ class DeviceAcceptance:
             token_ids=emitted[:kept],
             features=features[:kept],
             reduced=policy is not None,
-            # A slice: indexing by a tensor of no axes would ask the device for its value.
+            # A slice of host numbers: indexing with `last` would synchronise once more.
             last_features=output.features[rows[kept - 1 : kept]][0],
             decision=decision,
         )
 
 
 def make_acceptance(verifier: Verifier, policy_time: TotalTime, *, on_device: bool) -> Acceptance:
-    """Return what accepts for a verifier, on the host or on a device.
+    """Return the acceptance for a verifier, on the host or on a device.
 
-    A warning says where the host has to decide for a device.
+    A verifier that reads the text runs on the host even for a device, and a warning says so.
     """
     if not on_device:
         return HostAcceptance(verifier, policy_time)
@@ -174,22 +177,24 @@ def make_acceptance(verifier: Verifier, policy_time: TotalTime, *, on_device: bo
 def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Follow the target's choices from the root as far as the tree goes, without a loop.
 
-    A row is accepted if it and all of its ancestors are what their parents' rows chose. Siblings
-    carry distinct tokens, so the accepted rows are one path.
+    A row is accepted if it and all of its ancestors are the choices of their parents' rows.
+    Siblings have distinct tokens, so the accepted rows are one path. All (T, T) pairs of rows are
+    compared at once: a loop down the tree would read the device after every level.
 
     Args:
         tree: a tree of T rows.
-        choices: (T,) int64, what the target puts after every row.
+        choices: (T,) int64 the target's token after every row.
 
     Returns:
-        Rows of the path (P,) int64, root first, filled up with the root to the longest path that
-        the tree can have; and their number, (1,) int64.
+        Rows of the path, (P,) int64, root first, padded with row 0 to the longest path that the
+        tree can have; and the number of rows in the path, (1,) int64.
     """
     total = tree.longest_path
     chosen = (tree.token_ids == choices[tree.parents]) & tree.enabled
     chosen[0] = True
     accepted = (chosen | ~tree.ancestors).all(-1)
-    # Rows that are not accepted are written behind the path's last place.
+    # One row per level is accepted, so its level is its place in the path. All other rows are
+    # written to place P, which is cut off.
     places = torch.where(accepted, tree.levels, total)
     rows = torch.zeros(total + 1, dtype=torch.int64, device=choices.device)
     rows = rows.scatter(0, places, torch.arange(len(choices), device=choices.device))

@@ -44,22 +44,22 @@ from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
 
-#: The tree without a policy: the best constant one of the comparison in the README, on a CPU.
+#: The tree without a policy: the best constant tree of the README's comparison, on a CPU.
 DEFAULT_TREE = TreeParams(6, 2, 4)
 
 
 class SpeculativeDecoder:
-    """Generates with a target model and an EAGLE-3 draft head; the output is the target's own.
+    """A target and an EAGLE-3 draft head that generate together; the text is the target's own.
 
-    It may be used from any number of threads: every generation has caches of its own, and they take
-    turns, cycle by cycle, in the order in which they ask.
+    Any number of threads may use one decoder: every generation has its own caches, and generations
+    take turns, one cycle each, in the order in which they ask.
 
     Attributes:
         target: the target.
         draft_head: the draft head; None for plain decoding alone.
         draft_runner: runs the head over a KV cache; None without a head.
-        default_policy: the tree that is used when `generate` is given no policy.
-        tokenizer: used for stop strings; None until one is given.
+        default_policy: the policy of `generate` where it is given none.
+        tokenizer: the target's tokenizer, for stop strings; None if there is none.
     """
 
     head = RenamedAttribute("draft_head")
@@ -80,10 +80,10 @@ class SpeculativeDecoder:
         Args:
             target: the target; its `feature_layers` must be those that the head was trained on.
             draft_head: the head; it takes the target's embedding table if it has none. None decodes
-                plainly, a token per pass of the target, and takes no policy.
-            draft_dtype: of the head's products on the packed CPU path. The output does not depend
-                on it.
-            default_policy: a constant tree or a policy; `DEFAULT_TREE` without one.
+                plainly, one token per pass of the target, and takes no policy.
+            draft_dtype: dtype of the head's products on the packed CPU path. The text does not
+                depend on it.
+            default_policy: a constant tree or a policy; `DEFAULT_TREE` if None.
             tokenizer: the target's tokenizer, for stop strings.
 
         Raises:
@@ -123,9 +123,10 @@ class SpeculativeDecoder:
             target: folder or hub name of the target.
             draft: folder of the draft head, in EAGLE's, SpecForge's or speculators' layout; None
                 for plain decoding alone.
-            feature_layers: the layers whose inputs are the features, whatever the head's config
-                says. Where its ids may mean other layers (see `feature_layers.other_reading`), both
-                readings are compared on a page of text, and a warning names the better one.
+            feature_layers: the layers whose inputs are the features; None takes those of the
+                head's config. Where their ids can mean two sets of layers (see
+                `feature_layers.other_reading`), both are compared on a page of text, and a warning
+                names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
             backend: see `load_target`.
@@ -165,31 +166,32 @@ class SpeculativeDecoder:
     ) -> GenerateOutput:
         """Continue one prompt, or several one after another.
 
-        The text is that of transformers' `generate` for the same arguments; what they do not say
-        comes from the target's generation config, but for what `GenerationOptions` names.
+        The text is that of transformers' `generate` for the same arguments. Options that are not
+        given come from the target's generation config, with the exceptions that
+        `GenerationOptions` names.
 
         Args:
             input_ids: token ids (n,) or (1, n) of one prompt, (B, n) of several, or a list of
                 prompts; as tensors, arrays or lists; or a tokenizer's output, which holds them.
-            policy: a constant tree, or a policy that chooses one at every cycle.
-            inputs: another name of `input_ids`, transformers' own.
-            attention_mask: (B, n) zeros mark padding, as a transformers tokenizer gives it. Without
-                one the target's padding token is padding, unless it also ends a text.
-            seed: seed of the draws; torch's global generator without one.
+            policy: a constant tree, or a policy that chooses the tree of every cycle.
+            inputs: transformers' other name of `input_ids`.
+            attention_mask: (B, n), 0 for padding, as transformers' tokenizers give it. Without a
+                mask the target's padding token is padding, unless it also ends a text.
+            seed: seed of the draws; None draws from torch's global generator.
             tokenizer: for `stop_strings`; the decoder's own by default.
-            streamer: a transformers streamer; one prompt only.
-            options: see `GenerationOptions`: lengths, sampling, what ends a sequence, processors of
-                the logits. (The width of the draft tree is `TreeParams.top_k`.)
+            streamer: a transformers streamer, for one prompt only.
+            options: see `GenerationOptions`. Its `top_k` is that of sampling; the width of the
+                draft tree is `TreeParams.top_k`.
 
         Returns:
             Sequences, finish reasons and statistics. As in transformers, the output of a padded
             batch is ``sequences[:, n:]``.
 
         Raises:
-            ValueError: an argument out of its range or not supported, token ids that the target
-                does not know, an empty prompt, or one longer than the target's context. Nothing was
-                decoded then.
-            TypeError: a policy that is none, or an argument that there is none of.
+            ValueError: an argument is out of range or not supported, a token id is not in the
+                target's vocabulary, or a prompt is empty or longer than the target's context. It is
+                raised before anything is decoded.
+            TypeError: `policy` is no policy, or there is no such argument.
         """
         settings = self.read_options(**options)
         prompts = self._read(input_ids, attention_mask, inputs, settings)
@@ -222,25 +224,25 @@ class SpeculativeDecoder:
         top_logprobs: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
-        """Begin to continue one prompt, to be carried on cycle by cycle.
+        """Begin the continuation of one prompt, which the caller runs cycle by cycle.
 
         Args:
-            input_ids: one prompt, in any of the forms that `generate` takes.
-            policy: see `generate`, like all others.
-            inputs: another name of `input_ids`.
-            attention_mask: zeros mark padding.
-            seed: seed of the draws.
-            tokenizer: for `stop_strings`.
+            input_ids: one prompt, in any form that `generate` takes.
+            policy: see `generate`.
+            inputs: see `generate`.
+            attention_mask: see `generate`.
+            seed: see `generate`.
+            tokenizer: see `generate`.
             top_logprobs: see `Generation`.
             options: see `GenerationOptions`.
 
         Returns:
-            The sequence; its first `advance` reads the prompt. It has caches of its own, until it
-            ends, is closed, or is garbage collected.
+            The generation; its first `advance` reads the prompt. It holds caches until it ends, is
+            closed, or is garbage collected.
 
         Raises:
             ValueError: see `generate`.
-            TypeError: a policy that is none.
+            TypeError: see `generate`.
         """
         settings = self.read_options(**options)
         prompts = self._read(input_ids, attention_mask, inputs, settings)
@@ -253,11 +255,11 @@ class SpeculativeDecoder:
         )
 
     def read_options(self, **options: Unpack[GenerationOptions]) -> GenerationSettings:
-        """The options of a call merged with the target's generation config.
+        """Merge the options of a call with the target's generation config.
 
         Raises:
-            ValueError: an option out of its range, or not supported; the message names it.
-            TypeError: an option that there is none of.
+            ValueError: an option is out of range or not supported; the message names it.
+            TypeError: there is no such option.
         """
         target = self.target
         return GenerationSettings.read(
@@ -275,7 +277,7 @@ class SpeculativeDecoder:
         log: bool = False,
         is_llama3: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, int, int]:
-        """`generate` with the signature of EAGLE's ``EaModel.eagenerate``.
+        """Call `generate` with the signature of EAGLE's ``EaModel.eagenerate``.
 
         Args:
             input_ids: (1, n) token ids, or one prompt in another form that `generate` takes.
@@ -291,7 +293,7 @@ class SpeculativeDecoder:
             (1, length) token ids, or (token ids, new tokens, last cycle's index) with `log`.
 
         Raises:
-            ValueError: see `generate`; or `is_llama3` with a tokenizer that has no ``<|eot_id|>``.
+            ValueError: see `generate`; or `is_llama3` without ``<|eot_id|>`` in the tokenizer.
         """
         eos_token_ids = list(self.read_options().eos_token_ids)
         if is_llama3:
@@ -323,20 +325,20 @@ class SpeculativeDecoder:
     def new_session(
         self, verifier: Verifier, length: int, policy: TreePolicy | None = None
     ) -> DecodingSession:
-        """A session with caches of its own, with room for `length` tokens.
+        """Open a session whose caches have room for `length` tokens.
 
-        They go back to the decoder when the session is closed or garbage collected.
+        The caches go back to the decoder when the session is closed or garbage collected.
 
         Args:
             verifier: greedy or sampling, see `make_verifier`.
             length: tokens of the longest sequence, prompt included.
-            policy: the policy that will be asked for the trees; the session has it for itself, or
-                has a fork of it, see `DecodingSession.tree_policy`.
+            policy: chooses the trees. No other session uses it meanwhile: if another has it
+                already, this one takes a fork. See `DecodingSession.tree_policy`.
 
         Raises:
-            ValueError: a `FusedPolicy` that does not fit the draft head, a policy that another
-                session has and that cannot fork, or a verifier that another session has and that
-                reads its text; or a negative `length`.
+            ValueError: a `FusedPolicy` does not fit the draft head, another session uses the policy
+                and it cannot fork, another session uses the verifier and it reads the text, or
+                `length` is negative.
         """
         if length < 0:
             raise ValueError(f"length must be 0 or positive, got {length}")
@@ -368,7 +370,7 @@ class SpeculativeDecoder:
         generator: torch.Generator | None,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> tuple[Verifier, StoppingRules]:
-        """What decodes and ends the sequence of a prompt."""
+        """Make the verifier and the stopping rules of one prompt."""
         verifier, rules = settings.start(
             prompt.token_ids,
             self.target.max_positions - len(prompt.token_ids),
@@ -387,7 +389,7 @@ class SpeculativeDecoder:
         prompts: Prompts,
         policy: TreeParams | DraftPlan | TreePolicy | None,
     ) -> TreePolicy:
-        """Check the arguments of a generation; the policy, or the default one."""
+        """Check the prompts and the policy of a generation; return the policy to use."""
         check_token_ids(prompts.token_ids, self.target.vocab_size, self.target.max_positions)
         chosen = self.default_policy if policy is None else as_policy(policy)
         if self.draft_head is None:

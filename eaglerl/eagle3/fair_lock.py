@@ -1,4 +1,4 @@
-"""A lock that threads get in the order in which they asked for it."""
+"""A lock that threads acquire in the order in which they ask for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import deque
 
 
 class FairLock:
-    """A reentrant lock that is handed to whoever has waited longest.
+    """A reentrant lock that goes to the thread that has waited longest.
 
-    `threading.Lock` may be taken again at once by the thread that has just released it, so that of
-    two loops which take it for every cycle one can starve the other.
+    The thread that releases a `threading.Lock` can take it again at once, so of two loops that take
+    it for every cycle one can starve the other.
 
-    ``with lock as waited:`` gives the seconds that were waited for it.
+    ``with lock as waited:`` gives the seconds that the thread waited for it.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class FairLock:
         try:
             return self._acquire()
         except BaseException:
-            # Ctrl-C may come when the lock has been taken already.
+            # Ctrl-C may arrive after the lock was taken but before this method returned.
             self._release_to(before)
             raise
 
@@ -56,7 +56,7 @@ class FairLock:
             turn.acquire()
         except BaseException:
             with self._guard:
-                # Gone already where it has just been handed over.
+                # Not in the queue if the lock was just handed over; `__enter__` releases it then.
                 if (me, turn) in self._waiting:
                     self._waiting.remove((me, turn))
             raise

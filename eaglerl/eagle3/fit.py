@@ -1,4 +1,4 @@
-"""What goes together in a decoder: a head with its target, and no policy without a head."""
+"""Checks that the parts of a decoder fit together: target, draft head and policy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from eaglerl.eagle3.target.target_model import TargetModel
 
 
 def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
-    """A policy that drafts nothing, for a decoder without a head.
+    """Return a policy that drafts nothing, for a decoder without a head.
 
     Raises:
-        ValueError: it drafts, or might.
+        ValueError: `policy` drafts, or could draft.
     """
     chosen = as_policy(policy)
     if isinstance(chosen, ConstantPolicy):
@@ -38,7 +38,7 @@ def check_fit(target: TargetModel, draft_head: Eagle3DraftHead) -> None:
     """Make sure that a head fits a target.
 
     Raises:
-        ValueError: it does not; the message names the first size that differs.
+        ValueError: a size differs; the message names the first one.
     """
     config = draft_head.config
     for name, head_value, target_value in (

@@ -1,4 +1,4 @@
-"""One sequence being generated, a cycle at a time: what `generate` runs to the end."""
+"""One sequence that is generated cycle by cycle; `generate` runs it to the end."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from eaglerl.eagle3.stopping import FinishReason, StoppingRules
 
 
 class Generation:
-    """A prompt and its continuation so far; `advance` adds to it.
+    """A prompt and its continuation so far, which `advance` extends.
 
-    It has caches of its own, which go back to the decoder when the text ends, on `close`, at the
-    end of a `with` block, or when it is garbage collected. Any number may be at work at once.
+    A generation holds its own caches. They go back to the decoder when the text ends, on `close`,
+    at the end of a `with` block, or when the generation is garbage collected. Any number of
+    generations may run at once.
 
     Attributes:
-        session: the sequence; its `tree` is the one that the last cycle verified.
+        session: the session that decodes; its `tree` is the one that the last cycle verified.
         token_ids: prompt and output so far.
         cycles: results of the cycles so far.
-        prefill_seconds: time of reading the prompt, the first token included.
-        decode_seconds: time of the cycles so far, the policy included.
+        prefill_seconds: time to read the prompt and choose the first token.
+        decode_seconds: time of the cycles so far, the policy's included.
     """
 
     @renamed_arguments(decoder="sessions")
@@ -49,19 +50,19 @@ class Generation:
         Args:
             sessions: opens the session that decodes.
             prompt_ids: at least one token id.
-            rules: say when the sequence ends.
+            rules: decide when the sequence ends.
             policy: chooses the tree of every cycle.
             verifier: greedy or sampling.
-            top_logprobs: keep the log-probability of every token, and of as many of the likeliest
-                ones in its place; None for none.
+            top_logprobs: record the log-probability of every token, and those of this many most
+                likely tokens at its position; None records nothing.
 
         Raises:
-            ValueError: `top_logprobs` is negative, or another generation has the policy, which
+            ValueError: `top_logprobs` is negative, or another generation uses the policy and it
                 cannot fork.
         """
         self._rules = rules
         self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
-        # In turn, so that what other generations take is no part of it.
+        # Holding the lock, so that the time of other generations is not counted.
         with sessions.target.turns as waited:
             started = time.perf_counter()
             self.session = sessions.new_session(verifier, len(prompt_ids) + rules.limit, policy)
@@ -81,7 +82,7 @@ class Generation:
         self.decode_seconds = 0.0
         self._policy_seconds = 0.0
         self._prompt_length = len(prompt_ids)
-        # Two threads may call `advance`, which then take turns.
+        # Two threads may call `advance` of one generation; they take turns.
         self._own_turn = FairLock()
         self._began = False
 
@@ -92,12 +93,12 @@ class Generation:
         self.close()
 
     def close(self) -> None:
-        """Give the caches back; the text so far stays. Nothing happens if they were already."""
+        """Give the caches back, if they were not yet; the text so far stays."""
         self.session.close("the generation was closed")
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the sequence ended; None while it goes on."""
+        """Why the sequence ended; None if it has not."""
         return self._rules.finish_reason
 
     @property
@@ -107,25 +108,25 @@ class Generation:
 
     @property
     def logprobs(self) -> list[TokenLogprobs]:
-        """Those of `new_ids`, in order; empty where they were not asked for."""
+        """Log-probabilities of `new_ids`, in order; empty without `top_logprobs`."""
         if self._logprobs is None:
             return []
-        # A cycle may have gone beyond the end.
+        # The last cycle may have emitted tokens beyond the end of the text.
         return self._logprobs.tokens[: len(self.token_ids) - self._prompt_length]
 
     @property
     def policy_seconds(self) -> float:
-        """The policy's part of `decode_seconds`; see `StepResult`."""
+        """The policy's share of `decode_seconds`; see `StepResult`."""
         return self._policy_seconds + self.session.policy_time.seconds
 
     @property
     def waited_seconds(self) -> float:
-        """Time that passed while other generations of the target had their turn."""
+        """Time spent waiting while other generations of the target had their turn."""
         return self.session.waited_seconds
 
     @property
     def statistics(self) -> DecodingStatistics:
-        """Cycles and times so far."""
+        """Results and times of the cycles so far."""
         return DecodingStatistics(
             cycles=tuple(self.cycles),
             new_tokens=len(self.token_ids) - self._prompt_length,
@@ -135,16 +136,16 @@ class Generation:
         )
 
     def read_chunk(self, most_rows: int | None = None) -> bool:
-        """Read a chunk of the prompt, all but the last one.
+        """Read one chunk of the prompt unless it is the last one.
 
-        Whoever has more to do than this sequence calls it before `advance` until it says no, so
-        that a long prompt keeps nobody waiting longer than a chunk.
+        A caller that runs several sequences calls this before `advance` until it returns False.
+        Then a long prompt delays the other sequences by one chunk at a time.
 
         Args:
-            most_rows: tokens of a chunk at most; None for the target's own chunks.
+            most_rows: most tokens of a chunk; None for the target's `chunk_size`.
 
         Returns:
-            Whether there was one; if not, `advance` reads what is left, or runs a cycle.
+            Whether a chunk was read. If not, `advance` reads the rest, or runs a cycle.
 
         Raises:
             ValueError: `most_rows` is less than 1.
@@ -163,8 +164,7 @@ class Generation:
         """Read what is left of the prompt, or run one cycle.
 
         Returns:
-            The tokens that it added to the output: one after the prompt, at least one after a
-            cycle.
+            The tokens added to the output: one after the prompt, at least one after a cycle.
 
         Raises:
             ValueError: the sequence has ended, its caches were given back, or the policy's tree
@@ -178,7 +178,7 @@ class Generation:
             try:
                 kept = self._cycle() if self._began else self._prefill()
             except BaseException as error:
-                # What the session has and the output lacks would be missing from the text.
+                # The session may have tokens that the output lacks; going on would lose them.
                 if len(self.session.token_ids) not in (0, len(self.token_ids)):
                     self.session.close(f"it failed with {type(error).__name__}")
                 raise
@@ -187,11 +187,11 @@ class Generation:
     def run(
         self, streamer: BaseStreamer | None = None, shown_ids: Sequence[int] | None = None
     ) -> None:
-        """Carry the sequence on to its end.
+        """Run the sequence to its end.
 
         Args:
             streamer: a transformers streamer.
-            shown_ids: what it is shown of the prompt; the prompt by default.
+            shown_ids: the prompt as the streamer gets it; by default the tokens that are read.
 
         Raises:
             ValueError: see `advance`.
@@ -201,7 +201,7 @@ class Generation:
         while self.finish_reason is None:
             kept = self.advance()
             if streamer is not None:
-                # One by one, as transformers does: streamers may count.
+                # One at a time, as transformers does: a streamer may count its calls.
                 for token in kept:
                     streamer.put(torch.tensor([token]))
         if streamer is not None:

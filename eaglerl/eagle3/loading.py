@@ -1,4 +1,4 @@
-"""Loading a target and the draft head that belongs to it."""
+"""Loading of a target and its draft head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_pair(
 
     Args:
         target: folder or hub name of the target.
-        draft: folder of the draft head; None for a target without one, which computes no
+        draft: folder of the draft head; None for the target alone, which then computes no
             features.
         feature_layers: see `SpeculativeDecoder.from_pretrained`.
         backend: see `load_target`.
@@ -53,7 +53,8 @@ def load_pair(
     tokenizer = AutoTokenizer.from_pretrained(target)
     if draft is None or config is None:
         return model, None, tokenizer
-    # A table that is given here is checked as a part of the head, not as a fit of the two.
+    # Passed here, the table is checked as part of the head's checkpoint; `check_fit` would report
+    # a wrong one as a target that does not fit.
     table = model.embed_tokens if config.tie_word_embeddings else None
     head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
     head = head.to(model.embed_tokens.device)

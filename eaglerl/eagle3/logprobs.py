@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens that come, by the target alone."""
+"""Log-probabilities of the emitted tokens under the target."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """What the target thought of a token in its place.
+    """Log-probabilities at the position of one token.
 
     Attributes:
         token_id: the token.
-        logprob: its natural log-probability by the softmax of the target's logits, before
-            temperature, top-k, top-p and whatever else shapes a draw.
-        top: likeliest tokens of the place with theirs, the likeliest first.
+        logprob: its natural log-probability under the softmax of the target's logits, before
+            temperature, top-k, top-p and all other logits processors.
+        top: the most likely tokens at this position with their log-probabilities, best first.
     """
 
     token_id: int
@@ -25,17 +25,17 @@ class TokenLogprobs:
 
 
 class LogprobRecorder:
-    """Keeps the log-probabilities of tokens from the logits that they were chosen by.
+    """A record of the log-probabilities of emitted tokens.
 
     Attributes:
-        tokens: those of all tokens so far, in order.
+        tokens: one entry per token so far, in order.
     """
 
     def __init__(self, top: int) -> None:
-        """Start with no token.
+        """Start without tokens.
 
         Args:
-            top: number of likeliest tokens to keep for each place.
+            top: number of most likely tokens to keep per position.
 
         Raises:
             ValueError: `top` is negative.
@@ -49,7 +49,7 @@ class LogprobRecorder:
         """Add R tokens.
 
         Args:
-            logits: (R, V) of the target; row i is what token i was chosen by.
+            logits: (R, V) logits of the target; token i was chosen from row i.
             token_ids: the tokens.
         """
         logprobs = torch.log_softmax(logits.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""What `generate` returns: the sequences and what every cycle of them took."""
+"""The output of `generate`: the sequences, with the results and times of their cycles."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class DecodingStatistics:
     Attributes:
         cycles: result of every cycle, in order.
         new_tokens: tokens of the output, the prompt excluded.
-        prefill_seconds: time of reading the prompt, the first token included.
-        decode_seconds: time of everything after it.
-        waited_seconds: time that passed between, while other generations of the same target had
-            their turn; part of none of the others.
+        prefill_seconds: time to read the prompt and choose the first token.
+        decode_seconds: time of the cycles after that.
+        waited_seconds: time spent waiting while other generations of the same target had their
+            turn. No other time includes it.
     """
 
     cycles: tuple[StepResult, ...]
@@ -34,29 +34,29 @@ class DecodingStatistics:
 
     @property
     def num_cycles(self) -> int:
-        """Passes of the target after the prompt."""
+        """Number of cycles: passes of the target after the prompt."""
         return len(self.cycles)
 
     @property
     def seconds(self) -> float:
-        """Prefill and decoding together."""
+        """Time of prefill and decoding, without waiting."""
         return self.prefill_seconds + self.decode_seconds
 
     @property
     def tokens_per_second(self) -> float:
-        """All new tokens over all seconds, prefill included."""
+        """New tokens per second, prefill included."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Mean number of tokens that a cycle yields: accepted drafted tokens and the bonus."""
+        """Tokens per cycle: the accepted drafted tokens and the bonus."""
         if not self.cycles:
             return 0.0
         return sum(cycle.accepted + 1 for cycle in self.cycles) / len(self.cycles)
 
     @property
     def policy_seconds(self) -> float:
-        """Time of the policy in all cycles; see `StepResult`."""
+        """Time of the policy over all cycles; see `StepResult`."""
         return sum(cycle.policy_seconds for cycle in self.cycles)
 
     @classmethod
@@ -73,7 +73,7 @@ class DecodingStatistics:
 
 
 class DecodedSequence(Protocol):
-    """What `GenerateOutput` reads of a `Generation`."""
+    """The part of a `Generation` that `GenerateOutput` reads."""
 
     @property
     def new_ids(self) -> list[int]:
@@ -81,11 +81,11 @@ class DecodedSequence(Protocol):
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the sequence ended."""
+        """Why the sequence ended; None if it has not."""
 
     @property
     def statistics(self) -> DecodingStatistics:
-        """Its cycles and times."""
+        """Cycles and times of the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,13 @@ class GenerateOutput:
     """Result of `SpeculativeDecoder.generate`.
 
     Attributes:
-        sequences: (B, length) int64, each prompt as it was given, padding included, and its output;
-            shorter rows are padded on the right. On the device of the prompts. Of prompts of one
-            width n, ``sequences[:, n:]`` is the output.
+        sequences: (B, length) int64 on the device of the prompts: each prompt as it was given,
+            padding included, then its output. Shorter rows are padded on the right. If all prompts
+            have width n, ``sequences[:, n:]`` is the output.
         finish_reasons: why each sequence ended.
         per_sequence: statistics of each sequence.
-        new_ids: the output of each sequence, the end-of-sequence token included, without padding.
-        prompt_lengths: tokens of each prompt that were read, without padding.
+        new_ids: output of each sequence, the end-of-sequence token included, without padding.
+        prompt_lengths: number of tokens that were read of each prompt, without padding.
     """
 
     sequences: torch.Tensor
@@ -112,12 +112,12 @@ class GenerateOutput:
     def of(
         cls, prompts: Prompts, generations: Sequence[DecodedSequence], pad_token_id: int
     ) -> GenerateOutput:
-        """Put the generations of several prompts together.
+        """Combine the generations of several prompts.
 
         Args:
             prompts: the prompts.
-            generations: one of each, ended.
-            pad_token_id: fills rows up.
+            generations: one per prompt, each at its end.
+            pad_token_id: pads shorter rows.
         """
         rows = [
             [*prompt.row, *generation.new_ids]
@@ -141,5 +141,5 @@ class GenerateOutput:
 
 def _reason_of(generation: DecodedSequence) -> FinishReason:
     reason = generation.finish_reason
-    assert reason is not None, "an output is made of sequences that have ended"
+    assert reason is not None, "only sequences that have ended make an output"
     return reason

@@ -1,4 +1,4 @@
-"""Rows that the target has committed and the draft has not taken in yet."""
+"""Rows that the target has committed but the draft head has not processed yet."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 class PendingRows:
-    """Pairs of a token's features and the token after it, in order.
+    """A queue of rows for the draft head: a token's features and the token after it.
 
-    A row's features may be reduced already, by a policy that reads them too; then the draft's FC
-    does not run again. The others are reduced when the draft asks for the rows, which plain
-    decoding never does.
+    Features that a `FusedPolicy` has read are reduced already, and the draft's FC does not run
+    over them again. All others are reduced when the draft takes the rows. Plain decoding never
+    does, so it never runs the FC.
     """
 
     def __init__(self) -> None:
@@ -26,16 +26,16 @@ class PendingRows:
         """Append rows.
 
         Args:
-            token_ids: (R,) int64, the token after each row.
+            token_ids: (R,) int64 token after each row.
             features: (R, 3k), or (R, h) if `reduced`; kept, not copied.
-            reduced: whether the FC has run.
+            reduced: whether the FC has run over them.
         """
         self._parts.append((token_ids, features, reduced))
 
     def take(
         self, reduce: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All rows, which are pending no longer.
+        """Return all rows and forget them.
 
         Args:
             reduce: maps (R, 3k) features to (R, h).
@@ -62,7 +62,7 @@ def _flush(
     hidden: list[torch.Tensor],
     reduce: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """Reduce neighbours in one product."""
+    """Reduce consecutive rows in one matrix product, which reads the FC's weight once."""
     if raw:
         hidden.append(reduce(_join(raw)))
         raw.clear()

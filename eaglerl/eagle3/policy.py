@@ -1,4 +1,4 @@
-"""What a policy and the decoding loop tell each other: trees and plans, states, results."""
+"""The interface between a policy and the decoding loop: trees and plans, states, results."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import torch
 from eaglerl._renamed import renamed_fields
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
 
-# Nine digits: no larger number is a tree's, and Python refuses to read very long ones.
+# Nine digits at most: no tree needs more, and int() raises on strings of more than 4,300.
 _TREE_TEXT = re.compile(r"(\d{1,9})([/,-])(\d{1,9})\2(\d{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
 class TreeParams:
-    """Size and shape of one draft tree, with the meaning of EAGLE's command line.
+    """Size and shape of one draft tree, as EAGLE's command line defines them.
 
     Attributes:
         total_tokens: rows that the target verifies, the root included; 1 drafts nothing.
-        depth: expansion rounds after the first one; drafted tokens stand on levels 1 to ``depth +
-            1``.
+        depth: expansion rounds after the first one; drafted tokens are on levels 1 to
+            ``depth + 1``.
         top_k: width of the frontier, and number of children of each of its nodes.
 
     Raises:
-        ValueError: a value below its minimum, or a tree that is larger than the pool of candidates
-            ``top_k + depth * top_k**2`` (EAGLE-2, section 4.1) from which it is chosen.
+        TypeError: a value is not an int.
+        ValueError: a value is below its minimum, or the tree is larger than the pool of
+            ``top_k + depth * top_k**2`` candidates (EAGLE-2, section 4.1) from which it is chosen.
     """
 
     total_tokens: int
@@ -55,7 +56,7 @@ class TreeParams:
         """Read ``T/D/K``; ``T,D,K`` and ``T-D-K`` are accepted as well.
 
         Raises:
-            ValueError: not three whole numbers, or numbers that make no tree.
+            ValueError: `text` is not three whole numbers, or they make no tree.
         """
         found = _TREE_TEXT.fullmatch(text.strip())
         if found is None:
@@ -65,7 +66,7 @@ class TreeParams:
         return cls(*(int(found.group(place)) for place in (1, 3, 4)))
 
     def __str__(self) -> str:
-        """``T/D/K``, as everywhere in files, tables and options."""
+        """Return ``T/D/K``, the form used in files, tables and options."""
         return f"{self.total_tokens}/{self.depth}/{self.top_k}"
 
     @property
@@ -74,7 +75,7 @@ class TreeParams:
         return self.top_k + self.depth * self.top_k**2
 
     def limited_to(self, levels: int) -> TreeParams:
-        """The same tree with no node deeper than `levels`; 0 drafts nothing."""
+        """Return the same tree without nodes deeper than `levels`; 0 drafts nothing."""
         if self.total_tokens == 1 or levels > self.depth:
             return self
         if levels <= 0:
@@ -90,17 +91,17 @@ NO_DRAFT = TreeParams(1, 0, 1)
 
 @dataclass(frozen=True, slots=True)
 class DraftPlan:
-    """Where the drafts of a cycle come from: the head's tree, the text itself, both, or neither.
+    """The sources of a cycle's drafts: the head's tree, prompt lookup, both, or neither.
 
-    A chain that is looked up in the text (see `ContextLookup`) costs no pass of the draft, only
-    rows of the verification. With a tree, the two are merged: what they share is verified once.
+    Looked-up tokens (see `ContextLookup`) cost no pass of the draft, only rows of the
+    verification. They are merged into the tree: a token in both is verified once.
 
     Attributes:
-        tree: the head's tree; None for none.
-        lookup_tokens: longest chain to look up; 0 for none.
+        tree: the head's tree; None drafts none.
+        lookup_tokens: most tokens to look up; 0 looks up none.
 
     Raises:
-        TypeError: `tree` is no tree.
+        TypeError: `tree` is no `TreeParams`, or `lookup_tokens` is no int.
         ValueError: `lookup_tokens` is negative.
     """
 
@@ -117,28 +118,28 @@ class DraftPlan:
 
     @property
     def params(self) -> TreeParams:
-        """The head's tree, `NO_DRAFT` for none."""
+        """The head's tree; `NO_DRAFT` without one."""
         return NO_DRAFT if self.tree is None else self.tree
 
     @property
     def most_rows(self) -> int:
-        """Rows that the target verifies at most."""
+        """Most rows that the target verifies."""
         return self.params.total_tokens + self.lookup_tokens
 
     def limited_to(self, levels: int) -> DraftPlan:
-        """The same with no node deeper than `levels`."""
+        """Return the same plan without nodes deeper than `levels`."""
         tree, tokens = self.params.limited_to(levels), min(self.lookup_tokens, max(levels, 0))
-        # Most cycles are far from the end, and a new plan is checked anew.
+        # Most cycles are far from the end and cut nothing; a new plan would be validated again.
         if tree is self.tree and tokens == self.lookup_tokens:
             return self
         return DraftPlan(tree, tokens)
 
 
 def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
-    """Wrap a bare tree.
+    """Return a plan as it is; wrap a bare tree in one.
 
     Raises:
-        TypeError: `choice` is neither.
+        TypeError: `choice` is neither a plan nor a tree.
     """
     if isinstance(choice, DraftPlan):
         return choice
@@ -149,26 +150,27 @@ def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one cycle gave.
+    """The result of one cycle.
 
     Attributes:
         token_ids: emitted tokens: the accepted ones, then the bonus.
-        params: the head's tree as it was drafted (a policy's choice may have been cut to what was
-            left); `NO_DRAFT` where it had none.
-        accepted: accepted drafted tokens; the acceptance length of the cycle is this + 1.
+        params: the head's tree as it was drafted; smaller than the policy's choice if fewer tokens
+            were left to generate, and `NO_DRAFT` without a tree.
+        accepted: number of accepted drafted tokens; the acceptance length of the cycle is this + 1.
         draft_seconds: time of the draft passes, the first pass over newly accepted rows included.
-        verify_seconds: time of the target's pass, the acceptance and the cache's compaction.
+        verify_seconds: time of the target's pass, the acceptance and the move of accepted rows in
+            the cache.
         features: (3 * hidden_size,) target features of the last accepted token.
         context_length: tokens after the cycle, the bonus included.
-        lookup: the chain from the text itself that was verified too.
-        lookup_accepted: leading tokens of that chain that were accepted; they may be the tree's
-            own as well.
+        lookup: the looked-up tokens that were verified.
+        lookup_accepted: number of leading tokens of `lookup` that were accepted. The head's tree
+            may hold them, too.
         rows: rows that the target verified.
-        policy_seconds: the policy's time: to observe the cycle before, to choose, and to decide
-            between the draft's passes, with what it is shown. What falls between the passes is
-            part of `draft_seconds`. For a `FusedPolicy` the host's time of the call that decides,
-            which is part of `verify_seconds`; on the CPU without what reducing the draft's
-            features takes of it.
+        policy_seconds: the policy's time: to observe the previous cycle, to choose, and to decide
+            between the draft's passes, including the time to prepare its input. The time between
+            the passes is part of `draft_seconds` as well. For a `FusedPolicy` it is the host's time
+            of the call that decides, which is part of `verify_seconds` as well; on the CPU the time
+            of reducing the draft's features is subtracted.
     """
 
     token_ids: tuple[int, ...]
@@ -191,18 +193,18 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class CycleState:
-    """What a policy may look at before a cycle.
+    """The input of a policy before a cycle.
 
     Attributes:
-        features: (3 * hidden_size,) target features of the last token whose features are known,
-            low, mid and high concatenated; a view that the next cycle overwrites.
+        features: (3 * hidden_size,) low, mid and high features, concatenated, of the last token
+            that the target has processed; a view that the next cycle overwrites.
         context_length: committed tokens, the root included.
-        last_result: result of the cycle before; None in the first one.
+        last_result: result of the previous cycle; None before the first one.
         decision: the tree that a `FusedPolicy` chose when the last token was accepted; None in a
             session without one.
-        text: gives the index of the sequence so far; `lookup` asks it.
-        confidence: gives the (1 to 8,) float32 best log-probabilities, falling, of the first draft
-            pass in the last cycle that drafted; or None before the first one that does.
+        text: returns the index of the sequence so far, which `lookup` searches.
+        confidence: returns the (1 to 8,) float32 best log-probabilities, in falling order, of the
+            first draft pass in the last cycle that drafted; None before the first such cycle.
     """
 
     features: torch.Tensor
@@ -213,44 +215,43 @@ class CycleState:
     confidence: Callable[[], np.ndarray | None] | None = None
 
     def lookup(self, max_tokens: int) -> Lookup:
-        """The chain of up to `max_tokens` tokens that the text itself proposes, and its match.
+        """Look up at most `max_tokens` tokens in the text, with the length of their match.
 
-        The text is indexed when this is first asked for, and from then on token by token.
+        The first call indexes the whole text; later calls add the new tokens to the index.
         """
         return NO_LOOKUP if self.text is None else self.text().propose(max_tokens)
 
 
 @runtime_checkable
 class TreePolicy(Protocol):
-    """Chooses the draft tree of every cycle.
+    """A policy that chooses the draft tree of every cycle.
 
     The loop calls `reset` once when a sequence starts, then `choose` before and `observe` after
-    every cycle. All three are called on the thread that decodes, so their time counts as decoding
-    time.
+    every cycle. All three run on the thread that decodes, so their time counts as decoding time.
 
-    A sequence has its policy for itself. For sequences that are decoded at the same time a policy
-    may have a method ``fork() -> TreePolicy``: the policy for one more sequence, with a memory of
-    that sequence alone, and what was learned from all in common. Without it a second generation
-    that is given the same object is refused.
+    A policy serves one sequence at a time. To serve sequences that are decoded at the same time, it
+    may have a method ``fork() -> TreePolicy`` that returns a policy for one more sequence, with its
+    own memory of that sequence and with shared knowledge of all. Without `fork`, a second
+    generation that is given the same object is refused.
     """
 
     def reset(self) -> None:
-        """Forget the sequence before."""
+        """Forget the previous sequence."""
 
     def choose(self, state: CycleState) -> TreeParams | DraftPlan:
-        """The tree of the next cycle, or a plan that names other sources of drafts too."""
+        """Return the tree of the next cycle, or a plan that may add looked-up tokens."""
 
     def observe(self, result: StepResult) -> None:
-        """Learn what came of the last choice."""
+        """Receive the result of the last choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftProgress:
-    """A draft at work, after one of its passes.
+    """The state of a draft after one of its passes.
 
     Attributes:
-        top_k: its width K.
-        depth: rounds done after the first, 0 to D.
+        top_k: width K of the draft.
+        depth: rounds done after the first one, 0 to D.
         scores: (K + depth K^2,) float32 cumulative log-probabilities of the candidates so far, in
             the order of the rounds.
         context_length: tokens before the tree, the root included.
@@ -282,7 +283,7 @@ class Selection:
     lookup_tokens: int = 0
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
-        """Rows to verify, the root included."""
+        """Return the number of rows to verify, the root included."""
         nodes = progress.lookup_nodes
         shared = 0 if nodes is None else int((nodes >= 0).sum())
         return 1 + len(self.nodes) + max(0, self.lookup_tokens - shared)
@@ -290,18 +291,18 @@ class Selection:
 
 @runtime_checkable
 class StagedPolicy(Protocol):
-    """A `TreePolicy` that also decides while the draft is at work.
+    """A `TreePolicy` that also decides between the passes of the draft.
 
-    The tree of `choose` is its limit: after every pass `should_continue` may end it before
-    ``depth`` rounds are done, and in the end `choose_total_tokens` says how many nodes are
-    verified. Such a policy reads what the draft has found, so it decides on the host.
+    The tree of `choose` is the limit: after every pass `should_continue` may end the draft before
+    ``depth`` rounds are done, and at the end `choose_total_tokens` says how many rows are verified.
+    Such a policy reads the draft's scores, so it runs on the host.
     """
 
     def should_continue(self, progress: DraftProgress) -> bool:
-        """Whether to draft another round."""
+        """Return whether to draft another round."""
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
-        """total_tokens of the tree, the root included: 1 to 1 + len(progress.scores)."""
+        """Return the tree's total_tokens, the root included: 1 to 1 + len(progress.scores)."""
 
 
 @runtime_checkable
@@ -312,35 +313,35 @@ class SelectingPolicy(StagedPolicy, Protocol):
     """
 
     def select(self, progress: DraftProgress) -> Selection:
-        """The nodes to verify."""
+        """Return the nodes to verify."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantPolicy:
-    """The same tree, or the same plan, at every cycle."""
+    """A policy that chooses the same tree, or the same plan, in every cycle."""
 
     params: TreeParams | DraftPlan
 
     def fork(self) -> ConstantPolicy:
-        """Itself: there is nothing that one sequence could disturb in another."""
+        """Return itself: without memory, sequences cannot disturb each other."""
         return self
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: there is no memory."""
 
     def choose(self, state: CycleState) -> TreeParams | DraftPlan:
-        """Always `params`."""
+        """Return `params`."""
         return self.params
 
     def observe(self, result: StepResult) -> None:
-        """Nothing to learn."""
+        """Do nothing: there is no memory."""
 
 
 def as_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
-    """Wrap a bare tree or plan into a `ConstantPolicy`.
+    """Return a policy as it is; wrap a bare tree or plan in a `ConstantPolicy`.
 
     Raises:
-        TypeError: `policy` is neither, nor has the methods of a `TreePolicy`.
+        TypeError: `policy` is none of these.
     """
     if isinstance(policy, TreeParams | DraftPlan):
         return ConstantPolicy(policy)

@@ -1,6 +1,4 @@
-"""Who uses a policy, or a verifier that reads the text: a sequence has it for itself, since they
-remember what they have seen.
-"""
+"""The policies and verifiers in use: one that remembers its text serves one sequence at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +7,9 @@ from collections.abc import Callable
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.sampling import Verifier
 
-# By the object's id: a token of the sequence that uses it, and the object, so that no other gets
-# its id. Single operations on a dict need no lock, which garbage collection could not take anyway.
+# Object id -> a token of the sequence that uses the object, and the object itself, so that its id
+# cannot be reused. Single operations on a dict are atomic. A lock would deadlock: a session that is
+# garbage collected ends its use at any moment, even in a thread that holds the lock.
 _IN_USE: dict[int, tuple[object, TreePolicy | Verifier]] = {}
 
 
@@ -18,13 +17,13 @@ def begin_use(policy: TreePolicy) -> tuple[TreePolicy, Callable[[], None]]:
     """Take a policy for one sequence.
 
     Args:
-        policy: what decides.
+        policy: the policy.
 
     Returns:
-        The policy, or a fork of it where another sequence has it; and what ends the use.
+        The policy, or a fork of it if another sequence uses it; and a function that ends the use.
 
     Raises:
-        ValueError: another sequence has the policy, and it has no method `fork`.
+        ValueError: another sequence uses the policy, and it has no method `fork`.
     """
     token, key = object(), id(policy)
     if _IN_USE.setdefault(key, (token, policy))[0] is token:
@@ -37,7 +36,7 @@ def begin_use(policy: TreePolicy) -> tuple[TreePolicy, Callable[[], None]]:
             "policy a method fork() that returns one for another sequence"
         )
     forked = fork()
-    # A policy that remembers nothing serves any number of sequences.
+    # A policy without memory returns itself: it serves any number of sequences.
     return (policy, _nothing) if forked is policy else begin_use(forked)
 
 
@@ -45,13 +44,13 @@ def use_verifier(verifier: Verifier) -> Callable[[], None]:
     """Take a verifier for one sequence.
 
     Args:
-        verifier: what accepts drafts.
+        verifier: the verifier.
 
     Returns:
-        What ends the use.
+        A function that ends the use.
 
     Raises:
-        ValueError: another sequence has it, and it keeps track of that sequence's text.
+        ValueError: another sequence uses it, and it tracks that sequence's text.
     """
     if not getattr(verifier, "reads_text", False):
         return _nothing

@@ -1,4 +1,4 @@
-"""Reading a prompt in chunks: one pass of the target for each."""
+"""Reading a prompt in chunks, with one pass of the target per chunk."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from eaglerl.eagle3.target.target_model import TargetModel
 
 
 class PromptReader:
-    """A prompt, and the features of what was read of it.
+    """A prompt that is read chunk by chunk, and the features of the part that was read.
 
     Attributes:
         token_ids: the prompt.
     """
 
     def __init__(self, token_ids: Sequence[int] = ()) -> None:
-        """Begin a prompt; nothing is read yet."""
+        """Take a prompt; nothing is read yet."""
         self.token_ids = list(token_ids)
         self._features: list[torch.Tensor] = []
 
     @property
     def unread(self) -> int:
-        """Tokens that have yet to be read."""
+        """Number of tokens that have not been read."""
         return len(self.token_ids) - sum(len(part) for part in self._features)
 
     def read_chunk(
@@ -35,12 +35,12 @@ class PromptReader:
 
         Args:
             target: the target.
-            cache: its KV cache, whose slot gets the chunk's rows.
-            slot: the sequence.
-            most_rows: tokens of the chunk at most; None for the target's `chunk_size`.
+            cache: the target's KV cache, to which the chunk's rows are committed.
+            slot: slot of the sequence.
+            most_rows: most tokens of the chunk; None for the target's `chunk_size`.
 
         Returns:
-            (1, V) logits after the prompt if that was the last chunk, else None.
+            (1, V) logits after the prompt if this was the last chunk, else None.
         """
         start = len(self.token_ids) - self.unread
         size = min(target.chunk_size, most_rows or target.chunk_size)
@@ -49,12 +49,12 @@ class PromptReader:
         rows = RowBatch.causal(chunk, start, slot)
         output = target.forward(rows, cache, "last" if last else "none")
         cache.commit(range(len(chunk)), slot)
-        # A copy, for the next chunk's features overwrite these.
+        # A copy: the features are a view of a buffer that the next pass overwrites.
         self._features.append(output.features.clone())
         return output.logits if last else None
 
     def take_features(self) -> torch.Tensor:
-        """Return the (n, 3k) features of what was read, and forget them."""
+        """Return the (n, 3k) features of the n tokens that were read, and forget them."""
         features = torch.cat(self._features)
         self._features.clear()
         return features

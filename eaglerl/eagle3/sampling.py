@@ -1,4 +1,4 @@
-"""Which drafted tokens the target keeps: greedy, or sampled without changing its distribution."""
+"""Verification of drafted tokens: greedy, or by sampling that keeps the target's distribution."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.device_tree import TreeRows
 from eaglerl.ops import DraftTree, accept_path
 
-#: Below it, logits over the temperature come near the largest float32.
+#: Below this temperature, logits divided by it come near the largest float32, 3.4e38.
 _COLD = 1e-30
 
 
 class Verifier(Protocol):
-    """Turns the target's logits of a tree into the path that is kept."""
+    """The choice of the target's tokens, and with it of the accepted path through a tree."""
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
-        """A sequence begins; what `next_token` and `accept` give from now on belongs to it."""
+        """Begin a sequence: all tokens that are chosen from now on belong to it."""
 
     def next_token(self, logits: torch.Tensor) -> int:
-        """The token after a single row of logits (V,)."""
+        """Choose the token after one row of logits (V,)."""
 
     def accept(self, logits: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
-        """Rows of the accepted path, the root first, and the bonus token after them."""
+        """Return the rows of the accepted path, the root first, and the bonus token."""
 
 
 @runtime_checkable
 class RowVerifier(Verifier, Protocol):
-    """A verifier for which a row's logits are enough, so that it can do without the host."""
+    """A verifier that needs the logits only, not the text, so that it can run on a device."""
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
-        """(T,) int64: what the target puts after each of (T, V) rows, without leaving the device.
+        """Choose a token after each of (T, V) rows, (T,) int64, without leaving the device.
 
-        The path from the root that follows these choices, and its last choice, are those of
-        `accept`, or are distributed as they are.
+        The path from the root that follows these choices, and the last choice on it, are the
+        result of `accept`, or have its distribution.
         """
 
 
 class GreedyVerifier:
-    """Keeps what the target's argmax would have written."""
+    """Greedy decoding: the tokens are the argmax of the target's logits."""
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
-        """The argmax of a row does not depend on the text."""
+        """Do nothing: the argmax of a row does not depend on the text."""
 
     def next_token(self, logits: torch.Tensor) -> int:
-        """The argmax of (V,) logits."""
+        """Return the argmax of (V,) logits."""
         return int(logits.argmax())
 
     def accept(self, logits: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
-        """Follow the argmax from the root for as long as the tree has it.
+        """Follow the argmax from the root as long as a child has that token.
 
         Siblings carry distinct tokens, so at most one child matches and the path is unique.
 
@@ -71,32 +71,32 @@ class GreedyVerifier:
         return rows, int(choices[rows[-1]])
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
-        """The argmax of every row."""
+        """Return the argmax of every row."""
         return logits.argmax(-1)
 
 
 class ColdTemperature:
-    """Divides logits by a temperature so small that the quotients would overflow.
+    """A division of logits by a temperature so small that the quotients would overflow.
 
-    The best logit is subtracted first, which changes no probability: then the others go to minus
-    infinity, and the draw to the argmax, as is the limit.
+    The best logit is subtracted first, which changes no probability. Then all others go towards
+    minus infinity and the draw towards the argmax, which is the limit for temperature 0.
     """
 
     def __init__(self, temperature: float) -> None:
         """Take a temperature above 0."""
-        # What is smaller than float32's smallest normal number would divide by zero.
+        # A temperature below the smallest normal float32, 1.2e-38, may be flushed to zero.
         self._temperature = max(temperature, torch.finfo(torch.float32).tiny)
 
     def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
-        """(B, V) scores over the temperature."""
+        """Return (B, V) scores divided by the temperature."""
         return (scores - scores.max(dim=-1, keepdim=True).values) / self._temperature
 
 
 class _Walker:
-    """Walks down the tree, one choice per visited row; rows that are not reached cost nothing.
+    """A walk down the tree with one choice per visited row; rows off the path cost nothing.
 
-    Where the walk meets the end of the sequence it stops, so that nothing is drawn, and no
-    processor is called, for a token that does not belong to the text.
+    The walk stops at the end of the sequence, so that nothing is drawn and no processor is called
+    for a token that does not belong to the text.
     """
 
     def __init__(self, rules: StoppingRules | None) -> None:
@@ -106,22 +106,22 @@ class _Walker:
 
     @property
     def reads_text(self) -> bool:
-        """Whether it depends on the text, so that it serves one sequence at a time."""
+        """Whether the choices depend on the text, so that this serves one sequence at a time."""
         return self._rules is not None
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
-        """A sequence begins; its tokens are kept track of."""
+        """Begin a sequence, whose tokens are tracked from here."""
         self._text = list(prompt_ids)
         self._prompt_length = len(prompt_ids)
 
     def next_token(self, logits: torch.Tensor) -> int:
-        """The token after a row of (V,) logits; it is part of the text from now on."""
+        """Choose the token after a row of (V,) logits and append it to the text."""
         token = self._choose(logits)
         self._text.append(token)
         return token
 
     def accept(self, logits: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
-        """Choose a token after the root, go to the child that has it, and so on.
+        """Choose a token after the root, go to the child with that token, and so on.
 
         Args:
             logits: (T, V).
@@ -148,10 +148,10 @@ class SamplingVerifier(_Walker):
     """Lossless sampling: the output has the distribution of sampling from the target alone.
 
     EAGLE's proposals are deterministic, so its rejection sampling (Leviathan et al. 2023, theorem
-    3.5; SpecInfer, section 4.3) has the law of a simpler procedure: draw one token from the
-    target's distribution at the current node; if a child carries it, go there, else stop: the draw
-    is the bonus. The draw does not depend on the tree, therefore neither does the distribution of
-    the text.
+    3.5; SpecInfer, section 4.3) has the same law as a simpler procedure: draw one token from the
+    target's distribution at the current node. If a child has that token, go there; else stop, and
+    the draw is the bonus. The draw does not depend on the tree, so the distribution of the text
+    does not either.
     """
 
     def __init__(
@@ -169,13 +169,14 @@ class SamplingVerifier(_Walker):
         Args:
             temperature: above 0.
             top_p: nucleus mass; 1 is off.
-            top_k: most likely tokens to keep; 0 is off.
-            generator: of the draws; torch's global one by default.
-            warpers: take the place of these three: processors for which a row's logits are enough.
-            rules: where a walk down the tree ends at the latest.
+            top_k: number of most likely tokens to keep; 0 is off.
+            generator: generator of the draws; torch's global one by default.
+            warpers: processors that need a row's logits only; they replace the warpers of the three
+                values above.
+            rules: end the walk down the tree where they end the sequence.
 
         Raises:
-            ValueError: temperature <= 0, top_p outside (0, 1], top_k < 0.
+            ValueError: temperature <= 0, top_p outside (0, 1], or top_k < 0.
         """
         super().__init__(rules)
         if not temperature > 0:
@@ -193,30 +194,30 @@ class SamplingVerifier(_Walker):
         self._generator = generator
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Warped distribution (V,) of one row of logits (V,), in float32."""
+        """Return the warped distribution (V,) of one row of logits (V,), in float32."""
         return self._warped(logits[None])[0]
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
-        """One draw for every row: those of rows off the path are simply not used."""
+        """Draw a token for every row; draws of rows off the path are not used."""
         return torch.multinomial(self._warped(logits), 1, generator=self._generator)[:, 0]
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.float()
-        # Not by the list's own call, which wants ids: warpers read the scores alone.
+        # A LogitsProcessorList can be called, too, but demands ids. Warpers do not read them.
         for warper in self._warpers:
             scores = warper(None, scores)
         return torch.softmax(scores, dim=-1)
 
     def _choose(self, logits: torch.Tensor) -> int:
-        """A draw from the warped distribution."""
+        """Draw from the warped distribution."""
         return int(torch.multinomial(self.probabilities(logits), 1, generator=self._generator))
 
 
 class ProcessingVerifier(_Walker):
-    """Applies logits processors that read the text: to every row with the path that leads to it.
+    """Verification with logits processors that read the text: each row gets the path to it.
 
-    They are called as transformers' `generate` calls them: once for every token of the text, in
-    order, with (1, L) ids and (1, V) float32 logits of their own.
+    The processors are called as transformers' `generate` calls them: once per token of the text, in
+    order, with (1, L) ids and their own copy of (1, V) float32 logits.
     """
 
     def __init__(
@@ -231,11 +232,11 @@ class ProcessingVerifier(_Walker):
         """Set up.
 
         Args:
-            processors: of one sequence.
-            do_sample: draw from the processed distribution, or take its argmax.
-            generator: of the draws; torch's global one by default.
-            rules: where a walk down the tree ends at the latest.
-            padding: tokens that processors are shown before the prompt.
+            processors: processors of one sequence.
+            do_sample: whether to draw from the processed distribution or to take its argmax.
+            generator: generator of the draws; torch's global one by default.
+            rules: end the walk down the tree where they end the sequence.
+            padding: tokens that processors see before the prompt.
         """
         super().__init__(rules)
         self._processors = processors
@@ -245,7 +246,7 @@ class ProcessingVerifier(_Walker):
 
     @property
     def reads_text(self) -> bool:
-        """Its processors do."""
+        """Whether the choices depend on the text: always, through the processors."""
         return True
 
     def _choose(self, logits: torch.Tensor) -> int:
@@ -259,35 +260,35 @@ class ProcessingVerifier(_Walker):
 def process_row(
     processors: LogitsProcessorList, token_ids: Sequence[int], logits: torch.Tensor
 ) -> torch.Tensor:
-    """What logits processors make of one row.
+    """Apply logits processors to one row.
 
     Args:
-        processors: of one sequence.
+        processors: processors of one sequence.
         token_ids: L tokens of the sequence.
-        logits: (V,) after them; left as they are.
+        logits: (V,) logits after them; not changed.
 
     Returns:
         (V,) float32 scores.
     """
     ids = torch.tensor([list(token_ids)]).to(logits.device)
-    # A copy, for a processor may write into it.
+    # A copy: a processor may write into its input.
     scores = logits[None].to(torch.float32, copy=True)
     # transformers annotates ids with the class of its legacy constructor.
     return processors(cast("torch.LongTensor", ids), scores)[0]
 
 
 def temperature_warper(temperature: float) -> TemperatureLogitsWarper | ColdTemperature:
-    """What divides logits by a temperature above 0."""
+    """Return a processor that divides logits by a temperature above 0."""
     if temperature < _COLD:
         return ColdTemperature(temperature)
     return TemperatureLogitsWarper(float(temperature))
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
-    """Make sure that the three can be sampled with.
+    """Check the ranges of temperature, top_p and top_k.
 
     Raises:
-        ValueError: temperature < 0, top_p outside (0, 1], top_k < 0.
+        ValueError: temperature < 0, top_p outside (0, 1], or top_k < 0.
     """
     if not temperature >= 0:
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature}")
@@ -300,17 +301,17 @@ def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
 def make_verifier(
     temperature: float, top_p: float, top_k: int, seed: int | None, device: torch.device | str
 ) -> Verifier:
-    """A greedy verifier for temperature 0, a sampling one above.
+    """Make a greedy verifier for temperature 0, a sampling one above.
 
     Args:
         temperature: 0 for greedy.
         top_p: nucleus mass in (0, 1]; 1 is off.
-        top_k: most likely tokens to keep; 0 is off.
-        seed: of the draws; None takes torch's global generator, as transformers does.
-        device: of the logits.
+        top_k: number of most likely tokens to keep; 0 is off.
+        seed: seed of the draws; None draws from torch's global generator, as transformers does.
+        device: device of the logits.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of range.
     """
     check_sampling(temperature, top_p, top_k)
     if temperature == 0:
@@ -319,10 +320,10 @@ def make_verifier(
 
 
 def seeded_generator(seed: int | None, device: torch.device | str) -> torch.Generator | None:
-    """A generator for draws on a device; None, for torch's global one, without a seed.
+    """Make a generator for draws on a device; None, which is torch's global one, without a seed.
 
     Raises:
-        ValueError: the seed is no integer of 64 bits.
+        ValueError: the seed is not a 64-bit integer.
     """
     if seed is None:
         return None
@@ -331,4 +332,4 @@ def seeded_generator(seed: int | None, device: torch.device | str) -> torch.Gene
             raise TypeError
         return torch.Generator(device).manual_seed(index(seed))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}") from error
+        raise ValueError(f"seed must be a 64-bit integer, got {seed!r}") from error

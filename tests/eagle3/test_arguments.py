@@ -102,9 +102,9 @@ class TestWrongArguments:
 
     @pytest.mark.parametrize("seed", [True, 1.5, 2**70, "7"])
     def test_seeds(self, decoder, seed):
-        with pytest.raises(ValueError, match="seed must be an integer of 64 bits"):
+        with pytest.raises(ValueError, match="seed must be a 64-bit integer"):
             decoder.generate(PROMPT, temperature=1.0, seed=seed)
-        with pytest.raises(ValueError, match="seed must be an integer of 64 bits"):
+        with pytest.raises(ValueError, match="seed must be a 64-bit integer"):
             make_verifier(1.0, 1.0, 0, seed, "cpu")
 
     def test_a_mask_of_no_axes(self, decoder):
