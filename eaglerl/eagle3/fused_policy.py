@@ -1,4 +1,4 @@
-"""A policy of `PolicyWeights` that decides within the decoding loop's own calls."""
+"""A policy that chooses the next tree in the call that reduces the draft's features."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
 from eaglerl.ops.encoder import FusedEncoder
 
-# Accepted rows of one cycle: the levels of the deepest tree, or of the longest chain.
+# Most rows that one cycle accepts: bounds the depth of a tree, and the looked-up tokens.
 _MOST_ROWS = 512
 
 
 class FusedPolicy:
-    """Chooses the draft tree from the target's features of the last token.
+    """A policy of `PolicyWeights` that reads the target's features of the last token.
 
-    The features cross the draft head's FC once, for the draft and for the policy. A decision is
-    kept in an `ActionCache`; on a device the loop learns it with the copy that says how many tokens
-    were accepted, and waits for nothing else.
+    The features pass through the draft head's FC once, for the draft and for the policy. Decisions
+    are kept in an `ActionCache`. On a device the host learns the decision with the copy that says
+    how many tokens were accepted, and waits for nothing else.
 
     Attributes:
-        weights: the policy, of the reduced features g (``mlp_input`` "features") or of the target's
-            low, mid and high features ("taps").
-        cache: keeps its decisions; its ``stats()`` tell how often, of a fork's cycles not. Made
-            when the policy is bound.
+        weights: the policy's weights. It reads the reduced features g (``mlp_input`` "features") or
+            the target's low, mid and high features ("taps").
+        cache: the action cache; its ``stats()`` count this policy's cycles, not those of forks.
+            Binding the policy to a head on another device replaces it.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class FusedPolicy:
         """Set up.
 
         Args:
-            weights: the policy. It holds no FC: the draft head has it.
-            action_cache_steps: cycles that a decision serves; 1 decides at every cycle.
+            weights: the policy's weights, without an FC: that of the draft head is used.
+            action_cache_steps: cycles that one decision serves; 1 decides in every cycle.
             cache_mode: see `ActionCache`.
             threshold: see `ActionCache`.
-            temperature: 0 takes the best action; above, actions are drawn.
-            seed: of the draws.
+            temperature: 0 takes the best action; above 0, actions are drawn.
+            seed: seed of the draws.
 
         Raises:
-            ValueError: `weights` hold a FC, or an action that is no tree.
+            ValueError: `weights` have an FC, or an action is no tree.
         """
         if weights.fc_weight is not None:
             raise ValueError(
@@ -84,9 +84,9 @@ class FusedPolicy:
         self._bound: BoundPolicy | None = None
 
     def fork(self) -> FusedPolicy:
-        """The same policy with a cache of its own, for a sequence beside the one at work.
+        """Return the same policy with its own action cache, for one more sequence.
 
-        Its draws differ from this one's.
+        Its seed is another, so that its draws differ.
         """
         self._forks += 1
         other = copy.copy(self)
@@ -96,14 +96,14 @@ class FusedPolicy:
         return other
 
     def reset(self) -> None:
-        """Forget the sequence before. The cache's counters go on."""
+        """Forget the previous sequence; the cache's counters continue."""
         self.cache.invalidate()
 
     def choose(self, state: CycleState) -> TreeParams:
-        """The tree that was decided when the last token was accepted.
+        """Return the tree that was chosen when the last token was accepted.
 
         Raises:
-            ValueError: the session was not made for this policy, so nothing was decided.
+            ValueError: the session was not opened with this policy, so no tree was chosen.
         """
         if state.decision is None:
             raise ValueError(
@@ -113,21 +113,21 @@ class FusedPolicy:
         return state.decision
 
     def observe(self, result: StepResult) -> None:
-        """Nothing to learn."""
+        """Do nothing: the policy is trained already."""
 
     def bind(
         self, head: Eagle3DraftHead, reduce: Callable[[torch.Tensor], torch.Tensor]
     ) -> BoundPolicy:
-        """Prepare the policy for a draft head, on the head's device; once for each head in turn.
+        """Prepare the policy for a draft head, on the head's device; keep the result for that head.
 
         Args:
-            head: the head whose features it reads.
-            reduce: the head's FC as its runner has it, (R, 3k) to (R, h); used where the policy
-                reads the target's features themselves.
+            head: the head whose features the policy reads.
+            reduce: the FC of the head's runner, (R, 3k) to (R, h); used if the policy reads the
+                target's features, since its call then does not compute the draft's.
 
         Raises:
-            ValueError: the policy reads features of another width, or an action is wider than the
-                draft's vocabulary.
+            ValueError: the policy reads features of another width, or an action's top_k is larger
+                than the draft's vocabulary.
         """
         if self._bound is None or self._bound.head is not head:
             self._bound = BoundPolicy(self, head, reduce)
@@ -138,8 +138,9 @@ class BoundPolicy:
     """A policy joined to the draft head whose features it reads.
 
     Attributes:
-        reduce_seconds: what the draft's features took of the last `encode`, on the host's clock; 0
-            where one launch on a device makes them.
+        head: the draft head.
+        reduce_seconds: time in the last `encode` that reduced the draft's features, on the host's
+            clock; 0 if one launch on a device does both.
     """
 
     def __init__(
@@ -177,18 +178,19 @@ class BoundPolicy:
 
         Args:
             features: (T, 3k) target features of a verification.
-            rows: (P,) int64 accepted rows, in any padding.
-            last: (1,) int64 which of them is the last accepted one.
+            rows: (P,) int64 accepted rows, padded with any rows.
+            last: (1,) int64 index in `rows` of the last accepted one.
 
         Returns:
-            (P, h) reduced features and (1, 3) int32 parameters.
+            (P, h) reduced features, and the chosen tree as (1, 3) int32.
         """
         policy = self._policy
         policy._steps += 1
         if self._encoder is not None:
             self._encoder.encode(features, rows=rows, last=last, offset=policy._steps)
             hidden, params = self._encoder.features, self._encoder.params
-            # The next call overwrites them, and the draft may not have asked for them by then.
+            # A copy: the next call overwrites the buffer, and a cycle that drafts nothing leaves
+            # the rows pending until after it.
             hidden = None if hidden is None else hidden[: len(rows)].clone()
             self.reduce_seconds = self._encoder.reduce_seconds
         else:
@@ -213,11 +215,11 @@ class BoundPolicy:
 
 
 def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:
-    """Joins a policy of features with the FC and the norms of a draft head, in the head's dtype.
+    """Return a policy's weights with a draft head's FC and norms, in the head's dtype.
 
     Args:
-        weights: the policy, without FC.
-        head: the head; its tensors are shared, not copied, where they are contiguous.
+        weights: the policy's weights, without an FC.
+        head: the head; its contiguous tensors are shared, not copied.
     """
     norms = head.fc_norm if head.fc_norm is not None else [head.input_norm]
     scales = [norm.weight.detach().float() for norm in norms if isinstance(norm, RMSNorm)]

@@ -1,4 +1,4 @@
-"""Reading and checking the prompts that a user passes."""
+"""Conversion and checks of the prompts that a user passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 import torch
 
-#: Token ids as a tokenizer gives them: its whole output, or the ids of one prompt or of several.
+#: Token ids as tokenizers return them: a tokenizer's output, or the ids of one or several prompts.
 PromptIds = (
     Mapping[str, Any]
     | torch.Tensor
@@ -18,7 +18,7 @@ PromptIds = (
     | Sequence[int]
     | Sequence[Sequence[int] | torch.Tensor | np.ndarray]
 )
-#: Zeros mark tokens that are not read.
+#: 1 for tokens that are read, 0 for padding.
 AttentionMask = torch.Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 
 _LEFT = 'let the tokenizer pad on the left (tokenizer.padding_side = "left")'
@@ -30,9 +30,9 @@ class Prompt:
 
     Attributes:
         row: token ids as they were given.
-        token_ids: those that the target reads.
-        hidden: those that it does not: padding, and what a mask hides between others.
-        has_holes: whether a token is hidden that others stand before.
+        token_ids: tokens that the target reads.
+        hidden: tokens that it does not read: padding, and tokens that a mask hides in the middle.
+        has_holes: whether the mask hides a token behind one that is read.
     """
 
     row: list[int]
@@ -41,7 +41,7 @@ class Prompt:
     has_holes: bool
 
     def refuse_holes(self, reason: str) -> NoReturn:
-        """Say that holes cannot be had.
+        """Refuse a mask with holes.
 
         Raises:
             ValueError: always.
@@ -58,7 +58,7 @@ class Prompts:
 
     Attributes:
         prompts: one or more.
-        device: where the ids were.
+        device: device of the given ids.
     """
 
     prompts: list[Prompt]
@@ -72,14 +72,14 @@ class Prompts:
 
     @property
     def token_ids(self) -> list[list[int]]:
-        """What the target reads of each."""
+        """Tokens that the target reads of each prompt."""
         return [prompt.token_ids for prompt in self.prompts]
 
     def only(self, name: str) -> Prompt:
-        """The prompt, of which `name` takes one.
+        """Return the only prompt, for a method `name` that takes one.
 
         Raises:
-            ValueError: there are several.
+            ValueError: there are several prompts.
         """
         if len(self.prompts) > 1:
             raise ValueError(f"{name} takes one prompt at a time, got {len(self.prompts)}")
@@ -87,13 +87,13 @@ class Prompts:
 
 
 def all_read(token_ids: torch.Tensor | Sequence[int]) -> dict[str, Any]:
-    """A prompt of which every token is read, whether or not one of them is the padding token.
+    """Mark every token of a prompt as one to read, even if it is the padding token.
 
     Args:
         token_ids: (n,) or (1, n).
 
     Returns:
-        What `generate` and `start` take as `input_ids`.
+        `input_ids` for `generate` and `start`.
     """
     if isinstance(token_ids, torch.Tensor):
         return {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
@@ -108,27 +108,27 @@ def read_prompts(
     pad_token_id: int | None = None,
     eos_token_ids: Sequence[int] = (),
 ) -> Prompts:
-    """Bring the accepted forms of `input_ids` into prompts, read as transformers' `generate` does.
+    """Convert all accepted forms of `input_ids` to prompts, as transformers' `generate` reads them.
 
-    Without a mask it takes the padding token for padding, unless that token also ends a text; so
-    does this.
+    Without a mask, the padding token counts as padding unless it also ends a text, as in
+    transformers.
 
     Args:
         input_ids: a tokenizer's output with ``input_ids`` and ``attention_mask``; an integer tensor
             or array (n,) or (B, n); a list of ids; or a list of such lists, tensors or arrays,
             whose lengths may differ.
-        attention_mask: ones, and zeros for what is not to be read, in the shape of the ids.
-        inputs: another name of `input_ids`, transformers' own.
-        pad_token_id: the padding token; None for none.
+        attention_mask: 1 for tokens to read and 0 for padding, in the shape of the ids.
+        inputs: transformers' other name of `input_ids`.
+        pad_token_id: the padding token; None if there is none.
         eos_token_ids: tokens that end a text.
 
     Returns:
         The prompts and their device.
 
     Raises:
-        TypeError: ids that are not integers, or an argument of another type.
-        ValueError: no ids or two kinds of them, a shape that is none of those, a mask of another
-            shape or with other values, padding on the right, or a prompt that is all padding.
+        TypeError: ids are not integers, or an argument has another type.
+        ValueError: ids are missing or given twice, a shape is another, the mask has another shape
+            or other values, padding is on the right, or a prompt is all padding.
     """
     if inputs is not None:
         if input_ids is not None:
@@ -212,7 +212,7 @@ def _read_array(name: str, ids: torch.Tensor | np.ndarray) -> list[list[int]]:
         integers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     else:
         integers = ids.dtype.kind in "iu"
-    # An empty one has a default dtype.
+    # An empty tensor is float32 by default.
     if not integers and np.prod(ids.shape) > 0:
         raise TypeError(f"{name} must be integers, got {ids.dtype}")
     if ids.ndim == 1:
@@ -291,10 +291,10 @@ def _read_prompt(name: str, row: list[int], mask: list[bool], *, inferred: bool)
 
 
 def check_token_ids(prompts: list[list[int]], vocab_size: int, max_positions: int) -> None:
-    """Make sure that the target can read every prompt and add at least one token.
+    """Check that the target can read every prompt and has room for at least one token.
 
     Raises:
-        ValueError: an empty prompt, one that fills the context, or an id outside the vocabulary.
+        ValueError: a prompt is empty or fills the context, or an id is outside the vocabulary.
     """
     for index, prompt in enumerate(prompts):
         name = _name(index, len(prompts))

@@ -1,4 +1,4 @@
-"""Decoding one sequence, one cycle at a time."""
+"""The decoding of one sequence, one cycle at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup, 
 from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
 
-#: Log-probabilities of a draft pass that a policy may look at.
+#: Number of log-probabilities in `CycleState.confidence`.
 _CONFIDENCES = 8
 
 
@@ -44,19 +44,19 @@ class DecodingSession(CacheOwner):
     """The state of one sequence, and the cycle that extends it: see `step`.
 
     The root of the next tree is the last token, which has no row in the target's cache yet. The
-    draft's stable rows may lag behind the target's: a cycle that drafts nothing leaves the features
-    of its tokens pending, and the next cycle that drafts takes them in with one pass.
+    draft's cache may lag behind the target's: a cycle that drafts nothing leaves the features of
+    its tokens pending, and the next cycle that drafts processes them in one pass.
 
     For a target on the CPU the tree is kept on the host. On a device the tree never leaves it: one
-    copy a cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
+    copy per cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
 
-    Sessions of one target take turns, cycle by cycle, on whatever threads they are. Use a session
+    Sessions of one target take turns, one cycle each, on any threads. A single session must be used
     from one thread at a time.
 
     Attributes:
         tree_policy: the policy that `step` asks if it is given no plan; None without one.
         waited_seconds: time spent waiting for this session's turn; no other time includes it.
-        policy_time: the policy's time since the last cycle. The result of the next cycle takes it.
+        policy_time: the policy's time since the last cycle, which the next `StepResult` reports.
         logprobs: records the log-probability of every emitted token; None records nothing.
     """
 
@@ -79,14 +79,14 @@ class DecodingSession(CacheOwner):
             draft: the draft's runner; None allows plain decoding only.
             verifier: greedy or sampling.
             cache: the target's KV cache, with room for the sequence and for the widest tree.
-            slot: the slot of both caches that belongs to this sequence; it is emptied.
-            policy: decides the next tree within the cycle; `state.decision` holds it.
+            slot: slot of this sequence in both caches; it is emptied.
+            policy: chooses the next tree within the cycle, see `CycleState.decision`.
             tree_policy: see `DecodingSession`.
-            on_device: keep the tree on the target's device; by default for any device but the CPU.
-                Such a session needs a draft that runs there as a module.
+            on_device: whether the tree stays on the target's device, where the draft must run as a
+                module; by default on all devices but the CPU.
 
         Raises:
-            ValueError: a policy without a draft.
+            ValueError: `policy` is given without `draft`.
         """
         if policy is not None and draft is None:
             raise ValueError("policy needs a draft: it reads the features that the draft reduces")
@@ -122,13 +122,13 @@ class DecodingSession(CacheOwner):
         super()._let_go(fit=fit)
         self._pending.clear()
         self._prompt.clear()
-        # Whoever keeps the session for its text keeps no caches with it.
+        # A closed session may be kept for its text; it must not keep the caches alive.
         vars(self).update(_drafter=None, cache=None, draft=None)
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and choose the first token.
 
-        Other sessions may have their turn between two chunks of it.
+        Other sessions may take their turn between two chunks.
 
         Args:
             prompt_ids: at least one token id.
@@ -145,22 +145,22 @@ class DecodingSession(CacheOwner):
         return first
 
     def begin_prompt(self, prompt_ids: Sequence[int]) -> None:
-        """Set out to read a prompt, chunk by chunk with `read_chunk`.
+        """Begin a prompt, which `read_chunk` reads chunk by chunk.
 
         Args:
             prompt_ids: at least one token id.
 
         Raises:
-            ValueError: an empty prompt, more tokens than the cache can take, or a session that is
-                closed or has begun a sequence already.
+            ValueError: the prompt is empty or does not fit the cache, or the session is closed or
+                has a prompt already.
         """
         if not prompt_ids:
             raise ValueError("prompt_ids must hold at least one token")
         self.check_open()
         if self.token_ids or self._prompt.token_ids:
             raise ValueError(
-                "this session has a prompt already, behind which its caches would go on: make a "
-                "new session for another one"
+                "this session has a prompt already, and its caches hold that sequence: make a new "
+                "session for another prompt"
             )
         self.cache.check_room(len(prompt_ids), self.slot)
         self._prompt = PromptReader(prompt_ids)
@@ -170,13 +170,13 @@ class DecodingSession(CacheOwner):
         """Read the next chunk of the prompt.
 
         Args:
-            most_rows: tokens of the chunk at most; None for the target's `chunk_size`.
+            most_rows: most tokens of the chunk; None for the target's `chunk_size`.
 
         Returns:
-            The first new token if that was the last chunk, else None.
+            The first new token if this was the last chunk, else None.
 
         Raises:
-            ValueError: a session that is closed.
+            ValueError: the session is closed.
         """
         with self.target.turns as waited, self._working():
             self.waited_seconds += waited
@@ -185,11 +185,11 @@ class DecodingSession(CacheOwner):
 
     @property
     def unread(self) -> int:
-        """Tokens of the prompt that have yet to be read."""
+        """Number of prompt tokens that have not been read."""
         return self._prompt.unread
 
     def _finish_prompt(self, logits: torch.Tensor) -> int:
-        """Choose the first token from (1, V) logits; the session can draft then."""
+        """Choose the first token from (1, V) logits and prepare the first cycle."""
         prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
         self._prompt = PromptReader()
         first = self.verifier.next_token(logits[0])
@@ -210,7 +210,7 @@ class DecodingSession(CacheOwner):
 
     @property
     def state(self) -> CycleState:
-        """What a policy may look at before the next cycle."""
+        """The policy's input before the next cycle."""
         return CycleState(
             self._last_features,
             len(self.token_ids),
@@ -222,7 +222,7 @@ class DecodingSession(CacheOwner):
 
     @property
     def tree(self) -> DraftTree | DeviceTree | None:
-        """What the last cycle verified, looked-up tokens included; None before the first."""
+        """The tree that the last cycle verified, looked-up tokens included; None before that."""
         return self._tree
 
     def step(
@@ -235,18 +235,18 @@ class DecodingSession(CacheOwner):
         """Run one cycle: choose, look up, draft, verify, accept, observe.
 
         Args:
-            plan: the tree to draft and verify, or a plan with other sources of drafts. Without one
-                `tree_policy` chooses it, and observes the result.
-            staged: decides between the passes of the draft when the tree of a given `plan` is done.
-            most_tokens: emit no more tokens than this: cuts the tree that was chosen.
+            plan: the tree to draft and verify, or a plan that may add looked-up tokens. Without it
+                `tree_policy` chooses, and observes the result.
+            staged: decides between the passes of the draft how far the tree of `plan` grows.
+            most_tokens: most tokens to emit; the chosen tree is cut to it.
 
         Returns:
-            What the cycle emitted and what it took. The tokens are part of the sequence already.
+            The emitted tokens, which are part of the sequence already, and the cycle's times.
 
         Raises:
             ValueError: no prompt was read, the tree does not fit the cache or the draft's
-                vocabulary, a tree was asked for without a draft, a staged policy on a device,
-                neither a plan nor a policy, or a session that is closed.
+                vocabulary, a tree needs a draft and there is none, a staged policy is given on a
+                device, there is neither a plan nor a policy, or the session is closed.
         """
         with self.target.turns as waited:
             self.waited_seconds += waited
@@ -256,7 +256,7 @@ class DecodingSession(CacheOwner):
             with self._working():
                 self._make_room(chosen)
                 started = self._now()
-                # Before the draft, since a staged policy is shown what was found.
+                # Before the draft: a staged policy sees the looked-up tokens between its passes.
                 lookup = self._look_up(chosen.lookup_tokens)
                 tree, params = self._draft_tree(chosen.params, staged, lookup)
                 drafted = self._now()
@@ -271,7 +271,7 @@ class DecodingSession(CacheOwner):
     def _deciding(
         self, plan: TreeParams | DraftPlan | None, staged: StagedPolicy | None
     ) -> tuple[TreePolicy, StagedPolicy | None]:
-        """Check that a cycle can run; return the policy of its tree, and of the draft's passes."""
+        """Check that a cycle can run; return the policies of its tree and of its draft passes."""
         self.check_open()
         if not self.token_ids:
             raise ValueError("step() needs a prompt: call prefill() first")
@@ -288,7 +288,7 @@ class DecodingSession(CacheOwner):
 
     def _check_plan(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
         params = plan.params
-        # The policy may have closed the session.
+        # `choose` may have closed the session.
         self.check_open()
         if self.draft is None and params.total_tokens > 1:
             raise ValueError(
@@ -302,10 +302,10 @@ class DecodingSession(CacheOwner):
             self.cache.check_room(plan.most_rows, self.slot)
 
     def _make_room(self, plan: DraftPlan) -> None:
-        """Let the session's own caches grow if a plan is wider than what is free."""
+        """Let the session's caches grow if the plan needs more rows than are free."""
         if self._caches is None:
             return
-        # Once it has caught up, the draft has as many stable rows as the target has committed ones.
+        # For both caches: a target row per node, top_k draft rows per round, behind equal prefixes.
         rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
         capacity = self.cache.lengths[self.slot] + rows
         if capacity > self.cache.capacity:
@@ -321,11 +321,11 @@ class DecodingSession(CacheOwner):
         staged: StagedPolicy | None = None,
         lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree | DeviceTree, TreeParams]:
-        """Return the tree, looked-up tokens included, and the parameters of the head's part."""
+        """Return the tree, looked-up tokens included, and the size of the head's part."""
         root = self.token_ids[-1]
         if params.total_tokens == 1:
             return merge_lookup(self._drafter.root_only(root), lookup), params
-        # `_check_plan` has refused a tree without a draft, and stages on a device.
+        # `_check_plan` refuses a tree without a draft, and a staged policy on a device.
         assert self.draft is not None
         token_ids, hidden = self._pending.take(self.draft.reduce)
         hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
@@ -347,7 +347,7 @@ class DecodingSession(CacheOwner):
     def _accept(self, output: TargetOutput, tree: DraftTree | DeviceTree) -> Accepted:
         accepted = self._accept_rows(output, tree, self.cache, self.slot, self._fused)
         if self.logprobs is not None:
-            assert output.logits is not None  # All were asked for.
+            assert output.logits is not None  # The verification asks for all logits.
             self.logprobs.add(output.logits[accepted.rows], accepted.emitted)
         self._tree = tree
         self._keep(accepted)
@@ -385,14 +385,14 @@ class DecodingSession(CacheOwner):
         return self._last
 
     def _confidence(self) -> np.ndarray | None:
-        """See `CycleState`."""
+        """Compute `CycleState.confidence`."""
         if self._first_logits is None:
             return None
         log_probs = torch.log_softmax(self._first_logits.float(), dim=-1)
         return log_probs.topk(min(_CONFIDENCES, len(log_probs))).values.cpu().numpy()
 
     def _indexed_text(self) -> ContextLookup:
-        """The index of the sequence, root included, brought up to date."""
+        """Return the index of the sequence, root included, with all new tokens added."""
         if self._text is None:
             self._text = ContextLookup()
         self._text.extend(self.token_ids[len(self._text) :])

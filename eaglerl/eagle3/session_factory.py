@@ -1,4 +1,4 @@
-"""Opens sessions: what a decoder and its generations share to decode any number of sequences."""
+"""The factory of sessions that a decoder and its generations share."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target.target_model import TargetModel
 
-#: Rows that the caches keep free behind a sequence: the largest tree that a cycle can draft.
+#: Rows that new caches have free behind the longest sequence: room for a tree of 512 rows. A wider
+#: plan makes the session's caches grow.
 TREE_ROOM = 512
 
 
 class SessionFactory:
-    """Opens sessions of one target and its draft head, with caches from one pool.
+    """A factory of sessions over one target and its draft head, with caches from one pool.
 
     Attributes:
         target: the target.
         draft_head: the draft head; None for plain decoding.
         draft_runner: runs the head, and reduces features for a `FusedPolicy`; None without a head.
-        pool: the caches of sequences that have ended.
+        pool: keeps the caches of sequences that have ended.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class SessionFactory:
     def new_session(
         self, verifier: Verifier, length: int, policy: TreePolicy | None = None
     ) -> DecodingSession:
-        """Open a session that gives back all it took when it is closed or garbage collected.
+        """Open a session, which gives everything back when it is closed or garbage collected.
 
         Args:
             verifier: greedy or sampling.
@@ -85,7 +86,7 @@ class SessionFactory:
 
 
 def _release(pool: CachePool, ends: list[Callable[[], None]], caches: Caches | None) -> None:
-    """End the uses; return the caches, which are None if they are not fit for another sequence."""
+    """End the uses and give the caches back; None means that no other sequence may have them."""
     _end(ends)
     if caches is not None:
         pool.give_back(caches)

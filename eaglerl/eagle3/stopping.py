@@ -1,4 +1,4 @@
-"""When a sequence ends: transformers' stopping rules, applied to every token of a cycle."""
+"""The end of a sequence: transformers' stopping rules, applied to every token of a cycle."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ FinishReason = Literal["stop", "stop_string", "criteria", "length", "context"]
 
 
 def read_token_ids(value: Any, name: str) -> list[int]:
-    """The token ids in any form in which a user or a file may name them.
+    """Read token ids in any form in which a user or a file gives them.
 
     Args:
-        value: None, an integer of Python, numpy or torch, or an iterable of them, such as a tensor.
-        name: what the message calls it.
+        value: None, an integer of Python, numpy or torch, or an iterable of integers, such as a
+            tensor.
+        name: name of the argument in the message.
 
     Returns:
-        The ids in their order; none for None.
+        The ids in their order; an empty list for None.
 
     Raises:
-        ValueError: anything else, or a negative id.
+        ValueError: `value` is anything else, or an id is negative.
     """
     if value is None:
         return []
@@ -51,11 +52,11 @@ _STOP_STRINGS = threading.Lock()
 
 
 def check_stop_strings(stop_strings: object) -> None:
-    """Make sure that stop strings can stop anything; None, and a list of none, are fine.
+    """Check stop strings; None and an empty list are allowed.
 
     Raises:
-        TypeError: what is neither text nor a list of texts.
-        ValueError: an empty text, at which every sequence would end.
+        TypeError: `stop_strings` is neither a text nor a list of texts.
+        ValueError: a text is empty: every sequence would end at once.
     """
     if stop_strings is None:
         return
@@ -70,11 +71,14 @@ def check_stop_strings(stop_strings: object) -> None:
 
 
 class StoppingRules:
-    """Checks tokens one by one, so that a cycle which emits several ends where `generate` would.
+    """The stopping rules of one sequence, applied token by token.
+
+    A cycle may emit several tokens; the sequence ends at the one where transformers' `generate`
+    would end it.
 
     Attributes:
-        limit: new tokens after which the sequence ends.
-        finish_reason: why it ended; None while it goes on.
+        limit: number of new tokens at which the sequence ends.
+        finish_reason: why the sequence ended; None if it has not.
     """
 
     def __init__(
@@ -91,18 +95,18 @@ class StoppingRules:
         """Set up the rules of one sequence.
 
         Args:
-            eos_token_ids: tokens that end the sequence, see `read_token_ids`; the token itself is
-                part of the output.
-            max_new_tokens: new tokens asked for.
-            room: new tokens that fit into the target's context.
-            stop_strings: texts that end the sequence when the output's end contains one.
+            eos_token_ids: tokens that end the sequence and belong to the output, in a form that
+                `read_token_ids` takes.
+            max_new_tokens: most new tokens that the caller wants.
+            room: number of new tokens that fit into the target's context.
+            stop_strings: texts that end the sequence when they appear at its end.
             tokenizer: needed for `stop_strings`.
-            criteria: transformers' stopping criteria. Each is called once for every new token in
-                turn, with the sequence up to it, (1, L) ids on the CPU.
-            padding: tokens that criteria are shown before the prompt.
+            criteria: transformers' stopping criteria. Each is called once per new token, in order,
+                with the sequence up to that token as (1, L) ids on the CPU.
+            padding: tokens that criteria see before the prompt.
 
         Raises:
-            ValueError: `stop_strings` without a tokenizer, or ids that are none.
+            ValueError: `stop_strings` are given without a tokenizer, or an id is no token id.
         """
         self._eos = frozenset(read_token_ids(eos_token_ids, "eos_token_id"))
         self.limit = min(max_new_tokens, room)
@@ -112,33 +116,33 @@ class StoppingRules:
         if stop_strings:
             if tokenizer is None:
                 raise ValueError("stop_strings need the target's tokenizer: pass tokenizer=...")
-            # It keeps what it has found out of a vocabulary in a dict of all threads.
+            # transformers caches what it computes for a vocabulary in one dict for all threads.
             with _STOP_STRINGS:
                 self._stop_strings = StopStringCriteria(
                     tokenizer, stop_strings if isinstance(stop_strings, str) else [*stop_strings]
                 )
         self._criteria = StoppingCriteriaList(criteria)
         self._padding = list(padding)
-        self._judged = 0
+        self._checked = 0
         self.finish_reason: FinishReason | None = None
 
     @property
     def reads_text(self) -> bool:
-        """Whether anything but the last token and the length ends a sequence."""
+        """Whether a rule needs the text: any other than end-of-sequence tokens and the length."""
         return bool(self._criteria) or self._stop_strings is not None
 
     def ends(self, sequence: Sequence[int], prompt_length: int) -> bool:
-        """Judge the last token of a sequence; every new token is judged once, in turn.
+        """Check the last token of a sequence. Every new token is checked once, in order.
 
         Args:
-            sequence: prompt and output, at least one token of it.
-            prompt_length: tokens of the prompt in `sequence`.
+            sequence: prompt and output, with at least one token of output.
+            prompt_length: number of prompt tokens in `sequence`.
 
         Returns:
-            Whether the sequence ends with it; `finish_reason` says why.
+            Whether the sequence ends with the token; `finish_reason` says why.
         """
-        self._judged = len(sequence) - prompt_length
-        # First, for criteria may count their calls.
+        self._checked = len(sequence) - prompt_length
+        # Before all other rules, so that criteria are called for every token: they may count.
         stopped = bool(self._criteria) and self._criteria_say_so(sequence)
         if sequence[-1] in self._eos:
             self.finish_reason = "stop"
@@ -146,24 +150,24 @@ class StoppingRules:
             self.finish_reason = "stop_string"
         elif stopped:
             self.finish_reason = "criteria"
-        elif self._judged >= self.limit:
+        elif self._checked >= self.limit:
             self.finish_reason = self._limit_reason
         return self.finish_reason is not None
 
     def accept(self, sequence: list[int], prompt_length: int, new_ids: Sequence[int]) -> int:
-        """How many of the new tokens belong to the output.
+        """Count the new tokens that belong to the output.
 
         Args:
             sequence: prompt and output so far, without `new_ids`.
-            prompt_length: tokens of the prompt in `sequence`.
-            new_ids: tokens that a cycle emitted; those that `ends` was told of before are not
-                judged again.
+            prompt_length: number of prompt tokens in `sequence`.
+            new_ids: tokens that a cycle emitted. Those that `ends` has checked already, during the
+                verification, are not checked again.
 
         Returns:
             The number of tokens to keep; `finish_reason` is set if the sequence ends with them.
         """
         start = len(sequence) - prompt_length
-        known = max(0, min(self._judged - start, len(new_ids)))
+        known = max(0, min(self._checked - start, len(new_ids)))
         if self.finish_reason is not None:
             return known
         longer = [*sequence, *new_ids[:known]]
@@ -178,7 +182,7 @@ class StoppingRules:
         return bool(self._criteria(ids, None).all())
 
     def _ends_with_stop_string(self, criteria: StopStringCriteria, sequence: Sequence[int]) -> bool:
-        # A token holds at least one character, so a longer tail cannot matter.
+        # A token has at least one character, so a stop string spans at most this many tokens.
         longest = criteria.maximum_token_len
         if len(sequence) < longest:
             sequence = [*self._padding, *sequence]

@@ -1,4 +1,4 @@
-"""Times of the parts of a cycle, without waiting for a device in between."""
+"""Times of the parts of a cycle, measured without waiting for a device in between."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 class TotalTime:
-    """Adds up the time of `with` blocks, on the host's clock.
+    """A sum of the time of `with` blocks, on the host's clock.
 
     Attributes:
-        seconds: so far.
+        seconds: the sum so far.
     """
 
     __slots__ = ("_started", "seconds")
@@ -29,7 +29,7 @@ class TotalTime:
         self.seconds += time.perf_counter() - self._started
 
     def take(self) -> float:
-        """The seconds so far; they begin at 0 again."""
+        """Return the seconds so far and start again at 0."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
@@ -39,22 +39,22 @@ Moment: TypeAlias = float | torch.cuda.Event
 
 
 def clock_of(device: torch.device) -> Callable[[], Moment]:
-    """Return what notes a moment of a device's work.
+    """Return a function that records a moment of a device's work.
 
-    On CUDA that is when the work queued so far is done, elsewhere now.
+    On CUDA this is the moment when all work queued so far is done, elsewhere the current time.
     """
     return _record_event if device.type == "cuda" else time.perf_counter
 
 
 def seconds_between(*moments: Moment) -> list[float]:
-    """Return the seconds between neighbouring moments, all of which must have passed."""
+    """Return the seconds between consecutive moments, all of which must have passed."""
     return [_seconds(earlier, later) for earlier, later in pairwise(moments)]
 
 
 def _seconds(earlier: Moment, later: Moment) -> float:
     if isinstance(earlier, float) and isinstance(later, float):
         return later - earlier
-    # One clock gives both.
+    # Both moments come from one clock.
     assert isinstance(earlier, torch.cuda.Event)
     assert isinstance(later, torch.cuda.Event)
     return earlier.elapsed_time(later) / 1000

@@ -113,7 +113,7 @@ class TestWrongArguments:
 
     def test_what_transformers_cannot_make_a_processor_of(self, decoder):
         """It needs an end-of-sequence token, and there is none."""
-        with pytest.raises(ValueError, match="no logits processor can be made as asked for"):
+        with pytest.raises(ValueError, match="a logits processor cannot be made"):
             decoder.generate(PROMPT, exponential_decay_length_penalty=(2, 1.5))
 
     def test_eagenerate_does_not_cut_top_k_down(self, decoder):

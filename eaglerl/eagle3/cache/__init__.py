@@ -1,1 +1,1 @@
-"""KV caches of a sequence, and who has them."""
+"""The KV caches of a sequence, their pool, and their owner."""

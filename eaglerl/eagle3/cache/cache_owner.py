@@ -1,4 +1,4 @@
-"""Whoever has caches for itself: how long it has them, and what happens to them at the end."""
+"""The owner of a sequence's caches: how long it holds them, and how it gives them back."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from eaglerl.eagle3.fair_lock import FairLock
 
 
 class CacheOwner:
-    """Has caches until it is closed, until work on them fails, or until it is garbage collected."""
+    """An owner of caches until it is closed, a pass over them fails, or it is garbage collected."""
 
     def __init__(self, turns: FairLock) -> None:
         """Begin without caches.
 
         Args:
-            turns: held by whoever works.
+            turns: the lock that is held during every pass.
         """
         self._turns = turns
         self._caches: Caches | None = None
@@ -26,18 +26,18 @@ class CacheOwner:
         self._at_work = False
 
     def own(self, caches: Caches, release: Callable[[Caches | None], None]) -> None:
-        """Take caches over.
+        """Take over caches.
 
         Args:
-            caches: nobody else has them.
-            release: called once, with them, or with None where they were left half written. It must
-                not refer to this object.
+            caches: caches that no one else holds.
+            release: called once: with the caches, or with None if a pass failed and left them half
+                written. It must not refer to this object, or that is never garbage collected.
         """
         finalizer = weakref.finalize(self, release, caches)
         finalizer.atexit = False
 
         def give_back(returned: Caches | None) -> None:
-            # Whoever detaches the finalizer is the one who gives back.
+            # `detach` succeeds once, so that `close` and the finalizer cannot both give them back.
             if finalizer.detach() is not None:
                 release(returned)
 
@@ -45,28 +45,28 @@ class CacheOwner:
 
     @property
     def closed(self) -> str | None:
-        """Why it cannot go on; None as long as it can."""
+        """Why the sequence cannot continue; None while it can."""
         return self._closed
 
     def check_open(self) -> None:
-        """Make sure that the caches are still its own.
+        """Check that the caches are still held.
 
         Raises:
-            ValueError: it was closed, or work on them failed.
+            ValueError: this was closed, or a pass failed.
         """
         if self._closed is not None:
             raise ValueError(
-                f"this sequence has given its caches back and cannot go on: {self._closed}"
+                f"this sequence has given its caches back and cannot continue: {self._closed}"
             )
 
     def close(self, reason: str = "it was closed") -> None:
         """Give the caches back.
 
-        From another thread it waits for the work at hand; in the midst of it, where a policy may
-        call it, it takes effect at the end.
+        A call from another thread waits for the running pass. A call during a pass on the same
+        thread, as from a policy, takes effect at the end of the pass.
 
         Args:
-            reason: what a later `check_open` says.
+            reason: the reason that a later `check_open` reports.
         """
         if self._closed is not None:
             return
@@ -79,10 +79,10 @@ class CacheOwner:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """For work on the caches that cannot be taken up again where it failed.
+        """Guard a pass over the caches: one that fails leaves them unusable and closes this.
 
         Raises:
-            ValueError: it was closed, or this is called in the midst of such work.
+            ValueError: this was closed, or a pass is running.
         """
         self.check_open()
         if self._at_work:

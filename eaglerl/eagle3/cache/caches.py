@@ -1,4 +1,4 @@
-"""The caches of one sequence, and the pool that keeps those of sequences that have ended."""
+"""The caches of one sequence, and the pool of caches of sequences that have ended."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 
-#: Caches that wait for the next sequence: so many sets, and so many bytes together. The largest
-#: set waits whatever its size.
+#: Limits on idle caches: their number and their bytes together (1 GiB). The largest set is kept
+#: whatever its size, so that one long sequence after another reuses its caches.
 MOST_IDLE = 4
 MOST_IDLE_BYTES = 1 << 30
 
 
 class Caches:
-    """The KV cache of the target and the draft with its own, of one sequence alone.
+    """The target's KV cache and the draft's runner with its cache, for one sequence.
 
     Attributes:
         target: the target's cache.
-        draft: the draft's runner, over a cache of its own; the weights are everybody's. None
+        draft: the draft's runner: its cache is this sequence's, its weights are shared. None
             without a draft.
     """
 
@@ -30,12 +30,12 @@ class Caches:
         new_draft: Callable[[int], CachedDraft] | None,
         capacity: int,
     ) -> None:
-        """Allocate.
+        """Allocate both caches.
 
         Args:
-            new_target: makes a cache of the target with room for so many rows.
-            new_draft: makes a runner of the draft with room for so many rows; None without one.
-            capacity: rows of either.
+            new_target: makes a cache of the target, given its rows.
+            new_draft: makes a runner of the draft, given its cache's rows; None without a draft.
+            capacity: rows of each cache.
         """
         self._new_target = new_target
         self.draft = None if new_draft is None else new_draft(capacity)
@@ -43,12 +43,12 @@ class Caches:
 
     @property
     def capacity(self) -> int:
-        """Rows that fit into either cache."""
+        """Rows of each cache."""
         return self.target.capacity
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of both caches."""
         draft = 0 if self.draft is None else self.draft.cache.data.nbytes
         return self.target.data.nbytes + draft
 
@@ -59,7 +59,11 @@ class Caches:
             self.draft.reset()
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` rows; the committed ones stay."""
+        """Make room for `capacity` rows; keep the committed ones.
+
+        This copies every committed row, 46 kB each for SmolLM2-135M in float32, so sessions reserve
+        room for most plans beforehand.
+        """
         grown = self._new_target(capacity)
         grown.copy_committed(self.target)
         if self.draft is not None:
@@ -68,35 +72,36 @@ class Caches:
 
 
 class CachePool:
-    """Gives every sequence caches of its own, for any thread.
+    """A pool that gives every sequence its own caches, on any thread.
 
-    What sequences at work hold is not limited; of the caches that came back, the largest
-    `MOST_IDLE` wait for the next sequence, as far as they have `MOST_IDLE_BYTES` together.
+    Caches in use are not limited. Of the idle ones, the largest are kept for the next sequence: at
+    most `MOST_IDLE` sets with `MOST_IDLE_BYTES` together.
     """
 
     def __init__(
         self, new_target: Callable[[int], KVCache], new_draft: Callable[[int], CachedDraft] | None
     ) -> None:
-        """Begin empty; see `Caches`."""
+        """Begin without caches; for the arguments see `Caches`."""
         self._new_target = new_target
         self._new_draft = new_draft
         self._lock = threading.Lock()
         self._idle: list[Caches] = []
-        # What came back and was not put in order yet. Garbage collection may give caches back at
-        # any moment, even to a thread that has the lock, so this end takes none.
+        # Caches that came back and were not sorted into `_idle` yet. Garbage collection may give
+        # caches back at any moment, even in the thread that holds the lock, so `give_back` must not
+        # wait for it; a deque's append is atomic.
         self._returned: deque[Caches] = deque()
 
     @property
     def idle(self) -> tuple[Caches, ...]:
-        """Caches that wait for a sequence, the largest first."""
+        """Idle caches, the largest first."""
         with self._lock:
             self._sort()
             return tuple(self._idle)
 
     def take(self, capacity: int) -> Caches:
-        """Empty caches with room for `capacity` rows, which nobody else has.
+        """Return empty caches with room for `capacity` rows, which no one else holds.
 
-        The largest that wait are taken; where even they are too small, new ones take their place.
+        The largest idle caches are taken. If they are too small, they are freed and new ones made.
         """
         with self._lock:
             self._sort()
@@ -105,7 +110,7 @@ class CachePool:
         if caches is not None and caches.capacity >= capacity:
             caches.reset()
             return caches
-        # Given up before the new ones are made: memory need not hold both.
+        # Freed before the new ones are made, so that memory need not hold both.
         caches = None
         return Caches(self._new_target, self._new_draft, capacity)
 
@@ -115,7 +120,7 @@ class CachePool:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Put in order what came back, unless somebody is at it, who will see it."""
+        """Sort in the caches that came back, unless another thread does and will see them."""
         while self._returned and self._lock.acquire(blocking=False):
             try:
                 self._sort()

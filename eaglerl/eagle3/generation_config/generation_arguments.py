@@ -1,4 +1,4 @@
-"""Reading the numbers and tokens that a call of `generate` names."""
+"""Checks and conversion of the numbers and tokens that a call of `generate` passes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _INTEGERS = {"top_k", "max_length", "max_new_tokens", "min_length", "min_new_tok
 
 
 def read_explicit(explicit: dict[str, Any], *, own_terms: bool, defaults: GenerationConfig) -> None:
-    """Check arguments, bring them into transformers' kinds, and write `do_sample` beside them.
+    """Check arguments, convert them to transformers' types, and add the `do_sample` they imply.
 
     Args:
-        explicit: the arguments by name, none of them None; changed.
+        explicit: the arguments by name, none of them None; changed in place.
         own_terms: whether `temperature` decides if tokens are drawn.
         defaults: the target's generation config.
 
     Raises:
-        ValueError: a value out of its range.
-        TypeError: a value of another kind.
+        ValueError: a value is out of range.
+        TypeError: a value has another type.
     """
     for name in explicit.keys() & {"eos_token_id", "pad_token_id", "bos_token_id"}:
         ids = read_token_ids(explicit[name], name)
@@ -37,7 +37,7 @@ def read_explicit(explicit: dict[str, Any], *, own_terms: bool, defaults: Genera
 
 
 def _read_sampling(explicit: dict[str, Any], own_terms: bool, defaults: GenerationConfig) -> None:
-    """Check temperature, top_p and top_k, and write what they say of `do_sample` beside them."""
+    """Check temperature, top_p and top_k, and add the `do_sample` that they imply."""
     for name in ("temperature", "top_p"):
         if name in explicit:
             explicit[name] = _number(name, explicit[name], float)
@@ -63,7 +63,7 @@ def _number(name: str, value: Any, kind: type) -> Any:
         number = kind(value)
     except (TypeError, ValueError, OverflowError):
         number = None
-    # A NaN is not even itself; it is refused by its range.
+    # NaN differs from itself, too. It passes here, and the check of the range refuses it.
     wrong = (
         number is None or isinstance(value, str | bool) or (number != value and number == number)
     )

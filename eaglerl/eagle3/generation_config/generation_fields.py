@@ -1,6 +1,6 @@
-"""The fields of a generation config: which shape the text, and which are not supported.
+"""The fields of a generation config: those that shape the text, and those not supported.
 
-What of transformers' `generate` is not done here is refused by name.
+A feature of transformers' `generate` that is not supported is refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DRAFTS = "drafts come from the EAGLE-3 head and from the text, as the policy sa
 _CACHES = "the KV cache is the decoder's own"
 _METHOD = "only greedy decoding and sampling are supported"
 
-#: Fields of a generation config: the values that ask for nothing, and why others are refused.
+#: Field of a generation config -> the values that have no effect, and why others are refused.
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((None, 1), _BEAMS),
     "num_beam_groups": ((None, 1), _BEAMS),
@@ -39,16 +39,16 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "speculation_type": ((None,), _DRAFTS),
     "use_mtp": ((None, False), _DRAFTS),
     "is_assistant": ((None, False), _DRAFTS),
-    # The kind of Gemma's files, which transformers takes for none.
+    # Gemma's files have "hybrid", which transformers ignores.
     "cache_implementation": ((None, "hybrid"), _CACHES),
     "cache_config": ((None,), _CACHES),
 }
-#: Fields that ask for more than the text.
+#: Fields that ask for outputs besides the tokens.
 _OUTPUTS = (
     "output_scores", "output_logits", "output_attentions", "output_hidden_states",
     "return_dict_in_generate",
 )  # fmt: skip
-#: Arguments of transformers' `generate` that are no fields of a generation config.
+#: Other argument of transformers' `generate` -> why it is refused.
 _ARGUMENTS = {
     "assistant_model": _DRAFTS,
     "assistant_tokenizer": _DRAFTS,
@@ -68,7 +68,7 @@ _RULES = {
 }
 
 
-# Fields that processors of a greedy text are made of, and the values that make none.
+# Field that makes a logits processor in greedy decoding -> the values that make none.
 _SHAPES_TEXT: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (None, 1),
     "encoder_repetition_penalty": (None, 1),
@@ -88,14 +88,14 @@ _SHAPES_TEXT: dict[str, tuple[Any, ...]] = {
 
 
 def check_supported(config: GenerationConfig, source: str = "") -> None:
-    """Make sure that a generation config asks for nothing that is not done here.
+    """Refuse a generation config that asks for something that is not supported.
 
     Args:
         config: the config.
-        source: where it comes from, to begin the message with.
+        source: where it comes from, as the beginning of the message.
 
     Raises:
-        ValueError: it does; the message names the field.
+        ValueError: a field is not supported; the message names it.
     """
     for name, (neutral, reason) in _UNSUPPORTED.items():
         value = getattr(config, name, None)
@@ -109,17 +109,17 @@ def check_arguments(
     stopping_criteria: Sequence[StoppingCriteria] | None,
     options: dict[str, Any],
 ) -> None:
-    """Check what a call of `generate` passes.
+    """Check the arguments of a call of `generate`.
 
     Args:
         generation_config: the user's config.
         logits_processor: the user's processors.
         stopping_criteria: the user's criteria.
-        options: the arguments that it names, without those that are None.
+        options: the other arguments that are not None.
 
     Raises:
-        ValueError: something that is not supported.
-        TypeError: something of a wrong type.
+        ValueError: an argument is not supported.
+        TypeError: an argument has a wrong type.
     """
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         raise TypeError(
@@ -141,7 +141,7 @@ def check_arguments(
                 "are the token ids"
             )
     for name, reason in _ARGUMENTS.items():
-        # False is how a caller says that it does not ask for it.
+        # False means that the caller does not ask for it.
         if options.get(name) is not None and options[name] is not False:
             raise ValueError(f"{name} is not supported: {reason}")
 
@@ -150,7 +150,7 @@ def check_known(unknown: Iterable[str]) -> None:
     """Refuse arguments that neither transformers nor the decoder knows.
 
     Raises:
-        TypeError: there is one.
+        TypeError: `unknown` has one; the message names it.
     """
     strange = sorted(set(unknown) - set(_OUTPUTS) - set(_ARGUMENTS))
     if strange:
@@ -160,7 +160,7 @@ def check_known(unknown: Iterable[str]) -> None:
 
 
 def text_options(defaults: GenerationConfig) -> dict[str, Any]:
-    """What of a target's generation config makes a greedy text another one, but for its end."""
+    """Return the fields of a target's config that change a greedy text, apart from its end."""
     values = {name: getattr(defaults, name, None) for name in _SHAPES_TEXT}
     return {name: value for name, value in values.items() if value not in _SHAPES_TEXT[name]}
 

@@ -10,46 +10,46 @@ from transformers import GenerationConfig, StoppingCriteria
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What a call of `generate` may ask for besides the prompt.
+    """The options of a call of `generate`, besides the prompt.
 
-    None means that a call does not say it; then the target's generation config counts, or
+    An option that is None or missing comes from the target's generation config, else it has
     transformers' default. Other fields of a `GenerationConfig` are options as well.
 
-    With `generation_config` or `do_sample` a call is in transformers' terms: `do_sample` decides
-    whether tokens are drawn, and `top_k` is 50 where nothing says otherwise. In all other calls
-    `temperature` decides, and `top_k` is off unless the target's generation config has one.
+    A call with `generation_config` or `do_sample` follows transformers' rules: `do_sample` decides
+    whether tokens are drawn, and `top_k` is 50 by default. In all other calls `temperature`
+    decides, and `top_k` is off unless the target's generation config has one.
 
     Attributes:
-        generation_config: options in one object; those beside it win over it. Without lengths in it
-            a continuation has 20 tokens, as in transformers.
-        max_new_tokens: longest continuation; 256 where nothing says so. It wins over `max_length`.
+        generation_config: options in one object; options given beside it take precedence. Without
+            lengths in it a continuation has 20 tokens, as in transformers.
+        max_new_tokens: longest continuation, 256 by default; takes precedence over `max_length`.
             A sequence also ends at the target's context.
         max_length: longest sequence, the prompt included.
-        min_new_tokens: tokens before which no end-of-sequence token may come.
-        min_length: the same, the prompt included.
-        do_sample: draw tokens.
-        temperature: 0 decodes greedily; above, tokens are drawn as transformers draws them.
+        min_new_tokens: number of new tokens before which no end-of-sequence token is generated.
+        min_length: the same for the sequence, the prompt included.
+        do_sample: whether to draw tokens.
+        temperature: 0 decodes greedily; above 0, tokens are drawn as in transformers.
         top_p: nucleus mass in (0, 1]; 1 is off.
         top_k: number of most likely tokens to draw from; 0 is off.
-        min_p: least probability of a token to draw, as a part of the likeliest one's.
+        min_p: least probability of a token to draw, as a fraction of the most likely token's.
         typical_p: mass of locally typical tokens to draw from.
-        repetition_penalty: divides the positive logits of tokens that the text has, and multiplies
-            the negative ones.
-        no_repeat_ngram_size: n-grams of this size come once.
-        bad_words_ids: token sequences that may not come.
-        suppress_tokens: tokens that may not come.
-        begin_suppress_tokens: tokens that may not come first.
+        repetition_penalty: divides the positive logits of tokens that are in the text, and
+            multiplies their negative logits.
+        no_repeat_ngram_size: size of the n-grams that occur at most once.
+        bad_words_ids: token sequences that are never generated.
+        suppress_tokens: tokens that are never generated.
+        begin_suppress_tokens: tokens that are not generated first.
         sequence_bias: added to the logits of the last tokens of sequences.
-        eos_token_id: token or tokens that end a sequence, in any form: integers, a tensor. An empty
-            list is none.
-        pad_token_id: fills up shorter sequences.
+        eos_token_id: the token or tokens that end a sequence: integers or a tensor; an empty list
+            for none.
+        pad_token_id: pads shorter sequences.
         stop_strings: texts that end a sequence.
         max_time: seconds after which a sequence ends.
         logits_processor: a `LogitsProcessorList`, or a list of callables that take (1, L) ids and
-            (1, V) float32 scores and give scores. Each is called once for every token, in order.
-            Of several prompts each one after the first has copies of them.
-        stopping_criteria: a `StoppingCriteriaList`; treated likewise.
-        prefix_allowed_tokens_fn: takes the number of a prompt and (L,) ids, and gives the tokens
+            (1, V) float32 scores and return scores. Each is called once per token, in order. With
+            several prompts, each prompt after the first gets copies.
+        stopping_criteria: a `StoppingCriteriaList`; also copied for several prompts.
+        prefix_allowed_tokens_fn: takes the index of a prompt and (L,) ids, and returns the tokens
             that may follow.
     """
 

@@ -1,4 +1,4 @@
-"""What the fields of a target's generation config may hold."""
+"""The schema of a target's generation config."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
 
 
 class GenerationConfigSchema(Schema):
-    """The fields of generation_config.json that decoding reads; others are left alone.
+    """The fields of generation_config.json that decoding reads; others are ignored.
 
-    Values of sampling are checked for their kind alone: greedy decoding does not use them.
+    Only the types of the sampling fields are checked, since greedy decoding does not use them.
     """
 
     model_config = ConfigDict(extra="ignore")
 
     eos_token_id: _OneOrMore = None
     bos_token_id: _OneOrMore = None
-    # -1 is how older files say that there is none.
+    # Older files have -1 for no padding token.
     pad_token_id: Annotated[int, Field(ge=-1)] | None = None
 
     max_length: Count | None = None
@@ -74,14 +74,16 @@ class GenerationConfigSchema(Schema):
 
 
 def check_fields(config: GenerationConfig, where: str) -> None:
-    """Check the fields of a generation config, but for its tokens, which may be tensors.
+    """Check the fields of a generation config, except for its special tokens.
+
+    These may be tensors, and `read_token_ids` checks them.
 
     Args:
         config: the config.
         where: what it is, for the message.
 
     Raises:
-        ValueError: a field holds what it may not; the message names it.
+        ValueError: a field has a value that is not allowed; the message names it.
     """
     values: dict[str, Any] = {}
     for name in GenerationConfigSchema.model_fields.keys() - set(_TOKENS):

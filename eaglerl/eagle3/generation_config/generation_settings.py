@@ -1,7 +1,7 @@
-"""What decodes and ends a text: a call's arguments merged with the target's generation config.
+"""The settings of a generation: a call's arguments merged with the target's generation config.
 
-The merging and the logits processors are transformers' own, so that a text is the one that its
-`generate` gives for the same arguments.
+transformers' own code merges them and makes the logits processors, so that the text is that of its
+`generate` for the same arguments.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from eaglerl.eagle3.sampling import (
 )
 from eaglerl.eagle3.stopping import StoppingRules, read_token_ids
 
-#: New tokens where neither the call nor the target's generation config says how many.
+#: New tokens if neither the call nor the target's generation config sets a length.
 DEFAULT_NEW_TOKENS = 256
-# What transformers takes in that place, of a call that is in its own terms.
+# transformers' default, for calls that follow its rules.
 _DEFAULT_MAX_LENGTH = 20
 
-#: Processors without a state for which a row's logits are enough.
+#: Stateless processors that need a row's logits only.
 _ROWWISE = frozenset({
     ColdTemperature,
     EpsilonLogitsWarper,
@@ -73,16 +73,16 @@ _ROWWISE = frozenset({
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What one sequence is decoded with.
+    """The settings of one sequence.
 
     Attributes:
-        config: merged as transformers merges them, its special tokens prepared.
+        config: the merged config, with its special tokens prepared.
         eos_token_ids: tokens that end a sequence.
-        default_new_tokens: new tokens where nothing says how many.
+        default_new_tokens: new tokens if no length is set.
         logits_processor: the user's processors.
         stopping_criteria: the user's criteria.
-        prefix_allowed_tokens_fn: see transformers; it is called with the number of the prompt.
-        index: number of the prompt.
+        prefix_allowed_tokens_fn: see transformers; it is called with the index of the prompt.
+        index: index of the prompt.
     """
 
     config: GenerationConfig
@@ -110,26 +110,24 @@ class GenerationSettings:
     ) -> GenerationSettings:
         """Merge the arguments of a call with the target's generation config.
 
-        What a call says wins over the target's config, and that over transformers' defaults. None
-        means that a call does not say it. With `generation_config` or `do_sample` the call is in
-        transformers' terms and everything is as its `generate` has it. Otherwise `temperature`
-        decides: without one, or with 0, decoding is greedy; above, it samples, with the target's
-        `top_k`, or all tokens where it names none.
+        The call's arguments take precedence over the target's config, and that over transformers'
+        defaults; None means not given. A call with `generation_config` or `do_sample` follows the
+        rules of transformers' `generate`. Otherwise `temperature` decides: missing or 0 decodes
+        greedily; above 0 samples, from the target's `top_k` or, without one, from all tokens.
 
         Args:
             config: the target's config.
             defaults: the target's generation config.
-            device: of the logits.
-            generation_config: see transformers' `generate`, like all others.
-            logits_processor: called after those of the config, before those of sampling.
-            stopping_criteria: end a sequence besides the rules of the config.
-            prefix_allowed_tokens_fn: the tokens that may follow.
+            device: device of the logits.
+            generation_config: see transformers' `generate`.
+            logits_processor: called after the processors of the config and before the warpers.
+            stopping_criteria: end a sequence in addition to the rules of the config.
+            prefix_allowed_tokens_fn: returns the tokens that may follow.
             options: fields of a generation config.
 
         Raises:
-            ValueError: a value out of its range, or something that is not supported; the message
-                names it.
-            TypeError: an argument that there is none of, or of a wrong type.
+            ValueError: a value is out of range or not supported; the message names it.
+            TypeError: there is no such argument, or it has a wrong type.
         """
         explicit = {name: value for name, value in options.items() if value is not None}
         check_arguments(generation_config, logits_processor, stopping_criteria, explicit)
@@ -150,18 +148,18 @@ class GenerationSettings:
 
     @property
     def pad_token_id(self) -> int:
-        """What fills up a shorter sequence beside longer ones."""
+        """The token that pads shorter sequences."""
         pad = self.config.pad_token_id
-        # Files have -1 where there is none.
+        # Files have -1 for no padding token.
         if pad is not None and pad != -1:
             return read_token_ids(pad, "pad_token_id")[0]
         return self.eos_token_ids[0] if self.eos_token_ids else 0
 
     def check_ends_by_tokens(self) -> None:
-        """Make sure that nothing but tokens and lengths ends a sequence.
+        """Check that only end-of-sequence tokens and lengths end a sequence.
 
         Raises:
-            ValueError: the message names what else does.
+            ValueError: another rule is set; the message names it.
         """
         for name in ("stop_strings", "max_time"):
             value = getattr(self.config, name)
@@ -172,13 +170,13 @@ class GenerationSettings:
                 )
 
     def for_prompts(self, count: int) -> list[GenerationSettings]:
-        """Settings for several prompts, which are decoded one after another.
+        """Make the settings of several prompts, which are decoded one after another.
 
-        The first has the user's processors and criteria themselves, each other one copies of them
-        as they are now, so that what they remember of one text has no part in another.
+        The first prompt gets the user's processors and criteria, every other one a copy of them as
+        they are now, so that what they remember of one text does not affect another.
 
         Raises:
-            ValueError: they cannot be copied.
+            ValueError: a processor or a criterion cannot be copied.
         """
         settings = [self]
         for index in range(1, count):
@@ -187,8 +185,8 @@ class GenerationSettings:
                 criteria = copy.deepcopy(self.stopping_criteria)
             except Exception as error:
                 raise ValueError(
-                    "logits_processor and stopping_criteria must be such as can be copied, for "
-                    f"every prompt has its own: {error}; or pass one prompt at a time"
+                    "logits_processor and stopping_criteria are copied for every prompt, which "
+                    f"failed: {error}; pass one prompt at a time"
                 ) from error
             settings.append(
                 replace(self, index=index, logits_processor=processors, stopping_criteria=criteria)
@@ -196,10 +194,10 @@ class GenerationSettings:
         return settings
 
     def max_length(self, prompt_length: int) -> int:
-        """Tokens of the longest sequence, the prompt included.
+        """Return the tokens of the longest sequence, the prompt included.
 
         Raises:
-            ValueError: the prompt is as long already.
+            ValueError: the prompt has that length already.
         """
         if self.config.max_new_tokens is not None:
             return prompt_length + self.config.max_new_tokens
@@ -220,16 +218,16 @@ class GenerationSettings:
         do_sample: bool | None = None,
         user: bool = True,
     ) -> LogitsProcessorList:
-        """The logits processors of one sequence, in transformers' order.
+        """Make the logits processors of one sequence, in transformers' order.
 
         Args:
             prompt_ids: the prompt.
-            padding: tokens before it that a mask hides.
-            do_sample: with those of sampling; as the settings say by default.
-            user: with those of the user.
+            padding: hidden tokens before the prompt.
+            do_sample: whether to include the warpers of sampling; by default as the config says.
+            user: whether to include the user's processors.
 
         Raises:
-            ValueError: see `max_length`, or a value that a processor refuses.
+            ValueError: see `max_length`, or a processor refuses a value.
         """
         shown = [*padding, *prompt_ids]
         config = copy.copy(self.config)
@@ -239,7 +237,7 @@ class GenerationSettings:
         if do_sample is not None:
             config.do_sample = do_sample
         mask = torch.tensor([[0] * len(padding) + [1] * len(prompt_ids)]).to(self._device)
-        # transformers looks at them on the host, whether or not a processor needs them.
+        # transformers reads them on the host even if no processor needs them.
         encoder_ids = torch.tensor([shown])
         if (config.encoder_repetition_penalty or 1) != 1 or config.encoder_no_repeat_ngram_size:
             encoder_ids = encoder_ids.to(self._device)
@@ -263,7 +261,7 @@ class GenerationSettings:
             TypeError,
             ValueError,
         ) as error:
-            raise ValueError(f"no logits processor can be made as asked for: {error}") from error
+            raise ValueError(f"a logits processor cannot be made: {error}") from error
         for place, processor in enumerate(processors):
             if type(processor) is TemperatureLogitsWarper:
                 processors[place] = temperature_warper(processor.temperature)
@@ -272,9 +270,9 @@ class GenerationSettings:
         return processors
 
     def _check_bias(self, processor: SequenceBiasLogitsProcessor) -> None:
-        """Its first call finds tokens that are not in the vocabulary, which comes too late."""
+        """Call a processor once, since only its first call checks its tokens."""
         size = self._model.config.get_text_config().vocab_size
-        # The answer to it, the tables that it makes of its sequences, is kept for the other calls.
+        # The first call builds tables of the sequences, which later calls use again.
         processor(
             torch.zeros(1, 1, dtype=torch.int64).to(self._device),
             torch.zeros(1, size).to(self._device),
@@ -289,17 +287,17 @@ class GenerationSettings:
         tokenizer: PreTrainedTokenizerBase | None = None,
         padding: Sequence[int] = (),
     ) -> tuple[Verifier, StoppingRules]:
-        """What decodes and ends the sequence of one prompt.
+        """Make the verifier and the stopping rules of one prompt.
 
         Args:
             prompt_ids: the prompt.
-            room: new tokens that fit into the target's context.
-            generator: of the draws; torch's global one by default.
+            room: number of new tokens that fit into the target's context.
+            generator: generator of the draws; torch's global one by default.
             tokenizer: for stop strings.
-            padding: tokens before the prompt that a mask hides; they count for `max_length`.
+            padding: hidden tokens before the prompt; `max_length` counts them.
 
         Raises:
-            ValueError: the prompt leaves no room, or stop strings without a tokenizer.
+            ValueError: the prompt leaves no room, or stop strings are given without a tokenizer.
         """
         length = len(padding) + len(prompt_ids)
         criteria = list(self.stopping_criteria)
@@ -330,16 +328,16 @@ class GenerationSettings:
 def check_generation_config(
     config: PreTrainedConfig, defaults: GenerationConfig, device: torch.device
 ) -> None:
-    """Make sure, when a target is loaded, that its own generation config can be honoured.
+    """Check a target's generation config when the target is loaded.
 
     Args:
         config: the target's config.
-        defaults: its generation config.
-        device: of the target.
+        defaults: the target's generation config.
+        device: the target's device.
 
     Raises:
-        ValueError: it asks for something that is not supported, or holds a value of a wrong kind;
-            the message names the field.
+        ValueError: a field is not supported, or has a value that is not allowed; the message names
+            it.
     """
     where = "the target's generation config (generation_config.json)"
     source = f"{where}: "
@@ -348,7 +346,7 @@ def check_generation_config(
     try:
         for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
             value = getattr(defaults, name, None)
-            # Files have -1 where there is no token to fill up with.
+            # Files have -1 for no padding token.
             read_token_ids(None if name == "pad_token_id" and value == -1 else value, name)
         settings = GenerationSettings.read(config, defaults, device, max_new_tokens=1)
         process_row(

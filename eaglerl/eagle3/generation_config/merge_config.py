@@ -1,4 +1,4 @@
-"""A call's fields merged with a target's generation config, by transformers' own preparations."""
+"""The merge of a call's options with a target's generation config, by transformers' own code."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def merge_config(
     """Merge a call's fields with a target's generation config, and prepare its special tokens.
 
     Raises:
-        TypeError: a field that transformers does not know.
-        ValueError: a field that is not supported, or out of its range.
+        TypeError: transformers does not know a field.
+        ValueError: a field is not supported or out of range.
     """
     merged, unknown = GenerationMixin._prepare_generation_config(
         model.as_model, generation_config, **explicit
@@ -92,9 +92,9 @@ def merge_config(
     check_known(unknown)
     check_supported(merged)
     check_fields(merged, "generate's arguments, with the target's generation config,")
-    # Processors take no empty tensor of end tokens.
+    # Processors do not accept an empty tensor of end-of-sequence tokens.
     merged.eos_token_id = read_token_ids(merged.eos_token_id, "eos_token_id") or None
-    # On the CPU first: transformers reads the values, for which the host would wait for a device.
+    # On the CPU first: transformers reads the values, which would synchronise with a device.
     GenerationMixin._prepare_special_tokens(model.as_model, merged, device=torch.device("cpu"))
     if merged._eos_token_tensor is not None:
         merged._eos_token_tensor = merged._eos_token_tensor.to(device)
@@ -102,6 +102,6 @@ def merge_config(
         getattr(generation_config, "max_length", None) is None
         and model.generation_config.max_length is None
     ):
-        # It is transformers' default, which no one asked for.
+        # transformers' default of 20, which neither the call nor the target asks for.
         merged.max_length = None
     return merged
