@@ -25,6 +25,7 @@ MADE_IN := $(VENV)/.made-in
 # __init__.py holds the version.
 BUILD_INPUTS := pyproject.toml eaglerl/__init__.py setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
 CHECKED := eaglerl kernels benchmarks examples tests tools setup.py
+NATIVE = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 # Bold on a terminal, unless NO_COLOR is set.
@@ -74,6 +75,7 @@ bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pas
 lint: $(STAMPS)/development  ## check style and formatting
 	@$(BIN)/ruff check $(wildcard $(CHECKED))
 	@$(BIN)/ruff format --check $(wildcard $(CHECKED))
+	@$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 types: $(STAMPS)/development  ## check types; pyproject.toml lists the errors that may remain
 	@$(BIN)/python tools/check_types.py
@@ -81,6 +83,7 @@ types: $(STAMPS)/development  ## check types; pyproject.toml lists the errors th
 format: $(STAMPS)/development  ## correct style and formatting
 	@$(BIN)/ruff check --fix $(wildcard $(CHECKED))
 	@$(BIN)/ruff format $(wildcard $(CHECKED))
+	@$(BIN)/clang-format -i $(NATIVE)
 
 docs: $(STAMPS)/docs  ## build the documentation with the API reference into site/
 	@$(BIN)/python tools/check_public_names.py

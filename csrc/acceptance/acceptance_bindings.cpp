@@ -24,10 +24,9 @@ constexpr int64_t kWidestLayer = int64_t(1) << 20;
 template <typename T>
 const T* read_array(const char* name, const char* type, py::handle value, py::ssize_t count) {
   if (!py::isinstance<py::array_t<T>>(value)) {
-    const std::string found =
-        py::isinstance<py::array>(value)
-            ? "one of " + std::string(py::str(value.attr("dtype")))
-            : std::string(py::str(py::type::of(value).attr("__name__")));
+    const std::string found = py::isinstance<py::array>(value)
+                                  ? "one of " + std::string(py::str(value.attr("dtype")))
+                                  : std::string(py::str(py::type::of(value).attr("__name__")));
     throw py::type_error(std::string(name) + " must be an array of " + type + ", got " + found);
   }
   const auto array = py::reinterpret_borrow<py::array>(value);
@@ -92,10 +91,10 @@ SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {
 }
 
 std::unique_ptr<AcceptanceScorer> make_scorer(int64_t top_k, int64_t max_depth, int64_t max_rows,
-                                            int64_t chain_length, const py::tuple& pool_net,
-                                            const py::object& chain_net,
-                                            const py::object& stop_weights, const py::object& base,
-                                            const py::object& slope) {
+                                              int64_t chain_length, const py::tuple& pool_net,
+                                              const py::object& chain_net,
+                                              const py::object& stop_weights,
+                                              const py::object& base, const py::object& slope) {
   check_between("top_k", top_k, 1, kLargestCount);
   check_between("max_depth", max_depth, 0, kLargestCount);
   check_between("max_rows", max_rows, 1, kLargestCount);

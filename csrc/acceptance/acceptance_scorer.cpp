@@ -76,8 +76,8 @@ void SmallNet::run(const float* x, int64_t rows, float* out) {
 }
 
 AcceptanceScorer::AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
-                                 const SmallNetWeights* chain_net, const float* stop_weights,
-                                 const double* base, const double* slope)
+                                   const SmallNetWeights* chain_net, const float* stop_weights,
+                                   const double* base, const double* slope)
     : sizes_(sizes),
       pool_net_(pool_net),
       chain_net_(chain_net ? std::make_unique<SmallNet>(*chain_net) : nullptr),
@@ -108,9 +108,9 @@ void AcceptanceScorer::check(const DraftView& draft) const {
     const bool reached = level == 0 || draft.nodes[level - 1] >= 0;
     const bool inside = node >= level_begin(level) && node < pool_size(level);
     if (node != -1 && !(reached && inside)) {
-      throw std::invalid_argument("lookup_nodes[" + std::to_string(level) + "] = " +
-                                  std::to_string(node) + " is neither -1 nor a candidate of " +
-                                  "its level below the one before");
+      throw std::invalid_argument(
+          "lookup_nodes[" + std::to_string(level) + "] = " + std::to_string(node) +
+          " is neither -1 nor a candidate of " + "its level below the one before");
     }
   }
 }
@@ -262,8 +262,7 @@ bool AcceptanceScorer::decide(const DraftView& draft) const {
   const double before = depth ? best_[depth - 1].sum : 1.0;
   const bool matched = draft.match_length > 0;
   const int64_t length = sizes_.chain_length;
-  const double following =
-      matched && length > 0 ? chain()[std::min(inside_, length - 1)] : 0.0;
+  const double following = matched && length > 0 ? chain()[std::min(inside_, length - 1)] : 0.0;
   const double figures[kStopFigures] = {
       last.sum,
       last.first,

@@ -69,8 +69,8 @@ class AcceptanceScorer : public PythonObject {
   // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
   // base[r] + c * slope[r] seconds.
   AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
-                  const SmallNetWeights* chain_net, const float* stop_weights, const double* base,
-                  const double* slope);
+                   const SmallNetWeights* chain_net, const float* stop_weights, const double* base,
+                   const double* slope);
 
   // Begins a cycle with the running success of lookups and their number so far.
   void begin(double success, int64_t lookups);
@@ -123,9 +123,9 @@ class AcceptanceScorer : public PythonObject {
 
   double success_ = 0.0;
   int64_t lookups_ = 0;
-  int64_t known_ = -1;   // the deepest level that has been scored
-  int64_t inside_ = 0;   // leading tokens of the chain that are in the pool
-  int64_t count_ = 0;    // candidates that pay
+  int64_t known_ = -1;  // the deepest level that has been scored
+  int64_t inside_ = 0;  // leading tokens of the chain that are in the pool
+  int64_t count_ = 0;   // candidates that pay
   double expected_ = 1.0;
   bool should_continue_ = false;
   std::vector<float> pool_;  // survivals of the candidates so far, the chain's right behind them

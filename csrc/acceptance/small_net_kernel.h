@@ -2,8 +2,8 @@
 // Included only by policy_kernels.cpp.
 #pragma once
 
-#include "policy/policy_convert.h"
 #include "common/vector_math.h"
+#include "policy/policy_convert.h"
 
 namespace eaglerl::EAGLERL_ISA {
 

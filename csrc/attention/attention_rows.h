@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#include "common/cpu_kernels.h"
 #include "attention/norm_kernels.h"
+#include "common/cpu_kernels.h"
 #include "common/simd.h"
 
 namespace eaglerl::EAGLERL_ISA {
@@ -56,8 +56,8 @@ static void write_keys_values(const AttentionCall& call, int64_t begin, int64_t 
     const float* keys = call.qkv + row * call.qkv_stride + call.query_heads * dim;
     const float* values = keys + call.kv_heads * dim;
     for (int head = 0; head < call.kv_heads; ++head) {
-      const int64_t place = slot_offset(call, row) +
-                            (int64_t(head) * call.capacity + call.cache_rows[row]) * dim;
+      const int64_t place =
+          slot_offset(call, row) + (int64_t(head) * call.capacity + call.cache_rows[row]) * dim;
       rotate_head(call, keys + head * dim, call.positions[row], call.key_norm, 1.0f,
                   call.key_cache + place);
       std::memcpy(call.value_cache + place, values + head * dim, dim * sizeof(float));

@@ -14,16 +14,16 @@ namespace {
 
 constexpr int64_t kSerialWriteRows = 32;
 constexpr int64_t kSerialProducts = 200'000;  // below this a second thread costs more than it saves
-constexpr int kTasksPerThread = 3;    // so that a thread that is held up does not keep the others
-constexpr int kMinChunkKeys = 128;    // two tiles
-constexpr int kChunkAlignment = 8;    // group_of() at most: whole groups of keys
-constexpr int kHeadDimStep = 2;  // RoPE turns pairs
+constexpr int kTasksPerThread = 3;  // so that a thread that is held up does not keep the others
+constexpr int kMinChunkKeys = 128;  // two tiles
+constexpr int kChunkAlignment = 8;  // group_of() at most: whole groups of keys
+constexpr int kHeadDimStep = 2;     // RoPE turns pairs
 
 void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
   if (value >= 0 && value < limit) return;
-  throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) + "] = " +
-                              std::to_string(value) + " is outside [0, " + std::to_string(limit) +
-                              ")");
+  throw std::invalid_argument(std::string(name) + "[" + std::to_string(row) +
+                              "] = " + std::to_string(value) + " is outside [0, " +
+                              std::to_string(limit) + ")");
 }
 
 void check_indices(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
@@ -78,8 +78,8 @@ AttentionTask block_task(const AttentionCall& call, int kv_head, int64_t query, 
   const int group = call.query_heads / call.kv_heads;
   const int64_t first_row = query / group;
   const int64_t last_row = (query + count - 1) / group;
-  const auto [shortest, longest] = std::minmax_element(call.prefix_lengths + first_row,
-                                                       call.prefix_lengths + last_row + 1);
+  const auto [shortest, longest] =
+      std::minmax_element(call.prefix_lengths + first_row, call.prefix_lengths + last_row + 1);
   AttentionTask task = {};
   task.kv_head = kv_head;
   task.query_begin = static_cast<int32_t>(query);
@@ -190,17 +190,16 @@ void check_attention_sizes(const AttentionCall& call, const AttentionLimits& lim
   check_product("the cache", {limits.slot_count, std::max(call.slot_stride, slot_size)});
 }
 
-void cached_attention(const AttentionCall& shared_call, const AttentionLimits& limits,
-                      int64_t rows, int threads) {
+void cached_attention(const AttentionCall& shared_call, const AttentionLimits& limits, int64_t rows,
+                      int threads) {
   if (rows == 0) return;
   static thread_local Scratch own_scratch;
   Scratch& scratch = own_scratch;
   const AttentionCall call = with_own_indices(shared_call, rows, scratch.indices);
   check_indices(call, limits, rows);
   const CpuKernels& kernels = cpu_kernels();
-  parallel_for(rows, kSerialWriteRows, threads, [&](int64_t begin, int64_t end) {
-    kernels.write_keys_values(call, begin, end);
-  });
+  parallel_for(rows, kSerialWriteRows, threads,
+               [&](int64_t begin, int64_t end) { kernels.write_keys_values(call, begin, end); });
 
   plan_blocks(call, rows, kernels, scratch.tasks);
   int longest = 0;

@@ -25,10 +25,9 @@ void check_lanes(const Lanes& lanes, int64_t row_bytes, int64_t capacity) {
   const int64_t group =
       near > 1 ? check_product("the cache", {near - 1, near_stride}) + lane_bytes : lane_bytes;
   if ((near > 1 && near_stride < lane_bytes) || (far > 1 && far_stride < group)) {
-    throw std::invalid_argument("cache must not overlap itself: lanes of " +
-                                std::to_string(lane_bytes) + " bytes lie " +
-                                std::to_string(near_stride) + " and " +
-                                std::to_string(far_stride) + " bytes apart");
+    throw std::invalid_argument(
+        "cache must not overlap itself: lanes of " + std::to_string(lane_bytes) + " bytes lie " +
+        std::to_string(near_stride) + " and " + std::to_string(far_stride) + " bytes apart");
   }
 }
 
@@ -52,8 +51,8 @@ void move_rows(char* base, const Lanes& lanes, int64_t row_bytes, const int32_t*
   // Ascending order with rows[i] >= destination + i: a row is read before anything is written to
   // it, so no second buffer is needed. A lane is a layer's keys or values of one head.
   for (int64_t lane = 0; lane < lanes.outer * lanes.inner; ++lane) {
-    char* lane_base = base + lane / lanes.inner * lanes.outer_stride +
-                      lane % lanes.inner * lanes.inner_stride;
+    char* lane_base =
+        base + lane / lanes.inner * lanes.outer_stride + lane % lanes.inner * lanes.inner_stride;
     for (int64_t i = in_place; i < count; ++i) {
       std::memcpy(lane_base + (destination + i) * row_bytes, lane_base + rows[i] * row_bytes,
                   row_bytes);

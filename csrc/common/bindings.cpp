@@ -10,12 +10,12 @@
 
 #include "acceptance/acceptance_bindings.h"
 #include "attention/cached_attention.h"
+#include "attention/move_rows.h"
 #include "common/checks.h"
 #include "common/cpu_kernels.h"
-#include "attention/move_rows.h"
 #include "common/parallel.h"
-#include "policy/policy_bindings.h"
 #include "common/tensor_guard.h"
+#include "policy/policy_bindings.h"
 #include "tree/tree_bindings.h"
 
 #if EAGLERL_HAS_CUDA
@@ -42,9 +42,9 @@ void check_matrix(const char* name, int64_t rows, int64_t width, int64_t stride,
   check_product(name, {rows, std::max(width, stride)});
 }
 
-void bind_rms_norm(uintptr_t x, int64_t x_stride, int64_t x_rows, uintptr_t index,
-                   uintptr_t weight, uintptr_t out, int64_t out_stride, int64_t rows,
-                   int64_t hidden, float eps, int threads) {
+void bind_rms_norm(uintptr_t x, int64_t x_stride, int64_t x_rows, uintptr_t index, uintptr_t weight,
+                   uintptr_t out, int64_t out_stride, int64_t rows, int64_t hidden, float eps,
+                   int threads) {
   check_between("threads", threads, 1, kMostThreads);
   check_matrix("x", x_rows, hidden, x_stride, false);
   check_matrix("out", rows, hidden, out_stride, true);
@@ -55,8 +55,8 @@ void bind_rms_norm(uintptr_t x, int64_t x_stride, int64_t x_rows, uintptr_t inde
   }
   for (int64_t row = 0; indices && row < rows; ++row) {
     if (indices[row] < 0 || indices[row] >= x_rows) {
-      throw std::invalid_argument("index[" + std::to_string(row) + "] = " +
-                                  std::to_string(indices[row]) + " is outside [0, " +
+      throw std::invalid_argument("index[" + std::to_string(row) +
+                                  "] = " + std::to_string(indices[row]) + " is outside [0, " +
                                   std::to_string(x_rows) + ")");
     }
   }

@@ -46,11 +46,11 @@ inline int64_t check_product(const char* name, std::initializer_list<int64_t> si
 }
 
 [[noreturn]] inline void refuse_address(const char* name, uintptr_t address, size_t alignment) {
-  throw std::invalid_argument(
-      std::string(name) + (address == 0 ? " has no memory: its address is 0"
-                                        : " must lie at a multiple of " +
-                                              std::to_string(alignment) + " bytes, got address " +
-                                              std::to_string(address)));
+  throw std::invalid_argument(std::string(name) +
+                              (address == 0
+                                   ? " has no memory: its address is 0"
+                                   : " must lie at a multiple of " + std::to_string(alignment) +
+                                         " bytes, got address " + std::to_string(address)));
 }
 
 // An address of elements, or null.

@@ -11,10 +11,10 @@
 namespace eaglerl {
 
 // Each instruction set's tables lie in its own namespace.
-#define EAGLERL_DECLARE(isa)          \
-  namespace isa {                     \
-  extern const CpuKernels kernels;    \
-  extern const PolicyKernels policy;  \
+#define EAGLERL_DECLARE(isa)         \
+  namespace isa {                    \
+  extern const CpuKernels kernels;   \
+  extern const PolicyKernels policy; \
   }
 EAGLERL_DECLARE(EAGLERL_PORTABLE_ISA)
 #if defined(EAGLERL_X86)

@@ -15,7 +15,7 @@ namespace eaglerl::EAGLERL_ISA {
 extern const CpuKernels kernels;
 
 const CpuKernels kernels = {
-    EAGLERL_STRING(EAGLERL_ISA),
+    EAGLERL_STRING(EAGLERL_ISA),  // in the order of the struct's members
     kLanes,
     kBlockQueries,
     rms_norm,

@@ -79,8 +79,9 @@ void* implementation_of(py::handle tensor) {
     throw py::type_error("tensors must be tensors, got " +
                          std::string(py::str(py::type::of(tensor).attr("__name__"))));
   }
-  PyObject* number = Py_TYPE(torch.address)->tp_descr_get(
-      torch.address, tensor.ptr(), reinterpret_cast<PyObject*>(torch.type));
+  PyObject* number =
+      Py_TYPE(torch.address)
+          ->tp_descr_get(torch.address, tensor.ptr(), reinterpret_cast<PyObject*>(torch.type));
   if (number == nullptr) throw py::error_already_set();
   void* address = PyLong_AsVoidPtr(number);
   Py_DECREF(number);
@@ -158,10 +159,9 @@ bool TensorGuard::read_layout(void* handle, Layout& layout) {
 py::tuple TensorGuard::layouts(const py::tuple& tensors) {
   py::list layouts;
   for (const py::handle tensor : tensors) {
-    layouts.append(py::make_tuple(tensor.attr("data_ptr")(),
-                                  tensor.attr("untyped_storage")().attr("nbytes")(),
-                                  tensor.attr("shape"), tensor.attr("stride")(),
-                                  tensor.attr("dtype")));
+    layouts.append(
+        py::make_tuple(tensor.attr("data_ptr")(), tensor.attr("untyped_storage")().attr("nbytes")(),
+                       tensor.attr("shape"), tensor.attr("stride")(), tensor.attr("dtype")));
   }
   return py::tuple(layouts);
 }

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/action_cache_cuda.h"
 #include "common/binding_methods.h"
+#include "cuda/action_cache_cuda.h"
 #include "cuda/folded_decision_cuda.h"
 #include "policy/policy_checks.h"
 

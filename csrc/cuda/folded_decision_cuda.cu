@@ -1,6 +1,6 @@
 #include "cuda/cuda_block.h"
-#include "policy/folded_decision.h"
 #include "cuda/folded_decision_cuda.h"
+#include "policy/folded_decision.h"
 
 namespace eaglerl {
 namespace {

@@ -20,19 +20,19 @@ enum CacheMode : int32_t {
 // Words of a slot's record, 32 bits each. A record fills one cache line, so that slots that reset
 // or step on different threads do not share one.
 enum CacheWord : int32_t {
-  kStep = 0,           // steps that the decision has served
-  kInterval = 1,       // steps that it may serve (scheduled: each entry of the ring)
-  kValid = 2,          // 0: decide at the next step
-  kAction = 3,         // the action in force and its three parameters
+  kStep = 0,      // steps that the decision has served
+  kInterval = 1,  // steps that it may serve (scheduled: each entry of the ring)
+  kValid = 2,     // 0: decide at the next step
+  kAction = 3,    // the action in force and its three parameters
   kTotalTokens = 4,
   kDepth = 5,
   kTopK = 6,
-  kHits = 7,           // steps served by an earlier decision; counters wrap after 2^32 steps
-  kMisses = 8,         // decisions
-  kFallbacks = 9,      // decisions among them whose logits were not finite
-  kThreshold = 10,     // float32, adaptive: smallest cosine similarity that keeps a decision
-  kReferenceNorm = 11, // float32, adaptive: norm of the features of the last decision
-  kHorizon = 12,       // scheduled: entries of the ring, for who reads a record
+  kHits = 7,            // steps served by an earlier decision; counters wrap after 2^32 steps
+  kMisses = 8,          // decisions
+  kFallbacks = 9,       // decisions among them whose logits were not finite
+  kThreshold = 10,      // float32, adaptive: smallest cosine similarity that keeps a decision
+  kReferenceNorm = 11,  // float32, adaptive: norm of the features of the last decision
+  kHorizon = 12,        // scheduled: entries of the ring, for who reads a record
   kRecordWords = 16,
 };
 

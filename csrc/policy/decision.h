@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#include "policy/action_cache.h"
 #include "cuda/device_common.h"
+#include "policy/action_cache.h"
 #include "policy/philox.h"
 
 namespace eaglerl {

@@ -46,29 +46,31 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
   using Base::memory;
   using Base::shared;
 
+  // Steps in which the block's warps take one sequence each.
+  static constexpr int kSequenceSteps = (kSequences + kBlockWarps - 1) / kBlockWarps;
+
   EAGLERL_DEVICE float partial_sum(int tile, int s, int number) const {
     return Block::fresh(this->partial_sums(tile, s) + number);
   }
 
   EAGLERL_DEVICE void add_norm_sums() {
     const int width = call.layers[0].out;
-    block.template warp_sums<4>(
-        (kSequences + kBlockWarps - 1) / kBlockWarps,
-        [&](int thread, int step, float (&sums)[4]) {
-          const int s = step * kBlockWarps + thread / kWarpLanes;
-          if (s >= kSequences) return;
-          for (int tile = thread % kWarpLanes; tile < call.plan.column_tiles; tile += kWarpLanes) {
-            const int piece = tile / call.plan.piece_tiles;
-            const float squares = partial_sum(tile, s, width);
+    const auto tile_terms = [&](int thread, int step, float (&sums)[4]) {
+      const int s = step * kBlockWarps + thread / kWarpLanes;
+      if (s >= kSequences) return;
+      for (int tile = thread % kWarpLanes; tile < call.plan.column_tiles; tile += kWarpLanes) {
+        const int piece = tile / call.plan.piece_tiles;
+        const float squares = partial_sum(tile, s, width);
 #pragma unroll
-            for (int p = 0; p < kMaxPieces; ++p) sums[p] += p == piece ? squares : 0.0f;
-            sums[3] += partial_sum(tile, s, width + 1);
-          }
-        },
-        [&](int thread, int step, int number, float total) {
-          const int s = step * kBlockWarps + thread / kWarpLanes;
-          if (s < kSequences) shared.totals[s][number] = total;
-        });
+        for (int p = 0; p < kMaxPieces; ++p) sums[p] += p == piece ? squares : 0.0f;
+        sums[3] += partial_sum(tile, s, width + 1);
+      }
+    };
+    const auto keep_total = [&](int thread, int step, int number, float total) {
+      const int s = step * kBlockWarps + thread / kWarpLanes;
+      if (s < kSequences) shared.totals[s][number] = total;
+    };
+    block.template warp_sums<4>(kSequenceSteps, tile_terms, keep_total);
     block.each([&](int thread) {
       const int s = thread / kMaxPieces;
       const int piece = thread % kMaxPieces;
@@ -107,20 +109,19 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
         shared.sketch[s][pair % kSketchSize] = add_tiles(s, number, shared.sketch_scales[s]);
       }
     });
-    block.template warp_sums<2>(
-        (kSequences + kBlockWarps - 1) / kBlockWarps,
-        [&](int thread, int step, float (&sums)[2]) {
-          const int s = step * kBlockWarps + thread / kWarpLanes;
-          if (s >= kSequences) return;
-          for (int i = thread % kWarpLanes; i < kSketchSize; i += kWarpLanes) {
-            sums[0] += shared.sketch[s][i] * this->reference(s, i);
-            sums[1] += shared.sketch[s][i] * shared.sketch[s][i];
-          }
-        },
-        [&](int thread, int step, int number, float total) {
-          const int s = step * kBlockWarps + thread / kWarpLanes;
-          if (s < kSequences) shared.dots[s][number] = total;
-        });
+    const auto sketch_terms = [&](int thread, int step, float (&sums)[2]) {
+      const int s = step * kBlockWarps + thread / kWarpLanes;
+      if (s >= kSequences) return;
+      for (int i = thread % kWarpLanes; i < kSketchSize; i += kWarpLanes) {
+        sums[0] += shared.sketch[s][i] * this->reference(s, i);
+        sums[1] += shared.sketch[s][i] * shared.sketch[s][i];
+      }
+    };
+    const auto keep_total = [&](int thread, int step, int number, float total) {
+      const int s = step * kBlockWarps + thread / kWarpLanes;
+      if (s < kSequences) shared.dots[s][number] = total;
+    };
+    block.template warp_sums<2>(kSequenceSteps, sketch_terms, keep_total);
   }
 
   // One of the tiles' sums, over all tiles in their order, each piece by its scale. Float atomics

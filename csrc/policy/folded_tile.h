@@ -1,9 +1,9 @@
 // A block's tile of the first layer's long sums in a folded decision.
 #pragma once
 
+#include "common/matrix_rows.h"
 #include "policy/decision.h"
 #include "policy/folded_decision_plan.h"
-#include "common/matrix_rows.h"
 
 namespace eaglerl {
 

@@ -10,13 +10,13 @@
 #include <stdexcept>
 #include <vector>
 
-#include "policy/action_cache.h"
 #include "common/binding_methods.h"
 #include "common/parallel.h"
+#include "common/tensor_guard.h"
+#include "policy/action_cache.h"
 #include "policy/philox.h"
 #include "policy/policy_checks.h"
 #include "policy/policy_encode.h"
-#include "common/tensor_guard.h"
 
 namespace py = pybind11;
 
@@ -145,11 +145,10 @@ class Encoder : public PythonObject {
                    int64_t max_rows, int64_t max_sequences) {
     check_between("max_rows", max_rows, 0, kLargestCount);
     check_between("max_sequences", max_sequences, 0, kLargestCount);
-    const EncodeOutputs outputs = {
-        optional_address<uint16_t>("features", features),
-        element_address<float>("logits", logits, max_sequences),
-        element_address<int32_t>("action", action, max_sequences),
-        element_address<int32_t>("params", params, max_sequences)};
+    const EncodeOutputs outputs = {optional_address<uint16_t>("features", features),
+                                   element_address<float>("logits", logits, max_sequences),
+                                   element_address<int32_t>("action", action, max_sequences),
+                                   element_address<int32_t>("params", params, max_sequences)};
     if (outputs.features && !policy_.fc.weight) {
       throw std::invalid_argument("features need a policy with fc_weight");
     }
@@ -247,8 +246,7 @@ class Encoder : public PythonObject {
     return true;
   }
 
-  static void keep(std::vector<int64_t>& kept, const char* name, uintptr_t address,
-                   int64_t count) {
+  static void keep(std::vector<int64_t>& kept, const char* name, uintptr_t address, int64_t count) {
     if (!address) return;
     const int64_t* values = element_address<const int64_t>(name, address, count);
     // One element more, so that what is kept of an empty index has an address.

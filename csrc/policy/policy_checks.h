@@ -4,8 +4,8 @@
 #include <cfloat>
 #include <vector>
 
-#include "policy/action_cache.h"
 #include "common/checks.h"
+#include "policy/action_cache.h"
 #include "policy/policy_types.h"
 
 namespace eaglerl {
@@ -47,9 +47,9 @@ inline void check_actions(int64_t actions, int64_t horizon, int64_t fallback_act
 
 inline void check_logits_width(int64_t actions, int64_t horizon, int64_t logits_width) {
   if (logits_width != actions * horizon) {
-    throw std::invalid_argument("the logits' width must be horizon * actions = " +
-                                std::to_string(actions * horizon) + ", got " +
-                                std::to_string(logits_width));
+    throw std::invalid_argument(
+        "the logits' width must be horizon * actions = " + std::to_string(actions * horizon) +
+        ", got " + std::to_string(logits_width));
   }
 }
 
@@ -71,8 +71,7 @@ inline void check_feature_layers(int32_t norm_chunks, float eps, bool reads_laye
                                 std::to_string(norm_chunks));
   }
   if (!(eps >= 0.0f && eps <= FLT_MAX)) {
-    throw std::invalid_argument("eps must be 0 or positive and finite, got " +
-                                std::to_string(eps));
+    throw std::invalid_argument("eps must be 0 or positive and finite, got " + std::to_string(eps));
   }
   if (reads_layers && width % 3 != 0) {
     throw std::invalid_argument("the features must be three layers of one width, got " +

@@ -2,8 +2,8 @@
 // policy_kernels.cpp.
 #pragma once
 
-#include "policy/policy_kernels.h"
 #include "common/simd.h"
+#include "policy/policy_kernels.h"
 
 #if defined(__ARM_NEON) && defined(__aarch64__)
 #include <arm_neon.h>

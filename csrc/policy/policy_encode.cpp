@@ -305,8 +305,8 @@ class Decision {
 void check_range(const char* name, const int64_t* index, int64_t count, int64_t end) {
   for (int64_t i = 0; index != nullptr && i < count; ++i) {
     if (index[i] >= 0 && index[i] < end) continue;
-    throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) + "] = " +
-                                std::to_string(index[i]) + " is outside [0, " +
+    throw std::invalid_argument(std::string(name) + "[" + std::to_string(i) +
+                                "] = " + std::to_string(index[i]) + " is outside [0, " +
                                 std::to_string(end) + ")");
   }
 }

@@ -4,9 +4,9 @@
 
 #include <math.h>
 
+#include "common/vector_math.h"
 #include "policy/action_cache.h"
 #include "policy/policy_convert.h"
-#include "common/vector_math.h"
 
 namespace eaglerl::EAGLERL_ISA {
 
@@ -62,8 +62,8 @@ static float sketch_chunk(const Element* x, int64_t width, uint32_t first, float
     for (int part = 0; part < kParts; ++part) {
       const int64_t place = i + part * kLanes;
       if (place >= width) break;
-      const VecF value = place + kLanes <= width ? load(x + place)
-                                                 : load_some(x + place, width - place);
+      const VecF value =
+          place + kLanes <= width ? load(x + place) : load_some(x + place, width - place);
       const VecU sign = (*(const VecU*)(hashes + part * kLanes) + step) & 0x80000000u;
       sums[part] += (VecF)((VecU)value ^ sign);
       squares += value * value;
@@ -80,10 +80,9 @@ static void sketch(const FeatureRow& row, float eps, float* out) {
     const uint32_t first = uint32_t(chunk * row.width);
     alignas(64) float buckets[kSketchSize];
     const float squares =
-        row.type == kFloat32 ? sketch_chunk((const float*)x, row.width, first, buckets)
-        : row.type == kBfloat16
-            ? sketch_chunk((const Bfloat16*)x, row.width, first, buckets)
-            : sketch_chunk((const Float16*)x, row.width, first, buckets);
+        row.type == kFloat32    ? sketch_chunk((const float*)x, row.width, first, buckets)
+        : row.type == kBfloat16 ? sketch_chunk((const Bfloat16*)x, row.width, first, buckets)
+                                : sketch_chunk((const Float16*)x, row.width, first, buckets);
     const float scale = inverse_rms(squares, row.width, eps);
     for (uint32_t place = 0; place < kSketchSize; ++place) {
       out[(first + place) % kSketchSize] += scale * buckets[place];

@@ -2,10 +2,10 @@
 // states.
 #include "policy/policy_kernels.h"
 
-#include "policy/policy_choose.h"
-#include "policy/policy_layer.h"
-#include "policy/policy_features.h"
 #include "acceptance/small_net_kernel.h"
+#include "policy/policy_choose.h"
+#include "policy/policy_features.h"
+#include "policy/policy_layer.h"
 
 namespace eaglerl::EAGLERL_ISA {
 
@@ -21,8 +21,7 @@ static float read(const void* memory, int64_t bytes) {
   return horizontal_sum(sums[0]);
 }
 
-const PolicyKernels policy = {prepare_features, sketch, layer,  to_float, from_float,
-                              dot,          all_finite, argmax, draw,     small_net,
-                              read};
+const PolicyKernels policy = {prepare_features, sketch, layer, to_float,  from_float, dot,
+                              all_finite,       argmax, draw,  small_net, read};
 
 }  // namespace eaglerl::EAGLERL_ISA

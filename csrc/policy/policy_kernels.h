@@ -18,7 +18,7 @@ struct FeatureRow {
 };
 
 struct FeatureNorm {
-  int32_t chunks;       // that are normalised each by itself: 0, 1 or 3
+  int32_t chunks;  // that are normalised each by itself: 0, 1 or 3
   float eps;
   const float* weight;  // over all chunks; null: ones
 };

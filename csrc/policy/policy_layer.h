@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "policy/policy_convert.h"
 #include "common/vector_math.h"
+#include "policy/policy_convert.h"
 
 namespace eaglerl::EAGLERL_ISA {
 
@@ -96,8 +96,9 @@ static inline void add_tile(const Layer<Element>& layer, int64_t row, int64_t co
     for (int c = 0; c < Columns; ++c) {
       VecF sum = sums[0][r][c];
       for (int u = 1; u < Unroll; ++u) sum += sums[u][r][c];
-      const float start = begin ? layer.y[row + r][column + c]
-                                : layer.bias ? layer.bias[column + c] : 0.0f;
+      const float start = begin        ? layer.y[row + r][column + c]
+                          : layer.bias ? layer.bias[column + c]
+                                       : 0.0f;
       layer.y[row + r][column + c] = start + horizontal_sum(sum);
     }
   }

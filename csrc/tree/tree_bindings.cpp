@@ -115,8 +115,8 @@ const int32_t* checked_parents(uintptr_t address, int32_t rows) {
   const int32_t* parents = element_address<const int32_t>("parents", address, rows);
   for (int32_t row = 1; row < rows; ++row) {
     if (parents[row] < 0 || parents[row] >= row) {
-      throw std::invalid_argument("parents[" + std::to_string(row) + "] = " +
-                                  std::to_string(parents[row]) +
+      throw std::invalid_argument("parents[" + std::to_string(row) +
+                                  "] = " + std::to_string(parents[row]) +
                                   " is not one of the rows before it");
     }
   }

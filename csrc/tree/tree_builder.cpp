@@ -55,10 +55,10 @@ void DraftTreeBuilder::score_rows(const DraftLogits& draft, int rows) {
   const int threads = rows * draft.vocab < kSerialLogits ? 1 : draft.threads;
   parallel_for(rows, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const TopKResult result = kernels.top_k(
-          draft.logits + row * draft.row_stride, draft.vocab, top_k_,
-          top_values_.data() + row * top_k_, top_ids_.data() + row * top_k_,
-          scratch_.data() + row * row_scratch);
+      const TopKResult result =
+          kernels.top_k(draft.logits + row * draft.row_stride, draft.vocab, top_k_,
+                        top_values_.data() + row * top_k_, top_ids_.data() + row * top_k_,
+                        scratch_.data() + row * row_scratch);
       log_sums_[row] = result.count == top_k_ ? result.log_sum_exp : NAN;
     }
   });
@@ -236,10 +236,9 @@ void DraftTreeBuilder::chain_nodes(const std::vector<int64_t>& chain, int32_t le
 void DraftTreeBuilder::check_selected(const std::vector<int64_t>& nodes) {
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (nodes[i] < 0 || nodes[i] >= pool_size() || (i > 0 && nodes[i] == nodes[i - 1])) {
-      throw std::invalid_argument("nodes must be distinct and in 0.." +
-                                  std::to_string(pool_size() - 1) + ", got " +
-                                  std::to_string(nodes[i]) +
-                                  (i > 0 && nodes[i] == nodes[i - 1] ? " twice" : ""));
+      throw std::invalid_argument(
+          "nodes must be distinct and in 0.." + std::to_string(pool_size() - 1) + ", got " +
+          std::to_string(nodes[i]) + (i > 0 && nodes[i] == nodes[i - 1] ? " twice" : ""));
     }
   }
   row_of_node_.assign(pool_.size(), -1);
@@ -253,8 +252,7 @@ void DraftTreeBuilder::check_selected(const std::vector<int64_t>& nodes) {
   }
 }
 
-int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes,
-                                 const std::vector<int64_t>& chain) {
+int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain) {
   selected_ = -1;
   std::sort(nodes.begin(), nodes.end());
   check_selected(nodes);

@@ -96,7 +96,7 @@ class DraftTreeBuilder : public PythonObject {
   int32_t mask_words_ = 0;
   std::vector<int32_t> order_;
   std::vector<int32_t> row_of_node_;
-  int64_t selected_ = -1;  // nodes in order_ that select() chose; -1: none were
+  int64_t selected_ = -1;      // nodes in order_ that select() chose; -1: none were
   std::vector<int64_t> tail_;  // tokens of the chain behind them
   int32_t tail_parent_ = 0;    // row that it hangs below
   std::vector<float> top_values_;
