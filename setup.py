@@ -16,7 +16,7 @@ CUDA_CHOICES = ("0", "1", "auto")
 
 
 def require_compiler() -> None:
-    """Stop with what to install where a C++ compiler or Python's headers are missing."""
+    """Stop and say what to install if a compiler or the headers of Python are missing."""
     named = os.environ.get("CXX", "").split()
     candidates = named[:1] or ["c++", "g++", "clang++"]
     if not any(shutil.which(candidate) for candidate in candidates):
@@ -34,7 +34,7 @@ def require_compiler() -> None:
 
 
 def require_tool(name: str) -> str:
-    """Return the path of a build tool, or stops with how to get it."""
+    """Return the path of a build tool, or stop with a message that says how to get it."""
     path = shutil.which(name)
     if path is None:
         raise SystemExit(f"eaglerl: '{name}' was not found. Install it: 'pip install {name}'.")
@@ -42,10 +42,9 @@ def require_tool(name: str) -> str:
 
 
 def torch_is_for_the_cpu() -> bool:
-    """Return whether the environment that is built for has a torch without CUDA.
+    """Return whether the environment has a torch without CUDA; False if it has no torch yet.
 
-    It is not imported: in build isolation it is out of sight. Where there is none yet, nobody
-    knows.
+    torch cannot be imported in build isolation, so its version file is read.
     """
     for name in ("purelib", "platlib"):
         file = Path(sysconfig.get_path(name)) / "torch" / "version.py"
@@ -66,9 +65,10 @@ def cuda_choice() -> str:
 
 
 def discard_stale_build(folder: Path, configure: list[str]) -> None:
-    """Empty a build folder left by other settings or tools, which CMake would keep using.
+    """Empty a build folder that was configured with other settings or tools.
 
-    Build isolation, for one, brings its own cmake and ninja from a folder that is gone afterwards.
+    CMake would keep using them. Build isolation, for example, has its own cmake and ninja in a
+    folder that is deleted afterwards.
     """
     variables = [f"{name}={os.environ.get(name, '')}" for name in ("CXX", "CUDACXX", "CUDAARCHS")]
     stamp, wanted = folder / "configured_with.txt", "\n".join(configure + variables)
@@ -80,14 +80,14 @@ def discard_stale_build(folder: Path, configure: list[str]) -> None:
 
 
 class CMakeExtension(Extension):
-    """An extension whose sources CMake knows."""
+    """An extension that CMake builds; the sources are in CMakeLists.txt."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, sources=[])
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake where setuptools would run the compiler."""
+    """Runs CMake instead of setuptools' compiler."""
 
     def build_extension(self, ext: Extension) -> None:
         require_compiler()
@@ -112,8 +112,8 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", build_folder], check=True)
 
 
-# Kernels must not be importable as a top-level package: a published one has the name `kernels`.
-# Trained heads are data only; a clone may be without them.
+# Folders outside the package that are installed inside it. `kernels` must not be a top-level
+# package: one of that name is on PyPI. `models` and `questions` are data and may be missing.
 folders = {
     "eaglerl.kernels": "kernels",
     "eaglerl.models": "models",

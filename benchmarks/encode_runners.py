@@ -125,7 +125,7 @@ class Runners:
                 x = linear(x, weights.fc_weight, weights.fc_bias)
             for weight, bias in layers:
                 x = torch.tanh(linear(x, weight, bias))
-            return weights.bins[linear(x, weights.output_weight, weights.output_bias).argmax(-1)]
+            return weights.actions[linear(x, weights.output_weight, weights.output_bias).argmax(-1)]
 
         return decide
 

@@ -1,5 +1,5 @@
 # ruff: noqa: N999 (the module is named _C, as torch names its own)
-# The native extension. Addresses are those of tensors' memory; eaglerl.ops checks what lies there.
+# The native extension. Addresses are those of tensors' memory, which eaglerl.ops has checked.
 # tests/csrc/test_stub.py compares this file with the built module.
 from collections.abc import Sequence
 
@@ -92,7 +92,7 @@ def philox4x32_10(counter: Sequence[int], key: Sequence[int], /) -> list[int]: .
 def read_seconds(memory: int, bytes: int, threads: int, /) -> float: ...
 def action_cache_step(
     logits: int,
-    bins: int,
+    action_params: int,
     features: int,
     state: int,
     reference: int,
@@ -142,11 +142,13 @@ class DraftTreeBuilder:
         scores: int,
         /,
     ) -> None: ...
-    def select(self, nodes: Sequence[int], chain: Sequence[int], /) -> int: ...
+    def select(self, nodes: Sequence[int], lookup_tokens: Sequence[int], /) -> int: ...
     def finish_selected(
         self, tokens: int, parents: int, levels: int, mask: int, words: int, scores: int, /
     ) -> None: ...
-    def chain_nodes(self, chain: Sequence[int], levels: int, nodes: int, /) -> None: ...
+    def lookup_nodes(
+        self, lookup_tokens: Sequence[int], levels: int, nodes: int, /
+    ) -> None: ...
     def scores(self, out: int, /) -> None: ...
 
 class Policy:
@@ -164,7 +166,7 @@ class Policy:
         norm_chunks: int,
         eps: float,
         reads_layers: bool,
-        bins: int,
+        action_params: int,
         actions: int,
         horizon: int,
         fallback_action: int,
@@ -223,9 +225,9 @@ class AcceptanceScorer:
         top_k: int,
         max_depth: int,
         max_rows: int,
-        chain_length: int,
+        lookup_tokens: int,
         pool_net: tuple[np.ndarray, ...],
-        chain_net: tuple[np.ndarray, ...] | None,
+        lookup_net: tuple[np.ndarray, ...] | None,
         stop_weights: np.ndarray,
         base: np.ndarray,
         slope: np.ndarray,
@@ -238,7 +240,7 @@ class AcceptanceScorer:
         depth: int,
         context_length: int,
         match_length: int,
-        chain_tokens: int,
+        lookup_length: int,
         lookup_nodes: np.ndarray | None,
         rate: float,
         /,
@@ -261,7 +263,7 @@ class CudaFoldedDecision:
         norm_chunks: int,
         eps: float,
         reads_layers: bool,
-        bins: int,
+        action_params: int,
         actions: int,
         horizon: int,
         fallback_action: int,
@@ -300,7 +302,7 @@ class CudaFoldedDecision:
 
 def cuda_action_cache_step(
     logits: int,
-    bins: int,
+    action_params: int,
     features: int,
     state: int,
     reference: int,

@@ -1,10 +1,10 @@
-"""The action cache's rules on Triton tensors: ``csrc/policy/action_cache.h``, one lane a sequence.
+"""The rules of ``csrc/policy/action_cache.h`` on Triton tensors, with one lane for each sequence.
 
-Nothing here branches on a sequence: what a lane may do is in its mask. The record's layout is not
-written down a second time, it comes from the extension.
+Nothing branches on a single sequence; masks say which lanes take part. The layout of a record comes
+from the extension.
 """
 
-# Before the extension, so that both share one OpenMP pool.
+# Imported before the extension, so that both share one OpenMP pool.
 import torch  # noqa: F401
 import triton
 import triton.language as tl
@@ -23,16 +23,16 @@ REFERENCE_NORM = tl.constexpr(C.cache_words["reference_norm"])
 RECORD_WORDS = tl.constexpr(C.cache_record_words)
 RING_WORDS = tl.constexpr(C.cache_ring_words)
 
-# What is compared in adaptive mode, and so who can decide; NO_COMPARISON in the other modes.
+# What adaptive mode compares, which determines the programs that can. Other modes: NO_COMPARISON.
 NO_COMPARISON = tl.constexpr(0)
 COMPARE_SKETCH = tl.constexpr(1)  # a sketch of low, mid and high: every program, before any product
-COMPARE_INPUT = tl.constexpr(2)  # the features that came in: likewise
+COMPARE_INPUT = tl.constexpr(2)  # the input features: every program, before any product
 COMPARE_FEATURES = tl.constexpr(3)  # g, which the launch itself computes: the last program
 
 
 @triton.jit
 def find_slot(slots_ptr, sequence, active, n_slots):
-    """Return the slots (S,) of sequences and which exist: others must touch no record."""
+    """Return the slots (S,) of sequences, and which exist; the others must touch no record."""
     if slots_ptr is None:
         slot = sequence.to(tl.int64)
     else:
@@ -55,9 +55,9 @@ def is_in_time(record_ptr, exists, PLAN: tl.constexpr):
 
 @triton.jit
 def resembles(record_ptr, exists, dot, norm):
-    """Return whether features resemble the decisions', by dot product and norm.
+    """Return whether features resemble those of the decisions, by dot product and norm.
 
-    What is not finite resembles nothing: infinity, which is at least infinity, would.
+    False if anything is not finite: infinity >= infinity is true and would count as similar.
     """
     threshold = tl.load(record_ptr + THRESHOLD, mask=exists, other=0)
     reference_norm = tl.load(record_ptr + REFERENCE_NORM, mask=exists, other=0)
@@ -68,7 +68,7 @@ def resembles(record_ptr, exists, dot, norm):
 
 @triton.jit
 def compare(row_ptr, reference_ptr, mask, PLAN: tl.constexpr):
-    """Return dot products with the references, and norms, of the rows (S,) compared."""
+    """Return the dot products of rows (S,) with their references, and the rows' norms."""
     BLOCK: tl.constexpr = PLAN.block_compared
     dot = tl.zeros(mask.shape, tl.float32)
     square = tl.zeros(mask.shape, tl.float32)
@@ -86,7 +86,7 @@ def compare(row_ptr, reference_ptr, mask, PLAN: tl.constexpr):
 
 @triton.jit
 def keep_reference(row_ptr, norm, reference_ptr, record_ptr, mask, PLAN: tl.constexpr):
-    """Make rows (S,) the references of the next comparisons."""
+    """Store rows (S,) as the references for later comparisons."""
     for start in range(0, PLAN.compared, PLAN.block_compared):
         element = start + tl.arange(0, PLAN.block_compared)[None, :]
         inside = mask[:, None] & (element < PLAN.compared)
@@ -97,7 +97,7 @@ def keep_reference(row_ptr, norm, reference_ptr, record_ptr, mask, PLAN: tl.cons
 
 @triton.jit
 def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl.constexpr):
-    """Count a hit; return the actions in force and their parameters."""
+    """Count hits, and write the kept actions and their parameters to the outputs."""
     step = tl.load(record_ptr + STEP, mask=hit, other=0)
     source_ptr = record_ptr + ACTION
     if ring_ptr is not None:
@@ -117,7 +117,7 @@ def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl
 
 @triton.jit
 def record_misses(record_ptr, miss, fallback):
-    """Count a miss; `write_action` puts its action into the record."""
+    """Count misses; `write_action` writes the actions to the records."""
     tl.store(record_ptr + STEP, tl.full(miss.shape, 1, tl.int32), mask=miss)
     tl.store(record_ptr + VALID, tl.where(fallback, 0, 1), mask=miss)
     _count_up(record_ptr + MISSES, miss)
@@ -125,11 +125,11 @@ def record_misses(record_ptr, miss, fallback):
 
 
 @triton.jit
-def write_action(target_ptr, action, bins_ptr, mask):
-    """Write action, total_tokens, depth and top_k: a record's words or an entry of the ring."""
+def write_action(target_ptr, action, actions_ptr, mask):
+    """Write action, total_tokens, depth and top_k to a record or to an entry of the ring."""
     tl.store(target_ptr, action, mask=mask)
     for word in tl.static_range(3):
-        value = tl.load(bins_ptr + action * 3 + word, mask=mask, other=0)
+        value = tl.load(actions_ptr + action * 3 + word, mask=mask, other=0)
         tl.store(target_ptr + 1 + word, value, mask=mask)
 
 

@@ -1,4 +1,4 @@
-"""From logits to actions, and to what the action cache remembers of them."""
+"""Chooses actions from logits and stores them in the action cache."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from eaglerl.kernels._action_cache import ACTION, RING_WORDS, record_misses, wri
 
 @triton.jit
 def philox_uniform(seed_low, seed_high, offset_low, offset_high, sequence, window):
-    """Return draws in [0, 1) with 24 bits, as csrc/policy/philox.h; 64-bit arguments in halves."""
+    """Return 24-bit draws in [0, 1), as csrc/policy/philox.h; 64-bit arguments come in halves."""
     zero = sequence * 0
     seed = (seed_high.to(tl.int64) << 32) | (seed_low.to(tl.int64) & 0xFFFFFFFF)
     word, _, _, _ = philox(seed, zero + offset_low, zero + offset_high, sequence, zero + window)
@@ -37,7 +37,7 @@ def choose_action(row_ptr, mask, uniform, temperature, PLAN: tl.constexpr):
     logit = tl.load(row_ptr[:, None] + index, mask=mask[:, None] & inside, other=0.0)
     logit = tl.where(inside, logit, float("-inf"))
     largest = tl.max(logit, axis=1)[:, None]
-    # Where rounding leaves no candidate, the last index.
+    # If rounding leaves no candidate, the last index is chosen.
     last = PLAN.policy.actions - 1
     if PLAN.samples:
         weight = tl.where(inside, tl.exp((logit - largest) / temperature), 0.0)
@@ -51,28 +51,28 @@ def choose_action(row_ptr, mask, uniform, temperature, PLAN: tl.constexpr):
 
 @triton.jit
 def settle_misses(
-    sequence, slot, exists, miss, row_ptr, bins_ptr, record_ptr, ring_ptr, action_ptr, params_ptr,
-    draw, PLAN: tl.constexpr,
+    sequence, slot, exists, miss, row_ptr, actions_ptr, record_ptr, ring_ptr, action_ptr,
+    params_ptr, draw, PLAN: tl.constexpr,
 ):  # fmt: skip
     """Choose the actions of sequences (S,) and store them; return which fell back.
 
     Args:
         sequence: (S,) numbers of the sequences.
         slot: (S,) their slots.
-        exists: (S,) whether there is such a slot; without one, the fallback is taken.
+        exists: (S,) whether the slot is in range; if not, the fallback is taken.
         miss: (S,) which sequences need an action.
         row_ptr: (S,) their logits.
-        bins_ptr: (A, 3) parameters of the actions.
+        actions_ptr: (A, 3) parameters of the actions.
         record_ptr: (S,) their records, or None.
         ring_ptr: The ring of all slots, or None.
-        action_ptr: (S,) where their actions go.
-        params_ptr: (S,) where the parameters go.
-        draw: Temperature, seed and offset; the two integers in halves.
+        action_ptr: (S,) where to write the actions.
+        params_ptr: (S,) where to write the parameters.
+        draw: Temperature, and seed and offset in halves.
         PLAN: See `Plan`.
     """
     temperature, seed_low, seed_high, offset_low, offset_high = draw
     finite = all_finite(row_ptr, miss, PLAN)
-    # Only a ring can keep the windows after the first.
+    # Without a ring, only the first window can be kept.
     windows: tl.constexpr = 1 if ring_ptr is None else PLAN.policy.horizon
     for window in range(windows):
         uniform = philox_uniform(seed_low, seed_high, offset_low, offset_high, sequence, window)
@@ -83,13 +83,13 @@ def settle_misses(
         if window == 0:
             tl.store(action_ptr, action, mask=miss)
             for word in tl.static_range(3):
-                value = tl.load(bins_ptr + action * 3 + word, mask=miss, other=0)
+                value = tl.load(actions_ptr + action * 3 + word, mask=miss, other=0)
                 tl.store(params_ptr + word, value, mask=miss)
             if record_ptr is not None:
-                write_action(record_ptr + ACTION, action, bins_ptr, miss & exists)
+                write_action(record_ptr + ACTION, action, actions_ptr, miss & exists)
         if ring_ptr is not None:
             entry_ptr = ring_ptr + (slot * PLAN.policy.horizon + window) * RING_WORDS
-            write_action(entry_ptr, action, bins_ptr, miss & exists)
+            write_action(entry_ptr, action, actions_ptr, miss & exists)
     if record_ptr is not None:
         record_misses(record_ptr, miss & exists, ~finite)
     return ~finite

@@ -1,4 +1,4 @@
-"""The two ends of a decision whose product many programs share: who needs one, and making it."""
+"""The start and the end of a decision: who needs one, and the part after the shared products."""
 
 import triton
 import triton.language as tl
@@ -26,11 +26,11 @@ def hold_in_advance(
     inputs, strides, input_row, readable, sequence, active, leads, cache, n_slots, scratch_ptr,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Return whether the actions of sequences (S,) are kept, before anything is multiplied.
+    """Return whether the actions of sequences (S,) are kept, before any product.
 
-    Every program runs this on the same records, which only the last one changes, after all have
-    taken their ticket: so all come to the same answer. The leading one writes it down for the last,
-    with what was compared, lest the two ever differ by a rounding.
+    All programs get the same result: they read the same records, which only the last program
+    changes, after every program has taken its ticket. The leading program stores the result and
+    what was compared for the last one, so that the two cannot differ by rounding.
     """
     state_ptr, reference_ptr, _, slots_ptr = cache
     slot, exists = find_slot(slots_ptr, sequence, active, n_slots)
@@ -61,7 +61,7 @@ def hold_in_advance(
 
 @triton.jit
 def _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN: tl.constexpr):
-    """Return the hits (S,), known in advance or found from g, and the norms compared."""
+    """Return the hits (S,), stored in advance or found by comparing g, and the norms."""
     if PLAN.compare == COMPARE_FEATURES:
         record_ptr = cache[0] + slot * RECORD_WORDS
         dot, norm = compare(
@@ -79,18 +79,18 @@ def _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN: tl.constexpr):
 
 @triton.jit
 def decide(
-    input_ptr, sequence, active, weights, biases, bins_ptr, cache, n_slots, outputs, draw,
+    input_ptr, sequence, active, weights, biases, actions_ptr, cache, n_slots, outputs, draw,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Decide sequences (S,) whose product is done: MLP, action, record.
+    """Decide for sequences (S,) whose products are done: MLP, action, record.
 
     Args:
-        input_ptr: (S,) the features that came in, where adaptive mode compares them.
+        input_ptr: (S,) the input features, if adaptive mode compares them.
         sequence: (S,) numbers of the sequences.
-        active: (S,) which of them there are.
+        active: (S,) which of them exist.
         weights: Matrices of all layers.
         biases: Vectors of all layers.
-        bins_ptr: (A, 3) parameters of the actions.
+        actions_ptr: (A, 3) parameters of the actions.
         cache: Records, references, ring and slots.
         n_slots: Number of records.
         outputs: Logits, actions, parameters.
@@ -113,7 +113,7 @@ def decide(
         record_ptr = state_ptr + slot * RECORD_WORDS
         hit, norm = _hold_afterwards(row_ptr, slot, exists, active, cache, PLAN)
         miss = active & ~hit
-        # No policy is run for hits, nor for slots out of range, to whom NaN gives the fallback.
+        # The policy runs neither for hits nor for slots out of range, which get the fallback.
         skipped = hit | (active & ~exists)
         if tl.max(skipped.to(tl.int32), axis=0) != 0:
             serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN)
@@ -121,7 +121,7 @@ def decide(
     if tl.max(miss.to(tl.int32), axis=0) != 0:
         run_mlp(row_ptr, weights, biases, logits_ptr, miss & exists, PLAN)
         fallback = settle_misses(
-            sequence, slot, exists, miss, logits_ptr, bins_ptr, record_ptr, ring_ptr,
+            sequence, slot, exists, miss, logits_ptr, actions_ptr, record_ptr, ring_ptr,
             action_ptr, params_ptr, draw, PLAN,
         )  # fmt: skip
         if PLAN.compare != NO_COMPARISON:

@@ -1,4 +1,4 @@
-"""The FC's product for one tile of rows and columns, by vectors or by matrices."""
+"""The FC's product for one tile of rows and columns, with vectors or on the tensor cores."""
 
 import triton
 import triton.language as tl
@@ -11,8 +11,8 @@ def encode_tile(
 ):  # fmt: skip
     """Return g (R, C) in float32 for rows of the input and columns of the FC.
 
-    A chunk's root mean square is summed in the same pass and divides the chunk's product: features
-    are read once. Rows that do not exist give NaN.
+    A chunk's sum of squares comes from the same pass, and the chunk's product is divided by the
+    root mean square afterwards, so features are read once. Rows that do not exist give NaN.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
     COLUMNS: tl.constexpr = PLAN.tiles.columns
@@ -41,9 +41,9 @@ def encode_tile(
 
 @triton.jit
 def _multiply_vectors(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.constexpr):
-    """Products (R, C) and sums of squares (R,) of one chunk, for few rows: a pass over the weights.
+    """Return products (R, C) and sums of squares (R,) of one chunk, for few rows.
 
-    Sums stay spread over the threads until the chunk ends.
+    The weights are read once. Sums stay distributed over the threads and are reduced at the end.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
     COLUMNS: tl.constexpr = PLAN.tiles.columns
@@ -57,7 +57,7 @@ def _multiply_vectors(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.con
             weight_ptr[None, :, None] + element,
             mask=inside[None, :, None] & available,
             other=0.0,
-            # Each program reads other weights, once.
+            # Every weight is read once, by one program.
             eviction_policy="evict_first",
         )
         x = tl.load(
@@ -73,11 +73,11 @@ def _multiply_vectors(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.con
 
 @triton.jit
 def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.constexpr):
-    """Return the same products for many rows, on the tensor cores, inputs not rounded.
+    """Return the same for many rows, on the tensor cores, without rounding the inputs.
 
-    Inputs and weights of one 16 bit type are multiplied as they are. Other inputs of bfloat16
-    weights are taken apart into three terms of that type, which is exact and moves no more of the
-    weights; everything else is widened to float32.
+    Inputs and weights of the same 16-bit type are multiplied directly. With bfloat16 weights, other
+    inputs are split into three bfloat16 terms of 8 bits each, which is exact for the 24 bits of
+    float32 and loads the weights only once. Everything else is widened to float32.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
     COLUMNS: tl.constexpr = PLAN.tiles.columns
@@ -117,6 +117,6 @@ def _multiply_matrices(x_ptr, exists, weight_ptr, inside, scale_ptr, PLAN: tl.co
 def _dot(x, weight, product, PLAN: tl.constexpr):
     """Add x (R, E) times the transpose of a weight (C, E) to a product (R, C)."""
     if PLAN.interpreted:
-        # The interpreter multiplies the bits of bfloat16 as if they were integers.
+        # The interpreter would multiply the bits of bfloat16 as integers.
         x, weight = x.to(tl.float32), weight.to(tl.float32)
     return tl.dot(x, tl.trans(weight), product, input_precision=PLAN.precision)

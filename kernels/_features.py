@@ -1,4 +1,4 @@
-"""Reading features (low, mid, high): rows by index, and the sketch that stands for them."""
+"""Reads features (low, mid, high): rows by index, and sketches of them."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,8 @@ import triton.language as tl
 def find_input_row(rows_ptr, last_ptr, position, active, n_inputs, n_rows):
     """Return the input rows at positions (S,), int64, and which of them exist.
 
-    The indices lie on the device, where an index out of range cannot be reported without waiting:
-    such a row reads as NaN instead of as foreign memory.
+    The indices are on the device, and reporting one out of range would mean waiting for it.
+    Instead, such a row reads as NaN, and no memory outside the input is read.
     """
     row = position.to(tl.int64)
     if last_ptr is not None:
@@ -29,11 +29,11 @@ def sketch_sign(element):
 
 @triton.jit
 def sketch_features(inputs, strides, input_row, exists, PLAN: tl.constexpr):
-    """Return count sketches (S, buckets) of rows, each third divided by its root mean square.
+    """Return count sketches (S, buckets) of rows, each chunk divided by its root mean square.
 
     The formula is in ``csrc/policy/action_cache.h``. Blocks start at multiples of the number of
-    buckets in the whole row, so that a lane's bucket is the same in every block, wherever a chunk
-    starts.
+    buckets, counted over the whole row: a lane then has the same bucket in every block, even if a
+    chunk starts between two multiples.
     """
     K: tl.constexpr = PLAN.policy.k
     GROUP: tl.constexpr = PLAN.group

@@ -1,4 +1,4 @@
-"""What the launchers share: memory of a stream, and a launch as data."""
+"""Shared by the launchers: a launch as data, and scratch memory of a stream."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from eaglerl.kernels._plan import Plan
 
-# Counters that a launch may need: one for each row tile of up to 1,024 rows.
+# Most counters of a launch: one for each row tile of up to 1,024 rows.
 _TICKETS = 1024
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with everything that it is called with.
+    """A kernel with all of its arguments.
 
     Attributes:
         kernel: The Triton kernel.
-        grid: Programs.
-        arguments: Its arguments by name.
-        plan: Its constants.
+        grid: Numbers of programs.
+        arguments: The arguments by name.
+        plan: The constants.
     """
 
     kernel: Any
@@ -33,10 +33,10 @@ class Launch:
     plan: Plan
 
     def options(self, *, nvidia: bool) -> dict[str, Any]:
-        """Options of the compiler.
+        """Return the options of the compiler.
 
-        Contraction to fused multiply-adds is asked for by name, because what Triton does by itself
-        differs between releases.
+        Contraction to fused multiply-adds is requested explicitly, because Triton's default differs
+        between releases.
         """
         tiles = self.plan.tiles
         options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
@@ -64,7 +64,7 @@ class Decisions:
 
     @classmethod
     def empty(cls, weights: Any, sequences: int, device: torch.device) -> Decisions:
-        """Make the outputs that every launch has."""
+        """Allocate the outputs that every launch has."""
         return cls(
             features=None,
             logits=torch.empty((sequences, weights.output_weight.shape[0]), device=device),
@@ -76,7 +76,7 @@ class Decisions:
 @dataclass
 class _Workspace:
     tickets: Tensor
-    # The last one is in use; a captured graph may still write to an earlier, smaller one.
+    # The last one is in use. A captured CUDA graph may still write to earlier, smaller ones.
     scratch: list[Tensor]
 
 
@@ -86,8 +86,8 @@ _workspaces: dict[tuple[torch.device, int], _Workspace] = {}
 def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
     """Return the current stream's scratch memory, at least ``size`` float32s, and its tickets.
 
-    Launches on one stream follow each other and may share them; those of two streams may not.
-    Tickets are zero, and every launch leaves them so.
+    Launches on one stream run one after the other and may share them; those on two streams may not.
+    Tickets are zero, and every launch resets them to zero.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     kept = _workspaces.get((device, stream))
@@ -96,7 +96,7 @@ def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
         kept = _Workspace(tickets, [torch.empty(size, device=device)])
         _workspaces[device, stream] = kept
     elif kept.scratch[-1].numel() < size:
-        # At least doubled, so that all of them together stay within twice the largest.
+        # At least doubled, so that all together take at most twice the largest.
         kept.scratch.append(torch.empty(max(size, 2 * kept.scratch[-1].numel()), device=device))
     return kept.scratch[-1], kept.tickets
 
@@ -104,7 +104,7 @@ def workspace(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 def split_words(number: int) -> tuple[int, int]:
     """Return low and high 32 bits of a number below 2**64, each as a signed word.
 
-    As they are, integers would compile another kernel for every size that Triton tells apart.
+    Triton compiles a kernel for each width of an integer argument; signed words have one width.
     """
     low, high = number & 0xFFFFFFFF, number >> 32
     return low - ((low >> 31) << 32), high - ((high >> 31) << 32)
@@ -119,14 +119,14 @@ def shared_arguments(
     decisions: Decisions,
     draw: tuple[float, int, int],
 ) -> dict[str, Any]:
-    """Return the arguments that all kernels with an MLP have."""
+    """Return the arguments that all kernels with an MLP share."""
     temperature, seed, offset = draw
     seed_low, seed_high = split_words(seed)
     offset_low, offset_high = split_words(offset)
     return {
         "weights": (*weights.hidden_weights, weights.output_weight),
         "biases": (*weights.hidden_biases, weights.output_bias),
-        "bins_ptr": weights.bins,
+        "actions_ptr": weights.actions,
         "cache": cache_pointers(cache, slots),
         "outputs": (decisions.logits, decisions.action, decisions.params),
         "n_sequences": sequences,

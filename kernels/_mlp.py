@@ -1,7 +1,7 @@
-"""The policy's MLP in one program: what follows the products that many programs share.
+"""The policy's MLP in one program, after the products that many programs share.
 
-Rows are the sequences of one group, (S,). Between layers the activations go through scratch memory,
-so that a layer may be of any width; its rows are a sequence's own (see `Scratch`).
+Rows are the sequences of one group, (S,). Activations go through scratch memory between layers, so
+a layer may have any width; each sequence has its own row of scratch memory (see `Plan`).
 """
 
 import triton
@@ -12,8 +12,8 @@ import triton.language as tl
 def activate(x, ACTIVATION: tl.constexpr):
     """Apply tanh, relu or silu; NaN stays NaN."""
     if ACTIVATION == "tanh":
-        # Of the magnitude, so that exp cannot overflow; near 0, where the difference would cancel,
-        # the Taylor series, whose next term is below float32's precision.
+        # exp of the negated magnitude cannot overflow. Near 0, where 1 - decay would cancel, the
+        # Taylor series is used: below |x| = 0.25 its next term is below float32's precision.
         decay = tl.exp(-2.0 * tl.abs(x))
         magnitude = (1.0 - decay) / (1.0 + decay)
         square = x * x
@@ -30,12 +30,12 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
-    """Add up the first layer's partial sums (S, O) over programs, always in the same order.
+    """Add the first layer's partial sums (S, O) over programs, always in the same order.
 
     Args:
         partial_ptr: (S,) each sequence's first partial sum.
         first: The first program to add.
-        count: How many.
+        count: Number of programs.
         output: (O,) indices of the layer's outputs.
         mask: (S,) sequences that take part.
         PLAN: See `Plan`.
@@ -52,7 +52,7 @@ def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
             partial_ptr[:, None, None] + offset,
             mask=inside & (program < count),
             other=0.0,
-            # Past L1: other multiprocessors wrote them.
+            # Bypasses L1: other multiprocessors wrote them.
             cache_modifier=".cg",
         )
     return tl.sum(total, axis=1)
@@ -79,8 +79,8 @@ def chunk_scale(squares_ptr, first, count, elements, mask, PLAN: tl.constexpr):
 def run_first_layer(row_ptr, bias_ptr, mask, PLAN: tl.constexpr):
     """Finish the first layer of sequences (S,) whose scratch memory holds partial sums.
 
-    Where the features are normalised and there is no FC before the layer, its partial sums are of
-    features as they came, and the chunks' scales come in here.
+    If the features are normalised and there is no FC before the layer, the partial sums are of
+    features without their scales, which are applied here.
     """
     ACTIVATION: tl.constexpr = PLAN.policy.activation
     CHUNKS: tl.constexpr = 0 if PLAN.policy.features else PLAN.policy.norm_chunks
@@ -111,7 +111,7 @@ def run_layer(
     input_ptr, weight_ptr, bias_ptr, output_ptr, mask,
     LAYER: tl.constexpr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Run any other layer of rows (S,), given pointers to their inputs and outputs."""
+    """Run a later layer on rows (S,), given pointers to their inputs and outputs."""
     GROUP: tl.constexpr = PLAN.group
     ACTIVATION: tl.constexpr = PLAN.policy.activation
     BLOCK_OUT: tl.constexpr = PLAN.block_out
@@ -146,7 +146,7 @@ def run_layer(
 
 @triton.jit
 def run_mlp(row_ptr, weights, biases, logits_ptr, mask, PLAN: tl.constexpr):
-    """From partial sums of the first layer to logits.
+    """Compute the logits from the partial sums of the first layer.
 
     Args:
         row_ptr: (S,) the sequences' scratch memory.

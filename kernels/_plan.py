@@ -1,10 +1,10 @@
-"""What a launch knows when it is compiled: sizes, settings, tiles, and scratch memory's layout."""
+"""Compile-time constants of a launch: sizes, settings, tiles, layout of scratch memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Numbers that one program holds at a time of a matrix, in the parts that one program runs alone.
+# Elements of a matrix that a program holds at a time in the parts that it runs alone.
 _TILE = 4096
 _LINE = 32  # float32 numbers of a cache line
 
@@ -14,13 +14,13 @@ class Policy:
     """The policy's sizes and settings; see ``PolicyWeights``.
 
     Attributes:
-        k: Width of each of the inputs: of a feature layer, or of reduced features.
-        chunks: Inputs side by side, 3 or 1.
-        features: h, width of g where the launch computes it, else 0.
-        widths: Of all layers of the MLP, the logits' last.
-        actions: A.
-        horizon: Decisions at once.
-        fallback: The action where a logit is not finite.
+        k: Width of each input: of a feature layer, or of reduced features.
+        chunks: Number of inputs: 3 feature layers, or 1.
+        features: h, the width of g if the launch computes it, else 0.
+        widths: Widths of all layers of the MLP; the last is that of the logits.
+        actions: A, the number of actions.
+        horizon: Decisions that one call makes.
+        fallback: The action to take if a logit is not finite.
         activation: "tanh", "relu" or "silu".
         norm_chunks: 0, 1 or 3.
         eps: Added to a chunk's mean square.
@@ -40,16 +40,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How the launch is cut up; what a tuning chooses.
+    """How a launch is divided into programs: what tuning chooses.
 
     Attributes:
         rows: Rows of the FC that a program multiplies, or sequences of a folded product.
-        columns: Outputs that it computes.
-        elements: Inputs that it reads at a time.
+        columns: Outputs that a program computes.
+        elements: Inputs that a program reads at a time.
         num_warps: Warps of a program.
-        num_stages: Depth of the software pipeline where the product is a matrix product.
-        max_registers: That a thread may have on NVIDIA's devices. Left to itself, ptxas spills some
-            for the sake of a number of programs at a time that is not needed here.
+        num_stages: Depth of the software pipeline of matrix products.
+        max_registers: Most registers of a thread on NVIDIA devices. By default, ptxas spills
+            registers to run more programs at a time than are needed here.
     """
 
     rows: int
@@ -62,7 +62,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Plan:
-    """The constant of a launch. All fields are in its repr, by which compiled kernels are kept.
+    """The constants of a launch. Compiled kernels are cached by its repr, which has all fields.
 
     Attributes:
         policy: See `Policy`.
@@ -71,12 +71,12 @@ class Plan:
         has_cache: Whether there is an action cache.
         scheduled: Whether its mode is "scheduled".
         compare: What adaptive mode compares, see ``_action_cache``.
-        compared: Width of that.
+        compared: Width of what is compared.
         samples: Whether actions are drawn.
-        encodes_all: Whether g of all rows is wanted.
-        precision: Of matrix products, see ``tl.dot``; None where rows are multiplied as vectors.
+        encodes_all: Whether g of all rows is returned.
+        precision: Precision of matrix products, see ``tl.dot``; None for products of vectors.
         programs: Programs that share a sequence's product.
-        interpreted: Whether Triton's interpreter will run the kernel.
+        interpreted: Whether Triton's interpreter runs the kernel.
     """
 
     policy: Policy
@@ -91,14 +91,15 @@ class Plan:
     precision: str | None
     programs: int
     interpreted: bool
-    # Scratch memory of a sequence: partial sums of the first layer, sums of squares, activations,
-    # what is compared, and last whether the action is kept and the norm of what is compared.
+    # Offsets in a sequence's scratch memory. It holds partial sums of the first layer, sums of
+    # squares, activations, what is compared, a flag (whether the action is kept) and the norm of
+    # what is compared.
     squares_at: int = field(init=False)
     activations_at: int = field(init=False)
     compared_at: int = field(init=False)
     flag_at: int = field(init=False)
     scratch: int = field(init=False)
-    # Tiles of the parts that one program runs alone.
+    # Tile sizes of the parts that one program runs alone.
     block_actions: int = field(init=False)
     block_compared: int = field(init=False)
     block_sketch: int = field(init=False)

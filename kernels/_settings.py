@@ -1,4 +1,4 @@
-"""From a policy, inputs and a cache to the plan of a launch."""
+"""Makes the plan of a launch from a policy, inputs and a cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eaglerl.kernels._plan import Plan, Policy, Tiles, power_of_two
 from eaglerl.kernels.tuning import stored_tiles
 
 _LARGEST_GROUP = 8
-# Rows that are multiplied as vectors, and tiles of rows for the matrix units.
+# Most rows that are multiplied as vectors, and row tiles for the tensor cores.
 _MOST_VECTORS = 4
 _FEWEST_MATRIX_ROWS = 16
 _MOST_MATRIX_ROWS = 64
@@ -36,15 +36,15 @@ def split_layers(
 
 
 def policy_of(weights: Any) -> Policy:
-    """Return what a plan holds of ``PolicyWeights``."""
-    chunks = 1 if weights.taps_size is None else 3
+    """Return the sizes and settings of ``PolicyWeights``."""
+    chunks = 1 if weights.joined_size is None else 3
     matrices = (*weights.hidden_weights, weights.output_weight)
     return Policy(
-        k=(weights.taps_size or weights.feature_size) // chunks,
+        k=(weights.joined_size or weights.feature_size) // chunks,
         chunks=chunks,
         features=0 if weights.fc_weight is None else weights.fc_weight.shape[0],
         widths=tuple(matrix.shape[0] for matrix in matrices),
-        actions=weights.bins.shape[0],
+        actions=weights.actions.shape[0],
         horizon=weights.horizon,
         fallback=weights.fallback_action,
         activation=weights.activation,
@@ -72,8 +72,8 @@ def plan_of(
         sequences: Sequences that are decided.
         cache: ``ActionCache``, or None.
         samples: Whether actions are drawn.
-        encodes: Whether g of all rows is wanted.
-        tiles: To be used instead of the stored ones.
+        encodes: Whether g of all rows is returned.
+        tiles: Tiles to use instead of the stored ones.
     """
     device = inputs.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -131,7 +131,7 @@ def _make_plan(
 def step_plan(
     actions: int, horizon: int, fallback: int, sequences: int, cache: Any, samples: bool
 ) -> Plan:
-    """Return the plan of ``action_cache_step``, which multiplies nothing."""
+    """Return the plan of ``action_cache_step``, which has no products."""
     group = min(power_of_two(max(sequences, 1)), _LARGEST_GROUP)
     adaptive = cache.mode == C.cache_modes["adaptive"]
     compared = cache.reference.shape[1] if adaptive else 0
@@ -160,12 +160,12 @@ def _make_step_plan(
 
 
 def forget_plans() -> None:
-    """Let the next launches look their tiles up anew."""
+    """Clear the cache of plans, so that the next launches look up their tiles again."""
     _make_plan.cache_clear()
 
 
 def form_of(policy: Policy) -> str:
-    """Return what kind of launch it is, where choices are stored."""
+    """Return the form of a launch, under which its tiles are stored."""
     return "fused" if policy.features else "features" if policy.chunks == 1 else "folded"
 
 
@@ -178,14 +178,16 @@ def _comparison(policy: Policy, mode: int | None, encodes: bool) -> Any:
 
 
 def _precision() -> str:
-    """Return how float32 matrices are multiplied: three products of their parts are as precise
-    as float32's own; AMD's matrix units multiply float32 as it is.
+    """Return the precision mode for float32 matrix products.
+
+    Three TF32 products are as precise as one in float32; AMD's matrix cores multiply float32
+    directly.
     """
     return "ieee" if torch.version.hip else "tf32x3"
 
 
 def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
-    """Return default tiles: enough programs for all multiprocessors, 16 bytes a load."""
+    """Return default tiles: enough programs for all multiprocessors, loads of 16 bytes."""
     wide = 4 // itemsize  # 1 for float32, 2 for 16 bit types
     width = power_of_two(policy.k)
     if policy.features == 0:
@@ -195,7 +197,7 @@ def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
         columns = 8 if large and rows == 1 else 4
         return Tiles(rows, columns, min(width, 512 * wide // max(rows // 2, 1)))
     rows = min(max(rows, _FEWEST_MATRIX_ROWS), _MOST_MATRIX_ROWS)
-    # Deep pipelines: few programs have to keep the memory busy.
+    # Deep pipelines, because few programs have to saturate the memory bandwidth.
     stages = {16: 8, 32: 6, 64: 4}[rows]
     columns = 32 if large or rows > 16 else 16
     return Tiles(rows, columns, max(min(width, 32 * wide), 16), 4, stages, 255)

@@ -1,4 +1,4 @@
-"""One step of the action cache from logits that are there already."""
+"""One step of the action cache with given logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from eaglerl.kernels._settings import step_plan
     ]
 )  # fmt: skip
 def _action_cache_step_kernel(
-    logits_ptr, features_ptr, bins_ptr, cache, action_ptr, params_ptr, n_sequences, n_slots,
+    logits_ptr, features_ptr, actions_ptr, cache, action_ptr, params_ptr, n_sequences, n_slots,
     temperature, seed_low, seed_high, offset_low, offset_high,
     PLAN: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +52,7 @@ def _action_cache_step_kernel(
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     miss = active & ~hit
     fallback = settle_misses(
-        sequence, slot, exists, miss, logits_ptr + sequence.to(tl.int64) * width, bins_ptr,
+        sequence, slot, exists, miss, logits_ptr + sequence.to(tl.int64) * width, actions_ptr,
         record_ptr, ring_ptr, action_ptr, params_ptr,
         (temperature, seed_low, seed_high, offset_low, offset_high), PLAN,
     )  # fmt: skip
@@ -64,36 +64,36 @@ def _action_cache_step_kernel(
 
 def prepare_action_cache_step(
     logits: Tensor,
-    bins: Tensor,
+    actions: Tensor,
     features: Tensor | None,
     cache: Any,
     slots: Tensor | None,
     draw: tuple[float, int, int],
     fallback_action: int,
 ) -> tuple[Launch, Tensor, Tensor]:
-    """Allocate actions and parameters and prepare a launch; arguments are trusted.
+    """Allocate actions and parameters and prepare a launch. Arguments are not checked.
 
     Args:
         logits: (S, horizon * A) float32.
-        bins: (A, 3) int32.
+        actions: (A, 3) int32 parameters of every action.
         features: (S, reference_size) float32, or None unless the cache is adaptive.
         cache: ``ActionCache``.
         slots: (S,) int64 slots, or None.
         draw: Temperature, seed, offset.
-        fallback_action: The action where a logit is not finite.
+        fallback_action: The action to take if a logit is not finite.
     """
-    sequences, actions = logits.shape[0], bins.shape[0]
+    sequences, count = logits.shape[0], actions.shape[0]
     plan = step_plan(
-        actions, logits.shape[1] // actions, fallback_action, sequences, cache, draw[0] > 0
+        count, logits.shape[1] // count, fallback_action, sequences, cache, draw[0] > 0
     )
-    action = bins.new_empty((sequences,))
-    params = bins.new_empty((sequences, 3))
+    action = actions.new_empty((sequences,))
+    params = actions.new_empty((sequences, 3))
     seed_low, seed_high = split_words(draw[1])
     offset_low, offset_high = split_words(draw[2])
     arguments = {
         "logits_ptr": logits,
         "features_ptr": features,
-        "bins_ptr": bins,
+        "actions_ptr": actions,
         "cache": cache_pointers(cache, slots),
         "action_ptr": action,
         "params_ptr": params,

@@ -1,10 +1,10 @@
 """From low, mid and high to the reduced features and the tree's parameters, in one launch.
 
-Programs share out the columns of the FC. Each also multiplies its columns of g into the first layer
-of the MLP, whose matrix is so read by all multiprocessors instead of by one, and takes a ticket.
-The one with the last ticket adds up the layer's partial sums in a fixed order, runs the rest of the
-MLP, takes the action and enters it into the action cache. No program waits for another, so nothing
-depends on how many run at a time.
+The columns of the FC are divided among programs. Each program also multiplies its columns of g into
+the first layer of the MLP, so that all multiprocessors read that layer's matrix, and then takes a
+ticket. The program with the last ticket adds the layer's partial sums in a fixed order, runs the
+rest of the MLP, chooses the actions and updates the action cache. No program waits for another, so
+any number of them may run at a time.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from eaglerl.kernels._settings import plan_of
 )  # fmt: skip
 def _fused_encode_kernel(
     inputs, rows_ptr, last_ptr, norm_weight_ptr, fc_weight_ptr, fc_bias_ptr, weights, biases,
-    bins_ptr, cache, features_ptr, outputs, scratch_ptr, ticket_ptr,
+    actions_ptr, cache, features_ptr, outputs, scratch_ptr, ticket_ptr,
     n_inputs, n_rows, n_sequences, n_slots, strides,
     temperature, seed_low, seed_high, offset_low, offset_high,
     PLAN: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of columns, tiles of rows.
 
-    Where every row is a sequence's, a row tile decides its own sequences, by a ticket of its own;
-    with more rows than sequences, all tiles share one ticket.
+    If every row is a sequence, each row tile has its own ticket and decides its own sequences. With
+    more rows than sequences, all tiles share one ticket.
     """
     ROWS: tl.constexpr = PLAN.tiles.rows
     shares_ticket: tl.constexpr = PLAN.encodes_all and last_ptr is not None
@@ -78,17 +78,18 @@ def _fused_encode_kernel(
                 g, row_tile * ROWS, column_tile, column, first, end,
                 last_ptr if shares_ticket else None, n_rows, weights[0], scratch_ptr, PLAN,
             )  # fmt: skip
-    # All warps' stores come before the ticket: the barrier orders them before the one thread that
-    # takes it, its release before whoever takes the last one.
+    # Orders the stores of all warps before the ticket: the barrier before the thread that takes it,
+    # the release of that thread before the program that takes the last one.
     tl.debug_barrier()
     if tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1:
-        # The next launch finds the counter as this one did.
+        # Reset for the next launch.
         tl.store(ticket_ptr, 0)
         for start in range(first, end, PLAN.group):
             sequence = start + tl.arange(0, PLAN.group)
             decide(
-                None, sequence, sequence < end, weights, biases, bins_ptr, cache, n_slots, outputs,
-                (temperature, seed_low, seed_high, offset_low, offset_high), scratch_ptr, PLAN,
+                None, sequence, sequence < end, weights, biases, actions_ptr, cache, n_slots,
+                outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
+                scratch_ptr, PLAN,
             )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def _count_misses(
     inputs, strides, rows_ptr, last_ptr, first, end, leads, cache, n_inputs, n_rows, n_slots,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Count sequences first..end - 1 whose action is not kept, if known in advance."""
+    """Count the sequences first..end - 1 whose action is not kept, if known before products."""
     misses = 0
     for start in range(first, end, PLAN.group):
         sequence = start + tl.arange(0, PLAN.group)
@@ -124,7 +125,7 @@ def _multiply_first_layer(
     g, first_row, column_tile, column, first, end, last_ptr, n_rows, weight_ptr, scratch_ptr,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Write a program's part of the first layer's sums for the sequences whose row it holds."""
+    """Write this program's partial sums of the first layer for sequences whose row it has."""
     ROWS: tl.constexpr = PLAN.tiles.rows
     features: tl.constexpr = PLAN.policy.features
     width: tl.constexpr = PLAN.policy.widths[0]
@@ -133,7 +134,7 @@ def _multiply_first_layer(
         position = number
         exists = True
         if last_ptr is not None:
-            # As in `find_input_row`: what does not exist is NaN.
+            # As in `find_input_row`: rows that do not exist are NaN.
             position = tl.load(last_ptr + sequence)
             exists = (position >= 0) & (position < n_rows)
             position = tl.where(exists, position, 0)
@@ -167,7 +168,7 @@ def prepare_fused_encode(
     return_features: bool,
     tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
-    """Allocate outputs and prepare a launch; arguments are trusted.
+    """Allocate outputs and prepare a launch. Arguments are not checked.
 
     Args:
         weights: ``PolicyWeights`` with an FC.
@@ -177,8 +178,8 @@ def prepare_fused_encode(
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
         draw: Temperature, seed, offset.
-        return_features: Whether g of all N rows is wanted.
-        tiles: To be used instead of the stored ones.
+        return_features: Whether to return g of all N rows.
+        tiles: Tiles to use instead of the stored ones.
     """
     count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]

@@ -1,7 +1,7 @@
-"""The decision without reduced features as output: from those, or by a folded policy.
+"""The decision of a policy without an FC, from reduced features or folded.
 
-Programs share out the inputs of the MLP's first layer; as in ``fused_encode``, the one with the
-last ticket adds up and finishes. The features' root mean squares are summed in the same pass.
+The inputs of the MLP's first layer are divided among programs. As in ``fused_encode``, the program
+with the last ticket adds the partial sums and finishes. The same pass sums the features' squares.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from eaglerl.kernels._settings import plan_of
     ]
 )  # fmt: skip
 def _policy_mlp_kernel(
-    inputs, rows_ptr, last_ptr, norm_weight_ptr, weights, biases, bins_ptr, cache, outputs,
+    inputs, rows_ptr, last_ptr, norm_weight_ptr, weights, biases, actions_ptr, cache, outputs,
     scratch_ptr, ticket_ptr, n_inputs, n_rows, n_sequences, n_slots, strides,
     temperature, seed_low, seed_high, offset_low, offset_high,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of inputs, chunk by chunk; groups of sequences, each with its own ticket."""
+    """Grid: blocks of inputs, chunk by chunk; groups of sequences, each with a ticket."""
     GROUP: tl.constexpr = PLAN.group
     part, group = tl.program_id(0), tl.program_id(1)
     sequence = group * GROUP + tl.arange(0, GROUP)
@@ -55,8 +55,8 @@ def _policy_mlp_kernel(
     if ticket == tl.num_programs(0) - 1:
         tl.store(ticket_ptr + group, 0)
         decide(
-            inputs[0] + input_row * strides[0], sequence, active, weights, biases, bins_ptr, cache,
-            n_slots, outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
+            inputs[0] + input_row * strides[0], sequence, active, weights, biases, actions_ptr,
+            cache, n_slots, outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
             scratch_ptr, PLAN,
         )  # fmt: skip
 
@@ -66,7 +66,7 @@ def _multiply_part(
     inputs, strides, input_row, readable, sequence, active, part, norm_weight_ptr, weight_ptr,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Write the first layer's partial sums over one block of inputs, and its sum of squares."""
+    """Write the first layer's partial sums, and the sum of squares, over one block of inputs."""
     K: tl.constexpr = PLAN.policy.k
     width: tl.constexpr = PLAN.policy.widths[0]
     blocks: tl.constexpr = PLAN.programs // PLAN.policy.chunks
@@ -116,7 +116,7 @@ def prepare_policy_mlp(
     *,
     tiles: Tiles | None = None,
 ) -> tuple[Launch, Decisions]:
-    """Allocate outputs and prepare a launch; arguments are trusted.
+    """Allocate outputs and prepare a launch. Arguments are not checked.
 
     Args:
         weights: ``PolicyWeights`` without an FC.
@@ -126,7 +126,7 @@ def prepare_policy_mlp(
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
         draw: Temperature, seed, offset.
-        tiles: To be used instead of the stored ones.
+        tiles: Tiles to use instead of the stored ones.
     """
     count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]

@@ -2,7 +2,7 @@
 
     python -m eaglerl.kernels.tune --k 4096 --dtype bfloat16 --hidden 128 128
 
-A decision looks its tiles up, it never measures: without this the defaults are used.
+Decisions look up their tiles and never measure. Without this command the defaults are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from eaglerl.kernels.tuning import store_tiles, tuning_path
 _FORMS = ("fused", "folded", "features")
 _GREEDY = 0.0, 0, 0
 _REPEATS = 30
-_FLUSHED = 256 * 2**20  # bytes, more than any device's L2
+_FLUSHED = 256 * 2**20  # bytes, more than the L2 cache of any device
 
 
 def candidates(default: Tiles, form: str) -> list[Tiles]:
@@ -68,16 +68,16 @@ def choose_tiles(
     measure: Callable[[Launch], float],
     device: torch.device,
 ) -> tuple[Tiles, dict[Tiles, float]]:
-    """Return the fastest tiles among those that give the first ones' logits, and the times.
+    """Return the fastest tiles, and all times, after checking that all give the same logits.
 
     Args:
-        tiles: Candidates; the first is trusted.
+        tiles: Candidates; the logits of the first are the reference.
         prepare: Makes a launch and its outputs.
         measure: Times a launch, in any unit.
         device: Where to launch.
 
     Raises:
-        RuntimeError: Tiles give other logits than the first: the compiler or the kernel is wrong.
+        RuntimeError: Some tiles give other logits than the first: a compiler or kernel bug.
     """
     times: dict[Tiles, float] = {}
     expected: Tensor | None = None
@@ -86,7 +86,7 @@ def choose_tiles(
         launch.run(device)
         logits = decisions.logits.clone()
         expected = logits if expected is None else expected
-        # Sums of at most some 10,000 products in another order.
+        # The order of up to about 10,000 products differs.
         if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
             worst = (logits - expected).abs().max().item()
             raise RuntimeError(f"{candidate} gives other logits than {tiles[0]}, by {worst}")
@@ -110,18 +110,18 @@ def tune(
     Args:
         k: Width of one feature layer, of the FC's output and of reduced features.
         hidden: Widths of the policy's hidden layers.
-        dtype: Of inputs and weights.
+        dtype: Dtype of inputs and weights.
         actions: A.
-        rows: Rows, each a power of two; without the FC only those up to 8.
-        forms: Among "fused", "folded" and "features".
+        rows: Numbers of rows, powers of two; without an FC only those up to 8 are measured.
+        forms: Any of "fused", "folded" and "features".
         norm_chunks: Whether the features are normalised, see ``PolicyWeights``.
-        report: Takes a line for each choice.
+        report: Called with a line for each choice.
 
     Raises:
-        RuntimeError: There is no CUDA device, or a kernel is wrong.
+        RuntimeError: There is no CUDA device, or tiles give different logits.
     """
     if not torch.cuda.is_available():
-        raise RuntimeError("tuning needs a CUDA device, torch finds none")
+        raise RuntimeError("tuning needs a CUDA device, but torch finds none")
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
     flush = torch.empty(_FLUSHED, dtype=torch.int8, device=device)
@@ -160,7 +160,7 @@ def prepare(weights: Any, inputs: tuple[Tensor, ...], tiles: Tiles) -> tuple[Lau
 
 
 def seconds(launch: Launch, device: torch.device, flush: Tensor) -> float:
-    """Return the median time of a launch on the device, its weights not in L2."""
+    """Return the median time of a launch on the device with its weights not in L2."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_REPEATS)]
     for start, end in events:
         flush.zero_()
@@ -180,7 +180,7 @@ def random_policy(
     norm_chunks: int,
     device: torch.device,
 ) -> Any:
-    """Return random weights with the attributes that the launchers read."""
+    """Return random weights with the attributes that launchers read."""
     joined = 0 if form == "features" else 3 * k
     widths = [joined if form == "folded" else k, *hidden, actions]
     matrices = [
@@ -194,7 +194,7 @@ def random_policy(
         hidden_biases=tuple(vectors[:-1]),
         output_weight=matrices[-1],
         output_bias=vectors[-1],
-        bins=torch.ones(actions, 3, dtype=torch.int32, device=device),
+        actions=torch.ones(actions, 3, dtype=torch.int32, device=device),
         fc_weight=(torch.randn(k, joined, device=device) * joined**-0.5).to(dtype)
         if fused
         else None,
@@ -205,7 +205,7 @@ def random_policy(
         activation="tanh",
         horizon=1,
         fallback_action=0,
-        taps_size=joined or None,
+        joined_size=joined or None,
         feature_size=None if form == "folded" else k,
         dtype=dtype,
     )

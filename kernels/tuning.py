@@ -1,4 +1,4 @@
-"""The tiles that were measured to be fastest, by device, width and dtype."""
+"""The fastest measured tiles, by device, width and dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eaglerl.json_file import Schema, read_json
 from eaglerl.kernels._plan import Tiles
 
 _FORMAT = 1
-# More than any device's registers hold; what is no power of two, Triton refuses by itself.
+# More than fits into any device's registers. Triton itself refuses other than powers of two.
 _Extent = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
@@ -43,13 +43,13 @@ def tuning_path() -> Path:
 def stored_tiles(
     device_name: str, form: str, k: int, dtype: torch.dtype, rows: int
 ) -> Tiles | None:
-    """Return the choice for a device, or None where none was measured.
+    """Return the tiles chosen for a device, or None if none were measured.
 
     Args:
-        device_name: As torch names it.
+        device_name: The name that torch gives.
         form: "fused", "folded" or "features".
         k: Width of a feature layer, or of reduced features.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         rows: Rows that a launch multiplies, rounded up to a power of two.
 
     Raises:
@@ -61,9 +61,9 @@ def stored_tiles(
 def store_tiles(
     device_name: str, form: str, k: int, dtype: torch.dtype, rows: int, tiles: Tiles
 ) -> None:
-    """Add a choice to the file, which is replaced as a whole; arguments as in `stored_tiles`."""
+    """Add a choice to the file atomically; arguments as in `stored_tiles`."""
     path = tuning_path()
-    # Another process may have added to it.
+    # Another process may have changed the file.
     _read.cache_clear()
     entries = _read(path) | {_key(device_name, form, k, dtype, rows): tiles}
     content = {"format": _FORMAT, "tiles": {key: asdict(kept) for key, kept in entries.items()}}
@@ -85,6 +85,6 @@ def _read(path: Path) -> dict[str, Tiles]:
         content = read_json(path, _TuningSchema, "file of tiles")
     except ValueError as error:
         raise ValueError(
-            f"{error}: remove it, or make it anew with 'python -m eaglerl.kernels.tune'"
+            f"{error}: remove it, or create it again with 'python -m eaglerl.kernels.tune'"
         ) from error
     return {key: Tiles(**dict(tiles)) for key, tiles in content.tiles.items()}

@@ -17,7 +17,7 @@ from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions
-from eaglerl.ops import DraftTreeBuilder
+from eaglerl.ops import ActionCache, DraftTreeBuilder, PolicyWeights, action_cache_step
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.traces.trace_set import TraceSet
 
@@ -85,6 +85,30 @@ def test_old_arguments_and_fields_work() -> None:
         assert Home.old(1, 2) == (1, 2)
     with pytest.warns(DeprecationWarning, match="The argument last"):
         assert renamed_arguments(last="second")(Home.new)(1, last=2) == (1, 2)
+
+
+def test_old_names_of_the_ops_work() -> None:
+    mlp = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    with pytest.warns(DeprecationWarning, match="argument bins .*use actions$"):
+        weights = PolicyWeights.from_modules(mlp, bins=[[8, 2, 4]], mlp_input="taps")
+    with pytest.warns(
+        DeprecationWarning, match=r"PolicyWeights\.bins .*use PolicyWeights\.actions$"
+    ):
+        assert weights.bins is weights.actions
+    with pytest.warns(DeprecationWarning, match=r"use PolicyWeights\.joined_size$"):
+        assert weights.taps_size == 6
+    with pytest.warns(DeprecationWarning, match="argument bins"):
+        assert replace(weights, bins=weights.actions + 1).actions.tolist() == [[9, 3, 5]]
+    with pytest.warns(DeprecationWarning, match="argument bins"):
+        action, _ = action_cache_step(torch.ones(1, 1), bins=weights.actions, cache=ActionCache())
+    assert action.tolist() == [0]
+    builder = DraftTreeBuilder()
+    builder.begin(1, 2)
+    builder.first(torch.tensor([0.0, 2.0, 1.0]))
+    with pytest.warns(DeprecationWarning, match=r"use DraftTreeBuilder\.lookup_nodes$"):
+        assert builder.chain_nodes([2], 1).tolist() == [1]
+    with pytest.warns(DeprecationWarning, match="argument chain .*use lookup_tokens$"):
+        assert len(builder.finish_selected([0], chain=[2, 0]).token_ids) == 4
 
 
 def test_old_attributes_work(tmp_path) -> None:

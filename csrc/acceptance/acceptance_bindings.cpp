@@ -1,5 +1,5 @@
-// Bindings of the scorer of one cycle's draft. It is called two or three times a cycle, so NumPy
-// arrays are read in place instead of being converted.
+// Bindings of the scorer of a cycle's draft. It runs two or three times a cycle, so NumPy arrays
+// are read in place instead of being converted.
 #include "acceptance/acceptance_bindings.h"
 
 #include <pybind11/numpy.h>
@@ -17,7 +17,7 @@ namespace py = pybind11;
 namespace eaglerl {
 namespace {
 
-// 2^22 candidates: what a scorer keeps of them takes at most 400 MB.
+// A scorer keeps up to 100 bytes a candidate, 400 MB for 2^22.
 constexpr int64_t kMostScored = int64_t(1) << 22;
 constexpr int64_t kWidestLayer = int64_t(1) << 20;
 
@@ -65,7 +65,7 @@ const T* read_weights(const char* name, const char* type, py::handle value,
   return static_cast<const T*>(array.data());
 }
 
-// (weight, bias, weight, bias, weight, bias), which live as long as the tuple.
+// Takes (weight, bias, weight, bias, weight, bias). The addresses hold as long as the tuple.
 SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {
   if (arrays.size() != 6) {
     throw py::value_error("a net must have three weights and three biases, got " +
@@ -91,27 +91,27 @@ SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {
 }
 
 std::unique_ptr<AcceptanceScorer> make_scorer(int64_t top_k, int64_t max_depth, int64_t max_rows,
-                                              int64_t chain_length, const py::tuple& pool_net,
-                                              const py::object& chain_net,
+                                              int64_t lookup_tokens, const py::tuple& pool_net,
+                                              const py::object& lookup_net,
                                               const py::object& stop_weights,
                                               const py::object& base, const py::object& slope) {
   check_between("top_k", top_k, 1, kLargestCount);
   check_between("max_depth", max_depth, 0, kLargestCount);
   check_between("max_rows", max_rows, 1, kLargestCount);
-  check_between("chain_length", chain_length, 0, kMostScored);
+  check_between("lookup_tokens", lookup_tokens, 0, kMostScored);
   check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostScored);
-  const AcceptanceSizes sizes = {top_k, max_depth, max_rows, chain_length};
-  SmallNetWeights chain = {};
-  if (!chain_net.is_none()) chain = net_weights(chain_net.cast<py::tuple>(), kChainInputs);
+  const AcceptanceSizes sizes = {top_k, max_depth, max_rows, lookup_tokens};
+  SmallNetWeights lookup = {};
+  if (!lookup_net.is_none()) lookup = net_weights(lookup_net.cast<py::tuple>(), kLookupInputs);
   return std::make_unique<AcceptanceScorer>(
-      sizes, net_weights(pool_net, kPoolInputs), chain_net.is_none() ? nullptr : &chain,
+      sizes, net_weights(pool_net, kPoolInputs), lookup_net.is_none() ? nullptr : &lookup,
       read_weights<float>("stop_weights", "float32", stop_weights, {max_depth, kStopInputs}),
       read_weights<double>("base", "float64", base, {max_rows}),
       read_weights<double>("slope", "float64", slope, {max_rows}));
 }
 
 void score_draft(AcceptanceScorer& scorer, const py::object& scores, int64_t depth,
-                 int64_t context_length, int64_t match_length, int64_t chain_tokens,
+                 int64_t context_length, int64_t match_length, int64_t lookup_length,
                  const py::object& nodes, double rate) {
   scorer.check_usable();
   if (depth < 0 || depth > scorer.sizes().max_depth) {
@@ -124,9 +124,9 @@ void score_draft(AcceptanceScorer& scorer, const py::object& scores, int64_t dep
   draft.depth = depth;
   draft.context_length = context_length;
   draft.match_length = match_length;
-  draft.chain_tokens = chain_tokens;
+  draft.lookup_length = lookup_length;
   if (!nodes.is_none()) {
-    draft.nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
+    draft.lookup_nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
   }
   scorer.score(draft, rate);
 }
@@ -139,15 +139,15 @@ void check_scored(const AcceptanceScorer& scorer) {
 py::tuple select(const AcceptanceScorer& scorer) {
   check_scored(scorer);
   py::array_t<int64_t> nodes(scorer.chosen_nodes());
-  const int64_t chain_tokens = scorer.select(nodes.mutable_data());
-  return py::make_tuple(std::move(nodes), chain_tokens);
+  const int64_t lookup_length = scorer.select(nodes.mutable_data());
+  return py::make_tuple(std::move(nodes), lookup_length);
 }
 
 py::tuple survival(const AcceptanceScorer& scorer) {
   check_scored(scorer);
   const py::ssize_t pool = scorer.pool_size(scorer.known_depth());
   return py::make_tuple(py::array_t<float>(pool, scorer.pool()),
-                        py::array_t<float>(scorer.sizes().chain_length, scorer.chain()));
+                        py::array_t<float>(scorer.sizes().lookup_tokens, scorer.lookup()));
 }
 
 }  // namespace

@@ -14,7 +14,8 @@ int64_t padded(int64_t width) {
   return (width + kSmallNetPadding - 1) / kSmallNetPadding * kSmallNetPadding;
 }
 
-// Orders survivals, which are not negative, descending, and equal ones by their index ascending.
+// Sorting these descending orders survivals descending, and equal ones by index ascending: a float
+// that is not negative orders as its bits do, and one integer comparison replaces two.
 uint64_t order_key(float survival, int64_t index) {
   uint32_t bits;
   std::memcpy(&bits, &survival, sizeof bits);
@@ -30,7 +31,7 @@ float key_survival(uint64_t key) {
   return survival;
 }
 
-// Keeps values[0, count) descending; an equal value goes behind those already there.
+// Keeps values[0, count) in descending order; an equal value goes behind those already there.
 int64_t insert_descending(float* values, int64_t* places, int64_t count, int64_t capacity,
                           float value, int64_t place) {
   if (count == capacity && !(value > values[count - 1])) return count;
@@ -76,18 +77,18 @@ void SmallNet::run(const float* x, int64_t rows, float* out) {
 }
 
 AcceptanceScorer::AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
-                                   const SmallNetWeights* chain_net, const float* stop_weights,
+                                   const SmallNetWeights* lookup_net, const float* stop_weights,
                                    const double* base, const double* slope)
     : sizes_(sizes),
       pool_net_(pool_net),
-      chain_net_(chain_net ? std::make_unique<SmallNet>(*chain_net) : nullptr),
+      lookup_net_(lookup_net ? std::make_unique<SmallNet>(*lookup_net) : nullptr),
       stop_weights_(stop_weights, stop_weights + sizes.max_depth * kStopInputs),
       base_(base, base + sizes.max_rows),
       slope_(slope, slope + sizes.max_rows) {
-  const int64_t widest = std::max(sizes.top_k * sizes.top_k, sizes.chain_length);
-  pool_.resize(pool_size(sizes.max_depth) + sizes.chain_length);
+  const int64_t widest = std::max(sizes.top_k * sizes.top_k, sizes.lookup_tokens);
+  pool_.resize(pool_size(sizes.max_depth) + sizes.lookup_tokens);
   best_.resize(sizes.max_depth + 1);
-  inputs_.resize(std::max(kPoolInputs, kChainInputs) * widest);
+  inputs_.resize(std::max(kPoolInputs, kLookupInputs) * widest);
   probabilities_.resize(widest);
   top_values_.resize(sizes.top_k);
   parents_.resize(sizes.top_k);
@@ -101,16 +102,16 @@ void AcceptanceScorer::begin(double success, int64_t lookups) {
 }
 
 void AcceptanceScorer::check(const DraftView& draft) const {
-  if (!draft.nodes) return;
+  if (!draft.lookup_nodes) return;
   for (int64_t level = 0; level <= draft.depth; ++level) {
-    const int64_t node = draft.nodes[level];
-    // What follows a token that is not in the pool is not looked for there.
-    const bool reached = level == 0 || draft.nodes[level - 1] >= 0;
+    const int64_t node = draft.lookup_nodes[level];
+    // After the first looked-up token that no candidate holds, none of the rest has one.
+    const bool reached = level == 0 || draft.lookup_nodes[level - 1] >= 0;
     const bool inside = node >= level_begin(level) && node < pool_size(level);
     if (node != -1 && !(reached && inside)) {
       throw std::invalid_argument(
           "lookup_nodes[" + std::to_string(level) + "] = " + std::to_string(node) +
-          " is neither -1 nor a candidate of " + "its level below the one before");
+          " is neither -1 nor a candidate of its level below the one before");
     }
   }
 }
@@ -118,9 +119,9 @@ void AcceptanceScorer::check(const DraftView& draft) const {
 void AcceptanceScorer::score(const DraftView& draft, double rate) {
   check(draft);
   const int64_t next = known_ + 1;
-  known_ = -1;  // until all went well
+  known_ = -1;  // stays so if a step below throws
   for (int64_t level = next; level <= draft.depth; ++level) score_level(draft, level);
-  score_chain(draft);
+  score_lookup(draft);
   plan(draft, rate);
   known_ = draft.depth;
   should_continue_ = decide(draft);
@@ -133,14 +134,15 @@ void AcceptanceScorer::score_level(const DraftView& draft, int64_t level) {
   pool_net_.run(inputs_.data(), count, probabilities_.data());
   float* survivals = pool_.data() + begin;
   for (int64_t i = 0; i < count; ++i) {
-    // No node can survive without its parent.
+    // The net scores a candidate alone, but it cannot be accepted without its parent.
     const float above = level == 0 ? 1.0f : pool_[parents_[i / width]];
     survivals[i] = std::min(probabilities_[i], above);
   }
   best_[level] = best_of_level(begin, begin + count);
 }
 
-// Leaves the frontier, whose nodes have top_k children each, in parents_.
+// Leaves the nodes that were expanded, the last level's top_k by score, in parents_: each has top_k
+// children, which lie together in the order of the parents.
 void AcceptanceScorer::fill_pool_inputs(const DraftView& draft, int64_t level) {
   const int64_t width = sizes_.top_k, begin = level_begin(level), end = pool_size(level);
   if (level > 0) {
@@ -153,7 +155,7 @@ void AcceptanceScorer::fill_pool_inputs(const DraftView& draft, int64_t level) {
   const int64_t match = std::min(draft.match_length, kLongestMatch);
   const float log_match = float(std::log1p(double(match)));
   const float matched = match > 0, success = match > 0 ? float(success_) : 0.0f;
-  const int64_t on_chain = draft.nodes ? draft.nodes[level] : -1;
+  const int64_t looked_up = draft.lookup_nodes ? draft.lookup_nodes[level] : -1;
   for (int64_t node = begin; node < end; ++node) {
     const float score = draft.scores[node];
     const float above = level == 0 ? 0.0f : draft.scores[parents_[(node - begin) / width]];
@@ -165,8 +167,8 @@ void AcceptanceScorer::fill_pool_inputs(const DraftView& draft, int64_t level) {
     x[4] = float(level);
     x[5] = score * (float(level) / 4.0f);
     x[6] = level == 0;
-    // A lookup that proposes something else speaks against a candidate.
-    const bool here = node == on_chain;
+    // A lookup that proposes another token is evidence against the candidate.
+    const bool here = node == looked_up;
     x[7] = here;
     x[8] = here ? log_match : 0.0f;
     x[9] = here ? 0.0f : matched;
@@ -187,31 +189,32 @@ AcceptanceScorer::LevelBest AcceptanceScorer::best_of_level(int64_t begin, int64
   return {sum, top_values_[0], top_values_[found > 1 ? 1 : 0]};
 }
 
-void AcceptanceScorer::score_chain(const DraftView& draft) {
+void AcceptanceScorer::score_lookup(const DraftView& draft) {
   inside_ = 0;
-  while (draft.nodes && inside_ <= draft.depth && draft.nodes[inside_] >= 0) ++inside_;
-  float* chain = pool_.data() + pool_size(draft.depth);
-  std::fill_n(chain, sizes_.chain_length, 0.0f);
-  const int64_t end = std::min(draft.chain_tokens, sizes_.chain_length);
-  if (!chain_net_ || draft.match_length <= 0 || end <= inside_) return;
-  fill_chain_inputs(draft, inside_, end);
-  chain_net_->run(inputs_.data(), end - inside_, probabilities_.data());
-  // Looked-up tokens that the draft proposed too have been scored as its candidates; the others
-  // are reached through the last of those.
-  double reached = inside_ > 0 ? pool_[draft.nodes[inside_ - 1]] : 1.0;
+  while (draft.lookup_nodes && inside_ <= draft.depth && draft.lookup_nodes[inside_] >= 0)
+    ++inside_;
+  float* lookup = pool_.data() + pool_size(draft.depth);
+  std::fill_n(lookup, sizes_.lookup_tokens, 0.0f);
+  const int64_t end = std::min(draft.lookup_length, sizes_.lookup_tokens);
+  if (!lookup_net_ || draft.match_length <= 0 || end <= inside_) return;
+  fill_lookup_inputs(draft, inside_, end);
+  lookup_net_->run(inputs_.data(), end - inside_, probabilities_.data());
+  // Looked-up tokens that the draft proposed too are scored as its candidates. The rest hangs below
+  // the last of them, so its survival starts from there.
+  double reached = inside_ > 0 ? pool_[draft.lookup_nodes[inside_ - 1]] : 1.0;
   for (int64_t level = inside_; level < end; ++level) {
     reached *= probabilities_[level - inside_];
-    chain[level] = float(reached);
+    lookup[level] = float(reached);
   }
 }
 
-void AcceptanceScorer::fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end) {
+void AcceptanceScorer::fill_lookup_inputs(const DraftView& draft, int64_t inside, int64_t end) {
   const int64_t match = std::min(draft.match_length, kLongestMatch);
   const double log_match = std::log1p(double(match));
   const int64_t lookups = std::min(lookups_, kManyLookups);
   for (int64_t level = inside; level < end; ++level) {
     const double log_level = std::log1p(double(level));
-    float* x = inputs_.data() + (level - inside) * kChainInputs;
+    float* x = inputs_.data() + (level - inside) * kLookupInputs;
     x[0] = float(level) / 4.0f;
     x[1] = float(log_match);
     x[2] = match >= 3;
@@ -223,13 +226,13 @@ void AcceptanceScorer::fill_chain_inputs(const DraftView& draft, int64_t inside,
     x[8] = float(log_match * log_level);
     x[9] = inside == 0;
     x[10] = float(inside);
-    x[11] = inside > 0 ? draft.scores[draft.nodes[inside - 1]] : 0.0f;
+    x[11] = inside > 0 ? draft.scores[draft.lookup_nodes[inside - 1]] : 0.0f;
     x[12] = draft.scores[0];
   }
 }
 
 void AcceptanceScorer::plan(const DraftView& draft, double rate) {
-  const int64_t size = pool_size(draft.depth) + sizes_.chain_length;
+  const int64_t size = pool_size(draft.depth) + sizes_.lookup_tokens;
   const int64_t count = std::min(size, sizes_.max_rows - 1);
   order_.resize(size);
   for (int64_t i = 0; i < size; ++i) order_[i] = order_key(pool_[i], i);
@@ -261,8 +264,8 @@ bool AcceptanceScorer::decide(const DraftView& draft) const {
   const LevelBest& last = best_[depth];
   const double before = depth ? best_[depth - 1].sum : 1.0;
   const bool matched = draft.match_length > 0;
-  const int64_t length = sizes_.chain_length;
-  const double following = matched && length > 0 ? chain()[std::min(inside_, length - 1)] : 0.0;
+  const int64_t length = sizes_.lookup_tokens;
+  const double following = matched && length > 0 ? lookup()[std::min(inside_, length - 1)] : 0.0;
   const double figures[kStopFigures] = {
       last.sum,
       last.first,
@@ -292,16 +295,16 @@ int64_t AcceptanceScorer::chosen_nodes() const {
 
 int64_t AcceptanceScorer::select(int64_t* nodes) const {
   const int64_t size = pool_size(known_);
-  int64_t chain = 0;
+  int64_t lookup = 0;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t index = key_index(order_[i]);
     if (index < size) {
       *nodes++ = index;
     } else {
-      chain = std::max(chain, index - size + 1);
+      lookup = std::max(lookup, index - size + 1);
     }
   }
-  return chain;
+  return lookup;
 }
 
 }  // namespace eaglerl

@@ -11,11 +11,10 @@
 
 namespace eaglerl {
 
-// Inputs of the net for drafted candidates, inputs of the net for looked-up tokens, and the
-// stopping rule's figures. The rule is quadratic: a constant, 10 figures and their 55 products make
-// 66 weights.
+// Inputs of the net for drafted candidates, of the net for looked-up tokens, and of the stopping
+// rule. The rule is quadratic: a constant, 10 figures and their 55 products have 66 weights.
 constexpr int64_t kPoolInputs = 14;
-constexpr int64_t kChainInputs = 13;
+constexpr int64_t kLookupInputs = 13;
 constexpr int kStopFigures = 10;
 constexpr int64_t kStopInputs = 1 + kStopFigures + kStopFigures * (kStopFigures + 1) / 2;
 
@@ -51,7 +50,7 @@ struct AcceptanceSizes {
   int64_t top_k;
   int64_t max_depth;
   int64_t max_rows;
-  int64_t chain_length;
+  int64_t lookup_tokens;  // longest lookup
 };
 
 // A draft after one of its passes.
@@ -60,8 +59,8 @@ struct DraftView {
   int64_t depth;
   int64_t context_length;
   int64_t match_length;
-  int64_t chain_tokens;  // of the looked-up chain
-  const int64_t* nodes;  // (depth + 1) candidates that hold them, -1 for none; null: no chain
+  int64_t lookup_length;        // tokens that were looked up
+  const int64_t* lookup_nodes;  // (depth + 1) candidates that hold them, else -1; null: no lookup
 };
 
 class AcceptanceScorer : public PythonObject {
@@ -69,23 +68,23 @@ class AcceptanceScorer : public PythonObject {
   // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
   // base[r] + c * slope[r] seconds.
   AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
-                   const SmallNetWeights* chain_net, const float* stop_weights, const double* base,
+                   const SmallNetWeights* lookup_net, const float* stop_weights, const double* base,
                    const double* slope);
 
   // Begins a cycle with the running success of lookups and their number so far.
   void begin(double success, int64_t lookups);
 
-  // Takes in what the draft has found; of the levels that are known already only the plan is made
-  // again. `rate` is in tokens per second.
+  // Scores the levels that are new since the last call, then plans over all of them. `rate` is in
+  // tokens per second.
   void score(const DraftView& draft, double rate);
 
-  // After score(): whether another round promises more than it costs.
+  // After score(): whether another round is expected to gain more than it costs.
   bool should_continue() const { return should_continue_; }
 
-  // After score(): the number of the draft's candidates that pay.
+  // After score(): the number of drafted candidates worth verifying.
   int64_t chosen_nodes() const;
-  // After score(): writes those candidates, the best first, and returns how many leading tokens of
-  // the chain pay.
+  // After score(): writes those candidates, the best first, and returns how many leading
+  // looked-up tokens are worth verifying.
   int64_t select(int64_t* nodes) const;
 
   const AcceptanceSizes& sizes() const { return sizes_; }
@@ -94,10 +93,11 @@ class AcceptanceScorer : public PythonObject {
   }
   int64_t known_depth() const { return known_; }
   const float* pool() const { return pool_.data(); }
-  const float* chain() const { return pool_.data() + pool_size(known_); }
+  const float* lookup() const { return pool_.data() + pool_size(known_); }
 
  private:
-  // Of the survivals of a level's top_k best.
+  // Survival is the probability that a candidate and all its ancestors are accepted: here the
+  // sum over a level's top_k best, and its two largest.
   struct LevelBest {
     double sum;
     float first;
@@ -109,14 +109,14 @@ class AcceptanceScorer : public PythonObject {
   void score_level(const DraftView& draft, int64_t level);
   void fill_pool_inputs(const DraftView& draft, int64_t level);
   LevelBest best_of_level(int64_t begin, int64_t end);
-  void score_chain(const DraftView& draft);
-  void fill_chain_inputs(const DraftView& draft, int64_t inside, int64_t end);
+  void score_lookup(const DraftView& draft);
+  void fill_lookup_inputs(const DraftView& draft, int64_t inside, int64_t end);
   void plan(const DraftView& draft, double rate);
   bool decide(const DraftView& draft) const;
 
   AcceptanceSizes sizes_;
   SmallNet pool_net_;
-  std::unique_ptr<SmallNet> chain_net_;
+  std::unique_ptr<SmallNet> lookup_net_;
   std::vector<double> stop_weights_;
   std::vector<double> base_;
   std::vector<double> slope_;
@@ -124,11 +124,11 @@ class AcceptanceScorer : public PythonObject {
   double success_ = 0.0;
   int64_t lookups_ = 0;
   int64_t known_ = -1;  // the deepest level that has been scored
-  int64_t inside_ = 0;  // leading tokens of the chain that are in the pool
-  int64_t count_ = 0;   // candidates that pay
+  int64_t inside_ = 0;  // leading looked-up tokens that the draft proposed too
+  int64_t count_ = 0;   // candidates worth verifying
   double expected_ = 1.0;
   bool should_continue_ = false;
-  std::vector<float> pool_;  // survivals of the candidates so far, the chain's right behind them
+  std::vector<float> pool_;  // survivals of the candidates, then of the looked-up tokens
   std::vector<LevelBest> best_;
   std::vector<float> inputs_;
   std::vector<float> probabilities_;

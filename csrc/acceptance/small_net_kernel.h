@@ -1,4 +1,4 @@
-// The small nets that score candidates: two hidden layers with SiLU, then a probability.
+// The small nets that score candidates: two hidden layers with SiLU and a sigmoid.
 // Included only by policy_kernels.cpp.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-// A logit beyond 60 makes no difference to a float; exp2_vector has a range to keep to.
+// Beyond +-60 a sigmoid is within 1e-26 of 0 or 1; the bound keeps exp2_vector in its range.
 static inline VecF sigmoid(VecF x) {
   VecF bounded = maximum(x, splat(-60.0f));
   bounded = bounded < splat(60.0f) ? bounded : splat(60.0f);
@@ -15,7 +15,7 @@ static inline VecF sigmoid(VecF x) {
   return x == x ? result : x;
 }
 
-// Each row of y has zeros from `out` to the end of its last vector.
+// Padded weights and biases leave zeros (silu(0) = 0) from `out` to the end of each row of y.
 template <int Rows>
 static inline void hidden_layer(const SmallNetLayer& layer, const float* x, int64_t x_stride,
                                 float* y) {

@@ -2,10 +2,10 @@
 // cpu_kernels.cpp. Softmax is online over tiles of keys (Milakov and Gimelshein, 2018), in base 2:
 // log2(e) is folded into the scale of the queries.
 //
-// Blocks of queries take one of two forms. Where a block has few queries, vectors run along
-// head_dim and every score is a horizontal sum. Where it has more, vectors run along the queries:
-// keys and values are read in their natural layout, one broadcast per element, no score needs a
-// horizontal sum, and maxima, masks and rescaling are one operation per vector of queries.
+// A block of queries takes one of two forms. With few queries, vectors run along head_dim and every
+// score is a horizontal sum. With more, vectors run along the queries: keys and values are read in
+// the cache's layout with one broadcast per element, no score needs a horizontal sum, and maximum,
+// mask and rescaling are one operation per vector of queries.
 #pragma once
 
 #include "attention/attention_rows.h"
@@ -14,17 +14,18 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-// 48 queries in a block with AVX-512, 24 with AVX2, 12 with vectors of four floats. At head_dim 64
-// and 48 queries, the queries, their outputs and a tile's scores take 12 KiB each; a tile of 64
-// keys and its values take 16 KiB each.
+// A block has up to 48 queries with AVX-512, 24 with AVX2, 12 with vectors of four floats. At
+// head_dim 64 and 48 queries, the queries, their outputs and a tile's scores take 12 KiB each, and
+// a tile of 64 keys and its values 16 KiB each: 68 KiB, within a second-level cache of 256 KiB.
 constexpr int kMaxVectors = 3;
 constexpr int kBlockQueries = kMaxVectors * kLanes;
 static_assert(kBlockQueries <= kMaxBlockQueries);
 
-// Keys (or value columns) that are worked on together: their accumulators, one per vector of
-// queries, must stay in registers, and eight or more of them hide the latency of a product.
+// Keys (or value columns) that are processed together. Their accumulators, one per vector of
+// queries, must stay in registers; eight or more independent ones hide the latency of a fused
+// multiply-add (4 cycles, two a cycle).
 // AVX-512, 3 vectors: 8 * 3 accumulators, 3 queries and 1 broadcast use 28 of 32 registers.
-// AVX2 and SSE, 3 vectors: 4 * 3, 3 and 1 use all 16.
+// AVX2 and SSE, 3 vectors: 4 * 3 accumulators, 3 queries and 1 broadcast use all 16.
 constexpr int group_of(int vectors) {
 #if defined(__AVX512F__)
   return 8;
@@ -33,7 +34,7 @@ constexpr int group_of(int vectors) {
 #endif
 }
 
-// Keys are fetched 16 ahead of the one that is scored: 4 KiB at head_dim 64.
+// Keys are prefetched 16 ahead of the one being scored: 4 KiB at head_dim 64.
 constexpr int kPrefetchKeys = 16;
 constexpr int kLineFloats = 16;  // of a cache line, 64 bytes
 
@@ -56,7 +57,8 @@ static void load_queries(const AttentionCall& call, const AttentionTask& task,
   constexpr int kColumns = QueryBlock<Vectors>::kColumns;
   alignas(64) float rotated[kMaxHeadDim];
   alignas(64) int32_t prefix[kColumns];
-  // Columns past the last query repeat its row, whose indices are valid, with a query of zeros.
+  // Columns past the last query hold a query of zeros. They take the row of the last one, so that
+  // their prefix length and mask can be read like any other.
   for (int column = 0; column < kColumns; ++column) {
     const bool used = column < task.query_count;
     const Query query = query_of(call, task, used ? column : task.query_count - 1);
@@ -75,13 +77,13 @@ static void load_queries(const AttentionCall& call, const AttentionTask& task,
   std::memset(block.output, 0, sizeof(float) * kColumns * call.head_dim);
 }
 
-// Meanwhile fetches as many keys and values as it scores, a part in every step: all at once would
-// wait for the few outstanding cache misses that a core may have.
+// Prefetches as many keys and values as it scores, one cache line of each a step: a core has few
+// outstanding cache misses (10 to 16 line fill buffers), so prefetching all at once would stall.
 template <int Vectors, int Keys>
 static inline void score_keys(const float* queries, const float* keys, const float* next_keys,
                               const float* values, int head_dim, float* scores) {
   constexpr int kColumns = Vectors * kLanes;
-  // Elements of a step, which together fetch one cache line.
+  // Elements of a step, which prefetch at most one cache line: Keys * kStep floats.
   constexpr int kStep = kLineFloats / Keys < 8 ? kLineFloats / Keys : 8;
   VecF sums[Keys][Vectors] = {};
   const auto add_element = [&](int d) {
@@ -128,8 +130,8 @@ static void score_tile(const QueryBlock<Vectors>& block, const float* keys, cons
   }
 }
 
-// Hides what the prefix lengths and the mask hide, for keys [begin, begin + count). The mask is
-// read 32 bits at a time, as wide as a lane: 32 keys share one gather of the block's mask words.
+// Hides keys [begin, begin + count) according to the prefix lengths and the mask. The mask is read
+// 32 bits at a time, the width of a lane: 32 keys share one gather of the block's mask words.
 template <int Vectors>
 static void hide_keys(const AttentionCall& call, const QueryBlock<Vectors>& block, int begin,
                       int count, float* scores) {
@@ -137,7 +139,7 @@ static void hide_keys(const AttentionCall& call, const QueryBlock<Vectors>& bloc
   alignas(64) int32_t words[kColumns] = {};
   int loaded_word = -1;
   for (int key = 0; key < count; ++key) {
-    // Rows of a masked call share their prefix length, see plan_runs.
+    // Rows of a masked call share their prefix length, see next_run.
     const int bit = begin + key - block.prefix[0][0];
     if (call.block_length > 0 && bit < 0) continue;
     if (call.block_length > 0 && bit / 32 != loaded_word) {
@@ -161,8 +163,8 @@ static void hide_keys(const AttentionCall& call, const QueryBlock<Vectors>& bloc
   }
 }
 
-// Turns scores into weights; returns in `rescale` what earlier sums and outputs are multiplied by.
-// One rescaling for 64 keys instead of one for each: that is what the tile is for.
+// Turns scores into weights; leaves in `rescale` the factor for earlier sums and outputs. The tile
+// exists for this: one rescaling for 64 keys instead of one for each.
 template <int Vectors>
 static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
   constexpr int kColumns = Vectors * kLanes;
@@ -183,7 +185,7 @@ static void softmax_tile(QueryBlock<Vectors>& block, int count, VecF* rescale) {
 }
 
 // Adds the weighted values of columns [d, d + Columns) of head_dim. The sums stay in registers for
-// the whole tile, so that an output is loaded and stored once for 64 keys.
+// the whole tile: an output is loaded and stored once for 64 keys.
 template <int Vectors, int Columns>
 static inline void add_columns(QueryBlock<Vectors>& block, const float* values, int d, int head_dim,
                                int count, const VecF* rescale) {
@@ -255,8 +257,8 @@ static void attend_block(const AttentionCall& call, const AttentionTask& task) {
   }
 }
 
-// Queries are padded to whole vectors in attend_block: 6 of 16 lanes (AVX-512) or 4 of 8 (AVX2)
-// would leave half or more of the work unused, so that so few take the other form.
+// attend_block pads queries to whole vectors. With up to 6 queries for 16 lanes (AVX-512), or 4 for
+// 8 (AVX2), half or more of its work would be padding: so few take the other form.
 static void attend(const AttentionCall& call, const AttentionTask& task) {
   const bool whole_vectors = call.head_dim % kLanes == 0;
   if (whole_vectors && task.query_count <= kMaxFewQueries) {

@@ -1,5 +1,5 @@
 // Parts of attention that work on single rows: RoPE, the cache write, blocks of few queries, and
-// combining partial results. Included only by cpu_kernels.cpp.
+// the combination of partial results. Included only by cpu_kernels.cpp.
 #pragma once
 
 #include <math.h>
@@ -14,10 +14,10 @@ constexpr int kTileKeys = 64;  // keys between two updates of the running maximu
 #if defined(__AVX512F__)
 constexpr int kMaxFewQueries = 6;
 #else
-constexpr int kMaxFewQueries = 4;  // of a vector of 8, a block of queries wastes less than half
+constexpr int kMaxFewQueries = 4;  // more queries fill over half of a vector of 8
 #endif
-// Finite, so that no difference of the two is infinity minus infinity: a hidden key's weight is
-// exp2(kHidden - maximum) = 0 even where every key is hidden and the maximum is kNoMaximum.
+// Both are finite: infinity minus infinity would be NaN. A hidden key's weight is
+// exp2(kHidden - maximum) = 0, also where every key is hidden and the maximum stays kNoMaximum.
 constexpr float kHidden = -3e38f;
 constexpr float kNoMaximum = -1e30f;
 
@@ -109,8 +109,8 @@ static inline void finish_query(const AttentionCall& call, const AttentionTask& 
   std::memcpy(partial_row(call, task.partial, index), row, call.head_dim * sizeof(float));
 }
 
-// Puts a block's chunks of keys together: each chunk's sum and output count relative to its own
-// maximum, so they are scaled by exp2(maximum - largest) before they are added (online softmax).
+// Combines a block's chunks of keys. Each chunk's sum and output are relative to its own maximum,
+// so they are scaled by exp2(maximum - largest) before they are added, as in FlashDecoding.
 static void combine(const AttentionCall& call, const AttentionTask& task) {
   const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
   alignas(64) float row[kMaxHeadDim];
@@ -155,7 +155,7 @@ static inline void score_few(const float* queries, const float* keys, const floa
                              int head_dim, int count, float* scores) {
   for (int key = 0; key < count; ++key) {
     const float* row = keys + int64_t(key) * head_dim;
-    // The keys ahead are wanted next; the value of this key is wanted after the softmax.
+    // The keys ahead are needed next, the value of this key after the softmax.
     prefetch_rows(row + 16 * head_dim, head_dim);
     prefetch_rows(values + int64_t(key) * head_dim, head_dim);
     VecF sums[Queries] = {};
@@ -169,7 +169,7 @@ static inline void score_few(const float* queries, const float* keys, const floa
   }
 }
 
-// Turns the scores of one query into weights and returns the factor for what was summed before.
+// Turns the scores of one query into weights and returns the factor for earlier sums.
 static inline float softmax_few(float* scores, int count, float& best, float& sum) {
   for (int key = count; key % kLanes; ++key) scores[key] = kHidden;
   VecF maxima = splat(best);
@@ -216,8 +216,8 @@ static inline void add_few(const float* scores, const float* values, int head_di
 
 template <int Queries>
 static void attend_few_of(const AttentionCall& call, const AttentionTask& task) {
-  // Columns of the values at a time: with 6 queries 24 sums (AVX-512), with 4 queries 8 (AVX2),
-  // which leaves registers for the values themselves.
+  // Columns of the values at a time: 24 sums for 6 queries (AVX-512, 32 registers), 8 for 4 (AVX2,
+  // 16 registers) leave registers for the values themselves.
   constexpr int kVectors = kLanes == 16 ? 4 : 2;
   FewQueries<Queries> block;
   const int head_dim = call.head_dim;

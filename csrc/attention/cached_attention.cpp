@@ -14,10 +14,10 @@ namespace {
 
 constexpr int64_t kSerialWriteRows = 32;
 constexpr int64_t kSerialProducts = 200'000;  // below this a second thread costs more than it saves
-constexpr int kTasksPerThread = 3;  // so that a thread that is held up does not keep the others
-constexpr int kMinChunkKeys = 128;  // two tiles
-constexpr int kChunkAlignment = 8;  // group_of() at most: whole groups of keys
-constexpr int kHeadDimStep = 2;     // RoPE turns pairs
+constexpr int kTasksPerThread = 3;            // so that a delayed thread leaves tasks to the others
+constexpr int kMinChunkKeys = 128;            // two tiles
+constexpr int kChunkAlignment = 8;            // group_of() at most: whole groups of keys
+constexpr int kHeadDimStep = 2;               // RoPE turns pairs
 
 void check_index(const char* name, int64_t row, int64_t value, int64_t limit) {
   if (value >= 0 && value < limit) return;
@@ -36,16 +36,15 @@ void check_indices(const AttentionCall& call, const AttentionLimits& limits, int
   }
 }
 
-// Reused by every call of a thread, so that a call allocates only when it is larger than any
-// before.
+// Reused by every call of a thread: a call allocates only if it is larger than all before it.
 struct Scratch {
   std::vector<AttentionTask> tasks;  // the chunks of one block lie next to each other
   std::vector<float> partials;
-  std::vector<std::atomic<int>> unfinished;  // chunks of a block that are still to come
+  std::vector<std::atomic<int>> unfinished;  // chunks of a block that are not done
   std::vector<int32_t> indices;
 };
 
-// Copies a call's indices: another thread may change them between check and use.
+// Copies a call's indices: another thread could change them between the check and the use.
 AttentionCall with_own_indices(AttentionCall call, int64_t rows, std::vector<int32_t>& indices) {
   if (int64_t(indices.size()) < 4 * rows) indices.resize(size_t(4 * rows));
   int32_t* place = indices.data();
@@ -68,7 +67,7 @@ Run next_run(const AttentionCall& call, int64_t begin, int64_t rows) {
   int64_t end = begin + 1;
   for (; end < rows; ++end) {
     if (call.slots && call.slots[end] != call.slots[begin]) break;
-    // Bits of the mask count from the prefix length, so masked rows must have it in common.
+    // Bits of the mask count from the prefix length, so masked rows must share it.
     if (call.block_length > 0 && call.prefix_lengths[end] != call.prefix_lengths[begin]) break;
   }
   return {begin, end};
@@ -90,7 +89,8 @@ AttentionTask block_task(const AttentionCall& call, int kv_head, int64_t query, 
   return task;
 }
 
-// The size of as few blocks as possible that share `queries` evenly, in whole vectors.
+// Returns the block size that spreads `queries` evenly over as few blocks as possible, in whole
+// vectors: 50 queries are 32 and 18 rather than 48 and 2 (AVX-512).
 int64_t even_block(int64_t queries, const CpuKernels& kernels) {
   const int64_t blocks = (queries + kernels.block_queries - 1) / kernels.block_queries;
   const int64_t share = (queries + blocks - 1) / blocks;
@@ -114,8 +114,9 @@ void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kern
   }
 }
 
-// Cuts the keys of every block so that all threads have work; returns the chunks per block. A tree
-// of a few rows has as many blocks as KV heads, fewer than the tasks that keep all threads busy.
+// Returns the number of chunks into which the keys of every block are cut so that all threads have
+// work (the split of FlashDecoding). A tree of a few rows has one block per KV head, often fewer
+// than there are threads.
 int chunks_per_block(int64_t blocks, int longest, int threads) {
   const int64_t wanted = int64_t(kTasksPerThread) * threads;
   const int64_t allowed = std::max(longest / kMinChunkKeys, 1);
@@ -124,9 +125,9 @@ int chunks_per_block(int64_t blocks, int longest, int threads) {
   return static_cast<int>(chunks);
 }
 
-// A chunk's partial result takes 48 * (2 + head_dim) floats: 12,672 bytes at head_dim 64. Blocks
-// are cut from the last to the first, in place: chunk 0 of block b lies at b * chunks, never before
-// b.
+// A chunk's partial result takes 48 * (2 + head_dim) floats: 12,672 bytes at head_dim 64. The list
+// is extended in place from the last block to the first: the chunks of block b begin at b * chunks,
+// at or after b, so no block is overwritten before it is read.
 void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
   const size_t blocks = scratch.tasks.size();
   const int64_t stride = kMaxBlockQueries * (2 + int64_t(call.head_dim));
@@ -170,7 +171,7 @@ void check_attention_sizes(const AttentionCall& call, const AttentionLimits& lim
   }
   check_between("capacity", call.capacity, 0, kLargestCount);
   check_between("table_length", limits.table_length, 0, kLargestCount);
-  // Without slots, all rows belong to the first.
+  // Without `slots`, all rows belong to slot 0, which must exist.
   check_between("slot_count", limits.slot_count, rows > 0 ? 1 : 0, kLargestCount);
   check_between("block_length", call.block_length, 0, kLargestCount);
   check_between("mask_words", call.mask_words, (int64_t(call.block_length) + 63) / 64,
@@ -216,7 +217,8 @@ void cached_attention(const AttentionCall& shared_call, const AttentionLimits& l
   const int64_t count = static_cast<int64_t>(scratch.tasks.size());
   parallel_for(count, 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      // From the back: later blocks of a causal chunk see more keys, and long tasks go first.
+      // Last task first: later blocks of a causal prefill see more keys, and starting long tasks
+      // early keeps the threads even.
       const int64_t index = count - 1 - i;
       kernels.attend(call, scratch.tasks[index]);
       if (chunks == 1) continue;

@@ -11,11 +11,12 @@ struct AttentionLimits {
   int64_t slot_count;
 };
 
-// Throws std::invalid_argument unless the sizes of a call make sense and fit what counts them.
+// Throws std::invalid_argument unless the sizes of a call are consistent and do not overflow.
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows);
 
-// Rotates and writes the keys and values of all rows, then lets every row attend. Throws
-// std::invalid_argument, before anything is written, where an index leaves its table or cache.
+// Rotates the keys of all rows and writes keys and values to the cache, then computes the attention
+// of every row. Throws std::invalid_argument, before anything is written, if an index is out of
+// range.
 void cached_attention(const AttentionCall& call, const AttentionLimits& limits, int64_t rows,
                       int threads);
 

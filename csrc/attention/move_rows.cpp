@@ -37,7 +37,7 @@ void move_rows(char* base, const Lanes& lanes, int64_t row_bytes, const int32_t*
                int64_t count, int64_t destination, int64_t capacity) {
   check_lanes(lanes, row_bytes, capacity);
   check_between("destination", destination, 0, kLargestCount);
-  int64_t in_place = 0;  // leading rows that already lie where they belong: a tree's first branch
+  int64_t in_place = 0;  // leading rows that need no move: the tree's first branch
   for (int64_t i = 0; i < count; ++i) {
     if (rows[i] < destination + i || rows[i] >= capacity || (i > 0 && rows[i] <= rows[i - 1])) {
       throw std::invalid_argument(
@@ -48,8 +48,8 @@ void move_rows(char* base, const Lanes& lanes, int64_t row_bytes, const int32_t*
     if (in_place == i && rows[i] == destination + i) ++in_place;
   }
   if (in_place == count) return;
-  // Ascending order with rows[i] >= destination + i: a row is read before anything is written to
-  // it, so no second buffer is needed. A lane is a layer's keys or values of one head.
+  // No second buffer is needed: in ascending order with rows[i] >= destination + i, every row is
+  // read before it is overwritten.
   for (int64_t lane = 0; lane < lanes.outer * lanes.inner; ++lane) {
     char* lane_base =
         base + lane / lanes.inner * lanes.outer_stride + lane % lanes.inner * lanes.inner_stride;

@@ -4,7 +4,8 @@
 
 namespace eaglerl {
 
-// Where the first row of every lane lies; strides in bytes.
+// Where the first row of every lane (one layer's keys or values of one head) lies; strides in
+// bytes.
 struct Lanes {
   int64_t outer;
   int64_t outer_stride;
@@ -13,8 +14,8 @@ struct Lanes {
 };
 
 // In each lane, copies cache row rows[i] to row destination + i, in ascending order.
-// Throws std::invalid_argument where rows do not ascend strictly, or rows[i] < destination + i: an
-// in-place copy would then overwrite what a later one reads. So do lanes that overlap.
+// Throws std::invalid_argument if rows do not ascend strictly or rows[i] < destination + i, where a
+// copy in place would overwrite a row before it is read, or if lanes overlap.
 void move_rows(char* base, const Lanes& lanes, int64_t row_bytes, const int32_t* rows,
                int64_t count, int64_t destination, int64_t capacity);
 

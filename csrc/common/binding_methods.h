@@ -5,7 +5,7 @@
 
 namespace eaglerl {
 
-// Wraps a method so that it refuses an object that is incomplete or in use by another thread.
+// Wraps a method so that it throws for an object that is not constructed or busy in another thread.
 template <typename Class, typename Result, typename... Arguments>
 auto usable(Result (Class::*method)(Arguments...)) {
   return [method](Class& object, Arguments... arguments) -> Result {
@@ -22,7 +22,7 @@ auto usable(Result (Class::*method)(Arguments...) const) {
   };
 }
 
-// Likewise for a function whose first argument is the object.
+// The same for a function whose first argument is the object.
 template <typename Class, typename Result, typename... Arguments>
 auto usable(Result (*function)(Class&, Arguments...)) {
   return [function](Class& object, Arguments... arguments) -> Result {

@@ -1,5 +1,5 @@
-// Python bindings. Tensors arrive as addresses and sizes, whose memory eaglerl.ops has checked;
-// what the numbers themselves can say is checked here. Nothing here is linked with torch.
+// Python bindings. Tensors arrive as addresses and sizes. eaglerl.ops has checked that the memory
+// is there; everything that the numbers alone can tell is checked here. torch is not linked.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -34,7 +34,7 @@ int64_t grain_of(int64_t rows, int64_t row_elements, int threads) {
   return std::max<int64_t>(1, rows / (2 * int64_t(threads)));
 }
 
-// A matrix of rows at a distance: what is written must not overlap itself.
+// Checks a matrix with a row stride. Rows that are written must not overlap.
 void check_matrix(const char* name, int64_t rows, int64_t width, int64_t stride, bool written) {
   check_between("rows", rows, 0, kLargestCount);
   check_size(name, width);

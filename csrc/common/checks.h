@@ -1,5 +1,5 @@
-// Checks of the numbers and addresses that native code is given, made before anything is read or
-// written. Whether memory lies behind an address cannot be checked here; eaglerl.ops does that.
+// Checks of the numbers and addresses passed to native code, made before anything is read or
+// written. Whether there is memory behind an address cannot be checked here; eaglerl.ops does that.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace eaglerl {
 
-// No size in bytes of what is laid out with these overflows 63 bits.
+// A product of sizes up to these, in bytes, does not overflow 63 bits.
 constexpr int64_t kLargestSize = int64_t(1) << 40;
-constexpr int64_t kLargestCount = int64_t(1) << 30;  // of what 32 bits number
+constexpr int64_t kLargestCount = int64_t(1) << 30;  // for numbers that are kept in 32 bits
 
 [[noreturn]] inline void refuse_value(const char* name, int64_t value, int64_t lowest,
                                       int64_t highest) {
@@ -30,7 +30,7 @@ inline int64_t check_size(const char* name, int64_t value, int64_t lowest = 0) {
   return check_between(name, value, lowest, kLargestSize);
 }
 
-// The product of sizes that are not negative. Throws where it is above `highest`.
+// Returns the product of sizes. Throws if one is negative or the product exceeds `highest`.
 inline int64_t check_product(const char* name, std::initializer_list<int64_t> sizes,
                              int64_t highest = kLargestSize) {
   int64_t product = 1;
@@ -53,23 +53,23 @@ inline int64_t check_product(const char* name, std::initializer_list<int64_t> si
                                          " bytes, got address " + std::to_string(address)));
 }
 
-// An address of elements, or null.
+// Returns an address of elements, or null.
 template <typename T>
 T* optional_address(const char* name, uintptr_t address) {
   if (address % alignof(T) != 0) refuse_address(name, address, alignof(T));
   return reinterpret_cast<T*>(address);
 }
 
-// An address of `count` elements: null only where there are none.
+// Returns an address of `count` elements, null only if `count` is 0.
 template <typename T>
 T* element_address(const char* name, uintptr_t address, int64_t count) {
   if (address == 0 && count > 0) refuse_address(name, address, alignof(T));
   return optional_address<T>(name, address);
 }
 
-// The base of objects that Python holds. Python can make one without running its constructor, by
-// `__new__` alone: memory is zeros before, so that such an object is told from a whole one. And it
-// can call an object's method while another thread is in one without Python's lock.
+// The base of objects that Python holds. Python can create one with `__new__` alone, without
+// running its constructor: memory is zeroed first, so such an object is recognised. And while one
+// thread runs a method without the GIL, another may call a method of the same object.
 class PythonObject {
  public:
   static void* operator new(size_t size) {
@@ -80,14 +80,14 @@ class PythonObject {
   static void* operator new(size_t, void* place) { return place; }
   static void operator delete(void* memory) { std::free(memory); }
 
-  // Throws unless the object is whole and no thread is in one of its methods.
+  // Throws if the object was not constructed, or if another thread is in one of its methods.
   void check_usable() const {
     if (whole_ != kWhole) throw std::logic_error("the object was made without __init__()");
     if (busy_) throw std::logic_error("the object is at work in another thread");
   }
 
  protected:
-  // Marks the object as at work while Python's lock is released.
+  // Marks the object as busy while the GIL is released.
   class AtWork {
    public:
     explicit AtWork(PythonObject& object) : object_(object) {

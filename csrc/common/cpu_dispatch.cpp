@@ -10,7 +10,7 @@
 
 namespace eaglerl {
 
-// Each instruction set's tables lie in its own namespace.
+// Each instruction set has its tables in its own namespace.
 #define EAGLERL_DECLARE(isa)         \
   namespace isa {                    \
   extern const CpuKernels kernels;   \
@@ -28,7 +28,7 @@ namespace {
 constexpr int kMaxIsas = 3;
 
 #if defined(EAGLERL_X86)
-// Not every compiler's __builtin_cpu_supports knows this one.
+// Older compilers' __builtin_cpu_supports does not know f16c.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
@@ -60,7 +60,7 @@ struct Available {
 };
 
 const Available available;
-std::atomic<int> chosen{0};  // one word, so that a call in another thread sees no half of a choice
+std::atomic<int> chosen{0};  // one word: both tables change at once for other threads
 
 const Isa& chosen_isa() { return available.isas[chosen.load(std::memory_order_relaxed)]; }
 

@@ -1,6 +1,6 @@
-// Compiled once per instruction set with EAGLERL_ISA naming it (avx512, avx2 or baseline). No
-// inline function of the standard library may be emitted here: the linker keeps one copy of such a
-// function, and it could be the one that only the widest processors can run.
+// Compiled once per instruction set, named by EAGLERL_ISA (avx512, avx2, or baseline; neon on ARM).
+// This source must not use inline functions of the standard library: the linker keeps one copy of
+// such a function for the whole extension, possibly one with instructions this processor lacks.
 #include "common/cpu_kernels.h"
 
 #include "attention/attention_kernels.h"

@@ -1,11 +1,11 @@
-// What every instruction set's build of cpu_kernels.cpp provides, and the choice among the builds.
+// The kernels that cpu_kernels.cpp provides for every instruction set, and the choice of the set.
 #pragma once
 
 #include <cstdint>
 
 namespace eaglerl {
 
-// Rows of work that one thread hands to another are described by ranges [begin, end).
+// Kernels take ranges [begin, end) of rows: the part of a call that one thread computes.
 struct RmsNormCall {
   const float* x;
   int64_t x_stride;
@@ -60,8 +60,8 @@ struct AttentionTask {
   int32_t key_begin;
   int32_t key_end;
   int32_t mask_begin;   // first key that may be hidden from some query of the block
-  float* partial;       // null: the keys are all there are, write the output itself
-  int32_t chunk_count;  // partials of one block lie chunk_count after each other
+  float* partial;       // null: the keys are not split, write the output itself
+  int32_t chunk_count;  // chunks of the block, whose partial results lie next to each other
 };
 
 // A partial result: query_count maxima, query_count sums, then query_count rows of head_dim.
@@ -76,7 +76,7 @@ struct TopKResult {
 struct CpuKernels {
   const char* name;
   int lanes;          // floats of a vector
-  int block_queries;  // queries of an AttentionTask at most
+  int block_queries;  // most queries of an AttentionTask
   void (*rms_norm)(const RmsNormCall&, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulCall&, int64_t begin, int64_t end);
   void (*write_keys_values)(const AttentionCall&, int64_t begin, int64_t end);

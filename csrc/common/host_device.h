@@ -1,4 +1,4 @@
-// Marks a function that CPU code and CUDA kernels share, so that tests on a CPU check what a GPU
+// Marks functions that CPU code and CUDA kernels share: tests on a CPU then cover code that a GPU
 // runs.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Products of some rows of a matrix with rows of floats, by one warp, with loads of 16 bytes.
+// One warp multiplies a few rows of a matrix with rows of floats, in loads of 16 bytes.
 #pragma once
 
 #include "cuda/device_common.h"
@@ -6,11 +6,12 @@
 namespace eaglerl {
 
 // Rows of a matrix that a warp multiplies at a time. With the 8 sequences of a block, a lane keeps
-// 4 * 8 = 32 sums; each float of x that is read serves 4 rows.
+// 4 * 8 = 32 sums in registers, and each float of x that is read serves 4 rows.
 constexpr int kWarpRows = 4;
 
-// A few rows of floats in the order in which vectors of Weight meet them: each lane takes 16 bytes
-// of weights, and its floats in reads of 16 bytes side by side with its neighbours'.
+// A few rows of floats, permuted to match loads of Weight. A lane loads 16 bytes of weights, 4 or 8
+// elements, and reads the floats that go with them 4 at a time. In planes of every vector's first
+// and second 4 floats, the 32 lanes read 512 consecutive bytes: no bank conflicts in shared memory.
 template <typename Weight>
 struct FloatRows {
   static constexpr int kVector = int(sizeof(Granule) / sizeof(Weight));
@@ -30,13 +31,14 @@ struct FloatRows {
   }
 };
 
-// Adds a lane's share of the products of kWarpRows rows of weights with kSequences rows of floats.
+// Adds this lane's share of the products of kWarpRows rows of weights and kSequences rows of
+// floats.
 template <class Block, typename Weight, int kSequences, bool kAligned>
 EAGLERL_DEVICE void add_vectors(const Weight* const (&weights)[kWarpRows],
                                 const FloatRows<Weight>& x, int vectors, int lane,
                                 float (&sums)[kWarpRows * kSequences]) {
   constexpr int kVector = FloatRows<Weight>::kVector;
-  // One sequence leaves registers for more loads at a time.
+  // One sequence needs 4 sums instead of 32: there are registers for two loads in flight.
 #pragma unroll(kSequences == 1 ? 2 : 1)
   for (int v = lane; v < vectors; v += kWarpLanes) {
     Granule granules[kWarpRows];
@@ -47,7 +49,8 @@ EAGLERL_DEVICE void add_vectors(const Weight* const (&weights)[kWarpRows],
       if (kAligned) {
         granules[r] = Block::load(granule);
       } else {
-        // Where the vector is aligned after all, its neighbour may lie outside the matrix.
+        // A 16-byte load must be aligned, so two neighbours are loaded and shifted. If this vector
+        // happens to be aligned, the second is not needed and may lie outside the matrix.
         const uint32_t shift = uint32_t(address & 15);
         const Granule next = Block::load(granule + (shift != 0 ? 1 : 0));
         granules[r] = shifted(Block::load(granule), next, shift);
@@ -73,8 +76,9 @@ EAGLERL_DEVICE void add_vectors(const Weight* const (&weights)[kWarpRows],
   }
 }
 
-// Of the matrix's rows [row, row + kWarpRows), as far as there are so many before row_end.
-// `weights` is the first of `columns` columns in the matrix's first row.
+// Adds the products of rows [row, row + kWarpRows) of the matrix; rows from row_end on repeat the
+// last one, and their sums are not used. `weights` is the first of `columns` columns in the first
+// row.
 template <class Block, typename Weight, int kSequences>
 EAGLERL_DEVICE void add_products(const Weight* weights, int64_t row_stride, int row, int row_end,
                                  const FloatRows<Weight>& x, int columns, int lane,

@@ -1,21 +1,21 @@
-// Parallel loops on the OpenMP pool that torch already runs. A second pool would keep its threads
-// spinning beside torch's and halve the speed of both, so the extension links no OpenMP: it looks
-// up GOMP_parallel in the process, which torch's import has put there.
+// Parallel loops on torch's OpenMP pool. A second pool's threads would spin beside torch's and
+// halve the speed of both, so the extension does not link OpenMP: it looks up GOMP_parallel, which
+// importing torch has loaded into the process.
 #pragma once
 
 #include <cstdint>
 
 namespace eaglerl {
 
-// Threads of a loop at most, however many are asked for.
+// Most threads of a loop, whatever the caller asks for.
 constexpr int kMostThreads = 1024;
 
-// Calls body(context, begin, end) over [0, count) in pieces of `grain`, taken by up to `threads`
-// threads as they become free. Runs on the calling thread where one piece is all there is.
+// Calls body(context, begin, end) over [0, count) in pieces of `grain`, which up to `threads`
+// threads take as they become free. A single piece runs on the calling thread.
 void parallel_ranges(int64_t count, int64_t grain, int threads,
                      void (*body)(void* context, int64_t begin, int64_t end), void* context);
 
-// "gomp", or "none" where no pool was found (then every loop is serial).
+// "gomp", or "none" if no pool was found and every loop is serial.
 const char* threading_backend();
 
 template <typename Body>

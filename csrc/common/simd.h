@@ -1,5 +1,5 @@
-// Fixed-width float vectors for one instruction set. Included only by cpu_kernels.cpp, which is
-// compiled once per instruction set; everything lives in that set's namespace.
+// Fixed-width float vectors for one instruction set. Included only by sources that are compiled
+// once per instruction set; everything is in that set's namespace.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ typedef uint32_t VecU __attribute__((vector_size(kLanes * 4), may_alias));
 static inline VecF load(const float* source) { return *(const VecFUnaligned*)source; }
 static inline void store(float* target, VecF value) { *(VecFUnaligned*)target = value; }
 
-// Subtracting +0 keeps every value and sign, so the compiler reduces this to one broadcast.
+// Subtracting +0 changes no value and no sign, so the compiler reduces this to one broadcast.
 static inline VecF splat(float value) { return value - VecF{}; }
 static inline VecI splat(int32_t value) { return value - VecI{}; }
 
@@ -65,9 +65,9 @@ static inline float horizontal_maximum(VecF value) {
   return best;
 }
 
-// 2^x, relative error below 1e-7 for x in [-126, 127]; exactly 0 below -126. The argument is split
-// into an integer, added to the exponent bits, and a remainder in [-0.5, 0.5], for which a
-// polynomial of degree 6 is fitted to the least largest relative error (2e-9 before rounding).
+// 2^x with a relative error below 1e-7 for x in [-126, 127]; exactly 0 below -126. The argument is
+// split into an integer, which is added to the exponent bits, and a remainder in [-0.5, 0.5], for
+// which a minimax polynomial of degree 6 is used (relative error 2e-9 before rounding).
 static inline VecF exp2_vector(VecF x) {
   const VecF kRound = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const VecF bounded = maximum(x, splat(-126.0f));

@@ -8,7 +8,7 @@ namespace eaglerl {
 namespace {
 
 // torch's stable C interface (torch/csrc/inductor/aoti_torch/c/shim.h). A handle is a pointer to an
-// at::Tensor, which is a counted pointer and nothing else. Functions return 0 where they succeed.
+// at::Tensor, which consists of one reference-counted pointer. Functions return 0 on success.
 struct TensorFunctions {
   int32_t (*new_handle)(void* handle, void** result) = nullptr;
   int32_t (*delete_handle)(void* handle) = nullptr;
@@ -33,7 +33,7 @@ void find(void* library, const char* name, Function& function) {
 }
 
 TensorFunctions find_tensor_functions() {
-  // torch is in the process, but Python loads it so that its names are not the process's own.
+  // Python loads torch with RTLD_LOCAL: its symbols are found through the library only.
   void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
   if (library == nullptr) library = RTLD_DEFAULT;
   TensorFunctions functions;
@@ -55,8 +55,8 @@ const TensorFunctions& tensor_functions() {
   return functions;
 }
 
-// torch.Tensor, and its attribute that is the address of a tensor's implementation. Both live as
-// long as the process.
+// torch.Tensor, and the descriptor of `_cdata`, the address of a tensor's implementation. Both are
+// kept for the lifetime of the process.
 struct TensorType {
   PyTypeObject* type;
   PyObject* address;
@@ -72,7 +72,7 @@ const TensorType& tensor_type() {
   return found;
 }
 
-// The implementation of a tensor: what a handle points to.
+// Returns the address of a tensor's implementation (c10::TensorImpl).
 void* implementation_of(py::handle tensor) {
   const TensorType& torch = tensor_type();
   if (!PyObject_TypeCheck(tensor.ptr(), torch.type)) {
@@ -176,7 +176,7 @@ bool TensorGuard::unchanged() const {
   return true;
 }
 
-// Two questions to torch for each tensor, where unchanged() asks six and compares an array.
+// Makes two calls into torch for each tensor; unchanged() makes six and compares an array.
 bool TensorGuard::memory_unchanged() const {
   check_usable();
   if (layouts_) return unchanged();

@@ -1,4 +1,4 @@
-// Tells whether torch's tensors still are what they were when their addresses were taken.
+// Detects tensors that changed after their addresses were passed to native code.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,25 +12,26 @@
 
 namespace eaglerl {
 
-// Keeps tensors, and remembers where their memory is, how much of it, and how it is laid out. All
-// of that can change behind a tensor that stays the same object: by `set_`, `resize_`, `t_`,
-// `tensor.data = other`, or an operation on its storage.
+// Keeps tensors alive and remembers the address, size and layout of their memory. All of these can
+// change while the tensor stays the same object: by `set_`, `resize_`, `t_`, `tensor.data = other`,
+// or an operation on its storage.
 class TensorGuard : public PythonObject {
  public:
-  // `direct`: ask torch's C interface, where this process has it, instead of Python's methods.
+  // `direct`: use torch's C interface, if the process has it, instead of Python methods.
   TensorGuard(const pybind11::sequence& tensors, bool direct);
   TensorGuard(TensorGuard&&) = default;
 
-  // All of them must be called with Python's lock. Whether nothing has changed:
+  // The GIL must be held for all of these.
+  // Whether address, size, shape, strides and dtype of all tensors are as they were.
   bool unchanged() const;
-  // whether memory is where it was, and as much of it: less, for whom that is all that matters;
+  // Whether address and size of the memory are as they were: a third of the work.
   bool memory_unchanged() const;
-  // whether the first tensor, a matrix, still has so many rows.
+  // Whether the first tensor is a matrix of that many rows.
   bool first_has_rows(int64_t rows) const;
 
  private:
-  // Sizes and strides are compared in a fixed array; no tensor of a policy, a cache or an encoder
-  // has more than three axes.
+  // Sizes and strides are kept in a fixed array: tensors of policies, caches and encoders have at
+  // most three axes.
   static constexpr int64_t kMostAxes = 4;
   struct HandleDeleter {
     void operator()(void* handle) const;
@@ -48,7 +49,7 @@ class TensorGuard : public PythonObject {
     }
   };
   struct Watched {
-    std::unique_ptr<void, HandleDeleter> handle;  // a reference to the tensor, of torch's own
+    std::unique_ptr<void, HandleDeleter> handle;  // owns a reference to the tensor
     Layout layout;
   };
 
@@ -56,11 +57,11 @@ class TensorGuard : public PythonObject {
   static pybind11::tuple layouts(const pybind11::tuple& tensors);
 
   pybind11::tuple tensors_;
-  pybind11::object layouts_;  // where torch's C interface was not found
+  pybind11::object layouts_;  // used without torch's C interface
   std::vector<Watched> watched_;
 };
 
-// Whether a tensor's storage holds all of its elements; true where torch's C interface cannot tell.
+// Whether a tensor's storage holds all of its elements; true if torch's C interface cannot tell.
 bool storage_holds(const pybind11::handle& tensor);
 
 void bind_tensor_guard(pybind11::module_& module);

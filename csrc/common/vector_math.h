@@ -1,5 +1,5 @@
-// Functions of vectors that several kernels need. Included only by sources that are compiled once
-// per instruction set.
+// Vector functions that several kernels share. Included only by sources that are compiled once per
+// instruction set.
 #pragma once
 
 #include "common/simd.h"
@@ -25,10 +25,11 @@ static inline float sum_of_squares(const float* x, int64_t count) {
 }
 
 static inline VecF silu(VecF x) {
-  // Below -87 the exponential would leave the range of floats; there silu(x) is 0 within 2e-36.
+  // exp(-x) overflows a float below x = -88. Below -87, |silu(x)| is less than 2e-36: 0 is
+  // returned.
   const VecF lowest = splat(-87.0f);
   const VecF exponent = maximum(x, lowest) * -kLog2E;
-  // The exponential knows small results as 0, and large positive x give such results.
+  // For large positive x, exp2_vector returns 0 and the result is x.
   return x < lowest ? VecF{} : x / (exp2_vector(exponent) + 1.0f);
 }
 

@@ -1,4 +1,5 @@
-// Bindings of the CUDA kernels of the policy's ops. Addresses are the device's; nothing here waits.
+// Bindings of the CUDA kernels for the policy's ops. Addresses are on the device; no call waits for
+// it.
 #include "cuda/cuda_bindings.h"
 
 #include <pybind11/stl.h>
@@ -49,13 +50,14 @@ const void* matrix_address(const char* name, uintptr_t address, ElementType type
   return element_address<const uint16_t>(name, address, 1);
 }
 
-// A policy whose buffers are known: what is left for a call is what changes from call to call.
+// A policy with its buffers set once: a call passes only what changes from call to call.
 class CudaFoldedDecision : public PythonObject {
  public:
   CudaFoldedDecision(const std::vector<uintptr_t>& matrices, const std::vector<uintptr_t>& vectors,
                      const std::vector<int64_t>& widths, int32_t type, int32_t activation,
                      uintptr_t norm_weight, int32_t norm_chunks, float eps, bool reads_layers,
-                     uintptr_t bins, int64_t actions, int64_t horizon, int32_t fallback_action) {
+                     uintptr_t action_params, int64_t actions, int64_t horizon,
+                     int32_t fallback_action) {
     const size_t layers = matrices.size();
     check_widths(layers, vectors.size(), widths);
     if (layers < 2 || layers > kMaxLayers) {
@@ -80,7 +82,7 @@ class CudaFoldedDecision : public PythonObject {
     call_.eps = eps;
     call_.piece_count = reads_layers ? kMaxPieces : 1;
     call_.width = call_.layers[0].in / call_.piece_count;
-    call_.rule.bins = element_address<const int32_t>("bins", bins, 3);
+    call_.rule.action_params = element_address<const int32_t>("action_params", action_params, 3);
     call_.rule.actions = int32_t(actions);
     call_.rule.horizon = int32_t(horizon);
     call_.rule.fallback_action = fallback_action;
@@ -109,7 +111,7 @@ class CudaFoldedDecision : public PythonObject {
     call_.rule.seed = seed;
   }
 
-  // `mid` and `high` may be 0: then `low` is all of the row.
+  // `mid` and `high` may be 0: then `low` is the whole row.
   void set_inputs(uintptr_t low, uintptr_t mid, uintptr_t high, int64_t low_stride,
                   int64_t mid_stride, int64_t high_stride, int32_t type, int64_t available) {
     const int64_t given_strides[] = {low_stride, mid_stride, high_stride};
@@ -131,13 +133,13 @@ class CudaFoldedDecision : public PythonObject {
     }
   }
 
-  // Numbers of floats of scratch memory, and of tickets, that a call for so many sequences needs.
+  // Returns the floats of scratch memory and the tickets that a call with these sequences needs.
   py::tuple scratch(int64_t sequences) {
     plan_for(sequences);
     return py::make_tuple(call_.plan.scratch_floats, call_.plan.ticket_count);
   }
 
-  // Tickets are zeros, and a call leaves them so. Calls that may overlap must not share these.
+  // Tickets must be 0, and a call resets them to 0. Calls that may overlap must not share either.
   void set_scratch(uintptr_t scratch, uintptr_t tickets) {
     scratch_ = scratch;
     call_.tickets = optional_address<uint32_t>("tickets", tickets);
@@ -174,7 +176,7 @@ class CudaFoldedDecision : public PythonObject {
   uintptr_t scratch_ = 0;
 };
 
-void bind_step(uintptr_t logits, uintptr_t bins, uintptr_t features, uintptr_t state,
+void bind_step(uintptr_t logits, uintptr_t action_params, uintptr_t features, uintptr_t state,
                uintptr_t reference, uintptr_t ring, uintptr_t slots, uintptr_t action,
                uintptr_t params, int64_t sequences, int64_t actions, int64_t horizon,
                int64_t slot_count, int64_t reference_size, int32_t mode, double temperature,
@@ -187,7 +189,7 @@ void bind_step(uintptr_t logits, uintptr_t bins, uintptr_t features, uintptr_t s
   call.cache = cache_arguments(mode, state, slot_count, reference, reference_size, ring);
   call.cache.slots = optional_address<const int64_t>("slots", slots);
   check_actions(actions, horizon, fallback_action);
-  call.rule = {element_address<const int32_t>("bins", bins, 3),
+  call.rule = {element_address<const int32_t>("action_params", action_params, 3),
                int32_t(actions),
                narrow("horizon", horizon, 1, kLargest),
                fallback_action,

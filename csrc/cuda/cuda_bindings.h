@@ -4,7 +4,7 @@
 
 namespace eaglerl {
 
-// The policy's ops on CUDA devices; only where the CUDA sources are built.
+// Binds the policy's ops for CUDA devices. Exists only if the CUDA sources are built.
 void bind_cuda_policy(pybind11::module_& module);
 
 }  // namespace eaglerl

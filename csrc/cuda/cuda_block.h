@@ -1,6 +1,6 @@
-// A block of threads, as the kernels' bodies see it. They know threads only through it: work comes
-// in phases, one call for each thread, between barriers. So a test can run the same bodies on a
-// CPU, thread by thread and in any order.
+// A block of threads as the kernels see it. Work is divided into phases: a function is called once
+// for each thread, then there is a barrier. Kernels use threads in no other way, so a test can run
+// them on a CPU, one thread after another and in any order.
 #pragma once
 
 #include "cuda/device_common.h"
@@ -19,8 +19,8 @@ class CudaBlock {
     __syncthreads();
   }
 
-  // In every step, `terms` gives each thread kCount summands, and `use` gets the warp's totals:
-  // each of them once, with its number.
+  // In every step, `terms` gives each thread kCount summands, and `use` is called once for each of
+  // the warp's kCount totals, with its number.
   template <int kCount, class Terms, class Use>
   __device__ __forceinline__ void warp_sums(int steps, Terms terms, Use use) {
     constexpr int kSharers = kWarpLanes / kCount;  // lanes that end with the same total
@@ -36,8 +36,8 @@ class CudaBlock {
     __syncthreads();
   }
 
-  // Whether this block is the last of `count` to come here. Then it sees what the others wrote,
-  // if it reads by fresh(). Leaves the ticket at 0.
+  // Returns whether this block is the last of `count` to get here. The last block sees what the
+  // others wrote, if it reads with fresh(), and resets the ticket to 0.
   __device__ bool is_last(uint32_t* ticket, uint32_t count, int32_t& flag) {
     __threadfence();
     __syncthreads();
@@ -50,19 +50,19 @@ class CudaBlock {
     return flag != 0;
   }
 
-  // Past the first-level cache, which may hold a line from before another block wrote to it.
+  // Reads past the first-level cache, which may hold a line from before another block wrote it.
   __device__ static float fresh(const float* value) { return __ldcg(value); }
 
-  // Of memory that no thread writes.
+  // Reads memory that no thread writes, through the read-only cache.
   __device__ static Granule load(const Granule* source) {
     const uint4 words = __ldg(reinterpret_cast<const uint4*>(source));
     return {{words.x, words.y, words.z, words.w}};
   }
 
  private:
-  // Sums over the warp. With every exchange a lane hands over half of what it still sums, so that
-  // few exchanges are needed: 16 + 8 + 4 + 2 + 1 = 31 for 32 sums, where one butterfly a sum would
-  // take 5 * 32 = 160. In the end it holds the total of number lane * kCount / 32.
+  // Sums over the warp. In every round a lane hands over half of its sums and keeps the other half:
+  // 16 + 8 + 4 + 2 + 1 = 31 shuffles for 32 sums, where a butterfly for each sum would take
+  // 5 * 32 = 160. At the end a lane holds the total of number lane * kCount / 32.
   template <int kCount, int kOffset = kWarpLanes / 2>
   __device__ __forceinline__ static float total_of_lane(const float (&sums)[kCount]) {
     if constexpr (kOffset == 0) {

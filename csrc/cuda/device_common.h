@@ -1,5 +1,5 @@
-// What the bodies of the CUDA kernels share: the shape of a block, the elements of tensors, the
-// 16 bytes of a vector load.
+// Shared by the CUDA kernels: the shape of a block, the element types of tensors, and 16-byte
+// vector loads.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -28,7 +28,7 @@ struct DeviceFloat16 {
   uint16_t bits;
 };
 
-// What one vector load brings: aligned to its own size.
+// The 16 bytes of one vector load, which must be aligned to 16.
 struct alignas(16) Granule {
   uint32_t words[4];
 };
@@ -43,7 +43,7 @@ EAGLERL_DEVICE float float_of_half(uint32_t bits) {
 #if defined(__CUDACC__)
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 #else
-  // The bits of a half, moved to a float's places, stand for a number 2^112 times too small.
+  // As in policy_convert.h: the shifted bits are a number 2^112 times too small.
   const uint32_t magnitude = (bits & 0x7fffu) << 13;
   const float scaled = float_of_bits(magnitude) * 5.192296858534828e33f;
   const uint32_t special = magnitude >= (0x7c00u << 13) ? 0x7f800000u : 0u;
@@ -61,7 +61,7 @@ EAGLERL_DEVICE float element_as_float(const void* data, int64_t index, ElementTy
   return to_float(static_cast<const DeviceFloat16*>(data)[index]);
 }
 
-// Four elements of a granule, in their order in memory; 2-byte elements have two such planes.
+// Unpacks four elements of a granule, in memory order. A granule of 2-byte elements has two planes.
 EAGLERL_DEVICE void unpack_quad(const Granule& granule, int, float (&out)[4], float) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) out[i] = float_of_bits(granule.words[i]);
@@ -84,8 +84,9 @@ EAGLERL_DEVICE void unpack_quad(const Granule& granule, int plane, float (&out)[
   }
 }
 
-// The 16 bytes that begin `shift` bytes (even, below 16) into two neighbouring granules. The steps
-// keep every index a constant: an index that is not would move the words from registers to memory.
+// Returns the 16 bytes that begin `shift` bytes (even, below 16) into two neighbouring granules.
+// Three conditional moves keep every index a constant: a variable index would force the words out
+// of registers into local memory.
 EAGLERL_DEVICE Granule shifted(const Granule& low, const Granule& high, uint32_t shift) {
   uint32_t words[8];
 #pragma unroll

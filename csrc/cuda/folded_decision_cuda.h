@@ -4,7 +4,7 @@
 
 namespace eaglerl {
 
-// Runs on `stream` (a cudaStream_t) without waiting. The call's plan is that of
+// Launches on `stream` (a cudaStream_t) without waiting. The call's plan must come from
 // plan_folded_decision. Returns the launch's error, or null.
 const char* cuda_folded_decision(const FoldedCall& call, void* stream);
 

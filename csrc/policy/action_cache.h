@@ -1,6 +1,5 @@
-// The action cache: how long a policy's decision is kept, slot by slot. The CPU loop and the CUDA
-// kernels compile these rules; the Triton kernels take the layout from constants that the bindings
-// export.
+// The action cache: how long each slot keeps a policy's decision. The CPU code and the CUDA kernels
+// compile these rules; the Triton kernels take the layout from constants that the bindings export.
 #pragma once
 
 #include <cfloat>
@@ -12,36 +11,36 @@
 namespace eaglerl {
 
 enum CacheMode : int32_t {
-  kCacheFixed = 0,      // a decision is kept for `interval` steps
-  kCacheAdaptive = 1,   // while the features resemble the decision's, `interval` steps at most
-  kCacheScheduled = 2,  // a decision fills a ring: one entry for each of `horizon` intervals
+  kCacheFixed = 0,      // keeps a decision for `interval` steps
+  kCacheAdaptive = 1,   // keeps it while the features resemble its own, at most `interval` steps
+  kCacheScheduled = 2,  // keeps a ring of `horizon` decisions, `interval` steps each
 };
 
-// Words of a slot's record, 32 bits each. A record fills one cache line, so that slots that reset
-// or step on different threads do not share one.
+// Words of a slot's record, 32 bits each. A record fills one cache line, so that threads that reset
+// or step different slots do not share one.
 enum CacheWord : int32_t {
-  kStep = 0,      // steps that the decision has served
-  kInterval = 1,  // steps that it may serve (scheduled: each entry of the ring)
+  kStep = 0,      // steps that the decision has served so far
+  kInterval = 1,  // steps that it may serve (scheduled: that each entry may serve)
   kValid = 2,     // 0: decide at the next step
-  kAction = 3,    // the action in force and its three parameters
+  kAction = 3,    // the kept action, then its three parameters
   kTotalTokens = 4,
   kDepth = 5,
   kTopK = 6,
   kHits = 7,            // steps served by an earlier decision; counters wrap after 2^32 steps
   kMisses = 8,          // decisions
-  kFallbacks = 9,       // decisions among them whose logits were not finite
+  kFallbacks = 9,       // decisions whose logits were not finite
   kThreshold = 10,      // float32, adaptive: smallest cosine similarity that keeps a decision
   kReferenceNorm = 11,  // float32, adaptive: norm of the features of the last decision
-  kHorizon = 12,        // scheduled: entries of the ring, for who reads a record
+  kHorizon = 12,        // scheduled: entries of the ring, for readers of a record
   kRecordWords = 16,
 };
 
 // An entry of the ring: action, total_tokens, depth, top_k.
 constexpr int32_t kRingWords = 4;
 
-// Buckets of the sketch that stands for the features where g is not computed: 256 bytes a slot. For
+// Buckets of the sketch that an adaptive cache compares if g is not computed: 256 bytes a slot. For
 // normal vectors of 3 * 576 numbers with a cosine of 0.9, the sketches' cosine is 0.90 +- 0.025 (of
-// 0.98: +- 0.005; of 0: +- 0.125, which is 1 / sqrt(64)).
+// 0.98: +- 0.005; of 0: +- 0.125 = 1 / sqrt(64)).
 constexpr int32_t kSketchSize = 64;
 
 EAGLERL_HOST_DEVICE inline float word_as_float(int32_t word) {
@@ -56,12 +55,12 @@ EAGLERL_HOST_DEVICE inline int32_t float_as_word(float value) {
   return word;
 }
 
-// A counter goes round instead of overflowing, which for signed words has no defined result.
+// Wraps around instead of overflowing, which is undefined for signed words.
 EAGLERL_HOST_DEVICE inline void count_up(int32_t& word) { word = int32_t(uint32_t(word) + 1u); }
 
-// Whether the steps of the decision are not used up: what can be said without the features. Records
-// lie in a tensor that anyone may write to: one that no step can have left counts as used up, and
-// how many entries the ring has is not theirs to say.
+// Returns whether the decision has steps left, which can be told without the features. Records are
+// in a tensor that anyone may write to: a record that no step can have left counts as used up, and
+// the ring's length is an argument, not read from the record.
 EAGLERL_HOST_DEVICE inline bool cache_in_time(const int32_t* record, CacheMode mode,
                                               int64_t horizon) {
   const int64_t windows = mode == kCacheScheduled ? horizon : 1;
@@ -69,18 +68,17 @@ EAGLERL_HOST_DEVICE inline bool cache_in_time(const int32_t* record, CacheMode m
   return record[kValid] != 0 && step >= 0 && interval > 0 && step < interval * windows;
 }
 
-// Whether the features, by their dot product with the reference and their norm, still resemble
-// those of the decision. False where a norm is zero, or anything is infinite or not a number:
-// infinity is at least infinity, and so would pass for similar.
+// Returns whether the features, given their dot product with the reference and their norm, still
+// resemble those of the decision. False if a norm is zero or anything is infinite or NaN: infinity
+// >= infinity is true and would count as similar.
 EAGLERL_HOST_DEVICE inline bool cache_resembles(const int32_t* record, float dot, float norm) {
   const float scale = norm * word_as_float(record[kReferenceNorm]);
   const bool comparable = scale > 0.0f && scale <= FLT_MAX;
   return comparable && dot >= word_as_float(record[kThreshold]) * scale;
 }
 
-// A step that the decision in force serves: one that is in time. `ring` is the slot's, null unless
-// scheduled. Another thread may have changed the record since, so that the entry is looked up
-// again.
+// Takes a step that the kept decision serves. `ring` is the slot's, null unless scheduled. Another
+// thread may have changed the record after cache_in_time(), so the entry's index is checked again.
 EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring, int64_t horizon) {
   if (ring != nullptr) {
     const int32_t step = record[kStep], interval = record[kInterval];
@@ -92,7 +90,7 @@ EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring, 
   count_up(record[kHits]);
 }
 
-// A step with a decision of its own. A fallback is not kept: the next step decides anew.
+// Takes a step with a new decision. A fallback is not kept: the next step decides again.
 EAGLERL_HOST_DEVICE inline void cache_miss(int32_t* record, int32_t action, const int32_t* params,
                                            bool fallback) {
   record[kStep] = 1;
@@ -103,8 +101,9 @@ EAGLERL_HOST_DEVICE inline void cache_miss(int32_t* record, int32_t action, cons
   if (fallback) count_up(record[kFallbacks]);
 }
 
-// Sign of element n of [low | mid | high] in the sketch, whose bucket is n % kSketchSize: the count
-// sketch of Charikar, Chen and Farach-Colton (2002) with the top bit of a multiplicative hash.
+// Returns the sign of element n of [low | mid | high] in the sketch; its bucket is n % kSketchSize.
+// This is the count sketch of Charikar, Chen and Farach-Colton (2002) with the top bit of a
+// multiplicative hash (2^32 divided by the golden ratio) as the sign.
 EAGLERL_HOST_DEVICE inline float sketch_sign(uint32_t n) {
   return (n * 2654435769u) >> 31 ? -1.0f : 1.0f;
 }

@@ -1,4 +1,4 @@
-// One step of the action cache from logits that are there already: one block for each sequence.
+// One step of the action cache with given logits: one block of threads for each sequence.
 #pragma once
 
 #include "policy/decision.h"
@@ -20,7 +20,7 @@ struct ActionCacheStepShared {
   float warp_sums[kBlockWarps][2];
 };
 
-// Adaptive: decides between holding and deciding.
+// Adaptive cache: turns kCompares into kHolds or kDecides.
 template <class Block>
 EAGLERL_DEVICE void compare_features(Block& block, const ActionCacheStepCall& call,
                                      const float* features, ActionCacheStepShared& shared) {

@@ -1,5 +1,5 @@
-// From logits to actions and the action cache's records, for a few sequences by one block of
-// threads. `Block` is CudaBlock, or a test's imitation of it.
+// Turns logits into actions and updates the action cache's records: one block of threads for a few
+// sequences. `Block` is CudaBlock, or a test's imitation of it.
 #pragma once
 
 #include <math.h>
@@ -12,11 +12,11 @@ namespace eaglerl {
 
 // How logits become actions.
 struct DecisionRule {
-  const int32_t* bins;  // (actions, 3)
+  const int32_t* action_params;  // (actions, 3)
   int32_t actions;
-  int32_t horizon;  // a sequence has horizon * actions logits
+  int32_t horizon;  // horizon * actions logits for each sequence
   int32_t fallback_action;
-  float temperature;  // 0: the first of the largest logits
+  float temperature;  // 0: the largest logit, ties by the lowest index
   uint64_t seed;
   uint64_t offset;
 };
@@ -32,10 +32,10 @@ struct CacheArguments {
 };
 
 enum SequenceState : int32_t {
-  kSkips = 0,     // past the last sequence, or its slot is out of range: no record is touched
-  kHolds = 1,     // the action in force stays
-  kCompares = 2,  // it stays if the features resemble those of its decision
-  kDecides = 3,
+  kSkips = 0,     // past the last sequence, or with a slot out of range: no record is touched
+  kHolds = 1,     // keeps its action
+  kCompares = 2,  // keeps its action if the features resemble those of its decision
+  kDecides = 3,   // takes a new action
 };
 
 template <int kSequences>
@@ -43,7 +43,7 @@ struct DecisionShared {
   int32_t records[kSequences][kRecordWords];
   int64_t slots[kSequences];
   int32_t states[kSequences];
-  float norms[kSequences];  // adaptive: of the features
+  float norms[kSequences];  // of the features, in an adaptive cache
   int32_t finite[kSequences];
   int32_t actions[kSequences];
   float values[kBlockThreads];
@@ -64,7 +64,8 @@ EAGLERL_DEVICE bool any_at_least(SequenceState state, const DecisionShared<kSequ
   return any;
 }
 
-// Reads the records of sequences [first, first + count) and says what can be said without features.
+// Reads the records of sequences [first, first + count) and derives the states that can be told
+// without features.
 template <class Block, int kSequences>
 EAGLERL_DEVICE void read_records(Block& block, const CacheArguments& cache, int64_t horizon,
                                  int64_t first, int count, DecisionShared<kSequences>& shared) {
@@ -98,8 +99,8 @@ EAGLERL_DEVICE float probability(float logit, float largest, float temperature) 
   return expf((logit - largest) / temperature);
 }
 
-// The smallest index at which the running sum of probabilities exceeds its share `uniform` of the
-// whole. Lane l summed the l-th part of the row; part_sums are in the order of the lanes.
+// Returns the smallest index at which the running sum of probabilities exceeds `uniform` times
+// their total. Lane l summed the l-th part of the row; part_sums are in the order of the lanes.
 EAGLERL_DEVICE int32_t draw_action(const float* logits, int32_t actions, const float* part_sums,
                                    float largest, float temperature, float uniform) {
   const int32_t part = (actions + kWarpLanes - 1) / kWarpLanes;
@@ -109,8 +110,8 @@ EAGLERL_DEVICE int32_t draw_action(const float* logits, int32_t actions, const f
   float sum = 0.0f;
   int lane = 0;
   while (lane < kWarpLanes - 1 && !(sum + part_sums[lane] > share)) sum += part_sums[lane++];
-  // Sums round differently one by one than part by part: where none exceeds the share, the last
-  // index that has a probability at all is the one.
+  // Summed one by one, the terms may round below the part's sum, so that none exceeds the share:
+  // then the last index with a probability above 0 is chosen.
   int32_t chosen = actions - 1;
   for (int32_t i = lane * part; i < actions && i < (lane + 1) * part; ++i) {
     const float term = probability(logits[i], largest, temperature);
@@ -121,7 +122,7 @@ EAGLERL_DEVICE int32_t draw_action(const float* logits, int32_t actions, const f
   return chosen;
 }
 
-// The windows of the sequences' logits, dealt out to warps in rounds.
+// Assigns the windows of the sequences' logits to warps, in rounds of one window a warp.
 template <int kSequences>
 struct Windows {
   const DecisionRule& rule;
@@ -132,7 +133,7 @@ struct Windows {
 
   EAGLERL_DEVICE int count() const { return kSequences * (cache.ring ? rule.horizon : 1); }
 
-  // Null where the thread's warp has nothing to choose in this round.
+  // Returns null if the thread's warp has nothing to choose in this round.
   EAGLERL_DEVICE const float* row(int round, int thread) const {
     const int number = round * kBlockWarps + thread / kWarpLanes;
     const int s = number % kSequences;
@@ -155,11 +156,11 @@ struct Windows {
     if (!cache.ring) return;
     int32_t* entry = cache.ring + (shared.slots[s] * rule.horizon + window) * kRingWords;
     entry[0] = action;
-    for (int i = 0; i < 3; ++i) entry[1 + i] = rule.bins[int64_t(action) * 3 + i];
+    for (int i = 0; i < 3; ++i) entry[1 + i] = rule.action_params[int64_t(action) * 3 + i];
   }
 };
 
-// Leaves with lane 0 of every warp the largest logit of its window and the first index that has it.
+// Leaves the largest logit of each warp's window, and the first index that has it, with lane 0.
 template <class Block, int kSequences>
 EAGLERL_DEVICE void find_largest(Block& block, const Windows<kSequences>& windows, int round) {
   DecisionShared<kSequences>& shared = windows.shared;
@@ -219,7 +220,7 @@ EAGLERL_DEVICE void draw(Block& block, const Windows<kSequences>& windows, int r
   });
 }
 
-// Leaves window 0's actions in `shared` and all windows' in the ring, if there is one.
+// Leaves the actions of window 0 in `shared`, and of all windows in the ring, if there is one.
 template <class Block, int kSequences>
 EAGLERL_DEVICE void choose_actions(Block& block, const Windows<kSequences>& windows) {
   DecisionShared<kSequences>& shared = windows.shared;
@@ -228,7 +229,7 @@ EAGLERL_DEVICE void choose_actions(Block& block, const Windows<kSequences>& wind
     for (int s = 0; s < kSequences; ++s) {
       if (shared.states[s] != kDecides) continue;
       for (int64_t i = thread; i < width; i += kBlockThreads) {
-        // Several threads may store here, all of them the same.
+        // A benign race: all threads that store here store 0.
         if (!is_finite(windows.logits[s * width + i])) shared.finite[s] = 0;
       }
     }
@@ -240,7 +241,7 @@ EAGLERL_DEVICE void choose_actions(Block& block, const Windows<kSequences>& wind
   }
 }
 
-// Writes actions and parameters, and the records of the sequences that have one.
+// Writes actions and parameters, and the records of sequences that have a slot.
 template <class Block, int kSequences>
 EAGLERL_DEVICE void conclude(Block& block, const DecisionRule& rule, const CacheArguments& cache,
                              int32_t* out_action, int32_t* out_params, int64_t first, int count,
@@ -251,7 +252,7 @@ EAGLERL_DEVICE void conclude(Block& block, const DecisionRule& rule, const Cache
     const bool decides = shared.states[s] == kDecides;
     const int32_t action = decides ? shared.actions[s] : rule.fallback_action;
     int32_t result[4] = {action};
-    for (int i = 0; i < 3; ++i) result[1 + i] = rule.bins[int64_t(action) * 3 + i];
+    for (int i = 0; i < 3; ++i) result[1 + i] = rule.action_params[int64_t(action) * 3 + i];
     if (shared.states[s] == kHolds) {
       const int64_t entry = shared.slots[s] * rule.horizon * kRingWords;
       cache_hit(record, cache.ring ? cache.ring + entry : nullptr, rule.horizon);
@@ -272,7 +273,8 @@ EAGLERL_DEVICE void conclude(Block& block, const DecisionRule& rule, const Cache
   });
 }
 
-// Keeps the features of new decisions to compare later ones with. `feature(s, i)` is their i-th.
+// Stores the features of new decisions as the reference for later steps. `feature(s, i)` is the
+// i-th of sequence s.
 template <class Block, int kSequences, class Feature>
 EAGLERL_DEVICE void keep_reference(Block& block, const CacheArguments& cache,
                                    const DecisionShared<kSequences>& shared, Feature feature) {

@@ -1,6 +1,6 @@
-// A decision whose MLP reads the taps (or features that are reduced already), by one launch. The
-// first layer's long sums are split over blocks of threads; the last block to finish adds them up
-// in a fixed order and does the rest.
+// A decision in one launch, for an MLP that reads low, mid and high (or features that are reduced
+// already). The first layer has the long sums, e.g. 3 * 4,096 terms, and is split over blocks of
+// threads; the last block to finish adds the parts in a fixed order and computes the rest.
 #pragma once
 
 #include "policy/folded_tile.h"
@@ -14,12 +14,12 @@ EAGLERL_DEVICE float activated(float value, Activation activation) {
   return value;
 }
 
-// The last block of a group: from the tiles' sums to actions and records.
+// The work of a group's last block: from the tiles' sums to actions and records.
 template <class Block, typename Weight, int kSequences>
 struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
   using Rows = FloatRows<Weight>;
 
-  // `works`: whether there are sums, because not every action was sure to stay.
+  // `works`: whether the tiles were summed; they are not if every sequence keeps its action.
   EAGLERL_DEVICE void run(bool works) {
     if (works) {
       add_norm_sums();
@@ -84,8 +84,9 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
     });
   }
 
-  // Adaptive: decides between holding and deciding. Only here are the features known as a whole, so
-  // a sequence that holds has had its part in the first layer's sums, though not in what follows.
+  // Adaptive cache: turns kCompares into kHolds or kDecides. The whole features are known only
+  // here, after the first layer: a sequence that keeps its action has paid for that layer, not for
+  // the rest.
   EAGLERL_DEVICE void compare() {
     if (call.plan.compares_sketch) add_sketch();
     if (!call.plan.compares_sketch && !call.plan.compares_features) return;
@@ -124,8 +125,8 @@ struct FoldedEnd : FoldedBlock<Block, Weight, kSequences> {
     block.template warp_sums<2>(kSequenceSteps, sketch_terms, keep_total);
   }
 
-  // One of the tiles' sums, over all tiles in their order, each piece by its scale. Float atomics
-  // would add in any order: the same inputs could then give another action.
+  // Adds one of the tiles' sums over all tiles, scaled by piece, in the order of the tiles. Float
+  // atomics would add in any order, and the same inputs could then give different actions.
   EAGLERL_DEVICE float add_tiles(int s, int number, const float* scales) const {
     float total = 0.0f;
     for (int piece = 0; piece < call.piece_count; ++piece) {
@@ -208,8 +209,8 @@ EAGLERL_DEVICE void folded_decision(Block& block, const FoldedCall& call,
   const int64_t first = int64_t(block.group()) * kSequences;
   const int count = int(call.sequences - first < kSequences ? call.sequences - first : kSequences);
   read_records(block, call.cache, call.rule.horizon, first, count, shared.decision);
-  // Every block of the group reads the records before it takes its ticket, and only the last one
-  // changes them: all come to the same answer.
+  // All blocks of a group get the same `works`: each reads the records before it takes its ticket,
+  // and only the last one, which has seen all tickets, changes them.
   const bool works = any_at_least(kCompares, shared.decision);
   if (works) {
     FoldedTile<Block, Weight, kSequences>{{block, call, shared, memory, first, count}}.run();

@@ -1,4 +1,4 @@
-// The arguments of a folded decision, and how its work is dealt out to blocks of threads.
+// The arguments of a folded decision, and how its work is split into blocks of threads.
 #pragma once
 
 #include "policy/decision.h"
@@ -6,8 +6,8 @@
 namespace eaglerl {
 
 constexpr int kMaxPieces = 3;   // low, mid, high
-constexpr int kMaxLayers = 32;  // a launch's arguments have a fixed size
-constexpr int kNormSums = 2;    // after a tile's sums: of squares, of products with the reference
+constexpr int kMaxLayers = 32;  // the arguments of a launch have a fixed size, at most 4 KiB
+constexpr int kNormSums = 2;    // behind a tile's sums: squares, products with the reference
 constexpr int kMaxSequences = 1024;
 
 struct DenseLayer {
@@ -18,22 +18,22 @@ struct DenseLayer {
 };
 
 struct FoldedPlan {
-  int32_t block_sequences;  // that a block serves
-  int32_t groups;           // of so many sequences
-  int32_t tile_columns;     // of the first layer's matrix, and its rows, that a block multiplies
+  int32_t block_sequences;  // sequences of a block
+  int32_t groups;           // of block_sequences sequences each
+  int32_t tile_columns;     // columns, and rows, of the first layer's matrix for one block
   int32_t tile_rows;
-  int32_t piece_tiles;  // tiles along one of low, mid and high; none reaches over two of them
+  int32_t piece_tiles;  // tiles along each of low, mid and high; no tile spans two of them
   int32_t column_tiles;
   int32_t row_tiles;
   int32_t partial_width;      // floats of a tile's sums for one sequence
   int32_t activation_stride;  // floats between two sequences' activations
   int32_t shared_floats;
   bool activations_in_shared;
-  bool compares_features;  // an adaptive cache: with the features themselves, or with a sketch
+  bool compares_features;  // an adaptive cache compares the features, or their sketch
   bool compares_sketch;
   int64_t ticket_count;
   int64_t partial_floats;
-  int64_t scratch_floats;  // with the activations that are not in shared memory
+  int64_t scratch_floats;  // includes the activations unless they are in shared memory
 };
 
 struct FoldedCall {
@@ -45,7 +45,7 @@ struct FoldedCall {
   int64_t input_rows;
   const int64_t* rows;  // (row_count) rows of the input; null: all
   int64_t row_count;
-  const int64_t* last;  // (sequences) index into these rows; null: row s
+  const int64_t* last;  // (sequences) index into these rows; null: row s for sequence s
   int32_t sequences;
 
   DenseLayer layers[kMaxLayers];
@@ -64,14 +64,14 @@ struct FoldedCall {
 
   uint32_t* tickets;  // (plan.ticket_count) zeros; left as zeros
   float* partial_sums;
-  float* activations;  // where they do not fit into shared memory
+  float* activations;  // used if they do not fit into shared memory
   FoldedPlan plan;
 };
 
 struct ColumnTile {
   int number;
   int piece;
-  int begin;  // column of the piece
+  int begin;  // first column, within the piece
   int columns;
 };
 
@@ -83,24 +83,25 @@ EAGLERL_HOST_DEVICE inline ColumnTile column_tile(const FoldedCall& call, int nu
   return {number, piece, begin, smaller(call.plan.tile_columns, call.width - begin)};
 }
 
-// Needs everything of the call but the tickets and the scratch memory. The same for every device,
-// so that results do not depend on it.
+// Plans a call of which all but the tickets and the scratch memory is set. The plan does not depend
+// on the device, so neither do the results.
 //
 // Example: low, mid and high of 4,096, 128 hidden units, bfloat16, one sequence. A warp's load
-// spans 256 columns; tiles of 4 loads would give 12 * 4 = 48 blocks, of 2 loads 24 * 4 = 96: those
-// are taken. The last block then adds 24 * 130 floats, 12 KiB.
+// spans 256 columns. Tiles of 4 loads would give 12 * 4 = 48 blocks; tiles of 2 loads give 24 * 4 =
+// 96 and are chosen. The last block then adds 24 * 130 floats, 12 KiB.
 inline FoldedPlan plan_folded_decision(const FoldedCall& call) {
-  constexpr int32_t kSharedFloats = 10'240;  // 40 KiB: with the rest, what every device grants
-  constexpr int64_t kWantedBlocks = 96;      // to spread the matrix over most of a GPU
-  constexpr int32_t kRowStep = 32;           // rows of a block in one step: 8 warps * 4
+  constexpr int32_t kSharedFloats =
+      10'240;                            // 40 KiB; with FoldedShared below the 48 KiB of every GPU
+  constexpr int64_t kWantedBlocks = 96;  // enough for most multiprocessors of a large GPU
+  constexpr int32_t kRowStep = 32;       // rows that a block multiplies in one step: 8 warps * 4
   const auto parts = [](int64_t whole, int64_t part) { return int32_t((whole + part - 1) / part); };
   const int32_t out = call.layers[0].out;
   FoldedPlan plan = {};
   plan.block_sequences = call.sequences == 1 ? 1 : 8;
   plan.groups = parts(call.sequences, plan.block_sequences);
   const int32_t warp_columns = int32_t(32 * 16 / element_size(call.weight_type));
-  // The longest rows that still give all of a GPU something to do: the last block has the fewer
-  // sums to add. Then the most rows, which share what is read of the taps.
+  // Takes the longest tiles that still fill the GPU, so that the last block adds fewer sums. Then,
+  // if there are blocks to spare, more rows, which share the features that a block has read.
   const auto blocks = [&] { return int64_t(plan.column_tiles) * plan.row_tiles * plan.groups; };
   plan.tile_rows = kRowStep;
   plan.row_tiles = parts(out, kRowStep);
@@ -132,7 +133,7 @@ inline FoldedPlan plan_folded_decision(const FoldedCall& call) {
   }
   plan.ticket_count = plan.groups;
   const int64_t partial_rows = int64_t(plan.groups) * plan.column_tiles * plan.block_sequences;
-  // Activations that follow are read in vectors.
+  // Rounded up, because the activations behind are read in vectors of 4.
   plan.partial_floats = (partial_rows * plan.partial_width + 3) / 4 * 4;
   plan.scratch_floats =
       plan.partial_floats + (plan.activations_in_shared ? 0 : plan.groups * activations);

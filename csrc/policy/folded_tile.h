@@ -1,4 +1,4 @@
-// A block's tile of the first layer's long sums in a folded decision.
+// The part of a folded decision's first layer that one block computes: a tile of its matrix.
 #pragma once
 
 #include "common/matrix_rows.h"
@@ -10,26 +10,26 @@ namespace eaglerl {
 template <int kSequences>
 struct FoldedShared {
   DecisionShared<kSequences> decision;
-  int64_t sources[kSequences];  // input row of each sequence, -1 where an index was out of range
+  int64_t sources[kSequences];  // input row of each sequence, -1 for an index out of range
   float warp_sums[kBlockWarps][2 * kSequences];
-  float totals[kSequences][4];  // sums of squares of the pieces, dot product with the reference
+  float totals[kSequences][4];  // the pieces' sums of squares, the dot product with the reference
   float scales[kSequences][kMaxPieces];
   float sketch_scales[kSequences][kMaxPieces];
   float sketch[kSequences][kSketchSize];
-  float dots[kSequences][2];  // adaptive: with the reference, with itself
+  float dots[kSequences][2];  // the sketch's dot products with the reference and itself
 };
 
-// What one block has at hand, for one group of sequences.
+// The state of one block, which serves one group of sequences.
 template <class Block, typename Weight, int kSequences>
 struct FoldedBlock {
   Block& block;
   const FoldedCall& call;
   FoldedShared<kSequences>& shared;
   float* memory;  // shared memory, call.plan.shared_floats floats
-  int64_t first;  // sequence of the group
-  int count;      // of them there are
+  int64_t first;  // first sequence of the group
+  int count;      // sequences of the group
 
-  // An index out of range gives what a row of NaN would give: the fallback.
+  // An index out of range reads as NaN, which leads to the fallback action.
   EAGLERL_DEVICE float input(int s, int piece, int column) const {
     if (shared.decision.states[s] < kCompares) return 0.0f;
     const int64_t row = shared.sources[s];
@@ -47,14 +47,14 @@ struct FoldedBlock {
     return call.cache.reference[slot * call.cache.reference_size + column];
   }
 
-  // Of a tile of columns: unscaled sums of one sequence, followed by what the norms need.
+  // Returns the place of a tile's unscaled sums for one sequence; the sums for the norms follow.
   EAGLERL_DEVICE float* partial_sums(int tile, int s) const {
     const int64_t row = (int64_t(block.group()) * call.plan.column_tiles + tile) * kSequences + s;
     return call.partial_sums + row * call.plan.partial_width;
   }
 };
 
-// Every block of a group: its tile of columns and rows.
+// The work of every block of a group: its tile of columns and rows.
 template <class Block, typename Weight, int kSequences>
 struct FoldedTile : FoldedBlock<Block, Weight, kSequences> {
   using Rows = FloatRows<Weight>;
@@ -115,7 +115,8 @@ struct FoldedTile : FoldedBlock<Block, Weight, kSequences> {
         });
   }
 
-  // Leaves the tile's floats in shared memory, and warps' sums of squares and dot products.
+  // Loads the tile's floats into shared memory, and leaves each warp's sums of squares and of
+  // products with the reference.
   EAGLERL_DEVICE void load_tile(const ColumnTile& tile, const Rows& x) {
     const bool compares = call.plan.compares_features;
     block.template warp_sums<2 * kSequences>(
@@ -153,7 +154,7 @@ struct FoldedTile : FoldedBlock<Block, Weight, kSequences> {
         const int s = pair / kSketchSize;
         const int bucket = pair % kSketchSize;
         float sum = 0.0f;
-        // The first column of the tile whose number has this remainder.
+        // The first column of the tile that falls into this bucket.
         const int column = (bucket - begin % kSketchSize + kSketchSize) % kSketchSize;
         for (int c = column; c < tile.columns; c += kSketchSize) {
           sum += sketch_sign(uint32_t(begin + c)) * this->input(s, tile.piece, tile.begin + c);

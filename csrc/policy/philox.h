@@ -1,5 +1,5 @@
-// Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random
-// numbers as a function of a key and a counter, so that a draw can be repeated anywhere.
+// Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Random
+// numbers are a function of a key and a counter, so every device draws the same ones.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace eaglerl {
 
-// Ten rounds; the counter becomes the four random words.
+// Runs ten rounds, which turn the counter into four random words.
 EAGLERL_HOST_DEVICE inline void philox4x32_10(uint32_t counter[4], uint32_t key_0, uint32_t key_1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t first = uint64_t(0xD2511F53u) * counter[0];
@@ -21,9 +21,9 @@ EAGLERL_HOST_DEVICE inline void philox4x32_10(uint32_t counter[4], uint32_t key_
   }
 }
 
-// A number in [0, 1) with 24 bits, as many as a float has: more could round up to 1. An action
-// whose probability is below 2^-24 = 6e-8 may therefore never be drawn. The counter is (offset,
-// sequence, window), the key the seed.
+// Returns a number in [0, 1) of 24 bits, the precision of a float: with more, it could round up
+// to 1. An action with a probability below 2^-24 = 6e-8 may therefore never be drawn. The key is
+// the seed, the counter (offset, sequence, window).
 EAGLERL_HOST_DEVICE inline float philox_uniform(uint64_t seed, uint64_t offset, uint32_t sequence,
                                                 uint32_t window) {
   uint32_t counter[4] = {uint32_t(offset), uint32_t(offset >> 32), sequence, window};

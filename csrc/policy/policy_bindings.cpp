@@ -79,8 +79,8 @@ BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
                         const std::vector<uintptr_t>& vectors, const std::vector<int64_t>& widths,
                         uintptr_t fc_weight, uintptr_t fc_bias, int64_t fc_inputs, int32_t type,
                         int32_t activation, uintptr_t norm_weight, int32_t norm_chunks, float eps,
-                        bool reads_layers, uintptr_t bins, int64_t actions, int64_t horizon,
-                        int32_t fallback_action) {
+                        bool reads_layers, uintptr_t action_params, int64_t actions,
+                        int64_t horizon, int32_t fallback_action) {
   BoundPolicy bound;
   Policy& policy = bound.policy;
   policy = {};
@@ -101,7 +101,7 @@ BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
   policy.reads_layers = reads_layers;
   check_actions(actions, horizon, fallback_action);
   check_logits_width(actions, horizon, policy.logits_width());
-  policy.bins = element_address<const int32_t>("bins", bins, 3);
+  policy.action_params = element_address<const int32_t>("action_params", action_params, 3);
   policy.actions = actions;
   policy.horizon = horizon;
   policy.fallback_action = fallback_action;
@@ -126,7 +126,7 @@ const void* input_address(const char* name, uintptr_t address, ElementType type)
   return optional_address<const uint16_t>(name, address);
 }
 
-// A policy whose buffers are known: what is left for a call is what changes from call to call.
+// A policy with its buffers set once: a call passes only what changes from call to call.
 class Encoder : public PythonObject {
  public:
   Encoder(const BoundPolicy& bound, int threads) : threads_(threads) {
@@ -182,8 +182,8 @@ class Encoder : public PythonObject {
     inputs_ = inputs;
   }
 
-  // What the calls read and write, None where it is not watched: a call that finds it changed does
-  // nothing. `kept` are the cache and the outputs, which every call needs.
+  // Sets the guards of the tensors that calls read and write, None for tensors that are not
+  // watched. A call that finds one changed does nothing. `kept` are the cache and the outputs.
   void set_guards(const py::object& inputs, const py::object& kept, const py::object& weights) {
     const TensorGuard* guards[] = {inputs.cast<const TensorGuard*>(),
                                    kept.cast<const TensorGuard*>(),
@@ -197,8 +197,8 @@ class Encoder : public PythonObject {
     weight_guard_ = guards[2];
   }
 
-  // Seconds that making the features took; below 0 where nothing was done, because a tensor of the
-  // guards is not what it was.
+  // Returns the seconds spent on the features, or -1 if a guarded tensor has changed and nothing
+  // was done.
   double run(uintptr_t rows, int64_t row_count, uintptr_t last, int64_t sequences, uintptr_t slots,
              uint64_t offset) {
     check_usable();
@@ -209,16 +209,16 @@ class Encoder : public PythonObject {
       const bool counted = rows == 0 && input_guard_;
       if (counted && !input_guard_->first_has_rows(inputs_.available)) return -1.0;
     } else {
-      // An adaptive cache is asked after the inputs are read, and may still serve the call: of what
-      // it then does not need, only the memory counts.
+      // An adaptive cache compares after the inputs are read, and may still serve the call without
+      // the weights. Then it is enough that their memory is still there.
       const bool may_hold = cache_.state && cache_.mode == kCacheAdaptive && !outputs_.features;
       if (input_guard_ && !input_guard_->unchanged()) return -1.0;
       for (const TensorGuard* guard : {kept_guard_, weight_guard_}) {
         if (guard && !(may_hold ? guard->memory_unchanged() : guard->unchanged())) return -1.0;
       }
-      check_usable();  // a guard may have called Python
+      check_usable();  // a guard may have run Python code
     }
-    // Checks and the call are of one copy: another thread may change what is at the addresses.
+    // The indices are copied before they are checked: another thread may change the originals.
     keep(rows_, "rows", rows, row_count);
     keep(last_, "last", last, sequences);
     keep(slots_, "slots", slots, sequences);
@@ -234,7 +234,7 @@ class Encoder : public PythonObject {
   }
 
  private:
-  // Whether the cache serves all sequences, so that neither weights nor inputs are read.
+  // Returns whether the cache serves all sequences, so that neither weights nor inputs are read.
   bool all_hold(const int64_t* slots, int64_t sequences) const {
     if (!cache_.state || cache_.mode == kCacheAdaptive || outputs_.features) return false;
     for (int64_t s = 0; s < sequences; ++s) {
@@ -249,7 +249,7 @@ class Encoder : public PythonObject {
   static void keep(std::vector<int64_t>& kept, const char* name, uintptr_t address, int64_t count) {
     if (!address) return;
     const int64_t* values = element_address<const int64_t>(name, address, count);
-    // One element more, so that what is kept of an empty index has an address.
+    // One element more, so that the copy of an empty index is not null.
     if (int64_t(kept.size()) < count + 1) kept.resize(size_t(count) + 1);
     std::copy_n(values, count, kept.begin());
   }
@@ -271,16 +271,17 @@ class Encoder : public PythonObject {
   std::vector<int64_t> slots_;
 };
 
-void bind_action_cache_step(uintptr_t logits, uintptr_t bins, uintptr_t features, uintptr_t state,
-                            uintptr_t reference, uintptr_t ring, uintptr_t slots, uintptr_t action,
-                            uintptr_t params, int64_t sequences, int64_t actions, int64_t horizon,
-                            int64_t slot_count, int64_t reference_size, int32_t mode,
-                            double temperature, uint64_t seed, uint64_t offset,
+void bind_action_cache_step(uintptr_t logits, uintptr_t action_params, uintptr_t features,
+                            uintptr_t state, uintptr_t reference, uintptr_t ring, uintptr_t slots,
+                            uintptr_t action, uintptr_t params, int64_t sequences, int64_t actions,
+                            int64_t horizon, int64_t slot_count, int64_t reference_size,
+                            int32_t mode, double temperature, uint64_t seed, uint64_t offset,
                             int32_t fallback_action) {
   check_between("sequences", sequences, 0, kLargestCount);
   check_actions(actions, horizon, fallback_action);
   Policy policy = {};
-  policy.bins = element_address<const int32_t>("bins", bins, 3 * actions);
+  policy.action_params =
+      element_address<const int32_t>("action_params", action_params, 3 * actions);
   policy.actions = actions;
   policy.horizon = horizon;
   policy.fallback_action = fallback_action;
@@ -300,8 +301,8 @@ std::array<uint32_t, 4> bind_philox(std::array<uint32_t, 4> counter, std::array<
   return counter;
 }
 
-// Seconds that reading `bytes` takes the same threads that a layer would run on: the floor of what
-// a layer with that much weight can take.
+// Returns the seconds that a layer's threads take to read `bytes`: a lower bound for a layer with
+// weights of that size.
 double bind_read_seconds(uintptr_t memory, int64_t bytes, int threads) {
   check_size("bytes", bytes);
   check_between("threads", threads, 1, kMostThreads);

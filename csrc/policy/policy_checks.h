@@ -1,4 +1,4 @@
-// What must hold among the numbers of a policy and of an action cache, on every device.
+// Checks of a policy's and an action cache's numbers, on every device.
 #pragma once
 
 #include <cfloat>
@@ -30,7 +30,8 @@ inline void check_draw_temperature(double temperature) {
                               std::to_string(temperature));
 }
 
-// As a float, a tiny temperature would become 0, which means greedy and divides by zero in a draw.
+// A tiny temperature would become 0 as a float, which means greedy, and a division by zero in a
+// draw.
 inline float narrow_temperature(double temperature) {
   check_draw_temperature(temperature);
   if (temperature == 0) return 0.0f;
@@ -53,7 +54,7 @@ inline void check_logits_width(int64_t actions, int64_t horizon, int64_t logits_
   }
 }
 
-// The widths of an MLP's layers, from what it reads to the logits.
+// Checks the widths of an MLP, from its input to the logits.
 inline void check_widths(size_t matrices, size_t vectors, const std::vector<int64_t>& widths) {
   if (matrices == 0 || vectors != matrices || widths.size() != matrices + 1) {
     throw std::invalid_argument("matrices, vectors and widths do not make layers");
@@ -79,7 +80,7 @@ inline void check_feature_layers(int32_t norm_chunks, float eps, bool reads_laye
   }
 }
 
-// What a cache of a mode must have.
+// Checks that a cache has the memory that its mode needs.
 inline void check_cache_memory(CacheMode mode, bool has_state, int64_t slots, bool has_reference,
                                int64_t reference_size, bool has_ring) {
   check_between("slots", slots, has_state ? 0 : -1, kLargestCount);

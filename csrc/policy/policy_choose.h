@@ -1,4 +1,4 @@
-// From logits to an action. Included only by policy_kernels.cpp.
+// Chooses an action from logits. Included only by policy_kernels.cpp.
 #pragma once
 
 #include "policy/policy_convert.h"
@@ -6,7 +6,8 @@
 namespace eaglerl::EAGLERL_ISA {
 
 static bool all_finite(const float* x, int64_t count) {
-  // The difference of a number with itself is 0 unless it is infinite or NaN; such a sum stays NaN.
+  // x - x is 0 for finite x and NaN otherwise, and a sum with NaN is NaN: one comparison at the
+  // end.
   VecF differences = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) differences += load(x + i) - load(x + i);
@@ -23,7 +24,7 @@ static inline float largest(const float* logits, int64_t count) {
     for (int64_t i = 1; i < count; ++i) best = logits[i] > best ? logits[i] : best;
     return best;
   }
-  // The last vector may overlap the one before it: a maximum does not mind.
+  // The last vector may overlap the one before it, which does not change a maximum.
   VecF best = load(logits + count - kLanes);
   for (int64_t i = 0; i + kLanes <= count; i += kLanes) best = maximum(best, load(logits + i));
   return horizontal_maximum(best);

@@ -1,4 +1,4 @@
-// Vectors of floats from, and to, memory of float32, bfloat16 or float16. Included only by
+// Conversion between vectors of floats and memory of float32, bfloat16 or float16. Included only by
 // policy_kernels.cpp.
 #pragma once
 
@@ -40,8 +40,9 @@ static inline VecF load(const Float16* source) {
 #elif defined(__ARM_NEON) && defined(__aarch64__)
   return (VecF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)source)));
 #else
-  // The bits of a half, moved to a float's places, stand for a number 2^112 times too small; the
-  // product is exact for subnormal halves too. The largest exponent means infinity or NaN.
+  // Shifted into a float's fields, the bits of a half are a number 2^112 times too small (the
+  // exponent biases differ by 127 - 15). The product is exact, also for subnormal halves. The
+  // largest exponent means infinity or NaN.
   const VecU bits = widen(source);
   const VecU magnitude = (bits & 0x7fffu) << 13;
   const VecU scaled = (VecU)((VecF)magnitude * 5.192296858534828e33f);
@@ -50,7 +51,7 @@ static inline VecF load(const Float16* source) {
 #endif
 }
 
-// The first `count` < kLanes elements, then zeros.
+// Loads the first `count` < kLanes elements, then zeros.
 template <typename Element>
 static inline VecF load_some(const Element* source, int64_t count) {
   alignas(64) Element padded[kLanes];
@@ -63,7 +64,8 @@ static inline void store_some(float* target, VecF value, int64_t count) {
 }
 
 static inline uint16_t round_to_bfloat16(uint32_t bits) {
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);  // NaN stays one
+  if ((bits & 0x7fffffffu) > 0x7f800000u)
+    return uint16_t((bits >> 16) | 0x40u);  // a NaN stays NaN: rounding could make it infinity
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
@@ -75,7 +77,7 @@ static inline uint16_t round_to_float16(uint32_t bits) {
   if (magnitude < 0x38800000u) {  // below 2^-14: a multiple of 2^-24
     float value;
     std::memcpy(&value, &magnitude, sizeof value);
-    value += 0.5f;  // whose unit in the last place is 2^-24: the addition rounds
+    value += 0.5f;  // the unit in the last place of 0.5 is 2^-24: the addition rounds
     uint32_t sum;
     std::memcpy(&sum, &value, sizeof sum);
     return uint16_t(sign | (sum - 0x3f000000u));

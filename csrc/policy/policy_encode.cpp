@@ -12,15 +12,15 @@
 namespace eaglerl {
 namespace {
 
-constexpr int64_t kBlockRows = 256;          // rows whose inputs are kept as floats at a time
-constexpr int64_t kTaskRows = 64;            // rows of x in a core's cache, 256 KiB
-constexpr int64_t kTaskColumns = 24;         // a multiple of every tile's columns
-constexpr int64_t kSingleTaskColumns = 8;    // likewise, for a single row
-constexpr int64_t kSerialBytes = 512 << 10;  // a layer that reads less runs on one thread
+constexpr int64_t kBlockRows = 256;          // rows whose inputs are converted to floats at once
+constexpr int64_t kTaskRows = 64;            // 256 KiB of x at 1,024 inputs: a second-level cache
+constexpr int64_t kTaskColumns = 24;         // a multiple of the columns of every tile
+constexpr int64_t kSingleTaskColumns = 8;    // the same for a single row
+constexpr int64_t kSerialBytes = 512 << 10;  // layers with fewer bytes run on one thread
 constexpr int64_t kSerialElements = 65'536;
 constexpr int64_t kSerialSequences = 64;
 
-// Memory of a thread's decisions: it grows to what the largest has needed, and stays.
+// Buffers of a thread's decisions. They grow to the largest size needed and are reused.
 struct Workspace {
   std::vector<uint64_t> seen;
   std::vector<uint8_t> holds;
@@ -91,7 +91,7 @@ class Decision {
     }
   }
 
-  // Of what an adaptive cache compares.
+  // Returns the width of the features that an adaptive cache compares.
   int64_t compared_width() const {
     if (outputs_.features != nullptr) return policy_.fc.out;
     return policy_.reads_layers ? kSketchSize : policy_.input_width();
@@ -122,7 +122,7 @@ class Decision {
     return features;
   }
 
-  // The row as the first layer reads it: where it lies, if it can be, else written to `out`.
+  // Returns the row as the first layer reads it: in place if possible, else written to `out`.
   const float* prepare(int64_t row, float* out) const {
     const bool as_it_is = !policy_.reads_layers || (!inputs_.part[1] && !policy_.norm.chunks);
     if (as_it_is && inputs_.type == kFloat32) return static_cast<const float*>(input(0, row, 0));
@@ -134,7 +134,7 @@ class Decision {
     return out;
   }
 
-  // Leaves the inputs' rows `rows[0, count)` in space_.x.
+  // Points space_.x at the input rows rows[0, count), prepared for the first layer.
   void prepare_rows(const int64_t* rows, int64_t count) {
     const int64_t width = policy_.input_width();
     float* prepared = room(space_.prepared, count * width);
@@ -145,7 +145,8 @@ class Decision {
     });
   }
 
-  // From the first `rows` of space_.x to rows of `out`, which space_.x points to afterwards.
+  // Runs a layer on the first `rows` rows of space_.x into those of space_.y, to which space_.x
+  // points afterwards.
   void run_layer(const PolicyLayer& layer, Activation activation, int64_t rows) {
     const LayerCall call = {space_.x.data(), space_.y.data(), layer.weight, layer.bias,
                             layer.in,        layer.out,       policy_.type, activation};
@@ -153,7 +154,7 @@ class Decision {
     const int64_t bytes = layer.in * layer.out * element_size(policy_.type) * passes;
     const int threads = bytes < kSerialBytes ? 1 : threads_;
     const int64_t row_tasks = (rows + kTaskRows - 1) / kTaskRows;
-    // Eight tasks a thread even out threads that start late or are held up.
+    // Eight tasks a thread: threads that start late or are delayed take fewer.
     const int64_t wanted = threads == 1 ? 1 : std::max<int64_t>(1, 8 * threads / row_tasks);
     const int64_t tile = rows == 1 ? kSingleTaskColumns : kTaskColumns;
     const int64_t tiles = (layer.out + tile - 1) / tile;
@@ -181,13 +182,13 @@ class Decision {
     run_layer(policy_.fc, kIdentity, count);
   }
 
-  // g of all rows, once reduce_all() has run.
+  // Returns g of all rows, after reduce_all().
   float* reduced() const {
     if (inputs_.type == kFloat32) return static_cast<float*>(outputs_.features);
     return space_.features.data();
   }
 
-  // Returns the seconds that it takes.
+  // Computes g of all rows and returns the seconds it took.
   double reduce_all() {
     const auto started = std::chrono::steady_clock::now();
     if (inputs_.type != kFloat32) room(space_.features, inputs_.row_count * policy_.fc.out);
@@ -202,8 +203,8 @@ class Decision {
     return taken.count();
   }
 
-  // What an adaptive cache compares: g, or the reduced features that came in, or the sketch of low,
-  // mid and high.
+  // Returns what an adaptive cache compares: g, the reduced features that were passed in, or the
+  // sketch of low, mid and high.
   const float* comparable(int64_t sequence, float* out) const {
     const int64_t row = last_row(sequence);
     if (outputs_.features != nullptr) return reduced() + row * policy_.fc.out;
@@ -245,7 +246,7 @@ class Decision {
     }
   }
 
-  // Leaves what the MLP reads of these sequences in space_.x.
+  // Points space_.x at the MLP's inputs for these sequences.
   void point_inputs(const int64_t* sequences, int64_t count) {
     int64_t* rows = room(space_.numbers, count);
     for (int64_t i = 0; i < count; ++i) rows[i] = last_row(sequences[i]);

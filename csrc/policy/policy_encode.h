@@ -1,4 +1,4 @@
-// A policy's whole decision on the CPU: FC, MLP, action, action cache, for checked arguments.
+// A policy's decision on the CPU: FC, MLP, action and action cache. Arguments are checked already.
 #pragma once
 
 #include <cstdint>
@@ -16,14 +16,14 @@ struct PolicyLayer {
   int64_t out;
 };
 
-// The policy's weights where they lie; nothing is copied.
+// The addresses of the policy's weights, which are not copied.
 struct Policy {
   std::vector<PolicyLayer> mlp;  // hidden layers, then the logits
-  PolicyLayer fc;                // weight null: none
+  PolicyLayer fc;                // weight null: no FC
   ElementType type;              // of all matrices
   Activation activation;
   FeatureNorm norm;
-  const int32_t* bins;  // (actions, 3)
+  const int32_t* action_params;  // (actions, 3)
   int64_t actions;
   int64_t horizon;
   int32_t fallback_action;
@@ -46,17 +46,17 @@ struct EncodeInputs {
   const void* part[kFeatureLayers];  // low, mid, high; mid null: one matrix holds all columns
   int64_t stride[kFeatureLayers];    // of rows, in elements
   ElementType type;
-  int64_t available;    // rows that there are
+  int64_t available;    // rows of the inputs
   const int64_t* rows;  // null: all rows in order
   int64_t row_count;
-  const int64_t* last;  // null: every row is a sequence of its own
+  const int64_t* last;  // last row of each sequence; null: every row is a sequence
   int64_t sequences;
   const int64_t* slots;  // null: sequence s has slot s
 };
 
 struct EncodeOutputs {
-  void* features;  // (row_count, h) of the inputs' type, null: not wanted
-  float* logits;   // (sequences, horizon * actions), null: not wanted
+  void* features;  // (row_count, h) of the inputs' type; null: not wanted
+  float* logits;   // (sequences, horizon * actions)
   int32_t* action;
   int32_t* params;  // (sequences, 3)
 };
@@ -67,17 +67,17 @@ struct Draw {
   uint64_t offset;
 };
 
-// Throws std::invalid_argument unless all of index[0, count) lie in [0, end). Null is in range.
+// Throws std::invalid_argument unless all of index[0, count) are in [0, end). `index` may be null.
 void check_range(const char* name, const int64_t* index, int64_t count, int64_t end);
 
-// One decision. Throws std::invalid_argument before anything changes where an index is out of range
-// or a slot occurs twice. Returns the seconds of it that making the features took, if any are
+// Decides for all sequences. Throws std::invalid_argument, before anything changes, if an index is
+// out of range or a slot occurs twice. Returns the seconds spent on the features, 0 if none are
 // wanted.
 double encode(const Policy& policy, const EncodeInputs& inputs, const ActionCacheView& cache,
               const Draw& draw, const EncodeOutputs& outputs, int threads);
 
-// The step alone, from logits that are there. `features` are (sequences, reference_size), used by
-// an adaptive cache only.
+// Runs the cache step alone, with given logits. `features` are (sequences, reference_size); only an
+// adaptive cache uses them.
 void action_cache_step(const Policy& policy, const float* logits, const float* features,
                        int64_t sequences, const int64_t* slots, const ActionCacheView& cache,
                        const Draw& draw, const EncodeOutputs& outputs);

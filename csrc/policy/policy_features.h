@@ -1,4 +1,4 @@
-// Features (low, mid, high) of a token: normalised for the FC, and sketched for the action cache.
+// Normalises a token's features (low, mid, high) for the FC and sketches them for the action cache.
 // Included only by policy_kernels.cpp.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-static_assert(kSketchSize % kLanes == 0, "the sketch is made of whole vectors");
+static_assert(kSketchSize % kLanes == 0, "the sketch consists of whole vectors");
 
 static inline float inverse_rms(float squares, int64_t count, float eps) {
   return 1.0f / sqrtf(squares / float(count) + eps);
@@ -46,9 +46,9 @@ static void prepare_features(const FeatureRow& row, const FeatureNorm& norm, flo
   }
 }
 
-// Sums of one chunk, bucket by the place within the chunk, and the chunk's sum of squares. Signs
-// are products modulo 2^32 whose next block differs by a constant: an addition a vector is all they
-// need.
+// Adds one chunk into buckets by the place within the chunk, and returns its sum of squares. A sign
+// is the top bit of n * kFactor modulo 2^32. From one block of kSketchSize elements to the next the
+// product grows by a constant, so one addition per vector replaces the multiplications.
 template <typename Element>
 static float sketch_chunk(const Element* x, int64_t width, uint32_t first, float* buckets) {
   constexpr int kParts = kSketchSize / kLanes;

@@ -1,5 +1,4 @@
-// Compiled once per instruction set with EAGLERL_ISA naming it, under the rule that cpu_kernels.cpp
-// states.
+// Compiled once per instruction set, like cpu_kernels.cpp and under its rule for inline functions.
 #include "policy/policy_kernels.h"
 
 #include "acceptance/small_net_kernel.h"

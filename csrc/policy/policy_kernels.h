@@ -1,5 +1,5 @@
-// What every instruction set's build of policy_kernels.cpp provides. Elements of tensors come in
-// three types; sums are float.
+// The kernels that policy_kernels.cpp provides for every instruction set. Tensors have one of three
+// element types; sums are float.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace eaglerl {
 
 constexpr int kFeatureLayers = 3;  // low, mid, high
 
-// One token's features as they come in: low, mid and high, of one width.
+// One token's features before normalisation: low, mid and high, of the same width.
 struct FeatureRow {
   const void* chunk[kFeatureLayers];
   int64_t width;
@@ -18,7 +18,7 @@ struct FeatureRow {
 };
 
 struct FeatureNorm {
-  int32_t chunks;  // that are normalised each by itself: 0, 1 or 3
+  int32_t chunks;  // number of chunks with a norm each: 0, 1 or 3
   float eps;
   const float* weight;  // over all chunks; null: ones
 };
@@ -35,10 +35,11 @@ struct LayerCall {
   Activation activation;
 };
 
-// A layer of a small net. The rows of its matrix (in, out) lie `stride` floats apart, a multiple of
-// kSmallNetPadding, and hold zeros behind `out`, as the bias does.
+// A layer of a small net. The rows of its matrix (in, out) are `stride` floats apart, a multiple of
+// kSmallNetPadding, and padded with zeros, as the bias is: kernels need no masks at the ends of
+// rows.
 constexpr int64_t kSmallNetPadding = 16;
-constexpr int kSmallNetRows = 8;  // that are computed at once
+constexpr int kSmallNetRows = 8;  // rows of inputs computed at once
 struct SmallNetLayer {
   const float* weight;
   const float* bias;
@@ -55,7 +56,7 @@ struct SmallNetCall {
 };
 
 struct PolicyKernels {
-  // Writes a row of 3 * width floats.
+  // Normalises and concatenates low, mid and high: writes 3 * width floats.
   void (*prepare_features)(const FeatureRow&, const FeatureNorm&, float* out);
   // Writes kSketchSize floats, see sketch_sign in action_cache.h.
   void (*sketch)(const FeatureRow&, float eps, float* out);
@@ -65,13 +66,14 @@ struct PolicyKernels {
   void (*from_float)(const float* x, ElementType, int64_t count, void* out);  // ties to even
   float (*dot)(const float* x, const float* y, int64_t count);
   bool (*all_finite)(const float* x, int64_t count);
-  int32_t (*argmax)(const float* logits, int64_t count);  // the first of equal ones
+  int32_t (*argmax)(const float* logits, int64_t count);  // ties: the lowest index
   // The first index at which the cumulative softmax(logits / temperature) exceeds `uniform`.
   int32_t (*draw)(const float* logits, int64_t count, float temperature, float uniform,
                   float* scratch);
-  // Probabilities for rows of inputs that follow each other.
+  // Writes a probability for every row of inputs; rows are contiguous.
   void (*small_net)(const SmallNetCall&, const float* x, int64_t rows, float* out);
-  // Reads memory as fast as plain vector code can; the result only keeps the loop from vanishing.
+  // Reads memory with plain vector loads, for measuring bandwidth. The result only keeps the
+  // compiler from removing the loop.
   float (*read)(const void* memory, int64_t bytes);
 };
 

@@ -8,20 +8,21 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-// Columns of a layer that one pass over its rows computes at once. With four rows that makes twelve
-// sums, which hide the latency of the additions and leave registers for the operands.
+// Output columns computed at once. With four rows these are twelve sums, enough to hide the latency
+// of a fused multiply-add (8 would do), and 4 of 16 registers (AVX2) are left for the operands.
 constexpr int kTileColumns = 3;
 constexpr int kTileRows = 4;
-// A single row waits for memory, and more columns are more streams that are fetched ahead. More
-// than eight, where rows lie a multiple of 4 KB apart, push each other out of an 8-way cache.
+// A single row is bound by memory, and more columns are more streams for the hardware prefetcher.
+// More than eight would evict each other from an 8-way first-level cache if the weights' rows are a
+// multiple of 4 KiB apart.
 constexpr int kSingleRowColumns = 8;
-// Above kTileRows rows, a layer is computed in pieces of so many inputs, whose rows of x and
-// weights then stay in the innermost cache: 4 * 1,024 floats of x and 3 * 1,024 of weights take 28
-// KiB.
+// With more than kTileRows rows, a layer is computed in pieces of this many inputs, so that a
+// tile's operands stay in the first-level cache: 4 * 1,024 floats of x and 3 * 1,024 of weights
+// take 28 KiB.
 constexpr int64_t kInputBlock = 1024;
 
-// tanh to 2 units of 2^-24 of its size: an odd polynomial fitted to the least largest relative
-// error (5e-9) near zero, where 1 - 2 / (exp(2x) + 1) would cancel.
+// tanh with a relative error of 2 * 2^-24. Near zero, where 1 - 2 / (exp(2x) + 1) would cancel, an
+// odd minimax polynomial (relative error 5e-9) is used.
 static inline VecF tanh_vector(VecF x) {
   const VecF magnitude = maximum(x, -x);
   const VecF square = x * x;
@@ -31,7 +32,7 @@ static inline VecF tanh_vector(VecF x) {
   p = p * square + 1.3331442e-1f;
   p = p * square - 3.3333282e-1f;
   const VecF near_zero = x + x * (square * p);
-  // tanh(10) is 1 to within a float; exp2_vector has a range to keep to.
+  // tanh(10) rounds to 1; the bound keeps the exponential in the range of exp2_vector.
   const VecF bounded = magnitude < splat(10.0f) ? magnitude : splat(10.0f);
   const VecF far = 1.0f - 2.0f / (exp2_vector(bounded * (2.0f * kLog2E)) + 1.0f);
   const VecF signed_far = x < VecF{} ? -far : far;
@@ -42,7 +43,7 @@ static inline VecF tanh_vector(VecF x) {
 static inline VecF activate(VecF x, Activation activation) {
   if (activation == kTanh) return tanh_vector(x);
   if (activation == kRelu) return x < VecF{} ? VecF{} : x;
-  // x - x lets an infinite x give NaN, as x / (1 + exp(-x)) does for the negative one.
+  // x - x is NaN for an infinite x: x / (1 + exp(-x)) is NaN for negative infinity.
   if (activation == kSilu) return silu(x) + (x - x);
   return x;
 }
@@ -64,7 +65,8 @@ struct Layer {
   int64_t in;
 };
 
-// Adds inputs [begin, end) of Rows rows and Columns columns; the first piece starts from the bias.
+// Adds the products of inputs [begin, end) for Rows rows and Columns columns. The piece that begins
+// at 0 starts from the bias, later ones from what is in y.
 template <int Rows, int Columns, int Unroll, typename Element>
 static inline void add_tile(const Layer<Element>& layer, int64_t row, int64_t column, int64_t begin,
                             int64_t end) {

@@ -19,7 +19,8 @@ constexpr int64_t kFewSequences = 16;
   throw std::invalid_argument("slots must be distinct, got " + std::to_string(slot) + " twice");
 }
 
-// One bit a slot: quadratic comparison would take longer than the decision for many sequences.
+// Marks one bit a slot. For hundreds of sequences, comparing all pairs would take longer than the
+// decision.
 void check_distinct(const int64_t* slots, int64_t sequences, int64_t count,
                     std::vector<uint64_t>& seen) {
   seen.assign(size_t((count + 63) / 64), 0);
@@ -94,7 +95,7 @@ void take_miss(const Policy& policy, const float* logits, const Draw& draw, int6
   for (int64_t window = 0; window < (scheduled ? policy.horizon : 1); ++window) {
     const int32_t chosen =
         fallback ? policy.fallback_action : choose(policy, logits, draw, sequence, window);
-    const int32_t* of_action = policy.bins + int64_t(chosen) * 3;
+    const int32_t* of_action = policy.action_params + int64_t(chosen) * 3;
     if (window == 0) {
       *action = chosen;
       std::memcpy(params, of_action, 3 * sizeof(int32_t));

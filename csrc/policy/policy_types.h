@@ -1,4 +1,4 @@
-// Vocabulary of the policy's native code: types of tensors' elements, activations.
+// Element types and activations of policies.
 #pragma once
 
 #include <cstdint>

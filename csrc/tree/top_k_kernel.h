@@ -1,9 +1,9 @@
 // log(sum(exp(row))) and the top_k largest entries of one row of logits. Included only by
 // cpu_kernels.cpp.
 //
-// A first pass takes the maximum of every 64 logits; only blocks whose maximum reaches the top_k-th
-// largest of these are searched. Without ties those are top_k blocks: with top_k 10, 640 of 32,000
-// logits are looked at one by one.
+// A first pass takes the maximum of every block of 64 logits, with vectors. Then only blocks whose
+// maximum reaches the top_k-th largest maximum are searched one logit at a time: without ties top_k
+// blocks, 640 of 32,000 logits at top_k 10.
 #pragma once
 
 #include <math.h>
@@ -41,8 +41,9 @@ static inline float block_maximum(const float* logits, int64_t count) {
   return best;
 }
 
-// Not a number where any of the logits is not. The sum is float32 in 4 * kLanes parts: a part of a
-// vocabulary of 32,000 has 500 terms with AVX-512, a rounding error of 500 * 2^-24 = 3e-5 at most.
+// Returns NaN if any logit is NaN. The sum is float32 in 4 * kLanes parts: of a vocabulary of
+// 32,000, a part has 500 terms with AVX-512, and a relative rounding error of at most 500 * 2^-24 =
+// 3e-5.
 static inline float sum_of_exponentials(const float* logits, int64_t count, float maximum_logit) {
   const float shift = -maximum_logit * kLog2E;
   VecF sums[4] = {};
@@ -78,8 +79,8 @@ static TopKResult top_k(const float* logits, int64_t vocab, int top_k, float* va
     found = insert_descending(largest_maxima, nullptr, found, wanted, block_maxima[block], 0);
   }
   const float maximum_logit = largest_maxima[0];
-  // The top_k-th largest block maximum bounds the top_k-th largest logit from below: a block under
-  // it holds none of the answer.
+  // top_k logits, the maxima of top_k blocks, are at least `bound`: a block whose maximum is below
+  // it has none of the top_k largest.
   const bool bounded = blocks >= top_k;
   const float bound = largest_maxima[wanted - 1];
   int count = 0;

@@ -61,7 +61,8 @@ void expand(DraftTreeBuilder& builder, uintptr_t logits, int64_t row_stride, int
 void frontier(DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t parents, uintptr_t mask,
               int32_t words) {
   check_between("words", words, 0, kLargestCount);
-  const int64_t least = builder.rounds() > 0 ? 1 : 0;  // none yet is for the builder to say
+  const int64_t least =
+      builder.rounds() > 0 ? 1 : 0;  // before first(), the builder says what is missing
   builder.frontier(element_address<int64_t>("tokens", tokens, least),
                    element_address<int64_t>("parents", parents, least),
                    element_address<int64_t>("mask", mask, least), words);
@@ -72,9 +73,9 @@ void finish(DraftTreeBuilder& builder, int total_tokens, uintptr_t tokens, uintp
   builder.finish(total_tokens, tree_rows(tokens, parents, levels, mask, words, scores));
 }
 
-int64_t select(DraftTreeBuilder& builder, py::handle nodes, py::handle chain) {
+int64_t select(DraftTreeBuilder& builder, py::handle nodes, py::handle lookup_tokens) {
   std::vector<int64_t> chosen = integers("nodes", nodes);
-  return builder.select(std::move(chosen), integers("chain", chain));
+  return builder.select(std::move(chosen), integers("lookup_tokens", lookup_tokens));
 }
 
 void finish_selected(DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t parents,
@@ -82,10 +83,11 @@ void finish_selected(DraftTreeBuilder& builder, uintptr_t tokens, uintptr_t pare
   builder.finish_selected(tree_rows(tokens, parents, levels, mask, words, scores));
 }
 
-void chain_nodes(DraftTreeBuilder& builder, py::handle chain, int32_t levels, uintptr_t nodes) {
+void lookup_nodes(DraftTreeBuilder& builder, py::handle lookup_tokens, int32_t levels,
+                  uintptr_t nodes) {
   check_between("levels", levels, 0, kLargestCount);
-  builder.chain_nodes(integers("chain", chain), levels,
-                      element_address<int64_t>("nodes", nodes, levels));
+  builder.lookup_nodes(integers("lookup_tokens", lookup_tokens), levels,
+                       element_address<int64_t>("nodes", nodes, levels));
 }
 
 void scores(DraftTreeBuilder& builder, uintptr_t out) {
@@ -102,14 +104,14 @@ void bind_builder(py::module_& module) {
       .def("finish", usable(&finish))
       .def("select", usable(&select))
       .def("finish_selected", usable(&finish_selected))
-      .def("chain_nodes", usable(&chain_nodes))
+      .def("lookup_nodes", usable(&lookup_nodes))
       .def("scores", usable(&scores))
       .def_property_readonly("top_k", usable(&DraftTreeBuilder::top_k))
       .def_property_readonly("rounds", usable(&DraftTreeBuilder::rounds))
       .def_property_readonly("pool_size", usable(&DraftTreeBuilder::pool_size));
 }
 
-// The rows of a tree of this many, whose parents come first.
+// Returns the address of a tree's parents after checking that every parent precedes its children.
 const int32_t* checked_parents(uintptr_t address, int32_t rows) {
   check_between("rows", rows, 1, kMostTreeRows);
   const int32_t* parents = element_address<const int32_t>("parents", address, rows);

@@ -45,7 +45,7 @@ void DraftTreeBuilder::check_draft(const DraftLogits& draft, int64_t rows) const
 void DraftTreeBuilder::score_rows(const DraftLogits& draft, int rows) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t row_scratch = 2 * ((draft.vocab + 63) / 64);  // two floats for every 64 logits
-  // All that may fail for want of memory comes before anything changes.
+  // Every allocation comes first: if one fails, nothing has changed.
   pool_.reserve(pool_.size() + static_cast<size_t>(rows) * top_k_);
   order_.reserve(static_cast<size_t>(rows) * top_k_);
   top_values_.resize(static_cast<size_t>(rows) * top_k_);
@@ -97,7 +97,7 @@ void DraftTreeBuilder::first(const DraftLogits& draft) {
 }
 
 // The expansion phase of EAGLE-2 (Li et al., 2024), which EAGLE-3 keeps: all top_k * top_k children
-// join the pool, the best top_k of them are expanded next.
+// join the pool, and the best top_k of them are expanded next.
 void DraftTreeBuilder::expand(const DraftLogits& draft) {
   check_draft(draft, top_k_);
   if (rounds_ == 0) throw std::logic_error("first() must be called before expand()");
@@ -115,14 +115,15 @@ void DraftTreeBuilder::expand(const DraftLogits& draft) {
   advance_masks();
 }
 
-// A node sees the scratch rows of its ancestors and its own, not its siblings': its parent's mask
-// with one more bit. rounds * top_k bits a row; 7 rounds of 10 fit into two words.
+// A node attends to the scratch rows of its ancestors and its own, not to its siblings': its mask
+// is its parent's with one more bit. A row has rounds * top_k bits; 7 rounds of 10 fit into two
+// words.
 void DraftTreeBuilder::advance_masks() {
   const int32_t words = (rounds_ * top_k_ + 63) / 64;
   next_masks_.assign(static_cast<size_t>(top_k_) * words, 0);
   for (int rank = 0; rank < top_k_; ++rank) {
     uint64_t* row = next_masks_.data() + int64_t(rank) * words;
-    // The frontier after first() has no drafted ancestors: mask_words_ is 0 then.
+    // After first(), the frontier has no drafted ancestors: mask_words_ is 0, nothing is copied.
     const uint64_t* inherited = masks_.data() + int64_t(frontier_[rank].parent) * mask_words_;
     std::copy(inherited, inherited + mask_words_, row);
     const int scratch_row = (rounds_ - 1) * top_k_ + rank;
@@ -156,7 +157,7 @@ bool DraftTreeBuilder::better(int32_t a, int32_t b) const {
 }
 
 void DraftTreeBuilder::select_best(int64_t begin, int64_t end, int64_t count) {
-  selected_ = -1;  // it stood in order_
+  selected_ = -1;  // the selection was in order_, which is overwritten
   order_.resize(end - begin);
   std::iota(order_.begin(), order_.end(), static_cast<int32_t>(begin));
   if (count < end - begin) {
@@ -169,8 +170,9 @@ void DraftTreeBuilder::scores(float* out) const {
   for (size_t node = 0; node < pool_.size(); ++node) out[node] = pool_[node].score;
 }
 
-// The reranking phase of EAGLE-2: the best of all candidates, not only of the last frontier.
-// nth_element takes time linear in the pool. Sorting the chosen ones by index puts parents first.
+// The reranking phase of EAGLE-2: chooses the best of all candidates, not only of the last
+// frontier. nth_element takes time linear in the pool, a full sort does not. Sorting the chosen
+// ones by index then puts parents before children.
 void DraftTreeBuilder::finish(int total_tokens, const TreeRows& out) {
   if (total_tokens < 1 || total_tokens - 1 > pool_size()) {
     throw std::invalid_argument("total_tokens must be from 1 to 1 + the " +
@@ -212,8 +214,9 @@ void DraftTreeBuilder::write_nodes(int64_t drafted, const TreeRows& out) {
   }
 }
 
-// Candidates of a level lie together, top_k of level 0 and top_k^2 of each other one, but a
-// parent's children start where its rank among the frontier put them: the level is searched.
+// The candidates of a level lie together: top_k in level 0, top_k^2 in every other. Where a
+// parent's children begin depends on its rank in that round's frontier, which is not kept, so the
+// whole level is searched: 100 candidates at top_k 10.
 int64_t DraftTreeBuilder::child_with(int64_t token, int64_t parent, int64_t level) const {
   const int64_t end = std::min(level_begin(level + 1), pool_size());
   for (int64_t node = level_begin(level); node < end; ++node) {
@@ -222,12 +225,12 @@ int64_t DraftTreeBuilder::child_with(int64_t token, int64_t parent, int64_t leve
   return -1;
 }
 
-void DraftTreeBuilder::chain_nodes(const std::vector<int64_t>& chain, int32_t levels,
-                                   int64_t* nodes) const {
+void DraftTreeBuilder::lookup_nodes(const std::vector<int64_t>& tokens, int32_t levels,
+                                    int64_t* nodes) const {
   std::fill_n(nodes, levels, int64_t(-1));
   int64_t node = -1;
-  for (int32_t level = 0; level < levels && size_t(level) < chain.size(); ++level) {
-    node = child_with(chain[level], node, level);
+  for (int32_t level = 0; level < levels && size_t(level) < tokens.size(); ++level) {
+    node = child_with(tokens[level], node, level);
     if (node < 0) return;
     nodes[level] = node;
   }
@@ -252,7 +255,10 @@ void DraftTreeBuilder::check_selected(const std::vector<int64_t>& nodes) {
   }
 }
 
-int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain) {
+// The lookup shares rows with the tree as long as the tree has its tokens, then continues as a path
+// of its own below the last shared row. No token is verified twice.
+int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes,
+                                 const std::vector<int64_t>& lookup_tokens) {
   selected_ = -1;
   std::sort(nodes.begin(), nodes.end());
   check_selected(nodes);
@@ -260,14 +266,14 @@ int64_t DraftTreeBuilder::select(std::vector<int64_t> nodes, const std::vector<i
   for (size_t i = 0; i < order_.size(); ++i) row_of_node_[order_[i]] = int32_t(i) + 1;
   size_t shared = 0;
   tail_parent_ = 0;
-  for (int64_t node = -1; shared < chain.size(); ++shared) {
-    node = child_with(chain[shared], node, int64_t(shared));
+  for (int64_t node = -1; shared < lookup_tokens.size(); ++shared) {
+    node = child_with(lookup_tokens[shared], node, int64_t(shared));
     if (node < 0 || row_of_node_[node] < 0) break;
     tail_parent_ = row_of_node_[node];
   }
-  tail_.assign(chain.begin() + shared, chain.end());
+  tail_.assign(lookup_tokens.begin() + shared, lookup_tokens.end());
   const int64_t rows = 1 + int64_t(order_.size() + tail_.size());
-  check_between("the rows of nodes and chain", rows, 1, kMostTreeRows);
+  check_between("the rows of nodes and lookup_tokens", rows, 1, kMostTreeRows);
   selected_ = int64_t(order_.size());
   return rows;
 }

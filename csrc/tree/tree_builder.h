@@ -7,11 +7,11 @@
 
 namespace eaglerl {
 
-// A mask of 2^14 rows takes 2^28 bits, 32 MiB; 2^24 candidates of 24 bytes take 400 MB.
+// The mask of 2^14 rows has 2^28 bits, 32 MiB; 2^24 candidates of 24 bytes take 400 MB.
 constexpr int64_t kMostTreeRows = int64_t(1) << 14;
 constexpr int64_t kMostCandidates = int64_t(1) << 24;
 
-// Logits of a draft pass and the target ids of the draft vocabulary (null: the same ids).
+// Logits of a draft pass, and the target ids of the draft vocabulary (null: the same ids).
 struct DraftLogits {
   const float* logits;
   int64_t row_stride;
@@ -29,29 +29,30 @@ struct TreeRows {
   float* scores;  // cumulative log-probabilities, 0 for the root
 };
 
-// Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025, and its reference implementation):
-// a pool of candidates grows by top_k * top_k in every round; in the end the best of it are chosen.
-// Wherever scores tie the lower pool index wins. An ancestor's index is lower and its score is not,
-// so what is chosen always holds its ancestors.
+// Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025, and its reference implementation).
+// Every round adds top_k * top_k candidates to a pool; at the end the best of the pool are
+// verified. Where scores tie, the lower pool index wins. An ancestor has a lower index than its
+// descendants, and its score, a sum of fewer log-probabilities, is at least as high: so the best
+// candidates always include their ancestors, and no separate check is needed.
 class DraftTreeBuilder : public PythonObject {
  public:
   void begin(int64_t root_token, int top_k);
   void first(const DraftLogits& draft);
   void expand(const DraftLogits& draft);
-  // The top_k nodes that the next pass expands; `parents` are rows of the pass before. Row r of
-  // round i has scratch row i * top_k + r; a mask row holds the ancestors' and its own.
+  // Writes the top_k nodes that the next pass expands. `parents` are rows of the previous pass.
+  // Row r of round i has scratch row i * top_k + r of the draft's KV cache; a row's mask has the
+  // bits of its ancestors' scratch rows and its own.
   void frontier(int64_t* tokens, int64_t* parents, int64_t* mask, int32_t words) const;
   void finish(int total_tokens, const TreeRows& out);
   // Writes the candidates' cumulative log-probabilities, in the order of the rounds.
   void scores(float* out) const;
-  // Writes the candidates that hold a chain's first `levels` tokens below the root; -1 from the
-  // first token that no candidate holds.
-  void chain_nodes(const std::vector<int64_t>& chain, int32_t levels, int64_t* nodes) const;
-  // Chooses these candidates in place of the best, in any order, ancestors included, and behind
-  // them what they lack of a chain of tokens below the root. Returns the number of rows, root
-  // included.
-  int64_t select(std::vector<int64_t> nodes, const std::vector<int64_t>& chain);
-  // Writes what was selected. Rows of the chain that the draft did not propose have the score NaN.
+  // Looked-up tokens are a path below the root. Writes the candidates that hold its first `levels`
+  // tokens; -1 from the first token that no candidate holds.
+  void lookup_nodes(const std::vector<int64_t>& tokens, int32_t levels, int64_t* nodes) const;
+  // Selects these candidates (ancestors included, in any order) instead of the best, and appends
+  // the looked-up tokens that are not among them. Returns the number of rows, root included.
+  int64_t select(std::vector<int64_t> nodes, const std::vector<int64_t>& lookup_tokens);
+  // Writes what was selected. Looked-up tokens that the draft did not propose have the score NaN.
   void finish_selected(const TreeRows& out);
 
   int top_k() const { return top_k_; }
@@ -67,7 +68,7 @@ class DraftTreeBuilder : public PythonObject {
   };
   struct FrontierNode {
     int32_t node;    // pool index
-    int32_t parent;  // row of the pass before
+    int32_t parent;  // row of the previous pass
   };
 
   void check_draft(const DraftLogits& draft, int64_t rows) const;
@@ -78,10 +79,10 @@ class DraftTreeBuilder : public PythonObject {
   }
   int64_t child_with(int64_t token, int64_t parent, int64_t level) const;
   void check_selected(const std::vector<int64_t>& nodes);
-  // Writes the root and the nodes order_[0, drafted), which ascend.
+  // Writes the root and the nodes order_[0, drafted), which must ascend.
   void write_nodes(int64_t drafted, const TreeRows& out);
   static void check_words(const TreeRows& out, int64_t rows);
-  // Leaves in order_ the best `count` of nodes [begin, end), as pool indices in no order.
+  // Leaves the best `count` of nodes [begin, end) in order_, as pool indices in no order.
   void select_best(int64_t begin, int64_t end, int64_t count);
   bool better(int32_t a, int32_t b) const;
   void advance_masks();
@@ -96,9 +97,9 @@ class DraftTreeBuilder : public PythonObject {
   int32_t mask_words_ = 0;
   std::vector<int32_t> order_;
   std::vector<int32_t> row_of_node_;
-  int64_t selected_ = -1;      // nodes in order_ that select() chose; -1: none were
-  std::vector<int64_t> tail_;  // tokens of the chain behind them
-  int32_t tail_parent_ = 0;    // row that it hangs below
+  int64_t selected_ = -1;      // nodes in order_ that select() chose; -1: nothing is selected
+  std::vector<int64_t> tail_;  // looked-up tokens that are appended
+  int32_t tail_parent_ = 0;    // row of the first one's parent
   std::vector<float> top_values_;
   std::vector<int32_t> top_ids_;
   std::vector<float> log_sums_;

@@ -1,4 +1,4 @@
-// Walks over a draft tree: a list of rows whose parents come first; row 0 is the root.
+// Walks over a draft tree: rows in which every parent precedes its children; row 0 is the root.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 namespace eaglerl {
 
 // Follows the target's choices from the root: from a row to its child whose token is choices[row].
-// Writes the rows of the path, root first, and returns how many they are. One pass suffices, since
-// children follow their parents.
+// Writes the rows of the path, root first, and returns their number. One pass over the rows is
+// enough, since children follow their parents.
 inline int32_t accept_path(const int32_t* parents, const int64_t* tokens, const int64_t* choices,
                            int32_t rows, int32_t* out_rows) {
   int32_t current = 0;
@@ -29,7 +29,7 @@ inline void tree_levels(const int32_t* parents, int32_t rows, int32_t* levels) {
 }
 
 // Writes one word of every row's mask: bit j % 64 of word j / 64 is set iff row j is the row itself
-// or an ancestor. `mask` is (rows, words); words are independent of each other.
+// or an ancestor. `mask` is (rows, words). A word depends on no other word.
 inline void ancestor_mask_word(const int32_t* parents, int32_t rows, int32_t words, int32_t word,
                                int64_t* mask) {
   for (int32_t row = 0; row < rows; ++row) {

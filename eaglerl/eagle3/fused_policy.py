@@ -61,11 +61,11 @@ class FusedPolicy:
             raise ValueError(
                 "weights must hold no fc_weight: the decoder's own draft head reduces the features"
             )
-        for action, bins in enumerate(weights.bins.cpu().tolist()):
+        for action, tree in enumerate(weights.actions.cpu().tolist()):
             try:
-                TreeParams(*bins)
+                TreeParams(*tree)
             except ValueError as error:
-                raise ValueError(f"weights.bins[{action}] is no tree: {error}") from error
+                raise ValueError(f"weights.actions[{action}] is no tree: {error}") from error
         self.weights = weights
         self.temperature = temperature
         self.seed = seed
@@ -235,14 +235,14 @@ def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:
 
 def _check_fit(weights: PolicyWeights, head: Eagle3DraftHead) -> None:
     config = head.config
-    width, given = 3 * config.feature_hidden_size, weights.taps_size
+    width, given = 3 * config.feature_hidden_size, weights.joined_size
     if weights.mlp_input == "features":
         width, given = config.hidden_size, weights.feature_size
     if given != width:
         raise ValueError(
             f"the policy reads {weights.mlp_input} of width {given}, the draft head has {width}"
         )
-    widest = int(weights.bins[:, 2].max())
+    widest = int(weights.actions[:, 2].max())
     if widest > config.draft_vocab_size:
         raise ValueError(
             f"the policy has an action with top_k={widest}, the draft's vocabulary has "

@@ -11,7 +11,7 @@ _SHORT = {torch.float32: "float32", torch.int32: "int32", torch.int64: "int64"}
 
 
 class NativeState:
-    """An object whose state lies in native code, which can be neither copied nor pickled."""
+    """An object with state in native code, which can be neither copied nor pickled."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse `copy.copy`, `copy.deepcopy` and `pickle.dumps`.
@@ -20,18 +20,18 @@ class NativeState:
             TypeError: Always.
         """
         raise TypeError(
-            f"a {type(self).__name__} cannot be copied or pickled, its state lies in native code: "
-            "make another one"
+            f"a {type(self).__name__} cannot be copied or pickled, because its state is in native "
+            "code: create another one"
         )
 
 
 def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> None:
-    """Check that a tensor lies on the CPU with a dtype and a number of dimensions.
+    """Check that a tensor is on the CPU and has a dtype and a number of dimensions.
 
     Raises:
-        TypeError: If it is no tensor or has another dtype.
-        ValueError: If it lies elsewhere, has another number of dimensions, or its memory does not
-            hold its elements as they are.
+        TypeError: If it is not a tensor or has another dtype.
+        ValueError: If it is elsewhere or has another number of dimensions, or if `check_memory`
+            fails.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
@@ -45,16 +45,16 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Check that a tensor's memory holds its elements as they are, and all of them.
+    """Check that all of a tensor's elements are in its memory, unmodified.
 
     Raises:
-        ValueError: If it is sparse, a view that stands for the negated elements, or its storage was
-            made smaller than what it says to hold.
+        ValueError: If it is sparse or a lazily negated view, or if its storage is smaller than its
+            shape says.
     """
     if tensor.layout is not torch.strided or tensor.is_neg():
         raise ValueError(
-            f"{name} must be a dense tensor whose memory holds its elements, got one of "
-            f"{tensor.layout}{' that is to be negated' if tensor.is_neg() else ''}"
+            f"{name} must be a dense tensor whose memory holds its elements, got "
+            f"{tensor.layout}{', lazily negated' if tensor.is_neg() else ''}"
         )
     if not C.storage_holds(tensor):
         raise ValueError(
@@ -68,8 +68,8 @@ def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple
     """Check a contiguous CPU tensor of a known shape.
 
     Raises:
-        TypeError: If it is no tensor or has another dtype.
-        ValueError: If its device, shape or strides are others.
+        TypeError: If it is not a tensor or has another dtype.
+        ValueError: If its device, shape or strides differ.
     """
     check_tensor(name, tensor, dtype, len(shape))
     if tensor.shape != shape:
@@ -81,16 +81,16 @@ def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple
 def check_rows(
     name: str, tensor: Tensor, width: int | None = None, *, written: bool = False
 ) -> int:
-    """Check a float32 matrix whose rows are contiguous, and return the distance of its rows.
+    """Check a float32 matrix with contiguous rows, and return its row stride.
 
     Args:
         name: The argument, for the message.
         tensor: The matrix; may be a slice of columns of a wider one.
         width: The number of columns it must have.
-        written: Whether it is written to, so that its rows must not overlap.
+        written: Whether it is written to; then its rows must not overlap.
 
     Raises:
-        TypeError: If it is no float32 tensor.
+        TypeError: If it is not a float32 tensor.
         ValueError: If its device, shape or strides do not fit.
     """
     check_tensor(name, tensor, torch.float32, 2)
@@ -105,12 +105,12 @@ def check_rows(
 
 
 def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
-    """Check that a matrix that is written does not cover part of one that is read.
+    """Check that a matrix that is written does not overlap one that is read.
 
-    The same rows at the same places are allowed: an element is read before it is written.
+    Identical rows are allowed: every element is read before it is written.
 
     Raises:
-        ValueError: If the two overlap in another way.
+        ValueError: If the two overlap in any other way.
     """
     if out.numel() == 0 or other.numel() == 0:
         return
@@ -122,7 +122,7 @@ def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
     if pitch == other.stride(0) and pitch > 0:
         if distance == 0:
             return
-        column = distance // size % pitch  # of a wider matrix that both are columns of
+        column = distance // size % pitch  # both may be columns of one wider matrix
         if column >= other.shape[1] and column + out.shape[1] <= pitch:
             return
     raise ValueError(f"{name} must not overlap {other_name}, unless both are the same rows")

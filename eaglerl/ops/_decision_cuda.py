@@ -1,4 +1,4 @@
-"""The policy's decision on a CUDA device without Triton, by the extension's own kernels."""
+"""The policy's decision on a CUDA device by the extension's own kernels, without Triton."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def has_cuda_kernels() -> bool:
 
 
 def native_decision(weights: PolicyWeights) -> Any:
-    """Describe weights to native code, which reads them where they lie: they must outlive it.
+    """Pass the addresses of weights to native code. The weights must outlive the result.
 
     Args:
-        weights: A policy without ``fc_weight``: of reduced features, or of low, mid and high.
+        weights: A policy without ``fc_weight``, which reads reduced features or low, mid and high.
 
     Returns:
-        ``eaglerl._C.CudaFoldedDecision``, whose methods are those of ``PolicyEncoder`` on the CPU,
-        with the scratch memory and the stream.
+        ``eaglerl._C.CudaFoldedDecision``, with the methods of ``PolicyEncoder`` on the CPU, and
+        those for scratch memory and the stream.
 
     Raises:
         RuntimeError: The extension has no CUDA kernels.
-        ValueError: The weights have a FC, or more hidden layers than a launch can take.
+        ValueError: The weights have an FC, or more hidden layers than a launch can take.
     """
     if not has_cuda_kernels():
         raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
     if weights.fc_weight is not None:
         raise ValueError(
-            "weights must have no fc_weight for the CUDA C++ kernels: use weights.fold() where the "
+            "weights must have no fc_weight for the CUDA C++ kernels: use weights.fold() if the "
             "features are not needed, or install Triton"
         )
     matrices = (*weights.hidden_weights, weights.output_weight)
@@ -57,8 +57,8 @@ def native_decision(weights: PolicyWeights) -> Any:
         _address(weights.norm_weight),
         weights.norm_chunks,
         weights.eps,
-        weights.taps_size is not None,
-        weights.bins.data_ptr(),
+        weights.joined_size is not None,
+        weights.actions.data_ptr(),
         weights.num_actions,
         weights.horizon,
         weights.fallback_action,
@@ -80,14 +80,13 @@ def decide_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run `fused_encode` without features on checked CUDA arguments, in one launch.
 
-    Where every action is sure to stay, neither weights nor inputs are read. That an adaptive cache
-    holds is known only after the first layer's sums; such a hit saves the rest.
+    If the cache serves every sequence, neither weights nor inputs are read. Whether an adaptive
+    cache does is known only after the first layer; a hit then saves the rest.
 
     The arguments are those of `fused_encode`; `weights` must have no ``fc_weight``.
 
-    Nothing waits for the device. What could only be seen by waiting is harmless: a row out of range
-    counts as a row of NaN, and a slot out of range changes no record; both get the policy's
-    ``fallback_action``. The logits of a slot out of range are NaN.
+    Nothing waits for the device. A row out of range reads as NaN, and a slot out of range changes
+    no record; both get the policy's ``fallback_action``. The logits of a slot out of range are NaN.
 
     Returns:
         Logits (S, horizon * A) float32, NaN where the action came from the cache; actions (S,)
@@ -95,7 +94,7 @@ def decide_cuda(
 
     Raises:
         RuntimeError: The extension has no CUDA kernels, or the launch failed.
-        ValueError: The weights are not of a kind that these kernels take.
+        ValueError: These kernels cannot take the weights.
     """
     native = native_decision(weights)
     count = low.shape[0] if rows is None else rows.shape[0]
@@ -131,7 +130,7 @@ def decide_cuda(
 
 def step_cuda(
     logits: Tensor,
-    bins: Tensor,
+    actions: Tensor,
     features: Tensor | None,
     state: Tensor,
     reference: Tensor | None,
@@ -149,13 +148,13 @@ def step_cuda(
 
     Args:
         logits: See `action_cache_step`.
-        bins: See `action_cache_step`.
+        actions: See `action_cache_step`.
         features: See `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
         ring: (slots, horizon, 4) int32, or None.
         slots: See `action_cache_step`.
-        mode: Number of the cache's mode.
+        mode: The cache's mode, a value of ``eaglerl._C.cache_modes``.
         temperature: See `action_cache_step`.
         seed: See `action_cache_step`.
         offset: See `action_cache_step`.
@@ -169,15 +168,22 @@ def step_cuda(
     """
     if not has_cuda_kernels():
         raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
-    sequences, actions = logits.shape[0], bins.shape[0]
-    action, params = bins.new_empty((sequences,)), bins.new_empty((sequences, 3))
-    tensors = (logits, bins, features, state, reference, ring, slots, action, params)
+    sequences, count = logits.shape[0], actions.shape[0]
+    action, params = actions.new_empty((sequences,)), actions.new_empty((sequences, 3))
     with on_device(logits.device):
         C.cuda_action_cache_step(
-            *map(_address, tensors),
+            logits.data_ptr(),
+            actions.data_ptr(),
+            _address(features),
+            state.data_ptr(),
+            _address(reference),
+            _address(ring),
+            _address(slots),
+            action.data_ptr(),
+            params.data_ptr(),
             sequences,
-            actions,
-            logits.shape[1] // actions,
+            count,
+            logits.shape[1] // count,
             state.shape[0],
             0 if reference is None else reference.shape[1],
             mode,
@@ -191,7 +197,7 @@ def step_cuda(
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a device the one that launches go to; the CPU needs nothing."""
+    """Return a context in which launches go to a device; it does nothing on the CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

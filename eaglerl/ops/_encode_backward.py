@@ -1,4 +1,4 @@
-"""Gradients of `fused_encode`, from its inputs alone: activations are computed again."""
+"""Gradients of `fused_encode`. Activations are recomputed from the inputs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from eaglerl.ops._policy_fields import Activation
 
 def save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep the inputs of the operator ``eaglerl::fused_encode``."""
-    taps_and_rows, (matrices, vectors, _), rest = inputs[:5], inputs[5:8], inputs[8:]
+    features_and_rows, (matrices, vectors, _), rest = inputs[:5], inputs[5:8], inputs[8:]
     fc_and_norm, rest = rest[:3], rest[3:]
-    ctx.save_for_backward(*taps_and_rows, *fc_and_norm, *matrices, *vectors)
+    ctx.save_for_backward(*features_and_rows, *fc_and_norm, *matrices, *vectors)
     ctx.norm_chunks, ctx.eps, ctx.activation, ctx.mlp_input = rest[:4]
     ctx.mark_non_differentiable(*output[2:])
 
@@ -34,7 +34,7 @@ class _Layers:
 def encode_backward(
     ctx: Any, grad_features: Tensor | None, grad_logits: Tensor | None, *_: Tensor | None
 ) -> tuple[Any, ...]:
-    """Return the gradients of all inputs of the operator, None where there are none."""
+    """Return the gradients of all inputs of the operator; None for those without one."""
     low, mid, high, rows, last, fc_weight, fc_bias, norm_weight, *layers = ctx.saved_tensors
     matrices, vectors = layers[: len(layers) // 2], layers[len(layers) // 2 :]
     joined = join_features(low, mid, high)
@@ -46,9 +46,9 @@ def encode_backward(
     if fc_weight is not None:
         read = normed @ fc_weight.float().T
         read = read if fc_bias is None else read + fc_bias
-    chain = _Layers(tuple(matrices), tuple(vectors), ctx.activation)
-    values = mlp_layers(read if last is None else read[last], chain)
-    grad, matrix_grads, vector_grads = _mlp_backward(values, chain, grad_logits)
+    mlp = _Layers(tuple(matrices), tuple(vectors), ctx.activation)
+    values = mlp_layers(read if last is None else read[last], mlp)
+    grad, matrix_grads, vector_grads = _mlp_backward(values, mlp, grad_logits)
     if last is not None:
         grad = torch.zeros_like(read).index_add(0, last, grad)
     fc_grad = fc_bias_grad = None
@@ -72,12 +72,12 @@ def encode_backward(
 
 
 def _mlp_backward(
-    values: list[Tensor], chain: _Layers, grad_logits: Tensor | None
+    values: list[Tensor], mlp: _Layers, grad_logits: Tensor | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the gradients of what the MLP reads, of its matrices and of its vectors."""
+    """Return the gradients of the MLP's input, of its matrices and of its vectors."""
     grad = torch.zeros_like(values[-1]) if grad_logits is None else grad_logits.float()
-    matrices = [*chain.hidden_weights, chain.output_weight]
-    biases = [*chain.hidden_biases, chain.output_bias]
+    matrices = [*mlp.hidden_weights, mlp.output_weight]
+    biases = [*mlp.hidden_biases, mlp.output_bias]
     matrix_grads: list[Tensor] = []
     vector_grads: list[Tensor] = []
     for index in reversed(range(len(matrices))):
@@ -87,7 +87,7 @@ def _mlp_backward(
         grad = grad @ weight.float()
         if index:
             before = values[index - 1] @ matrices[index - 1].float().T + biases[index - 1]
-            grad = grad * _slope(before, value, chain.activation)
+            grad = grad * _slope(before, value, mlp.activation)
     return grad, matrix_grads, vector_grads
 
 

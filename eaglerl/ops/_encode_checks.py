@@ -1,4 +1,4 @@
-"""Checks of the arguments of the policy's ops, before anything is changed."""
+"""Checks of the arguments of the policy's ops, made before anything changes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ MAX_ROWS = 1024
 
 
 def check_weights_type(weights: PolicyWeights) -> None:
-    """Check that weights are some, and that their properties can be asked for.
+    """Check that weights are `PolicyWeights` whose matrices still have two axes.
 
     Raises:
         TypeError: They are of another type.
-        ValueError: A matrix is none any more.
+        ValueError: A matrix has another number of axes: it was changed in place.
     """
     if not isinstance(weights, PolicyWeights):
         raise TypeError(f"weights must be PolicyWeights, got {type(weights).__name__}")
-    matrices = (weights.hidden_weights[0], weights.output_weight, weights.fc_weight, weights.bins)
+    matrices = (
+        weights.hidden_weights[0],
+        weights.output_weight,
+        weights.fc_weight,
+        weights.actions,
+    )
     for matrix in matrices:
         if matrix is not None and matrix.ndim != 2:
             raise ValueError(f"weights must hold matrices, got one of shape {tuple(matrix.shape)}")
@@ -32,10 +37,10 @@ def check_weights_type(weights: PolicyWeights) -> None:
 def check_features(
     low: Tensor, mid: Tensor | None, high: Tensor | None, weights: PolicyWeights
 ) -> None:
-    """Check the features, by what the weights read.
+    """Check that features fit the weights.
 
     Raises:
-        TypeError: One is no tensor, or of a dtype that is not allowed.
+        TypeError: One is not a tensor, or its dtype is not allowed.
         ValueError: Widths, devices or strides do not fit.
     """
     check_weights_type(weights)
@@ -46,7 +51,7 @@ def check_features(
         parts |= {"mid": mid, "high": high}
     for name, part in parts.items():
         _check_matrix(name, part, weights.device)
-    joined, reduced = weights.taps_size, weights.feature_size
+    joined, reduced = weights.joined_size, weights.feature_size
     widths = (joined, reduced) if mid is None else (None if joined is None else joined // 3,)
     allowed = [width for width in widths if width is not None]
     for name, part in parts.items():
@@ -77,7 +82,7 @@ def _check_matrix(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
-    """Check an index vector, not its values.
+    """Check an index vector, except for its values.
 
     Raises:
         TypeError: It is not int64.
@@ -99,7 +104,7 @@ def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
 
 
 def check_draw(temperature: float, seed: int, offset: int) -> None:
-    """Check what a draw depends on.
+    """Check the arguments of a draw.
 
     Raises:
         ValueError: A value is out of its range.
@@ -138,15 +143,15 @@ def check_cache_memory(
     compared: int | None,
     device: torch.device,
 ) -> None:
-    """Check the tensors of a cache, which an operator is given one by one.
+    """Check the tensors of a cache, which an operator takes one by one.
 
     Args:
         cache: The cache.
         slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
         sequences: S.
         horizon: Decisions that the policy makes at once.
-        compared: Width of the features that the call would compare; None if it has none.
-        device: Where everything else lies.
+        compared: Width of the features that the call can compare; None without features.
+        device: Device of the other arguments.
 
     Raises:
         TypeError: A tensor is missing or of another dtype.
@@ -187,11 +192,11 @@ def check_cache(
         slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
         sequences: S.
         weights_horizon: Decisions that the policy makes at once.
-        reference_size: Width of the features that the call would compare; None if it has none.
-        device: Where everything else lies.
+        reference_size: Width of the features that the call can compare; None without features.
+        device: Device of the other arguments.
 
     Raises:
-        TypeError: `cache` is none, or `slots` are of another dtype.
+        TypeError: `cache` is not an `ActionCache`, or `slots` have another dtype.
         ValueError: Something does not fit.
     """
     if not isinstance(cache, ActionCache):

@@ -1,4 +1,4 @@
-"""The policy's decision on the CPU: one call of native code for all of it."""
+"""The policy's decision on the CPU, in one native call."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _TYPES = {
     torch.bfloat16: C.element_types["bfloat16"],
     torch.float16: C.element_types["float16"],
 }
-# From so many float32 rows on, the FC is torch's matrix product, which packs its operands. On two
-# cores with AVX2 at k = 576, the extension's takes 0.9 times as long as torch's for 64 rows, the
-# same for 128, 1.1 to 1.3 times as long from 256; in 16 bits it is two to eight times faster.
+# From this many float32 rows on, the FC is torch's matrix product, which packs its operands. On
+# two cores with AVX2 at k = 576, the extension takes 0.9 times as long as torch for 64 rows, as
+# long for 128, 1.1 to 1.3 times as long from 256 on; in 16 bits it is two to eight times faster.
 _TORCH_ROWS = 128
 ACTIVATIONS: dict[str, int] = dict(C.activations)
 
 
 def element_type(dtype: torch.dtype) -> int:
-    """Return the native code's number of a dtype.
+    """Return native code's number for a dtype.
 
     Raises:
-        TypeError: Native code does not know it.
+        TypeError: Native code does not support it.
     """
     if dtype not in _TYPES:
         raise TypeError(f"dtype must be one of {[str(known) for known in _TYPES]}, got {dtype}")
@@ -34,13 +34,13 @@ def element_type(dtype: torch.dtype) -> int:
 
 
 def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.Policy:
-    """Describe weights to native code, which reads them where they lie: they must outlive it.
+    """Pass the addresses of weights to native code. The weights must outlive the result.
 
     Args:
         weights: The policy.
-        reads_reduced: Whether the inputs are reduced already, so that the FC is left out.
+        reads_reduced: Whether the inputs are reduced already; then the FC is skipped.
     """
-    reads_layers = weights.taps_size is not None and not reads_reduced
+    reads_layers = weights.joined_size is not None and not reads_reduced
     matrices = (*weights.hidden_weights, weights.output_weight)
     vectors = (*weights.hidden_biases, weights.output_bias)
     return C.Policy(
@@ -49,14 +49,14 @@ def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.P
         [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)],
         _address(weights.fc_weight) if reads_layers else 0,
         _address(weights.fc_bias) if reads_layers else 0,
-        weights.taps_size or 0,
+        weights.joined_size or 0,
         element_type(weights.dtype),
         ACTIVATIONS[weights.activation],
         _address(weights.norm_weight),
         weights.norm_chunks,
         weights.eps,
         reads_layers,
-        weights.bins.data_ptr(),
+        weights.actions.data_ptr(),
         weights.num_actions,
         weights.horizon,
         weights.fallback_action,
@@ -64,7 +64,7 @@ def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.P
 
 
 def set_cache(native: C.PolicyEncoder, cache: ActionCache | CacheView) -> None:
-    """Give native code the addresses of a cache."""
+    """Pass the addresses of a cache to native code."""
     adaptive = cache.mode == C.cache_modes["adaptive"]
     reference = cache.reference
     reference_size = reference.shape[1] if adaptive and reference is not None else 0
@@ -81,11 +81,14 @@ def set_cache(native: C.PolicyEncoder, cache: ActionCache | CacheView) -> None:
 def set_inputs(
     native: C.PolicyEncoder, low: Tensor, mid: Tensor | None, high: Tensor | None
 ) -> None:
-    """Give native code the addresses of checked inputs."""
-    parts = (low, mid, high)
+    """Pass the addresses of checked inputs to native code."""
     native.set_inputs(
-        *(_address(part) for part in parts),
-        *(0 if part is None else part.stride(0) for part in parts),
+        low.data_ptr(),
+        _address(mid),
+        _address(high),
+        low.stride(0),
+        0 if mid is None else mid.stride(0),
+        0 if high is None else high.stride(0),
         element_type(low.dtype),
         low.shape[0],
     )
@@ -111,13 +114,13 @@ def encode_cpu(
         Features or None, logits, actions and parameters, see `fused_encode`.
 
     Raises:
-        ValueError: An index is out of range or a slot occurs twice; nothing has changed.
+        ValueError: An index is out of range, or a slot occurs twice. Nothing has changed.
     """
     count = low.shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
     features, by_torch = None, False
     if weights.fc_weight is not None:
-        # Without features, sequences that the cache serves need no FC: native code leaves it out.
+        # Without features, native code skips the FC of sequences that the cache serves.
         reduced = count if return_features else 0 if cache is not None else sequences
         by_torch = weights.dtype == torch.float32 and reduced >= _TORCH_ROWS
     if by_torch:
@@ -149,7 +152,7 @@ def _reduce_by_torch(
     last: Tensor | None,
     return_features: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return float32 g of all rows, or of the last ones alone, and which are the last of those.
+    """Return float32 g of all rows or of the last ones, and the index of the last rows in it.
 
     Raises:
         ValueError: An index is out of range.

@@ -1,6 +1,6 @@
 """The policy's decision on a GPU: one Triton launch, or CUDA C++ where Triton is missing.
 
-Triton is imported by the first decision on a device, not before. Nothing here waits for the device.
+The first decision on a device imports Triton. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _INSTALL = "install it: pip install triton"
 
 @functools.cache
 def has_triton() -> bool:
-    """Return whether Triton can be imported; warn once of what is missing without it."""
+    """Return whether Triton can be imported; warn once if it cannot."""
     if importlib.util.find_spec("triton") is not None:
         return True
     warnings.warn(
-        "Triton was not found: eaglerl's decisions on a GPU are made by CUDA C++ kernels, which "
-        f"cannot compute the draft's features. To have those, {_INSTALL}",
+        "Triton was not found: eaglerl decides on a GPU with its CUDA C++ kernels, which cannot "
+        f"compute the draft's features. To compute them on the GPU, {_INSTALL}",
         stacklevel=2,
     )
     return False
@@ -47,8 +47,8 @@ def encode_cuda(
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Run `fused_encode` on checked arguments of one device, in one launch.
 
-    A row or a slot out of range, which could only be reported by waiting, is harmless: such a row
-    counts as NaN, and such a slot changes no record; both get the policy's ``fallback_action``.
+    Reporting a row or slot out of range would mean waiting for the device. Instead, such a row
+    reads as NaN and such a slot changes no record; both get the policy's ``fallback_action``.
 
     Args:
         weights: See `fused_encode`.
@@ -68,21 +68,21 @@ def encode_cuda(
         Features (N, h) or None, logits (S, horizon * A), actions (S,), parameters (S, 3).
 
     Raises:
-        RuntimeError: Triton is missing, and the extension's CUDA kernels cannot stand in for it.
+        RuntimeError: Triton is missing, and the extension's CUDA kernels cannot replace it.
     """
     draw = temperature, seed, offset
     if not has_triton():
         if weights.fc_weight is not None:
             raise RuntimeError(
-                "weights with fc_weight need Triton on a GPU, which was not found; either use "
-                f"weights.fold() where the features are not needed, or {_INSTALL}"
+                "weights with fc_weight need Triton on a GPU, which was not found: use "
+                f"weights.fold() if the features are not needed, or {_INSTALL}"
             )
         return None, *decide_cuda(weights, low, mid, high, rows, last, cache, slots, *draw)
     from eaglerl.kernels._settings import split_layers
     from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode
     from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp
 
-    inputs = split_layers(low, mid, high, weights.taps_size is not None)
+    inputs = split_layers(low, mid, high, weights.joined_size is not None)
     if weights.fc_weight is None:
         launch, decisions = prepare_policy_mlp(weights, inputs, rows, last, cache, slots, draw)
     else:
@@ -95,7 +95,7 @@ def encode_cuda(
 
 def action_cache_step_cuda(
     logits: Tensor,
-    bins: Tensor,
+    actions: Tensor,
     features: Tensor | None,
     state: Tensor,
     reference: Tensor | None,
@@ -111,13 +111,13 @@ def action_cache_step_cuda(
 
     Args:
         logits: See `action_cache_step`.
-        bins: See `action_cache_step`.
+        actions: See `action_cache_step`.
         features: See `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
         ring: (slots, horizon, 4) int32, or None.
         slots: See `action_cache_step`.
-        mode: Number of the cache's mode.
+        mode: The cache's mode, a value of ``eaglerl._C.cache_modes``.
         temperature: See `action_cache_step`.
         seed: See `action_cache_step`.
         offset: See `action_cache_step`.
@@ -127,17 +127,17 @@ def action_cache_step_cuda(
         Actions (S,) and parameters (S, 3), int32.
 
     Raises:
-        RuntimeError: Neither Triton nor the extension's CUDA kernels are there.
+        RuntimeError: Neither Triton nor the extension's CUDA kernels are available.
     """
     draw = temperature, seed, offset
     if not has_triton():
         kept = (state, reference, ring, slots, mode)
-        return step_cuda(logits, bins, features, *kept, *draw, fallback_action)
+        return step_cuda(logits, actions, features, *kept, *draw, fallback_action)
     from eaglerl.kernels.action_cache_step_kernel import prepare_action_cache_step
 
     cache = CacheView(mode, state, reference, ring)
     launch, action, params = prepare_action_cache_step(
-        logits, bins, features, cache, slots, draw, fallback_action
+        logits, actions, features, cache, slots, draw, fallback_action
     )
     launch.run(logits.device)
     return action, params

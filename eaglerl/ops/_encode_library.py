@@ -22,7 +22,7 @@ from eaglerl.ops.policy_weights import PolicyWeights
 
 _INPUTS = "Tensor low, Tensor? mid, Tensor? high, Tensor? rows, Tensor? last"
 _WEIGHTS = (
-    "Tensor[] matrices, Tensor[] vectors, Tensor bins, Tensor? fc_weight, Tensor? fc_bias, "
+    "Tensor[] matrices, Tensor[] vectors, Tensor actions, Tensor? fc_weight, Tensor? fc_bias, "
     "Tensor? norm_weight, int norm_chunks, float eps, str activation, str mlp_input, int horizon, "
     "int fallback_action"
 )
@@ -42,17 +42,17 @@ def flatten(weights: PolicyWeights, *, reads_reduced: bool = False) -> tuple[Any
 
     Args:
         weights: The policy.
-        reads_reduced: Whether the input is reduced already, so that the FC is left out.
+        reads_reduced: Whether the input is reduced already; then the FC is skipped.
     """
-    leaves_out = reads_reduced and weights.fc_weight is not None
+    skips_fc = reads_reduced and weights.fc_weight is not None
     return (
         [*weights.hidden_weights, weights.output_weight],
         [*weights.hidden_biases, weights.output_bias],
-        weights.bins,
-        None if leaves_out else weights.fc_weight,
-        None if leaves_out else weights.fc_bias,
-        None if leaves_out else weights.norm_weight,
-        0 if leaves_out else weights.norm_chunks,
+        weights.actions,
+        None if skips_fc else weights.fc_weight,
+        None if skips_fc else weights.fc_bias,
+        None if skips_fc else weights.norm_weight,
+        0 if skips_fc else weights.norm_chunks,
         weights.eps,
         weights.activation,
         weights.mlp_input,
@@ -62,17 +62,17 @@ def flatten(weights: PolicyWeights, *, reads_reduced: bool = False) -> tuple[Any
 
 
 def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
-    """Put the operators' arguments together to a policy.
+    """Build a policy from the operators' arguments.
 
     Raises:
-        TypeError: A tensor is of another dtype.
-        ValueError: The arguments are not those of a policy.
+        TypeError: A tensor has the wrong dtype.
+        ValueError: The arguments do not make a policy.
     """
-    matrices, vectors, bins, fc_weight, fc_bias, norm_weight, chunks, eps, *rest = arguments
+    matrices, vectors, actions, fc_weight, fc_bias, norm_weight, chunks, eps, *rest = arguments
     activation, mlp_input, horizon, fallback_action = rest
     if len(matrices) < 2 or len(matrices) != len(vectors):
         raise ValueError(
-            "matrices and vectors must be as many, at least two, got "
+            "matrices and vectors must be equally many, at least two, got "
             f"{len(matrices)} and {len(vectors)}"
         )
     weights = PolicyWeights.unchecked(
@@ -80,7 +80,7 @@ def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
         hidden_biases=tuple(vectors[:-1]),
         output_weight=matrices[-1],
         output_bias=vectors[-1],
-        bins=bins,
+        actions=actions,
         fc_weight=fc_weight,
         fc_bias=fc_bias,
         norm_weight=norm_weight,
@@ -100,7 +100,7 @@ def _check(
 ) -> PolicyWeights:
     """Check an operator's arguments, which may come from anywhere, and return the policy.
 
-    Values of tensors are left to native code, which reads them anyway.
+    Native code checks the values of index tensors.
     """
     (low, mid, high, rows, last), rest = arguments[:5], arguments[5:]
     weights = unflatten(rest[:_WEIGHT_COUNT])
@@ -108,7 +108,7 @@ def _check(
     if weights.dtype not in INPUT_DTYPES:
         raise TypeError(f"matrices must be float32, bfloat16 or float16, got {weights.dtype}")
     check_features(low, mid, high, weights)
-    read = weights.taps_size or weights.feature_size
+    read = weights.joined_size or weights.feature_size
     if mid is None and low.shape[1] != read:
         raise ValueError(f"low must have {read} columns, got shape {tuple(low.shape)}")
     check_draw(temperature, seed, offset)
@@ -119,7 +119,7 @@ def _check(
     if cache is not None:
         count = low.shape[0] if rows is None else rows.shape[0]
         sequences = count if last is None else last.shape[0]
-        reads_layers = weights.taps_size is not None and not return_features
+        reads_layers = weights.joined_size is not None and not return_features
         compared = SKETCH_SIZE if reads_layers else weights.feature_size
         check_cache_memory(cache, slots, sequences, weights.horizon, compared, low.device)
     return weights
@@ -130,7 +130,7 @@ def _output_shapes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(arguments, cache, slots)
     low, _, _, rows, last, *rest = arguments
-    matrices, bins, fc_weight = rest[0], rest[2], rest[3]
+    matrices, actions, fc_weight = rest[0], rest[2], rest[3]
     return_features = rest[_WEIGHT_COUNT + 3]
     count = low.shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
@@ -138,8 +138,8 @@ def _output_shapes(
     return (
         low.new_empty(features),
         low.new_empty((sequences, matrices[-1].shape[0]), dtype=torch.float32),
-        bins.new_empty((sequences,)),
-        bins.new_empty((sequences, 3)),
+        actions.new_empty((sequences,)),
+        actions.new_empty((sequences, 3)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The policy's decision in plain torch: the definition that every other path is tested against."""
+"""The policy's decision in plain torch: the reference for every other implementation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compute_dtype(weights: PolicyFields) -> torch.dtype:
 
 
 def join_features(low: Tensor, mid: Tensor | None, high: Tensor | None) -> Tensor:
-    """Join low, mid and high to (B, 3k); reduced features (B, h) are returned as they are."""
+    """Concatenate low, mid and high to (B, 3k); return reduced features (B, h) unchanged."""
     if mid is None or high is None:
         return low
     return torch.cat((low, mid, high), dim=-1)
@@ -50,7 +50,7 @@ def scale_chunks(x: Tensor, scales: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, weights: PolicyFields) -> Tensor:
-    """Return the features as the FC, or a folded first layer, reads them."""
+    """Apply the norms in front of the FC or of a folded first layer."""
     if weights.norm_chunks:
         x = scale_chunks(x, chunk_scales(x, weights.norm_chunks, weights.eps))
     if weights.norm_weight is not None:
@@ -66,7 +66,7 @@ def reduce_features(x: Tensor, weights: PolicyFields) -> Tensor:
 
 
 def mlp_layers(x: Tensor, weights: MlpWeights) -> list[Tensor]:
-    """Return the inputs of every layer of the MLP and, last, the logits (S, horizon * A)."""
+    """Return the inputs of every layer of the MLP, followed by the logits (S, horizon * A)."""
     activate = {"tanh": torch.tanh, "relu": torch.relu, "silu": torch.nn.functional.silu}
     activation = activate[weights.activation]
     values = [x]
@@ -87,14 +87,14 @@ def choose_actions(
 ) -> Tensor:
     """Choose actions (S, horizon) int32 from logits (S, horizon * A).
 
-    The draw at a temperature inverts the cumulative distribution at one Philox number for each
-    sequence and window. A row with a logit that is not finite gives the fallback everywhere.
+    At a temperature above 0, the cumulative distribution is inverted at one Philox number for each
+    sequence and window. A row with a logit that is not finite falls back in all windows.
     """
     rows, width = logits.shape
     horizon = width // num_actions
     windows = logits.unflatten(-1, (horizon, num_actions))
     if temperature == 0:
-        # The lowest index among equals: torch's argmax leaves it open.
+        # Ties go to the lowest index; torch's argmax does not say which it returns.
         best = windows == windows.amax(-1, keepdim=True)
         actions = best.to(torch.int8).argmax(-1)
     else:

@@ -1,4 +1,4 @@
-"""Philox-4x32-10 in plain torch (Salmon et al., SC 2011); csrc/policy/philox.h is its twin."""
+"""Philox-4x32-10 in plain torch (Salmon et al., SC 2011), as in csrc/policy/philox.h."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ _WORD = 0xFFFFFFFF
 
 
 def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
-    """Run ten rounds.
+    """Run ten rounds of Philox-4x32.
 
     Args:
         counter: Four int64 tensors of one shape, values in 0..2**32 - 1.
@@ -21,7 +21,7 @@ def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
     words = [word.clone() for word in counter]
     key = list(key)
     for _ in range(10):
-        # int64 products overflow at 2**63: each is put together from halves of the multiplier.
+        # A 64-bit product overflows int64, so it is composed from halves of the multiplier.
         first, second = (
             _multiply(words[place], factor)
             for place, factor in zip((0, 2), _MULTIPLIERS, strict=True)
@@ -32,7 +32,7 @@ def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
 
 
 def philox_uniform(seed: int, offset: int, sequences: int, windows: int) -> Tensor:
-    """Return draws (sequences, windows) in [0, 1) with 24 bits, float64, on the CPU."""
+    """Return uniform draws of 24 bits in [0, 1): float64 (sequences, windows) on the CPU."""
     shape = (sequences, windows)
     counter = [
         torch.full(shape, offset & _WORD),

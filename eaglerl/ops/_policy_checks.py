@@ -1,4 +1,4 @@
-"""What must hold among the tensors and settings of a policy."""
+"""Checks of the tensors and settings of a policy."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _CHOICES = {
 }
 
 
-def read_bins(bins: Tensor | Sequence[Sequence[int]]) -> Tensor:
-    """Return the actions' tree parameters as int32; refuse what would round or wrap around.
+def read_actions(actions: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    """Return the actions' tree parameters as int32, without rounding or wrapping around.
 
     Raises:
         TypeError: They are not integers.
-        ValueError: They are no array, or one does not fit.
+        ValueError: They are not an array, or one does not fit 32 bits.
     """
     try:
-        given = torch.as_tensor(bins)
+        given = torch.as_tensor(actions)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"bins must be rows of three integers: {error}") from None
+        raise ValueError(f"actions must be rows of three integers: {error}") from None
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise TypeError(f"bins must be integers, got {given.dtype}")
+        raise TypeError(f"actions must be integers, got {given.dtype}")
     narrow = given.to(torch.int32)
     if not torch.equal(narrow.to(given.dtype), given):
-        raise ValueError(f"bins must fit 32 bits, got {int(given.abs().max())}")
+        raise ValueError(f"actions must fit 32 bits, got {int(given.abs().max())}")
     return narrow
 
 
@@ -43,30 +43,30 @@ def check_policy_weights(weights: PolicyFields) -> None:
     """Check all fields.
 
     Raises:
-        TypeError: A field is of another type or dtype.
+        TypeError: A field has the wrong type or dtype.
         ValueError: Shapes or devices do not fit, a value is not finite, or a setting is unknown.
     """
     check_policy_layout(weights)
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.named_tensors().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite, it holds infinite values or NaN")
-    least = zip(weights.bins.amin(0).cpu().tolist(), (1, 0, 1), strict=True)
+    least = zip(weights.actions.amin(0).cpu().tolist(), (1, 0, 1), strict=True)
     if any(low < bound for low, bound in least):
-        raise ValueError("bins must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
-    _check_largest(weights.bins)
+        raise ValueError("actions must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
+    _check_largest(weights.actions)
 
 
 def check_policy_layout(weights: PolicyFields) -> None:
-    """Check all that can be said without the tensors' values, which a device would wait for.
+    """Check everything except the tensors' values, for which the host would wait on a device.
 
     Raises:
-        TypeError: A field is of another type or dtype.
+        TypeError: A field has the wrong type or dtype.
         ValueError: Shapes or devices do not fit, or a setting is unknown.
     """
     _check_settings(weights)
     _check_tensors(weights)
     _check_matrices(weights)
-    _check_bins(weights)
+    _check_actions(weights)
     _check_vectors(weights)
 
 
@@ -84,25 +84,25 @@ def _check_settings(weights: PolicyFields) -> None:
     counts = len(weights.hidden_weights), len(weights.hidden_biases)
     if counts[0] < 1 or counts[0] != counts[1]:
         raise ValueError(
-            "hidden_weights and hidden_biases must be as many, at least one, got "
+            "hidden_weights and hidden_biases must be equally many, at least one, got "
             f"{counts[0]} and {counts[1]}"
         )
     if weights.mlp_input == "taps" and weights.fc_weight is not None:
-        raise ValueError('mlp_input must be "features" where fc_weight is given, got "taps"')
+        raise ValueError('mlp_input must be "features" if fc_weight is given, got "taps"')
 
 
 def _check_tensors(weights: PolicyFields) -> None:
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.named_tensors().items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     dtype, device = weights.output_weight.dtype, weights.output_weight.device
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.named_tensors().items():
         matrix = name in ("output_weight", "fc_weight") or name.startswith("hidden_weights")
-        wanted = torch.int32 if name == "bins" else dtype if matrix else wide
+        wanted = torch.int32 if name == "actions" else dtype if matrix else wide
         if tensor.dtype != wanted or (matrix and wanted not in _DTYPES):
             raise TypeError(f"{name} must be {wanted}, got {tensor.dtype}")
-        if tensor.ndim != (2 if matrix or name == "bins" else 1):
+        if tensor.ndim != (2 if matrix or name == "actions" else 1):
             raise ValueError(f"{name} has the wrong number of axes: {tuple(tensor.shape)}")
         if tensor.device != device:
             raise ValueError(f"{name} must be on {device}, got {tensor.device}")
@@ -126,41 +126,43 @@ def _check_matrices(weights: PolicyFields) -> None:
         width = weight.shape[0]
 
 
-def _check_bins(weights: PolicyFields) -> None:
-    bins, actions = weights.bins, weights.bins.shape[0]
-    if not 1 <= actions <= MAX_ACTIONS or bins.shape[1] != 3:
-        raise ValueError(f"bins must be (1 to {MAX_ACTIONS} actions, 3), got {tuple(bins.shape)}")
-    rows = weights.output_weight.shape[0]
-    if weights.horizon < 1 or rows != weights.horizon * actions:
+def _check_actions(weights: PolicyFields) -> None:
+    count = weights.num_actions
+    if not 1 <= count <= MAX_ACTIONS or weights.actions.shape[1] != 3:
         raise ValueError(
-            f"output_weight must have horizon * actions = {weights.horizon} * {actions} rows, "
+            f"actions must be (1 to {MAX_ACTIONS}, 3), got {tuple(weights.actions.shape)}"
+        )
+    rows = weights.output_weight.shape[0]
+    if weights.horizon < 1 or rows != weights.horizon * count:
+        raise ValueError(
+            f"output_weight must have horizon * actions = {weights.horizon} * {count} rows, "
             f"got {rows}"
         )
-    if not 0 <= weights.fallback_action < actions:
+    if not 0 <= weights.fallback_action < count:
         raise ValueError(
-            f"fallback_action must be in 0..{actions - 1}, got {weights.fallback_action}"
+            f"fallback_action must be in 0..{count - 1}, got {weights.fallback_action}"
         )
 
 
-def _check_largest(bins: Tensor) -> None:
-    highest = bins.amax(0).cpu().tolist()
+def _check_largest(actions: Tensor) -> None:
+    highest = actions.amax(0).cpu().tolist()
     for value, (name, most) in zip(highest, LARGEST_TREE.items(), strict=True):
         if value > most:
-            raise ValueError(f"bins must hold {name} of at most {most}, got {value}")
-    depth, top_k = bins[:, 1].long(), bins[:, 2].long()
+            raise ValueError(f"actions must hold {name} of at most {most}, got {value}")
+    depth, top_k = actions[:, 1].long(), actions[:, 2].long()
     pool = int((top_k + depth * top_k**2).max())
     if pool > LARGEST_POOL:
         raise ValueError(
-            f"bins must hold trees of at most {LARGEST_POOL:,} candidates, top_k + depth * "
+            f"actions must hold trees of at most {LARGEST_POOL:,} candidates, top_k + depth * "
             f"top_k^2, got {pool:,}"
         )
 
 
 def _check_vectors(weights: PolicyFields) -> None:
-    width = weights.taps_size
+    width = weights.joined_size
     if weights.norm_chunks and (width is None or width % weights.norm_chunks):
         raise ValueError(
-            f"norm_chunks={weights.norm_chunks} needs a multiple of so many columns, got {width}"
+            f"norm_chunks={weights.norm_chunks} must divide the features' columns, got {width}"
         )
     if width is not None and width % 3:
         raise ValueError(f"features must be three layers of one width, got {width} columns")
@@ -173,7 +175,7 @@ def _check_vectors(weights: PolicyFields) -> None:
     }
     expected |= {"output_bias": len(weights.output_weight), "norm_weight": width}
     expected["fc_bias"] = weights.mlp_in_features
-    for name, tensor in weights.tensors().items():
+    for name, tensor in weights.named_tensors().items():
         if name in expected and tensor.shape != (expected[name],):
             raise ValueError(
                 f"{name} must have shape ({expected[name]},), got {tuple(tensor.shape)}"

@@ -1,4 +1,4 @@
-"""The data of a policy: its tensors and settings, without checks and factories."""
+"""The data of a policy: tensors and settings, without checks and factories."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from eaglerl._renamed import RenamedAttribute
+
 Activation = Literal["tanh", "relu", "silu"]
 MlpInput = Literal["features", "taps"]
 
 _REQUIRED = ("output_weight", "output_bias", "bins")
 _OPTIONAL = ("fc_weight", "fc_bias", "norm_weight")
 _LISTS = ("hidden_weights", "hidden_biases")
+# Fields whose tensor has another name in a file: format 1 has it.
+_FILE_NAMES = {"actions": "bins"}
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyFields:
-    """Fields of `eaglerl.ops.PolicyWeights`, which says what they mean and checks them."""
+    """Fields of `eaglerl.ops.PolicyWeights`, which documents and checks them."""
 
     hidden_weights: tuple[Tensor, ...]
     hidden_biases: tuple[Tensor, ...]
     output_weight: Tensor
     output_bias: Tensor
-    bins: Tensor
+    actions: Tensor
     fc_weight: Tensor | None = None
     fc_bias: Tensor | None = None
     norm_weight: Tensor | None = None
@@ -43,24 +47,26 @@ class PolicyFields:
     @property
     def num_actions(self) -> int:
         """A, the number of actions."""
-        return self.bins.shape[0]
+        return self.actions.shape[0]
 
     @property
     def mlp_in_features(self) -> int:
-        """Width of what the MLP reads."""
+        """Width of the MLP's input."""
         return self.hidden_weights[0].shape[1]
 
     @property
     def feature_size(self) -> int | None:
-        """h, the width of g; None for a policy that never sees it."""
+        """h, the width of g; None for a policy that does not compute or read g."""
         return self.mlp_in_features if self.mlp_input == "features" else None
 
     @property
-    def taps_size(self) -> int | None:
+    def joined_size(self) -> int | None:
         """3k, the width of [low | mid | high]; None for a policy of reduced features."""
         if self.fc_weight is not None:
             return self.fc_weight.shape[1]
         return self.mlp_in_features if self.mlp_input == "taps" else None
+
+    taps_size = RenamedAttribute("joined_size")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,20 +75,20 @@ class PolicyFields:
 
     @property
     def device(self) -> torch.device:
-        """Where all tensors lie."""
+        """Device of all tensors."""
         return self.output_weight.device
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """Move all tensors, and convert the matrices; biases and norms stay float32.
+        """Move all tensors and convert the matrices; biases and norms stay float32.
 
-        With float64, which only the reference computes in, they become float64 too.
+        With float64, which only the reference supports, they become float64 too.
         """
         wide = torch.float64 if dtype == torch.float64 else torch.float32
 
         def moved(name: str, tensor: Tensor) -> Tensor:
-            if name == "bins":
+            if not tensor.is_floating_point():
                 return tensor.to(device)
             narrow = name.endswith("_bias") or name.startswith(("hidden_biases", "norm"))
             return tensor.to(device, wide if narrow else dtype or tensor.dtype)
@@ -92,9 +98,13 @@ class PolicyFields:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are not None, by their names in a file."""
+        return {_FILE_NAMES.get(name, name): t for name, t in self.named_tensors().items()}
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are not None, by the names of their fields."""
         named = {
             name: getattr(self, name)
-            for name in ("output_weight", "output_bias", "bins", "fc_weight", "fc_bias")
+            for name in ("output_weight", "output_bias", "actions", "fc_weight", "fc_bias")
         }
         named["norm_weight"] = self.norm_weight
         for field in ("hidden_weights", "hidden_biases"):
@@ -103,7 +113,7 @@ class PolicyFields:
 
 
 def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Turn tensors, named as in a file, into the fields of a `PolicyWeights`.
+    """Turn tensors, by their names in a file, into the fields of a `PolicyWeights`.
 
     Raises:
         ValueError: A tensor is missing or unknown.
@@ -120,4 +130,6 @@ def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     missing, unknown = set(_REQUIRED) - known, tensors.keys() - known
     if missing or unknown:
         raise ValueError(f"missing tensors: {sorted(missing)}, unknown: {sorted(unknown)}")
+    for field, file_name in _FILE_NAMES.items():
+        fields[field] = fields.pop(file_name)
     return fields

@@ -35,12 +35,12 @@ class _Config(Schema):
 
 
 def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) -> None:
-    """Write tensors and the attributes that are settings, each file as a whole.
+    """Write tensors and settings, each file atomically.
 
     Args:
-        folder: It is there, and the caller holds its lock.
-        tensors: By their names in the file.
-        settings: What has them.
+        folder: An existing folder, whose lock the caller holds.
+        tensors: Tensors by their names in the file.
+        settings: The object that has the settings as attributes.
     """
     config: dict[str, Any] = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
     config |= {name: getattr(settings, name) for name in _SETTINGS}
@@ -51,7 +51,7 @@ def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) 
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:
-    """Read the fields of a `PolicyWeights`, on the CPU.
+    """Read the fields of a `PolicyWeights` to the CPU.
 
     Raises:
         ValueError: A file is missing, malformed or of another format; the message names it.

@@ -1,19 +1,20 @@
-"""Reading a policy from modules: their weights, and whether that is all that they compute.
+"""Reads a policy from modules, and checks that the modules compute only what their weights say.
 
-A subclass, a hook or a monkeypatch may do anything around the weights that it holds, so every
-module is run on a few random rows and compared with what its weights say.
+A subclass, a hook or a monkeypatch may do anything besides, so every module is run on a few random
+rows and compared with its weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from eaglerl.ops._policy_checks import read_bins
+from eaglerl.ops._policy_checks import read_actions
 from eaglerl.ops._policy_fields import Activation, MlpInput
 from eaglerl.ops.undisturbed import undisturbed
 
@@ -28,7 +29,7 @@ _FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
 }
 _ROWS = 8
-# Rounding of a sum, as a multiple of the dtype's unit times the sum of the terms' magnitudes.
+# Allowed rounding of a sum, in units of the dtype times the sum of the terms' magnitudes.
 _ROUNDINGS = 16
 # A GPU may multiply float32 in TF32.
 _DEVICE_UNIT = 2.0**-10
@@ -36,7 +37,7 @@ _DEVICE_UNIT = 2.0**-10
 
 def read_modules(
     mlp: Sequence[nn.Module],
-    bins: Tensor | Sequence[Sequence[int]],
+    actions: Tensor | Sequence[Sequence[int]],
     *,
     fc: nn.Linear | None,
     norms: Sequence[nn.Module],
@@ -47,14 +48,14 @@ def read_modules(
     """Return the fields of a `PolicyWeights`; see `PolicyWeights.from_modules`.
 
     Raises:
-        ValueError: The modules are not such a chain, or compute something else than their weights
-            say.
+        ValueError: The modules are not linear layers with activations between them, or compute
+            something other than their weights say.
     """
-    linears, activation = _read_chain(list(mlp))
+    linears, activation = _read_layers(mlp)
     eps = {_eps_of(norm, f"norms[{i}]") for i, norm in enumerate(norms)}
     if len(eps) > 1:
         raise ValueError(f"norms must share one eps, got {sorted(eps)}")
-    # Before anything is copied: what computes its weights anew does so when it is called.
+    # Calls the modules before anything is copied: one may compute its weights when it is called.
     _check_modules(mlp, activation, fc, norms)
     dtype = linears[0].weight.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -72,10 +73,10 @@ def read_modules(
         "hidden_biases": tuple(bias(linear) for linear in linears[:-1]),
         "output_weight": matrix(linears[-1]),
         "output_bias": bias(linears[-1]),
-        "bins": read_bins(bins).to(linears[0].weight.device),
+        "actions": read_actions(actions).to(linears[0].weight.device),
         "fc_weight": None if fc is None else matrix(fc),
         "fc_bias": None if fc is None or fc.bias is None else bias(fc),
-        "norm_weight": torch.cat([n.weight.detach().to(wide) for n in norms]) if norms else None,
+        "norm_weight": torch.cat([_scale_of(norm).to(wide) for norm in norms]) if norms else None,
         "norm_chunks": len(norms),
         "activation": activation,
         "mlp_input": "features" if fc is not None else mlp_input,
@@ -85,15 +86,11 @@ def read_modules(
     return fields | ({"eps": eps.pop()} if eps else {})
 
 
-def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
+def _read_layers(modules: Sequence[nn.Module]) -> tuple[list[nn.Linear], Activation]:
     """Split linear, activation, linear, ... into the linear layers and the activation's name."""
-    linears = modules[::2]
+    linears = [module for module in modules[::2] if isinstance(module, nn.Linear)]
     between = {type(module) for module in modules[1::2]}
-    if (
-        len(modules) % 2 == 0
-        or len(linears) < 2
-        or not all(isinstance(linear, nn.Linear) for linear in linears)
-    ):
+    if len(modules) % 2 == 0 or len(linears) < 2 or len(linears) != len(modules[::2]):
         kinds = [type(module).__name__ for module in modules]
         raise ValueError(
             f"mlp must be Linear, activation, Linear, ... with a hidden layer, got {kinds}"
@@ -106,6 +103,13 @@ def _read_chain(modules: list[nn.Module]) -> tuple[list[nn.Linear], Activation]:
     return linears, _ACTIVATIONS[between.pop()]
 
 
+def _scale_of(norm: nn.Module) -> Tensor:
+    """Return a norm's weight, which `_eps_of` has found to be there."""
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
 def _eps_of(norm: nn.Module, name: str) -> float:
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1:
@@ -114,7 +118,7 @@ def _eps_of(norm: nn.Module, name: str) -> float:
         if isinstance(eps := getattr(norm, attribute, None), int | float):
             return float(eps)
     if isinstance(norm, nn.RMSNorm):
-        # What torch takes where none is given.
+        # The default of torch.
         return float(torch.finfo(weight.dtype).eps)
     raise ValueError(f"{name} must have eps or variance_epsilon, got {norm!r}")
 
@@ -125,7 +129,7 @@ def _check_modules(
     fc: nn.Linear | None,
     norms: Sequence[nn.Module],
 ) -> None:
-    linears = {f"mlp[{i}]": module for i, module in enumerate(mlp) if i % 2 == 0}
+    linears = {f"mlp[{i}]": m for i, m in enumerate(mlp) if isinstance(m, nn.Linear)}
     if fc is not None:
         if not isinstance(fc, nn.Linear):
             raise ValueError(f"fc must be a Linear layer, got {fc!r}")
@@ -133,21 +137,20 @@ def _check_modules(
     with undisturbed([*mlp, *norms, *([] if fc is None else [fc])]):
         for name, linear in linears.items():
             _check_linear(name, linear)
-        for i, module in enumerate(mlp):
-            if i % 2:
-                device = mlp[i - 1].weight.device
-                x = _rows(mlp[i - 1].out_features, mlp[i - 1].weight.dtype, device)
+        for i, (before, module) in enumerate(pairwise(mlp), start=1):
+            if isinstance(before, nn.Linear):
+                x = _rows(before.out_features, before.weight.dtype, before.weight.device)
                 expected = _FUNCTIONS[activation](x.double())
                 _compare(f"mlp[{i}]", activation, module(x.clone()), expected, expected.abs())
         for i, norm in enumerate(norms):
-            # A holder of weights, which computes nothing itself, may have no forward.
+            # A module that only holds weights has no forward.
             if type(norm).forward is not nn.Module.forward:
                 _check_norm(f"norms[{i}]", norm)
 
 
 def _check_linear(name: str, linear: nn.Linear) -> None:
     if is_lazy(linear.weight):
-        raise ValueError(f"{name} must have its weights by now, got {linear!r}")
+        raise ValueError(f"{name} must have initialised weights, got {linear!r}")
     x = _rows(linear.in_features, linear.weight.dtype, linear.weight.device)
     given = linear(x)
     weight, bias = linear.weight.double(), 0.0 if linear.bias is None else linear.bias.double()
@@ -157,11 +160,11 @@ def _check_linear(name: str, linear: nn.Linear) -> None:
 
 
 def _check_norm(name: str, norm: nn.Module) -> None:
-    weight = norm.weight.double()
-    # Not of mean 0, which a LayerNorm would subtract.
-    x = 1 + _rows(len(weight), norm.weight.dtype, norm.weight.device)
+    weight = _scale_of(norm)
+    # The mean is not 0, so that a LayerNorm, which subtracts it, gives something else.
+    x = 1 + _rows(len(weight), weight.dtype, weight.device)
     scale = (x.double().square().mean(-1, keepdim=True) + _eps_of(norm, name)).rsqrt()
-    expected = x.double() * scale * weight
+    expected = x.double() * scale * weight.double()
     _compare(name, "x / rms(x) * weight", norm(x), expected, expected.abs())
 
 
@@ -177,7 +180,7 @@ def _compare(name: str, formula: str, given: object, expected: Tensor, size: Ten
     else:
         found = f"it gives {getattr(given, 'shape', type(given).__name__)}"
     raise ValueError(
-        f"{name} must compute {formula} from its weights, for nothing else is taken over; {found} "
+        f"{name} must compute {formula} from its weights, because only weights are copied; {found} "
         "(a hook, a subclass, or another kind of layer)"
     )
 

@@ -1,8 +1,8 @@
-"""The actor of a stable-baselines3 model: its layers, and whether they are all that it decides by.
+"""Reads the actor of a stable-baselines3 model, and checks that its layers alone decide.
 
 A model may scale or transpose its observations, extract features, squash, mask, keep a state or
-read statistics that lie outside of it. Whatever it is, its `predict` shows it: that is compared
-with the layers' own decisions on random observations. stable-baselines3 itself is not needed here.
+read statistics from elsewhere. All of these show in its `predict`, which is compared with the
+layers' own decisions on random observations. stable-baselines3 itself is not imported here.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from eaglerl.ops.undisturbed import undisturbed
 
 _Weights = TypeVar("_Weights", bound=PolicyFields)
 
-# Observations of each scale; of bounded ones, as many evenly from all of the space.
+# Random observations for each scale, and as many drawn uniformly from the whole space.
 _ROWS = 256
 _SCALES = (0.1, 1.0, 10.0, 100.0)
-# A bound that is further away says nothing of what observations are like.
+# Bounds beyond this say nothing about the size of observations.
 _FAR = 1e6
 # See `_roundings`.
 _ROUNDINGS = 16
-# What folding may change, as a share of the distance between the best and the worst score.
+# Change that folding may cause, as a share of the distance from the worst to the best score.
 _IMMATERIAL = 1e-4
 # Share of normally distributed observations that VecNormalize's clipping may change.
 _MOST_CLIPPED = 0.01
@@ -39,7 +39,7 @@ def read_layers(model: Any) -> list[nn.Module]:
     """Return the layers from a model's observations to the scores of its actions.
 
     Raises:
-        ValueError: it is no PPO, A2C or DQN with an MLP.
+        ValueError: It is not a PPO, A2C or DQN with an MLP.
     """
     policy = getattr(model, "policy", None)
     q_net = getattr(policy, "q_net", None)
@@ -53,47 +53,49 @@ def read_layers(model: Any) -> list[nn.Module]:
 
 
 def read_horizon(model: Any, actions: int) -> int:
-    """Return how many decisions a model makes at once.
+    """Return the number of decisions that a model makes at once.
 
     Args:
-        model: the model.
-        actions: A, that each of them is to choose from.
+        model: The model.
+        actions: A, the number of actions.
 
     Raises:
-        ValueError: its action space does not choose among so many.
+        ValueError: Its action space does not have A actions.
     """
     space = model.action_space
     counts = getattr(space, "nvec", None)
     if counts is not None:
         counts = np.asarray(counts).tolist()
         if len(set(np.ravel(counts).tolist())) != 1:
-            raise ValueError(f"model must have as many actions at every step ahead, got {counts}")
+            raise ValueError(
+                f"model must have the same number of actions for every step, got {counts}"
+            )
     # Discrete is a scalar; MultiBinary has an n as well.
     discrete = getattr(space, "n", None) if getattr(space, "shape", None) == () else None
     found = discrete if counts is None else np.ravel(counts)[0]
     if found is None or int(found) != actions:
         raise ValueError(
             "model must have an action space of horizon * actions, Discrete(A) or "
-            f"MultiDiscrete([A] * horizon), with A = {actions} as in bins, got {space}"
+            f"MultiDiscrete([A] * horizon), with A = {actions}, the number of actions; got {space}"
         )
     return 1 if counts is None else len(counts)
 
 
 def check_observations(model: Any, first: nn.Module) -> None:
-    """Make sure that a model's observations can be the rows that its first layer reads.
+    """Check that a model can feed its observations to its first layer unchanged.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: It cannot.
     """
     space = model.observation_space
     if getattr(space, "low", None) is None or getattr(space, "high", None) is None:
         raise ValueError(f"model must have a Box as its observation space, got {space}")
     shape, width = space.shape, getattr(first, "in_features", None)
-    # An array of three axes is an image, which models scale and transpose.
+    # An array with three axes is an image, which models scale and transpose.
     if len(shape) > 2 or int(np.prod(shape)) != width:
         raise ValueError(
-            f"model must feed its observations to its first layer, which reads {width} numbers, "
-            f"as they are; got observations of shape {tuple(shape)}, through "
+            f"model must feed its observations unchanged to its first layer, which reads {width} "
+            f"numbers; got observations of shape {tuple(shape)}, through "
             f"{_extractor(model.policy)}"
         )
 
@@ -104,14 +106,14 @@ def _extractor(policy: Any) -> str:
         for name in ("pi_features_extractor", "features_extractor"):
             if (found := getattr(owner, name, None)) is not None:
                 return type(found).__name__
-    return "nothing that is known"
+    return "an unknown feature extractor"
 
 
 def check_normalization(model: Any, vec_normalize: Any) -> None:
-    """Make sure that nothing standardises the observations unseen.
+    """Check that no wrapper other than `vec_normalize` standardises the observations.
 
     Raises:
-        ValueError: something has statistics of the observations and is not given.
+        ValueError: One does.
     """
     if vec_normalize is not None:
         _check_kind(vec_normalize)
@@ -120,14 +122,14 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
         if getattr(wrapper, "norm_obs", True) and getattr(wrapper, "obs_rms", None) is not None:
             if vec_normalize is not None:
                 raise ValueError(
-                    f"model was trained on observations standardised by {name} as well, which "
-                    "vec_normalize says nothing of: only one can be folded into the first layer"
+                    f"model was trained on observations standardised by {name} besides "
+                    "vec_normalize: only one can be folded into the first layer"
                 )
             raise ValueError(
                 f"model was trained on observations standardised by {name}: give "
                 "vec_normalize=model.get_vec_normalize_env(), so that its statistics are folded "
                 "into the first layer"
-                + ("" if hasattr(wrapper, "clip_obs") else f"; of {name} they cannot be")
+                + ("" if hasattr(wrapper, "clip_obs") else f"; those of {name} cannot be folded")
             )
         if getattr(wrapper, "standardization", None) is not None:
             raise ValueError(
@@ -139,7 +141,7 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
         return
     if getattr(model, "_last_original_obs", None) is not None:
         raise ValueError(
-            "model was trained with a VecNormalize, which was not loaded with it: give "
+            "model was trained with a VecNormalize that was not loaded with it: give "
             "vec_normalize=VecNormalize.load(path, env)"
         )
 
@@ -160,7 +162,7 @@ def _others(model: Any, vec_normalize: Any) -> list[Any]:
     """Return the wrappers around a model except the given one."""
     known = vec_normalize
     if vec_normalize is not None and not any(one is vec_normalize for one in _wrappers(model)):
-        # What was loaded from a file stands for the model's own.
+        # One loaded from a file replaces the model's own.
         known = getattr(model, "_vec_normalize_env", None)
     return [
         one
@@ -184,12 +186,12 @@ def _wrappers(model: Any, beside: Any = None) -> Iterator[Any]:
 
 
 def fold_normalization(weights: _Weights, vec_normalize: Any) -> _Weights:
-    """Multiply VecNormalize's statistics into the first layer, its clipping left out.
+    """Multiply VecNormalize's statistics into the first layer, without its clipping.
 
     W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
 
     Raises:
-        ValueError: They are of other observations.
+        ValueError: The statistics are of observations of another width.
     """
     if not vec_normalize.norm_obs:
         return weights
@@ -225,19 +227,19 @@ def check_reproduced(
     vec_normalize: Any = None,
     unfolded: PolicyFields | None = None,
 ) -> None:
-    """Compare what weights say with what a model predicts, on random observations.
+    """Check that weights decide as a model predicts, on random observations.
 
-    The model, its mode and all random states are left as they were.
+    The model, its mode and all random states are left unchanged.
 
     Args:
-        model: the model.
-        weights: what decides instead of it.
-        vec_normalize: what stands between observations and the model, if anything does.
-        unfolded: the model's own layers where `weights` have something folded in; they say how
-            exact the model is.
+        model: The model.
+        weights: The weights that are to decide like the model.
+        vec_normalize: The normalisation of the model's observations, if any.
+        unfolded: The model's own layers, if something is folded into `weights`; they determine the
+            model's rounding.
 
     Raises:
-        ValueError: they differ by more than rounding; the message says for how many.
+        ValueError: They differ by more than rounding. The message says on what share.
     """
     seen = normalized = _observations(model.observation_space)
     if vec_normalize is not None and vec_normalize.norm_obs:
@@ -248,10 +250,10 @@ def check_reproduced(
     predicted = np.asarray(predicted)
     count = len(seen)
     if state is not None:
-        raise ValueError("model must decide by its observations alone, got one that keeps a state")
+        raise ValueError("model must decide by its observations alone, got one with a state")
     if not np.issubdtype(predicted.dtype, np.integer) or predicted.size != count * weights.horizon:
         raise ValueError(
-            f"model must choose {weights.horizon} actions by their numbers, got {predicted.dtype} "
+            f"model must predict {weights.horizon} action numbers, got {predicted.dtype} "
             f"of shape {predicted.shape[1:]} for {model.action_space}"
         )
     rows = (
@@ -264,20 +266,21 @@ def check_reproduced(
     rounding = rounding + (_IMMATERIAL * spread).expand(-1, -1, weights.num_actions).flatten(1)
     actions = torch.from_numpy(predicted.reshape(count, weights.horizon).astype(np.int64))
     wrong = _decided_otherwise(ours, rounding, actions, weights.num_actions)
-    what = "decides otherwise than"
+    what = "decides differently than"
     if not bool(wrong.any()) and scores is not None:
         wrong = _scored_otherwise(ours, rounding, scores, weights.num_actions)
-        what = "scores its actions otherwise than"
+        what = "scores its actions differently than"
     if bool(wrong.any()):
         raise ValueError(
-            f"model {what} its layers do on {float(wrong.double().mean()):.1%} of {count} random "
-            f"observations: what {type(model.policy).__name__} and {_extractor(model.policy)} do "
-            "besides (scaling images, features of their own, a state, a mask) is not reproduced"
+            f"model {what} its layers on {float(wrong.double().mean()):.1%} of {count} random "
+            f"observations: whatever else {type(model.policy).__name__} and "
+            f"{_extractor(model.policy)} do (scaling images, extracting features, a state, a mask) "
+            "is not reproduced"
         )
 
 
 def _observations(space: Any) -> np.ndarray:
-    """Return random members of a Box: of several scales, and uniform over the whole of it."""
+    """Return random members of a Box: normal at several scales, and uniform over the Box."""
     draw = np.random.default_rng(0)
     low, high = (np.asarray(bound, dtype=np.float64) for bound in (space.low, space.high))
     parts = [scale * draw.standard_normal((_ROWS, *space.shape)) for scale in _SCALES]
@@ -290,10 +293,10 @@ def _observations(space: Any) -> np.ndarray:
 
 
 def _unclipped(space: Any, vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return observations that follow the statistics, before and after VecNormalize.
+    """Return observations drawn from the statistics, before and after VecNormalize.
 
     Raises:
-        ValueError: clipping would change more than a few of them.
+        ValueError: Clipping would change more than 1 % of them.
     """
     mean, scale = _statistics(vec_normalize)
     draw = np.random.default_rng(0).standard_normal((4 * _ROWS, len(mean)))
@@ -301,15 +304,15 @@ def _unclipped(space: Any, vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
     clipped = (np.abs(draw) >= clip).any(axis=1)
     if clipped.mean() > _MOST_CLIPPED:
         raise ValueError(
-            f"vec_normalize must not clip what is usual: clip_obs={clip:g} changes "
+            f"vec_normalize must not clip common observations: clip_obs={clip:g} changes "
             f"{clipped.mean():.1%} of normally distributed observations of {len(mean)} numbers, "
             "and clipping cannot be folded into a layer"
         )
     low, high = (np.asarray(bound, dtype=np.float64).ravel() for bound in (space.low, space.high))
     if ((low - mean) / scale < -clip).any() or ((high - mean) / scale > clip).any():
         warnings.warn(
-            f"clip_obs={clip:g} is not reproduced: an observation further than {clip:g} standard "
-            "deviations from the mean counts as it is, where VecNormalize would clip it",
+            f"clip_obs={clip:g} is not reproduced: an observation more than {clip:g} standard "
+            "deviations from the mean is used unchanged, where VecNormalize would clip it",
             stacklevel=4,
         )
     seen = np.clip(mean + scale * draw[~clipped], low, high).astype(np.float32)
@@ -336,8 +339,8 @@ def _scores(policy: Any, observations: np.ndarray) -> Tensor | None:
 def _roundings(rows: Tensor, weights: PolicyFields) -> Tensor:
     """Estimate how far rounding may move each of the scores (n, horizon * A).
 
-    Each layer's sum is off by a few units of the sum of its terms' magnitudes, which the next
-    passes on: no activation has a slope of more than 1.1.
+    Each layer's sum is off by a few units of the sum of its terms' magnitudes, and the next layer
+    passes the error on: no activation has a slope above 1.1.
     """
     unit = max(torch.finfo(dtype).eps for dtype in (torch.float32, weights.dtype)) * _ROUNDINGS
     weights = weights.to("cpu", torch.float64)
@@ -357,7 +360,7 @@ def _roundings(rows: Tensor, weights: PolicyFields) -> Tensor:
 def _decided_otherwise(ours: Tensor, rounding: Tensor, actions: Tensor, count: int) -> Tensor:
     """Return (n,) whether an action's score is below the best by more than rounding.
 
-    Equal scores are no difference: which of them comes first is left open.
+    Ties may be broken either way.
     """
     out_of_range = ((actions < 0) | (actions >= count)).any(-1)
     chosen = actions.clamp(0, count - 1)[..., None]
@@ -369,12 +372,12 @@ def _decided_otherwise(ours: Tensor, rounding: Tensor, actions: Tensor, count: i
 
 
 def _scored_otherwise(ours: Tensor, rounding: Tensor, theirs: Tensor, count: int) -> Tensor:
-    """Return (n,) whether scores differ by more than a constant of each decision."""
+    """Return (n,) whether scores differ by more than a constant for each decision."""
     if theirs.shape != ours.shape:
         return torch.ones(len(ours), dtype=torch.bool)
     difference, rounding = (x.unflatten(-1, (-1, count)) for x in (theirs - ours, rounding))
     difference = difference - difference.median(-1, keepdim=True).values
-    # A log-softmax of large scores is rounded once more.
+    # A log-softmax of large scores rounds once more.
     size = theirs.unflatten(-1, (-1, count)).abs().amax(-1, keepdim=True)
     allowed = 2 * rounding.amax(-1, keepdim=True) + 1e-6 * size
     return (difference.abs() > allowed).any(-1).any(-1)

@@ -8,31 +8,30 @@ from eaglerl.ops._check import check_contiguous, check_tensor
 
 
 def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
-    """Follow the target's choices from the root as far as the tree holds them.
+    """Follow the target's choices from the root as far as they are in the tree.
 
-    From row r the path goes to the child of r whose token is ``choices[r]``, if there is one. Rows
-    are in an order in which parents come first; row 0 is the root.
+    From row r the path continues with the child of r whose token is ``choices[r]``, if there is
+    one. Parents come before their children; row 0 is the root.
 
     Args:
-        parents: int32 (T,), the row of every row's parent; the root's is not read.
+        parents: int32 (T,), the parent of every row; that of the root is ignored.
         token_ids: int64 (T,), the token of every row.
-        choices: int64 (T,), what the target puts after every row.
+        choices: int64 (T,), the token that the target chooses after every row.
 
     Returns:
-        int32 (accepted rows,), the root first. ``choices`` at the last of them is the token that
-        the target adds itself.
+        int32 (accepted rows,), the root first. ``choices`` at the last of them is the target's own
+        next token.
 
     Raises:
-        TypeError: If a dtype is another.
-        ValueError: If shapes differ, there is no row or more than 16,384, or a row's parent is
-            not one of the rows before it.
+        TypeError: If a tensor has the wrong dtype.
+        ValueError: If shapes differ, there are no rows or more than 16,384, or a row's parent is
+            not an earlier row.
     """
     check_tensor("parents", parents, torch.int32, 1)
     rows = parents.shape[0]
     if not 1 <= rows <= C.max_tree_rows:
         raise ValueError(
-            f"parents must have at least one row, the root, and {C.max_tree_rows} at most, got "
-            f"{rows}"
+            f"parents must have 1 to {C.max_tree_rows} rows, root included, got {rows}"
         )
     check_contiguous("parents", parents, torch.int32, (rows,))
     check_contiguous("token_ids", token_ids, torch.int64, (rows,))
@@ -45,7 +44,7 @@ def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
 
 
 def accept_path_ref(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
-    """Return the same in plain Python."""
+    """Compute `accept_path` in plain torch, for tests."""
     path = [0]
     while True:
         row = path[-1]

@@ -1,4 +1,4 @@
-"""The action cache: a decision of the policy is kept for some steps, without asking the host."""
+"""The action cache: keeps a policy's decision for several steps, on the device."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LARGEST_STEP = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What a cache has done since its slots were last cleared.
+    """Counts of a cache since its slots were last reset.
 
     Attributes:
         hits: Steps that an earlier decision served.
-        misses: Steps that made a decision.
-        fallbacks: Decisions among them whose logits were not finite.
+        misses: Steps with a new decision.
+        fallbacks: Decisions whose logits were not finite.
     """
 
     hits: int
@@ -37,13 +37,13 @@ class CacheStats:
 
     @property
     def hit_rate(self) -> float:
-        """Hits over all steps; 0 where there were none."""
+        """Share of hits in all steps; 0 before the first."""
         steps = self.hits + self.misses
         return self.hits / steps if steps else 0.0
 
 
 class CacheView(NamedTuple):
-    """What the ops need of an `ActionCache`, under its attributes' names."""
+    """The attributes of an `ActionCache` that the ops need."""
 
     mode: int
     state: Tensor
@@ -52,20 +52,20 @@ class CacheView(NamedTuple):
 
 
 class ActionCache:
-    """A store of every sequence's action, which saves asking the policy at every step.
+    """A store of every sequence's action, so that the policy need not decide at every step.
 
-    One record a slot lies on the device: a step counter, the interval, the action in force with its
-    parameters, and counters. The ops that decide read and change it in their own launch, so the
-    host neither waits for the device nor knows whether a step was a hit.
+    Each slot has a record on the device: a step counter, the interval, the kept action with its
+    parameters, and counters. The deciding ops read and update it in their own launch, so the host
+    never waits for the device to learn whether a step was a hit.
 
     Modes:
         fixed: A decision serves ``interval`` steps, the deciding one included; 1 keeps nothing.
-        adaptive: A decision serves as long as the cosine similarity of the features to those of the
-            decision is at least ``threshold``, and ``interval`` steps at most. Features that are
-            zero or not finite resemble nothing.
+        adaptive: A decision serves while the cosine similarity of the features to those of the
+            decision is at least ``threshold``, for at most ``interval`` steps. Features that are
+            zero or not finite are never similar.
         scheduled: The policy decides for ``horizon`` intervals at once.
 
-    A decision that had to fall back, because a logit was not finite, is not kept.
+    A decision that fell back because a logit was not finite is not kept.
 
     Attributes:
         mode: Number of the mode in native code, see ``eaglerl._C.cache_modes``.
@@ -86,16 +86,16 @@ class ActionCache:
         reference_size: int = SKETCH_SIZE,
         horizon: int = 1,
     ) -> None:
-        """Make a cache whose slots are empty.
+        """Create a cache with empty slots.
 
         Args:
-            slots: Sequences that are decoded side by side.
-            interval: Steps that a decision serves (adaptive: at most; scheduled: each of them).
+            slots: Number of sequences that are decoded together.
+            interval: Steps that a decision serves (adaptive: at most; scheduled: each decision).
             mode: "fixed", "adaptive" or "scheduled".
-            device: Where the records lie: that of the features.
+            device: Device of the records, which must be that of the features.
             threshold: Adaptive: smallest cosine similarity that keeps a decision, in -1..1.
-            reference_size: Adaptive: width of the features that are compared: that of g where the
-                decision computes it anyway, else of a sketch of low, mid and high, the default.
+            reference_size: Adaptive: width of the compared features. This is the width of g if the
+                op computes g anyway, else the size of a sketch of low, mid and high (the default).
             horizon: Scheduled: decisions that the policy makes at once.
 
         Raises:
@@ -141,19 +141,19 @@ class ActionCache:
 
     @property
     def device(self) -> torch.device:
-        """Where the records lie."""
+        """Device of the records."""
         return self.state.device
 
     @property
     def reference_size(self) -> int | None:
-        """Width of the features that are compared; None unless adaptive."""
+        """Width of the compared features; None unless adaptive."""
         return None if self.reference is None else self.reference.shape[1]
 
     def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
         """Forget the decisions and the counters of some slots, or of all.
 
         Args:
-            slots: Their numbers; a tensor on the cache's device is used as it is, unchecked.
+            slots: Slot numbers. A tensor on a GPU is used unchecked.
 
         Raises:
             ValueError: A number is outside 0..slots - 1.
@@ -162,7 +162,7 @@ class ActionCache:
         self.state[self._rows(slots)] = self._empty
 
     def invalidate(self, slots: Sequence[int] | Tensor | None = None) -> None:
-        """Let some slots, or all, decide anew at their next step; their counters go on.
+        """Make some slots, or all, decide again at their next step. Counters are kept.
 
         Args:
             slots: As for `reset`.
@@ -174,7 +174,7 @@ class ActionCache:
         self.state[self._rows(slots), WORDS["valid"]] = 0
 
     def state_dict(self) -> dict[str, Tensor | dict[str, Any]]:
-        """Return copies of all tensors, and the settings they belong to."""
+        """Return copies of all tensors, and the settings of the cache."""
         self._check_memory()
         tensors = {"state": self.state, "reference": self.reference, "ring": self.ring}
         copies = {name: tensor.clone() for name, tensor in tensors.items() if tensor is not None}
@@ -184,9 +184,9 @@ class ActionCache:
         """Restore what `state_dict` returned.
 
         Raises:
-            TypeError: It is no mapping, or a tensor in it is none or of another dtype.
-            ValueError: It comes from a cache with other settings, or of another size, or holds a
-                record that no step leaves behind. Nothing has changed.
+            TypeError: It is not a mapping, or an entry is not a tensor of the right dtype.
+            ValueError: It comes from a cache with other settings or of another size, or has a
+                record that no step can leave. Nothing has changed.
         """
         self._check_memory()
         if not isinstance(state, Mapping):
@@ -204,10 +204,10 @@ class ActionCache:
                 own.copy_(tensor)
 
     def _check_records(self, state: Tensor, reference: Tensor | None, ring: Tensor | None) -> None:
-        """Check that steps of this cache can have left these values behind.
+        """Check that these are values that steps of this cache can leave.
 
         Raises:
-            ValueError: They cannot.
+            ValueError: They are not.
         """
         records = state.cpu()
         fixed = ("interval", "horizon", "threshold")
@@ -231,13 +231,13 @@ class ActionCache:
         if not bool(sound.all()):
             slot = int((~sound).nonzero()[0])
             raise ValueError(
-                f"state must hold records that steps of a cache with {self._settings()} leave "
-                f"behind, got in slot {slot} "
+                f"state must hold records that steps of a cache with {self._settings()} can leave, "
+                f"got in slot {slot} "
                 f"{ {name: int(records[slot, word]) for name, word in WORDS.items()} }"
             )
 
     def stats(self) -> CacheStats:
-        """Sum over all slots. The only method that waits for the device."""
+        """Return the counts over all slots. This is the only method that waits for the device."""
         self._check_memory()
         columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
         # The counters are unsigned.
@@ -254,7 +254,7 @@ class ActionCache:
         return numbers.to(self.device)
 
     def _check_memory(self) -> None:
-        """Check that the records' storage was not resized: torch would write past its end."""
+        """Check that no storage was resized: torch would write past its end."""
         for name in ("state", "reference", "ring"):
             if (tensor := getattr(self, name)) is not None:
                 check_memory(f"{name} of the cache", tensor)
@@ -281,7 +281,7 @@ class ActionCache:
 
 
 def check_slots(slots: Tensor, count: int) -> None:
-    """Check slot numbers that lie on the host.
+    """Check slot numbers that are on the host.
 
     Raises:
         ValueError: A number is out of range, or occurs twice.
@@ -296,11 +296,11 @@ def check_slots(slots: Tensor, count: int) -> None:
 
 
 def _check_like(name: str, given: Tensor | None, own: Tensor | None) -> None:
-    """Check that a tensor of a state is laid out as the cache's own.
+    """Check that a tensor of a state has the dtype and shape of the cache's own.
 
     Raises:
-        TypeError: It is no tensor, or of another dtype.
-        ValueError: It is of another shape, or one of the two is missing.
+        TypeError: It is not a tensor of that dtype.
+        ValueError: It has another shape, or one of the two is missing.
     """
     if given is None or own is None:
         if given is not own:

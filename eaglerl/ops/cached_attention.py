@@ -49,7 +49,7 @@ def _query_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> int:
 
 
 def _check_mask(mask: Tensor | None, block_length: int, rows: int) -> tuple[int, int]:
-    """Return the address and the words of a row of the mask."""
+    """Return the mask's address and the number of words in a row."""
     if block_length < 0 or (block_length > 0) != (mask is not None):
         raise ValueError(
             "mask and block_length must be given together: block_length is "
@@ -70,7 +70,7 @@ def _check_memory_apart(qkv: Tensor, keys: Tensor, values: Tensor, out: Tensor) 
     slot_size = keys[0].numel()
     if keys.numel() == 0:
         return
-    # A slot's keys and values lie as a whole; a row of slots is a matrix of such rows.
+    # A slot's keys, or values, are contiguous: slots are the rows of a matrix.
     caches = {
         "key_cache": keys.as_strided((keys.shape[0], slot_size), (keys.stride(0), 1)),
         "value_cache": values.as_strided((keys.shape[0], slot_size), (keys.stride(0), 1)),
@@ -111,18 +111,18 @@ def cached_attention(
 ) -> Tensor:
     """Rotate queries and keys, write keys and values to the cache, and attend.
 
-    Row r writes its rotated keys and its values to row ``cache_rows[r]`` of its slot. When all rows
-    are written, row r attends to cache rows ``[0, prefix_lengths[r])`` and to those rows
-    ``prefix_lengths[r] + j``, ``j < block_length``, whose bit j of ``mask[r]`` is set. A causal
-    chunk therefore has no mask and ``prefix_lengths[r] = cache_rows[r] + 1``; the rows of a draft
-    tree have one prefix length and their ancestors and themselves in the mask. A row that may see
-    nothing gets zeros.
+    Row r writes its rotated keys and its values to row ``cache_rows[r]`` of its slot. After all
+    rows are written, row r attends to cache rows ``[0, prefix_lengths[r])`` and to every row
+    ``prefix_lengths[r] + j``, ``j < block_length``, for which bit j of ``mask[r]`` is set. A causal
+    chunk has no mask and ``prefix_lengths[r] = cache_rows[r] + 1``. The rows of a draft tree share
+    a prefix length, and each has its ancestors and itself in the mask. A row that sees nothing
+    gets zeros.
 
     Args:
         qkv: float32 (M, (query_heads + 2 * kv_heads) * head_dim): query, key, value heads of a
             row in this order; rows contiguous.
         cos: float32 (P, head_dim / 2), cosines of the rotary angles at every position.
-        sin: Likewise the sines.
+        sin: The sines, in the same shape.
         key_cache: float32 (slots, kv_heads, capacity, head_dim) of one layer, contiguous within a
             slot; query_heads is a multiple of kv_heads, head_dim a multiple of 8 up to 256.
         value_cache: As ``key_cache``.
@@ -131,11 +131,11 @@ def cached_attention(
         prefix_lengths: int32 (M,).
         slots: int32 (M,); default: slot 0 for all rows.
         mask: int64 (M, words), bit j % 64 of word j // 64.
-        block_length: Cache rows that the mask tells about; 0 without a mask.
+        block_length: Cache rows that the mask covers; 0 without a mask.
         query_norm: float32 (head_dim,), weight of an RMSNorm of every query head before the
             rotation (Qwen3); default: none.
-        key_norm: Likewise for key heads.
-        eps: Of these norms.
+        key_norm: The same for key heads.
+        eps: Epsilon of these norms.
         scale: Factor of the scores; default ``head_dim ** -0.5``.
         out: float32 (M, query_heads * head_dim) to write to; rows contiguous.
 
@@ -143,9 +143,9 @@ def cached_attention(
         ``out``, or a new tensor (M, query_heads * head_dim).
 
     Raises:
-        TypeError: If a dtype is another.
-        ValueError: If a shape, device or stride does not fit, or an index lies outside; the cache
-            is unchanged then.
+        TypeError: If a tensor has the wrong dtype.
+        ValueError: If a shape, device or stride does not fit, or an index is out of range. The
+            cache is unchanged then.
     """
     qkv_stride = check_rows("qkv", qkv)
     _check_cache(key_cache, value_cache)
@@ -210,7 +210,7 @@ def cached_attention_ref(
     eps: float = 1e-6,
     scale: float | None = None,
 ) -> Tensor:
-    """Return the same in plain torch, row by row, for any dtype and device."""
+    """Compute `cached_attention` in plain torch, for any dtype and device."""
     rows = qkv.shape[0]
     _, kv_heads, capacity, head_dim = key_cache.shape
     heads = qkv.view(rows, -1, head_dim)

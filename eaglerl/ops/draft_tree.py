@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C, thread_count
-from eaglerl._renamed import RenamedAttribute
+from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.ops._check import NativeState, check_contiguous, check_rows, check_tensor
 
 _WORD_BITS = 64
@@ -53,16 +53,16 @@ class DraftTree(NamedTuple):
 
 
 class DraftTreeBuilder(NativeState):
-    """Bookkeeping of one draft tree: a pool of candidates that grows by a pass at a time.
+    """Bookkeeping of one draft tree: a pool of candidates that grows with every draft pass.
 
-    One cycle: :meth:`begin`, :meth:`first` with the logits of the pass over the real tokens, then
-    any number of :meth:`frontier` and :meth:`expand`, then :meth:`finish`. Every pass gives each of
-    its rows the K most probable children; of the K * K new candidates the K best by cumulative
-    log-probability are the next frontier. Of all candidates, ``total_tokens - 1`` are verified.
-    Where scores tie, the candidate drafted earlier wins, so that no node is chosen without its
-    ancestors.
+    A cycle calls :meth:`begin`, :meth:`first` with the logits of the pass over the accepted tokens,
+    :meth:`frontier` and :meth:`expand` any number of times, and :meth:`finish`. Every pass gives
+    each of its rows the K most probable children; the K best of the K * K new candidates, by
+    cumulative log-probability, are the next frontier. Of all candidates, ``total_tokens - 1`` are
+    verified. Where scores tie, the candidate drafted earlier wins, so that a node is never chosen
+    without its ancestors.
 
-    Methods raise a RuntimeError where they are called in another order. A builder cannot be copied.
+    A method called out of this order raises a RuntimeError. A builder cannot be copied.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class DraftTreeBuilder(NativeState):
             draft_to_target: int64 (draft vocabulary,), target ids; default: the same ids.
 
         Raises:
-            ValueError: If K exceeds the vocabulary, or a logit is not a number or infinite.
+            ValueError: If K exceeds the vocabulary, or a logit is NaN or infinite.
         """
         check_tensor("logits", logits, torch.float32, 1)
         check_contiguous("logits", logits, torch.float32, (logits.shape[0],))
@@ -102,7 +102,7 @@ class DraftTreeBuilder(NativeState):
         self._native.first(logits.data_ptr(), vocab, _map_address(draft_to_target, vocab))
 
     def frontier(self) -> Frontier:
-        """Return the nodes to expand next. The tensors hold until the next call of this method."""
+        """Return the nodes to expand next. The next call of this method overwrites the tensors."""
         top_k, rounds = self._native.top_k, self._native.rounds
         words = mask_words(top_k * rounds)
         buffers = self._frontiers.get((top_k, words))
@@ -113,7 +113,8 @@ class DraftTreeBuilder(NativeState):
                 torch.empty(top_k, words, dtype=torch.int64),
             )
             self._frontiers[top_k, words] = buffers
-        self._native.frontier(*(buffer.data_ptr() for buffer in buffers), words)
+        token_ids, parents, mask = (buffer.data_ptr() for buffer in buffers)
+        self._native.frontier(token_ids, parents, mask, words)
         return buffers
 
     def expand(self, logits: Tensor, draft_to_target: Tensor | None = None) -> None:
@@ -124,8 +125,8 @@ class DraftTreeBuilder(NativeState):
             draft_to_target: As for :meth:`first`.
 
         Raises:
-            ValueError: If the number of rows is not K, a logit is not a number or infinite, or the
-                candidates become more than 2^24.
+            ValueError: If the number of rows is not K, a logit is NaN or infinite, or there would
+                be more than 2^24 candidates.
         """
         stride = check_rows("logits", logits)
         rows, vocab = logits.shape
@@ -162,50 +163,52 @@ class DraftTreeBuilder(NativeState):
         self._native.finish(total_tokens, *_addresses(tree))
         return tree
 
+    @renamed_arguments(chain="lookup_tokens")
     def finish_selected(
-        self, nodes: Sequence[int] | np.ndarray, chain: Sequence[int] = ()
+        self, nodes: Sequence[int] | np.ndarray, lookup_tokens: Sequence[int] = ()
     ) -> DraftTree:
         """Return a tree of chosen candidates, with looked-up tokens merged into it.
 
         Args:
-            nodes: Indices of candidates in the order of the rounds, ancestors included; in any
-                order.
-            chain: Target ids of the looked-up tokens, a path from the root down. Where a chosen
-                candidate has the token already, its row is shared; the others get rows of their
-                own behind the candidates, with the score NaN, since the draft did not score them.
+            nodes: Indices of candidates, ancestors included, in any order. Candidates are numbered
+                in the order of the rounds.
+            lookup_tokens: Target ids of a path below the root. Tokens that the chosen candidates
+                hold share their rows; the rest is appended with the score NaN, since the draft did
+                not score it.
 
         Returns:
-            The tree, in new tensors; the candidates in the order of the rounds.
+            The tree, in new tensors: the candidates in the order of the rounds, then the rest of
+            the looked-up tokens.
 
         Raises:
             ValueError: If a node is outside the pool, occurs twice, or lacks its parent, or the
-                rows are more than 16,384.
-            TypeError: If ``nodes`` or ``chain`` hold something that is no integer.
+                tree has more than 16,384 rows.
+            TypeError: If ``nodes`` or ``lookup_tokens`` contain anything but integers.
         """
-        if isinstance(nodes, np.ndarray):
-            nodes = nodes.tolist()
-        tree = _empty_tree(self._native.select(nodes, chain))
+        chosen = nodes.tolist() if isinstance(nodes, np.ndarray) else nodes
+        tree = _empty_tree(self._native.select(chosen, lookup_tokens))
         self._native.finish_selected(*_addresses(tree))
         return tree
 
-    def lookup_nodes(self, chain: Sequence[int], levels: int) -> Tensor:
-        """Find the candidates that hold the looked-up tokens.
+    @renamed_arguments(chain="lookup_tokens")
+    def lookup_nodes(self, lookup_tokens: Sequence[int], levels: int) -> Tensor:
+        """Find the candidates that hold looked-up tokens.
 
         Args:
-            chain: Target ids of the looked-up tokens, a path from the root down.
-            levels: Levels to look at.
+            lookup_tokens: Target ids of a path below the root.
+            levels: Number of levels to search.
 
         Returns:
-            int64 (levels,), index of each level's candidate; -1 from where there is none.
+            int64 (levels,), index of each level's candidate; -1 from the first level without one.
 
         Raises:
             ValueError: If ``levels`` is negative or above 16,384.
-            TypeError: If ``chain`` holds something that is no integer.
+            TypeError: If ``lookup_tokens`` contain anything but integers.
         """
         if not 0 <= levels <= C.max_tree_rows:
             raise ValueError(f"levels must be in 0..{C.max_tree_rows}, got {levels}")
         nodes = torch.empty(levels, dtype=torch.int64)
-        self._native.chain_nodes(chain, levels, nodes.data_ptr())
+        self._native.lookup_nodes(lookup_tokens, levels, nodes.data_ptr())
         return nodes
 
     chain_nodes = RenamedAttribute("lookup_nodes")
@@ -215,21 +218,21 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
     """Derive levels and the ancestor mask from the parents of a tree's rows.
 
     Args:
-        parents: int32 (T,), parents before children; the root's, row 0, is not read.
+        parents: int32 (T,), parents before children; that of the root, row 0, is ignored.
 
     Returns:
         Levels, int32 (T,), and the mask, int64 (T, words), as in :class:`DraftTree`.
 
     Raises:
-        TypeError: If ``parents`` is no int32 tensor.
-        ValueError: If a row's parent is not one of the rows before it, or the rows are none or
-            more than 16,384.
+        TypeError: If ``parents`` is not an int32 tensor.
+        ValueError: If a row's parent is not an earlier row, or there are no rows or more than
+            16,384.
     """
     check_tensor("parents", parents, torch.int32, 1)
     rows = parents.shape[0]
     if not 1 <= rows <= C.max_tree_rows:
         raise ValueError(
-            f"parents must have 1 to {C.max_tree_rows} rows, the root among them, got {rows}"
+            f"parents must have 1 to {C.max_tree_rows} rows, root included, got {rows}"
         )
     check_contiguous("parents", parents, torch.int32, (rows,))
     words = mask_words(rows)

@@ -1,4 +1,4 @@
-"""The policy's decision, prepared once for a decoding loop that calls it at every cycle."""
+"""The policy's decision, prepared once for a decoding loop that calls it in every cycle."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from eaglerl.ops.policy_weights import PolicyWeights
 
 
 class FusedEncoder(NativeState):
-    """`fused_encode` with everything settled in advance that a loop does not change.
+    """`fused_encode` with everything prepared that does not change in a loop.
 
-    Weights, cache, output buffers, temperature and number of threads are those of its making. On
-    the CPU a call is one native call that writes into the outputs, and from the second on nothing
-    is allocated. Tensors are checked again where their memory, shape or strides are no longer what
-    they were in the call before: those of the inputs, and also weights, cache and outputs. An
-    encoder cannot be copied, and a call while another thread is in one raises a RuntimeError.
+    Weights, cache, output buffers, temperature and number of threads are fixed on construction. On
+    the CPU, encoding is one native call that writes into the outputs; from the second call on
+    nothing is allocated. Inputs, weights, cache and outputs are checked again only if their memory,
+    shape or strides have changed since the previous call. An encoder cannot be copied. A call while
+    another thread is in one raises a RuntimeError.
 
     Attributes:
-        features: (max_rows, h) g of the rows of the last call, in the dtype of the inputs; rows
-            that it did not have hold what was there before. None without FC or if not asked for.
+        features: (max_rows, h) g of the rows of the last call, in the dtype of the inputs; further
+            rows keep older values. None without an FC, or if not requested.
         logits: (max_sequences, horizon * A) float32; NaN where the action came from the cache.
         action: (max_sequences,) int32.
         params: (max_sequences, 3) int32, total_tokens, depth and top_k.
-        reduce_seconds: of the last call on the CPU: what making ``features`` took; 0 without them.
+        reduce_seconds: Seconds that ``features`` took in the last call on the CPU; 0 without them.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class FusedEncoder(NativeState):
         Args:
             weights: The policy, see `fused_encode`. If it has an FC, the inputs are low, mid, high.
             cache: Keeps actions; changed by every call.
-            max_rows: Rows that a call has at most; up to 1,024.
-            max_sequences: Sequences that a call has at most.
-            dtype: Of the inputs: float32, bfloat16 or float16.
+            max_rows: Most rows of a call; up to 1,024.
+            max_sequences: Most sequences of a call.
+            dtype: Dtype of the inputs: float32, bfloat16 or float16.
             temperature: See `fused_encode`.
             seed: See `fused_encode`.
             return_features: See `fused_encode`.
@@ -105,7 +105,7 @@ class FusedEncoder(NativeState):
         slots: Tensor | None = None,
         offset: int = 0,
     ) -> None:
-        """Decide, and leave the results in the outputs' first rows.
+        """Decide, and write the results to the first rows of the outputs.
 
         Args:
             low: (B, k), (B, 3k) or (B, h), see `fused_encode`.
@@ -117,7 +117,7 @@ class FusedEncoder(NativeState):
             offset: Counter of the draws.
 
         Raises:
-            TypeError: A dtype is not that of the encoder.
+            TypeError: A dtype is not the encoder's.
             ValueError: Shapes, strides or values do not fit; nothing has changed.
         """
         inputs = self._inputs
@@ -156,13 +156,13 @@ class FusedEncoder(NativeState):
         return {name: getattr(self, name) for name in ("features", "logits", "action", "params")}
 
     def _prepare(self) -> None:
-        """Check weights, cache and outputs, and give native code their addresses."""
+        """Check weights, cache and outputs, and pass their addresses to native code."""
         weights, cache = self._weights, self._cache
         check_policy_layout(weights)
         self._check_outputs()
         kept: list[Tensor | None] = []
         if cache is not None:
-            reads_reduced = weights.taps_size is None
+            reads_reduced = weights.joined_size is None
             encodes = self.features is not None
             size = weights.feature_size if encodes or reads_reduced else SKETCH_SIZE
             check_cache(cache, None, 1, weights.horizon, size, weights.device)
@@ -202,7 +202,10 @@ class FusedEncoder(NativeState):
             set_cache(native, self._cache)
         native.set_draw(*self._draw)
         native.set_outputs(
-            *(0 if tensor is None else tensor.data_ptr() for tensor in self._outputs().values()),
+            0 if self.features is None else self.features.data_ptr(),
+            self.logits.data_ptr(),
+            self.action.data_ptr(),
+            self.params.data_ptr(),
             self._max_rows,
             self._max_sequences,
         )
@@ -210,16 +213,16 @@ class FusedEncoder(NativeState):
         return native
 
     def _renew(self) -> bool:
-        """Check again what no longer lies where it did; return whether anything had moved.
+        """Check tensors that have changed since the last call; return whether any had.
 
         Raises:
             TypeError: A dtype is not allowed.
-            ValueError: Something does not fit any more.
+            ValueError: Something no longer fits.
         """
         stale = not all(guard.unchanged() for guard in self._guards)
         if stale:
             self._prepare()
-        # A call has taken its inputs before anything can have moved.
+        # encode() has taken its inputs before it calls this.
         assert self._inputs is not None
         assert self._input_guard is not None
         if stale or not self._input_guard.unchanged():
@@ -231,7 +234,7 @@ class FusedEncoder(NativeState):
         check_features(low, mid, high, self._weights)
         if low.dtype != self._dtype:
             raise TypeError(f"low must be {self._dtype}, as the encoder is, got {low.dtype}")
-        expected = self._weights.taps_size or self._weights.feature_size
+        expected = self._weights.joined_size or self._weights.feature_size
         if mid is None and low.shape[1] != expected:
             raise ValueError(f"low must have {expected} columns, got shape {tuple(low.shape)}")
         guard = C.TensorGuard([part for part in (low, mid, high) if part is not None])

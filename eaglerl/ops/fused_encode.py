@@ -1,7 +1,7 @@
 """From low, mid and high features to the parameters of the draft tree, in one call.
 
-A token's features cross the draft head's FC once: the rows that the draft needs and the row that
-the policy reads come from the same product.
+The draft head's FC runs once for each token: the rows that the draft needs and the row that the
+policy reads come from the same product.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class FusedEncodeOutput(NamedTuple):
     """The result of `fused_encode`.
 
     Attributes:
-        features: (N, h) g of the N rows in the dtype of the input; None where it was not asked for
-            or the policy does not compute it.
+        features: (N, h) g of the N rows in the dtype of the input; None if it was not requested or
+            the policy does not compute it.
         logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
         action: (S,) int32.
         params: (S, 3) int32, total_tokens, depth and top_k.
@@ -59,33 +59,33 @@ def fused_encode(
 ) -> FusedEncodeOutput:
     """Reduce low, mid and high to g and choose each sequence's draft tree.
 
-    Without a cache it is differentiable: in the inputs and weights, through g and the logits.
+    Without a cache it is differentiable in the inputs and weights, through g and the logits.
 
     Args:
-        low: (B, k) features of the low layer; float32, bfloat16 or float16; rows contiguous,
-            at any distance. With `mid` and `high` None: [low | mid | high] in one tensor (B, 3k),
-            or g (B, h), reduced already. Where 3k = h, the former is meant; see `policy_mlp`.
-        mid: (B, k), likewise.
-        high: (B, k), likewise.
+        low: (B, k) features of the low layer; float32, bfloat16 or float16; rows contiguous, any
+            row stride. If `mid` and `high` are None: [low | mid | high] in one tensor (B, 3k), or
+            the reduced features g (B, h). If 3k = h, the former is assumed; see `policy_mlp`.
+        mid: (B, k) features of the middle layer.
+        high: (B, k) features of the high layer.
         weights: The policy.
-        rows: (N,) int64 rows of the input to encode, on its device, so that no gather has to come
-            first; all of them by default. At most 1,024.
-        last: (S,) int64 index into the N rows: the last one of each sequence. By default every row
-            is a sequence of its own.
-        cache: Keeps actions; changed in place. Without one, every call decides.
+        rows: (N,) int64 rows of the input to encode, on its device; saves a gather. At most 1,024;
+            all rows by default.
+        last: (S,) int64 index into the N rows: the last row of each sequence. By default every row
+            is a sequence.
+        cache: Keeps actions; changed in place. Without a cache every call decides.
         slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
-        temperature: 0 takes the largest logit (the first of equal ones); above, actions are drawn
-            from softmax(logits / temperature).
+        temperature: 0 takes the largest logit (ties: the first). Above 0, actions are drawn from
+            softmax(logits / temperature).
         seed: Key of the counter-based generator (Philox-4x32-10), in 0..2**63 - 1.
         offset: Its counter: the same seed and offset repeat a draw.
-        return_features: Whether g is wanted for all rows. Without it, sequences whose action is in
-            the cache cost nothing.
+        return_features: Whether to return g of all rows. If not, sequences whose action is in the
+            cache cost nothing.
 
     Returns:
-        Features, logits, actions and tree parameters. A logit that is not finite (the inputs held
-        NaN or infinity) gives the policy's ``fallback_action``; a cache counts that, and the next
-        step decides anew. On a GPU a slot out of range, which could only be reported by waiting,
-        gives the fallback too and changes no record.
+        Features, logits, actions and tree parameters. If a logit is not finite (the inputs held NaN
+        or infinity), the action is the policy's ``fallback_action``; a cache counts it, and the
+        next step decides again. On a GPU, where reporting a slot out of range would mean waiting,
+        such a slot gets the fallback too and changes no record.
 
     Raises:
         TypeError: A dtype is not allowed.
@@ -97,8 +97,10 @@ def fused_encode(
     check_index("rows", rows, low.device)
     check_index("last", last, low.device)
     if weights.dtype == torch.float64:
-        raise TypeError("weights must be float32, bfloat16 or float16; float64 is the reference's")
-    reduced = mid is None and low.shape[1] != weights.taps_size
+        raise TypeError(
+            "weights must be float32, bfloat16 or float16, got float64 (fused_encode_ref takes it)"
+        )
+    reduced = mid is None and low.shape[1] != weights.joined_size
     encodes = return_features and weights.fc_weight is not None and not reduced
     arguments = _encode_library.flatten(weights, reads_reduced=reduced)
     inputs = (low, mid, high, rows, last, *arguments, temperature, seed, offset, encodes)
@@ -134,11 +136,11 @@ def fused_encode_ref(
     offset: int = 0,
     return_features: bool = True,
 ) -> FusedEncodeOutput:
-    """Return the same, without a cache, in plain torch; for float64 weights, in float64."""
+    """Compute `fused_encode` without a cache in plain torch; in float64 for float64 weights."""
     x = join_features(low, mid, high).to(compute_dtype(weights))
     x = x if rows is None else x[rows]
     features = None
-    if weights.fc_weight is not None and x.shape[1] == weights.taps_size:
+    if weights.fc_weight is not None and x.shape[1] == weights.joined_size:
         g = reduce_features(x, weights)
         features = g.to(torch.promote_types(low.dtype, compute_dtype(weights)))
         if compute_dtype(weights) == torch.float32:
@@ -156,5 +158,5 @@ def fused_encode_ref(
         fallback_action=weights.fallback_action,
     )[:, 0]
     return FusedEncodeOutput(
-        features if return_features else None, logits, action, weights.bins[action.long()]
+        features if return_features else None, logits, action, weights.actions[action.long()]
     )

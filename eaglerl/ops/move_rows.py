@@ -1,4 +1,4 @@
-"""Moves accepted rows of a KV cache to where they stay."""
+"""Moves accepted rows of a KV cache to their final places."""
 
 import torch
 from torch import Tensor
@@ -29,18 +29,18 @@ def _two_strides(cache: Tensor) -> tuple[int, int, int, int]:
 def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
     """Copy ``cache[..., rows[i], :]`` to ``cache[..., destination + i, :]``, in place.
 
-    Rows already in place are left alone, so that accepting a tree's first branch costs nothing.
+    Rows that are already in place are not copied: accepting a tree's first branch costs nothing.
 
     Args:
         cache: (..., capacity, head_dim) of any dtype on the CPU; the last two dimensions
             contiguous, for example the layers, keys and values, and heads of one slot.
         rows: int32 (count,), strictly ascending, ``rows[i] >= destination + i``.
-        destination: The row that the first of them moves to.
+        destination: Destination of the first row.
 
     Raises:
         TypeError: If ``rows`` is not int32.
-        ValueError: If the rows do not ascend so or lie outside, or the layout does not fit: the
-            parts of an expanded cache would be moved several times.
+        ValueError: If the rows do not ascend as required or are out of range, or if the cache's
+            layout does not fit (in an expanded cache, rows would be moved several times).
     """
     if not isinstance(cache, Tensor):
         raise TypeError(f"cache must be a tensor, not {type(cache).__name__}")
@@ -69,5 +69,5 @@ def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
 
 
 def move_rows_ref(cache: Tensor, rows: Tensor, destination: int) -> None:
-    """Return the same in plain torch, for any device."""
+    """Do what `move_rows` does in plain torch, on any device."""
     cache[..., destination : destination + rows.shape[0], :] = cache[..., rows.long(), :]

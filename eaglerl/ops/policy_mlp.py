@@ -1,4 +1,4 @@
-"""The policy's MLP alone, from features that were reduced elsewhere."""
+"""The policy's MLP alone, for features that are reduced already."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def policy_mlp(
     """Choose each sequence's draft tree from the reduced features g.
 
     Args:
-        features: (B, h) float32, bfloat16 or float16; rows contiguous, at any distance.
-        weights: The policy; a FC that it may hold is not used.
-        rows: (S,) int64 rows of `features`, one of each sequence; all of them by default.
+        features: (B, h) float32, bfloat16 or float16; rows contiguous, any row stride.
+        weights: The policy; its FC, if it has one, is not used.
+        rows: (S,) int64 rows of `features`, one for each sequence; all rows by default.
         cache: See `fused_encode`; an adaptive one compares these features.
         slots: See `fused_encode`.
         temperature: See `fused_encode`.
@@ -81,7 +81,7 @@ def policy_mlp_ref(
     seed: int = 0,
     offset: int = 0,
 ) -> PolicyMlpOutput:
-    """Return the same, without a cache, in plain torch; for float64 weights, in float64."""
+    """Compute `policy_mlp` without a cache in plain torch; in float64 for float64 weights."""
     _, logits, action, params = fused_encode_ref(
         features,
         None,
@@ -96,7 +96,7 @@ def policy_mlp_ref(
 
 
 def without_fc(weights: PolicyWeights) -> PolicyWeights:
-    """Return the policy of features, from one that may hold the FC too.
+    """Return a policy without its FC, which then reads reduced features.
 
     Raises:
         TypeError: `weights` are of another type.

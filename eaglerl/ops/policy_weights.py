@@ -1,4 +1,4 @@
-"""The weights of a policy that chooses the draft tree, checked once when they are put together."""
+"""The weights of a policy that chooses the draft tree, checked once on construction."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eaglerl._renamed import renamed_arguments, renamed_fields
 from eaglerl.files import exclusive_folder
 from eaglerl.ops import _policy_sb3 as sb3
-from eaglerl.ops._policy_checks import check_policy_weights, read_bins
+from eaglerl.ops._policy_checks import check_policy_weights, read_actions
 from eaglerl.ops._policy_fields import MlpInput, PolicyFields
 from eaglerl.ops._policy_files import read_policy, write_policy
 from eaglerl.ops._policy_modules import read_modules
 
 
+@renamed_fields(bins="actions")
 @dataclass(frozen=True, eq=False)
 class PolicyWeights(PolicyFields):
     """FC reduction, policy MLP and the parameters of every action.
@@ -28,29 +30,29 @@ class PolicyWeights(PolicyFields):
     - the reduced features ``g = x fc_weight^T + fc_bias`` (EAGLE-3, section 3.1);
     - the logits ``z``, an MLP of ``g``: the actor of stable-baselines3's ``MlpPolicy``.
 
-    Without ``fc_weight`` the MLP reads what ``mlp_input`` says: features that came from elsewhere,
-    or ``x`` itself (a policy trained on it, or one that was folded, see `fold`).
+    Without ``fc_weight`` the MLP reads what ``mlp_input`` says: reduced features that were computed
+    elsewhere, or ``x`` itself (a policy trained on it, or a folded one, see `fold`).
 
     Attributes:
         hidden_weights: One (out, in) matrix for each hidden layer, at least one.
         hidden_biases: One (out,) float32 vector for each.
         output_weight: (horizon * A, in) matrix of the logits.
         output_bias: (horizon * A,) float32.
-        bins: (A, 3) int32: total_tokens, depth and top_k of every action.
+        actions: (A, 3) int32: total_tokens, depth and top_k of every action.
         fc_weight: (h, 3k), or None.
         fc_bias: (h,) float32, or None.
         norm_weight: (3k,) float32, or None for ones.
-        norm_chunks: Chunks of ``x`` that are normalised each by itself: 0, 1 or 3.
+        norm_chunks: Number of chunks of ``x`` with a norm each: 0, 1 or 3.
         eps: Added to a chunk's mean square.
-        activation: After each hidden layer.
+        activation: Activation after each hidden layer.
         mlp_input: "features" for g, "taps" for ``x``.
         horizon: Decisions that one call makes for the cache's scheduled mode; 1 otherwise.
-        fallback_action: The action where a logit is not finite.
+        fallback_action: The action to take if a logit is not finite.
 
-    Matrices are all of one dtype: float32, bfloat16 or float16, or float64 for the reference alone.
+    All matrices have one dtype: float32, bfloat16 or float16; float64 for the reference only.
 
     Raises:
-        TypeError: A field is of another type or dtype.
+        TypeError: A field has the wrong type or dtype.
         ValueError: Shapes or devices do not fit each other, a value is not finite, or a setting is
             unknown. The message names the field.
     """
@@ -61,17 +63,18 @@ class PolicyWeights(PolicyFields):
 
     @classmethod
     def unchecked(cls, **fields: object) -> PolicyWeights:
-        """Make a policy from all of its fields, which the caller knows to be sound."""
+        """Make a policy from all of its fields, which the caller has checked."""
         weights = object.__new__(cls)
         for name, value in fields.items():
             object.__setattr__(weights, name, value)
         return weights
 
     @classmethod
+    @renamed_arguments(bins="actions")
     def from_modules(
         cls,
         mlp: nn.Sequential | Sequence[nn.Module],
-        bins: Tensor | Sequence[Sequence[int]],
+        actions: Tensor | Sequence[Sequence[int]],
         *,
         fc: nn.Linear | None = None,
         norms: Sequence[nn.Module] = (),
@@ -79,27 +82,27 @@ class PolicyWeights(PolicyFields):
         horizon: int = 1,
         fallback_action: int = 0,
     ) -> PolicyWeights:
-        """Copy the weights of modules, matrices in the dtype of the first.
+        """Copy the weights of modules; matrices get the dtype of the first.
 
         Args:
             mlp: Linear layers with one kind of activation (Tanh, ReLU or SiLU) between them.
-            bins: (A, 3) total_tokens, depth and top_k of every action.
+            actions: (A, 3) total_tokens, depth and top_k of every action.
             fc: The draft head's reduction from 3k to h.
             norms: The head's ``fc_norm`` (three modules with ``weight`` and ``eps``) or
                 ``input_norm`` (one); empty for none.
             mlp_input: What the MLP reads if there is no ``fc``.
             horizon: Decisions that one call makes.
-            fallback_action: The action where a logit is not finite.
+            fallback_action: The action to take if a logit is not finite.
 
         Raises:
-            TypeError: ``bins`` are not integers.
-            ValueError: The modules are not such a chain, do not fit, or compute something besides
-                what their weights say (a hook, a subclass, a norm of another kind), in evaluation
-                mode.
+            TypeError: ``actions`` are not integers.
+            ValueError: ``mlp`` has other layers, something does not fit, or a module in evaluation
+                mode computes something other than its weights say (a hook, a subclass, another
+                kind of norm).
         """
         fields = read_modules(
-            mlp,
-            bins,
+            list(mlp),
+            actions,
             fc=fc,
             norms=norms,
             mlp_input=mlp_input,
@@ -109,10 +112,11 @@ class PolicyWeights(PolicyFields):
         return cls(**fields)
 
     @classmethod
+    @renamed_arguments(bins="actions")
     def from_sb3(
         cls,
         model: object,
-        bins: Tensor | Sequence[Sequence[int]],
+        actions: Tensor | Sequence[Sequence[int]],
         *,
         fc: nn.Linear | None = None,
         norms: Sequence[nn.Module] = (),
@@ -122,37 +126,37 @@ class PolicyWeights(PolicyFields):
     ) -> PolicyWeights:
         """Copy the actor of a stable-baselines3 model with ``MlpPolicy``.
 
-        Its greedy action is that of ``model.predict(observation, deterministic=True)``, which is
-        made sure of on random observations of several scales: two actions may change places only
-        where their scores are equal up to rounding. A ``MultiDiscrete([A] * horizon)`` action space
-        gives a policy with that horizon. The model is left as it was, and so are the random states.
+        The greedy action is that of ``model.predict(observation, deterministic=True)``. This is
+        checked on random observations of several scales: actions may differ only where their scores
+        are equal up to rounding. A ``MultiDiscrete([A] * horizon)`` action space gives a policy
+        with that horizon. The model and all random states are left unchanged.
 
         Args:
             model: ``PPO`` or ``A2C`` (``mlp_extractor.policy_net`` and ``action_net``), or ``DQN``
                 (``q_net``).
-            bins: See `from_modules`.
+            actions: See `from_modules`.
             fc: See `from_modules`.
             norms: See `from_modules`.
             mlp_input: What the model's observations are, if there is no ``fc``.
-            fallback_action: The action where a logit is not finite.
+            fallback_action: The action to take if a logit is not finite.
             vec_normalize: The ``VecNormalize`` whose observations the model was trained on; its
-                statistics are folded into the first layer. Its clipping cannot be: where
-                observations may lie further than ``clip_obs`` standard deviations from the mean, a
+                statistics are folded into the first layer. Its clipping cannot be folded: if
+                observations can be more than ``clip_obs`` standard deviations from the mean, a
                 warning says so.
 
         Raises:
-            ValueError: The policy is of another kind, its action space does not fit ``bins``, or it
-                computes something besides its layers: the message says on what share of the
-                observations. Or it was trained with a ``VecNormalize`` that is not given, or one
-                that clips what is usual.
+            ValueError: The policy is of another kind, its action space does not fit ``actions``,
+                or it computes something besides its layers (the message says on what share of the
+                observations). Or it was trained with a ``VecNormalize`` that is not given, or with
+                one that clips common observations.
         """
         layers = sb3.read_layers(model)
-        bins = read_bins(bins)
-        horizon = sb3.read_horizon(model, len(bins))
+        actions = read_actions(actions)
+        horizon = sb3.read_horizon(model, len(actions))
         sb3.check_observations(model, layers[0])
         sb3.check_normalization(model, vec_normalize)
         mlp = cls.from_modules(
-            layers, bins, mlp_input=mlp_input, horizon=horizon, fallback_action=fallback_action
+            layers, actions, mlp_input=mlp_input, horizon=horizon, fallback_action=fallback_action
         )
         plain = mlp
         if vec_normalize is not None:
@@ -161,24 +165,23 @@ class PolicyWeights(PolicyFields):
         if fc is None and not norms:
             return mlp
         whole = cls.from_modules(
-            layers, bins, fc=fc, norms=norms, mlp_input=mlp_input, horizon=horizon,
+            layers, actions, fc=fc, norms=norms, mlp_input=mlp_input, horizon=horizon,
             fallback_action=fallback_action,
         )  # fmt: skip
         return replace(whole, hidden_weights=mlp.hidden_weights, hidden_biases=mlp.hidden_biases)
 
     def fold(self) -> PolicyWeights:
-        """Multiply the FC into the first hidden layer, for use where g itself is not needed.
+        """Multiply the FC into the first hidden layer, for use if g itself is not needed.
 
-        Nothing non-linear lies between the two: ``W1 (Wfc (n * x) + b) + b1`` is ``(W1 Wfc
-        diag(n)) x + (W1 b + b1)``, for normalised features x and the norms' weight n. The chunks'
-        scales depend on x and stay. Products are made in float64, then rounded to the weights'
-        dtype.
+        Both are linear: ``W1 (Wfc (n * x) + b) + b1`` is ``(W1 Wfc diag(n)) x + (W1 b + b1)``, for
+        normalised features x and the norms' weight n. The chunks' scales depend on x and stay.
+        Products are computed in float64 and rounded to the weights' dtype.
 
         Returns:
             Weights whose MLP reads x.
 
         Raises:
-            ValueError: There is no ``fc_weight`` to fold.
+            ValueError: The weights have no ``fc_weight``.
         """
         if self.fc_weight is None:
             raise ValueError("fold() needs weights with fc_weight; these have none")
@@ -200,7 +203,7 @@ class PolicyWeights(PolicyFields):
         )
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a folder, each as a whole.
+        """Write ``config.json`` and ``model.safetensors`` into a folder, each atomically.
 
         Raises:
             AlreadyLockedError: Another process is writing into the folder.
@@ -209,18 +212,18 @@ class PolicyWeights(PolicyFields):
             self.write_into(Path(path))
 
     def write_into(self, folder: Path) -> None:
-        """Write into an existing folder whose lock the caller holds; see `save_pretrained`."""
+        """Write into an existing folder, whose lock the caller holds; see `save_pretrained`."""
         write_policy(folder, self.tensors(), self)
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *, device: torch.device | str = "cpu"
     ) -> PolicyWeights:
-        """Read what `save_pretrained` wrote.
+        """Read a policy that `save_pretrained` wrote.
 
         Raises:
-            ValueError: A file is missing, malformed or of another format, or the weights break an
-                invariant; the message names the file or the folder and the field.
+            ValueError: A file is missing, malformed or of another format, or the weights do not
+                fit. The message names the file or the folder, and the field.
         """
         fields = read_policy(path)
         try:

@@ -18,10 +18,10 @@ def rms_norm(
     """Compute ``x / sqrt(mean(x**2) + eps) * weight`` for every row.
 
     Args:
-        x: float32 (N, hidden) on the CPU; rows contiguous, at any distance.
+        x: float32 (N, hidden) on the CPU; rows contiguous, any row stride.
         weight: float32 (hidden,).
         eps: Added to the mean square.
-        index: int64 (M,): row r of the result is made from ``x[index[r]]`` (an embedding lookup
+        index: int64 (M,): row r of the result is computed from ``x[index[r]]`` (an embedding lookup
             and its norm in one pass). Default: all rows in order.
         out: float32 (M, hidden) to write to; may be a slice of columns of a wider buffer.
 
@@ -29,9 +29,9 @@ def rms_norm(
         ``out``, or a new tensor (M, hidden).
 
     Raises:
-        TypeError: If a dtype is another.
+        TypeError: If a tensor has the wrong dtype.
         ValueError: If a shape, device or stride does not fit, an index is outside ``x``, or
-            ``out`` covers part of ``x``; it may be ``x`` itself where there is no index.
+            ``out`` overlaps part of ``x``. Without an index it may be ``x`` itself.
     """
     x_stride = check_rows("x", x)
     available, hidden = x.shape
@@ -50,7 +50,9 @@ def rms_norm(
         raise ValueError(f"out must have {rows} rows, not shape {tuple(out.shape)}")
     check_apart("out", out, "x", x)
     if index is not None and out.data_ptr() == x.data_ptr() and out.numel():
-        raise ValueError("out must not be x where index is given: rows would be read after a write")
+        raise ValueError(
+            "out must not be x if index is given: rows would be read after they are written"
+        )
     C.rms_norm(
         x.data_ptr(), x_stride, available, index_address, weight.data_ptr(),
         out.data_ptr(), out_stride, rows, hidden, eps, thread_count(),
@@ -59,7 +61,7 @@ def rms_norm(
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, *, index: Tensor | None = None) -> Tensor:
-    """Return the same in plain torch, for any dtype and device."""
+    """Compute `rms_norm` in plain torch, for any dtype and device."""
     if index is not None:
         x = x[index]
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight

@@ -8,17 +8,17 @@ from eaglerl.ops._check import check_apart, check_contiguous, check_rows
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Compute ``silu(gate) * up`` where every row holds the gate, then as many values of up.
+    """Compute ``silu(gate) * up`` for rows that hold the gate, followed by up.
 
     Args:
         gate_up: float32 (M, 2 * intermediate) on the CPU; rows contiguous.
-        out: float32 (M, intermediate), contiguous, to write to.
+        out: float32 (M, intermediate) to write to; contiguous.
 
     Returns:
         ``out``, or a new tensor (M, intermediate).
 
     Raises:
-        TypeError: If a dtype is another.
+        TypeError: If a tensor has the wrong dtype.
         ValueError: If a shape, device or stride does not fit.
     """
     stride = check_rows("gate_up", gate_up)
@@ -33,12 +33,12 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
         if rows and out.data_ptr() != gate_up.data_ptr():
             check_apart("out", out, "gate_up", gate_up)
         elif rows > 1 and stride < width:
-            raise ValueError("out must not be gate_up where rows of that overlap")
+            raise ValueError("out must not be gate_up if the rows of gate_up overlap")
     C.silu_mul(gate_up.data_ptr(), stride, out.data_ptr(), rows, intermediate, thread_count())
     return out
 
 
 def silu_mul_ref(gate_up: Tensor) -> Tensor:
-    """Return the same in plain torch, for any dtype and device."""
+    """Compute `silu_mul` in plain torch, for any dtype and device."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up

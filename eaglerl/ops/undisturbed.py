@@ -1,4 +1,4 @@
-"""Running modules of others without a trace."""
+"""Running modules without side effects."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 @contextmanager
 def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run modules as at inference, and leave them and all random states as they were.
+    """Run modules in evaluation mode and restore their modes and all random states afterwards.
 
     Args:
-        modules: their submodules included.
+        modules: The modules; their submodules are included.
     """
     every = [part for module in modules for part in module.modules()]
     training = [part.training for part in every]

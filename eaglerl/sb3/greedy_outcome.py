@@ -42,7 +42,7 @@ def greedy_outcomes(weights: PolicyWeights, windows: TraceWindows) -> GreedyOutc
     Raises:
         ValueError: the policy has other actions, or reads observations of another width.
     """
-    if not torch.equal(weights.bins.cpu(), windows.actions.tensor):
+    if not torch.equal(weights.actions.cpu(), windows.actions.tensor):
         raise ValueError(
             f"weights must choose from the {len(windows.actions)} actions of windows, got "
             f"{weights.num_actions} that differ"

@@ -207,7 +207,7 @@ def test_launch_without_a_device_is_an_error() -> None:
     cache = ActionCache(2)
     before = cache.state.clone()
     with pytest.raises(RuntimeError, match=r"CUDA launch failed: .*CUDA"):
-        step_cuda(torch.randn(2, 6), weights.bins, None, cache.state, *[None] * 3, 0, *GREEDY, 0)
+        step_cuda(torch.randn(2, 6), weights.actions, None, cache.state, *[None] * 3, 0, *GREEDY, 0)
     assert torch.equal(cache.state, before)
 
 
@@ -218,7 +218,7 @@ def test_extension_without_cuda_says_what_to_do(monkeypatch: pytest.MonkeyPatch)
         decide_cuda(weights, *[torch.randn(2, 5)] * 3, None, None, None, None, *GREEDY)
     state = ActionCache(2).state
     with pytest.raises(RuntimeError, match=r"built without CUDA kernels: .*EAGLERL_WITH_CUDA=1"):
-        step_cuda(torch.randn(2, 6), weights.bins, None, state, *[None] * 3, 0, *GREEDY, 0)
+        step_cuda(torch.randn(2, 6), weights.actions, None, state, *[None] * 3, 0, *GREEDY, 0)
 
 
 def test_kernels_need_no_triton() -> None:

@@ -31,7 +31,7 @@ def decisions_of(weights: PolicyWeights, logits: Tensor) -> tuple[list[tuple[int
     finite = bool(np.isfinite(wide(logits)).all())
     windows = wide(logits).reshape(weights.horizon, -1)
     actions = windows.argmax(-1) if finite else [weights.fallback_action] * weights.horizon
-    return [(int(a), *weights.bins[int(a)].tolist()) for a in actions], finite
+    return [(int(a), *weights.actions[int(a)].tolist()) for a in actions], finite
 
 
 def next_inputs(taps: list[Tensor], generator: torch.Generator) -> None:
@@ -131,32 +131,32 @@ def test_slot_out_of_range_touches_no_record(emulation: ModuleType, mode: str) -
     slots = torch.tensor([3, 1, -1, 2**40])
     logits, action, params = decide_cuda(weights, *taps, None, None, cache, slots, *GREEDY)
     assert action[[0, 2, 3]].tolist() == [2, 2, 2]
-    assert torch.equal(params[0], weights.bins[2])
+    assert torch.equal(params[0], weights.actions[2])
     assert logits[[0, 2, 3]].isnan().all()
     assert cache.state[:, WORDS["misses"]].tolist() == [0, 1, 0]
     given = torch.randn(4, 6 * horizon)
     features = torch.randn(4, 64) if mode == "adaptive" else None
-    action, params = step(given, weights.bins, cache, slots, features, (0.0, 0, 0, 2))
+    action, params = step(given, weights.actions, cache, slots, features, (0.0, 0, 0, 2))
     assert action[[0, 2, 3]].tolist() == [2, 2, 2]
-    assert torch.equal(params[3], weights.bins[2])
+    assert torch.equal(params[3], weights.actions[2])
     assert cache.state[[0, 2], WORDS["misses"]].tolist() == [0, 0]
 
 
 def step(
     logits: Tensor,
-    bins: Tensor,
+    trees: Tensor,
     cache: ActionCache,
     slots: Tensor | None,
     features: Tensor | None,
     settings: tuple[float, int, int, int],
 ) -> tuple[Tensor, Tensor]:
     kept = (cache.state, cache.reference, cache.ring, slots, cache.mode)
-    return step_cuda(logits, bins, features, *kept, *settings)
+    return step_cuda(logits, trees, features, *kept, *settings)
 
 
 def step_on_cpu(
     logits: Tensor,
-    bins: Tensor,
+    trees: Tensor,
     cache: ActionCache,
     slots: Tensor,
     features: Tensor | None,
@@ -164,9 +164,9 @@ def step_on_cpu(
 ) -> tuple[Tensor, Tensor]:
     action = torch.empty(len(logits), dtype=torch.int32)
     params = torch.empty(len(logits), 3, dtype=torch.int32)
-    tensors = (logits, bins, features, cache.state, cache.reference, cache.ring, slots, action)
+    tensors = (logits, trees, features, cache.state, cache.reference, cache.ring, slots, action)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*tensors, params)]
-    sizes = (len(logits), len(bins), cache.horizon, cache.slots, cache.reference_size or 0)
+    sizes = (len(logits), len(trees), cache.horizon, cache.slots, cache.reference_size or 0)
     C.action_cache_step(*addresses, *sizes, cache.mode, *settings)
     return action, params
 
@@ -177,7 +177,7 @@ def test_step_agrees_with_the_cpu_bit_for_bit(
     emulation: ModuleType, mode: str, actions: int
 ) -> None:
     horizon = 3 if mode == "scheduled" else 1
-    bins = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
     device, host = (make_cache(mode, 6, 3, horizon, 50) for _ in range(2))
     features = [torch.randn(4, 50)]
     generator = torch.Generator().manual_seed(3)
@@ -189,8 +189,8 @@ def test_step_agrees_with_the_cpu_bit_for_bit(
         slots = torch.randperm(6, generator=generator)[:4]
         emulation.set_order(cycle % 4)
         settings = (0.0, 0, cycle, actions - 1)
-        given = step(logits, bins, device, slots, compared, settings)
-        wanted = step_on_cpu(logits, bins, host, slots, compared, settings)
+        given = step(logits, trees, device, slots, compared, settings)
+        wanted = step_on_cpu(logits, trees, host, slots, compared, settings)
         assert torch.equal(given[0], wanted[0])
         assert torch.equal(given[1], wanted[1])
         if mode == "adaptive":
@@ -213,10 +213,10 @@ def test_draws_invert_the_distribution(
     emulation: ModuleType, actions: int, temperature: float
 ) -> None:
     sequences, horizon, seed, offset = 40, 3, 2**40 + 17, 2**33 + 5
-    bins = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
     logits = torch.randn(sequences, horizon * actions)
     cache = ActionCache(sequences, 1, "scheduled", horizon=horizon)
-    action, params = step(logits, bins, cache, None, None, (temperature, seed, offset, 0))
+    action, params = step(logits, trees, cache, None, None, (temperature, seed, offset, 0))
     weights = np.exp(wide(logits).reshape(sequences, horizon, actions) / temperature)
     share = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
     uniform = philox_uniform(seed, offset, sequences, horizon).numpy()
@@ -226,15 +226,15 @@ def test_draws_invert_the_distribution(
     expected = np.minimum((share > uniform[..., None]).argmax(-1), actions - 1)
     assert (drawn[clear] == expected[clear]).all()
     assert torch.equal(action, cache.ring[:, 0, 0])
-    assert torch.equal(params, bins[action.long()])
-    assert torch.equal(cache.ring[:, :, 1:], bins[cache.ring[:, :, 0].long()])
+    assert torch.equal(params, trees[action.long()])
+    assert torch.equal(cache.ring[:, :, 1:], trees[cache.ring[:, :, 0].long()])
     assert cache.ring.shape[-1] == RING_WORDS
 
 
 def test_a_tiny_temperature_is_greedy(emulation: ModuleType) -> None:
     logits = torch.randn(5, 40)
-    bins = torch.ones(40, 3, dtype=torch.int32)
-    action, _ = step(logits, bins, ActionCache(5), None, None, (1e-60, 1, 1, 0))
+    trees = torch.ones(40, 3, dtype=torch.int32)
+    action, _ = step(logits, trees, ActionCache(5), None, None, (1e-60, 1, 1, 0))
     assert torch.equal(action, logits.argmax(-1).to(torch.int32))
 
 
@@ -243,7 +243,7 @@ def test_decisions_draw_by_their_sequence(emulation: ModuleType) -> None:
     taps = [torch.randn(19, 8) for _ in range(3)]
     logits, action, _ = decide_cuda(weights, *taps, *[None] * 4, 0.8, 9, 4)
     cache = ActionCache(19)
-    again, _ = step(logits, weights.bins, cache, None, None, (0.8, 9, 4, 0))
+    again, _ = step(logits, weights.actions, cache, None, None, (0.8, 9, 4, 0))
     assert torch.equal(action, again)
     assert len(action.unique()) > 3
 
@@ -256,4 +256,4 @@ def test_cache_that_does_not_fit(emulation: ModuleType) -> None:
         decide_cuda(weights, *taps, None, None, wrong, None, *GREEDY)
     cache = make_cache("adaptive", 2, 5, 1)
     with pytest.raises(ValueError, match="an adaptive cache needs features"):
-        step(torch.randn(2, 6), weights.bins, cache, None, None, (0.0, 0, 0, 0))
+        step(torch.randn(2, 6), weights.actions, cache, None, None, (0.0, 0, 0, 0))

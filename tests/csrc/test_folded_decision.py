@@ -58,7 +58,7 @@ def make_weights(
         hidden_biases=tuple(biases[:-1]),
         output_weight=matrices[-1],
         output_bias=biases[-1],
-        bins=torch.randint(1, 60, (actions, 3), dtype=torch.int32),
+        actions=torch.randint(1, 60, (actions, 3), dtype=torch.int32),
         horizon=horizon,
         **settings,
     )
@@ -76,7 +76,7 @@ def check(weights: PolicyWeights, x: np.ndarray, decided: tuple[Tensor, ...]) ->
     assert (np.abs(wide(logits) - expected) <= bound).all()
     chosen = logits[:, : weights.num_actions].argmax(-1)
     assert torch.equal(action, chosen.to(torch.int32))
-    assert torch.equal(params, weights.bins[chosen])
+    assert torch.equal(params, weights.actions[chosen])
 
 
 @RELAXED
@@ -212,7 +212,7 @@ def test_index_out_of_range_gives_the_fallback(emulation: ModuleType) -> None:
     logits, action, params = decide_cuda(weights, *taps, rows, None, None, None, *GREEDY)
     assert logits[[1, 2]].isnan().all()
     assert action[[1, 2]].tolist() == [4, 4]
-    assert torch.equal(params[1], weights.bins[4])
+    assert torch.equal(params[1], weights.actions[4])
     assert logits[[0, 3]].isfinite().all()
     last = torch.tensor([1, 4, -1])
     action = decide_cuda(weights, *taps, rows[[0, 3]], last, None, None, *GREEDY)[1]
@@ -257,8 +257,8 @@ def test_stands_in_where_triton_is_missing(
         assert features is None
         check(weights, wide(torch.cat(taps, -1)), tuple(decided))
     cache = ActionCache(2)
-    logits, bins = torch.randn(2, 6), weights.bins
-    action, _ = action_cache_step_cuda(logits, bins, None, cache.state, *[None] * 3, 0, *GREEDY, 0)
+    logits, trees = torch.randn(2, 6), weights.actions
+    action, _ = action_cache_step_cuda(logits, trees, None, cache.state, *[None] * 3, 0, *GREEDY, 0)
     assert torch.equal(action, logits.argmax(-1).to(torch.int32))
     assert emulation.launches() == before + 3
 

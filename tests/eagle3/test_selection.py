@@ -124,12 +124,12 @@ def test_nodes_that_are_no_integers_are_refused() -> None:
     builder = builder_of(0)
     for nodes, looked_up, name in (
         ([0.5], (), "nodes"),
-        ([0], ["a"], "chain"),
+        ([0], ["a"], "lookup_tokens"),
         (None, (), "nodes"),
     ):
         with pytest.raises(TypeError, match=f"{name} must be a sequence of integers"):
             builder.finish_selected(nodes, looked_up)
-    with pytest.raises(TypeError, match="chain must be a sequence of integers"):
+    with pytest.raises(TypeError, match="lookup_tokens must be a sequence of integers"):
         builder.lookup_nodes(["a"], 1)
 
 

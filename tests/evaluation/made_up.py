@@ -137,6 +137,6 @@ def write_policy(folder: Path) -> None:
         hidden_biases=(torch.zeros(4),),
         output_weight=torch.randn(len(ACTIONS), 4, generator=generator),
         output_bias=torch.zeros(len(ACTIONS)),
-        bins=ACTIONS.tensor,
+        actions=ACTIONS.tensor,
     )
     write_policy_folder(folder, weights, settings, algorithm="ppo", model={})

@@ -77,14 +77,20 @@ def test_logits_match_the_reference(
     assert (np.abs(wide(logits.cpu()) - wide(expected.logits)) <= bound).all()
     chosen = logits.cpu().argmax(-1)
     assert torch.equal(action.cpu(), chosen.to(torch.int32))
-    assert torch.equal(params.cpu(), weights.bins[chosen])
+    assert torch.equal(params.cpu(), weights.actions[chosen])
 
 
 def test_folded_weights_and_strided_rows() -> None:
     full = PolicyWeights(
         **{
             name: getattr(make_weights(192, (64,), 20, mlp_input="features"), name)
-            for name in ("hidden_weights", "hidden_biases", "output_weight", "output_bias", "bins")
+            for name in (
+                "hidden_weights",
+                "hidden_biases",
+                "output_weight",
+                "output_bias",
+                "actions",
+            )
         },
         fc_weight=torch.randn(192, 3 * 320) / 30,
         norm_weight=torch.rand(3 * 320) + 0.5,
@@ -145,7 +151,7 @@ def test_integer_state_agrees_with_the_cpu(mode: str, sequences: int) -> None:
         slots = torch.randperm(sequences + 3)[:sequences]
         logits, action, params = decide(device_weights, [features.cuda()], device, slots.cuda())
         # From the device's own logits; where it held, NaN, which would count as a fallback here.
-        given = step_on_cpu(logits.cpu(), weights.bins, host, slots, features)
+        given = step_on_cpu(logits.cpu(), weights.actions, host, slots, features)
         assert torch.equal(action.cpu(), given[0])
         assert torch.equal(params.cpu(), given[1])
         state = device.state.cpu()
@@ -157,14 +163,14 @@ def test_integer_state_agrees_with_the_cpu(mode: str, sequences: int) -> None:
 
 
 def step_on_cpu(
-    logits: Tensor, bins: Tensor, cache: ActionCache, slots: Tensor, features: Tensor
+    logits: Tensor, trees: Tensor, cache: ActionCache, slots: Tensor, features: Tensor
 ) -> tuple[Tensor, Tensor]:
     action = torch.empty(len(logits), dtype=torch.int32)
     params = torch.empty(len(logits), 3, dtype=torch.int32)
     compared = None if cache.reference is None else features
-    tensors = (logits, bins, compared, cache.state, cache.reference, cache.ring, slots, action)
+    tensors = (logits, trees, compared, cache.state, cache.reference, cache.ring, slots, action)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*tensors, params)]
-    sizes = (len(logits), len(bins), cache.horizon, cache.slots, cache.reference_size or 0)
+    sizes = (len(logits), len(trees), cache.horizon, cache.slots, cache.reference_size or 0)
     C.action_cache_step(*addresses, *sizes, cache.mode, *GREEDY, 0)
     return action, params
 
@@ -172,27 +178,27 @@ def step_on_cpu(
 @pytest.mark.parametrize("mode", MODES)
 def test_step_agrees_with_the_cpu(mode: str) -> None:
     horizon = 2 if mode == "scheduled" else 1
-    bins = torch.randint(1, 60, (70, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (70, 3), dtype=torch.int32)
     extra = {"reference_size": 50} if mode == "adaptive" else {"horizon": horizon}
     device, host = ActionCache(9, 3, mode, "cuda", **extra), ActionCache(9, 3, mode, **extra)
     for _ in range(100):
         logits = torch.randn(6, horizon * 70)
         logits[torch.rand(logits.shape) < 0.001] = torch.inf
         features, slots = torch.randn(6, 50), torch.randperm(9)[:6]
-        wanted = step_on_cpu(logits, bins, host, slots, features)
+        wanted = step_on_cpu(logits, trees, host, slots, features)
         compared = features.cuda() if mode == "adaptive" else None
         kept = (device.state, device.reference, device.ring, slots.cuda(), device.mode)
-        given = step_cuda(logits.cuda(), bins.cuda(), compared, *kept, *GREEDY, 0)
+        given = step_cuda(logits.cuda(), trees.cuda(), compared, *kept, *GREEDY, 0)
         assert torch.equal(given[0].cpu(), wanted[0])
         assert torch.equal(given[1].cpu(), wanted[1])
     assert device.stats() == host.stats()
 
 
 def test_draws_invert_the_distribution() -> None:
-    logits, bins = torch.randn(500, 100), torch.ones(100, 3, dtype=torch.int32)
+    logits, trees = torch.randn(500, 100), torch.ones(100, 3, dtype=torch.int32)
     cache = ActionCache(500, 1, "fixed", "cuda")
     kept = (cache.state, None, None, None, cache.mode)
-    action, _ = step_cuda(logits.cuda(), bins.cuda(), None, *kept, 0.8, 11, 2**35, 0)
+    action, _ = step_cuda(logits.cuda(), trees.cuda(), None, *kept, 0.8, 11, 2**35, 0)
     share = (logits.double() / 0.8).softmax(-1).cumsum(-1)
     uniform = philox_uniform(11, 2**35, 500, 1)
     clear = (share - uniform).abs().amin(-1) > 1e-5  # else rounding decides

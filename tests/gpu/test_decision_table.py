@@ -59,7 +59,7 @@ def eager(weights: PolicyWeights, low: Tensor, mid: Tensor, high: Tensor) -> tup
         value = torch.tanh(torch.nn.functional.linear(value, weight, bias.to(weight.dtype)))
     logits = torch.nn.functional.linear(value, weights.output_weight)
     action = logits.argmax(-1)
-    return g, action, weights.bins[action]
+    return g, action, weights.actions[action]
 
 
 def eager_mlp(weights: PolicyWeights, features: Tensor) -> tuple[Tensor, ...]:
@@ -67,12 +67,12 @@ def eager_mlp(weights: PolicyWeights, features: Tensor) -> tuple[Tensor, ...]:
     for weight, bias in zip(weights.hidden_weights, weights.hidden_biases, strict=True):
         value = torch.tanh(torch.nn.functional.linear(value, weight, bias.to(weight.dtype)))
     action = torch.nn.functional.linear(value, weights.output_weight).argmax(-1)
-    return action, weights.bins[action]
+    return action, weights.actions[action]
 
 
 def runners(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[Call, int]]:
     """Return the calls by name, and the bytes of weights that each has to read."""
-    k = weights.taps_size // 3
+    k = weights.joined_size // 3
     taps = [torch.randn(rows, k, device=device).to(weights.dtype) for _ in range(3)]
     folded, alone = weights.fold(), without_fc(weights)
     last = torch.tensor([rows - 1], device=device)

@@ -90,7 +90,7 @@ def test_against_float64(reads: str, k: int, rows: int, types: tuple) -> None:
             expected = model_features(x, weights)
             assert_within(features.cpu(), expected, extra=ROUNDING[types[0]])
         assert torch.equal(action, logits.argmax(1).int())
-        assert torch.equal(params.cpu(), weights.bins[action.long().cpu()])
+        assert torch.equal(params.cpu(), weights.actions[action.long().cpu()])
 
 
 @pytest.mark.parametrize("k", [576, 2048, 4096])
@@ -173,7 +173,7 @@ def test_steps_from_logits_agree_with_the_cpu(mode: str) -> None:
     horizon, slots = 2 if mode == "scheduled" else 1, 12
     options = {"adaptive": {"reference_size": 20}, "scheduled": {"horizon": 2}}.get(mode, {})
     ours, native = (ActionCache(slots, 3, mode, device, **options) for device in ("cuda", "cpu"))
-    bins, directions = torch.randint(1, 60, (9, 3), dtype=torch.int32), torch.randn(3, 20)
+    trees, directions = torch.randint(1, 60, (9, 3), dtype=torch.int32), torch.randn(3, 20)
     for step in range(40):
         count = 1 + step % slots
         logits = torch.randn(count, horizon * 9)
@@ -185,9 +185,9 @@ def test_steps_from_logits_agree_with_the_cpu(mode: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         moved = None if features is None else features.cuda()
         got = action_cache_step(
-            logits.cuda(), bins.cuda(), ours, slots=numbers.cuda(), features=moved
+            logits.cuda(), trees.cuda(), ours, slots=numbers.cuda(), features=moved
         )
-        expected = action_cache_step(logits, bins, native, slots=numbers, features=features)
+        expected = action_cache_step(logits, trees, native, slots=numbers, features=features)
         assert torch.equal(got[0].cpu(), expected[0])
         words = [word for name, word in WORDS.items() if name != "reference_norm"]
         assert torch.equal(ours.state[:, words].cpu(), native.state[:, words])

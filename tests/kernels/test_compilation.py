@@ -52,7 +52,7 @@ def make_weights(k: int, dtype: torch.dtype, form: str) -> PolicyWeights:
         hidden_biases=tuple(on_meta(rows) for rows in HIDDEN),
         output_weight=on_meta(ACTIONS, HIDDEN[-1], dtype=dtype),
         output_bias=on_meta(ACTIONS),
-        bins=on_meta(ACTIONS, 3, dtype=torch.int32),
+        actions=on_meta(ACTIONS, 3, dtype=torch.int32),
         fc_weight=on_meta(k, 3 * k, dtype=dtype) if fused else None,
         norm_weight=on_meta(3 * k) if fused else None,
         norm_chunks=0 if form == "features" else 3,
@@ -99,9 +99,9 @@ class Case:
         cache = make_cache(self.mode, self.k if compares_g else 64)
         last = on_meta(self.sequences, dtype=torch.int64)
         if self.form == "step":
-            logits, bins = on_meta(self.sequences, ACTIONS), on_meta(ACTIONS, 3, dtype=torch.int32)
+            logits, trees = on_meta(self.sequences, ACTIONS), on_meta(ACTIONS, 3, dtype=torch.int32)
             features = on_meta(self.sequences, 64) if self.mode == "adaptive" else None
-            return prepare_action_cache_step(logits, bins, features, cache, last, GREEDY, 0)[0]
+            return prepare_action_cache_step(logits, trees, features, cache, last, GREEDY, 0)[0]
         weights = make_weights(self.k, self.dtype, self.form)
         parts = 1 if self.form == "features" else 3
         inputs = tuple(on_meta(64, self.k, dtype=self.dtype) for _ in range(parts))

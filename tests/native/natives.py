@@ -211,7 +211,7 @@ def _draft_tree_builder(source: Source, memory: Memory) -> Step:
         "finish": [source.choice((1, 4, 9)), *tree],
         "select": [source.sample(range(12), source.randrange(4)), [1, 2, 3][: source.randrange(4)]],
         "finish_selected": tree,
-        "chain_nodes": [[1, 2, 3], source.choice((0, 2, 9)), memory.int64(9)],
+        "lookup_nodes": [[1, 2, 3], source.choice((0, 2, 9)), memory.int64(9)],
         "scores": [memory(1000)],
     }
 
@@ -238,14 +238,14 @@ def _spoiled_array(array: np.ndarray | None, source: Source, share: float = 0.02
 
 
 def _acceptance_scorer(source: Source, memory: Memory) -> Step:
-    top_k, depth, rows, chain = 3, 2, source.choice((1, 8)), source.choice((0, 4))
+    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
 
     def net(inputs: int) -> tuple[Any, ...]:
         shapes = [(inputs, 5), (5,), (5, 6), (6,), (6, 1), (1,)]
         return tuple(_spoiled_array(source.floats(*shape).numpy(), source) for shape in shapes)
 
     def drive(*_: Any) -> None:
-        sizes = [top_k, depth, rows, chain]
+        sizes = [top_k, depth, rows, lookup]
         if source.random() < 0.3:
             sizes = spoil_numbers(sizes, source)
         scorer = C.AcceptanceScorer(

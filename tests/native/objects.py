@@ -65,7 +65,7 @@ def _drive(actions: list[Callable[[], Any]], source: Source, count: int) -> str:
 def fused_encoder(source: Source) -> str:
     weights = make_weights(source, horizon=source.choice((1, 2)))
     wide = weights.fc_weight is not None and source.random() < 0.5
-    size = weights.feature_size if wide or weights.taps_size is None else 64
+    size = weights.feature_size if wide or weights.joined_size is None else 64
     cache = make_cache(source, 4, weights.horizon, size) if source.random() < 0.7 else None
     low, mid, high = inputs_of(source, weights, 3)
     encoder = ops.FusedEncoder(
@@ -110,7 +110,7 @@ def fused_encoder(source: Source) -> str:
 def action_cache(source: Source) -> str:
     horizon = source.choice((1, 1, 3))
     cache = make_cache(source, source.choice((1, 3)), horizon, 5)
-    bins = source.integers(1, 60, 4, 3, dtype=torch.int32)
+    trees = source.integers(1, 60, 4, 3, dtype=torch.int32)
     rows = cache.slots
     caches = [cache]
 
@@ -118,7 +118,7 @@ def action_cache(source: Source) -> str:
         features = source.floats(rows, 5)
         logits = source.floats(rows, horizon * 4)
         action, params = ops.action_cache_step(
-            logits, bins, caches[0], features=features, **options
+            logits, trees, caches[0], features=features, **options
         )
         assert action.shape == (rows,) and params.shape == (rows, 3), "different"  # noqa: PT018
 

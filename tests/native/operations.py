@@ -28,7 +28,7 @@ def make_weights(source: Source, **fields: Any) -> ops.PolicyWeights:
         "hidden_biases": [source.floats(hidden)],
         "output_weight": matrices[1],
         "output_bias": source.floats(horizon * actions),
-        "bins": source.integers(1, 60, actions, 3, dtype=torch.int32),
+        "actions": source.integers(1, 60, actions, 3, dtype=torch.int32),
         "fc_weight": source.floats(width, 3 * k).to(dtype) if reads == "fc" else None,
         "fc_bias": source.floats(width) if reads == "fc" else None,
         "norm_weight": source.floats(3 * k) if chunks else None,
@@ -51,8 +51,8 @@ def make_cache(source: Source, slots: int, horizon: int, compared: int) -> ops.A
 
 def inputs_of(source: Source, weights: ops.PolicyWeights, rows: int) -> list[Tensor | None]:
     dtype = source.choice((torch.float32, torch.float32, torch.bfloat16, torch.float16))
-    whole = source.floats(rows, weights.taps_size or weights.feature_size).to(dtype)
-    if weights.taps_size is None or source.random() < 0.5:
+    whole = source.floats(rows, weights.joined_size or weights.feature_size).to(dtype)
+    if weights.joined_size is None or source.random() < 0.5:
         return [whole, None, None]
     return [part.contiguous() for part in whole.chunk(3, 1)]
 
@@ -174,7 +174,7 @@ def fused_encode(source: Source) -> Call:
     expected = dict(arguments)
     if source.random() < 0.4:
         wide = arguments["return_features"] and weights.fc_weight is not None
-        size = weights.feature_size if wide or weights.taps_size is None else 64
+        size = weights.feature_size if wide or weights.joined_size is None else 64
         arguments["cache"] = make_cache(source, count + 1, weights.horizon, size)
         arguments["slots"] = source.permuted(count, count + 1)
     return (
@@ -208,7 +208,7 @@ def _step_arguments(source: Source) -> tuple[dict[str, Any], ops.ActionCache]:
         cache.state.copy_(words if source.random() < 0.5 else cache.state | words)
     arguments = {
         "logits": source.floats(count, horizon * actions),
-        "bins": source.integers(1, 60, actions, 3, dtype=torch.int32),
+        "actions": source.integers(1, 60, actions, 3, dtype=torch.int32),
         "features": source.floats(count, 20),
         "slots": source.permuted(count, 5),
         "temperature": source.choice((0.0, 0.5)),
@@ -244,7 +244,7 @@ def _operator_arguments(source: Source, cached: bool) -> tuple[dict[str, Any], A
     if cached:
         last, rows = arguments["last"], arguments["rows"]
         count = len(last if last is not None else rows if rows is not None else arguments["low"])
-        size = weights.feature_size if wide or weights.taps_size is None else 64
+        size = weights.feature_size if wide or weights.joined_size is None else 64
         cache = make_cache(source, count + 1, weights.horizon, size)
         arguments |= {"state": cache.state, "reference": cache.reference, "ring": cache.ring}
         arguments |= {"slots": source.permuted(count, count + 1), "cache_mode": cache.mode}
@@ -273,7 +273,7 @@ def policy_weights(source: Source) -> Call:
 
     def construct(**given: Any) -> None:
         made = ops.PolicyWeights(**given)
-        width = made.taps_size or made.feature_size
+        width = made.joined_size or made.feature_size
         ops.fused_encode(torch.ones(1, width), None, None, made, return_features=False)
 
     return construct, arguments, None

@@ -26,12 +26,12 @@ class Modules:
     fc: nn.Linear
     norms: list[Norm]
     mlp: nn.Sequential
-    bins: list[list[int]]
+    trees: list[list[int]]
 
     def weights(self, **options: object) -> PolicyWeights:
         """Their weights."""
         return PolicyWeights.from_modules(
-            self.mlp, self.bins, fc=self.fc, norms=self.norms, **options
+            self.mlp, self.trees, fc=self.fc, norms=self.norms, **options
         )
 
     def logits(self, taps: Tensor) -> Tensor:
@@ -80,8 +80,8 @@ def make_modules(
     with torch.no_grad():
         layers[-1].weight.mul_(10)
     norms = [Norm(3 * k // norm_chunks) for _ in range(norm_chunks)]
-    bins = [[2 + action, action % 4, 1 + action] for action in range(actions)]
-    return Modules(nn.Linear(3 * k, h, bias=bias), norms, nn.Sequential(*layers), bins)
+    trees = [[2 + action, action % 4, 1 + action] for action in range(actions)]
+    return Modules(nn.Linear(3 * k, h, bias=bias), norms, nn.Sequential(*layers), trees)
 
 
 def make_features(

@@ -7,7 +7,7 @@ from eaglerl.ops import ActionCache, action_cache_step, fused_encode
 
 from .policies import make_features, make_modules
 
-BINS = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
+TREES = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
 
 
 def logits_for(*actions: int) -> torch.Tensor:
@@ -20,11 +20,11 @@ def test_a_hit_rate_of_nothing_is_zero() -> None:
 
 def test_slots_reset_one_by_one() -> None:
     cache = ActionCache(3, 10)
-    action_cache_step(logits_for(0, 1, 2), BINS, cache)
+    action_cache_step(logits_for(0, 1, 2), TREES, cache)
     cache.reset([1])
-    action, params = action_cache_step(logits_for(2, 2, 0), BINS, cache)
+    action, params = action_cache_step(logits_for(2, 2, 0), TREES, cache)
     assert action.tolist() == [0, 2, 2]
-    assert params.tolist() == BINS[[0, 2, 2]].tolist()
+    assert params.tolist() == TREES[[0, 2, 2]].tolist()
     assert cache.stats().hits == 2
     cache.reset()
     assert (cache.stats().hits, cache.stats().misses) == (0, 0)
@@ -32,17 +32,17 @@ def test_slots_reset_one_by_one() -> None:
 
 def test_invalidated_slots_decide_anew_and_go_on_counting() -> None:
     cache = ActionCache(2, 10)
-    action_cache_step(logits_for(0, 1), BINS, cache)
+    action_cache_step(logits_for(0, 1), TREES, cache)
     cache.invalidate([0])
-    action, _ = action_cache_step(logits_for(2, 2), BINS, cache)
+    action, _ = action_cache_step(logits_for(2, 2), TREES, cache)
     assert action.tolist() == [2, 1]
     assert (cache.stats().hits, cache.stats().misses) == (1, 3)
 
 
 def test_slots_in_any_order() -> None:
     cache = ActionCache(4, 10)
-    action_cache_step(logits_for(1, 2), BINS, cache, slots=torch.tensor([3, 0]))
-    action, _ = action_cache_step(logits_for(0, 0, 0), BINS, cache, slots=torch.tensor([0, 1, 3]))
+    action_cache_step(logits_for(1, 2), TREES, cache, slots=torch.tensor([3, 0]))
+    action, _ = action_cache_step(logits_for(0, 0, 0), TREES, cache, slots=torch.tensor([0, 1, 3]))
     assert action.tolist() == [2, 0, 1]
 
 
@@ -68,7 +68,7 @@ def test_state_is_taken_over(mode: str) -> None:
 def test_a_copy_of_the_state_does_not_follow() -> None:
     cache = ActionCache(1, 10)
     copy = cache.state_dict()
-    action_cache_step(logits_for(2), BINS, cache)
+    action_cache_step(logits_for(2), TREES, cache)
     assert not torch.equal(copy["state"], cache.state)
 
 

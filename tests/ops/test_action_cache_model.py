@@ -21,8 +21,8 @@ OPERATIONS = 100_000
 class CacheModel:
     """What the cache is to do, slot by slot."""
 
-    def __init__(self, mode: str, bins: list[list[int]]) -> None:
-        self.mode, self.bins = mode, bins
+    def __init__(self, mode: str, trees: list[list[int]]) -> None:
+        self.mode, self.trees = mode, trees
         self.horizon = HORIZON if mode == "scheduled" else 1
         self.slots = [self.empty() for _ in range(SLOTS)]
 
@@ -103,7 +103,7 @@ def assert_state(cache: ActionCache, model: CacheModel) -> None:
 def test_equals_the_model(mode: str, route: str) -> None:
     weights = identity_policy(HORIZON if mode == "scheduled" else 1)
     width = weights.feature_size
-    cache, model = make_cache(mode, width), CacheModel(mode, weights.bins.tolist())
+    cache, model = make_cache(mode, width), CacheModel(mode, weights.actions.tolist())
     encoder = FusedEncoder(weights, cache, max_sequences=SLOTS)
     generator, chooser = np.random.default_rng(1), random.Random(1)
     done = kept_steps = fallbacks = 0
@@ -122,7 +122,7 @@ def test_equals_the_model(mode: str, route: str) -> None:
             actions, params = encoder.action, encoder.params
         else:
             actions, params = action_cache_step(
-                features, weights.bins, cache, slots=numbers, features=features
+                features, weights.actions, cache, slots=numbers, features=features
             )
         expected = [
             model.step(slot, plan, row)
@@ -131,7 +131,7 @@ def test_equals_the_model(mode: str, route: str) -> None:
             )
         ]
         assert actions.tolist()[: len(slots)] == [action for action, _ in expected]
-        assert params.tolist()[: len(slots)] == [model.bins[action] for action, _ in expected]
+        assert params.tolist()[: len(slots)] == [model.trees[action] for action, _ in expected]
         if route == "encoder":
             no_logits = encoder.logits[: len(slots)].isnan().all(1).numpy()
             finite = np.isfinite(x).all(1)

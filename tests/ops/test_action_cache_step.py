@@ -6,7 +6,7 @@ from scipy.stats import chisquare
 
 from eaglerl.ops import ActionCache, action_cache_step
 
-BINS = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
+TREES = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
 
 
 def logits_for(*actions: int) -> torch.Tensor:
@@ -15,7 +15,9 @@ def logits_for(*actions: int) -> torch.Tensor:
 
 def test_an_action_is_kept_for_its_interval() -> None:
     cache = ActionCache(1, 3)
-    actions = [int(action_cache_step(logits_for(a), BINS, cache)[0]) for a in (2, 1, 0, 0, 1, 2, 1)]
+    actions = [
+        int(action_cache_step(logits_for(a), TREES, cache)[0]) for a in (2, 1, 0, 0, 1, 2, 1)
+    ]
     assert actions == [2, 2, 2, 0, 0, 0, 1]
     stats = cache.stats()
     assert (stats.hits, stats.misses, stats.fallbacks) == (4, 3, 0)
@@ -24,7 +26,7 @@ def test_an_action_is_kept_for_its_interval() -> None:
 
 def test_an_interval_of_one_keeps_nothing() -> None:
     cache = ActionCache(1, 1)
-    actions = [int(action_cache_step(logits_for(a), BINS, cache)[0]) for a in (2, 1, 0, 1)]
+    actions = [int(action_cache_step(logits_for(a), TREES, cache)[0]) for a in (2, 1, 0, 1)]
     assert actions == [2, 1, 0, 1]
     assert cache.stats().hit_rate == 0
 
@@ -35,9 +37,9 @@ def test_a_schedule_is_followed_window_by_window() -> None:
     other = logits_for(1, 1, 2).view(1, 9)
     actions = []
     for logits in (plan, *[other] * 8):
-        action, params = action_cache_step(logits, BINS, cache)
+        action, params = action_cache_step(logits, TREES, cache)
         actions.append(int(action))
-        assert params.tolist() == BINS[action].tolist()
+        assert params.tolist() == TREES[action].tolist()
     assert actions == [2, 2, 0, 0, 1, 1, 1, 1, 1]
     assert (cache.stats().hits, cache.stats().misses) == (7, 2)
 
@@ -52,7 +54,7 @@ def test_an_adaptive_step_compares_features() -> None:
         ([0.0, 2, 0], 2),
     ]
     actions = [
-        int(action_cache_step(logits_for(a), BINS, cache, features=torch.tensor([f]))[0])
+        int(action_cache_step(logits_for(a), TREES, cache, features=torch.tensor([f]))[0])
         for f, a in steps
     ]
     # The second resembles the first; nothing resembles zeros, nor do they resemble anything.
@@ -66,7 +68,7 @@ def test_what_is_not_finite_resembles_nothing(threshold: float, value: float) ->
     cache = ActionCache(1, 10, "adaptive", threshold=threshold, reference_size=2)
     rows = [[1.0, 0.0], [value, 0.0], [value, 0.0], [1.0, 0.0], [1.0, 0.0]]
     for row in rows:
-        action_cache_step(logits_for(1), BINS, cache, features=torch.tensor([row]))
+        action_cache_step(logits_for(1), TREES, cache, features=torch.tensor([row]))
     assert (cache.stats().hits, cache.stats().misses) == (1, 4)
 
 
@@ -75,8 +77,8 @@ def test_draws_follow_the_softmax_and_repeat() -> None:
     counts = torch.zeros(3)
     for offset in range(40):
         cache = ActionCache(500, 1)
-        action, _ = action_cache_step(logits, BINS, cache, temperature=0.7, seed=5, offset=offset)
-        again, _ = action_cache_step(logits, BINS, cache, temperature=0.7, seed=5, offset=offset)
+        action, _ = action_cache_step(logits, TREES, cache, temperature=0.7, seed=5, offset=offset)
+        again, _ = action_cache_step(logits, TREES, cache, temperature=0.7, seed=5, offset=offset)
         assert torch.equal(action, again)
         counts += torch.bincount(action, minlength=3)
     expected = torch.softmax(logits[0].double() / 0.7, -1) * counts.sum()
@@ -89,5 +91,5 @@ def test_opcheck(mode: str) -> None:
     cache = ActionCache(5, 2, mode, horizon=horizon, reference_size=20)
     features = torch.randn(5, 20) if mode == "adaptive" else None
     kept = (cache.state, cache.reference, cache.ring, None, cache.mode)
-    arguments = (torch.randn(5, 3 * horizon), BINS, features, *kept, 0.0, 0, 0, 0)
+    arguments = (torch.randn(5, 3 * horizon), TREES, features, *kept, 0.0, 0, 0, 0)
     torch.library.opcheck(torch.ops.eaglerl.action_cache_step.default, arguments)

@@ -100,7 +100,7 @@ def test_equals_float64(isa: str, data: st.DataObject, seed: int) -> None:
     first = logits[:, : weights.num_actions].numpy()
     assert action.dtype == params.dtype == torch.int32
     np.testing.assert_array_equal(action.numpy(), first.argmax(1))
-    np.testing.assert_array_equal(params.numpy(), weights.bins.numpy()[first.argmax(1)])
+    np.testing.assert_array_equal(params.numpy(), weights.actions.numpy()[first.argmax(1)])
 
 
 @pytest.mark.parametrize("hidden", [(64, 64), (128, 128)])
@@ -192,7 +192,7 @@ def test_values_that_are_not_finite(isa: str, value: float, activation: str) -> 
     assert not torch.isfinite(features[1]).any()
     assert not torch.isfinite(logits[1]).all()
     assert action[1] == 3
-    assert torch.equal(params[1], weights.bins[3])
+    assert torch.equal(params[1], weights.actions[3])
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf")])

@@ -176,7 +176,7 @@ def test_taps_that_are_not_finite_give_the_fallback(value: float) -> None:
     for _ in range(2):
         out = fused_encode(low, mid, high, weights, cache=cache)
         assert int(out.action[1]) == 4
-        assert torch.equal(out.params, weights.bins[out.action])
+        assert torch.equal(out.params, weights.actions[out.action])
     stats = cache.stats()
     # The fallback was not kept: its slot decided twice, the others once.
     assert (stats.fallbacks, stats.misses, stats.hits) == (2, 4, 2)

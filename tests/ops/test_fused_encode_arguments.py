@@ -174,7 +174,7 @@ INT = torch.tensor([0, 1])
             "float64",
             lambda w, c: fused_encode(*TAPS, w.to(dtype=torch.float64)),
             TypeError,
-            "float64 is the reference's",
+            "got float64",
         ),
         wrong(
             "mlp of taps",
@@ -190,19 +190,19 @@ INT = torch.tensor([0, 1])
         ),
         wrong(
             "logits width",
-            lambda w, c: action_cache_step(torch.ones(5, 6), w.bins, c),
+            lambda w, c: action_cache_step(torch.ones(5, 6), w.actions, c),
             ValueError,
             "horizon \\* actions",
         ),
         wrong(
             "logits dtype",
-            lambda w, c: action_cache_step(torch.ones(5, 7).double(), w.bins, c),
+            lambda w, c: action_cache_step(torch.ones(5, 7).double(), w.actions, c),
             TypeError,
             "logits must be a torch.float32",
         ),
         wrong(
             "fallback",
-            lambda w, c: action_cache_step(torch.ones(5, 7), w.bins, c, fallback_action=7),
+            lambda w, c: action_cache_step(torch.ones(5, 7), w.actions, c, fallback_action=7),
             ValueError,
             r"fallback_action must be in 0\.\.6",
         ),

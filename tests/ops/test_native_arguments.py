@@ -30,7 +30,7 @@ from eaglerl.ops.action_cache import WORDS
 
 from .encode_model import make_weights
 
-BINS = torch.tensor([[1, 0, 1], [8, 2, 3], [20, 4, 5]], dtype=torch.int32)
+TREES = torch.tensor([[1, 0, 1], [8, 2, 3], [20, 4, 5]], dtype=torch.int32)
 
 
 def attention(shape: tuple[int, ...] = (1, 1, 4, 8), rows: int = 1, heads: int = 1, **options):
@@ -120,7 +120,7 @@ def test_trees_that_cannot_be() -> None:
     for levels in (-1, 2**31 - 1):
         with pytest.raises(ValueError, match="levels must be in"):
             builder.lookup_nodes([1], levels)
-    with pytest.raises(ValueError, match="rows of nodes and chain"):
+    with pytest.raises(ValueError, match="rows of nodes and lookup_tokens"):
         builder.finish_selected([], [1] * 20_000)
     assert len(builder.finish(3).token_ids) == 3
 
@@ -132,7 +132,7 @@ def filled_cache(mode: str) -> tuple[ActionCache, Callable[[], Tensor]]:
     extra = {"features": features} if mode == "adaptive" else {}
 
     def step() -> Tensor:
-        return action_cache_step(logits, BINS, cache, **extra)[0]
+        return action_cache_step(logits, TREES, cache, **extra)[0]
 
     step()
     return cache, step
@@ -160,7 +160,7 @@ def test_a_state_that_no_step_leaves_behind(mode: str) -> None:
             good = cache.state_dict()
             bad = cache.state_dict()
             bad["state"][1, WORDS[word]] = value
-            with pytest.raises(ValueError, match="leave behind, got in slot 1"):
+            with pytest.raises(ValueError, match="can leave, got in slot 1"):
                 cache.load_state_dict(bad)
             for name, tensor in good.items():
                 if isinstance(tensor, Tensor):
@@ -214,8 +214,9 @@ def test_operators_check_what_they_are_given() -> None:
         {"norm_chunks": 2}, {"activation": "gelu"}, {"mlp_input": "text"}, {"eps": float("nan")},
         {"matrices": []}, {"matrices": matrices[:1]}, {"matrices": [m.double() for m in matrices]},
         {"matrices": [m.half() for m in matrices[:1]] + matrices[1:]},
-        {"matrices": [m.t() for m in matrices]}, {"vectors": []}, {"bins": BINS.long()},
-        {"bins": BINS[:0]}, {"bins": BINS.repeat(2, 1)}, {"low": x[:, :9]}, {"low": x.long()},
+        {"matrices": [m.t() for m in matrices]}, {"vectors": []},
+        {"actions": TREES.long()}, {"actions": TREES[:0]}, {"actions": TREES.repeat(2, 1)},
+        {"low": x[:, :9]}, {"low": x.long()},
         {"low": x.t()}, {"low": x[0]}, {"rows": torch.tensor([2])}, {"rows": torch.tensor([0.0])},
         {"last": torch.tensor([[0]])}, {"temperature": -1.0}, {"seed": -1}, {"fc_weight": None},
         {"norm_weight": torch.ones(3)}, {"fc_bias": torch.ones(50)}, {"mid": x},
@@ -224,23 +225,23 @@ def test_operators_check_what_they_are_given() -> None:
             operator(weights, x, **changed)
     cache = ActionCache(2, 3, "scheduled", horizon=2)
     kept = (cache.state, None, cache.ring, None)
-    for logits, bins, state, ring, mode, fallback in (
-        (torch.randn(2, 6), BINS, kept[0], kept[2], 2, 9),
-        (torch.randn(2, 6), BINS, kept[0], kept[2], 2, -1),
-        (torch.randn(2, 6), BINS, kept[0], kept[2], 7, 0),
-        (torch.randn(2, 6), BINS, kept[0], None, 2, 0),
-        (torch.randn(2, 6), BINS, kept[0], kept[2][:, :1], 2, 0),
-        (torch.randn(2, 6), BINS, kept[0].float(), kept[2], 2, 0),
-        (torch.randn(2, 6), BINS, kept[0][:, :8], kept[2], 2, 0),
-        (torch.randn(3, 6), BINS, kept[0], kept[2], 2, 0),
-        (torch.randn(2, 7), BINS, kept[0], kept[2], 2, 0),
-        (torch.randn(2, 6).double(), BINS, kept[0], kept[2], 2, 0),
-        (torch.randn(2, 6), BINS[:0], kept[0], kept[2], 2, 0),
-        (torch.randn(2, 6), BINS, kept[0], kept[2], 1, 0),
+    for logits, trees, state, ring, mode, fallback in (
+        (torch.randn(2, 6), TREES, kept[0], kept[2], 2, 9),
+        (torch.randn(2, 6), TREES, kept[0], kept[2], 2, -1),
+        (torch.randn(2, 6), TREES, kept[0], kept[2], 7, 0),
+        (torch.randn(2, 6), TREES, kept[0], None, 2, 0),
+        (torch.randn(2, 6), TREES, kept[0], kept[2][:, :1], 2, 0),
+        (torch.randn(2, 6), TREES, kept[0].float(), kept[2], 2, 0),
+        (torch.randn(2, 6), TREES, kept[0][:, :8], kept[2], 2, 0),
+        (torch.randn(3, 6), TREES, kept[0], kept[2], 2, 0),
+        (torch.randn(2, 7), TREES, kept[0], kept[2], 2, 0),
+        (torch.randn(2, 6).double(), TREES, kept[0], kept[2], 2, 0),
+        (torch.randn(2, 6), TREES[:0], kept[0], kept[2], 2, 0),
+        (torch.randn(2, 6), TREES, kept[0], kept[2], 1, 0),
     ):
         with pytest.raises((ValueError, TypeError)):
             torch.ops.eaglerl.action_cache_step(
-                logits, bins, None, state, None, ring, None, mode, 0.0, 0, 0, fallback
+                logits, trees, None, state, None, ring, None, mode, 0.0, 0, 0, fallback
             )
     assert cache.stats().misses == 0
 
@@ -322,7 +323,7 @@ def test_an_index_with_less_memory_than_elements(name: str) -> None:
     for call in (
         lambda: fused_encode(x, None, None, weights, cache=cache, **{name: index}),
         lambda: encoder.encode(x, **{name: index}),
-        lambda: action_cache_step(torch.randn(2, 3), BINS, cache, slots=index),
+        lambda: action_cache_step(torch.randn(2, 3), TREES, cache, slots=index),
     ):
         with pytest.raises(ValueError, match="must have memory for all its elements"):
             call()

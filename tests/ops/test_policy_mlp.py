@@ -18,7 +18,7 @@ def test_features_that_are_reduced_already() -> None:
     expected = policy_mlp_ref(g, weights.to(dtype=torch.float64)).logits
     for out in (policy_mlp(g, weights), fused_encode(g, None, None, weights)):
         torch.testing.assert_close(out.logits.double(), expected, rtol=1e-5, atol=1e-4)
-        assert torch.equal(out.params, weights.bins[out.action])
+        assert torch.equal(out.params, weights.actions[out.action])
     rows = torch.tensor([5, 1])
     out = fused_encode(g, None, None, weights, rows=rows)
     assert torch.equal(out.features, g[rows])

@@ -12,7 +12,7 @@ from torch import nn
 from eaglerl.ops import PolicyWeights, policy_mlp
 
 WIDTH, ACTIONS = 48, 23
-BINS = [[2 + action, 1, 4] for action in range(ACTIONS)]
+TREES = [[2 + action, 1, 4] for action in range(ACTIONS)]
 
 
 class Environment(gymnasium.Env):
@@ -44,7 +44,7 @@ def make_model(kind: type, activation: type[nn.Module], space: spaces.Space | No
 @pytest.mark.parametrize("kind", [PPO, DQN])
 def test_greedy_actions_on_10000_observations(kind: type, activation: type[nn.Module]) -> None:
     model = make_model(kind, activation)
-    weights = PolicyWeights.from_sb3(model, BINS)
+    weights = PolicyWeights.from_sb3(model, TREES)
     observations = np.random.default_rng(0).normal(size=(10_000, WIDTH)).astype(np.float32)
     expected, _ = model.predict(observations, deterministic=True)
     outputs = [policy_mlp(part, weights) for part in torch.from_numpy(observations).split(1000)]
@@ -62,7 +62,7 @@ def test_greedy_actions_on_10000_observations(kind: type, activation: type[nn.Mo
 
 def test_several_decisions_at_once() -> None:
     model = make_model(PPO, nn.Tanh, spaces.MultiDiscrete([ACTIONS] * 3))
-    weights = PolicyWeights.from_sb3(model, BINS)
+    weights = PolicyWeights.from_sb3(model, TREES)
     assert weights.horizon == 3
     observations = np.random.default_rng(1).normal(size=(50, WIDTH)).astype(np.float32)
     expected, _ = model.predict(observations, deterministic=True)
@@ -73,7 +73,7 @@ def test_several_decisions_at_once() -> None:
 
 
 def test_drawn_actions_follow_the_softmax() -> None:
-    weights = PolicyWeights.from_sb3(make_model(PPO, nn.Tanh), BINS)
+    weights = PolicyWeights.from_sb3(make_model(PPO, nn.Tanh), TREES)
     observation = torch.randn(1, WIDTH)
     temperature, draws = 2.0, 40_000
     logits = policy_mlp(observation, weights).logits[0].double()
@@ -95,10 +95,12 @@ def test_drawn_actions_follow_the_softmax() -> None:
 def test_other_policies_are_refused() -> None:
     model = make_model(PPO, nn.Tanh)
     with pytest.raises(ValueError, match=r"horizon \* actions"):
-        PolicyWeights.from_sb3(model, BINS[:-1])
+        PolicyWeights.from_sb3(model, TREES[:-1])
     uneven = make_model(PPO, nn.Tanh, spaces.MultiDiscrete([ACTIONS, 5]))
-    with pytest.raises(ValueError, match=r"as many actions at every step ahead, got \[23, 5\]"):
-        PolicyWeights.from_sb3(uneven, BINS)
+    with pytest.raises(
+        ValueError, match=r"the same number of actions for every step, got \[23, 5\]"
+    ):
+        PolicyWeights.from_sb3(uneven, TREES)
     continuous = make_model(PPO, nn.Tanh, spaces.Box(-1, 1, (2,)))
     with pytest.raises(ValueError, match=r"horizon \* actions"):
-        PolicyWeights.from_sb3(continuous, BINS)
+        PolicyWeights.from_sb3(continuous, TREES)

@@ -19,7 +19,7 @@ from torch import nn
 from eaglerl.ops import PolicyWeights, check_reproduced, policy_mlp
 
 WIDTH, ACTIONS = 12, 5
-BINS = [[2 + action, 1, 4] for action in range(ACTIONS)]
+TREES = [[2 + action, 1, 4] for action in range(ACTIONS)]
 VECTOR = spaces.Box(-np.inf, np.inf, (WIDTH,), np.float32)
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 
@@ -113,7 +113,7 @@ class Masked(DQN):
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "Box": (lambda: model_of(action=spaces.Box(-1, 1, (ACTIONS,))), r"A = 5 .*got Box\("),
+    "Box": (lambda: model_of(action=spaces.Box(-1, 1, (ACTIONS,))), r"A = 5, .*got Box\("),
     "Box, gSDE": (
         lambda: PPO("MlpPolicy", Environment(spaces.Box(-1, 1, (ACTIONS,))), n_steps=8,
                     batch_size=8, use_sde=True, device="cpu"), r"got Box\("),
@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
                     device="cpu"), r"got Box\("),
     "MultiBinary": (lambda: model_of(action=spaces.MultiBinary(ACTIONS)), r"got MultiBinary\("),
     "one MultiBinary": (lambda: model_of(action=spaces.MultiBinary(1)), r"got MultiBinary\("),
-    "other bins": (lambda: model_of(action=spaces.Discrete(ACTIONS + 1)), r"got Discrete\(6\)"),
+    "other trees": (lambda: model_of(action=spaces.Discrete(ACTIONS + 1)), r"got Discrete\(6\)"),
     "uneven": (lambda: model_of(action=spaces.MultiDiscrete([5, 4])), r"got \[5, 4\]"),
     "image": (lambda: model_of(observation=IMAGE), r"observations of shape \(3, 36, 36\)"),
     "cnn": (lambda: model_of(observation=IMAGE, policy="CnnPolicy"), r"NatureCNN"),
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "normed": (lambda: model_of(features_extractor_class=Normed), r"\d% of 1280 .*Normed"),
     "LeakyReLU": (lambda: model_of(activation_fn=nn.LeakyReLU), r"got \['LeakyReLU'\]"),
     "no hidden layer": (lambda: model_of(net_arch=[]), r"with a hidden layer"),
-    "masked": (lambda: model_of(Masked), r"decides otherwise .*\d% of 1280"),
+    "masked": (lambda: model_of(Masked), r"decides differently .*\d% of 1280"),
 }  # fmt: skip
 
 
@@ -148,15 +148,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_what_is_not_reproduced_is_refused(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        PolicyWeights.from_sb3(make(), BINS[:1] if name == "one MultiBinary" else BINS)
+        PolicyWeights.from_sb3(make(), TREES[:1] if name == "one MultiBinary" else TREES)
 
 
 def test_a_state_is_refused() -> None:
     model = Recurrent(
         "MlpPolicy", Environment(spaces.Discrete(ACTIONS)), n_steps=8, batch_size=8, device="cpu"
     )
-    with pytest.raises(ValueError, match="keeps a state"):
-        PolicyWeights.from_sb3(model, BINS)
+    with pytest.raises(ValueError, match="got one with a state"):
+        PolicyWeights.from_sb3(model, TREES)
 
 
 def test_scores_count_where_actions_do_not_tell() -> None:
@@ -166,14 +166,14 @@ def test_scores_count_where_actions_do_not_tell() -> None:
         for name, parameter in model.policy.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-    with pytest.raises(ValueError, match=r"scores its actions otherwise .*100.0% of 1280"):
-        PolicyWeights.from_sb3(model, BINS)
+    with pytest.raises(ValueError, match=r"scores its actions differently .*100.0% of 1280"):
+        PolicyWeights.from_sb3(model, TREES)
 
 
 def test_a_name_is_no_reason() -> None:
     for kind in (PPO, A2C, DQN):
         model = model_of(kind, features_extractor_class=Renamed)
-        assert PolicyWeights.from_sb3(model, BINS).num_actions == ACTIONS
+        assert PolicyWeights.from_sb3(model, TREES).num_actions == ACTIONS
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_name_is_no_reason() -> None:
 )
 def test_observations_of_every_range(space: spaces.Box) -> None:
     model = model_of(observation=space)
-    weights = PolicyWeights.from_sb3(model, BINS)
+    weights = PolicyWeights.from_sb3(model, TREES)
     seen = np.stack([space.sample() for _ in range(50)])
     with np.errstate(all="ignore"):
         seen = np.clip(seen, -1e3, 1e3)
@@ -208,11 +208,11 @@ def test_ties_are_no_difference() -> None:
         with torch.no_grad():
             layer.weight[2:] = layer.weight[1]
             layer.bias[2:] = layer.bias[1]
-        assert PolicyWeights.from_sb3(model, BINS).num_actions == ACTIONS
+        assert PolicyWeights.from_sb3(model, TREES).num_actions == ACTIONS
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.zero_()
-        assert PolicyWeights.from_sb3(model, BINS).num_actions == ACTIONS
+        assert PolicyWeights.from_sb3(model, TREES).num_actions == ACTIONS
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -224,7 +224,7 @@ def test_the_model_is_left_as_it_was() -> None:
         before = {name: value.clone() for name, value in model.policy.state_dict().items()}
         states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
         space = repr(model.action_space.np_random.bit_generator.state)
-        PolicyWeights.from_sb3(model, BINS)
+        PolicyWeights.from_sb3(model, TREES)
         assert [part.training for part in model.policy.modules()] == modes
         assert random.getstate() == states[0]
         assert np.random.get_state()[1].tolist() == states[1]
@@ -251,9 +251,9 @@ def test_vec_normalize_is_folded_in(tmp_path: Path) -> None:
     model, env = normalized()
     assert abs(env.obs_rms.mean.mean() - 3) < 0.2
     with pytest.raises(ValueError, match=r"standardised by VecNormalize: give vec_normalize=model"):
-        PolicyWeights.from_sb3(model, BINS)
+        PolicyWeights.from_sb3(model, TREES)
     with pytest.warns(UserWarning, match="clip_obs=10 is not reproduced"):
-        weights = PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+        weights = PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
     seen = np.random.default_rng(5).normal(3, 2, (1000, WIDTH)).astype(np.float32)
     expected, _ = model.predict(env.normalize_obs(seen), deterministic=True)
     out = policy_mlp(torch.from_numpy(seen), weights)
@@ -270,34 +270,34 @@ def test_what_is_left_of_a_vec_normalize_is_enough(tmp_path: Path) -> None:
     model.learn(8)
     model.save(tmp_path / "model.zip")
     loaded = PPO.load(tmp_path / "model.zip", device="cpu")
-    with pytest.raises(ValueError, match=r"VecNormalize, which was not loaded with it"):
-        PolicyWeights.from_sb3(loaded, BINS)
+    with pytest.raises(ValueError, match=r"VecNormalize that was not loaded with it"):
+        PolicyWeights.from_sb3(loaded, TREES)
     with pytest.warns(UserWarning, match="clip_obs"):
-        PolicyWeights.from_sb3(loaded, BINS, vec_normalize=env)
+        PolicyWeights.from_sb3(loaded, TREES, vec_normalize=env)
 
 
 def test_clipping_is_not_passed_over() -> None:
     model, env = normalized(clip_obs=1.5)
     with pytest.raises(ValueError, match=r"clip_obs=1.5 changes \d+\.\d% of normally distributed"):
-        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+        PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
     # Where it cannot clip, there is nothing to say.
     model, env = normalized(clip_obs=1e9)
     env.observation_space = model.observation_space = spaces.Box(-50, 50, (WIDTH,), np.float32)
-    assert PolicyWeights.from_sb3(model, BINS, vec_normalize=env).num_actions == ACTIONS
+    assert PolicyWeights.from_sb3(model, TREES, vec_normalize=env).num_actions == ACTIONS
 
 
 def test_statistics_that_float32_cannot_hold_are_refused() -> None:
     model, env = normalized(clip_obs=1e9)
     env.obs_rms.mean[:], env.obs_rms.var[:] = 1e6, 1e-4
-    refused = pytest.raises(ValueError, match="otherwise than its layers")
+    refused = pytest.raises(ValueError, match="differently than its layers")
     with refused, pytest.warns(UserWarning, match="clip_obs"):
-        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+        PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
 
 
 def test_rewards_alone_may_be_normalized() -> None:
     model, env = normalized(norm_obs=False)
-    assert PolicyWeights.from_sb3(model, BINS).num_actions == ACTIONS
-    assert PolicyWeights.from_sb3(model, BINS, vec_normalize=env).num_actions == ACTIONS
+    assert PolicyWeights.from_sb3(model, TREES).num_actions == ACTIONS
+    assert PolicyWeights.from_sb3(model, TREES, vec_normalize=env).num_actions == ACTIONS
 
 
 def test_other_statistics_are_refused() -> None:
@@ -305,18 +305,18 @@ def test_other_statistics_are_refused() -> None:
         env=gymnasium.wrappers.NormalizeObservation(Environment(spaces.Discrete(ACTIONS)))
     )
     with pytest.raises(ValueError, match=r"standardised by NormalizeObservation"):
-        PolicyWeights.from_sb3(model, BINS)
+        PolicyWeights.from_sb3(model, TREES)
     with pytest.raises(ValueError, match=r"must be a VecNormalize, got DummyVecEnv"):
-        PolicyWeights.from_sb3(model_of(), BINS, vec_normalize=model.env)
+        PolicyWeights.from_sb3(model_of(), TREES, vec_normalize=model.env)
 
 
 def test_a_fc_stands_before_the_statistics() -> None:
     model, env = normalized()
     fc = nn.Linear(3 * 8, WIDTH)
     with pytest.warns(UserWarning, match="clip_obs"):
-        weights = PolicyWeights.from_sb3(model, BINS, fc=fc, vec_normalize=env)
+        weights = PolicyWeights.from_sb3(model, TREES, fc=fc, vec_normalize=env)
     with pytest.warns(UserWarning, match="clip_obs"):
-        alone = PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+        alone = PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
     assert torch.equal(weights.fc_weight, fc.weight)
     assert torch.equal(weights.hidden_weights[0], alone.hidden_weights[0])
     assert torch.equal(weights.hidden_biases[0], alone.hidden_biases[0])
@@ -325,7 +325,7 @@ def test_a_fc_stands_before_the_statistics() -> None:
 def test_policies_that_are_adopted_are_checked() -> None:
     model = model_of(DQN, features_extractor_class=Scaled)
     with pytest.raises(ValueError, match=r"\d% of 1280"):
-        check_reproduced(model, PolicyWeights.from_modules(list(model.q_net.q_net), BINS))
+        check_reproduced(model, PolicyWeights.from_modules(list(model.q_net.q_net), TREES))
 
 
 # --- modules
@@ -376,7 +376,7 @@ def patched() -> nn.Module:
         (chain(Tripled(WIDTH, 8)), {}, r"mlp\[0\] must compute x W\^T \+ b.*\d+% of its"),
         (chain(hooked()), {}, r"mlp\[0\] must compute"),
         (chain(nn.Linear(WIDTH, 8), patched()), {}, r"mlp\[1\] must compute tanh"),
-        (chain(nn.LazyLinear(8)), {}, r"mlp\[0\] must have its weights by now"),
+        (chain(nn.LazyLinear(8)), {}, r"mlp\[0\] must have initialised weights"),
         (chain(nn.Linear(WIDTH, 8)), {"fc": Tripled(24, WIDTH)}, r"fc must compute"),
         (chain(nn.Linear(WIDTH, 8)), {"fc": nn.Identity()}, r"fc must be a Linear"),
         (
@@ -411,7 +411,7 @@ def test_modules_that_do_more_are_refused(
         part.to(dtype)
     try:
         with pytest.raises(ValueError, match=message):
-            PolicyWeights.from_modules(mlp, BINS, **options)
+            PolicyWeights.from_modules(mlp, TREES, **options)
     finally:
         for part, kind in zip(parts, before, strict=True):
             part.to(kind)
@@ -429,7 +429,7 @@ def test_weights_that_are_computed_are_read_as_they_are_now() -> None:
     x = torch.randn(1, WIDTH)
     for first in (parametrized, hooked):
         mlp = nn.Sequential(*chain(first))
-        logits = policy_mlp(x, PolicyWeights.from_modules(mlp, BINS)).logits
+        logits = policy_mlp(x, PolicyWeights.from_modules(mlp, TREES)).logits
         torch.testing.assert_close(logits, mlp(x), rtol=1e-5, atol=1e-6)
 
 
@@ -438,7 +438,7 @@ def test_plain_norms_are_taken_over() -> None:
     for norm in norms:
         nn.init.normal_(norm.weight)
     mlp = nn.Sequential(*chain(nn.Linear(WIDTH, 8)))
-    weights = PolicyWeights.from_modules(mlp, BINS, fc=nn.Linear(24, WIDTH), norms=norms)
+    weights = PolicyWeights.from_modules(mlp, TREES, fc=nn.Linear(24, WIDTH), norms=norms)
     assert weights.eps == torch.finfo(torch.float32).eps
     assert torch.equal(weights.norm_weight, torch.cat([norm.weight for norm in norms]))
 
@@ -448,15 +448,15 @@ def test_one_of_two_standardisations_is_not_enough() -> None:
     inner = gymnasium.wrappers.NormalizeObservation(Environment(spaces.Discrete(ACTIONS)))
     env = VecNormalize(DummyVecEnv([lambda: inner]))
     model = model_of(env=env)
-    with pytest.raises(ValueError, match="standardised by NormalizeObservation as well"):
-        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+    with pytest.raises(ValueError, match="standardised by NormalizeObservation besides"):
+        PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
     # The same where the model comes without its environment.
     model.env = model._vec_normalize_env = None
-    with pytest.raises(ValueError, match="standardised by NormalizeObservation as well"):
-        PolicyWeights.from_sb3(model, BINS, vec_normalize=env)
+    with pytest.raises(ValueError, match="standardised by NormalizeObservation besides"):
+        PolicyWeights.from_sb3(model, TREES, vec_normalize=env)
     first = VecNormalize(DummyVecEnv([lambda: Environment(spaces.Discrete(ACTIONS))]))
     second = VecNormalize(first)
     model = model_of(env=second)
     for given in (first, second):
-        with pytest.raises(ValueError, match="standardised by VecNormalize as well"):
-            PolicyWeights.from_sb3(model, BINS, vec_normalize=given)
+        with pytest.raises(ValueError, match="standardised by VecNormalize besides"):
+            PolicyWeights.from_sb3(model, TREES, vec_normalize=given)

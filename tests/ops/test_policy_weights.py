@@ -152,7 +152,7 @@ def broken(name: str, tensor: torch.Tensor, error: type[Exception], message: str
             "fc_weight", torch.full((20, 72), torch.nan), ValueError, "fc_weight must be finite"
         ),
         broken("fc_weight", torch.ones(21, 72), ValueError, "fc_weight must have 20 rows"),
-        broken("fc_weight", torch.ones(20, 71), ValueError, "three layers|multiple"),
+        broken("fc_weight", torch.ones(20, 71), ValueError, "three layers|must divide"),
         broken(
             "fc_weight", torch.ones(20, 72).half(), TypeError, "fc_weight must be torch.float32"
         ),
@@ -164,12 +164,14 @@ def broken(name: str, tensor: torch.Tensor, error: type[Exception], message: str
         ),
         broken("output_weight", torch.ones(8, 12), ValueError, "horizon \\* actions"),
         broken("norm_weight", torch.ones(24), ValueError, r"norm_weight must have shape \(72,\)"),
-        broken("bins", torch.ones(7, 3), TypeError, "bins must be torch.int32"),
-        broken("bins", torch.ones(7, 2).int(), ValueError, "bins must be"),
-        broken("bins", torch.zeros(7, 3).int(), ValueError, "total_tokens >= 1"),
-        broken("bins", torch.full((7, 3), 999).int(), ValueError, "depth of at most 128, got 999"),
+        broken("actions", torch.ones(7, 3), TypeError, "actions must be torch.int32"),
+        broken("actions", torch.ones(7, 2).int(), ValueError, "actions must be"),
+        broken("actions", torch.zeros(7, 3).int(), ValueError, "total_tokens >= 1"),
         broken(
-            "bins",
+            "actions", torch.full((7, 3), 999).int(), ValueError, "depth of at most 128, got 999"
+        ),
+        broken(
+            "actions",
             torch.tensor([[1, 100, 200]] * 7).int(),
             ValueError,
             "at most 1,048,576 candidates.*got 4,000,200",
@@ -185,7 +187,7 @@ def test_contradictions_are_named() -> None:
     weights = make_modules().weights()
     with pytest.raises(ValueError, match="at least one, got 0 and 0"):
         replace(weights, hidden_weights=(), hidden_biases=())
-    with pytest.raises(ValueError, match='must be "features" where fc_weight is given'):
+    with pytest.raises(ValueError, match='must be "features" if fc_weight is given'):
         replace(weights, mlp_input="taps")
     with pytest.raises(ValueError, match="norm_weight needs norm_chunks"):
         replace(weights, norm_chunks=0)
@@ -193,17 +195,17 @@ def test_contradictions_are_named() -> None:
         replace(weights, fc_weight=None, norm_weight=None, norm_chunks=0)
 
 
-def test_chains_that_are_none_are_refused() -> None:
+def test_other_layers_are_refused() -> None:
     modules = make_modules()
     with pytest.raises(ValueError, match="with a hidden layer"):
-        PolicyWeights.from_modules(modules.mlp[:1], modules.bins)
+        PolicyWeights.from_modules(modules.mlp[:1], modules.trees)
     chain = [modules.mlp[0], torch.nn.GELU(), *modules.mlp[2:3]]
     with pytest.raises(ValueError, match=r"got \['GELU'\]"):
-        PolicyWeights.from_modules(chain, modules.bins)
+        PolicyWeights.from_modules(chain, modules.trees)
 
 
 @pytest.mark.parametrize(
-    ("bins", "error"),
+    ("actions", "error"),
     [
         ([[8.7, 2, 4]], TypeError),
         ([[8.0, 2, 4]], TypeError),
@@ -213,9 +215,9 @@ def test_chains_that_are_none_are_refused() -> None:
         ("8/2/4", ValueError),
     ],
 )
-def test_bins_are_neither_rounded_nor_wrapped(bins, error) -> None:
+def test_actions_are_neither_rounded_nor_wrapped(actions, error) -> None:
     mlp = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-    with pytest.raises(error, match="bins must"):
-        PolicyWeights.from_modules(mlp, bins)
+    with pytest.raises(error, match="actions must"):
+        PolicyWeights.from_modules(mlp, actions)
     for good in ([[8, 2, 4]], torch.tensor([[8, 2, 4]]), numpy.array([[8, 2, 4]], numpy.uint8)):
-        assert PolicyWeights.from_modules(mlp, good).bins.tolist() == [[8, 2, 4]]
+        assert PolicyWeights.from_modules(mlp, good).actions.tolist() == [[8, 2, 4]]

@@ -126,7 +126,7 @@ def check_weights(weights: PolicyWeights, settings: PolicySettings, name: str) -
             f"{name} must read observations of width {settings.spec.size}, got "
             f"{weights.mlp_in_features}"
         )
-    if not torch.equal(weights.bins.cpu(), settings.actions.tensor):
+    if not torch.equal(weights.actions.cpu(), settings.actions.tensor):
         raise ValueError(
             f"{name} must choose from {settings.actions}, got {weights.num_actions} actions "
             "that differ"

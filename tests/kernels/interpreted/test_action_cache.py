@@ -57,7 +57,7 @@ def along(axes: list[int], size: int) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> None:
     chooser, horizon, size = random.Random(mode), 2 if mode == "scheduled" else 1, 20
-    bins = torch.randint(1, 60, (ACTIONS, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (ACTIONS, 3), dtype=torch.int32)
     ours, native = make_cache(mode, size), make_cache(mode, size)
     for step in range(25):
         slots = torch.tensor(chooser.sample(range(SLOTS), chooser.randint(1, SLOTS)))
@@ -74,9 +74,9 @@ def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> N
                 cache.reset([step % SLOTS])
         draw = temperature, step * 2**33, step * 2**34 + 1
         kept = ours.state, ours.reference, ours.ring, slots, ours.mode
-        got = action_cache_step_cuda(logits, bins, features, *kept, *draw, FALLBACK)
+        got = action_cache_step_cuda(logits, trees, features, *kept, *draw, FALLBACK)
         expected = action_cache_step(
-            logits, bins, native, slots=slots, features=features, temperature=temperature,
+            logits, trees, native, slots=slots, features=features, temperature=temperature,
             seed=draw[1], offset=draw[2], fallback_action=FALLBACK,
         )  # fmt: skip
         assert torch.equal(got[0], expected[0])
@@ -143,7 +143,7 @@ def test_what_is_out_of_range_falls_back_and_changes_nothing_else(reads: str) ->
     for _ in range(2):
         out = encode_cuda(weights, x, None, None, None, None, cache, slots, 0.0, 0, 0, True)
         assert out[2][[0, 2, 3]].tolist() == [FALLBACK] * 3
-        assert torch.equal(out[3][0], weights.bins[FALLBACK])
+        assert torch.equal(out[3][0], weights.actions[FALLBACK])
         assert out[1][[0, 2, 3]].isnan().all()
     assert torch.equal(cache.state[[0, 2]], ActionCache(2).state)
     assert cache.state[1, [WORDS["hits"], WORDS["misses"]]].tolist() == [1, 1]
@@ -151,12 +151,12 @@ def test_what_is_out_of_range_falls_back_and_changes_nothing_else(reads: str) ->
 
 def test_draws_follow_the_generator() -> None:
     """Every sequence and window has a number of its own, of all bits of seed and offset."""
-    bins = torch.ones(ACTIONS, 3, dtype=torch.int32)
+    trees = torch.ones(ACTIONS, 3, dtype=torch.int32)
     logits = torch.randn(6, 2 * ACTIONS)
     for seed, offset in ((0, 0), (2**63 - 1, 2**62 + 5), (2**31, 2**32 - 1), (7, 2**31)):
         cache = ActionCache(6, 1, "scheduled", horizon=2)
         kept = cache.state, None, cache.ring, None, cache.mode
-        action, _ = action_cache_step_cuda(logits, bins, None, *kept, 0.5, seed, offset, 0)
+        action, _ = action_cache_step_cuda(logits, trees, None, *kept, 0.5, seed, offset, 0)
         expected = choose_actions(
             logits.double(), ACTIONS, temperature=0.5, seed=seed, offset=offset
         )
@@ -168,8 +168,8 @@ def test_counters_go_round() -> None:
     cache = ActionCache(1, interval=2)
     for name in ("hits", "misses"):
         cache.state[0, WORDS[name]] = 2**31 - 1
-    bins, logits = torch.ones(2, 3, dtype=torch.int32), torch.zeros(1, 2)
+    trees, logits = torch.ones(2, 3, dtype=torch.int32), torch.zeros(1, 2)
     for _ in range(2):
         kept = cache.state, None, None, None, cache.mode
-        action_cache_step_cuda(logits, bins, None, *kept, 0.0, 0, 0, 0)
+        action_cache_step_cuda(logits, trees, None, *kept, 0.0, 0, 0, 0)
     assert cache.state[0, [WORDS["hits"], WORDS["misses"]]].tolist() == [-(2**31)] * 2

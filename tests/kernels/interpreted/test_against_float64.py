@@ -61,7 +61,7 @@ def check(
         assert_within(features, model_features(x, weights), extra=ROUNDING[features.dtype])
     assert_within(logits, model_logits(x if last is None else x[last], weights))
     assert action.tolist() == logits.view(len(action), -1).argmax(1).tolist()
-    assert torch.equal(params, weights.bins[action.long()])
+    assert torch.equal(params, weights.actions[action.long()])
 
 
 @given(data=st.data())

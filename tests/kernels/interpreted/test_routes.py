@@ -51,7 +51,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list
 def decide(
     weights: PolicyWeights, cache: ActionCache | None, sequences: int, return_features: bool
 ) -> tuple:
-    width = weights.taps_size or weights.feature_size
+    width = weights.joined_size or weights.feature_size
     x = torch.linspace(-1, 1, sequences * width).view(sequences, width)
     return encode_cuda(weights, x, None, None, None, None, cache, None, 0.0, 0, 0, return_features)
 
