@@ -256,7 +256,7 @@ def test_calibration_checks_its_arguments() -> None:
         ({"error": CostError(0.02, 6.98, 0.0)}, r"worst kind of cycle is off by 698 %.* 100 %"),
     ],
 )
-def test_a_table_of_nonsense_is_not_read(tmp_path: Path, changes: dict, message: str) -> None:
+def test_an_unusable_table_is_not_read(tmp_path: Path, changes: dict, message: str) -> None:
     path = tmp_path / "cost.json"
     table(**changes).to_json(path)
     with pytest.raises(ValueError, match=rf"is unusable: .*{message}.*calibrate"):

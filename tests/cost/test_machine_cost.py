@@ -160,7 +160,7 @@ def test_a_machine_that_is_too_busy_keeps_no_table(
     assert "Until then the policy uses the table" in capsys.readouterr().err
 
 
-def test_nonsense_is_refused_wherever_it_lies(
+def test_an_unusable_table_is_refused_wherever_it_lies(
     decoder: SpeculativeDecoder,
     table: CostTable,
     files: PolicyFiles,

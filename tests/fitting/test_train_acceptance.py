@@ -261,7 +261,7 @@ def test_folds_and_gains() -> None:
     assert spread.high - spread.low == pytest.approx(0.0392, rel=0.15)
 
 
-def test_actions_that_nothing_is_known_of_are_left_out() -> None:
+def test_actions_missing_from_traces_or_cost_table_are_left_out() -> None:
     traces = small_traces(2)
     wider = ActionSpace([*GRID, TreeParams(9, 1, 4), TreeParams(9, 3, K), TreeParams(10, 2, K)])
     assert known_actions(wider, traces, COSTLY) == GRID

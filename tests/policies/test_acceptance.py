@@ -114,7 +114,7 @@ def test_parents_levels_and_looked_up_tokens() -> None:
         assert candidates.lookup_levels()[row] == len(lookup)
 
 
-def test_what_is_known_early_does_not_depend_on_what_comes_later() -> None:
+def test_early_predictions_do_not_depend_on_later_rounds() -> None:
     whole, other = random_candidates(20), random_candidates(20, seed=1)
     early = whole.at_depth(1)
     scores = np.concatenate((early.scores, other.scores[:, early.scores.shape[1] :]), axis=1)
@@ -199,7 +199,7 @@ def test_accepted_lengths_by_walking_the_tree() -> None:
     assert len(set(lengths.tolist())) > 2
 
 
-def test_one_cycle_is_judged_as_many_are() -> None:
+def test_one_cycle_is_scored_like_a_batch() -> None:
     candidates = random_candidates(15, seed=6)
     model = random_model()
     policy = AcceptancePolicy(model, COST)
@@ -296,7 +296,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory):
     return decoder, traces, fit_acceptance(traces, COST, chosen)
 
 
-def test_live_decoding_stays_the_targets_own(fitted) -> None:
+def test_live_decoding_keeps_the_targets_text(fitted) -> None:
     decoder, _, model = fitted
     policy = AcceptancePolicy(model, COST)
     arguments = {"max_new_tokens": 80, "eos_token_id": []}
@@ -330,7 +330,7 @@ def test_live_cycles_are_those_on_the_trace(fitted) -> None:
         assert found == expected.trees
 
 
-def test_lambda_is_that_of_the_cost_table_whatever_the_clock_says(fitted) -> None:
+def test_the_rate_follows_the_cost_table_and_not_the_clock(fitted) -> None:
     model = fitted[2]
     quick, slow = (AcceptancePolicy(model, COST) for _ in range(2))
     before = quick.rate

@@ -204,7 +204,7 @@ def compare(model: AcceptanceModel, whole: Candidates, rate: float) -> tuple[int
 @pytest.mark.parametrize("isa", C.available_isas())
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**63), rate=st.floats(0.0, 8.0))
-def test_it_judges_as_the_model_does(isa: str, seed: int, rate: float) -> None:
+def test_it_scores_as_the_model_does(isa: str, seed: int, rate: float) -> None:
     used = build_info()["isa"]
     C.set_isa(isa)
     try:
@@ -228,7 +228,7 @@ def test_decisions_are_compared_beyond_rounding() -> None:
     assert 20 < went_on < clear - 20
 
 
-def test_judging_again_and_judging_late_change_nothing() -> None:
+def test_scoring_again_or_late_changes_nothing() -> None:
     for seed in range(20):
         draw = np.random.default_rng(seed)
         model = random_model(draw)
@@ -324,7 +324,7 @@ def test_equal_survivals_keep_their_order(rows: int) -> None:
         ),
     ],
 )
-def test_models_that_are_none_are_refused(changes, error, message) -> None:
+def test_invalid_models_are_refused(changes, error, message) -> None:
     with pytest.raises(error, match=message):
         CycleScorer(fixed_model(**changes), COST)
 
@@ -345,7 +345,7 @@ def test_models_that_are_none_are_refused(changes, error, message) -> None:
         ({"lookup_nodes": np.array([-2, -1])}, ValueError, r"lookup_nodes\[0\] = -2 is neither"),
     ],
 )
-def test_drafts_that_are_none_are_refused(changes, error, message) -> None:
+def test_invalid_drafts_are_refused(changes, error, message) -> None:
     scorer = CycleScorer(fixed_model(), COST)
     scorer.begin(0.5, 0)
     with pytest.raises(error, match=message):
@@ -354,7 +354,7 @@ def test_drafts_that_are_none_are_refused(changes, error, message) -> None:
     assert scorer.survival()[0].tolist() == [0.5] * 6
 
 
-def test_nothing_is_said_before_something_was_judged() -> None:
+def test_nothing_is_decided_before_something_was_scored() -> None:
     scorer = CycleScorer(fixed_model(), COST)
     for ask in (scorer.should_continue, scorer.select, scorer.survival):
         with pytest.raises(ValueError, match=r"score\(\) must be called first"):

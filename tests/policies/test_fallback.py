@@ -62,13 +62,16 @@ def traces():
 
 def test_a_constant_cycle_is_that_of_the_constant_tree(traces) -> None:
     tree = TreeParams(4, 1, K)
-    guarded = FallbackPolicy(Always(8, 2), tree, gain=-0.9)
-    assert isinstance(guarded, SelectingPolicy)
-    expected, found = simulate(tree, traces[:1], COSTLY), simulate(guarded, traces[:1], COSTLY)
+    with_fallback = FallbackPolicy(Always(8, 2), tree, gain=-0.9)
+    assert isinstance(with_fallback, SelectingPolicy)
+    expected, found = (
+        simulate(tree, traces[:1], COSTLY),
+        simulate(with_fallback, traces[:1], COSTLY),
+    )
     # Trials of the policy apart: the first is due after a dozen cycles.
     assert found[0].trees[(4, 1, K)] > 0.9 * sum(found[0].trees.values())
     assert expected[0].trees.keys() == {(4, 1, K)}
-    assert guarded.policy.observed == found[0].cycles
+    assert with_fallback.policy.observed == found[0].cycles
 
 
 @pytest.mark.parametrize("gain", [0.03, 0.2])
@@ -77,8 +80,8 @@ def test_a_bad_policy_is_put_aside(traces, gain: float) -> None:
     best = total(simulate(constant, traces, COSTLY)).tokens_per_second
     bad = total(simulate(Always(8, D), traces, COSTLY)).tokens_per_second
     assert bad < 0.75 * best
-    guarded = FallbackPolicy(Always(8, D), constant, gain)
-    outcomes = simulate(guarded, traces, COSTLY)
+    with_fallback = FallbackPolicy(Always(8, D), constant, gain)
+    outcomes = simulate(with_fallback, traces, COSTLY)
     cycles = np.cumsum([outcome.cycles for outcome in outcomes])
     # The learning time that the class states: 500 cycles, twice that where a gain of 20 % was
     # promised.
@@ -87,7 +90,7 @@ def test_a_bad_policy_is_put_aside(traces, gain: float) -> None:
     later = total(outcomes[begin:]).tokens_per_second
     reference = total(simulate(constant, traces[begin:], COSTLY)).tokens_per_second
     assert later >= 0.99 * reference
-    assert guarded.advantage < 0
+    assert with_fallback.advantage < 0
 
 
 def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
@@ -115,7 +118,7 @@ def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
     assert later(AcceptancePolicy(wrong, COSTLY))[0] < 0.8
     assert later(FallbackPolicy(AcceptancePolicy(wrong, COSTLY), constant, 0.03))[1] >= 0.99
     # The good one keeps nearly all of its gain.
-    free, guarded = (
+    free, with_fallback = (
         later(policy)[0]
         for policy in (
             AcceptancePolicy(model, COSTLY),
@@ -123,7 +126,7 @@ def test_a_model_with_wrong_predictions_is_put_aside(traces) -> None:
         )
     )
     assert free > 1.05
-    assert guarded > 1 + 0.8 * (free - 1)
+    assert with_fallback > 1 + 0.8 * (free - 1)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -22,7 +22,7 @@ MAKERS = {
     "lookups": lambda: LookupRule(TREE, 2, 3, 5, 6),
     "tiers": lambda: TierPolicy([TREE, TreeParams(8, 3, 2)], warm_up=1, interval=1),
     "acceptance": lambda: AcceptancePolicy(random_model(), COST),
-    "guarded": lambda: FallbackPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
+    "fallback": lambda: FallbackPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
 }
 
 
@@ -62,7 +62,7 @@ def result(tokens: int, seconds: float = 0.01) -> StepResult:
     return StepResult((1,) * tokens, TREE, tokens - 1, seconds, 0.0, torch.zeros(3), 20)
 
 
-def test_lambda_is_of_all_forks() -> None:
+def test_forks_share_the_rate() -> None:
     alone, policy = MAKERS["acceptance"](), MAKERS["acceptance"]()
     fork = policy.fork()
     for place, tokens in enumerate((1, 4, 2, 5)):
@@ -71,18 +71,18 @@ def test_lambda_is_of_all_forks() -> None:
     assert policy.rate == fork.rate == alone.rate
 
 
-def test_what_the_guard_finds_out_is_of_all_forks() -> None:
-    alone, policy = MAKERS["guarded"](), MAKERS["guarded"]()
+def test_forks_share_what_the_fallback_measures() -> None:
+    alone, policy = MAKERS["fallback"](), MAKERS["fallback"]()
     fork = policy.fork()
     for place in range(40):
-        for guarded in (alone, (policy, fork)[place % 2]):
-            guarded.choose(None)
-            guarded.observe(result(1 + guarded._uses_policy))
+        for with_fallback in (alone, (policy, fork)[place % 2]):
+            with_fallback.choose(None)
+            with_fallback.observe(result(1 + with_fallback._uses_policy))
     assert policy.advantage == fork.advantage == alone.advantage != 0.1
     assert policy.policy is not fork.policy
 
 
-def test_a_tier_is_of_one_sequence() -> None:
+def test_each_sequence_has_its_own_tier() -> None:
     policy = MAKERS["tiers"]()
     fork = policy.fork()
     for _ in range(5):
@@ -92,7 +92,9 @@ def test_a_tier_is_of_one_sequence() -> None:
 
 
 @BOTH
-def test_a_trained_policy_decides_for_each_as_for_it_alone(decoder, prompts, policy_class) -> None:
+def test_a_trained_policy_decides_for_each_sequence_as_if_alone(
+    decoder, prompts, policy_class
+) -> None:
     """Asked by the loop itself, at every third cycle."""
 
     def trees_of(policy, prompt: list[int]) -> list[TreeParams]:

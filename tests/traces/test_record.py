@@ -230,7 +230,7 @@ def test_ranks_by_sorting() -> None:
                 assert ranks[row, d, level] == expected
 
 
-def test_an_interrupted_recording_goes_on(decoder: SpeculativeDecoder, tmp_path: Path) -> None:
+def test_an_interrupted_recording_resumes(decoder: SpeculativeDecoder, tmp_path: Path) -> None:
     prompts = tiny_prompts(6)
     whole = record(decoder, prompts, tmp_path / "whole", options=OPTIONS)
 

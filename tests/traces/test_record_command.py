@@ -39,7 +39,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], env=TERMINAL)
 
 
-def test_record_and_go_on(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_record_and_resume(tiny: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "traces"
     options = ["--top-k", "1,2", "--max-depth", "2", "-n", "5", *tiny.arguments]
     own, questions = tiny.root / "own.jsonl", tiny.root / "sums.jsonl"

@@ -99,7 +99,7 @@ def test_layers_under_another_name_are_refused(tmp_path: Path) -> None:
         load_target(tmp_path, device="cpu", backend="transformers")
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     """A pipe would block the reader for ever."""
     tiny_model().save_pretrained(tmp_path)
     os.mkfifo(tmp_path / "generation_config.json.json")
@@ -112,7 +112,7 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
         load_target(tmp_path, device="cpu")
 
 
-def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_not_filled_at_random(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)

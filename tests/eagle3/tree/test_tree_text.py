@@ -21,7 +21,7 @@ def test_other_texts_are_refused(text: str) -> None:
         TreeParams.from_text(text)
 
 
-def test_a_tree_that_is_none_is_refused_for_what_is_wrong_with_it() -> None:
+def test_an_invalid_tree_is_refused_with_its_reason() -> None:
     with pytest.raises(ValueError, match="pool of only"):
         TreeParams.from_text("50/0/2")
 
