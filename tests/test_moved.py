@@ -11,8 +11,9 @@ import torch
 
 from eaglerl._moved import MOVED_MODULES, MOVED_NAMES, RENAMED_IN_MODULES
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
-from eaglerl.eagle3 import SpeculativeDecoder, TargetModel
+from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TargetModel
 from eaglerl.eagle3.policy import Selection
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
@@ -140,6 +141,8 @@ def test_a_decoder_has_its_old_names() -> None:
     with pytest.warns(DeprecationWarning, match=r"use SpeculativeDecoder\.draft_runner$"):
         assert decoder.draft is decoder.draft_runner
     assert decoder.draft_head is not None
+    with pytest.warns(DeprecationWarning, match=r"argument policy .*use bound_policy$"):
+        DecodingSession(target, None, GreedyVerifier(), target.new_cache(8), policy=None)
 
 
 @pytest.mark.parametrize("old", sorted(BECAME_PACKAGES))

@@ -35,7 +35,7 @@ def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
 
 
 def check_fit(target: TargetModel, draft_head: Eagle3DraftHead) -> None:
-    """Make sure that a head fits a target.
+    """Check that a head fits a target.
 
     Raises:
         ValueError: a size differs; the message names the first one.

@@ -149,6 +149,7 @@ class BoundPolicy:
         head: Eagle3DraftHead,
         reduce: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        """Join them; see `FusedPolicy.bind`."""
         _check_fit(policy.weights, head)
         device = head.fc.weight.device
         if policy.cache.device != device:

@@ -279,7 +279,7 @@ def _read_prompt(name: str, row: list[int], mask: list[bool], *, inferred: bool)
         raise ValueError(f"{name} is all padding ({source}): a prompt needs at least one token")
     if not mask[-1]:
         raise ValueError(
-            f"{name} ends with padding ({source}), after which no text can go on: {_LEFT}"
+            f"{name} ends with padding ({source}), which no text can follow: {_LEFT}"
             + (", or give attention_mask if the token is meant" if inferred else "")
         )
     return Prompt(

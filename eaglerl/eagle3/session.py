@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from eaglerl._renamed import renamed_arguments
 from eaglerl.eagle3.acceptance import Accepted, make_acceptance
 from eaglerl.eagle3.cache.cache_owner import CacheOwner
 from eaglerl.eagle3.cache.kv_cache import KVCache
@@ -47,8 +48,8 @@ class DecodingSession(CacheOwner):
     draft's cache may lag behind the target's: a cycle that drafts nothing leaves the features of
     its tokens pending, and the next cycle that drafts processes them in one pass.
 
-    For a target on the CPU the tree is kept on the host. On a device the tree never leaves it: one
-    copy per cycle tells the host what was accepted, and what a `FusedPolicy` chose next.
+    With a target on a device the tree never leaves it: one copy per cycle tells the host what was
+    accepted, and what a `FusedPolicy` chose next.
 
     Sessions of one target take turns, one cycle each, on any threads. A single session must be used
     from one thread at a time.
@@ -60,6 +61,7 @@ class DecodingSession(CacheOwner):
         logprobs: records the log-probability of every emitted token; None records nothing.
     """
 
+    @renamed_arguments(policy="bound_policy")
     def __init__(
         self,
         target: TargetModel,
@@ -68,7 +70,7 @@ class DecodingSession(CacheOwner):
         cache: KVCache,
         *,
         slot: int = 0,
-        policy: BoundPolicy | None = None,
+        bound_policy: BoundPolicy | None = None,
         tree_policy: TreePolicy | None = None,
         on_device: bool | None = None,
     ) -> None:
@@ -80,16 +82,15 @@ class DecodingSession(CacheOwner):
             verifier: greedy or sampling.
             cache: the target's KV cache, with room for the sequence and for the widest tree.
             slot: slot of this sequence in both caches; it is emptied.
-            policy: chooses the next tree within the cycle, see `CycleState.decision`.
+            bound_policy: chooses the next tree within the cycle, see `CycleState.decision`.
             tree_policy: see `DecodingSession`.
-            on_device: whether the tree stays on the target's device, where the draft must run as a
-                module; by default on all devices but the CPU.
+            on_device: whether tree and draft stay on the target's device; None for all but the CPU.
 
         Raises:
-            ValueError: `policy` is given without `draft`.
+            ValueError: `bound_policy` is given without `draft`.
         """
-        if policy is not None and draft is None:
-            raise ValueError("policy needs a draft: it reads the features that the draft reduces")
+        if bound_policy is not None and draft is None:
+            raise ValueError("bound_policy needs draft, which reduces the features that it reads")
         super().__init__(target.turns)
         self.target, self.draft, self.verifier = target, draft, verifier
         self.cache, self.slot = cache, slot
@@ -98,7 +99,7 @@ class DecodingSession(CacheOwner):
         self.policy_time = TotalTime()
         self.logprobs: LogprobRecorder | None = None
         self.waited_seconds = 0.0
-        self._fused = policy
+        self._fused = bound_policy
         self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
         self._device = target.embed_tokens.device
         self._now = clock_of(self._device)

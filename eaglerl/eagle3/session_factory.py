@@ -78,7 +78,7 @@ class SessionFactory:
             caches.draft,
             verifier,
             caches.target,
-            policy=bound,
+            bound_policy=bound,
             tree_policy=policy,
         )
         session.own(caches, partial(_release, self.pool, ends))

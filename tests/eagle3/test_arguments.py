@@ -1,4 +1,4 @@
-"""Arguments of `SpeculativeDecoder` that it must refuse, and that it is usable afterwards."""
+"""Arguments that `SpeculativeDecoder` refuses, after which it is still usable."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TestWrongArguments:
             decoder.generate(PROMPT, attention_mask=torch.tensor(1))
 
     def test_what_transformers_cannot_make_a_processor_of(self, decoder):
-        """It needs an end-of-sequence token, and there is none."""
+        """A processor needs an end-of-sequence token, and there is none."""
         with pytest.raises(ValueError, match="a logits processor cannot be made"):
             decoder.generate(PROMPT, exponential_decay_length_penalty=(2, 1.5))
 
@@ -125,7 +125,7 @@ class TestWrongArguments:
             decoder.new_session(GreedyVerifier(), -600)
 
     def test_tree_wider_than_the_draft_vocabulary(self, decoder):
-        """Found before anything is decoded: the streamer, which cannot be written to, is not."""
+        """It is refused before anything is decoded: the streamer fails if it is written to."""
         with pytest.raises(ValueError, match=r"top_k=25 .* vocabulary of 24"):
             decoder.generate(PROMPT, TreeParams(8, 2, 25), streamer=object())
 

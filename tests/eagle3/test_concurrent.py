@@ -1,4 +1,4 @@
-"""Several generations of one decoder at once: every text is that of decoding it alone."""
+"""Several generations of one decoder at once: each text is the one that it has alone."""
 
 import asyncio
 import gc
@@ -32,7 +32,7 @@ TREES = [NO_DRAFT, TreeParams(6, 2, 4), DraftPlan(TreeParams(4, 1, 3), 5), Draft
 
 
 class Deepening:
-    """Remembers its sequence, and has no way to be used for two."""
+    """A policy that remembers its sequence and cannot fork."""
 
     def reset(self) -> None:
         self.depth = 1
@@ -96,7 +96,7 @@ def run_to_the_end(generation) -> None:
 
 
 def at_once(work, items) -> list:
-    """Call `work` for every item in a thread of its own, all beginning together."""
+    """Call `work` for every item, each in its own thread, all starting together."""
     items = list(items)
     barrier = threading.Barrier(len(items))
 
@@ -163,7 +163,7 @@ def test_one_generation_carried_on_by_several_threads(decoder, expected) -> None
         try:
             run_to_the_end(generation)
         except ValueError as error:
-            # Another thread has reached the end between the look and the call.
+            # Another thread reached the end between the check and the call.
             return str(error)
         return "has ended: length"
 
@@ -185,7 +185,7 @@ def test_from_asyncio(decoder, expected) -> None:
 
 
 def test_the_model_may_decode_by_itself_meanwhile(any_decoder, model, expected) -> None:
-    """Its hooks and activations are not those of the decoder's passes."""
+    """The model's own passes and the decoder's do not share hooks or activations."""
 
     def either(index: int) -> list[int]:
         prompt = PROMPTS[index]
@@ -259,7 +259,7 @@ class TestFailures:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     @pytest.mark.parametrize("at", [0, 1, 2, 5, 9])
     def test_in_a_pass(self, decoder, expected, monkeypatch, error, at) -> None:
-        """At any of the passes of a generation: it is over, others go on, new ones are right."""
+        """A failure in any pass ends that generation; the others and new ones are right."""
         going = decoder.start(PROMPTS[1], TREES[1], max_new_tokens=NEW_TOKENS)
         going.advance()
         failing = decoder.start(PROMPTS[2], TREES[1], max_new_tokens=NEW_TOKENS)
@@ -369,7 +369,7 @@ class TestPolicies:
         assert decode(decoder, PROMPTS[1], policy) == expected[1]
 
     def test_threads_with_one_that_cannot(self, decoder, expected) -> None:
-        """Each text is right or was refused; at least one is there."""
+        """Each text is right or was refused; at least one is right."""
         policy = Deepening()
 
         def try_it(prompt: list[int]) -> list[int] | str:
@@ -423,7 +423,7 @@ class TestPolicies:
 
 
 def test_the_time_of_other_generations_is_not_that_of_the_cycles(decoder) -> None:
-    """Seven others decode meanwhile: the waiting is told apart, and what is left is no longer."""
+    """While seven others decode, waiting is counted apart and decoding takes no longer."""
     others = 7
 
     def run(_: int):
@@ -443,7 +443,7 @@ def test_the_time_of_other_generations_is_not_that_of_the_cycles(decoder) -> Non
 
 
 def test_two_sessions_have_verifiers_of_their_own(decoder) -> None:
-    """One that reads the text would judge a session's drafts by what the other one wrote."""
+    """A verifier that reads the text would verify one session by the text of another."""
     settings = decoder.read_options(repetition_penalty=1.5, max_new_tokens=NEW_TOKENS)
     verifier, _ = settings.start(PROMPTS[0], 100)
     first = decoder.new_session(verifier, 60)
@@ -474,7 +474,7 @@ def test_verifiers_that_remember_nothing_may_be_shared(decoder) -> None:
 
 
 def test_a_session_reads_one_prompt(decoder) -> None:
-    """A second one would be committed behind the first, at the positions of another text."""
+    """A second prompt would be committed behind the first, at wrong positions."""
     session = decoder.new_session(GreedyVerifier(), 60)
     session.prefill(PROMPTS[1])
     session.step(TreeParams(6, 2, 4))

@@ -166,7 +166,7 @@ class TestStreamers:
 
     @pytest.mark.parametrize("skip_prompt", [False, True])
     def test_text_iterator_streamer(self, wide_decoder, model, tokenizer, skip_prompt):
-        """It ends with an accepted end-of-sequence token, after which nothing may come."""
+        """The text ends at an accepted end-of-sequence token; nothing follows it."""
         eos = reference(model, PROMPT, max_new_tokens=17)[-1]
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=skip_prompt, timeout=60)
         output = wide_decoder.generate(
@@ -294,7 +294,7 @@ def test_wide_and_deep_trees(wide_decoder, model, tree):
 
 
 def test_long_sequence_after_a_short_one(model):
-    """The caches grow; a shorter sequence after that takes them as they are."""
+    """The caches grow, and a shorter sequence after that reuses them."""
     decoder = make_decoder(model)
     for length, count in ((3, 4), (900, 20), (5, 6)):
         prompt = [(11 * i * i + 5) % VOCAB for i in range(length)]
@@ -304,7 +304,7 @@ def test_long_sequence_after_a_short_one(model):
 
 @pytest.mark.parametrize("draft_dtype", ["float32", "auto"])
 def test_a_dynamic_head_drafts_within_its_own_length(short_model, draft_dtype):
-    """The rows that are kept free for trees do not count: those of a text alone do."""
+    """The context limits the text, not the rows that are reserved for trees."""
     target = make_target(short_model)
     dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     head = tiny_head(target, max_position_embeddings=32, rope_parameters=dynamic)

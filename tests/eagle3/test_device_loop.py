@@ -1,4 +1,4 @@
-"""The loop on a device: the same text, and one wait of the host a cycle."""
+"""The loop on a device: the same text, and one synchronisation per cycle."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ NEW_TOKENS = 20
 
 
 class Alternating:
-    """Goes round the trees, so that every cycle has another one."""
+    """A policy that takes the trees in turn, so that every cycle has another one."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -99,7 +99,7 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
     with EmulatedDevice() as mode:
         decoder = emulated_decoder(mode)
         if isinstance(policy, FusedPolicy):
-            # Looks at the weights once, on the device.
+            # Binding reads the weights on the device, once.
             policy.bind(decoder.draft_head, decoder.draft_runner.reduce)
         mode.waits.clear()
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
@@ -107,7 +107,7 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
     assert output.sequences[0].tolist() == expected_sequence()
     assert all(cycle.policy_seconds > 0 for cycle in output.statistics.cycles)
     assert name == "plain" or sum(cycle.accepted for cycle in output.statistics.cycles) >= 3
-    # The first token is read after the prompt, with the policy's first decision.
+    # After the prompt the host reads the first token and the policy's first decision.
     before = 2 if isinstance(policy, FusedPolicy) else 1
     assert waits.total() == output.statistics.num_cycles + before, waits
     if isinstance(policy, FusedPolicy):
@@ -118,7 +118,7 @@ def test_same_text_and_one_wait_a_cycle(name: str) -> None:
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_wait_is_counted(inference: bool) -> None:
-    """The count would show each way of asking a device for a value."""
+    """Every way of reading a value from a device is counted."""
     asks = {
         "item": lambda t: t[0].item(),
         "int": lambda t: int(t[0]),
@@ -211,7 +211,7 @@ def test_sampling_waits_once_a_cycle_and_is_reproducible() -> None:
 
 @pytest.mark.parametrize("plan", [NO_DRAFT, TreeParams(*TREES[0]), "lookup", "fused"], ids=str)
 def test_processors_that_read_the_text(plan) -> None:
-    """The host walks down the tree of the device; once, a warning says that it waits."""
+    """The host accepts for a device, and one warning says that the device waits."""
     policy = {
         "lookup": DraftPlan(TreeParams(*TREES[0]), lookup_tokens=3),
         "fused": FusedPolicy(mlp_policy(32), action_cache_steps=1),

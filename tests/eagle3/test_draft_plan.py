@@ -75,7 +75,7 @@ def test_on_a_device_too(expected, name) -> None:
 
 
 def test_a_merged_plan_accepts_the_larger_of_the_two(decoder, expected) -> None:
-    """At every position, each source is tried alone, then both together."""
+    """At every position: each source alone, then both together."""
     differing = 0
     for length in range(len(PROMPT), len(expected) - 8):
         accepted = {}
@@ -173,12 +173,12 @@ def test_merging_on_a_device_accepts_the_same() -> None:
 
 
 def test_sampling_keeps_its_distribution() -> None:
-    """The next token after a prompt whose end stood in it before, drafted by both sources."""
+    """Draft the next token, after a prompt whose end occurred in it before, from both sources."""
     model = tiny_model(vocab_size=10, num_hidden_layers=3, logit_scale=0.75, seed=2)
     target = make_target(model, feature_layers=(0, 1, 2), backend="packed")
     draft = tiny_runner(tiny_head(target, draft_vocab_size=8, seed=3), 64)
     cache = target.new_cache(64)
-    # Whatever comes next stood after a 4 before.
+    # Every token has followed a 4 before.
     prompt = [token for after in range(10) for token in (4, after)] + [4]
     with torch.no_grad():
         first = torch.softmax(model(torch.tensor([prompt])).logits[0, -1].double(), -1)
@@ -237,7 +237,7 @@ def test_a_staged_tree_is_that_of_its_parameters(decoder, expected, rounds, rows
     depth = min(rounds, 4)
     constant = decoder.generate(PROMPT, TreeParams(rows, depth, 4), max_new_tokens=NEW_TOKENS)
     trees = [cycle.params for cycle in output.statistics.cycles if cycle.params.top_k == 4]
-    # The last ones are cut to what is left.
+    # The last trees are cut to the tokens that are left.
     assert set(trees[: -depth - 2]) == {TreeParams(rows, depth, 4)}
     accepted = [cycle.accepted for cycle in output.statistics.cycles]
     assert accepted[:-5] == [cycle.accepted for cycle in constant.statistics.cycles][:-5]

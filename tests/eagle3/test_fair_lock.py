@@ -1,4 +1,4 @@
-"""The lock that generations take turns by."""
+"""The lock with which generations take turns."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ def wait_until(condition) -> None:
 
 
 def test_threads_get_it_in_the_order_in_which_they_asked() -> None:
-    """One that takes it again at once comes after all who waited."""
+    """A thread that takes the lock again at once comes after all that waited."""
     lock, order, threads = FairLock(), [], []
 
     def work(name: int) -> None:

@@ -90,7 +90,7 @@ def test_all_that_a_policy_is_asked_is_counted(decoder, kind, waits) -> None:
     assert sum(policy.waited) >= statistics.num_cycles
     assert statistics.policy_seconds == sum(cycle.policy_seconds for cycle in statistics.cycles)
     between = {"should_continue", "rows", "select"} & set(waits)
-    # What is asked between the passes is drafting, too. The last three tokens have smaller trees.
+    # Time between the passes counts as drafting, too. The last three tokens have smaller trees.
     for cycle in statistics.cycles[:-3]:
         assert (cycle.draft_seconds >= 3 * PAUSE) or not between
     assert statistics.policy_seconds < statistics.decode_seconds

@@ -50,7 +50,7 @@ def test_what_is_no_id_is_refused(value):
         StoppingRules(eos_token_ids=value, max_new_tokens=9, room=9)
 
 
-def test_tokens_that_were_judged_are_not_judged_again():
+def test_tokens_that_were_checked_are_not_checked_again():
     calls = []
 
     def criterion(input_ids, scores, **_):
@@ -60,7 +60,7 @@ def test_tokens_that_were_judged_are_not_judged_again():
     rules = StoppingRules(eos_token_ids=[], max_new_tokens=9, room=9, criteria=[criterion])
     text = [1, 2]
     assert rules.accept(text, 2, [3]) == 1
-    # A walk down a tree asks about the tokens that it goes through, not about its last one.
+    # A walk down a tree checks the tokens on its way, but not its last one.
     assert not rules.ends([1, 2, 3, 4], 2)
     assert not rules.ends([1, 2, 3, 4, 5], 2)
     assert rules.accept([1, 2, 3], 2, [4, 5, 6]) == 3

@@ -40,7 +40,7 @@ def test_the_largest_that_wait_are_taken(pool) -> None:
     assert [each.capacity for each in pool.idle] == [300, 200, 100]
     assert pool.take(50) is taken[1]
     assert pool.take(50) is taken[2]
-    # Too small: given up for new ones, so that memory need not hold both.
+    # Too small: freed before new ones are made, so that memory need not hold both.
     assert pool.take(101).capacity == 101
     assert pool.idle == ()
 
