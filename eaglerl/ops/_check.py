@@ -47,10 +47,15 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
 def check_memory(name: str, tensor: Tensor) -> None:
     """Check that all of a tensor's elements are in its memory, unmodified.
 
+    Does nothing while torch.compile traces, when there is no memory to look at: the operators check
+    their arguments again when they run.
+
     Raises:
         ValueError: If it is sparse or a lazily negated view, or if its storage is smaller than its
             shape says.
     """
+    if torch.compiler.is_compiling():
+        return
     if tensor.layout is not torch.strided or tensor.is_neg():
         raise ValueError(
             f"{name} must be a dense tensor whose memory holds its elements, got "

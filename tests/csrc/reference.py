@@ -1,4 +1,4 @@
-"""The policy's decision once more, in float64 numpy, with a bound on what float32 sums may differ.
+"""The policy's decision in float64 numpy, with a bound on the error of float32 sums.
 
 Bounds follow Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1: a sum of n
 products, in any order, is off by at most n u / (1 - n u) times the sum of their magnitudes.
@@ -58,7 +58,7 @@ def logits_with_bound(weights: PolicyWeights, x: np.ndarray) -> tuple[np.ndarray
 
 
 def sketch(taps: np.ndarray, eps: float) -> np.ndarray:
-    """(64,) count sketch of one row of taps (3k,), each third divided by its root mean square."""
+    """(64,) count sketch of one row of features (3k,), each layer divided by its RMS."""
     thirds = taps.reshape(3, -1)
     scaled = (thirds / np.sqrt((thirds**2).mean(-1, keepdims=True) + eps)).ravel()
     n = np.arange(len(scaled), dtype=np.uint64)

@@ -27,7 +27,7 @@ MODES = ("fixed", "adaptive", "scheduled")
 
 @pytest.fixture(autouse=True)
 def _no_waiting() -> Iterator[None]:
-    """A call that makes the host wait for the device is an error, but where a test allows it."""
+    """Restore the debug mode in which a test forbids the host to wait for the device."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 

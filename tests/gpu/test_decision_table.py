@@ -1,4 +1,4 @@
-"""One table: what a decision costs on this device, beside the ways that one would write it."""
+"""One table: the cost of a decision on this device, next to the usual ways to write it."""
 
 from __future__ import annotations
 

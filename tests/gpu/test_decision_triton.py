@@ -38,7 +38,7 @@ ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11
 
 @pytest.fixture(autouse=True)
 def _no_waiting() -> Iterator[None]:
-    """Leaves no test's ban on waiting behind."""
+    """Restore the debug mode in which a test forbids the host to wait for the device."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 

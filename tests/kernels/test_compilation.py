@@ -1,8 +1,8 @@
-"""What the compilers make of the kernels, for devices that are not here.
+"""The compiled kernels, for devices that this machine need not have.
 
-Fails where a kernel spills, reads its weights in less than 16 bytes at a time, or takes its ticket
-before all of its stores are done, which no test on the interpreter can show. ``pytest -s`` prints
-what was found.
+Fails if a kernel spills registers, loads its weights in less than 16 bytes at a time, or takes its
+ticket before all of its stores are done, none of which the interpreter can show. ``pytest -s``
+prints a table.
 """
 
 from __future__ import annotations

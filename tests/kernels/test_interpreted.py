@@ -1,7 +1,7 @@
 """Runs the tests of the interpreted kernels.
 
-Triton decides when it is imported whether kernels are compiled or interpreted, so these have
-processes of their own; ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted`` runs them directly.
+Triton decides on import whether kernels are compiled or interpreted, so these run in separate
+processes; ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted`` runs them directly.
 """
 
 import os
@@ -30,7 +30,7 @@ def _run(name: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future]]:
-    """The files that were asked for, two at a time: each has one thread."""
+    """Run the requested files, two at a time with one thread each."""
     asked = [item for item in request.session.items if item.path == request.path]
     with ThreadPoolExecutor(2) as pool:
         names = [item.callspec.params["name"] for item in asked]

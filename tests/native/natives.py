@@ -1,7 +1,7 @@
 """Calls of the extension's own functions and classes, with real memory and any numbers.
 
-What lies behind an address cannot be checked by native code, so that sizes are right, or numbers
-that nothing can have: negative, or larger than all memory.
+Native code cannot check what is behind an address, so sizes are either right or impossible:
+negative, or larger than all memory.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _no_arguments(name: str) -> Callable[[Source, Memory], Step]:
 
 
 def policy_arguments(source: Source, memory: Memory, fc: bool) -> list[Any]:
-    """Of a policy of 6 features, or of 9 taps, with 5 hidden units, 4 actions and horizon 2."""
+    """Return the arguments of a policy of 6 reduced or 9 joined features, with horizon 2."""
     first = 6 if fc or source.random() < 0.5 else 9
     kind = source.randrange(3)
     matrices = [memory(first * 5), memory(5 * 8)]

@@ -1,4 +1,4 @@
-"""A child process that cases run in; another takes over where one dies."""
+"""A child process that runs cases and is replaced when it dies."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PATIENCE_S = 120.0
 
 
 class Worker:
-    """Runs cases in a child, and says of each what came of it."""
+    """Runs cases in a child process and returns the outcome of each."""
 
     def __init__(self, extension: Path | None = None, **environment: str) -> None:
-        """Check the arguments and allocate the outputs.
+        """Keep the command; the first case starts the child.
 
         Args:
             extension: another build of eaglerl._C.
@@ -67,7 +67,7 @@ class Worker:
         return code
 
     def ask(self, kind: str, name: str, seed: int) -> Any:
-        """Return the outcome of a case: "ok", "refused: ...", or what must not be."""
+        """Return the outcome of a case: "ok", "refused: ...", or a failure."""
         process = self._process or self._start()
         try:
             process.stdin.write(json.dumps([kind, name, seed]) + "\n")

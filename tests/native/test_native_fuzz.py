@@ -1,7 +1,7 @@
-"""Nothing that Python can call in native code ends the process, hangs, or fails in silence.
+"""No call from Python into native code ends the process, hangs, or fails silently.
 
-Every case runs in a child process and has one of two ends: a result, which for arguments that are
-right equals the plain reference's, or a documented exception.
+Every case runs in a child process and must end in a result, which for right arguments equals that
+of the plain reference, or in a documented exception.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def test_every_entry_point_has_cases(worker: Worker) -> None:
 
 
 def fuzz(worker: Worker, calls: int, first_seed: int = 0) -> Counter[str]:
-    """Ask for so many cases, all kinds in turn; return how many ended how.
+    """Run this many cases, of all kinds in turn, and count their outcomes.
 
-    Fails by the smallest case that hypothesis finds where one does not end as it must.
+    Fails with the smallest failing case that hypothesis finds.
     """
     listed = worker.ask("list", "", 0)["covered"]
     names = [(kind, name) for kind, members in listed.items() for name in members]

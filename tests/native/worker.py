@@ -1,9 +1,9 @@
-"""Runs cases that come line by line, and answers each with what came of it.
+"""Runs cases that arrive as lines, and answers each with its outcome.
 
     python worker.py [EXTENSION]
 
-A line holds a kind, a name and a seed, as JSON; the answer is one line of JSON. What cannot be
-answered has ended the process: its last case did that.
+A line holds a kind, a name and a seed, as JSON; the answer is one line of JSON. If there is no
+answer, the case has ended the process.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# Before the extension, so that both share one OpenMP pool.
+# Imported before the extension, so that both share one OpenMP pool.
 import torch
 
 
 def load_extension(path: str) -> None:
-    """Put another build of the extension in the place of eaglerl's own."""
+    """Replace eaglerl's extension by another build of it."""
     import eaglerl
 
     spec = importlib.util.spec_from_file_location("eaglerl._C", path)
