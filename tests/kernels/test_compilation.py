@@ -115,7 +115,11 @@ class Case:
 
 WIDTHS, DTYPES = (576, 2048, 4096), (torch.bfloat16, torch.float32)
 FEW = [
-    *(Case("fused", k, dtype) for k in WIDTHS for dtype in DTYPES),
+    # The other pairs are among MANY.
+    Case("fused", 576, torch.bfloat16),
+    Case("fused", 576, torch.float32),
+    Case("fused", 2048, torch.bfloat16),
+    Case("fused", 4096, torch.float32),
     Case("fused", 576, torch.bfloat16, rows=8, mode="adaptive"),
     Case("fused, no features", 2048, torch.bfloat16, mode="adaptive"),
     Case("folded", 576, torch.float32),
@@ -160,7 +164,7 @@ def test_every_nvidia_device(case: Case, target: str, tmp_path: Path) -> None:
     check_nvidia(case, target, tmp_path)
 
 
-@pytest.mark.parametrize("case", [FEW[4], FEW[9]], ids=str)
+@pytest.mark.parametrize("case", [FEW[3], FEW[7]], ids=str)
 def test_gfx942(case: Case) -> None:
     check_amd(case)
 

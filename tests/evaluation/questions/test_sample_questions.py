@@ -60,7 +60,7 @@ def test_questions_stands_for_them_where_there_is_no_such_folder(
     assert question_paths([Path("questions")]) == [shipped]
     assert question_paths([Path("questions/*.jsonl")]) == sorted(shipped.glob("*.jsonl"))
     assert question_paths([Path("questions/math.jsonl")]) == [shipped / "math.jsonl"]
-    assert "using the shipped samples" in capsys.readouterr().err
+    assert "using the packaged samples" in capsys.readouterr().err
     others = [Path("questions/none.jsonl"), Path("other"), tmp_path / "questions"]
     assert question_paths(others) == others
     assert capsys.readouterr().err == ""

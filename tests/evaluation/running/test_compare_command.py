@@ -46,7 +46,7 @@ def test_tables_and_json(tiny: SimpleNamespace, tmp_path: Path) -> None:
         (["-M", "baseline:lookup-rule", "--cost", "COST"], 2, "--traces"),
         (["--grid", "8/2"], 2, "three whole numbers T/D/K"),
         (["--split", "half"], 1, "split must be one of ['test', 'train', 'all'], got 'half'"),
-        (["--top-p", "0"], 1, "top_p lie in (0, 1]"),
+        (["--top-p", "0"], 1, "top_p must lie in (0, 1]"),
         (["--actions", "all"], 2, "neither a file nor one of"),
         (["--against", "tree:4/1/2"], 2, "is not one of the modes"),
         (["--cost", "nowhere.json"], 1, "nowhere.json"),

@@ -87,8 +87,24 @@ def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", ["fc", "fc without features", "taps", "features"])
-@pytest.mark.parametrize("sequences", [1, 4])
+@pytest.mark.parametrize(
+    ("form", "sequences"),
+    [
+        ("fc", 1),
+        ("fc without features", 4),
+        ("taps", 1),
+        ("features", 4),
+        *(
+            pytest.param(form, sequences, marks=pytest.mark.slow)
+            for form, sequences in (
+                ("fc", 4),
+                ("fc without features", 1),
+                ("taps", 4),
+                ("features", 1),
+            )
+        ),
+    ],
+)
 def test_decisions_equal_native_code(mode: str, form: str, sequences: int) -> None:
     k, horizon = 24, 2 if mode == "scheduled" else 1
     reads = form.split()[0]
