@@ -247,6 +247,79 @@ class AcceptanceScorer:
     def select(self) -> tuple[np.ndarray, int]: ...
     def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
 
+class BlockMatrix:
+    def __init__(
+        self,
+        format: int,
+        outputs: int,
+        inputs: int,
+        file: np.ndarray | bytes | memoryview,
+        rows: np.ndarray | None,
+        threads: int,
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    def dequantise(self, begin: int, end: int) -> np.ndarray: ...
+    def multiply(self, x: int, out: int, rows: int, int8: bool, threads: int) -> None: ...
+
+class BlockDecoder:
+    def __init__(
+        self,
+        intermediate: int,
+        query_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+        scale: float,
+        int8: bool,
+        embedding: BlockMatrix,
+        layers: Sequence[
+            tuple[
+                np.ndarray,
+                np.ndarray,
+                np.ndarray | None,
+                np.ndarray | None,
+                Sequence[BlockMatrix],
+                np.ndarray | None,
+                Sequence[BlockMatrix],
+                Sequence[BlockMatrix],
+                Sequence[BlockMatrix],
+            ]
+        ],
+        norm: np.ndarray,
+        head: Sequence[BlockMatrix],
+    ) -> None: ...
+    def run(
+        self,
+        token_ids: int,
+        rows: int,
+        cos: int,
+        sin: int,
+        table_length: int,
+        positions: int,
+        cache_rows: int,
+        slots: int,
+        cache: int,
+        slot_count: int,
+        slot_stride: int,
+        layer_stride: int,
+        value_offset: int,
+        capacity: int,
+        prefix_lengths: int,
+        mask: int,
+        mask_words: int,
+        block_length: int,
+        feature_layers: Sequence[int],
+        features: int,
+        last: int,
+        logits: int,
+        logits_rows: int,
+        threads: int,
+        /,
+    ) -> None: ...
+
 # Only where has_cuda is true.
 
 class CudaFoldedDecision:

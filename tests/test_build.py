@@ -108,7 +108,7 @@ def test_wheel_installs_into_an_empty_environment(tmp_path: Path) -> None:
     )
     version, isa, has_cuda = result.stdout.split()
     assert version == wheel.name.split("-")[1]
-    assert isa in ("avx512", "avx2", "baseline")
+    assert isa in ("avx512vnni", "avx512", "avx2", "baseline")
     assert has_cuda == "False"
 
 

@@ -16,6 +16,7 @@
 #include "common/parallel.h"
 #include "common/tensor_guard.h"
 #include "policy/policy_bindings.h"
+#include "target/block_bindings.h"
 #include "tree/tree_bindings.h"
 
 #if EAGLERL_HAS_CUDA
@@ -170,6 +171,7 @@ PYBIND11_MODULE(_C, module) {
   bind_tree(module);
   bind_policy(module);
   bind_acceptance(module);
+  bind_blocks(module);
 #if EAGLERL_HAS_CUDA
   bind_cuda_policy(module);
 #endif

@@ -7,6 +7,7 @@
 
 #include "common/cpu_kernels.h"
 #include "policy/policy_kernels.h"
+#include "target/block_kernels.h"
 
 namespace eaglerl {
 
@@ -15,17 +16,26 @@ namespace eaglerl {
   namespace isa {                    \
   extern const CpuKernels kernels;   \
   extern const PolicyKernels policy; \
+  extern const BlockKernels block;   \
+  extern const Int8Kernels int8;     \
   }
 EAGLERL_DECLARE(EAGLERL_PORTABLE_ISA)
 #if defined(EAGLERL_X86)
 EAGLERL_DECLARE(avx2)
 EAGLERL_DECLARE(avx512)
+// Its other kernels would be those of avx512.
+namespace avx512vnni {
+extern const Int8Kernels int8;
+}
 #endif
 #undef EAGLERL_DECLARE
 
 namespace {
 
-constexpr int kMaxIsas = 3;
+#define EAGLERL_STRING_OF(name) #name
+#define EAGLERL_STRING(name) EAGLERL_STRING_OF(name)
+
+constexpr int kMaxIsas = 4;
 
 #if defined(EAGLERL_X86)
 // Older compilers' __builtin_cpu_supports does not know f16c.
@@ -36,9 +46,14 @@ bool has_f16c() {
 #endif
 
 struct Isa {
+  const char* name;
   const CpuKernels* kernels;
   const PolicyKernels* policy;
+  const BlockKernels* block;
+  const Int8Kernels* int8;
 };
+
+#define EAGLERL_TABLES(isa) &isa::kernels, &isa::policy, &isa::block
 
 struct Available {
   Isa isas[kMaxIsas];
@@ -52,10 +67,14 @@ struct Available {
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (has_avx512) isas[count++] = {&avx512::kernels, &avx512::policy};
-    if (has_avx2) isas[count++] = {&avx2::kernels, &avx2::policy};
+    if (has_avx512 && __builtin_cpu_supports("avx512vnni")) {
+      isas[count++] = {"avx512vnni", EAGLERL_TABLES(avx512), &avx512vnni::int8};
+    }
+    if (has_avx512) isas[count++] = {"avx512", EAGLERL_TABLES(avx512), &avx512::int8};
+    if (has_avx2) isas[count++] = {"avx2", EAGLERL_TABLES(avx2), &avx2::int8};
 #endif
-    isas[count++] = {&EAGLERL_PORTABLE_ISA::kernels, &EAGLERL_PORTABLE_ISA::policy};
+    isas[count++] = {EAGLERL_STRING(EAGLERL_PORTABLE_ISA), EAGLERL_TABLES(EAGLERL_PORTABLE_ISA),
+                     &EAGLERL_PORTABLE_ISA::int8};
   }
 };
 
@@ -70,17 +89,21 @@ const CpuKernels& cpu_kernels() { return *chosen_isa().kernels; }
 
 const PolicyKernels& policy_kernels() { return *chosen_isa().policy; }
 
-const char* cpu_isa() { return chosen_isa().kernels->name; }
+const BlockKernels& block_kernels() { return *chosen_isa().block; }
+
+const Int8Kernels& int8_kernels() { return *chosen_isa().int8; }
+
+const char* cpu_isa() { return chosen_isa().name; }
 
 int available_isas(const char** names, int capacity) {
   const int count = available.count < capacity ? available.count : capacity;
-  for (int i = 0; i < count; ++i) names[i] = available.isas[i].kernels->name;
+  for (int i = 0; i < count; ++i) names[i] = available.isas[i].name;
   return count;
 }
 
 bool set_isa(const char* name) {
   for (int i = 0; i < available.count; ++i) {
-    if (std::strcmp(available.isas[i].kernels->name, name) == 0) {
+    if (std::strcmp(available.isas[i].name, name) == 0) {
       chosen.store(i, std::memory_order_relaxed);
       return true;
     }

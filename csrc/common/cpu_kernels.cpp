@@ -7,23 +7,13 @@
 #include "attention/norm_kernels.h"
 #include "tree/top_k_kernel.h"
 
-#define EAGLERL_STRING_OF(name) #name
-#define EAGLERL_STRING(name) EAGLERL_STRING_OF(name)
-
 namespace eaglerl::EAGLERL_ISA {
 
 extern const CpuKernels kernels;
 
 const CpuKernels kernels = {
-    EAGLERL_STRING(EAGLERL_ISA),  // in the order of the struct's members
-    kLanes,
-    kBlockQueries,
-    rms_norm,
-    silu_mul,
-    write_keys_values,
-    attend,
-    combine,
-    top_k,
+    // in the order of the struct's members
+    kLanes, kBlockQueries, rms_norm, silu_mul, write_keys_values, attend, combine, top_k,
 };
 
 }  // namespace eaglerl::EAGLERL_ISA

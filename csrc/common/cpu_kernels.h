@@ -74,7 +74,6 @@ struct TopKResult {
 };
 
 struct CpuKernels {
-  const char* name;
   int lanes;          // floats of a vector
   int block_queries;  // most queries of an AttentionTask
   void (*rms_norm)(const RmsNormCall&, int64_t begin, int64_t end);

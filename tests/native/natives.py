@@ -274,6 +274,72 @@ def _acceptance_scorer(source: Source, memory: Memory) -> Step:
     return drive, []
 
 
+def _make_block_matrix(source: Source, outputs: int, inputs: int) -> Any:
+    # Q4_1 and Q8_0: blocks of 32 inputs take 20 and 34 bytes.
+    kind, size = source.choice(((3, 20), (8, 34)))
+    return C.BlockMatrix(kind, outputs, inputs, np.zeros((outputs, inputs // 32 * size), np.uint8),
+                         None, 1)  # fmt: skip
+
+
+def _block_matrix(source: Source, memory: Memory) -> Step:
+    x, out = memory(9 * 64), memory(9 * 20)
+
+    def drive(*_: Any) -> None:
+        file = _spoiled_array(np.zeros((20, 40), np.uint8), source, share=0.3)
+        rows = _spoiled_array(np.arange(20), source, share=0.3)
+        arguments = [3, 20, 64, file, rows, 1]
+        if source.random() < 0.3:
+            arguments = spoil_numbers(arguments[:3], source) + arguments[3:]
+        matrix = C.BlockMatrix(*arguments)
+        assert matrix.shape == (20, 64)
+        assert matrix.bytes > 0
+        _drive([
+            partial(matrix.dequantise, *spoil_numbers([3, 20], source)),
+            partial(matrix.multiply, *spoil_numbers([x, out, 9, source.random() < 0.5, 2], source)),
+        ])  # fmt: skip
+
+    return drive, []
+
+
+def _block_decoder(source: Source, memory: Memory) -> Step:
+    # Two layers of 32 channels, with 2 query heads and 1 key head of 16, and 40 tokens.
+    hidden, rows, layers, capacity, block = 32, 3, 2, 10, source.choice((0, 3))
+    run = [
+        memory.int64(rows), rows, memory(40), memory(40), 5, memory.int32(rows),
+        memory.int32(rows), memory.int32(rows) if source.random() < 0.5 else 0,
+        memory(layers * 2 * capacity * 16), 1, layers * 2 * capacity * 16, 2 * capacity * 16,
+        capacity * 16, capacity, memory.int32(rows), memory.int64(rows), 1, block,
+        source.choice(([], [0, 1], [7])), memory(rows * 2 * hidden), memory(rows * hidden),
+        memory(rows * 40), source.choice((0, 1, rows)), source.choice((1, 2)),
+    ]  # fmt: skip
+
+    def matrix(outputs: int, inputs: int) -> Any:
+        if source.random() < 0.01:
+            return source.choice((None, _make_block_matrix(source, outputs + 1, inputs), 7))
+        return _make_block_matrix(source, outputs, inputs)
+
+    def norm(size: int) -> Any:
+        return _spoiled_array(np.ones(size, np.float32), source, share=0.01)
+
+    def drive(*_: Any) -> None:
+        layer = [
+            norm(hidden), norm(hidden), source.choice((None, norm(16))), None,
+            [matrix(32, hidden), matrix(32, hidden)], source.choice((None, norm(64))),
+            [matrix(hidden, 32)], [matrix(96, hidden), matrix(96, hidden)], [matrix(hidden, 96)],
+        ]  # fmt: skip
+        sizes = [96, 2, 1, 16, 1e-5, 0.25, source.random() < 0.5]
+        if source.random() < 0.2:
+            sizes = spoil_numbers(sizes, source)
+        table = matrix(40, hidden)
+        decoder = C.BlockDecoder(
+            *sizes, table, [tuple(layer)] * layers, norm(hidden), [table]
+        )  # fmt: skip
+        # Counts within the memory that is there are the caller's word.
+        _drive([partial(decoder.run, *run), partial(decoder.run, *spoil_numbers(run, source))])
+
+    return drive, []
+
+
 NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "rms_norm": _rms_norm,
     "silu_mul": _silu_mul,
@@ -295,6 +361,8 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
     "AcceptanceScorer": _acceptance_scorer,
+    "BlockMatrix": _block_matrix,
+    "BlockDecoder": _block_decoder,
 }
 
 

@@ -1,0 +1,60 @@
+// A group of threads that goes through many short steps together, in one parallel region of the
+// OpenMP pool that torch already runs (see parallel.h). Waking the pool takes about 5 us; a pass of
+// a decoder has some 200 steps, of which many take less than that.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace eaglerl {
+
+constexpr int kCacheLineBytes = 64;
+
+// All members wait until the last one arrives. Waiting spins for a while, since the others are
+// usually within a microsecond, and then yields the core, on which the missing member may have to
+// run where other processes want the cores, too.
+class Barrier {
+ public:
+  explicit Barrier(int members) : members_(members) {}
+  void wait();
+
+ private:
+  const int members_;
+  alignas(kCacheLineBytes) std::atomic<int> arrived_{0};
+  alignas(kCacheLineBytes) std::atomic<uint32_t> round_{0};
+};
+
+struct TeamMember {
+  int index;
+  int count;
+  Barrier* barrier;
+
+  void wait() const {
+    if (count > 1) barrier->wait();
+  }
+};
+
+// Calls body(context, member) once per member, at the same time, with at most `threads` members,
+// and returns when all have returned. Fewer take part where the pool gives fewer.
+void run_team(int threads, void (*body)(void* context, const TeamMember& member), void* context);
+
+template <typename Body>
+void with_team(int threads, Body&& body) {
+  run_team(
+      threads,
+      [](void* context, const TeamMember& member) { (*static_cast<Body*>(context))(member); },
+      &body);
+}
+
+// Work of one step that members take piece by piece as they become free.
+class alignas(kCacheLineBytes) WorkQueue {
+ public:
+  void reset() { next_.store(0, std::memory_order_relaxed); }
+  // The first of the next `grain` pieces.
+  int64_t take(int64_t grain) { return next_.fetch_add(grain, std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int64_t> next_{0};
+};
+
+}  // namespace eaglerl

@@ -1,0 +1,144 @@
+#include "target/block_matrix.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "common/checks.h"
+#include "common/parallel.h"
+#include "target/block_codes.h"
+
+namespace eaglerl {
+namespace {
+
+// Rows whose pages the processor maps in one piece: 2 MB pages save most misses of its table of
+// addresses, of which a pass over 97 MB in pages of 4 kB would have 24,000.
+constexpr size_t kHugePage = size_t(2) << 20;
+constexpr int64_t kCacheLine = 64;
+
+constexpr BlockLayout kF32Layout = {"F32", 1, 4, 32, 32 * 16 * 4, 1, false, false};
+constexpr BlockLayout kF16Layout = {"F16", 1, 2, 32, 32 * 16 * 2, 1, false, false};
+constexpr BlockLayout kBF16Layout = {"BF16", 1, 2, 32, 32 * 16 * 2, 1, false, false};
+constexpr BlockLayout kQ4_0Layout = {"Q4_0", 32, 18, 32, 256, 1, true, false};
+constexpr BlockLayout kQ4_1Layout = {"Q4_1", 32, 20, 32, 256, 1, true, true};
+constexpr BlockLayout kQ8_0Layout = {"Q8_0", 32, 34, 32, 512, 1, true, false};
+constexpr BlockLayout kQ4_KLayout = {"Q4_K", 256, 144, 32, 256, 8, true, true};
+constexpr BlockLayout kQ5_KLayout = {"Q5_K", 256, 176, 32, 320, 8, true, true};
+constexpr BlockLayout kQ6_KLayout = {"Q6_K", 256, 210, 16, 192, 16, true, false};
+
+int64_t up_to(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+const BlockLayout& checked_layout(BlockFormat format, int64_t inputs) {
+  const BlockLayout* layout = block_layout(format);
+  if (layout == nullptr) {
+    throw std::invalid_argument(
+        "format must be F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or "
+        "Q6_K, got ggml's type " +
+        std::to_string(int32_t(format)));
+  }
+  check_between("inputs", inputs, 1, kLargestCount);
+  const int64_t unit = std::max(layout->file_block, layout->block);
+  if (inputs % unit != 0) {
+    throw std::invalid_argument("inputs must be a multiple of " + std::to_string(unit) +
+                                " in format " + layout->name + ", got " + std::to_string(inputs));
+  }
+  return *layout;
+}
+
+}  // namespace
+
+const BlockLayout* block_layout(BlockFormat format) {
+  switch (format) {
+    case BlockFormat::kF32: return &kF32Layout;
+    case BlockFormat::kF16: return &kF16Layout;
+    case BlockFormat::kBF16: return &kBF16Layout;
+    case BlockFormat::kQ4_0: return &kQ4_0Layout;
+    case BlockFormat::kQ4_1: return &kQ4_1Layout;
+    case BlockFormat::kQ8_0: return &kQ8_0Layout;
+    case BlockFormat::kQ4_K: return &kQ4_KLayout;
+    case BlockFormat::kQ5_K: return &kQ5_KLayout;
+    case BlockFormat::kQ6_K: return &kQ6_KLayout;
+  }
+  return nullptr;
+}
+
+PanelLayout panel_layout(BlockFormat format, int64_t inputs) {
+  const BlockLayout& kind = checked_layout(format, inputs);
+  PanelLayout layout = {};
+  layout.blocks = inputs / kind.block;
+  int64_t place = layout.blocks * kind.code_bytes;
+  const int64_t halves = layout.blocks / kind.scales_per_super * kPanelOutputs * 2;
+  const int64_t bytes = layout.blocks * kPanelOutputs;
+  if (kind.has_scale) {
+    layout.scales = place;
+    place = up_to(place + halves, kCacheLine);
+  }
+  if (kind.has_minimum) {
+    layout.minima = place;
+    place = up_to(place + halves, kCacheLine);
+  }
+  if (kind.scales_per_super > 1) {
+    layout.subscales = place;
+    place = up_to(place + bytes, kCacheLine);
+    if (kind.has_minimum) {
+      layout.subminima = place;
+      place = up_to(place + bytes, kCacheLine);
+    }
+  }
+  layout.bytes = up_to(place, kCacheLine);
+  return layout;
+}
+
+int64_t file_row_bytes(BlockFormat format, int64_t inputs) {
+  const BlockLayout& kind = checked_layout(format, inputs);
+  return inputs / kind.file_block * kind.file_bytes;
+}
+
+void BlockMatrix::Free::operator()(uint8_t* memory) const { std::free(memory); }
+
+BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, const uint8_t* file,
+                         const int64_t* rows, int threads) {
+  const int64_t row_bytes = file_row_bytes(format, inputs);
+  check_between("outputs", outputs, 1, kLargestCount);
+  view_.format = format;
+  view_.outputs = outputs;
+  view_.inputs = inputs;
+  view_.layout = panel_layout(format, inputs);
+  check_product("the packed matrix", {panel_count(), view_.layout.bytes});
+  if (rows != nullptr) {
+    for (int64_t i = 0; i < outputs; ++i) check_between("rows", rows[i], 0, outputs - 1);
+  }
+  const size_t size = size_t(bytes());
+  const size_t alignment = size >= kHugePage ? kHugePage : size_t(kCacheLine);
+  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  if (size >= kHugePage) madvise(memory, size, MADV_HUGEPAGE);
+  memory_.reset(static_cast<uint8_t*>(memory));
+  view_.panels = memory_.get();
+  parallel_for(panel_count(), 4, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      uint8_t* target = memory_.get() + panel * view_.layout.bytes;
+      std::memset(target, 0, size_t(view_.layout.bytes));
+      for (int lane = 0; lane < kPanelOutputs; ++lane) {
+        const int64_t output = panel * kPanelOutputs + lane;
+        if (output >= outputs) break;
+        const int64_t row = rows == nullptr ? output : rows[output];
+        pack_lane(format, view_.layout, file + row * row_bytes, lane, target);
+      }
+    }
+  });
+}
+
+void BlockMatrix::dequantise_row(int64_t output, float* out) const {
+  const uint8_t* panel = view_.panels + output / kPanelOutputs * view_.layout.bytes;
+  unpack_lane(view_.format, view_.layout, panel, int(output % kPanelOutputs), out);
+}
+
+}  // namespace eaglerl

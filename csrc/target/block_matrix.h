@@ -1,0 +1,96 @@
+// A weight matrix in the blocks of its GGUF file, rearranged for products with a few rows.
+//
+// 16 outputs form a panel, since 16 floats fill the widest vector. Within a panel the codes of all
+// 16 outputs for the same inputs lie side by side, so that a product reads the panel once, front to
+// back, and keeps 16 results per row in registers. No bit is added or lost: a panel holds what the
+// file's blocks hold.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/checks.h"
+
+namespace eaglerl {
+
+// The numbers are those of ggml's tensor types.
+enum class BlockFormat : int32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30,
+};
+
+constexpr int kPanelOutputs = 16;
+
+// Sizes of a format, in bytes where they are not counts.
+struct BlockLayout {
+  const char* name;
+  int file_block;        // inputs of a block in the file
+  int file_bytes;        // of such a block
+  int block;             // inputs that share one scale; the unit of a product's inner loop
+  int code_bytes;        // of a panel's codes for one `block`
+  int scales_per_super;  // blocks that share a half-precision scale and have an 8-bit one each; or
+                         // 1
+  bool has_scale;
+  bool has_minimum;
+};
+
+// Null for a type that is not supported.
+const BlockLayout* block_layout(BlockFormat format);
+
+// Where the parts of one panel begin, counted from the panel's first byte.
+struct PanelLayout {
+  int64_t blocks;     // inputs / block
+  int64_t scales;     // halves: 16 a block, or 16 a super-block
+  int64_t minima;     // likewise
+  int64_t subscales;  // bytes: 16 a block (K formats)
+  int64_t subminima;
+  int64_t bytes;  // of the panel, a multiple of 64
+};
+
+PanelLayout panel_layout(BlockFormat format, int64_t inputs);
+
+// What kernels are given.
+struct BlockMatrixView {
+  const uint8_t* panels;
+  PanelLayout layout;
+  BlockFormat format;
+  int64_t outputs;
+  int64_t inputs;
+};
+
+class BlockMatrix : public PythonObject {
+ public:
+  // Packs `outputs` rows of `inputs` weights. `rows` gives for each output the row of `file` that
+  // holds it (null: its own number); every entry must lie in [0, outputs). Throws
+  // std::invalid_argument for a type that is not supported or inputs that fill no whole block.
+  BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, const uint8_t* file,
+              const int64_t* rows, int threads);
+
+  const BlockMatrixView& view() const { return view_; }
+  int64_t panel_count() const { return (view_.outputs + kPanelOutputs - 1) / kPanelOutputs; }
+  int64_t bytes() const { return panel_count() * view_.layout.bytes; }
+
+  // Writes row `output` as floats. The embedding table is read so.
+  void dequantise_row(int64_t output, float* out) const;
+
+ private:
+  struct Free {
+    void operator()(uint8_t* memory) const;
+  };
+  std::unique_ptr<uint8_t[], Free> memory_;
+  BlockMatrixView view_;
+};
+
+// Bytes of one row of a matrix in its file. Throws as BlockMatrix does.
+int64_t file_row_bytes(BlockFormat format, int64_t inputs);
+
+}  // namespace eaglerl

@@ -1,0 +1,24 @@
+// The inputs of a product, 32 at a time. Included only by sources that are compiled once per
+// instruction set.
+#pragma once
+
+#include "common/vector_math.h"
+#include "target/block_kernels.h"
+
+namespace eaglerl::EAGLERL_ISA {
+
+// One row's 32 inputs from `place` on.
+static inline void compute_inputs(const RowSource& source, int64_t row, int64_t place, float* out) {
+  const float* x = source.x + row * source.stride + place;
+  for (int i = 0; i < kSumInputs; i += kLanes) {
+    VecF value = load(x + i);
+    if (source.kind == RowSource::kNorm) {
+      value = value * source.inverse[row] * load(source.weight + place + i);
+    } else if (source.kind == RowSource::kSiluMul) {
+      value = silu(value) * load(x + source.up + i);
+    }
+    store(out + i, value);
+  }
+}
+
+}  // namespace eaglerl::EAGLERL_ISA

@@ -1,0 +1,19 @@
+// What a product's input rows are made of, so that norms and activations need no pass of their own.
+#pragma once
+
+#include <cstdint>
+
+namespace eaglerl {
+
+struct RowSource {
+  enum Kind { kPlain, kNorm, kSiluMul };
+
+  Kind kind;
+  const float* x;  // row r begins at x + r * stride
+  int64_t stride;
+  const float* inverse;  // kNorm: 1 / sqrt(mean square + eps) of every row
+  const float* weight;   // kNorm: (inputs)
+  int64_t up;            // kSiluMul: distance from a gate to its up
+};
+
+}  // namespace eaglerl

@@ -1,0 +1,177 @@
+"""Block matrices against gguf's own dequantisation and float64, on every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from eaglerl._ext import C
+
+FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+INT8_FORMATS = FORMATS[3:]
+# Bytes of a block that hold half-precision scales, by format.
+HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+EPSILON = 2.0**-24
+
+
+@pytest.fixture(params=C.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = C.cpu_isa()
+    C.set_isa(request.param)
+    yield request.param
+    C.set_isa(before)
+
+
+def make_file(name: str, outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
+    """Random blocks as in a file (outputs, bytes of a row): any code and any scale occurs."""
+    generator = np.random.default_rng(seed)
+    if name in ("F32", "F16", "BF16"):
+        values = generator.standard_normal((outputs, inputs)).astype(np.float32)
+        if name == "F32":
+            return values.view(np.uint8)
+        if name == "F16":
+            return values.astype(np.float16).view(np.uint8)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    data = generator.integers(0, 256, (outputs, inputs // block, size), dtype=np.uint8)
+    for place in HALVES[name]:
+        # Subnormal numbers and both signs among them.
+        scales = generator.standard_normal(data.shape[:2]) * 10.0 ** generator.integers(
+            -7, -1, data.shape[:2]
+        )
+        data[..., place : place + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
+    return data.reshape(outputs, -1)
+
+
+def dequantised(name: str, file: np.ndarray) -> np.ndarray:
+    kind = GGMLQuantizationType[name]
+    if name == "F32":
+        return file.view(np.float32)
+    if name == "F16":
+        return file.view(np.float16).astype(np.float32)
+    return np.asarray(gguf.dequantize(file, kind), dtype=np.float32)
+
+
+def make_matrix(name: str, file: np.ndarray, inputs: int, rows: np.ndarray | None = None):
+    return C.BlockMatrix(
+        format=int(GGMLQuantizationType[name]), outputs=len(file), inputs=inputs,
+        file=np.ascontiguousarray(file), rows=rows, threads=2,
+    )  # fmt: skip
+
+
+def multiply(matrix, x: torch.Tensor, *, int8: bool = False, threads: int = 1) -> torch.Tensor:
+    out = torch.full((len(x), matrix.shape[0]), float("nan"))
+    matrix.multiply(x=x.data_ptr(), out=out.data_ptr(), rows=len(x), int8=int8, threads=threads)
+    return out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_packed_is_what_gguf_reads(name: str) -> None:
+    for outputs in (16, 37):
+        file = make_file(name, outputs, 512, seed=outputs)
+        order = np.random.default_rng(1).permutation(outputs)
+        matrix = make_matrix(name, file, 512, order)
+        found = matrix.dequantise(0, outputs)
+        expected = dequantised(name, file)[order]
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", [1, 3, 8, 21, 70])
+def test_products_are_those_of_float64(name: str, rows: int, isa: str) -> None:
+    outputs, inputs = 37, 768
+    file = make_file(name, outputs, inputs)
+    weights = dequantised(name, file).astype(np.float64)
+    x = torch.randn(rows, inputs)
+    found = multiply(make_matrix(name, file, inputs), x).double().numpy()
+    expected = x.double().numpy() @ weights.T
+    # Each of the products is rounded a few times within its block and once a block after that:
+    # at most 32 + inputs / 16 roundings of partial sums that are bounded by the sum of magnitudes.
+    # A minimum's part cancels against the codes' part, so magnitudes count before they cancel.
+    bound = np.abs(x.double().numpy()) @ magnitudes(name, file).T
+    assert (np.abs(found - expected) <= (40 + inputs / 16) * EPSILON * bound + 1e-30).all()
+
+
+def magnitudes(name: str, file: np.ndarray) -> np.ndarray:
+    """|scale * code| + |minimum| of every weight, or its magnitude where there is no minimum."""
+    weights = np.abs(dequantised(name, file).astype(np.float64))
+    if name not in ("Q4_1", "Q4_K", "Q5_K"):
+        return weights
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    data = file.reshape(len(file), -1, size)
+    minimum = np.abs(data[..., 2:4].copy().view(np.float16).astype(np.float64))
+    if block == 256:
+        minimum = minimum * 63
+    return weights + 2 * np.repeat(minimum.reshape(len(file), -1), block, axis=1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_row_does_not_depend_on_the_others(name: str, int8: bool, isa: str) -> None:
+    if int8 and name not in INT8_FORMATS:
+        return
+    inputs = 512
+    matrix = make_matrix(name, make_file(name, 53, inputs), inputs)
+    x = torch.randn(64, inputs)
+    alone = torch.cat([multiply(matrix, row[None], int8=int8) for row in x])
+    for rows in (*range(2, 18), 31, 64):
+        for threads in (1, 2, 3):
+            assert torch.equal(multiply(matrix, x[:rows], int8=int8, threads=threads), alone[:rows])
+
+
+def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (rows, blocks, 32) and scales (rows, blocks) of 8-bit rows."""
+    blocks = x.reshape(len(x), -1, 32).astype(np.float32)
+    scales = np.abs(blocks).max(-1) * np.float32(1 / 127)
+    inverse = np.where(scales > 0, np.float32(1) / np.where(scales > 0, scales, 1), 0)
+    codes = np.rint(blocks * inverse[..., None].astype(np.float32)).astype(np.int64)
+    return codes, scales
+
+
+@pytest.mark.parametrize("name", INT8_FORMATS)
+def test_int8_products_are_those_of_quantised_rows(name: str, isa: str) -> None:
+    outputs, inputs = 37, 768
+    file = make_file(name, outputs, inputs)
+    weights = dequantised(name, file).astype(np.float64)
+    x = torch.randn(5, inputs)
+    x[1, :64] = 0
+    x[2] *= 1e-3
+    x[3, 5] = 1e4
+    codes, scales = quantised(x.numpy())
+    assert np.abs(codes).max() == 127
+    rounded = (codes * scales[..., None].astype(np.float64)).reshape(len(x), -1)
+    found = multiply(make_matrix(name, file, inputs), x, int8=True).double().numpy()
+    bound = np.abs(rounded) @ magnitudes(name, file).T
+    assert (np.abs(found - rounded @ weights.T) <= (8 + inputs / 8) * EPSILON * bound + 1e-30).all()
+
+
+def test_what_is_not_finite_reaches_the_result(isa: str) -> None:
+    matrix = make_matrix("Q4_1", make_file("Q4_1", 16, 64), 64)
+    for value in (float("nan"), float("inf")):
+        x = torch.randn(2, 64)
+        x[1, 40] = value
+        for int8 in (False, True):
+            found = multiply(matrix, x, int8=int8)
+            assert found[0].isfinite().all()
+            assert not found[1].isfinite().any()
+
+
+def test_wrong_arguments_are_refused() -> None:
+    file = make_file("Q4_1", 16, 64)
+    with pytest.raises(ValueError, match=r"format must be F32.*got ggml's type 10"):
+        C.BlockMatrix(format=10, outputs=16, inputs=64, file=file, rows=None, threads=1)
+    with pytest.raises(ValueError, match="inputs must be a multiple of 32 in format Q4_1, got 48"):
+        C.BlockMatrix(format=3, outputs=16, inputs=48, file=file, rows=None, threads=1)
+    with pytest.raises(ValueError, match="file must have 640 bytes, got 600"):
+        C.BlockMatrix(
+            format=3, outputs=16, inputs=64, file=file.reshape(-1)[:600], rows=None, threads=1
+        )
+    order = np.arange(16)
+    order[3] = 16
+    with pytest.raises(ValueError, match=r"rows must be in 0\.\.15, got 16"):
+        C.BlockMatrix(format=3, outputs=16, inputs=64, file=file, rows=order, threads=1)
