@@ -9,18 +9,25 @@ import functools
 import warnings
 from typing import Literal, get_args
 
+import gguf
+import numpy as np
 import torch
 from torch import nn
 
+from eaglerl._ext import C, thread_count
+
 LinearDtype = Literal["float32", "bfloat16", "int8"]
+#: Inputs of a block of GGUF's Q8_0, in which int8 products are quantised.
+INT8_BLOCK = 32
 
 
 class PackedLinear:
     """A linear layer of fixed weight for the CPU: y = x W^T + b.
 
-    "int8" quantises the weight with one scale per output channel, and the input in every call with
-    one scale for all rows. A row's result therefore depends a little on the other rows of the pass,
-    which is acceptable for a draft, whose proposals are verified, but not for a target.
+    "int8" quantises weight and input in blocks of 32. Where the width is not a multiple of 32, the
+    weight has one scale per output channel and the input one for all rows of a call: a row's result
+    then depends a little on the other rows, which is acceptable for a draft, whose proposals are
+    verified.
 
     Attributes:
         in_features: width of x.
@@ -101,6 +108,35 @@ class _OneDnnBfloat16:
         return residual + self._linear(x.bfloat16(), self._weight, self._bias, "none", [], "")
 
 
+class _Int8Blocks:
+    """Weights and rows in 8-bit blocks of 32, by the block kernels that targets use.
+
+    FBGEMM gives all rows one scale, and wakes another pool of threads.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        file = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
+        self._matrix = C.BlockMatrix(
+            format=int(gguf.GGMLQuantizationType.Q8_0),
+            outputs=weight.shape[0],
+            inputs=weight.shape[1],
+            file=np.ascontiguousarray(file),
+            rows=None,
+            threads=thread_count(),
+        )
+        self._outputs = len(weight)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        out = torch.empty(len(x), self._outputs)
+        self._matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), True, thread_count())
+        return out if self._bias is None else out.add_(self._bias)
+
+    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self(x).add_(residual)
+
+
 class _DynamicInt8:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
@@ -127,14 +163,15 @@ class _Unpacked:
         return nn.functional.linear(x, self._weight, self._bias).add_(residual)
 
 
-_Product = _OneDnnFloat32 | _OneDnnBfloat16 | _DynamicInt8 | _Unpacked
+_Product = _OneDnnFloat32 | _OneDnnBfloat16 | _Int8Blocks | _DynamicInt8 | _Unpacked
 
 
 def _make_product(
     weight: torch.Tensor, bias: torch.Tensor | None, dtype: LinearDtype, rows_hint: int
 ) -> _Product:
     if dtype == "int8":
-        return _DynamicInt8(weight, bias)
+        whole = weight.shape[1] % INT8_BLOCK == 0
+        return _Int8Blocks(weight, bias) if whole else _DynamicInt8(weight, bias)
     if not _has_onednn():
         return _Unpacked(weight, bias)
     if dtype == "bfloat16":
