@@ -23,12 +23,13 @@ from eaglerl.packaged_models import DEFAULT_MODEL, MODELS, PackagedModel
 from eaglerl.regular_file import check_regular
 
 MARKER_NAME = "eaglerl.json"
-_MARKER_FORMAT = 1
+# 2: the GGUF file itself stands beside what was made of it.
+_MARKER_FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _MarkerSchema(Schema):
-    format: Literal[1]
+    format: Literal[2]
     source: str
     files: dict[str, Count]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack, cast
+from typing import Unpack, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,7 @@ from eaglerl.eagle3.sampling import ProcessingVerifier, Verifier, seeded_generat
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.session_factory import TREE_ROOM, SessionFactory
 from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.target.make_target import TargetOptions
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
 
@@ -113,9 +114,7 @@ class SpeculativeDecoder:
         feature_layers: Sequence[int] | None = None,
         draft_dtype: DraftDtype = "auto",
         default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
-        backend: Literal["auto", "packed", "transformers"] = "auto",
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        **options: Unpack[TargetOptions],
     ) -> SpeculativeDecoder:
         """Load a target and a draft head from their folders.
 
@@ -129,21 +128,12 @@ class SpeculativeDecoder:
                 names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
-            backend: see `load_target`.
-            dtype: see `load_target`.
-            device: see `load_target`.
+            options: backend, dtype, device and precision, see `load_target`.
 
         Raises:
             ValueError: a checkpoint breaks an invariant, or the two do not fit.
         """
-        model, head, tokenizer = load_pair(
-            target,
-            draft,
-            feature_layers=feature_layers,
-            backend=backend,
-            dtype=dtype,
-            device=device,
-        )
+        model, head, tokenizer = load_pair(target, draft, feature_layers=feature_layers, **options)
         return cls(
             model,
             head,

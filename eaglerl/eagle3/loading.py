@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from eaglerl.eagle3.fit import check_fit
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.feature_layer_check import check_layer_ids
-from eaglerl.eagle3.target.make_target import load_target
+from eaglerl.eagle3.target.make_target import TargetOptions, load_target
 from eaglerl.eagle3.target.target_model import TargetModel
 
 
@@ -22,9 +21,7 @@ def load_pair(
     draft: str | Path | None,
     *,
     feature_layers: Sequence[int] | None = None,
-    backend: Literal["auto", "packed", "transformers"] = "auto",
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    **options: Unpack[TargetOptions],
 ) -> tuple[TargetModel, Eagle3DraftHead | None, PreTrainedTokenizerBase]:
     """Load a target, its head with an embedding table, and the target's tokenizer.
 
@@ -33,9 +30,7 @@ def load_pair(
         draft: folder of the draft head; None for the target alone, which then computes no
             features.
         feature_layers: see `SpeculativeDecoder.from_pretrained`.
-        backend: see `load_target`.
-        dtype: see `load_target`.
-        device: see `load_target`.
+        options: backend, dtype, device and precision, see `load_target`.
 
     Raises:
         ValueError: a checkpoint breaks an invariant, or the two do not fit.
@@ -46,9 +41,7 @@ def load_pair(
     model = load_target(
         target,
         feature_layers=() if config is None else config.resolve_feature_layers,
-        backend=backend,
-        dtype=dtype,
-        device=device,
+        **options,
     )
     tokenizer = AutoTokenizer.from_pretrained(target)
     if draft is None or config is None:

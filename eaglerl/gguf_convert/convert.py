@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float], None]
 """Called with a description of the current step and the fraction of the whole that is done."""
 
+#: Name of the GGUF file itself in the folder.
+GGUF_NAME = "model.gguf"
 #: Most fp32 numbers that are expanded and written at a time, 4 GB, unless one tensor has more.
 SHARD_ELEMENTS = 1 << 30
 _WEIGHTS_BEGIN, _WEIGHTS_END = 0.3, 0.8
@@ -52,6 +55,9 @@ def convert_gguf(source: Path, output: Path, *, progress: Progress | None = None
     config.save_pretrained(output)
     GenerationConfig.from_model_config(config).save_pretrained(output)
     _write_weights(file, config, output, report)
+    # The CPU's block kernels read the file as it is.
+    with atomic_path(output / GGUF_NAME) as temporary:
+        shutil.copyfile(source, temporary)
     report("done", 1.0)
 
 

@@ -34,12 +34,15 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
 
     assert decoder.draft_head is not None
     assert decoder.draft_runner is not None
-    parts = (
+    parts = [
         describe_machine(),
         target_id(decoder.target),
         head_id(decoder.draft_head),
         products_dtype(decoder.draft_runner),
-    )
+    ]
+    # Added only where it differs, so that tables measured before are found.
+    if decoder.target.precision != "float32":
+        parts.append(decoder.target.precision)
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_root() / "costs" / f"{name}.json"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
     from eaglerl.eagle3.head.make_draft_runner import DraftDtype
+    from eaglerl.eagle3.target.make_target import TargetPrecision
 
 _MODEL_PANEL = "Model"
 DRAFTING_PANEL = "Drafting"
@@ -53,6 +54,16 @@ DraftDtypeOption = Annotated[
         metavar="DTYPE",
         help="Precision of the head's weights: auto, float32, bfloat16 or int8. "
         "It changes the speed, never the output.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PRECISION",
+        help="Precision of the target: native multiplies the weights as the GGUF file stores them; "
+        "int8 multiplies them with 8-bit activations, which is faster and changes the text; "
+        "float32 expands them. auto is native where the model has a GGUF file.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -319,6 +330,7 @@ class DecoderSettings:
     model: ModelOption = DEFAULT_MODEL
     draft: DraftOption = None
     draft_dtype: DraftDtypeOption = "auto"
+    precision: PrecisionOption = "auto"
     threads: ThreadsOption = None
     debug: DebugOption = False
 
@@ -350,6 +362,7 @@ def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> Speculati
             target_path,
             draft_path,
             draft_dtype=cast("DraftDtype", settings.draft_dtype),  # checked there
+            precision=cast("TargetPrecision", settings.precision),
         )
 
 

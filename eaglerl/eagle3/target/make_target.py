@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from transformers import PreTrainedModel
 
+from eaglerl.eagle3.target.load_block_target import load_block_target, why_not_blocks
 from eaglerl.eagle3.target.packed_target import (
     DifferentModulesError,
     PackedTarget,
@@ -20,6 +21,16 @@ from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 
 Backend = Literal["auto", "packed", "transformers"]
+TargetPrecision = Literal["auto", "native", "int8", "float32"]
+
+
+class TargetOptions(TypedDict, total=False):
+    """How to run a target, see `load_target`."""
+
+    backend: Backend
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+    precision: TargetPrecision
 
 
 def load_target(
@@ -29,6 +40,7 @@ def load_target(
     backend: Backend = "auto",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    precision: TargetPrecision = "auto",
 ) -> TargetModel:
     """Load any dense causal language model that transformers loads.
 
@@ -41,15 +53,30 @@ def load_target(
             "auto" takes the first where it can.
         dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
         device: where to run; CUDA by default where there is one.
+        precision: on the CPU, "native" multiplies the weights of the GGUF file in the folder as
+            they are stored, with float32 activations: the function of the expanded weights.
+            "int8" multiplies them with 8-bit activations, as llama.cpp does: faster, and another
+            model by its rounding. "float32" expands the weights. "auto" is native where the
+            folder has a GGUF file that the kernels support and nothing else is asked for.
 
     Raises:
-        ValueError: "packed" cannot run the model, the feature layers collide,
-            `load_transformers_model` refuses the folder, or its generation config asks for
-            something that is not supported.
+        ValueError: the model does not run in this precision, "packed" cannot run it, the feature
+            layers collide, `load_transformers_model` refuses the folder, or its generation config
+            asks for something that is not supported.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    stored = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    device = torch.device(device)
+    if precision == "auto" and backend == "auto" and dtype is None and device.type == "cpu":
+        precision = "native" if why_not_blocks(path) is None else "float32"
+    if precision in ("native", "int8"):
+        _check_alone(precision, backend, dtype, device)
+        return load_block_target(path, feature_layers=feature_layers, precision=precision)
+    if precision not in ("auto", "float32"):
+        raise ValueError(
+            f'precision must be "auto", "native", "int8" or "float32", got {precision!r}'
+        )
+    stored = torch.float32 if device.type == "cpu" else "auto"
     model = load_transformers_model(path, stored if dtype is None else dtype)
     # In place. Called through the base class, since transformers' own wrapper is not typed.
     module: torch.nn.Module = model
@@ -57,6 +84,17 @@ def load_target(
     if callable(feature_layers):
         feature_layers = feature_layers(model.config.num_hidden_layers)
     return make_target(model, feature_layers=feature_layers, backend=backend)
+
+
+def _check_alone(
+    precision: str, backend: Backend, dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """Refuse options that a precision of the CPU's own kernels leaves no choice for."""
+    for name, value, only in (
+        ("backend", backend, "auto"), ("dtype", dtype, None), ("device", device.type, "cpu")
+    ):  # fmt: skip
+        if value != only:
+            raise ValueError(f'{name} must be {only!r} with precision="{precision}", got {value!r}')
 
 
 def make_target(

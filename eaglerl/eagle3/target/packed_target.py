@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eaglerl._ext import C
 from eaglerl.eagle3.cache.kv_cache import KVCache
@@ -39,11 +39,15 @@ class DifferentModulesError(ValueError):
 
 def why_not_packed(model: PreTrainedModel) -> str | None:
     """Return why the packed path cannot run a model; None if it can."""
-    config = model.config
     if model.device.type != "cpu":
         return f"its weights are on {model.device}"
     if model.dtype != torch.float32:
         return f"its dtype is {model.dtype}"
+    return why_not_fast(model.config)
+
+
+def why_not_fast(config: PreTrainedConfig) -> str | None:
+    """Return why the CPU's own kernels cannot run a model with this config; None if they can."""
     if config.model_type not in FAST_FAMILIES:
         supported = ", ".join(FAST_FAMILIES)
         return f"model_type is {config.model_type!r}, the packed path supports {supported}"
@@ -184,7 +188,7 @@ class PackedTarget(TargetModel):
         reason = why_not_packed(model)
         if reason is not None:
             raise ValueError(f"the packed CPU path cannot run this model: {reason}")
-        super().__init__(model, feature_layers)
+        super().__init__(model.config, model.generation_config, model.device, feature_layers)
         decoder = model.get_decoder()
         self.eps = float(self.config.rms_norm_eps)
         self.num_heads = self.config.num_attention_heads

@@ -108,6 +108,19 @@ def check_target_config(config: PreTrainedConfig) -> None:
             )
 
 
+def check_target_files(path: str | Path) -> None:
+    """Check that a folder's files are regular, and its generation config well-formed.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for file in sorted(Path(path).iterdir()):
+        if file.name.endswith(_READ_ENDINGS):
+            check_regular(file, "target's file")
+        if file.name == "generation_config.json":
+            read_json(file, GenerationConfigSchema, "target's generation config", allow_nan=True)
+
+
 def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """Load a target's weights with transformers, on the CPU and in evaluation mode.
 
@@ -122,13 +135,7 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
     """
     config = read_target_config(path)
     if Path(path).is_dir():
-        for file in sorted(Path(path).iterdir()):
-            if file.name.endswith(_READ_ENDINGS):
-                check_regular(file, "target's file")
-            if file.name == "generation_config.json":
-                read_json(
-                    file, GenerationConfigSchema, "target's generation config", allow_nan=True
-                )
+        check_target_files(path)
         check_fits_header(path, config)
     try:
         with naming(f"the target {str(path)!r}"):

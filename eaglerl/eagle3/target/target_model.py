@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.generation_config.generation_settings import check_generation_config
 from eaglerl.eagle3.head.feature_layers import eagle_feature_layers
 from eaglerl.eagle3.layers.row_batch import RowBatch
-from eaglerl.eagle3.target.target_files import (
-    check_target_config,
-    decoder_layers,
-)
+from eaglerl.eagle3.target.target_files import check_target_config
 
 LogitsRows = Literal["all", "last", "none"]
 
@@ -92,19 +89,27 @@ class TargetModel(ABC):
         turns: the lock that sequences hold during their passes, so that each pass has all cores
             and its time is its own.
         has_window: whether a layer has a sliding window.
+        precision: of the products, as `load_target` names it.
     """
+
+    precision: str = "float32"
 
     #: Rows of one pass over a long prompt: bounds the buffers, and how long other sequences wait.
     chunk_size: int = 512
 
-    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None) -> None:
-        config = model.config
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        generation_config: Any,
+        device: torch.device,
+        feature_layers: Sequence[int] | None,
+    ) -> None:
         check_target_config(config)
         self.config = config
-        self.generation_config = model.generation_config
+        self.generation_config = generation_config
         self.turns = FairLock()
         self.has_window = False
-        check_generation_config(config, self.generation_config, model.device)
+        check_generation_config(config, generation_config, device)
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = config.vocab_size
         self.num_layers: int = config.num_hidden_layers
@@ -118,8 +123,6 @@ class TargetModel(ABC):
             if feature_layers is None
             else checked_feature_layers(feature_layers, self.num_layers)
         )
-        if self.feature_layers:
-            decoder_layers(model)
 
     def set_feature_layers(self, layers: Sequence[int]) -> None:
         """Take the features from other layers from the next pass on; not during a pass.

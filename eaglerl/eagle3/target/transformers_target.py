@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
-from eaglerl.eagle3.target.target_files import embedding_table
+from eaglerl.eagle3.target.target_files import decoder_layers, embedding_table
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 
 
@@ -140,7 +140,9 @@ class TransformersTarget(TargetModel):
     """Any causal language model whose decoder layers transformers exposes as ``model.layers``."""
 
     def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None) -> None:
-        super().__init__(model, feature_layers)
+        super().__init__(model.config, model.generation_config, model.device, feature_layers)
+        if self.feature_layers:
+            decoder_layers(model)
         _check_forward(model)
         self.model = model
         self._windows = _attention_windows(model.config)

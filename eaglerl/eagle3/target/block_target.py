@@ -1,0 +1,143 @@
+"""The CPU path of targets in the precision of their GGUF file: one native call runs a whole pass.
+
+A pass of a few rows takes as long as reading the weights. SmolLM2-135M is stored in 97 MB, in
+blocks of 4 and 8 bits; expanded to float32 it has 538 MB. Here the blocks are decoded in registers,
+so that a pass reads 97 MB.
+
+With float32 activations (`precision="native"`) the function is that of the expanded model, to
+float32 rounding. With 8-bit activations (`precision="int8"`) it is llama.cpp's arithmetic. In both,
+the result of a row does not depend on the other rows of its pass, bit by bit, for passes of any
+size: a token that is verified in a tree gets the logits that plain decoding gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from transformers import LlamaConfig, PreTrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from eaglerl._ext import C
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.layers.rope import RopeTables, module_angles
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.block_weights import DecoderWeights
+from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
+
+Precision = Literal["native", "int8"]
+
+
+class BlockTarget(TargetModel):
+    """Dense Llama-family models on the CPU, in the blocks of a GGUF file; the cache is float32."""
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        generation_config: Any,
+        weights: DecoderWeights,
+        feature_layers: Sequence[int] | None = None,
+        *,
+        precision: Precision = "native",
+    ) -> None:
+        """Build the decoder.
+
+        Args:
+            config: of the model.
+            generation_config: of the model.
+            weights: see `read_decoder_weights`.
+            feature_layers: see `TargetModel`.
+            precision: "native" multiplies with float32 activations, "int8" with 8-bit ones.
+
+        Raises:
+            ValueError: the sizes of the weights are not those of the config.
+        """
+        if precision not in ("native", "int8"):
+            raise ValueError(f'precision must be "native" or "int8", got {precision!r}')
+        super().__init__(config, generation_config, torch.device("cpu"), feature_layers)
+        self.precision = precision
+        self._embedding: torch.Tensor | None = None
+        self._weights = weights
+        self._decoder = C.BlockDecoder(
+            intermediate=config.intermediate_size,
+            query_heads=config.num_attention_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            eps=float(config.rms_norm_eps),
+            scale=self.head_dim**-0.5,
+            int8=precision == "int8",
+            embedding=weights.embedding,
+            layers=[
+                (
+                    layer.input_norm, layer.post_norm, layer.query_norm, layer.key_norm,
+                    layer.qkv, layer.qkv_bias, layer.out, layer.gate_up, layer.down,
+                )
+                for layer in weights.layers
+            ],
+            norm=weights.norm,
+            head=[weights.head],
+        )  # fmt: skip
+        self._rope = RopeTables(module_angles(_rotary_embedding(config), self.head_dim))
+
+    @property
+    def embed_tokens(self) -> torch.Tensor:
+        """(vocab_size, hidden_size) float32 embedding table, expanded when first asked for."""
+        if self._embedding is None:
+            table = self._weights.embedding.dequantise(begin=0, end=self.vocab_size)
+            self._embedding = torch.from_numpy(table)
+        return self._embedding
+
+    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
+        """Make an empty float32 cache."""
+        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, slots=slots)
+
+    @torch.inference_mode()
+    def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
+        """Run one pass; see `TargetModel.forward`. Rows of several slots may share a pass."""
+        count = len(rows)
+        wanted = {"all": count, "last": min(count, 1), "none": 0}[logits]
+        features = torch.empty(count, len(self.feature_layers) * self.hidden_size)
+        last = torch.empty(count, self.hidden_size)
+        result = torch.empty(wanted, self.vocab_size)
+        data = cache.data if rows.slots is not None else cache.data[rows.slot : rows.slot + 1]
+        mask = None if rows.mask is None or not rows.block_length else rows.mask.contiguous()
+        cos, sin = self._rope.first(min(cache.capacity, self.max_positions))
+        self._decoder.run(
+            rows.token_ids.data_ptr(),
+            count,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            min(cos.shape[0], self.max_positions),
+            rows.positions.data_ptr(),
+            rows.cache_rows.data_ptr(),
+            0 if rows.slots is None else rows.slots.data_ptr(),
+            data.data_ptr(),
+            data.shape[0],
+            data.stride(0),
+            data.stride(1),
+            data.stride(2),
+            cache.capacity,
+            rows.prefix_lengths.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            0 if mask is None else mask.shape[1],
+            rows.block_length,
+            list(self.feature_layers),
+            features.data_ptr(),
+            last.data_ptr(),
+            result.data_ptr(),
+            wanted,
+            torch.get_num_threads(),
+        )
+        return TargetOutput(
+            logits=None if logits == "none" else result,
+            features=features,
+            last_hidden_state=last,
+        )
+
+
+def _rotary_embedding(config: PreTrainedConfig) -> torch.nn.Module:
+    """Return transformers' rotary embedding for the config, which has no weights."""
+    # The families whose targets run here have the fields that it reads, and its class computes the
+    # same angles as theirs.
+    return LlamaRotaryEmbedding(cast("LlamaConfig", config))

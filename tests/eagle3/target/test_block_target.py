@@ -1,0 +1,203 @@
+"""Targets in the blocks of their GGUF file: transformers' function, and rows that stand alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eaglerl._ext import thread_count
+from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.block_target import BlockTarget
+from eaglerl.eagle3.target.make_target import load_target
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.prepare import prepare_gguf
+
+from ...gguf_files import VOCAB_SIZE, write_gguf
+from ..tiny import tiny_head, tiny_model
+
+KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
+# GGUF's name of the architecture, by transformers'.
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "head_dim": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+TOKENS = torch.arange(3, 43) * 5 % VOCAB_SIZE
+CAPACITY = 128
+
+
+def make_folder(folder: Path, family: str = "llama", kind: str = "Q4_1", **sizes: object) -> Path:
+    """A prepared folder: config, float32 weights as gguf expands them, and the GGUF file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tiny_model(family, **(SIZES | sizes))
+    path = write_gguf(
+        folder / "file.gguf", model, ARCHITECTURES[family], kind=gguf.GGMLQuantizationType[kind]
+    )
+    return prepare_gguf(path, output=folder / "model")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("block"))
+
+
+def run(target: BlockTarget, rows: RowBatch, cache=None) -> torch.Tensor:
+    return target.forward(rows, cache or target.new_cache(CAPACITY)).logits
+
+
+def run_in_steps(target: BlockTarget, tokens: torch.Tensor, step: int) -> torch.Tensor:
+    """Logits of a text that passes of `step` tokens read."""
+    cache, found = target.new_cache(CAPACITY), []
+    for begin in range(0, len(tokens), step):
+        part = tokens[begin : begin + step]
+        found.append(run(target, RowBatch.causal(part, begin), cache))
+        cache.advance(len(part))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_expanded_model(family: str, kind: str, tmp_path: Path) -> None:
+    path = make_folder(tmp_path, family, kind)
+    target = load_target(path)
+    assert isinstance(target, BlockTarget)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    with torch.no_grad():
+        output = model(TOKENS[None], output_hidden_states=True)
+    found = target.forward(RowBatch.causal(TOKENS, 0), target.new_cache(CAPACITY))
+    scale = float(output.logits.std())
+    torch.testing.assert_close(found.logits.double(), output.logits[0], rtol=0, atol=2e-5 * scale)
+    taken = torch.cat([output.hidden_states[i][0] for i in target.feature_layers], dim=1)
+    torch.testing.assert_close(found.features.double(), taken, rtol=0, atol=1e-4)
+    last = target.forward(RowBatch.causal(TOKENS, 0), target.new_cache(CAPACITY), "last").logits
+    assert torch.equal(last, found.logits[-1:])
+    table = model.get_input_embeddings().weight.float()
+    assert torch.equal(target.embed_tokens, table)
+
+
+@pytest.mark.parametrize("precision", ["native", "int8"])
+def test_a_row_does_not_depend_on_the_others(precision: str, folder: Path) -> None:
+    target = load_target(folder, precision=precision)
+    text = torch.arange(64) * 7 % VOCAB_SIZE
+    alone = run_in_steps(target, text, 1)
+    before = thread_count()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for step in (*range(2, 18), 31, 64):
+                assert torch.equal(run_in_steps(target, text, step), alone), (threads, step)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["native", "int8"])
+def test_a_tree_gives_the_logits_of_its_paths(precision: str, folder: Path) -> None:
+    """Between siblings, with gaps in the cache, a token's logits are those of plain decoding."""
+    target = load_target(folder, precision=precision)
+    prompt, parents = TOKENS[:21], [-1, 0, 0, 1, 2, 2, 5, 0]
+    tokens = torch.tensor([7, 9, 11, 13, 15, 17, 19, 21])
+    levels, mask = [0], torch.zeros(8, 8, dtype=torch.bool)
+    mask[0, 0] = True
+    for node, parent in enumerate(parents[1:], start=1):
+        levels.append(levels[parent] + 1)
+        mask[node] = mask[parent]
+        mask[node, node] = True
+    bits = (mask.long() << torch.arange(8)).sum(1, keepdim=True)
+    cache = target.new_cache(CAPACITY)
+    run(target, RowBatch.causal(prompt, 0), cache)
+    cache.advance(len(prompt))
+    tree = RowBatch.tree(tokens, torch.tensor(levels, dtype=torch.int32), bits, len(prompt))
+    found = run(target, tree, cache)
+    for node in range(8):
+        path = torch.cat((prompt, tokens[mask[node]]))
+        assert torch.equal(run_in_steps(target, path, 1)[-1], found[node])
+
+
+def test_rows_of_several_slots_share_a_pass(folder: Path) -> None:
+    target = load_target(folder)
+    texts = [TOKENS[:5], TOKENS[3:14], TOKENS[20:21]]
+    cache = target.new_cache(CAPACITY, slots=3)
+    for slot, text in enumerate(texts):
+        run(target, RowBatch.causal(text, 0, slot=slot), cache)
+    positions = torch.tensor([len(text) for text in texts], dtype=torch.int32)
+    found = run(target, RowBatch.one_per_slot(torch.tensor([1, 2, 3]), positions), cache)
+    for slot, text in enumerate(texts):
+        whole = torch.cat((text, torch.tensor([slot + 1])))
+        assert torch.equal(run_in_steps(target, whole, 1)[-1], found[slot])
+
+
+@pytest.mark.parametrize("precision", ["native", "int8"])
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 0.8, "seed": 3}])
+def test_speculation_changes_no_token(precision: str, options: dict, folder: Path) -> None:
+    target = load_target(folder, precision=precision)
+    decoder = SpeculativeDecoder(target, tiny_head(target), draft_dtype="float32")
+    prompt = TOKENS[None, :9]
+    plain = decoder.generate(prompt, TreeParams(1, 0, 1), max_new_tokens=60, **options)
+    for tree in (TreeParams(8, 2, 3), TreeParams(20, 4, 5)):
+        found = decoder.generate(prompt, tree, max_new_tokens=60, **options)
+        if options:
+            continue  # other draws; their distribution is the business of test_sampling.py
+        assert torch.equal(found.sequences, plain.sequences)
+    if not options and precision == "native":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        expected = model.generate(prompt, max_new_tokens=60, do_sample=False)
+        assert torch.equal(plain.sequences, expected)
+
+
+def test_what_is_not_finite_stays_in_its_row(folder: Path) -> None:
+    target = load_target(folder, precision="int8")
+    cache = target.new_cache(CAPACITY)
+    run(target, RowBatch.causal(TOKENS[:6], 0), cache)
+    cache.advance(6)
+    clean = run(target, RowBatch.causal(TOKENS[6:7], 6), cache)
+    cache.data[..., 30, :] = float("nan")
+    assert torch.equal(run(target, RowBatch.causal(TOKENS[6:7], 6), cache), clean)
+    cache.data[..., 2, :] = float("nan")
+    assert run(target, RowBatch.causal(TOKENS[6:7], 6), cache).isnan().any()
+
+
+def test_precision_decides_the_implementation(folder: Path) -> None:
+    assert isinstance(load_target(folder), BlockTarget)
+    assert isinstance(load_target(folder, precision="float32"), PackedTarget)
+    assert isinstance(load_target(folder, backend="packed"), PackedTarget)
+    assert load_target(folder, dtype=torch.float64).embed_tokens.dtype == torch.float64
+
+
+def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"precision must be \"auto\".*got 'int4'"):
+        load_target(folder, precision="int4")
+    with pytest.raises(ValueError, match="backend must be 'auto' with precision=\"int8\""):
+        load_target(folder, precision="int8", backend="packed")
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "model.gguf").unlink()
+    assert isinstance(load_target(bare), PackedTarget)
+    with pytest.raises(ValueError, match=r"needs model\.gguf in the folder"):
+        load_target(bare, precision="native")
+    other = make_folder(tmp_path / "other", intermediate_size=128)
+    shutil.copy(other / "model.gguf", bare / "model.gguf")
+    with pytest.raises(ValueError, match=r"intermediate_size 128, and config\.json beside it 96"):
+        load_target(bare, precision="native")
+    (bare / "model.gguf").write_bytes((folder / "model.gguf").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="was it cut short"):
+        load_target(bare, precision="native")
+
+
+def test_types_without_kernels_are_named(tmp_path: Path) -> None:
+    path = make_folder(tmp_path, kind="Q5_0")
+    assert isinstance(load_target(path), PackedTarget)
+    with pytest.raises(ValueError, match=r"tensor '.*' is of type Q5_0"):
+        load_target(path, precision="native")
+    narrow = make_folder(tmp_path / "narrow", head_dim=8)
+    with pytest.raises(ValueError, match="its heads are 8 wide, no multiple of 16"):
+        load_target(narrow, precision="native")
