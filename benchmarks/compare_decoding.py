@@ -1,5 +1,7 @@
 """Real questions, decoded greedily by every runner in turn: transformers, plain, constant trees.
 
+The target runs in its file's own precision; plain decoding and one tree run in the others, too.
+
     python benchmarks/compare_decoding.py QUESTIONS_FOLDER [--per-file 8] [--max-new-tokens 128]
 
 QUESTIONS_FOLDER holds `question.jsonl`-like files (`turns`: list of user turns; the first is used).
@@ -30,9 +32,9 @@ from eaglerl.prepare import default_draft_path, prepare_model
 
 GRID = ((4, 1, 4), (6, 2, 4), (8, 2, 4), (8, 4, 2))
 EAGLE_DEFAULT = (60, 7, 10)
-#: The tree on which the head's precisions are compared.
-PRECISION_TREE = (8, 2, 4)
-PRECISIONS = ("float32",)
+#: The tree on which the other precisions of the target are compared, besides plain decoding.
+PRECISION_TREE = (6, 2, 4)
+PRECISIONS = ("int8", "float32")
 
 
 @dataclass
@@ -76,8 +78,13 @@ def read_prompts(folder: Path, per_file: int, tokenizer) -> list[torch.Tensor]:
     return prompts
 
 
-def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> list[Runner]:
-    """Return the runners: transformers first, plain decoding second, then the trees."""
+def make_runners(
+    model,
+    decoder: SpeculativeDecoder,
+    others: dict[str, SpeculativeDecoder],
+    max_new_tokens: int,
+) -> list[Runner]:
+    """Return the runners: transformers first, plain decoding second, then trees and precisions."""
 
     def reference(input_ids: torch.Tensor) -> tuple[list[int], int]:
         output = model.generate(
@@ -100,21 +107,18 @@ def make_runners(model, decoder: SpeculativeDecoder, max_new_tokens: int) -> lis
 
         return decode
 
-    precise = {
-        dtype: SpeculativeDecoder(decoder.target, decoder.draft_head, draft_dtype=dtype)
-        for dtype in PRECISIONS
-    }
     trees = [TreeParams(*values) for values in (*GRID, EAGLE_DEFAULT)]
     return [
         Runner("transformers generate", reference),
         Runner("eaglerl plain (1/0/1)", speculative(NO_DRAFT)),
         *(Runner(f"tree {tree}", speculative(tree)) for tree in trees),
         *(
-            Runner(
-                f"tree {'/'.join(map(str, PRECISION_TREE))}, {dtype} head",
-                speculative(TreeParams(*PRECISION_TREE), other),
+            Runner(f"{name}, {precision} target", speculative(params, other))
+            for precision, other in others.items()
+            for name, params in (
+                ("plain", NO_DRAFT),
+                (f"tree {'/'.join(map(str, PRECISION_TREE))}", TreeParams(*PRECISION_TREE)),
             )
-            for dtype, other in precise.items()
         ),
     ]
 
@@ -162,9 +166,15 @@ def main(
     decoder = SpeculativeDecoder.from_pretrained(
         target, draft or default_draft_path(), draft_dtype=draft_dtype
     )
+    others = {
+        precision: SpeculativeDecoder.from_pretrained(
+            target, draft or default_draft_path(), draft_dtype=draft_dtype, precision=precision
+        )
+        for precision in PRECISIONS
+    }
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     prompts = read_prompts(questions, per_file, AutoTokenizer.from_pretrained(target))
-    runners = make_runners(model, decoder, max_new_tokens)
+    runners = make_runners(model, decoder, others, max_new_tokens)
     settings = {
         "machine": describe_machine(),
         "questions": [file.name for file in sorted(questions.glob("*.jsonl"))],

@@ -36,12 +36,22 @@ TOKENS = torch.arange(3, 43) * 5 % VOCAB_SIZE
 CAPACITY = 128
 
 
-def make_folder(folder: Path, family: str = "llama", kind: str = "Q4_1", **sizes: object) -> Path:
+def make_folder(
+    folder: Path,
+    family: str = "llama",
+    kind: str = "Q4_1",
+    fields: dict[str, object] | None = None,
+    **sizes: object,
+) -> Path:
     """A prepared folder: config, float32 weights as gguf expands them, and the GGUF file."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny_model(family, **(SIZES | sizes))
     path = write_gguf(
-        folder / "file.gguf", model, ARCHITECTURES[family], kind=gguf.GGMLQuantizationType[kind]
+        folder / "file.gguf",
+        model,
+        ARCHITECTURES[family],
+        kind=gguf.GGMLQuantizationType[kind],
+        fields=fields,
     )
     return prepare_gguf(path, output=folder / "model")
 
@@ -83,6 +93,21 @@ def test_logits_are_those_of_the_expanded_model(family: str, kind: str, tmp_path
     assert torch.equal(last, found.logits[-1:])
     table = model.get_input_embeddings().weight.float()
     assert torch.equal(target.embed_tokens, table)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_rope_scaling_is_transformers(kind: str, tmp_path: Path) -> None:
+    fields: dict[str, object] = {".rope.scaling.type": kind, ".rope.scaling.factor": 4.0}
+    if kind == "yarn":
+        fields[".rope.scaling.original_context_length"] = 64
+    path = make_folder(tmp_path, fields=fields)
+    target = load_target(path, precision="native")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    text = torch.arange(100) * 7 % VOCAB_SIZE
+    with torch.no_grad():
+        expected = model(text[None]).logits[0]
+    found = run(target, RowBatch.causal(text, 0))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4 * float(expected.std()))
 
 
 @pytest.mark.parametrize("precision", ["native", "int8"])
