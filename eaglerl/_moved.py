@@ -130,7 +130,7 @@ MOVED_MODULES = {
     "eaglerl.rl.fit_cost": "eaglerl.cost.fit_cost",
     "eaglerl.rl.greedy": "eaglerl.traces.greedy_continuations",
     "eaglerl.rl.greedy_outcome": "eaglerl.sb3.greedy_outcome",
-    "eaglerl.rl.grouped_linear": "eaglerl.traces.grouped_linear",
+    "eaglerl.rl.grouped_linear": "eaglerl.traces.rowwise_linear",
     "eaglerl.rl.guard": "eaglerl.policies.fallback",
     "eaglerl.rl.identity": "eaglerl.fingerprints",
     "eaglerl.rl.judged": "eaglerl.fitting.scored_positions",

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.layers.linear import is_supported
 from eaglerl.eagle3.layers.rope import apply_rope, head_rope_tables
 from eaglerl.ops import DraftTree, DraftTreeBuilder
-from eaglerl.traces.grouped_linear import GroupedInt8Linear, GroupedQuantizer, RowwiseLinear
+from eaglerl.traces.rowwise_linear import RowwiseLinear
 
 ReplayDtype = Literal["float32", "int8"]
 
 # Rows per matrix product: enough to be bound by arithmetic, few enough for the processor's caches.
 _ROWS = 1024
-# Rows of a prompt in one pass of the live draft, which share one int8 scale.
+# Rows of a prompt in one pass.
 _PROMPT_CHUNK = 256
 # Most positions by which a drafted node follows the last row.
 _MOST_ROUNDS = 64
@@ -31,9 +29,8 @@ class DraftReplay:
     for every token before the root. All positions share these rows, and their frontiers are
     expanded together, as many at a time as fill a product.
 
-    The int8 results of a live draft depend slightly on the rows that share a pass, so a replay has
-    to assume some division into passes: the prompt in passes of 256 rows, and every later token in
-    a pass of its own, as if each cycle had emitted one token.
+    No row's result depends on the rows that share its pass, so it does not matter how the live
+    draft's rows were divided into passes.
     """
 
     def __init__(self, head: Eagle3DraftHead, dtype: ReplayDtype = "int8") -> None:
@@ -278,22 +275,11 @@ def _packed_copy(head: Eagle3DraftHead, dtype: ReplayDtype) -> Eagle3DraftHead:
     copy.load_state_dict(head.state_dict())
     copy.requires_grad_(False).eval()
     attention, mlp = copy.midlayer.self_attn, copy.midlayer.mlp
-    # Layers with the same input share a quantizer, which rounds it once.
     for parent, names in (
-        (attention, ("q_proj", "k_proj", "v_proj")),
-        (attention, ("o_proj",)),
-        (mlp, ("gate_proj", "up_proj")),
-        (mlp, ("down_proj",)),
-        (copy, ("lm_head",)),
+        (attention, ("q_proj", "k_proj", "v_proj", "o_proj")),
+        (mlp, ("gate_proj", "up_proj", "down_proj")),
+        (copy, ("lm_head", "fc")),
     ):
-        quantizer = GroupedQuantizer()
         for name in names:
-            weight = getattr(parent, name).weight
-            product: nn.Module = (
-                GroupedInt8Linear(weight, quantizer) if dtype == "int8" else RowwiseLinear(weight)
-            )
-            setattr(parent, name, product)
-    # As in the live int8 draft, see `PackedDraft`: the fc runs in bf16 where the CPU supports it.
-    fc_in_bf16 = dtype == "int8" and is_supported("bfloat16")
-    setattr(copy, "fc", RowwiseLinear(head.fc.weight, "bfloat16" if fc_in_bf16 else "float32"))  # noqa: B010
+            setattr(parent, name, RowwiseLinear(getattr(parent, name).weight, dtype))
     return copy

@@ -16,7 +16,7 @@ from eaglerl.eagle3.head.attention_window import first_visible, scratch_window, 
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.head.packed_rows import NormWeight, Place, RowBuffers, Visible
-from eaglerl.eagle3.layers.linear import INT8_BLOCK, LinearDtype, PackedLinear, is_supported
+from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
 
 _FLOAT_BYTES = 4
 _INT32_BYTES = 4
@@ -42,15 +42,6 @@ def products_dtype(draft: CachedDraft) -> LinearDtype:
     return draft.dtype if isinstance(draft, PackedDraft) else "float32"
 
 
-def _fc_dtype(dtype: LinearDtype, width: int) -> LinearDtype:
-    # The target's features have outliers. With a scale for every 32 of them the others keep their
-    # precision; with one for all they would round to a few of the 256 codes.
-    if dtype == "int8" and width % INT8_BLOCK:
-        # The caller did not ask for bf16, so a CPU without it is no reason for a warning.
-        return "bfloat16" if is_supported("bfloat16") else "float32"
-    return dtype
-
-
 class PackedDraft(CachedDraft):
     """A draft head on the CPU, its weights packed once in fp32, bf16 or int8.
 
@@ -74,8 +65,7 @@ class PackedDraft(CachedDraft):
             capacity: rows per slot: stable rows and the scratch rows of the widest tree,
                 ``depth * top_k``.
             slots: number of sequences.
-            dtype: the dtype of the products. With "int8", an ``fc`` whose width is not a multiple
-                of 32 runs in bf16, or in fp32 if the CPU lacks bf16.
+            dtype: the dtype of the products.
             rows_hint: number of rows for which the weights are laid out.
 
         Raises:
@@ -125,7 +115,7 @@ class PackedDraft(CachedDraft):
         layer = head.midlayer
         attention, mlp = layer.self_attn, layer.mlp
 
-        def pack(*modules: torch.nn.Linear, dtype: LinearDtype = dtype) -> PackedLinear:
+        def pack(*modules: torch.nn.Linear) -> PackedLinear:
             weight = torch.cat([module.weight.detach() for module in modules])
             return PackedLinear(weight, dtype=dtype, rows_hint=rows_hint)
 
@@ -134,7 +124,7 @@ class PackedDraft(CachedDraft):
         self._gate_up = pack(mlp.gate_proj, mlp.up_proj)
         self._down = pack(mlp.down_proj)
         self._lm_head = pack(head.lm_head)
-        self._fc = pack(head.fc, dtype=_fc_dtype(dtype, head.fc.in_features))
+        self._fc = pack(head.fc)
         norms = (attention.q_norm, attention.k_norm)
         self._qk_norms = [None if norm is None else NormWeight.of(norm) for norm in norms]
         addresses = [0 if norm is None else norm.address for norm in self._qk_norms]

@@ -1,8 +1,9 @@
 """Matrix products on the CPU with weights that are packed once.
 
 A decoder multiplies a few rows by the same large matrices in every pass, so each weight is laid out
-once in the order in which oneDNN (fp32, bf16) or FBGEMM (int8) reads it. The operators are those
-that torch.compile calls with freezing. Without packing, products take two to three times as long.
+once in the order in which oneDNN (fp32, bf16) or the block kernels (int8) read it. The operators of
+oneDNN are those that torch.compile calls with freezing. Without packing, products take two to three
+times as long.
 """
 
 import functools
@@ -24,10 +25,7 @@ INT8_BLOCK = 32
 class PackedLinear:
     """A linear layer of fixed weight for the CPU: y = x W^T + b.
 
-    "int8" quantises weight and input in blocks of 32. Where the width is not a multiple of 32, the
-    weight has one scale per output channel and the input one for all rows of a call: a row's result
-    then depends a little on the other rows, which is acceptable for a draft, whose proposals are
-    verified.
+    "int8" quantises weight and input in blocks of 32, each with a scale of its own.
 
     Attributes:
         in_features: width of x.
@@ -111,10 +109,13 @@ class _OneDnnBfloat16:
 class _Int8Blocks:
     """Weights and rows in 8-bit blocks of 32, by the block kernels that targets use.
 
-    FBGEMM gives all rows one scale, and wakes another pool of threads.
+    torch's own int8 products give all rows one scale and wake another pool of threads.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        # Columns of zeros fill up the last block.
+        self._padding = -weight.shape[1] % INT8_BLOCK
+        weight = nn.functional.pad(weight, (0, self._padding))
         file = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
         self._matrix = C.BlockMatrix(
             format=int(gguf.GGMLQuantizationType.Q8_0),
@@ -128,27 +129,13 @@ class _Int8Blocks:
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
+        x = nn.functional.pad(x, (0, self._padding)) if self._padding else x.contiguous()
         out = torch.empty(len(x), self._outputs)
         self._matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), True, thread_count())
         return out if self._bias is None else out.add_(self._bias)
 
     def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self(x).add_(residual)
-
-
-class _DynamicInt8:
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._weight = torch.ops.quantized.linear_prepack(_quantize_rows(weight), bias)
-        # 7 bits for the input where two products are added in 16 bits, see `keeps_8_bits`.
-        self._reduce_range = not keeps_8_bits()
-        self._linear = torch.ops.quantized.linear_dynamic.default
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._linear(x, self._weight, self._reduce_range)
-
-    def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self._linear(x, self._weight, self._reduce_range).add_(residual)
 
 
 class _Unpacked:
@@ -163,15 +150,14 @@ class _Unpacked:
         return nn.functional.linear(x, self._weight, self._bias).add_(residual)
 
 
-_Product = _OneDnnFloat32 | _OneDnnBfloat16 | _Int8Blocks | _DynamicInt8 | _Unpacked
+_Product = _OneDnnFloat32 | _OneDnnBfloat16 | _Int8Blocks | _Unpacked
 
 
 def _make_product(
     weight: torch.Tensor, bias: torch.Tensor | None, dtype: LinearDtype, rows_hint: int
 ) -> _Product:
     if dtype == "int8":
-        whole = weight.shape[1] % INT8_BLOCK == 0
-        return _Int8Blocks(weight, bias) if whole else _DynamicInt8(weight, bias)
+        return _Int8Blocks(weight, bias)
     if not _has_onednn():
         return _Unpacked(weight, bias)
     if dtype == "bfloat16":
@@ -194,19 +180,10 @@ def _has_onednn() -> bool:
 
 
 def is_supported(dtype: LinearDtype) -> bool:
-    """Return whether products in ``dtype`` run on this CPU; float32 always does."""
+    """Return whether products in ``dtype`` run on this CPU; float32 and int8 always do."""
     if dtype == "bfloat16":
         return _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype != "int8" or torch.backends.quantized.engine != "none"
-
-
-def keeps_8_bits() -> bool:
-    """Return whether int8 products round their inputs to 8 bits rather than 7.
-
-    Without VNNI the kernels add two products in 16 bits (vpmaddubsw), which saturates at 32,767.
-    With 8-bit inputs a pair can reach 2 x 255 x 127 = 64,770; with 7 bits it is 32,258 at most.
-    """
-    return torch.cpu.get_capabilities().get("avx512_vnni", False)
+    return True
 
 
 @functools.cache
@@ -215,16 +192,3 @@ def _supported_dtype(dtype: LinearDtype) -> LinearDtype:
         return dtype
     warnings.warn(f"{dtype} products are missing on this CPU; float32 is used", stacklevel=4)
     return "float32"
-
-
-def _quantize_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Return ``weight`` (out, in) as a quantised tensor, symmetric with one scale per row."""
-    # At least `tiny`, since a row of zeros would have the scale 0. The codes end at -127, not -128:
-    # one scale serves both signs, and the bounds in `keeps_8_bits` follow.
-    scales = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    codes = (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8)
-    zero_points = torch.zeros(len(scales), dtype=torch.int64)
-    with warnings.catch_warnings():
-        # The operators that multiply by such a tensor are still the fastest that torch has.
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
-        return torch._make_per_channel_quantized_tensor(codes, scales.double(), zero_points, 0)
