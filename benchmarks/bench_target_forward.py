@@ -1,9 +1,9 @@
-"""The target's forward pass against the sum of its own matrix products, and against transformers.
+"""The target's forward pass in every precision, against transformers and its own products.
 
     python benchmarks/bench_target_forward.py [--context 512] [--repeats 30]
 
-One process, all runners in turn, medians. The products use the packed weights of the forward pass,
-in the same order and on inputs of the same shape, with nothing in between.
+One process, all runners in turn, medians. The products use the packed float32 weights of the
+forward pass, in the same order and on inputs of the same shape, with nothing in between.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from eaglerl.eagle3 import load_target
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import cache_argument
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.prepare import prepare_model
@@ -32,7 +34,7 @@ PRODUCT_BOUNDS = {1: 1.35, 4: 1.35, 8: 1.35, 16: 1.35, 32: 1.5, 60: 1.5}
 EAGER_BOUND_AT_8 = 0.55
 
 
-def packed_forward(target: PackedTarget, context: int, rows: int) -> Callable[[], object]:
+def own_forward(target: TargetModel, context: int, rows: int) -> Callable[[], object]:
     """Return a function that verifies `rows` consecutive tokens behind `context` committed ones."""
     cache = target.new_cache(context + rows)
     token_ids = torch.randint(3, target.vocab_size, (context + rows,))
@@ -92,21 +94,24 @@ def main(
     table = Table(title=f"Forward pass of M rows, context {context}, ms ({describe_machine()})")
     for title in (
         "M",
-        "products",
-        "forward",
+        "float32 products",
+        "float32",
+        "native",
+        "int8",
         "transformers",
-        "forward/products",
-        "forward/transformers",
+        "float32/products",
+        "float32/transformers",
     ):
         table.add_column(title, justify="right")
     missed = []
     with torch.inference_mode():
         target = PackedTarget(eager)
+        native, int8 = (load_target(path, precision=name) for name in ("native", "int8"))
         for rows in ROWS:
-            products, forward, reference = medians(
+            products, forward, blocks, bytes_, reference = medians(
                 [
                     packed_products(target, rows),
-                    packed_forward(target, context, rows),
+                    *(own_forward(one, context, rows) for one in (target, native, int8)),
                     eager_forward(eager, context, rows),
                 ],
                 repeats,
@@ -114,7 +119,7 @@ def main(
             ratio, against_eager = forward / products, forward / reference
             if ratio > PRODUCT_BOUNDS[rows] or (rows == 8 and against_eager > EAGER_BOUND_AT_8):
                 missed.append(rows)
-            cells = (products, forward, reference, ratio, against_eager)
+            cells = (products, forward, blocks, bytes_, reference, ratio, against_eager)
             table.add_row(str(rows), *(f"{cell:.2f}" for cell in cells))
     console = Console()
     console.print(table)
