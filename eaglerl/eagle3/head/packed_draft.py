@@ -4,8 +4,8 @@ A pass runs five matrix products. For SmolLM2-135M's head they read 8.8 million 
 fp32 and 9 MB in int8, more than half of them in the LM head. A pass takes about 1 ms, so
 the time between the products counts: addresses are looked up once, the native ops are called
 without a second check of their arguments, and a pass with a number of rows that was seen before
-makes no buffers. With AVX2 a pass takes 1.10 to 1.16 times its products in fp32 and 1.23 to 1.34
-times in int8 (``benchmarks/bench_draft_pass.py``, 1 to 16 rows behind 512).
+makes no buffers. With AVX2 a pass takes 1.10 to 1.16 times its products in fp32
+(``benchmarks/bench_draft_pass.py``, 1 to 16 rows behind 512).
 """
 
 import numpy as np
