@@ -68,23 +68,6 @@ int64_t even_block(int64_t queries, const CpuKernels& kernels) {
   return (share + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
 }
 
-void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kernels,
-                 std::vector<AttentionTask>& tasks) {
-  const int64_t group = call.query_heads / call.kv_heads;
-  tasks.clear();
-  for (int64_t row = 0; row < rows;) {
-    const Run run = next_run(call, row, rows);
-    const int64_t block_queries = even_block((run.end - run.begin) * group, kernels);
-    for (int64_t query = run.begin * group; query < run.end * group; query += block_queries) {
-      const int count = static_cast<int>(std::min<int64_t>(block_queries, run.end * group - query));
-      for (int head = 0; head < call.kv_heads; ++head) {
-        tasks.push_back(block_task(call, head, query, count));
-      }
-    }
-    row = run.end;
-  }
-}
-
 // Returns the number of chunks into which the keys of every block are cut so that all threads have
 // work (the split of FlashDecoding). A tree of a few rows has one block per KV head, often fewer
 // than there are threads.
@@ -125,6 +108,23 @@ void cut_blocks(const AttentionCall& call, int chunks, Scratch& scratch) {
 }
 
 }  // namespace
+
+void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kernels,
+                 std::vector<AttentionTask>& tasks) {
+  const int64_t group = call.query_heads / call.kv_heads;
+  tasks.clear();
+  for (int64_t row = 0; row < rows;) {
+    const Run run = next_run(call, row, rows);
+    const int64_t block_queries = even_block((run.end - run.begin) * group, kernels);
+    for (int64_t query = run.begin * group; query < run.end * group; query += block_queries) {
+      const int count = static_cast<int>(std::min<int64_t>(block_queries, run.end * group - query));
+      for (int head = 0; head < call.kv_heads; ++head) {
+        tasks.push_back(block_task(call, head, query, count));
+      }
+    }
+    row = run.end;
+  }
+}
 
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
   check_between("rows", rows, 0, kLargestCount);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "common/cpu_kernels.h"
 
@@ -19,5 +20,10 @@ void check_attention_sizes(const AttentionCall& call, const AttentionLimits& lim
 // range.
 void cached_attention(const AttentionCall& call, const AttentionLimits& limits, int64_t rows,
                       int threads);
+
+// Divides rows and heads into tasks, each of which sees all of its keys. Later tasks of a prompt
+// see more keys.
+void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kernels,
+                 std::vector<AttentionTask>& tasks);
 
 }  // namespace eaglerl

@@ -43,6 +43,7 @@ struct Workspace {
   PreparedStore prepared;
   std::vector<int32_t> indices;
   std::vector<RowRun> runs;
+  std::vector<AttentionTask> tasks;
   std::unique_ptr<WorkQueue[]> queues;
   size_t queue_count = 0;
 
@@ -175,9 +176,24 @@ class Pass {
     call.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
     const Range rows = share(pass_.rows, member);
     kernels_.write_keys_values(call, rows.begin, rows.end);
-    kernels_.rotate_queries(call, rows.begin, rows.end, space_.queries.data());
+    if (pass_.rows < kManyRows) {
+      kernels_.rotate_queries(call, rows.begin, rows.end, space_.queries.data());
+    }
     member.wait();
+    if (pass_.rows >= kManyRows) return attend_many(call, queues[0], member);
     for (const RowRun& run : space_.runs) attend_run(call, run, queues, member);
+  }
+
+  // Blocks of up to 48 queries with an online softmax: a third less time behind 2,000 tokens, and
+  // other rounding, like the products of as many rows.
+  void attend_many(const AttentionCall& call, WorkQueue& queue, const TeamMember& member) {
+    const CpuKernels& kernels = cpu_kernels();
+    const int64_t count = int64_t(space_.tasks.size());
+    // Last task first, since the last ones of a prompt take longest.
+    for (int64_t i; (i = queue.take(1)) < count;) {
+      kernels.attend(call, space_.tasks[count - 1 - i]);
+    }
+    member.wait();
   }
 
   void attend_run(const AttentionCall& call, const RowRun& run, WorkQueue* queues,
@@ -301,7 +317,12 @@ void BlockDecoder::run(const DecoderPass& pass, const AttentionLimits& limits, i
   const int64_t qkv = heads + 2 * int64_t(sizes_.kv_heads) * sizes_.head_dim;
   call.qkv_stride = qkv;
   call.out_stride = heads;
-  plan_runs(call, rows, space.runs);
+  space.runs.clear();
+  if (rows >= kManyRows) {
+    plan_blocks(call, rows, cpu_kernels(), space.tasks);
+  } else {
+    plan_runs(call, rows, space.runs);
+  }
   int64_t most_scores = 0;
   for (const RowRun& run : space.runs) {
     most_scores = std::max(most_scores,
