@@ -64,11 +64,11 @@ def settle_misses(
         row_ptr: (S,) their logits.
         actions_ptr: (A, 3) parameters of the actions.
         record_ptr: (S,) their records, or None.
-        ring_ptr: The ring of all slots, or None.
+        ring_ptr: the ring of all slots, or None.
         action_ptr: (S,) where to write the actions.
         params_ptr: (S,) where to write the parameters.
-        draw: Temperature, and seed and offset in halves.
-        PLAN: See `Plan`.
+        draw: temperature, and seed and offset in halves.
+        PLAN: see `Plan`.
     """
     temperature, seed_low, seed_high, offset_low, offset_high = draw
     finite = all_finite(row_ptr, miss, PLAN)

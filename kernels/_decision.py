@@ -88,15 +88,15 @@ def decide(
         input_ptr: (S,) the input features, if adaptive mode compares them.
         sequence: (S,) numbers of the sequences.
         active: (S,) which of them exist.
-        weights: Matrices of all layers.
-        biases: Vectors of all layers.
+        weights: matrices of all layers.
+        biases: vectors of all layers.
         actions_ptr: (A, 3) parameters of the actions.
-        cache: Records, references, ring and slots.
-        n_slots: Number of records.
-        outputs: Logits, actions, parameters.
-        draw: See `settle_misses`.
-        scratch_ptr: Scratch memory, see `Plan`.
-        PLAN: See `Plan`.
+        cache: records, references, ring and slots.
+        n_slots: number of records.
+        outputs: logits, actions, parameters.
+        draw: see `settle_misses`.
+        scratch_ptr: scratch memory, see `Plan`.
+        PLAN: see `Plan`.
     """
     state_ptr, reference_ptr, ring_ptr, slots_ptr = cache
     logits_ptr, action_ptr, params_ptr = outputs

@@ -21,10 +21,10 @@ class Launch:
     """A kernel with all of its arguments.
 
     Attributes:
-        kernel: The Triton kernel.
-        grid: Numbers of programs.
-        arguments: The arguments by name.
-        plan: The constants.
+        kernel: the Triton kernel.
+        grid: numbers of programs.
+        arguments: the arguments by name.
+        plan: the constants.
     """
 
     kernel: Any

@@ -34,11 +34,11 @@ def sum_partials(partial_ptr, first, count, output, mask, PLAN: tl.constexpr):
 
     Args:
         partial_ptr: (S,) each sequence's first partial sum.
-        first: The first program to add.
-        count: Number of programs.
+        first: the first program to add.
+        count: number of programs.
         output: (O,) indices of the layer's outputs.
         mask: (S,) sequences that take part.
-        PLAN: See `Plan`.
+        PLAN: see `Plan`.
     """
     GROUP: tl.constexpr = PLAN.group
     PROGRAMS: tl.constexpr = PLAN.block_programs
@@ -150,11 +150,11 @@ def run_mlp(row_ptr, weights, biases, logits_ptr, mask, PLAN: tl.constexpr):
 
     Args:
         row_ptr: (S,) the sequences' scratch memory.
-        weights: Matrices of all layers.
-        biases: Vectors of all layers.
+        weights: matrices of all layers.
+        biases: vectors of all layers.
         logits_ptr: (S,) where the logits go.
         mask: (S,) sequences that take part.
-        PLAN: See `Plan`.
+        PLAN: see `Plan`.
     """
     last: tl.constexpr = len(PLAN.policy.widths) - 1
     run_first_layer(row_ptr, biases[0], mask, PLAN)

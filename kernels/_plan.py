@@ -14,16 +14,16 @@ class Policy:
     """The policy's sizes and settings; see ``PolicyWeights``.
 
     Attributes:
-        k: Width of each input: of a feature layer, or of reduced features.
-        chunks: Number of inputs: 3 feature layers, or 1.
+        k: width of each input: of a feature layer, or of reduced features.
+        chunks: number of inputs: 3 feature layers, or 1.
         features: h, the width of g if the launch computes it, else 0.
-        widths: Widths of all layers of the MLP; the last is that of the logits.
-        actions: A, the number of actions.
-        horizon: Decisions that one call makes.
-        fallback: The action to take if a logit is not finite.
+        widths: widths of all layers of the MLP; the last is that of the logits.
+        actions: a, the number of actions.
+        horizon: decisions that one call makes.
+        fallback: the action to take if a logit is not finite.
         activation: "tanh", "relu" or "silu".
         norm_chunks: 0, 1 or 3.
-        eps: Added to a chunk's mean square.
+        eps: added to a chunk's mean square.
     """
 
     k: int
@@ -43,12 +43,12 @@ class Tiles:
     """How a launch is divided into programs: what tuning chooses.
 
     Attributes:
-        rows: Rows of the FC that a program multiplies, or sequences of a folded product.
-        columns: Outputs that a program computes.
-        elements: Inputs that a program reads at a time.
-        num_warps: Warps of a program.
-        num_stages: Depth of the software pipeline of matrix products.
-        max_registers: Most registers of a thread on NVIDIA devices. By default, ptxas spills
+        rows: rows of the FC that a program multiplies, or sequences of a folded product.
+        columns: outputs that a program computes.
+        elements: inputs that a program reads at a time.
+        num_warps: warps of a program.
+        num_stages: depth of the software pipeline of matrix products.
+        max_registers: most registers of a thread on NVIDIA devices. By default, ptxas spills
             registers to run more programs at a time than are needed here.
     """
 
@@ -65,18 +65,18 @@ class Plan:
     """The constants of a launch. Compiled kernels are cached by its repr, which has all fields.
 
     Attributes:
-        policy: See `Policy`.
-        tiles: See `Tiles`.
-        group: Sequences that one program decides at a time (a power of two).
-        has_cache: Whether there is an action cache.
-        scheduled: Whether its mode is "scheduled".
-        compare: What adaptive mode compares, see ``_action_cache``.
-        compared: Width of what is compared.
-        samples: Whether actions are drawn.
-        encodes_all: Whether g of all rows is returned.
-        precision: Precision of matrix products, see ``tl.dot``; None for products of vectors.
-        programs: Programs that share a sequence's product.
-        interpreted: Whether Triton's interpreter runs the kernel.
+        policy: see `Policy`.
+        tiles: see `Tiles`.
+        group: sequences that one program decides at a time (a power of two).
+        has_cache: whether there is an action cache.
+        scheduled: whether its mode is "scheduled".
+        compare: what adaptive mode compares, see ``_action_cache``.
+        compared: width of what is compared.
+        samples: whether actions are drawn.
+        encodes_all: whether g of all rows is returned.
+        precision: precision of matrix products, see ``tl.dot``; None for products of vectors.
+        programs: programs that share a sequence's product.
+        interpreted: whether Triton's interpreter runs the kernel.
     """
 
     policy: Policy

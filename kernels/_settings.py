@@ -67,13 +67,13 @@ def plan_of(
 
     Args:
         weights: ``PolicyWeights``.
-        inputs: One of the inputs, for its dtype and device.
-        rows: Rows that are multiplied.
-        sequences: Sequences that are decided.
+        inputs: one of the inputs, for its dtype and device.
+        rows: rows that are multiplied.
+        sequences: sequences that are decided.
         cache: ``ActionCache``, or None.
-        samples: Whether actions are drawn.
-        encodes: Whether g of all rows is returned.
-        tiles: Tiles to use instead of the stored ones.
+        samples: whether actions are drawn.
+        encodes: whether g of all rows is returned.
+        tiles: tiles to use instead of the stored ones.
     """
     device = inputs.device
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -79,8 +79,8 @@ def prepare_action_cache_step(
         features: (S, reference_size) float32, or None unless the cache is adaptive.
         cache: ``ActionCache``.
         slots: (S,) int64 slots, or None.
-        draw: Temperature, seed, offset.
-        fallback_action: The action to take if a logit is not finite.
+        draw: temperature, seed, offset.
+        fallback_action: the action to take if a logit is not finite.
     """
     sequences, count = logits.shape[0], actions.shape[0]
     plan = step_plan(

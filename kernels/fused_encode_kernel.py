@@ -177,9 +177,9 @@ def prepare_fused_encode(
         last: (S,) int64 index into the N rows, or None for all.
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
-        draw: Temperature, seed, offset.
-        return_features: Whether to return g of all N rows.
-        tiles: Tiles to use instead of the stored ones.
+        draw: temperature, seed, offset.
+        return_features: whether to return g of all N rows.
+        tiles: tiles to use instead of the stored ones.
     """
     count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]

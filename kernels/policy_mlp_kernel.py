@@ -125,8 +125,8 @@ def prepare_policy_mlp(
         last: (S,) int64 index into the N rows, or None for all.
         cache: ``ActionCache``, or None.
         slots: (S,) int64 slots, or None.
-        draw: Temperature, seed, offset.
-        tiles: Tiles to use instead of the stored ones.
+        draw: temperature, seed, offset.
+        tiles: tiles to use instead of the stored ones.
     """
     count = inputs[0].shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]

@@ -71,13 +71,13 @@ def choose_tiles(
     """Return the fastest tiles, and all times, after checking that all give the same logits.
 
     Args:
-        tiles: Candidates; the logits of the first are the reference.
-        prepare: Makes a launch and its outputs.
-        measure: Times a launch, in any unit.
-        device: Where to launch.
+        tiles: candidates; the logits of the first are the reference.
+        prepare: makes a launch and its outputs.
+        measure: times a launch, in any unit.
+        device: where to launch.
 
     Raises:
-        RuntimeError: Some tiles give other logits than the first: a compiler or kernel bug.
+        RuntimeError: some tiles give other logits than the first: a compiler or kernel bug.
     """
     times: dict[Tiles, float] = {}
     expected: Tensor | None = None
@@ -108,17 +108,17 @@ def tune(
     """Measure and store the tiles for a width and dtype on the current device.
 
     Args:
-        k: Width of one feature layer, of the FC's output and of reduced features.
-        hidden: Widths of the policy's hidden layers.
-        dtype: Dtype of inputs and weights.
-        actions: A.
-        rows: Numbers of rows, powers of two; without an FC only those up to 8 are measured.
-        forms: Any of "fused", "folded" and "features".
-        norm_chunks: Whether the features are normalised, see ``PolicyWeights``.
-        report: Called with a line for each choice.
+        k: width of one feature layer, of the FC's output and of reduced features.
+        hidden: widths of the policy's hidden layers.
+        dtype: dtype of inputs and weights.
+        actions: a.
+        rows: numbers of rows, powers of two; without an FC only those up to 8 are measured.
+        forms: any of "fused", "folded" and "features".
+        norm_chunks: whether the features are normalised, see ``PolicyWeights``.
+        report: called with a line for each choice.
 
     Raises:
-        RuntimeError: There is no CUDA device, or tiles give different logits.
+        RuntimeError: there is no CUDA device, or tiles give different logits.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("tuning needs a CUDA device, but torch finds none")

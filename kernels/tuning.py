@@ -46,14 +46,14 @@ def stored_tiles(
     """Return the tiles chosen for a device, or None if none were measured.
 
     Args:
-        device_name: The name that torch gives.
+        device_name: the name that torch gives.
         form: "fused", "folded" or "features".
-        k: Width of a feature layer, or of reduced features.
-        dtype: Dtype of the weights.
-        rows: Rows that a launch multiplies, rounded up to a power of two.
+        k: width of a feature layer, or of reduced features.
+        dtype: dtype of the weights.
+        rows: rows that a launch multiplies, rounded up to a power of two.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: the file is damaged.
     """
     return _read(tuning_path()).get(_key(device_name, form, k, dtype, rows))
 

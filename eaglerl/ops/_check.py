@@ -17,7 +17,7 @@ class NativeState:
         """Refuse `copy.copy`, `copy.deepcopy` and `pickle.dumps`.
 
         Raises:
-            TypeError: Always.
+            TypeError: always.
         """
         raise TypeError(
             f"a {type(self).__name__} cannot be copied or pickled, because its state is in native "
@@ -29,8 +29,8 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
     """Check that a tensor is on the CPU and has a dtype and a number of dimensions.
 
     Raises:
-        TypeError: If it is not a tensor or has another dtype.
-        ValueError: If it is elsewhere or has another number of dimensions, or if `check_memory`
+        TypeError: if it is not a tensor or has another dtype.
+        ValueError: if it is elsewhere or has another number of dimensions, or if `check_memory`
             fails.
     """
     if not isinstance(tensor, Tensor):
@@ -51,7 +51,7 @@ def check_memory(name: str, tensor: Tensor) -> None:
     their arguments again when they run.
 
     Raises:
-        ValueError: If it is sparse or a lazily negated view, or if its storage is smaller than its
+        ValueError: if it is sparse or a lazily negated view, or if its storage is smaller than its
             shape says.
     """
     if torch.compiler.is_compiling():
@@ -73,8 +73,8 @@ def check_contiguous(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple
     """Check a contiguous CPU tensor of a known shape.
 
     Raises:
-        TypeError: If it is not a tensor or has another dtype.
-        ValueError: If its device, shape or strides differ.
+        TypeError: if it is not a tensor or has another dtype.
+        ValueError: if its device, shape or strides differ.
     """
     check_tensor(name, tensor, dtype, len(shape))
     if tensor.shape != shape:
@@ -89,14 +89,14 @@ def check_rows(
     """Check a float32 matrix with contiguous rows, and return its row stride.
 
     Args:
-        name: The argument, for the message.
-        tensor: The matrix; may be a slice of columns of a wider one.
-        width: The number of columns it must have.
-        written: Whether it is written to; then its rows must not overlap.
+        name: the argument, for the message.
+        tensor: the matrix; may be a slice of columns of a wider one.
+        width: the number of columns it must have.
+        written: whether it is written to; then its rows must not overlap.
 
     Raises:
-        TypeError: If it is not a float32 tensor.
-        ValueError: If its device, shape or strides do not fit.
+        TypeError: if it is not a float32 tensor.
+        ValueError: if its device, shape or strides do not fit.
     """
     check_tensor(name, tensor, torch.float32, 2)
     if width is not None and tensor.shape[1] != width:
@@ -115,7 +115,7 @@ def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
     Identical rows are allowed: every element is read before it is written.
 
     Raises:
-        ValueError: If the two overlap in any other way.
+        ValueError: if the two overlap in any other way.
     """
     if out.numel() == 0 or other.numel() == 0:
         return

@@ -29,15 +29,15 @@ def native_decision(weights: PolicyWeights) -> Any:
     """Pass the addresses of weights to native code. The weights must outlive the result.
 
     Args:
-        weights: A policy without ``fc_weight``, which reads reduced features or low, mid and high.
+        weights: a policy without ``fc_weight``, which reads reduced features or low, mid and high.
 
     Returns:
         ``eaglerl._C.CudaFoldedDecision``, with the methods of ``PolicyEncoder`` on the CPU, and
         those for scratch memory and the stream.
 
     Raises:
-        RuntimeError: The extension has no CUDA kernels.
-        ValueError: The weights have an FC, or more hidden layers than a launch can take.
+        RuntimeError: the extension has no CUDA kernels.
+        ValueError: the weights have an FC, or more hidden layers than a launch can take.
     """
     if not has_cuda_kernels():
         raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
@@ -93,8 +93,8 @@ def decide_cuda(
         int32; parameters (S, 3) int32.
 
     Raises:
-        RuntimeError: The extension has no CUDA kernels, or the launch failed.
-        ValueError: These kernels cannot take the weights.
+        RuntimeError: the extension has no CUDA kernels, or the launch failed.
+        ValueError: these kernels cannot take the weights.
     """
     native = native_decision(weights)
     count = low.shape[0] if rows is None else rows.shape[0]
@@ -147,24 +147,24 @@ def step_cuda(
     Nothing waits for the device. A slot out of range changes no record and gets the fallback.
 
     Args:
-        logits: See `action_cache_step`.
-        actions: See `action_cache_step`.
-        features: See `action_cache_step`.
+        logits: see `action_cache_step`.
+        actions: see `action_cache_step`.
+        features: see `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
         ring: (slots, horizon, 4) int32, or None.
-        slots: See `action_cache_step`.
-        mode: The cache's mode, a value of ``eaglerl._C.cache_modes``.
-        temperature: See `action_cache_step`.
-        seed: See `action_cache_step`.
-        offset: See `action_cache_step`.
-        fallback_action: See `action_cache_step`.
+        slots: see `action_cache_step`.
+        mode: the cache's mode, a value of ``eaglerl._C.cache_modes``.
+        temperature: see `action_cache_step`.
+        seed: see `action_cache_step`.
+        offset: see `action_cache_step`.
+        fallback_action: see `action_cache_step`.
 
     Returns:
         Actions (S,) and parameters (S, 3), int32.
 
     Raises:
-        RuntimeError: The extension has no CUDA kernels, or the launch failed.
+        RuntimeError: the extension has no CUDA kernels, or the launch failed.
     """
     if not has_cuda_kernels():
         raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")

@@ -18,8 +18,8 @@ def check_weights_type(weights: PolicyWeights) -> None:
     """Check that weights are `PolicyWeights` whose matrices still have two axes.
 
     Raises:
-        TypeError: They are of another type.
-        ValueError: A matrix has another number of axes: it was changed in place.
+        TypeError: they are of another type.
+        ValueError: a matrix has another number of axes: it was changed in place.
     """
     if not isinstance(weights, PolicyWeights):
         raise TypeError(f"weights must be PolicyWeights, got {type(weights).__name__}")
@@ -40,8 +40,8 @@ def check_features(
     """Check that features fit the weights.
 
     Raises:
-        TypeError: One is not a tensor, or its dtype is not allowed.
-        ValueError: Widths, devices or strides do not fit.
+        TypeError: one is not a tensor, or its dtype is not allowed.
+        ValueError: widths, devices or strides do not fit.
     """
     check_weights_type(weights)
     if (mid is None) != (high is None):
@@ -85,8 +85,8 @@ def check_index(name: str, index: Tensor | None, device: torch.device) -> None:
     """Check an index vector, except for its values.
 
     Raises:
-        TypeError: It is not int64.
-        ValueError: Its shape or device does not fit.
+        TypeError: it is not int64.
+        ValueError: its shape or device does not fit.
     """
     if index is None:
         return
@@ -107,7 +107,7 @@ def check_draw(temperature: float, seed: int, offset: int) -> None:
     """Check the arguments of a draw.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: a value is out of its range.
     """
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be 0 (greedy) or positive, got {temperature!r}")
@@ -146,16 +146,16 @@ def check_cache_memory(
     """Check the tensors of a cache, which an operator takes one by one.
 
     Args:
-        cache: The cache.
+        cache: the cache.
         slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
         sequences: S.
-        horizon: Decisions that the policy makes at once.
-        compared: Width of the features that the call can compare; None without features.
-        device: Device of the other arguments.
+        horizon: decisions that the policy makes at once.
+        compared: width of the features that the call can compare; None without features.
+        device: device of the other arguments.
 
     Raises:
-        TypeError: A tensor is missing or of another dtype.
-        ValueError: Something does not fit.
+        TypeError: a tensor is missing or of another dtype.
+        ValueError: something does not fit.
     """
     if cache.mode not in C.cache_modes.values():
         raise ValueError(f"cache_mode must be one of {C.cache_modes}, got {cache.mode}")
@@ -188,16 +188,16 @@ def check_cache(
     """Check that a cache fits the policy and the sequences.
 
     Args:
-        cache: The cache.
+        cache: the cache.
         slots: (S,) int64 slot of every sequence, or None for 0..S - 1.
         sequences: S.
-        weights_horizon: Decisions that the policy makes at once.
-        reference_size: Width of the features that the call can compare; None without features.
-        device: Device of the other arguments.
+        weights_horizon: decisions that the policy makes at once.
+        reference_size: width of the features that the call can compare; None without features.
+        device: device of the other arguments.
 
     Raises:
         TypeError: `cache` is not an `ActionCache`, or `slots` have another dtype.
-        ValueError: Something does not fit.
+        ValueError: something does not fit.
     """
     if not isinstance(cache, ActionCache):
         raise TypeError(f"cache must be an ActionCache, got {type(cache).__name__}")

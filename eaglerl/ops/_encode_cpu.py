@@ -26,7 +26,7 @@ def element_type(dtype: torch.dtype) -> int:
     """Return native code's number for a dtype.
 
     Raises:
-        TypeError: Native code does not support it.
+        TypeError: native code does not support it.
     """
     if dtype not in _TYPES:
         raise TypeError(f"dtype must be one of {[str(known) for known in _TYPES]}, got {dtype}")
@@ -37,8 +37,8 @@ def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.P
     """Pass the addresses of weights to native code. The weights must outlive the result.
 
     Args:
-        weights: The policy.
-        reads_reduced: Whether the inputs are reduced already; then the FC is skipped.
+        weights: the policy.
+        reads_reduced: whether the inputs are reduced already; then the FC is skipped.
     """
     reads_layers = weights.joined_size is not None and not reads_reduced
     matrices = (*weights.hidden_weights, weights.output_weight)
@@ -114,7 +114,7 @@ def encode_cpu(
         Features or None, logits, actions and parameters, see `fused_encode`.
 
     Raises:
-        ValueError: An index is out of range, or a slot occurs twice. Nothing has changed.
+        ValueError: an index is out of range, or a slot occurs twice. Nothing has changed.
     """
     count = low.shape[0] if rows is None else rows.shape[0]
     sequences = count if last is None else last.shape[0]
@@ -155,7 +155,7 @@ def _reduce_by_torch(
     """Return float32 g of all rows or of the last ones, and the index of the last rows in it.
 
     Raises:
-        ValueError: An index is out of range.
+        ValueError: an index is out of range.
     """
     available = parts[0].shape[0]
     count = available if rows is None else rows.shape[0]

@@ -51,18 +51,18 @@ def encode_cuda(
     reads as NaN and such a slot changes no record; both get the policy's ``fallback_action``.
 
     Args:
-        weights: See `fused_encode`.
-        low: See `fused_encode`.
-        mid: See `fused_encode`.
-        high: See `fused_encode`.
-        rows: See `fused_encode`.
-        last: See `fused_encode`.
-        cache: See `fused_encode`.
-        slots: See `fused_encode`.
-        temperature: See `fused_encode`.
-        seed: See `fused_encode`.
-        offset: See `fused_encode`.
-        return_features: See `fused_encode`.
+        weights: see `fused_encode`.
+        low: see `fused_encode`.
+        mid: see `fused_encode`.
+        high: see `fused_encode`.
+        rows: see `fused_encode`.
+        last: see `fused_encode`.
+        cache: see `fused_encode`.
+        slots: see `fused_encode`.
+        temperature: see `fused_encode`.
+        seed: see `fused_encode`.
+        offset: see `fused_encode`.
+        return_features: see `fused_encode`.
 
     Returns:
         Features (N, h) or None, logits (S, horizon * A), actions (S,), parameters (S, 3).
@@ -110,24 +110,24 @@ def action_cache_step_cuda(
     """Run `action_cache_step` on checked arguments of one device, in one launch.
 
     Args:
-        logits: See `action_cache_step`.
-        actions: See `action_cache_step`.
-        features: See `action_cache_step`.
+        logits: see `action_cache_step`.
+        actions: see `action_cache_step`.
+        features: see `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
         ring: (slots, horizon, 4) int32, or None.
-        slots: See `action_cache_step`.
-        mode: The cache's mode, a value of ``eaglerl._C.cache_modes``.
-        temperature: See `action_cache_step`.
-        seed: See `action_cache_step`.
-        offset: See `action_cache_step`.
-        fallback_action: See `action_cache_step`.
+        slots: see `action_cache_step`.
+        mode: the cache's mode, a value of ``eaglerl._C.cache_modes``.
+        temperature: see `action_cache_step`.
+        seed: see `action_cache_step`.
+        offset: see `action_cache_step`.
+        fallback_action: see `action_cache_step`.
 
     Returns:
         Actions (S,) and parameters (S, 3), int32.
 
     Raises:
-        RuntimeError: Neither Triton nor the extension's CUDA kernels are available.
+        RuntimeError: neither Triton nor the extension's CUDA kernels are available.
     """
     draw = temperature, seed, offset
     if not has_triton():

@@ -41,8 +41,8 @@ def flatten(weights: PolicyWeights, *, reads_reduced: bool = False) -> tuple[Any
     """Return the operators' arguments for a policy.
 
     Args:
-        weights: The policy.
-        reads_reduced: Whether the input is reduced already; then the FC is skipped.
+        weights: the policy.
+        reads_reduced: whether the input is reduced already; then the FC is skipped.
     """
     skips_fc = reads_reduced and weights.fc_weight is not None
     return (
@@ -65,8 +65,8 @@ def unflatten(arguments: Sequence[Any]) -> PolicyWeights:
     """Build a policy from the operators' arguments.
 
     Raises:
-        TypeError: A tensor has the wrong dtype.
-        ValueError: The arguments do not make a policy.
+        TypeError: a tensor has the wrong dtype.
+        ValueError: the arguments do not make a policy.
     """
     matrices, vectors, actions, fc_weight, fc_bias, norm_weight, chunks, eps, *rest = arguments
     activation, mlp_input, horizon, fallback_action = rest

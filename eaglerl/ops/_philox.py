@@ -12,8 +12,8 @@ def philox4x32(counter: list[Tensor], key: list[int]) -> list[Tensor]:
     """Run ten rounds of Philox-4x32.
 
     Args:
-        counter: Four int64 tensors of one shape, values in 0..2**32 - 1.
-        key: Two words.
+        counter: four int64 tensors of one shape, values in 0..2**32 - 1.
+        key: two words.
 
     Returns:
         Four int64 tensors of the same shape and range.

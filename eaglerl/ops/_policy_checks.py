@@ -24,8 +24,8 @@ def read_actions(actions: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Return the actions' tree parameters as int32, without rounding or wrapping around.
 
     Raises:
-        TypeError: They are not integers.
-        ValueError: They are not an array, or one does not fit 32 bits.
+        TypeError: they are not integers.
+        ValueError: they are not an array, or one does not fit 32 bits.
     """
     try:
         given = torch.as_tensor(actions)
@@ -43,8 +43,8 @@ def check_policy_weights(weights: PolicyFields) -> None:
     """Check all fields.
 
     Raises:
-        TypeError: A field has the wrong type or dtype.
-        ValueError: Shapes or devices do not fit, a value is not finite, or a setting is unknown.
+        TypeError: a field has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, a value is not finite, or a setting is unknown.
     """
     check_policy_layout(weights)
     for name, tensor in weights.named_tensors().items():
@@ -60,8 +60,8 @@ def check_policy_layout(weights: PolicyFields) -> None:
     """Check everything except the tensors' values, for which the host would wait on a device.
 
     Raises:
-        TypeError: A field has the wrong type or dtype.
-        ValueError: Shapes or devices do not fit, or a setting is unknown.
+        TypeError: a field has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, or a setting is unknown.
     """
     _check_settings(weights)
     _check_tensors(weights)

@@ -116,7 +116,7 @@ def gather_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Turn tensors, by their names in a file, into the fields of a `PolicyWeights`.
 
     Raises:
-        ValueError: A tensor is missing or unknown.
+        ValueError: a tensor is missing or unknown.
     """
     fields: dict[str, Any] = {name: tensors[name] for name in _REQUIRED if name in tensors}
     fields |= {name: tensors[name] for name in _OPTIONAL if name in tensors}

@@ -38,9 +38,9 @@ def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) 
     """Write tensors and settings, each file atomically.
 
     Args:
-        folder: An existing folder, whose lock the caller holds.
-        tensors: Tensors by their names in the file.
-        settings: The object that has the settings as attributes.
+        folder: an existing folder, whose lock the caller holds.
+        tensors: tensors by their names in the file.
+        settings: the object that has the settings as attributes.
     """
     config: dict[str, Any] = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
     config |= {name: getattr(settings, name) for name in _SETTINGS}
@@ -54,7 +54,7 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     """Read the fields of a `PolicyWeights` to the CPU.
 
     Raises:
-        ValueError: A file is missing, malformed or of another format; the message names it.
+        ValueError: a file is missing, malformed or of another format; the message names it.
     """
     folder = Path(path)
     config = read_json(folder / _CONFIG_NAME, _Config, "policy's settings")

@@ -48,7 +48,7 @@ def read_modules(
     """Return the fields of a `PolicyWeights`; see `PolicyWeights.from_modules`.
 
     Raises:
-        ValueError: The modules are not linear layers with activations between them, or compute
+        ValueError: the modules are not linear layers with activations between them, or compute
             something other than their weights say.
     """
     linears, activation = _read_layers(mlp)

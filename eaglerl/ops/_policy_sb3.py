@@ -39,7 +39,7 @@ def read_layers(model: Any) -> list[nn.Module]:
     """Return the layers from a model's observations to the scores of its actions.
 
     Raises:
-        ValueError: It is not a PPO, A2C or DQN with an MLP.
+        ValueError: it is not a PPO, A2C or DQN with an MLP.
     """
     policy = getattr(model, "policy", None)
     q_net = getattr(policy, "q_net", None)
@@ -56,11 +56,11 @@ def read_horizon(model: Any, actions: int) -> int:
     """Return the number of decisions that a model makes at once.
 
     Args:
-        model: The model.
-        actions: A, the number of actions.
+        model: the model.
+        actions: a, the number of actions.
 
     Raises:
-        ValueError: Its action space does not have A actions.
+        ValueError: its action space does not have A actions.
     """
     space = model.action_space
     counts = getattr(space, "nvec", None)
@@ -85,7 +85,7 @@ def check_observations(model: Any, first: nn.Module) -> None:
     """Check that a model can feed its observations to its first layer unchanged.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: it cannot.
     """
     space = model.observation_space
     if getattr(space, "low", None) is None or getattr(space, "high", None) is None:
@@ -113,7 +113,7 @@ def check_normalization(model: Any, vec_normalize: Any) -> None:
     """Check that no wrapper other than `vec_normalize` standardises the observations.
 
     Raises:
-        ValueError: One does.
+        ValueError: one does.
     """
     if vec_normalize is not None:
         _check_kind(vec_normalize)
@@ -191,7 +191,7 @@ def fold_normalization(weights: _Weights, vec_normalize: Any) -> _Weights:
     W1 ((x - m) / s) + b1 = (W1 / s) x + (b1 - (W1 / s) m), computed in float64.
 
     Raises:
-        ValueError: The statistics are of observations of another width.
+        ValueError: the statistics are of observations of another width.
     """
     if not vec_normalize.norm_obs:
         return weights
@@ -232,14 +232,14 @@ def check_reproduced(
     The model, its mode and all random states are left unchanged.
 
     Args:
-        model: The model.
-        weights: The weights that are to decide like the model.
-        vec_normalize: The normalisation of the model's observations, if any.
-        unfolded: The model's own layers, if something is folded into `weights`; they determine the
+        model: the model.
+        weights: the weights that are to decide like the model.
+        vec_normalize: the normalisation of the model's observations, if any.
+        unfolded: the model's own layers, if something is folded into `weights`; they determine the
             model's rounding.
 
     Raises:
-        ValueError: They differ by more than rounding. The message says on what share.
+        ValueError: they differ by more than rounding. The message says on what share.
     """
     seen = normalized = _observations(model.observation_space)
     if vec_normalize is not None and vec_normalize.norm_obs:
@@ -296,7 +296,7 @@ def _unclipped(space: Any, vec_normalize: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return observations drawn from the statistics, before and after VecNormalize.
 
     Raises:
-        ValueError: Clipping would change more than 1 % of them.
+        ValueError: clipping would change more than 1 % of them.
     """
     mean, scale = _statistics(vec_normalize)
     draw = np.random.default_rng(0).standard_normal((4 * _ROWS, len(mean)))

@@ -23,8 +23,8 @@ def accept_path(parents: Tensor, token_ids: Tensor, choices: Tensor) -> Tensor:
         next token.
 
     Raises:
-        TypeError: If a tensor has the wrong dtype.
-        ValueError: If shapes differ, there are no rows or more than 16,384, or a row's parent is
+        TypeError: if a tensor has the wrong dtype.
+        ValueError: if shapes differ, there are no rows or more than 16,384, or a row's parent is
             not an earlier row.
     """
     check_tensor("parents", parents, torch.int32, 1)

@@ -26,9 +26,9 @@ class CacheStats:
     """Counts of a cache since its slots were last reset.
 
     Attributes:
-        hits: Steps that an earlier decision served.
-        misses: Steps with a new decision.
-        fallbacks: Decisions whose logits were not finite.
+        hits: steps that an earlier decision served.
+        misses: steps with a new decision.
+        fallbacks: decisions whose logits were not finite.
     """
 
     hits: int
@@ -68,7 +68,7 @@ class ActionCache:
     A decision that fell back because a logit was not finite is not kept.
 
     Attributes:
-        mode: Number of the mode in native code, see ``eaglerl._C.cache_modes``.
+        mode: number of the mode in native code, see ``eaglerl._C.cache_modes``.
         state: (slots, 16) int32, the records; their words are named in ``WORDS``.
         reference: (slots, reference_size) float32 features of the last decisions; None unless
             adaptive.
@@ -89,17 +89,17 @@ class ActionCache:
         """Create a cache with empty slots.
 
         Args:
-            slots: Number of sequences that are decoded together.
-            interval: Steps that a decision serves (adaptive: at most; scheduled: each decision).
+            slots: number of sequences that are decoded together.
+            interval: steps that a decision serves (adaptive: at most; scheduled: each decision).
             mode: "fixed", "adaptive" or "scheduled".
-            device: Device of the records, which must be that of the features.
-            threshold: Adaptive: smallest cosine similarity that keeps a decision, in -1..1.
-            reference_size: Adaptive: width of the compared features. This is the width of g if the
+            device: device of the records, which must be that of the features.
+            threshold: adaptive: smallest cosine similarity that keeps a decision, in -1..1.
+            reference_size: adaptive: width of the compared features. This is the width of g if the
                 op computes g anyway, else the size of a sketch of low, mid and high (the default).
-            horizon: Scheduled: decisions that the policy makes at once.
+            horizon: scheduled: decisions that the policy makes at once.
 
         Raises:
-            ValueError: A value is out of its range.
+            ValueError: a value is out of its range.
         """
         if mode not in get_args(CacheModeName):
             raise ValueError(f"mode must be one of {get_args(CacheModeName)}, got {mode!r}")
@@ -153,10 +153,10 @@ class ActionCache:
         """Forget the decisions and the counters of some slots, or of all.
 
         Args:
-            slots: Slot numbers. A tensor on a GPU is used unchecked.
+            slots: slot numbers. A tensor on a GPU is used unchecked.
 
         Raises:
-            ValueError: A number is outside 0..slots - 1.
+            ValueError: a number is outside 0..slots - 1.
         """
         self._check_memory()
         self.state[self._rows(slots)] = self._empty
@@ -165,10 +165,10 @@ class ActionCache:
         """Make some slots, or all, decide again at their next step. Counters are kept.
 
         Args:
-            slots: As for `reset`.
+            slots: as for `reset`.
 
         Raises:
-            ValueError: A number is outside 0..slots - 1.
+            ValueError: a number is outside 0..slots - 1.
         """
         self._check_memory()
         self.state[self._rows(slots), WORDS["valid"]] = 0
@@ -184,8 +184,8 @@ class ActionCache:
         """Restore what `state_dict` returned.
 
         Raises:
-            TypeError: It is not a mapping, or an entry is not a tensor of the right dtype.
-            ValueError: It comes from a cache with other settings or of another size, or has a
+            TypeError: it is not a mapping, or an entry is not a tensor of the right dtype.
+            ValueError: it comes from a cache with other settings or of another size, or has a
                 record that no step can leave. Nothing has changed.
         """
         self._check_memory()
@@ -207,7 +207,7 @@ class ActionCache:
         """Check that these are values that steps of this cache can leave.
 
         Raises:
-            ValueError: They are not.
+            ValueError: they are not.
         """
         records = state.cpu()
         fixed = ("interval", "horizon", "threshold")
@@ -284,7 +284,7 @@ def check_slots(slots: Tensor, count: int) -> None:
     """Check slot numbers that are on the host.
 
     Raises:
-        ValueError: A number is out of range, or occurs twice.
+        ValueError: a number is out of range, or occurs twice.
     """
     if slots.numel() == 0:
         return
@@ -299,8 +299,8 @@ def _check_like(name: str, given: Tensor | None, own: Tensor | None) -> None:
     """Check that a tensor of a state has the dtype and shape of the cache's own.
 
     Raises:
-        TypeError: It is not a tensor of that dtype.
-        ValueError: It has another shape, or one of the two is missing.
+        TypeError: it is not a tensor of that dtype.
+        ValueError: it has another shape, or one of the two is missing.
     """
     if given is None or own is None:
         if given is not own:

@@ -43,20 +43,20 @@ def action_cache_step(
     Args:
         logits: (S, horizon * A) float32, contiguous.
         actions: (A, 3) int32 total_tokens, depth and top_k of every action, contiguous.
-        cache: The cache; changed in place.
+        cache: the cache; changed in place.
         slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
         features: (S, cache.reference_size) float32, contiguous: what an adaptive cache compares.
         temperature: 0 takes the largest logit; above 0, actions are drawn.
-        seed: Key of the counter-based generator, see `fused_encode`.
-        offset: Its counter.
-        fallback_action: The action where a logit is not finite.
+        seed: key of the counter-based generator, see `fused_encode`.
+        offset: its counter.
+        fallback_action: the action where a logit is not finite.
 
     Returns:
         Actions (S,) int32 and their parameters (S, 3) int32.
 
     Raises:
-        TypeError: A dtype is not allowed.
-        ValueError: Something does not fit. The message names the argument; nothing has changed.
+        TypeError: a dtype is not allowed.
+        ValueError: something does not fit. The message names the argument; nothing has changed.
     """
     horizon = _check(logits, actions, features, fallback_action)
     check_draw(temperature, seed, offset)

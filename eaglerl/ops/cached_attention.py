@@ -122,29 +122,29 @@ def cached_attention(
         qkv: float32 (M, (query_heads + 2 * kv_heads) * head_dim): query, key, value heads of a
             row in this order; rows contiguous.
         cos: float32 (P, head_dim / 2), cosines of the rotary angles at every position.
-        sin: The sines, in the same shape.
+        sin: the sines, in the same shape.
         key_cache: float32 (slots, kv_heads, capacity, head_dim) of one layer, contiguous within a
             slot; query_heads is a multiple of kv_heads, head_dim a multiple of 8 up to 256.
-        value_cache: As ``key_cache``.
+        value_cache: as ``key_cache``.
         positions: int32 (M,), rotary positions below P.
         cache_rows: int32 (M,), distinct within a slot.
         prefix_lengths: int32 (M,).
         slots: int32 (M,); default: slot 0 for all rows.
         mask: int64 (M, words), bit j % 64 of word j // 64.
-        block_length: Cache rows that the mask covers; 0 without a mask.
+        block_length: cache rows that the mask covers; 0 without a mask.
         query_norm: float32 (head_dim,), weight of an RMSNorm of every query head before the
             rotation (Qwen3); default: none.
-        key_norm: The same for key heads.
-        eps: Epsilon of these norms.
-        scale: Factor of the scores; default ``head_dim ** -0.5``.
+        key_norm: the same for key heads.
+        eps: epsilon of these norms.
+        scale: factor of the scores; default ``head_dim ** -0.5``.
         out: float32 (M, query_heads * head_dim) to write to; rows contiguous.
 
     Returns:
         ``out``, or a new tensor (M, query_heads * head_dim).
 
     Raises:
-        TypeError: If a tensor has the wrong dtype.
-        ValueError: If a shape, device or stride does not fit, or an index is out of range. The
+        TypeError: if a tensor has the wrong dtype.
+        ValueError: if a shape, device or stride does not fit, or an index is out of range. The
             cache is unchanged then.
     """
     qkv_stride = check_rows("qkv", qkv)

@@ -78,11 +78,11 @@ class DraftTreeBuilder(NativeState):
         """Start a tree.
 
         Args:
-            root_token: The last token, which the target chose; row 0 of the tree.
+            root_token: the last token, which the target chose; row 0 of the tree.
             top_k: K, the width of the frontier and the number of children of each of its nodes.
 
         Raises:
-            ValueError: If ``top_k`` is below 1 or above 4,096.
+            ValueError: if ``top_k`` is below 1 or above 4,096.
         """
         self._native.begin(root_token, top_k)
 
@@ -94,7 +94,7 @@ class DraftTreeBuilder(NativeState):
             draft_to_target: int64 (draft vocabulary,), target ids; default: the same ids.
 
         Raises:
-            ValueError: If K exceeds the vocabulary, or a logit is NaN or infinite.
+            ValueError: if K exceeds the vocabulary, or a logit is NaN or infinite.
         """
         check_tensor("logits", logits, torch.float32, 1)
         check_contiguous("logits", logits, torch.float32, (logits.shape[0],))
@@ -122,10 +122,10 @@ class DraftTreeBuilder(NativeState):
 
         Args:
             logits: float32 (K, draft vocabulary), rows contiguous, one per frontier node.
-            draft_to_target: As for :meth:`first`.
+            draft_to_target: as for :meth:`first`.
 
         Raises:
-            ValueError: If the number of rows is not K, a logit is NaN or infinite, or there would
+            ValueError: if the number of rows is not K, a logit is NaN or infinite, or there would
                 be more than 2^24 candidates.
         """
         stride = check_rows("logits", logits)
@@ -156,7 +156,7 @@ class DraftTreeBuilder(NativeState):
             The tree, in new tensors.
 
         Raises:
-            ValueError: If T is below 1 or above 16,384, or T - 1 exceeds the pool.
+            ValueError: if T is below 1 or above 16,384, or T - 1 exceeds the pool.
         """
         fits = 1 <= total_tokens <= min(1 + self.pool_size, C.max_tree_rows)
         tree = _empty_tree(total_tokens if fits else 1)
@@ -170,9 +170,9 @@ class DraftTreeBuilder(NativeState):
         """Return a tree of chosen candidates, with looked-up tokens merged into it.
 
         Args:
-            nodes: Indices of candidates, ancestors included, in any order. Candidates are numbered
+            nodes: indices of candidates, ancestors included, in any order. Candidates are numbered
                 in the order of the rounds.
-            lookup_tokens: Target ids of a path below the root. Tokens that the chosen candidates
+            lookup_tokens: target ids of a path below the root. Tokens that the chosen candidates
                 hold share their rows; the rest is appended with the score NaN, since the draft did
                 not score it.
 
@@ -181,9 +181,9 @@ class DraftTreeBuilder(NativeState):
             the looked-up tokens.
 
         Raises:
-            ValueError: If a node is outside the pool, occurs twice, or lacks its parent, or the
+            ValueError: if a node is outside the pool, occurs twice, or lacks its parent, or the
                 tree has more than 16,384 rows.
-            TypeError: If ``nodes`` or ``lookup_tokens`` contain anything but integers.
+            TypeError: if ``nodes`` or ``lookup_tokens`` contain anything but integers.
         """
         chosen = nodes.tolist() if isinstance(nodes, np.ndarray) else nodes
         tree = _empty_tree(self._native.select(chosen, lookup_tokens))
@@ -195,15 +195,15 @@ class DraftTreeBuilder(NativeState):
         """Find the candidates that hold looked-up tokens.
 
         Args:
-            lookup_tokens: Target ids of a path below the root.
-            levels: Number of levels to search.
+            lookup_tokens: target ids of a path below the root.
+            levels: number of levels to search.
 
         Returns:
             int64 (levels,), index of each level's candidate; -1 from the first level without one.
 
         Raises:
-            ValueError: If ``levels`` is negative or above 16,384.
-            TypeError: If ``lookup_tokens`` contain anything but integers.
+            ValueError: if ``levels`` is negative or above 16,384.
+            TypeError: if ``lookup_tokens`` contain anything but integers.
         """
         if not 0 <= levels <= C.max_tree_rows:
             raise ValueError(f"levels must be in 0..{C.max_tree_rows}, got {levels}")
@@ -224,8 +224,8 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
         Levels, int32 (T,), and the mask, int64 (T, words), as in :class:`DraftTree`.
 
     Raises:
-        TypeError: If ``parents`` is not an int32 tensor.
-        ValueError: If a row's parent is not an earlier row, or there are no rows or more than
+        TypeError: if ``parents`` is not an int32 tensor.
+        ValueError: if a row's parent is not an earlier row, or there are no rows or more than
             16,384.
     """
     check_tensor("parents", parents, torch.int32, 1)

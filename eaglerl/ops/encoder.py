@@ -37,7 +37,7 @@ class FusedEncoder(NativeState):
         logits: (max_sequences, horizon * A) float32; NaN where the action came from the cache.
         action: (max_sequences,) int32.
         params: (max_sequences, 3) int32, total_tokens, depth and top_k.
-        reduce_seconds: Seconds that ``features`` took in the last call on the CPU; 0 without them.
+        reduce_seconds: seconds that ``features`` took in the last call on the CPU; 0 without them.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class FusedEncoder(NativeState):
         """Check the arguments and allocate the outputs.
 
         Args:
-            weights: The policy, see `fused_encode`. If it has an FC, the inputs are low, mid, high.
-            cache: Keeps actions; changed by every call.
-            max_rows: Most rows of a call; up to 1,024.
-            max_sequences: Most sequences of a call.
-            dtype: Dtype of the inputs: float32, bfloat16 or float16.
-            temperature: See `fused_encode`.
-            seed: See `fused_encode`.
-            return_features: See `fused_encode`.
+            weights: the policy, see `fused_encode`. If it has an FC, the inputs are low, mid, high.
+            cache: keeps actions; changed by every call.
+            max_rows: most rows of a call; up to 1,024.
+            max_sequences: most sequences of a call.
+            dtype: dtype of the inputs: float32, bfloat16 or float16.
+            temperature: see `fused_encode`.
+            seed: see `fused_encode`.
+            return_features: see `fused_encode`.
 
         Raises:
-            TypeError: A dtype is not allowed.
-            ValueError: A value is out of its range, or the cache does not fit.
+            TypeError: a dtype is not allowed.
+            ValueError: a value is out of its range, or the cache does not fit.
         """
         check_weights_type(weights)
         for name, value in (("max_rows", max_rows), ("max_sequences", max_sequences)):
@@ -109,16 +109,16 @@ class FusedEncoder(NativeState):
 
         Args:
             low: (B, k), (B, 3k) or (B, h), see `fused_encode`.
-            mid: See `fused_encode`.
-            high: See `fused_encode`.
+            mid: see `fused_encode`.
+            high: see `fused_encode`.
             rows: (N,) int64 rows of the input; N is at most ``max_rows``.
             last: (S,) int64 index into the N rows; S is at most ``max_sequences``.
             slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
-            offset: Counter of the draws.
+            offset: counter of the draws.
 
         Raises:
-            TypeError: A dtype is not the encoder's.
-            ValueError: Shapes, strides or values do not fit; nothing has changed.
+            TypeError: a dtype is not the encoder's.
+            ValueError: shapes, strides or values do not fit; nothing has changed.
         """
         inputs = self._inputs
         if inputs is None or low is not inputs[0] or mid is not inputs[1] or high is not inputs[2]:
@@ -216,8 +216,8 @@ class FusedEncoder(NativeState):
         """Check tensors that have changed since the last call; return whether any had.
 
         Raises:
-            TypeError: A dtype is not allowed.
-            ValueError: Something no longer fits.
+            TypeError: a dtype is not allowed.
+            ValueError: something no longer fits.
         """
         stale = not all(guard.unchanged() for guard in self._guards)
         if stale:

@@ -67,18 +67,18 @@ def fused_encode(
             the reduced features g (B, h). If 3k = h, the former is assumed; see `policy_mlp`.
         mid: (B, k) features of the middle layer.
         high: (B, k) features of the high layer.
-        weights: The policy.
+        weights: the policy.
         rows: (N,) int64 rows of the input to encode, on its device; saves a gather. At most 1,024;
             all rows by default.
         last: (S,) int64 index into the N rows: the last row of each sequence. By default every row
             is a sequence.
-        cache: Keeps actions; changed in place. Without a cache every call decides.
+        cache: keeps actions; changed in place. Without a cache every call decides.
         slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
         temperature: 0 takes the largest logit (ties: the first). Above 0, actions are drawn from
             softmax(logits / temperature).
-        seed: Key of the counter-based generator (Philox-4x32-10), in 0..2**63 - 1.
-        offset: Its counter: the same seed and offset repeat a draw.
-        return_features: Whether to return g of all rows. If not, sequences whose action is in the
+        seed: key of the counter-based generator (Philox-4x32-10), in 0..2**63 - 1.
+        offset: its counter: the same seed and offset repeat a draw.
+        return_features: whether to return g of all rows. If not, sequences whose action is in the
             cache cost nothing.
 
     Returns:
@@ -88,8 +88,8 @@ def fused_encode(
         such a slot gets the fallback too and changes no record.
 
     Raises:
-        TypeError: A dtype is not allowed.
-        ValueError: Shapes, devices, strides or values do not fit; on the CPU also a row or a slot
+        TypeError: a dtype is not allowed.
+        ValueError: shapes, devices, strides or values do not fit; on the CPU also a row or a slot
             that is out of range. The message names the argument; nothing has changed.
     """
     check_features(low, mid, high, weights)

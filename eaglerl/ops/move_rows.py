@@ -35,11 +35,11 @@ def move_rows(cache: Tensor, rows: Tensor, destination: int) -> None:
         cache: (..., capacity, head_dim) of any dtype on the CPU; the last two dimensions
             contiguous, for example the layers, keys and values, and heads of one slot.
         rows: int32 (count,), strictly ascending, ``rows[i] >= destination + i``.
-        destination: Destination of the first row.
+        destination: destination of the first row.
 
     Raises:
-        TypeError: If ``rows`` is not int32.
-        ValueError: If the rows do not ascend as required or are out of range, or if the cache's
+        TypeError: if ``rows`` is not int32.
+        ValueError: if the rows do not ascend as required or are out of range, or if the cache's
             layout does not fit (in an expanded cache, rows would be moved several times).
     """
     if not isinstance(cache, Tensor):

@@ -41,20 +41,20 @@ def policy_mlp(
 
     Args:
         features: (B, h) float32, bfloat16 or float16; rows contiguous, any row stride.
-        weights: The policy; its FC, if it has one, is not used.
+        weights: the policy; its FC, if it has one, is not used.
         rows: (S,) int64 rows of `features`, one for each sequence; all rows by default.
-        cache: See `fused_encode`; an adaptive one compares these features.
-        slots: See `fused_encode`.
-        temperature: See `fused_encode`.
-        seed: See `fused_encode`.
-        offset: See `fused_encode`.
+        cache: see `fused_encode`; an adaptive one compares these features.
+        slots: see `fused_encode`.
+        temperature: see `fused_encode`.
+        seed: see `fused_encode`.
+        offset: see `fused_encode`.
 
     Returns:
         Logits, actions and tree parameters.
 
     Raises:
-        TypeError: A dtype is not allowed.
-        ValueError: An argument does not fit, or the policy reads low, mid and high.
+        TypeError: a dtype is not allowed.
+        ValueError: an argument does not fit, or the policy reads low, mid and high.
     """
     _, logits, action, params = fused_encode(
         features,
@@ -100,7 +100,7 @@ def without_fc(weights: PolicyWeights) -> PolicyWeights:
 
     Raises:
         TypeError: `weights` are of another type.
-        ValueError: The policy reads low, mid and high.
+        ValueError: the policy reads low, mid and high.
     """
     check_weights_type(weights)
     if weights.mlp_input != "features":

@@ -34,26 +34,26 @@ class PolicyWeights(PolicyFields):
     elsewhere, or ``x`` itself (a policy trained on it, or a folded one, see `fold`).
 
     Attributes:
-        hidden_weights: One (out, in) matrix for each hidden layer, at least one.
-        hidden_biases: One (out,) float32 vector for each.
+        hidden_weights: one (out, in) matrix for each hidden layer, at least one.
+        hidden_biases: one (out,) float32 vector for each.
         output_weight: (horizon * A, in) matrix of the logits.
         output_bias: (horizon * A,) float32.
         actions: (A, 3) int32: total_tokens, depth and top_k of every action.
         fc_weight: (h, 3k), or None.
         fc_bias: (h,) float32, or None.
         norm_weight: (3k,) float32, or None for ones.
-        norm_chunks: Number of chunks of ``x`` with a norm each: 0, 1 or 3.
-        eps: Added to a chunk's mean square.
-        activation: Activation after each hidden layer.
+        norm_chunks: number of chunks of ``x`` with a norm each: 0, 1 or 3.
+        eps: added to a chunk's mean square.
+        activation: activation after each hidden layer.
         mlp_input: "features" for g, "taps" for ``x``.
-        horizon: Decisions that one call makes for the cache's scheduled mode; 1 otherwise.
-        fallback_action: The action to take if a logit is not finite.
+        horizon: decisions that one call makes for the cache's scheduled mode; 1 otherwise.
+        fallback_action: the action to take if a logit is not finite.
 
     All matrices have one dtype: float32, bfloat16 or float16; float64 for the reference only.
 
     Raises:
-        TypeError: A field has the wrong type or dtype.
-        ValueError: Shapes or devices do not fit each other, a value is not finite, or a setting is
+        TypeError: a field has the wrong type or dtype.
+        ValueError: shapes or devices do not fit each other, a value is not finite, or a setting is
             unknown. The message names the field.
     """
 
@@ -87,12 +87,12 @@ class PolicyWeights(PolicyFields):
         Args:
             mlp: Linear layers with one kind of activation (Tanh, ReLU or SiLU) between them.
             actions: (A, 3) total_tokens, depth and top_k of every action.
-            fc: The draft head's reduction from 3k to h.
-            norms: The head's ``fc_norm`` (three modules with ``weight`` and ``eps``) or
+            fc: the draft head's reduction from 3k to h.
+            norms: the head's ``fc_norm`` (three modules with ``weight`` and ``eps``) or
                 ``input_norm`` (one); empty for none.
-            mlp_input: What the MLP reads if there is no ``fc``.
-            horizon: Decisions that one call makes.
-            fallback_action: The action to take if a logit is not finite.
+            mlp_input: what the MLP reads if there is no ``fc``.
+            horizon: decisions that one call makes.
+            fallback_action: the action to take if a logit is not finite.
 
         Raises:
             TypeError: ``actions`` are not integers.
@@ -134,18 +134,18 @@ class PolicyWeights(PolicyFields):
         Args:
             model: ``PPO`` or ``A2C`` (``mlp_extractor.policy_net`` and ``action_net``), or ``DQN``
                 (``q_net``).
-            actions: See `from_modules`.
-            fc: See `from_modules`.
-            norms: See `from_modules`.
-            mlp_input: What the model's observations are, if there is no ``fc``.
-            fallback_action: The action to take if a logit is not finite.
-            vec_normalize: The ``VecNormalize`` whose observations the model was trained on; its
+            actions: see `from_modules`.
+            fc: see `from_modules`.
+            norms: see `from_modules`.
+            mlp_input: what the model's observations are, if there is no ``fc``.
+            fallback_action: the action to take if a logit is not finite.
+            vec_normalize: the ``VecNormalize`` whose observations the model was trained on; its
                 statistics are folded into the first layer. Its clipping cannot be folded: if
                 observations can be more than ``clip_obs`` standard deviations from the mean, a
                 warning says so.
 
         Raises:
-            ValueError: The policy is of another kind, its action space does not fit ``actions``,
+            ValueError: the policy is of another kind, its action space does not fit ``actions``,
                 or it computes something besides its layers (the message says on what share of the
                 observations). Or it was trained with a ``VecNormalize`` that is not given, or with
                 one that clips common observations.
@@ -181,7 +181,7 @@ class PolicyWeights(PolicyFields):
             Weights whose MLP reads x.
 
         Raises:
-            ValueError: The weights have no ``fc_weight``.
+            ValueError: the weights have no ``fc_weight``.
         """
         if self.fc_weight is None:
             raise ValueError("fold() needs weights with fc_weight; these have none")
@@ -206,7 +206,7 @@ class PolicyWeights(PolicyFields):
         """Write ``config.json`` and ``model.safetensors`` into a folder, each atomically.
 
         Raises:
-            AlreadyLockedError: Another process is writing into the folder.
+            AlreadyLockedError: another process is writing into the folder.
         """
         with exclusive_folder(path):
             self.write_into(Path(path))
@@ -222,7 +222,7 @@ class PolicyWeights(PolicyFields):
         """Read a policy that `save_pretrained` wrote.
 
         Raises:
-            ValueError: A file is missing, malformed or of another format, or the weights do not
+            ValueError: a file is missing, malformed or of another format, or the weights do not
                 fit. The message names the file or the folder, and the field.
         """
         fields = read_policy(path)

@@ -20,7 +20,7 @@ def rms_norm(
     Args:
         x: float32 (N, hidden) on the CPU; rows contiguous, any row stride.
         weight: float32 (hidden,).
-        eps: Added to the mean square.
+        eps: added to the mean square.
         index: int64 (M,): row r of the result is computed from ``x[index[r]]`` (an embedding lookup
             and its norm in one pass). Default: all rows in order.
         out: float32 (M, hidden) to write to; may be a slice of columns of a wider buffer.
@@ -29,8 +29,8 @@ def rms_norm(
         ``out``, or a new tensor (M, hidden).
 
     Raises:
-        TypeError: If a tensor has the wrong dtype.
-        ValueError: If a shape, device or stride does not fit, an index is outside ``x``, or
+        TypeError: if a tensor has the wrong dtype.
+        ValueError: if a shape, device or stride does not fit, an index is outside ``x``, or
             ``out`` overlaps part of ``x``. Without an index it may be ``x`` itself.
     """
     x_stride = check_rows("x", x)

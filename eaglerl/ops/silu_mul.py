@@ -18,8 +18,8 @@ def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
         ``out``, or a new tensor (M, intermediate).
 
     Raises:
-        TypeError: If a tensor has the wrong dtype.
-        ValueError: If a shape, device or stride does not fit.
+        TypeError: if a tensor has the wrong dtype.
+        ValueError: if a shape, device or stride does not fit.
     """
     stride = check_rows("gate_up", gate_up)
     rows, width = gate_up.shape

@@ -16,7 +16,7 @@ def undisturbed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run modules in evaluation mode and restore their modes and all random states afterwards.
 
     Args:
-        modules: The modules; their submodules are included.
+        modules: the modules; their submodules are included.
     """
     every = [part for module in modules for part in module.modules()]
     training = [part.training for part in every]
