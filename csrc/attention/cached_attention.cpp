@@ -126,15 +126,18 @@ void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kern
   }
 }
 
+void check_heads(int64_t query_heads, int64_t kv_heads) {
+  check_between("kv_heads", kv_heads, 1, kLargestCount);
+  check_between("query_heads", query_heads, 1, kLargestCount);
+  if (query_heads % kv_heads != 0) {
+    throw std::invalid_argument("query_heads must be a multiple of kv_heads, got " +
+                                std::to_string(query_heads) + " and " + std::to_string(kv_heads));
+  }
+}
+
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
   check_between("rows", rows, 0, kLargestCount);
-  check_between("kv_heads", call.kv_heads, 1, kLargestCount);
-  check_between("query_heads", call.query_heads, 1, kLargestCount);
-  if (call.query_heads % call.kv_heads != 0) {
-    throw std::invalid_argument("query_heads must be a multiple of kv_heads, got " +
-                                std::to_string(call.query_heads) + " and " +
-                                std::to_string(call.kv_heads));
-  }
+  check_heads(call.query_heads, call.kv_heads);
   check_between("head_dim", call.head_dim, kHeadDimStep, kMaxHeadDim);
   if (call.head_dim % kHeadDimStep != 0) {
     throw std::invalid_argument("head_dim must be a multiple of " + std::to_string(kHeadDimStep) +

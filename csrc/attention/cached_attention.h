@@ -12,6 +12,9 @@ struct AttentionLimits {
   int64_t slot_count;
 };
 
+// Throws std::invalid_argument unless every key head serves the same number of query heads.
+void check_heads(int64_t query_heads, int64_t kv_heads);
+
 // Throws std::invalid_argument unless the sizes of a call are consistent and do not overflow.
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows);
 

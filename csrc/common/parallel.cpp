@@ -8,15 +8,8 @@
 namespace eaglerl {
 namespace {
 
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
 GompParallel find_gomp_parallel() {
   return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-}
-
-GompParallel gomp_parallel() {
-  static const GompParallel found = find_gomp_parallel();
-  return found;
 }
 
 struct Loop {
@@ -37,6 +30,11 @@ void run_pieces(void* argument) {
 }
 
 }  // namespace
+
+GompParallel gomp_parallel() {
+  static const GompParallel found = find_gomp_parallel();
+  return found;
+}
 
 void parallel_ranges(int64_t count, int64_t grain, int threads,
                      void (*body)(void*, int64_t, int64_t), void* context) {

@@ -7,6 +7,11 @@
 
 namespace eaglerl {
 
+using GompParallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+
+// The pool's entry; null where no pool was found.
+GompParallel gomp_parallel();
+
 // Most threads of a loop, whatever the caller asks for.
 constexpr int kMostThreads = 1024;
 

@@ -26,12 +26,23 @@ void pause_briefly() {
 #endif
 }
 
-struct Pool {
-  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
+// Returns when `done()` is true.
+template <typename Done>
+void wait_until(const Done& done) {
+  for (int spins = 0; !done();) {
+    if (spins < kSpins) {
+      ++spins;
+      pause_briefly();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+// What tells the members of a region apart.
+struct Numbers {
   int (*thread_number)();
   int (*thread_count)();
-
-  bool complete() const { return parallel && thread_number && thread_count; }
 };
 
 template <typename Function>
@@ -39,10 +50,9 @@ Function find(const char* name) {
   return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
 }
 
-const Pool& pool() {
-  static const Pool found = {find<decltype(Pool::parallel)>("GOMP_parallel"),
-                             find<decltype(Pool::thread_number)>("omp_get_thread_num"),
-                             find<decltype(Pool::thread_count)>("omp_get_num_threads")};
+const Numbers& numbers() {
+  static const Numbers found = {find<decltype(Numbers::thread_number)>("omp_get_thread_num"),
+                                find<decltype(Numbers::thread_count)>("omp_get_num_threads")};
   return found;
 }
 
@@ -56,14 +66,14 @@ struct Region {
 // The region outlives every member: GOMP_parallel returns when all have returned from here.
 void enter(void* argument) {
   Region& region = *static_cast<Region*>(argument);
-  const int index = pool().thread_number();
-  const int count = pool().thread_count();
+  const int index = numbers().thread_number();
+  const int count = numbers().thread_count();
   if (index == 0) {
     // Only now is known how many there are: the pool may give fewer threads than asked for.
     region.barrier.emplace(count);
     region.ready.store(true, std::memory_order_release);
   } else {
-    while (!region.ready.load(std::memory_order_acquire)) pause_briefly();
+    wait_until([&] { return region.ready.load(std::memory_order_acquire); });
   }
   region.body(region.context, {index, count, &*region.barrier});
 }
@@ -77,18 +87,13 @@ void Barrier::wait() {
     round_.store(round + 1, std::memory_order_release);
     return;
   }
-  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
-    if (spin < kSpins) {
-      pause_briefly();
-    } else {
-      sched_yield();
-    }
-  }
+  wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
 }
 
 void run_team(int threads, void (*body)(void*, const TeamMember&), void* context) {
   threads = std::clamp(threads, 1, kMostThreads);
-  if (threads == 1 || !pool().complete()) {
+  const bool found = gomp_parallel() && numbers().thread_number && numbers().thread_count;
+  if (threads == 1 || !found) {
     Barrier alone(1);
     body(context, {0, 1, &alone});
     return;
@@ -96,7 +101,7 @@ void run_team(int threads, void (*body)(void*, const TeamMember&), void* context
   Region region;
   region.body = body;
   region.context = context;
-  pool().parallel(enter, &region, unsigned(threads), 0);
+  gomp_parallel()(enter, &region, unsigned(threads), 0);
 }
 
 }  // namespace eaglerl

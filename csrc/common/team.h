@@ -24,6 +24,11 @@ class Barrier {
   alignas(kCacheLineBytes) std::atomic<uint32_t> round_{0};
 };
 
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
 struct TeamMember {
   int index;
   int count;
@@ -31,6 +36,11 @@ struct TeamMember {
 
   void wait() const {
     if (count > 1) barrier->wait();
+  }
+
+  // The member's fixed share of so many pieces of work.
+  Range share(int64_t pieces) const {
+    return {pieces * index / count, pieces * (index + 1) / count};
   }
 };
 

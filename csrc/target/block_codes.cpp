@@ -66,8 +66,9 @@ struct Lane {
   }
 };
 
-void pack_simple_nibbles(const Lane& lane, const uint8_t* row, int file_bytes, bool has_minimum) {
-  for (int64_t block = 0; block < lane.layout.blocks; ++block, row += file_bytes) {
+void pack_simple_nibbles(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
+  const bool has_minimum = kind.has_minimum;
+  for (int64_t block = 0; block < lane.layout.blocks; ++block, row += kind.file_bytes) {
     lane.put_half(lane.layout.scales, block, row);
     if (has_minimum) lane.put_half(lane.layout.minima, block, row + 2);
     const uint8_t* bytes = row + (has_minimum ? 4 : 2);
@@ -76,15 +77,16 @@ void pack_simple_nibbles(const Lane& lane, const uint8_t* row, int file_bytes, b
       codes[i] = bytes[i] & 15;
       codes[i + 16] = bytes[i] >> 4;
     }
-    lane.put_nibbles(block * 256, codes, 32);
+    lane.put_nibbles(block * kind.code_bytes, codes, 32);
   }
 }
 
-void pack_bytes(const Lane& lane, const uint8_t* row) {
-  for (int64_t block = 0; block < lane.layout.blocks; ++block, row += 34) {
+void pack_bytes(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
+  for (int64_t block = 0; block < lane.layout.blocks; ++block, row += kind.file_bytes) {
     lane.put_half(lane.layout.scales, block, row);
     for (int i = 0; i < 32; i += 4) {
-      std::memcpy(lane.panel + block * 512 + i / 4 * kVector + lane.lane * kWord, row + 2 + i, 4);
+      std::memcpy(lane.panel + block * kind.code_bytes + i / 4 * kVector + lane.lane * kWord,
+                  row + 2 + i, 4);
     }
   }
 }
@@ -100,10 +102,9 @@ void read_sub_scales(const uint8_t* packed, int j, uint8_t* scale, uint8_t* mini
   }
 }
 
-void pack_k_nibbles(const Lane& lane, const uint8_t* row, bool five_bits) {
-  const int file_bytes = five_bits ? 176 : 144;
-  const int64_t code_bytes = five_bits ? 320 : 256;
-  for (int64_t super = 0; super < lane.layout.blocks / 8; ++super, row += file_bytes) {
+void pack_k_nibbles(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
+  const bool five_bits = kind.format == BlockFormat::kQ5_K;
+  for (int64_t super = 0; super < lane.layout.blocks / 8; ++super, row += kind.file_bytes) {
     lane.put_half(lane.layout.scales, super, row);
     lane.put_half(lane.layout.minima, super, row + 2);
     const uint8_t* high = row + 16;
@@ -116,12 +117,12 @@ void pack_k_nibbles(const Lane& lane, const uint8_t* row, bool five_bits) {
       lane.put_byte(lane.layout.subminima, block, minimum);
       uint8_t codes[32];
       for (int i = 0; i < 32; ++i) codes[i] = low[j / 2 * 32 + i] >> (j % 2 * 4) & 15;
-      lane.put_nibbles(block * code_bytes, codes, 32);
+      lane.put_nibbles(block * kind.code_bytes, codes, 32);
       if (!five_bits) continue;
       // Bit 8 * (input % 4) + input / 4 of one word: a shift by input / 4 aligns four of them.
       uint32_t word = 0;
       for (int i = 0; i < 32; ++i) word |= uint32_t(high[i] >> j & 1) << (i % 4 * 8 + i / 4);
-      or_word(lane.panel + block * code_bytes + 4 * kVector + lane.lane * kWord, word);
+      or_word(lane.panel + block * kind.code_bytes + 4 * kVector + lane.lane * kWord, word);
     }
   }
 }
@@ -140,27 +141,28 @@ void q6_codes(const uint8_t* block, uint8_t* codes) {
   }
 }
 
-void pack_q6(const Lane& lane, const uint8_t* row) {
-  for (int64_t super = 0; super < lane.layout.blocks / 16; ++super, row += 210) {
+void pack_q6(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
+  for (int64_t super = 0; super < lane.layout.blocks / 16; ++super, row += kind.file_bytes) {
     lane.put_half(lane.layout.scales, super, row + 208);
     uint8_t codes[kLargestBlock];
     q6_codes(row, codes);
     for (int j = 0; j < 16; ++j) {
       const int64_t block = super * 16 + j;
       lane.put_byte(lane.layout.subscales, block, row[192 + j]);
-      lane.put_nibbles(block * 192, codes + j * 16, 16);
+      lane.put_nibbles(block * kind.code_bytes, codes + j * 16, 16);
       // Two bits at 8 * (input % 4) + 2 * (input / 4).
       uint32_t word = 0;
       for (int i = 0; i < 16; ++i) {
         word |= uint32_t(codes[j * 16 + i] >> 4) << (i % 4 * 8 + i / 4 * 2);
       }
-      or_word(lane.panel + block * 192 + 2 * kVector + lane.lane * kWord, word);
+      or_word(lane.panel + block * kind.code_bytes + 2 * kVector + lane.lane * kWord, word);
     }
   }
 }
 
-void pack_plain(const Lane& lane, const uint8_t* row, int64_t inputs, int element) {
-  for (int64_t i = 0; i < inputs; ++i) {
+void pack_plain(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
+  const int element = kind.file_bytes;
+  for (int64_t i = 0; i < lane.layout.blocks * kind.block; ++i) {
     std::memcpy(lane.panel + (i * kPanelOutputs + lane.lane) * element, row + i * element,
                 size_t(element));
   }
@@ -171,16 +173,17 @@ void pack_plain(const Lane& lane, const uint8_t* row, int64_t inputs, int elemen
 void pack_lane(BlockFormat format, const PanelLayout& layout, const uint8_t* row, int lane_number,
                uint8_t* panel) {
   const Lane lane = {panel, layout, lane_number};
+  const BlockLayout& kind = *block_layout(format);
   switch (format) {
-    case BlockFormat::kQ4_0: return pack_simple_nibbles(lane, row, 18, false);
-    case BlockFormat::kQ4_1: return pack_simple_nibbles(lane, row, 20, true);
-    case BlockFormat::kQ8_0: return pack_bytes(lane, row);
-    case BlockFormat::kQ4_K: return pack_k_nibbles(lane, row, false);
-    case BlockFormat::kQ5_K: return pack_k_nibbles(lane, row, true);
-    case BlockFormat::kQ6_K: return pack_q6(lane, row);
-    case BlockFormat::kF32: return pack_plain(lane, row, layout.blocks * 32, 4);
+    case BlockFormat::kQ4_0:
+    case BlockFormat::kQ4_1: return pack_simple_nibbles(lane, row, kind);
+    case BlockFormat::kQ8_0: return pack_bytes(lane, row, kind);
+    case BlockFormat::kQ4_K:
+    case BlockFormat::kQ5_K: return pack_k_nibbles(lane, row, kind);
+    case BlockFormat::kQ6_K: return pack_q6(lane, row, kind);
+    case BlockFormat::kF32:
     case BlockFormat::kF16:
-    case BlockFormat::kBF16: return pack_plain(lane, row, layout.blocks * 32, 2);
+    case BlockFormat::kBF16: return pack_plain(lane, row, kind);
   }
 }
 

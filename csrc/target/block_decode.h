@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/simd.h"
+#include "target/block_codes.h"
 #include "target/block_matrix.h"
 
 namespace eaglerl::EAGLERL_ISA {
@@ -50,10 +51,8 @@ static inline VecI load_bytes_unsigned(const uint8_t* address) {
   return __builtin_convertvector(bytes, VecI);
 }
 
-constexpr int nibble_place(int input) { return input % 4 * 8 + input / 4 * 4; }
-
 // The decoders of the formats. `half` counts vectors of kLanes outputs within the panel;
-// prepare(block codes) loads what a run of 8 inputs needs, value(i) gives input i of the run.
+// read() loads the codes of a run of 8 inputs, value<i>() gives input i of the run.
 template <BlockFormat>
 struct Decoder;
 
@@ -67,7 +66,7 @@ struct NibbleRun {
   }
   template <int kInput>
   VecF value() const {
-    constexpr int shift = nibble_place(kInput);
+    constexpr int shift = nibble_shift(kInput);
 #if defined(__AVX512F__)
     // A permutation reads the lowest 4 bits of its index: a table of 16 floats saves the mask and
     // the conversion.
@@ -100,8 +99,8 @@ struct Decoder<BlockFormat::kQ5_K> {
   }
   template <int kInput>
   VecF value() const {
-    constexpr int place = kInput % 4 * 8 + kInput / 4;
-    return to_floats((VecI)((words >> nibble_place(kInput) & 15) | (high >> place & 1) << 4));
+    constexpr int shift = nibble_shift(kInput), place = kInput % 4 * 8 + kInput / 4;
+    return to_floats((VecI)((words >> shift & 15) | (high >> place & 1) << 4));
   }
 };
 
@@ -116,8 +115,8 @@ struct Decoder<BlockFormat::kQ6_K> {
   }
   template <int kInput>
   VecF value() const {
-    constexpr int place = kInput % 4 * 8 + kInput / 4 * 2;
-    const VecU code = (words >> nibble_place(kInput) & 15) | (high >> place & 3) << 4;
+    constexpr int shift = nibble_shift(kInput), place = kInput % 4 * 8 + kInput / 4 * 2;
+    const VecU code = (words >> shift & 15) | (high >> place & 3) << 4;
     return to_floats((VecI)code - 32);
   }
 };

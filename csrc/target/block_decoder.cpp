@@ -20,16 +20,6 @@ constexpr int kQueuesPerLayer = 7;
 
 int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-struct Range {
-  int64_t begin;
-  int64_t end;
-};
-
-// A member's fixed share of `count`.
-Range share(int64_t count, const TeamMember& member) {
-  return {count * member.index / member.count, count * (member.index + 1) / member.count};
-}
-
 // Consecutive rows of one slot, whose scores fit the buffer.
 struct RowRun {
   int64_t begin;
@@ -41,15 +31,12 @@ struct RowRun {
 struct Workspace {
   std::vector<float> hidden, qkv, attended, gate_up, queries, scores, inverse;
   PreparedStore prepared;
+  std::vector<int64_t> token_ids;
   std::vector<int32_t> indices;
   std::vector<RowRun> runs;
   std::vector<AttentionTask> tasks;
   std::unique_ptr<WorkQueue[]> queues;
   size_t queue_count = 0;
-
-  static void grow(std::vector<float>& buffer, int64_t size) {
-    if (int64_t(buffer.size()) < size) buffer.resize(size_t(size));
-  }
 };
 
 void check_projection(const char* name, const Projection& projection, int64_t inputs,
@@ -87,9 +74,9 @@ class Pass {
       : sizes_(sizes), pass_(pass), call_(call), space_(space), kernels_(block_kernels()) {}
 
   void embed(const BlockMatrix& embedding, const TeamMember& member) {
-    const Range rows = share(pass_.rows, member);
+    const Range rows = member.share(pass_.rows);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      embedding.dequantise_row(pass_.token_ids[row], hidden() + row * sizes_.hidden);
+      embedding.dequantise_row(space_.token_ids[row], hidden() + row * sizes_.hidden);
     }
     member.wait();
   }
@@ -115,7 +102,7 @@ class Pass {
 
   void finish(const std::vector<float>& norm, const Projection& head, WorkQueue& queue,
               const TeamMember& member) {
-    const Range rows = share(pass_.rows, member);
+    const Range rows = member.share(pass_.rows);
     const RowSource source = norm_of(norm, member);
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       const float* x = hidden() + row * sizes_.hidden;
@@ -143,7 +130,7 @@ class Pass {
   void copy_features(int64_t index, const TeamMember& member) {
     for (int64_t f = 0; f < pass_.feature_count; ++f) {
       if (pass_.feature_layers[f] != index) continue;
-      const Range rows = share(pass_.rows, member);
+      const Range rows = member.share(pass_.rows);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         std::memcpy(pass_.features + (row * pass_.feature_count + f) * sizes_.hidden,
                     hidden() + row * sizes_.hidden, size_t(sizes_.hidden) * sizeof(float));
@@ -174,7 +161,7 @@ class Pass {
     call.value_cache += index * pass_.layer_stride;
     call.query_norm = layer.query_norm.empty() ? nullptr : layer.query_norm.data();
     call.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
-    const Range rows = share(pass_.rows, member);
+    const Range rows = member.share(pass_.rows);
     kernels_.write_keys_values(call, rows.begin, rows.end);
     if (pass_.rows < kManyRows) {
       kernels_.rotate_queries(call, rows.begin, rows.end, space_.queries.data());
@@ -269,13 +256,7 @@ BlockDecoder::BlockDecoder(const DecoderSizes& sizes, std::shared_ptr<const Bloc
       head_(std::move(head)) {
   check_between("hidden", sizes.hidden, 1, kLargestCount);
   check_between("intermediate", sizes.intermediate, 1, kLargestCount);
-  check_between("kv_heads", sizes.kv_heads, 1, kLargestCount);
-  check_between("query_heads", sizes.query_heads, 1, kLargestCount);
-  if (sizes.query_heads % sizes.kv_heads != 0) {
-    throw std::invalid_argument("query_heads must be a multiple of kv_heads, got " +
-                                std::to_string(sizes.query_heads) + " and " +
-                                std::to_string(sizes.kv_heads));
-  }
+  check_heads(sizes.query_heads, sizes.kv_heads);
   check_between("head_dim", sizes.head_dim, kPanelOutputs, kMaxHeadDim);
   if (sizes.head_dim % kPanelOutputs != 0) {
     throw std::invalid_argument("head_dim must be a multiple of 16, got " +
@@ -301,15 +282,15 @@ BlockDecoder::BlockDecoder(const DecoderSizes& sizes, std::shared_ptr<const Bloc
   check_projection("head", head_, sizes.hidden, sizes.vocabulary);
 }
 
-BlockDecoder::~BlockDecoder() = default;
-
 void BlockDecoder::run(const DecoderPass& pass, const AttentionLimits& limits, int threads) const {
   const int64_t rows = pass.rows;
   if (rows == 0) return;
   static thread_local Workspace own_space;
   Workspace& space = own_space;
+  // Copied like the other indices: another thread may change them between check and use.
+  space.token_ids.assign(pass.token_ids, pass.token_ids + rows);
   for (int64_t row = 0; row < rows; ++row) {
-    check_index("token_ids", row, pass.token_ids[row], sizes_.vocabulary);
+    check_index("token_ids", row, space.token_ids[row], sizes_.vocabulary);
   }
   AttentionCall call = with_own_indices(pass.attention, rows, space.indices);
   check_indices(call, limits, rows);
@@ -317,8 +298,8 @@ void BlockDecoder::run(const DecoderPass& pass, const AttentionLimits& limits, i
   const int64_t qkv = heads + 2 * int64_t(sizes_.kv_heads) * sizes_.head_dim;
   call.qkv_stride = qkv;
   call.out_stride = heads;
-  space.runs.clear();
   if (rows >= kManyRows) {
+    space.runs.clear();
     plan_blocks(call, rows, cpu_kernels(), space.tasks);
   } else {
     plan_runs(call, rows, space.runs);
@@ -328,13 +309,13 @@ void BlockDecoder::run(const DecoderPass& pass, const AttentionLimits& limits, i
     most_scores = std::max(most_scores,
                            (run.end - run.begin) * sizes_.query_heads * (run.keys + kPanelOutputs));
   }
-  Workspace::grow(space.hidden, rows * sizes_.hidden);
-  Workspace::grow(space.qkv, rows * qkv);
-  Workspace::grow(space.attended, rows * heads);
-  Workspace::grow(space.queries, rows * heads);
-  Workspace::grow(space.gate_up, rows * 2 * sizes_.intermediate);
-  Workspace::grow(space.scores, most_scores);
-  Workspace::grow(space.inverse, rows * threads);
+  grow_buffer(space.hidden, rows * sizes_.hidden);
+  grow_buffer(space.qkv, rows * qkv);
+  grow_buffer(space.attended, rows * heads);
+  grow_buffer(space.queries, rows * heads);
+  grow_buffer(space.gate_up, rows * 2 * sizes_.intermediate);
+  grow_buffer(space.scores, most_scores);
+  grow_buffer(space.inverse, rows * threads);
   space.prepared.reserve(rows, std::max({sizes_.hidden, sizes_.intermediate, heads}), threads);
   const size_t queue_count = layers_.size() * kQueuesPerLayer + 1;
   if (space.queue_count < queue_count) {

@@ -47,7 +47,6 @@ class BlockDecoder : public PythonObject {
  public:
   BlockDecoder(const DecoderSizes& sizes, std::shared_ptr<const BlockMatrix> embedding,
                std::vector<DecoderLayer> layers, std::vector<float> norm, Projection head);
-  ~BlockDecoder();
 
   const DecoderSizes& sizes() const { return sizes_; }
   int64_t layer_count() const { return int64_t(layers_.size()); }
@@ -55,9 +54,6 @@ class BlockDecoder : public PythonObject {
   // Runs one pass. Throws std::invalid_argument, before anything is written, where an index leaves
   // its table. Passes may run side by side, each over a cache of its own.
   void run(const DecoderPass& pass, const AttentionLimits& limits, int threads) const;
-
-  // Writes the embedding of one token.
-  void embed(int64_t token, float* out) const { embedding_->dequantise_row(token, out); }
 
  private:
   DecoderSizes sizes_;

@@ -21,16 +21,6 @@ namespace {
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr int64_t kCacheLine = 64;
 
-constexpr BlockLayout kF32Layout = {"F32", 1, 4, 32, 32 * 16 * 4, 1, false, false};
-constexpr BlockLayout kF16Layout = {"F16", 1, 2, 32, 32 * 16 * 2, 1, false, false};
-constexpr BlockLayout kBF16Layout = {"BF16", 1, 2, 32, 32 * 16 * 2, 1, false, false};
-constexpr BlockLayout kQ4_0Layout = {"Q4_0", 32, 18, 32, 256, 1, true, false};
-constexpr BlockLayout kQ4_1Layout = {"Q4_1", 32, 20, 32, 256, 1, true, true};
-constexpr BlockLayout kQ8_0Layout = {"Q8_0", 32, 34, 32, 512, 1, true, false};
-constexpr BlockLayout kQ4_KLayout = {"Q4_K", 256, 144, 32, 256, 8, true, true};
-constexpr BlockLayout kQ5_KLayout = {"Q5_K", 256, 176, 32, 320, 8, true, true};
-constexpr BlockLayout kQ6_KLayout = {"Q6_K", 256, 210, 16, 192, 16, true, false};
-
 int64_t up_to(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -55,16 +45,8 @@ const BlockLayout& checked_layout(BlockFormat format, int64_t inputs) {
 }  // namespace
 
 const BlockLayout* block_layout(BlockFormat format) {
-  switch (format) {
-    case BlockFormat::kF32: return &kF32Layout;
-    case BlockFormat::kF16: return &kF16Layout;
-    case BlockFormat::kBF16: return &kBF16Layout;
-    case BlockFormat::kQ4_0: return &kQ4_0Layout;
-    case BlockFormat::kQ4_1: return &kQ4_1Layout;
-    case BlockFormat::kQ8_0: return &kQ8_0Layout;
-    case BlockFormat::kQ4_K: return &kQ4_KLayout;
-    case BlockFormat::kQ5_K: return &kQ5_KLayout;
-    case BlockFormat::kQ6_K: return &kQ6_KLayout;
+  for (const BlockLayout& layout : kBlockLayouts) {
+    if (layout.format == format) return &layout;
   }
   return nullptr;
 }

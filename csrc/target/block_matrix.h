@@ -32,16 +32,35 @@ constexpr int kPanelOutputs = 16;
 
 // Sizes of a format, in bytes where they are not counts.
 struct BlockLayout {
+  BlockFormat format;
   const char* name;
   int file_block;        // inputs of a block in the file
   int file_bytes;        // of such a block
   int block;             // inputs that share one scale; the unit of a product's inner loop
   int code_bytes;        // of a panel's codes for one `block`
-  int scales_per_super;  // blocks that share a half-precision scale and have an 8-bit one each; or
-                         // 1
+  int scales_per_super;  // blocks that share a half-precision scale, with an 8-bit one each; or 1
   bool has_scale;
   bool has_minimum;
 };
+
+constexpr BlockLayout kBlockLayouts[] = {
+    {BlockFormat::kF32, "F32", 1, 4, 32, 2048, 1, false, false},
+    {BlockFormat::kF16, "F16", 1, 2, 32, 1024, 1, false, false},
+    {BlockFormat::kBF16, "BF16", 1, 2, 32, 1024, 1, false, false},
+    {BlockFormat::kQ4_0, "Q4_0", 32, 18, 32, 256, 1, true, false},
+    {BlockFormat::kQ4_1, "Q4_1", 32, 20, 32, 256, 1, true, true},
+    {BlockFormat::kQ8_0, "Q8_0", 32, 34, 32, 512, 1, true, false},
+    {BlockFormat::kQ4_K, "Q4_K", 256, 144, 32, 256, 8, true, true},
+    {BlockFormat::kQ5_K, "Q5_K", 256, 176, 32, 320, 8, true, true},
+    {BlockFormat::kQ6_K, "Q6_K", 256, 210, 16, 192, 16, true, false},
+};
+
+// The layout of a supported type, where the type is known at compile time.
+constexpr BlockLayout layout_of(BlockFormat format) {
+  int index = 0;
+  while (kBlockLayouts[index].format != format) ++index;
+  return kBlockLayouts[index];
+}
 
 // Null for a type that is not supported.
 const BlockLayout* block_layout(BlockFormat format);

@@ -6,17 +6,6 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-template <BlockFormat kFormat>
-constexpr int kBlockInputs = kFormat == BlockFormat::kQ6_K ? 16 : 32;
-
-template <BlockFormat kFormat>
-constexpr int kBlockBytes = kFormat == BlockFormat::kF32                                    ? 2048
-                            : kFormat == BlockFormat::kF16 || kFormat == BlockFormat::kBF16 ? 1024
-                            : kFormat == BlockFormat::kQ8_0                                 ? 512
-                            : kFormat == BlockFormat::kQ5_K                                 ? 320
-                            : kFormat == BlockFormat::kQ6_K                                 ? 192
-                                                                                            : 256;
-
 // Writes kRows results of kLanes outputs from `first` on, of which the matrix may have fewer.
 template <int kRows>
 static inline void write_results(const VecF (&results)[kRows], int64_t first, int64_t outputs,
@@ -65,13 +54,13 @@ static inline void add_run(const Run& run, const float* values, VecF (&sums)[kRo
 template <BlockFormat kFormat, int kRows>
 static inline void float_results(const uint8_t* panel, const PanelLayout& layout, int half,
                                  const PreparedRows& rows, VecF (&results)[kRows]) {
-  constexpr int kInputs = kBlockInputs<kFormat>;
+  constexpr int kInputs = kLayout<kFormat>.block;
   const BlockScales<kFormat> scales(panel, layout, half);
   const float* values = rows.values;
   const float* block_sums = rows.sums;
   for (int r = 0; r < kRows; ++r) results[r] = VecF{};
   for (int64_t block = 0; block < layout.blocks; ++block) {
-    const uint8_t* codes = panel + block * kBlockBytes<kFormat>;
+    const uint8_t* codes = panel + block * kLayout<kFormat>.code_bytes;
     VecF sums[kRows] = {};
     for (int run = 0; run < kInputs / 8; ++run) {
       Decoder<kFormat> decoder;
@@ -79,13 +68,13 @@ static inline void float_results(const uint8_t* panel, const PanelLayout& layout
       add_run<kRows>(decoder, values, sums);
       values += 8 * kRows;
     }
-    if constexpr (!kHasScale<kFormat>) {
+    if constexpr (!kLayout<kFormat>.has_scale) {
       for (int r = 0; r < kRows; ++r) results[r] += sums[r];
     } else {
       VecF scale = scales.scale(block);
       if constexpr (kFormat == BlockFormat::kQ8_0) scale *= Decoder<kFormat>::kScale;
       for (int r = 0; r < kRows; ++r) results[r] += scale * sums[r];
-      if constexpr (BlockScales<kFormat>::kHasMinimum) {
+      if constexpr (kLayout<kFormat>.has_minimum) {
         const VecF minimum = scales.minimum(block);
         for (int r = 0; r < kRows; ++r) results[r] += minimum * splat(block_sums[r]);
         block_sums += kRows;

@@ -5,16 +5,15 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
+template <BlockFormat kFormat>
+constexpr BlockLayout kLayout = layout_of(kFormat);
+
 // Reads the scales of successive blocks. Of the K formats a scale is the product of a half that 8
 // or 16 blocks share and an integer of the block's own, which a float holds exactly.
 template <BlockFormat kFormat>
 struct BlockScales {
-  static constexpr bool kHasMinimum = kFormat == BlockFormat::kQ4_1 ||
-                                      kFormat == BlockFormat::kQ4_K ||
-                                      kFormat == BlockFormat::kQ5_K;
-  static constexpr bool kIsSuper = kFormat == BlockFormat::kQ4_K || kFormat == BlockFormat::kQ5_K ||
-                                   kFormat == BlockFormat::kQ6_K;
-  static constexpr int kShared = kFormat == BlockFormat::kQ6_K ? 16 : kIsSuper ? 8 : 1;
+  static constexpr int kShared = kLayout<kFormat>.scales_per_super;
+  static constexpr bool kIsSuper = kShared > 1;
 
   const uint8_t* scales;
   const uint8_t* minima;
@@ -45,10 +44,5 @@ struct BlockScales {
     return shared;
   }
 };
-
-// F32, F16 and BF16 have none.
-template <BlockFormat kFormat>
-constexpr bool kHasScale =
-    kFormat != BlockFormat::kF32 && kFormat != BlockFormat::kF16 && kFormat != BlockFormat::kBF16;
 
 }  // namespace eaglerl::EAGLERL_ISA

@@ -36,7 +36,7 @@ static inline VecI dot4(VecI sum, VecU codes, int32_t word) {
 // A block's codes as bytes, four neighbouring inputs a word, plus kOffset where they are signed.
 template <BlockFormat kFormat>
 struct ByteCodes {
-  static constexpr int kWords = kBlockInputs<kFormat> / 4;
+  static constexpr int kWords = kLayout<kFormat>.block / 4;
   static constexpr int kOffset = kFormat == BlockFormat::kQ4_0   ? 8
                                  : kFormat == BlockFormat::kQ6_K ? 32
                                  : kFormat == BlockFormat::kQ8_0 ? 128
@@ -76,12 +76,12 @@ template <BlockFormat kFormat, int kRows>
 static inline void int8_results(const uint8_t* panel, const PanelLayout& layout, int half,
                                 const PreparedRows& rows, VecF (&results)[kRows]) {
   using Codes = ByteCodes<kFormat>;
-  constexpr bool kHalfBlock = kBlockInputs<kFormat> == kHalfSumInputs;
+  constexpr bool kHalfBlock = kLayout<kFormat>.block == kHalfSumInputs;
   const BlockScales<kFormat> scales(panel, layout, half);
   const int32_t* words = rows.words;
   for (int r = 0; r < kRows; ++r) results[r] = VecF{};
   for (int64_t block = 0; block < layout.blocks; ++block) {
-    const uint8_t* codes = panel + block * kBlockBytes<kFormat>;
+    const uint8_t* codes = panel + block * kLayout<kFormat>.code_bytes;
     VecI sums[kRows];
     for (int r = 0; r < kRows; ++r) {
       int32_t code_sum = 0;
@@ -100,7 +100,7 @@ static inline void int8_results(const uint8_t* panel, const PanelLayout& layout,
     for (int r = 0; r < kRows; ++r) {
       results[r] += to_floats(sums[r]) * (scale * splat(rows.scales[unit + r]));
     }
-    if constexpr (BlockScales<kFormat>::kHasMinimum) {
+    if constexpr (kLayout<kFormat>.has_minimum) {
       const VecF minimum = scales.minimum(block);
       for (int r = 0; r < kRows; ++r) results[r] += minimum * splat(rows.sums[unit + r]);
     }

@@ -35,12 +35,12 @@ static void expand_panel(const uint8_t* panel, const PanelLayout& layout, float*
     float* target = out + half * kLanes;
     for (int64_t block = 0; block < layout.blocks; ++block) {
       VecF scale = splat(1.0f), minimum = {};
-      if constexpr (kHasScale<kFormat>) scale = scales.scale(block);
+      if constexpr (kLayout<kFormat>.has_scale) scale = scales.scale(block);
       if constexpr (kFormat == BlockFormat::kQ8_0) scale *= Decoder<kFormat>::kScale;
-      if constexpr (BlockScales<kFormat>::kHasMinimum) minimum = scales.minimum(block);
-      for (int run = 0; run < kBlockInputs<kFormat> / 8; ++run) {
+      if constexpr (kLayout<kFormat>.has_minimum) minimum = scales.minimum(block);
+      for (int run = 0; run < kLayout<kFormat>.block / 8; ++run) {
         Decoder<kFormat> decoder;
-        decoder.read(panel + block * kBlockBytes<kFormat>, run, half);
+        decoder.read(panel + block * kLayout<kFormat>.code_bytes, run, half);
         expand_input<0>(decoder, scale, minimum, target, stride);
         expand_input<1>(decoder, scale, minimum, target, stride);
         expand_input<2>(decoder, scale, minimum, target, stride);

@@ -5,11 +5,6 @@
 namespace eaglerl {
 namespace {
 
-template <typename T>
-void grow(std::vector<T>& buffer, int64_t size) {
-  if (int64_t(buffer.size()) < size) buffer.resize(size_t(size));
-}
-
 constexpr int64_t kExpandedOutputs = 2 * kPanelOutputs;
 
 }  // namespace
@@ -17,12 +12,12 @@ constexpr int64_t kExpandedOutputs = 2 * kPanelOutputs;
 void PreparedStore::reserve(int64_t rows, int64_t inputs, int threads) {
   const int64_t kept = std::max<int64_t>(rows, threads);
   inputs_ = std::max(inputs_, inputs);
-  grow(values_, (kept + kManyGroupRows) * inputs_);
-  if (rows >= kManyRows) grow(expanded_, threads * kExpandedOutputs * inputs_);
-  grow(words_, kept * inputs_ / 4);
-  grow(code_sums_, kept * inputs_ / kHalfSumInputs);
+  grow_buffer(values_, (kept + kManyGroupRows) * inputs_);
+  if (rows >= kManyRows) grow_buffer(expanded_, threads * kExpandedOutputs * inputs_);
+  grow_buffer(words_, kept * inputs_ / 4);
+  grow_buffer(code_sums_, kept * inputs_ / kHalfSumInputs);
   for (std::vector<float>* buffer : {&sums_, &code_products_, &scales_}) {
-    grow(*buffer, kept * inputs_ / kSumInputs);
+    grow_buffer(*buffer, kept * inputs_ / kSumInputs);
   }
 }
 
@@ -46,10 +41,10 @@ ManyRows PreparedStore::prepare_many(const BlockKernels& kernels, const RowSourc
   const ManyRows prepared = {rows, inputs, values_.data()};
   const int64_t blocks = inputs / kSumInputs;
   const int64_t units = (rows + kManyGroupRows - 1) / kManyGroupRows * blocks;
-  const int64_t end = units * (member.index + 1) / member.count;
-  for (int64_t unit = units * member.index / member.count; unit < end;) {
+  const Range own = member.share(units);
+  for (int64_t unit = own.begin; unit < own.end;) {
     const int64_t begin = unit % blocks;
-    const int64_t stop = std::min(blocks, begin + end - unit);
+    const int64_t stop = std::min(blocks, begin + own.end - unit);
     kernels.prepare_many(source, unit / blocks, begin, stop, prepared);
     unit += stop - begin;
   }
@@ -66,12 +61,11 @@ void PreparedStore::prepare(const BlockKernels& kernels, const RowSource& source
   const int64_t blocks = inputs / kSumInputs;
   const bool alone = rows <= kAloneRows;
   const int64_t units = group_count(rows) * blocks;
-  int64_t unit = alone ? 0 : units * member.index / member.count;
-  const int64_t end = alone ? units : units * (member.index + 1) / member.count;
-  while (unit < end) {
+  const Range own = alone ? Range{0, units} : member.share(units);
+  for (int64_t unit = own.begin; unit < own.end;) {
     const int64_t number = unit / blocks;
     const int64_t begin = unit % blocks;
-    const int64_t stop = std::min(blocks, begin + end - unit);
+    const int64_t stop = std::min(blocks, begin + own.end - unit);
     const int64_t first = group_begin(rows, number);
     if (as_float) {
       kernels.prepare_float(source, first, begin, stop, group(number, rows, inputs, false, member));

@@ -14,6 +14,12 @@ inline int64_t group_count(int64_t rows) { return (rows + kGroupRows - 1) / kGro
 // The first row of a group; the groups of a pass share its rows evenly.
 inline int64_t group_begin(int64_t rows, int64_t group) { return rows * group / group_count(rows); }
 
+// Makes a buffer at least so long; what it held is of no use afterwards.
+template <typename T>
+void grow_buffer(std::vector<T>& buffer, int64_t size) {
+  if (int64_t(buffer.size()) < size) buffer.resize(size_t(size));
+}
+
 class PreparedStore {
  public:
   // Makes room for `rows` rows of up to `inputs` inputs.
