@@ -146,16 +146,16 @@ def _expand(
     family = ARCHITECTURES[architecture]
     weight = file.expand(tensor.name)
     if family.interleaved and ".attn_q." in tensor.name:
-        weight = _rotate_half_order(weight, config.num_attention_heads)
+        weight = rotate_half_order(weight, config.num_attention_heads)
     elif family.interleaved and ".attn_k." in tensor.name:
-        weight = _rotate_half_order(weight, config.num_key_value_heads)
+        weight = rotate_half_order(weight, config.num_key_value_heads)
     if family.norm_shift and tensor.name.endswith("norm.weight"):
         weight = weight - np.float32(family.norm_shift)
     return np.ascontiguousarray(weight)
 
 
-def _rotate_half_order(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of a query or key projection (heads * head_dim, hidden), or of its bias.
+def rotate_half_order(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder the rows of a query or key projection (heads * head_dim, ...), or of its bias.
 
     GGUF keeps the two members of a rotary pair in neighbouring rows; transformers keeps them
     head_dim / 2 rows apart.

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
+from eaglerl.gguf_convert.convert import rotate_half_order
 from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor
 from eaglerl.gguf_convert.tensor_names import ARCHITECTURES
 
@@ -101,16 +102,11 @@ class GGUFWeights:
         return values if rows is None else values[rows]
 
     def rotary_order(self, name: str, heads: int) -> np.ndarray | None:
-        """Return the rows of a query or key projection in transformers' order; None if they are.
-
-        Llama's GGUF files keep the two members of a rotary pair in neighbouring rows; transformers
-        keeps them head_dim / 2 rows apart.
-        """
+        """Return the rows of a query or key projection in transformers' order; None if they are."""
         if not ARCHITECTURES[self._file.text("general.architecture")].interleaved:
             return None
-        outputs = self._file.tensors[name].shape[0]
-        pairs = np.arange(outputs, dtype=np.int64).reshape(heads, -1, 2)
-        return pairs.swapaxes(1, 2).reshape(-1)
+        rows = np.arange(self._file.tensors[name].shape[0], dtype=np.int64)
+        return rotate_half_order(rows, heads)
 
     def _bytes(self, tensor: GGUFTensor) -> np.ndarray:
         return self._data[tensor.offset : tensor.offset + tensor.size]

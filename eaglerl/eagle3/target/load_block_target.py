@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedConfig
@@ -11,6 +12,7 @@ from eaglerl.eagle3.target.block_target import BlockTarget, Precision
 from eaglerl.eagle3.target.block_weights import BLOCK_FORMATS, read_decoder_weights, tensor_format
 from eaglerl.eagle3.target.packed_target import why_not_fast
 from eaglerl.eagle3.target.target_files import check_target_files, read_target_config
+from eaglerl.eagle3.target.target_model import head_dim_of
 from eaglerl.gguf_convert.convert import GGUF_NAME
 from eaglerl.gguf_convert.gguf_config import read_config
 from eaglerl.gguf_convert.gguf_file import GGUFFile, read_gguf
@@ -28,25 +30,36 @@ _SAME = (
 )
 
 
-def why_not_blocks(path: str | Path) -> str | None:
-    """Return why a folder's model cannot run in the blocks of a GGUF file; None if it can.
+@dataclass(frozen=True)
+class BlockSource:
+    """A folder whose model runs in the blocks of its GGUF file."""
+
+    path: Path
+    config: PreTrainedConfig
+    file: GGUFFile
+
+
+def open_block_source(path: str | Path) -> BlockSource | str:
+    """Read a folder's config and the header of its GGUF file.
+
+    Returns:
+        What `load_block_target` takes; or the reason why the model cannot run so.
 
     Raises:
         ValueError: the GGUF file or the config is damaged.
     """
-    file = Path(path) / GGUF_NAME
-    if not file.is_file():
-        return f"its folder has no {GGUF_NAME}"
-    return _why_not(read_target_config(path), read_gguf(file))
+    path = Path(path)
+    if not (path / GGUF_NAME).is_file():
+        return f"its folder has no {GGUF_NAME}; `eaglerl prepare` puts it there"
+    config, file = read_target_config(path), read_gguf(path / GGUF_NAME)
+    return _why_not(config, file) or BlockSource(path, config, file)
 
 
 def _why_not(config: PreTrainedConfig, file: GGUFFile) -> str | None:
     reason = why_not_fast(config)
     if reason is not None:
         return reason
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
+    head_dim = head_dim_of(config)
     if head_dim % _HEAD_DIM_STEP:
         return f"its heads are {head_dim} wide, no multiple of {_HEAD_DIM_STEP}"
     for name, tensor in file.tensors.items():
@@ -58,7 +71,7 @@ def _why_not(config: PreTrainedConfig, file: GGUFFile) -> str | None:
 
 
 def load_block_target(
-    path: str | Path,
+    source: BlockSource,
     *,
     feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
     precision: Precision = "native",
@@ -66,26 +79,16 @@ def load_block_target(
     """Load a target in the blocks of the GGUF file in its folder.
 
     Args:
-        path: folder with the config, the tokenizer and `model.gguf`.
+        source: see `open_block_source`.
         feature_layers: see `load_target`.
         precision: see `BlockTarget`.
 
     Raises:
-        ValueError: the folder has no GGUF file, it is damaged or is that of another model, or the
-            kernels do not support the model.
+        ValueError: the GGUF file is that of another model, or holds something other than its header
+            says.
     """
-    config = read_target_config(path)
-    gguf_path = Path(path) / GGUF_NAME
-    if not gguf_path.is_file():
-        raise ValueError(
-            f'precision="{precision}" needs {GGUF_NAME} in the folder {str(path)!r}; '
-            "`eaglerl prepare` puts it there"
-        )
-    file = read_gguf(gguf_path)
-    reason = _why_not(config, file)
-    if reason is not None:
-        raise ValueError(f'precision="{precision}" cannot run {str(path)!r}: {reason}')
-    check_target_files(path)
+    config, file = source.config, source.file
+    check_target_files(source.path)
     own = read_config(file)
     for name in _SAME:
         if getattr(own, name) != getattr(config, name):
@@ -95,13 +98,16 @@ def load_block_target(
             )
     if callable(feature_layers):
         feature_layers = feature_layers(config.num_hidden_layers)
-    weights = read_decoder_weights(file, own)
     return BlockTarget(
-        config, _generation_config(path, config), weights, feature_layers, precision=precision
+        config,
+        _generation_config(source.path, config),
+        read_decoder_weights(file, own),
+        feature_layers,
+        precision=precision,
     )
 
 
-def _generation_config(path: str | Path, config: PreTrainedConfig) -> GenerationConfig:
-    if (Path(path) / "generation_config.json").is_file():
+def _generation_config(path: Path, config: PreTrainedConfig) -> GenerationConfig:
+    if (path / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(path)
     return GenerationConfig.from_model_config(config)

@@ -10,7 +10,11 @@ from typing import Literal, TypedDict
 import torch
 from transformers import PreTrainedModel
 
-from eaglerl.eagle3.target.load_block_target import load_block_target, why_not_blocks
+from eaglerl.eagle3.target.load_block_target import (
+    BlockSource,
+    load_block_target,
+    open_block_source,
+)
 from eaglerl.eagle3.target.packed_target import (
     DifferentModulesError,
     PackedTarget,
@@ -67,11 +71,16 @@ def load_target(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    if precision == "auto" and backend == "auto" and dtype is None and device.type == "cpu":
-        precision = "native" if why_not_blocks(path) is None else "float32"
     if precision in ("native", "int8"):
         _check_alone(precision, backend, dtype, device)
-        return load_block_target(path, feature_layers=feature_layers, precision=precision)
+        source = open_block_source(path)
+        if isinstance(source, str):
+            raise ValueError(f'precision="{precision}" cannot run {str(path)!r}: {source}')
+        return load_block_target(source, feature_layers=feature_layers, precision=precision)
+    if precision == "auto" and backend == "auto" and dtype is None and device.type == "cpu":
+        source = open_block_source(path)
+        if isinstance(source, BlockSource):
+            return load_block_target(source, feature_layers=feature_layers)
     if precision not in ("auto", "float32"):
         raise ValueError(
             f'precision must be "auto", "native", "int8" or "float32", got {precision!r}'

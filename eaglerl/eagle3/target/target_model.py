@@ -80,6 +80,11 @@ def checked_feature_layers(layers: Sequence[int], num_layers: int) -> tuple[int,
     return low, mid, high
 
 
+def head_dim_of(config: PreTrainedConfig) -> int:
+    """Return the width of an attention head, which not every config states."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 class TargetModel(ABC):
     """Interface of a target. `load_target` and `make_target` choose the fastest implementation.
 
@@ -114,9 +119,7 @@ class TargetModel(ABC):
         self.vocab_size: int = config.vocab_size
         self.num_layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
-        self.head_dim: int = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
+        self.head_dim: int = head_dim_of(config)
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
         self.feature_layers = (
             default_feature_layers(self.num_layers)

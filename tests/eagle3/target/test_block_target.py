@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, bare)
     (bare / "model.gguf").unlink()
     assert isinstance(load_target(bare), PackedTarget)
-    with pytest.raises(ValueError, match=r"needs model\.gguf in the folder"):
+    with pytest.raises(ValueError, match=r"cannot run .*: its folder has no model\.gguf"):
         load_target(bare, precision="native")
     other = make_folder(tmp_path / "other", intermediate_size=128)
     shutil.copy(other / "model.gguf", bare / "model.gguf")
