@@ -5,6 +5,7 @@
 #include <cpuid.h>
 #endif
 
+#include "attention/row_attention.h"
 #include "common/cpu_kernels.h"
 #include "policy/policy_kernels.h"
 #include "target/block_kernels.h"
@@ -12,12 +13,13 @@
 namespace eaglerl {
 
 // Each instruction set has its tables in its own namespace.
-#define EAGLERL_DECLARE(isa)         \
-  namespace isa {                    \
-  extern const CpuKernels kernels;   \
-  extern const PolicyKernels policy; \
-  extern const BlockKernels block;   \
-  extern const Int8Kernels int8;     \
+#define EAGLERL_DECLARE(isa)                      \
+  namespace isa {                                 \
+  extern const CpuKernels kernels;                \
+  extern const PolicyKernels policy;              \
+  extern const RowAttentionKernels row_attention; \
+  extern const BlockKernels block;                \
+  extern const Int8Kernels int8;                  \
   }
 EAGLERL_DECLARE(EAGLERL_PORTABLE_ISA)
 #if defined(EAGLERL_X86)
@@ -49,11 +51,12 @@ struct Isa {
   const char* name;
   const CpuKernels* kernels;
   const PolicyKernels* policy;
+  const RowAttentionKernels* row_attention;
   const BlockKernels* block;
   const Int8Kernels* int8;
 };
 
-#define EAGLERL_TABLES(isa) &isa::kernels, &isa::policy, &isa::block
+#define EAGLERL_TABLES(isa) &isa::kernels, &isa::policy, &isa::row_attention, &isa::block
 
 struct Available {
   Isa isas[kMaxIsas];
@@ -88,6 +91,8 @@ const Isa& chosen_isa() { return available.isas[chosen.load(std::memory_order_re
 const CpuKernels& cpu_kernels() { return *chosen_isa().kernels; }
 
 const PolicyKernels& policy_kernels() { return *chosen_isa().policy; }
+
+const RowAttentionKernels& row_attention_kernels() { return *chosen_isa().row_attention; }
 
 const BlockKernels& block_kernels() { return *chosen_isa().block; }
 

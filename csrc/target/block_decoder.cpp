@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention/attention_indices.h"
+#include "attention/row_attention.h"
 #include "common/team.h"
 #include "target/prepared_rows.h"
 
@@ -71,7 +72,12 @@ class Pass {
  public:
   Pass(const DecoderSizes& sizes, const DecoderPass& pass, const AttentionCall& call,
        Workspace& space)
-      : sizes_(sizes), pass_(pass), call_(call), space_(space), kernels_(block_kernels()) {}
+      : sizes_(sizes),
+        pass_(pass),
+        call_(call),
+        space_(space),
+        kernels_(block_kernels()),
+        attention_(row_attention_kernels()) {}
 
   void embed(const BlockMatrix& embedding, const TeamMember& member) {
     const Range rows = member.share(pass_.rows);
@@ -162,9 +168,9 @@ class Pass {
     call.query_norm = layer.query_norm.empty() ? nullptr : layer.query_norm.data();
     call.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
     const Range rows = member.share(pass_.rows);
-    kernels_.write_keys_values(call, rows.begin, rows.end);
+    cpu_kernels().write_keys_values(call, rows.begin, rows.end);
     if (pass_.rows < kManyRows) {
-      kernels_.rotate_queries(call, rows.begin, rows.end, space_.queries.data());
+      attention_.rotate_queries(call, rows.begin, rows.end, space_.queries.data());
     }
     member.wait();
     if (pass_.rows >= kManyRows) return attend_many(call, queues[0], member);
@@ -197,16 +203,16 @@ class Pass {
       int64_t first = run.begin;
       while (first < run.end && call.prefix_lengths[first] + call.block_length <= key) ++first;
       float* place = scores + (first - run.begin) * call.query_heads * stride;
-      kernels_.score_keys(call, space_.queries.data(), first, run.end, int(piece % call.kv_heads),
-                          key, std::min(key + kScoreChunk, run.keys), place, stride);
+      attention_.score_keys(call, space_.queries.data(), first, run.end, int(piece % call.kv_heads),
+                            key, std::min(key + kScoreChunk, run.keys), place, stride);
     }
     member.wait();
     const int64_t queries = (run.end - run.begin) * call.query_heads;
     for (;;) {
       const int64_t query = queues[1].take(1);
       if (query >= queries) break;
-      kernels_.attend_query(call, run.begin + query / call.query_heads,
-                            int(query % call.query_heads), scores + query * stride);
+      attention_.attend_query(call, run.begin + query / call.query_heads,
+                              int(query % call.query_heads), scores + query * stride);
     }
     member.wait();
     if (space_.runs.size() == 1) return;
@@ -223,6 +229,7 @@ class Pass {
   const AttentionCall& call_;
   Workspace& space_;
   const BlockKernels& kernels_;
+  const RowAttentionKernels& attention_;
 };
 
 void plan_runs(const AttentionCall& call, int64_t rows, std::vector<RowRun>& runs) {

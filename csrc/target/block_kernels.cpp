@@ -1,11 +1,9 @@
-// Products with float32 rows, and attention. Compiled once per instruction set, like
-// common/cpu_kernels.cpp and under the same rule: no inline function of the standard library may be
-// emitted here.
+// Products with float32 rows. Compiled once per instruction set, like common/cpu_kernels.cpp and
+// under the same rule: no inline function of the standard library may be emitted here.
 #include "target/block_kernels.h"
 
 #include <math.h>
 
-#include "attention/row_attention.h"
 #include "common/vector_math.h"
 #include "target/block_products.h"
 #include "target/many_products.h"
@@ -66,8 +64,7 @@ void multiply_many(const BlockMatrixView& matrix, const ManyRows& rows, int64_t 
 
 extern const BlockKernels block;
 
-const BlockKernels block = {inverse_norms,  prepare_float, multiply_float,
-                            prepare_many,   multiply_many, write_keys_values,
-                            rotate_queries, score_keys,    attend_query};
+const BlockKernels block = {inverse_norms, prepare_float, multiply_float, prepare_many,
+                            multiply_many};
 
 }  // namespace eaglerl::EAGLERL_ISA

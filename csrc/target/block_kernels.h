@@ -6,7 +6,6 @@
 
 #include <cstdint>
 
-#include "common/cpu_kernels.h"
 #include "target/block_matrix.h"
 #include "target/row_source.h"
 
@@ -74,14 +73,6 @@ struct BlockKernels {
   // Panels [begin, end) times all rows. `buffer` has room for 32 * inputs floats.
   void (*multiply_many)(const BlockMatrixView& matrix, const ManyRows& rows, int64_t begin,
                         int64_t end, const ProductTarget& target, float* buffer);
-
-  // Attention in three steps, see attention/row_attention.h.
-  void (*write_keys_values)(const AttentionCall& call, int64_t begin, int64_t end);
-  void (*rotate_queries)(const AttentionCall& call, int64_t begin, int64_t end, float* queries);
-  void (*score_keys)(const AttentionCall& call, const float* queries, int64_t row_begin,
-                     int64_t row_end, int kv_head, int64_t key_begin, int64_t key_end,
-                     float* scores, int64_t stride);
-  void (*attend_query)(const AttentionCall& call, int64_t row, int head, float* scores);
 };
 
 // The same with 8-bit rows.
