@@ -18,11 +18,12 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from eaglerl.eagle3 import load_target
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import cache_argument
 from eaglerl.evaluation.running.processor import describe_machine
@@ -90,7 +91,7 @@ def main(
 ) -> None:
     """Print the table; exit with 1 if a bound is missed."""
     path = model or prepare_model()
-    eager = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    eager = load_transformers_model(path, torch.float32)
     table = Table(title=f"Forward pass of M rows, context {context}, ms ({describe_machine()})")
     for title in (
         "M",

@@ -23,9 +23,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.files import atomic_path
 from eaglerl.prepare import default_draft_path, prepare_model
@@ -172,7 +173,7 @@ def main(
         )
         for precision in PRECISIONS
     }
-    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+    model = load_transformers_model(target, torch.float32)
     prompts = read_prompts(questions, per_file, AutoTokenizer.from_pretrained(target))
     runners = make_runners(model, decoder, others, max_new_tokens)
     settings = {

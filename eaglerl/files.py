@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import secrets
+import shutil
 import socket
 import tempfile
 import warnings
@@ -69,6 +71,32 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+
+
+def link_or_copy(source: str | Path, path: str | Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links between them.
+
+    What is at ``path`` already is replaced as a whole.
+
+    Args:
+        source: the file; a symbolic link is followed.
+        path: the second name, in an existing folder.
+    """
+    source, path = Path(source).resolve(), Path(path)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        # Another file system, one without links, or a file of another user.
+        with atomic_path(path) as copy:
+            shutil.copyfile(source, copy)
+        return
+    try:
+        os.replace(temporary, path)
+    finally:
+        # Still there if both were names of the same file: a rename then does nothing.
+        temporary.unlink(missing_ok=True)
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

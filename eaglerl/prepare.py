@@ -1,42 +1,36 @@
 """Models that are ready to use: the packaged target, its draft head and policy, GGUF targets.
 
-A target is converted once, into the user's cache folder. The files are written to a temporary
-folder beside the final one, which is renamed when complete, so no reader sees a partial model.
+A target is converted once, into the user's cache folder: config, tokenizer and the GGUF file, and
+float32 weights where they are asked for. The files are written to a temporary folder beside the
+final one, which is renamed when complete, so no reader sees a partial model. Files that are added
+to a folder later are moved into it one by one, and listed in its marker when all are there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape as glob_escape
 from pathlib import Path
-from typing import Literal
 
-from eaglerl.files import cache_root, exclusive_file
-from eaglerl.gguf_convert import Progress, convert_gguf
-from eaglerl.json_file import Count, Schema, read_json
+from eaglerl.files import cache_root, exclusive_file, link_or_copy
+from eaglerl.gguf_convert import GGUF_NAME, Progress, add_float32, convert_gguf
 from eaglerl.packaged_models import DEFAULT_MODEL, MODELS, PackagedModel
+from eaglerl.prepared_folder import is_prepared, lacks_gguf, read_marker, write_marker
 from eaglerl.regular_file import check_regular
 
-MARKER_NAME = "eaglerl.json"
-# 2: the GGUF file itself stands beside what was made of it.
-_MARKER_FORMAT = 2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-class _MarkerSchema(Schema):
-    format: Literal[2]
-    source: str
-    files: dict[str, Count]
 
 
 def prepare_model(
     name: str = DEFAULT_MODEL,
     *,
+    float32: bool = False,
     cache_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -44,12 +38,14 @@ def prepare_model(
 
     Args:
         name: one of `MODELS`.
+        float32: write the weights in float32, too, which transformers' `from_pretrained` needs;
+            a folder that lacks them gets them. eaglerl reads the GGUF file.
         cache_dir: cache folder to use instead of `cache_root()`.
         progress: called with each step and the fraction of the whole that is done; not called if
             the model is ready.
 
     Returns:
-        A folder that transformers' `from_pretrained` takes: config, fp32 weights, tokenizer.
+        A folder with config, generation config, tokenizer and the GGUF file.
 
     Raises:
         ValueError: `name` is unknown, or the package contains another file than expected.
@@ -57,13 +53,20 @@ def prepare_model(
     """
     model = _packaged_model(name)
     target = model_path(name, cache_dir=cache_dir)
-    if is_prepared(target):
+    if _is_ready(target, float32=float32):
         return target
-    source = locate_gguf(model)
+    # Only float32 weights may be missing, which are made from the folder's own GGUF file.
+    file = None if _is_ready(target, float32=False) else locate_gguf(model)
     report = progress or (lambda _stage, _fraction: None)
     with exclusive_file(target, waiting=lambda by: report(by, 0.0)):
-        if not is_prepared(target):
-            _convert(model.requirement, source, target, progress)
+        if not _is_ready(target, float32=False):
+            file = file or locate_gguf(model)
+            if lacks_gguf(target) and _source_of(target) == model.requirement:
+                _add_gguf(file, target, report)
+            else:
+                _convert(model.requirement, file, target, float32=float32, progress=progress)
+        if not _is_ready(target, float32=float32):
+            _add_float32(target, report)
     return target
 
 
@@ -72,6 +75,7 @@ def prepare_gguf(
     *,
     name: str | None = None,
     output: Path | str | None = None,
+    float32: bool = False,
     cache_dir: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -81,12 +85,14 @@ def prepare_gguf(
         file: the GGUF file, see `eaglerl.gguf_convert`.
         name: name of the model in the cache folder; the file's name without its ending by default.
         output: folder to write instead of one in the cache; new, or from an earlier call.
+        float32: as in `prepare_model`.
         cache_dir: cache folder to use instead of `cache_root()`.
         progress: called with each step and the fraction of the whole that is done; not called if
             the model is ready.
 
     Returns:
-        A folder that transformers' `from_pretrained` takes: config, fp32 weights, tokenizer.
+        A folder with config, generation config, tokenizer and the GGUF file: a hard link to `file`
+        where the file system allows it, otherwise a copy.
 
     Raises:
         ValueError: the file cannot be converted (the message names it and the reason), the name is
@@ -102,15 +108,36 @@ def prepare_gguf(
     else:
         target = Path(output).expanduser().absolute()
     source = f"{file.name} sha256:{_digest(file)}"
-    if is_prepared(target) and _source_of(target) == source:
+    if _is_ready(target, float32=float32) and _source_of(target) == source:
         return target
     report = progress or (lambda _stage, _fraction: None)
     with exclusive_file(target, waiting=lambda by: report(by, 0.0)):
-        if is_prepared(target) and _source_of(target) == source:
-            return target
-        _check_replaceable(target, file, named=output is None)
-        _convert(source, file, target, progress)
+        is_same = _source_of(target) == source
+        if is_same and lacks_gguf(target):
+            _add_gguf(file, target, report)
+        elif not (is_same and _is_ready(target, float32=False)):
+            _check_replaceable(target, file, named=output is None)
+            _convert(source, file, target, float32=float32, progress=progress)
+        if not _is_ready(target, float32=float32):
+            _add_float32(target, report)
     return target
+
+
+def _is_ready(folder: Path, *, float32: bool) -> bool:
+    """Return whether a folder is prepared, with the GGUF file, and with float32 if asked for."""
+    marker = read_marker(folder)
+    return (
+        marker is not None
+        and marker.has_gguf
+        and (marker.has_float32 or not float32)
+        and is_prepared(folder)
+    )
+
+
+def _source_of(folder: Path) -> str | None:
+    """Return the source that a folder's marker names; None without a marker."""
+    marker = read_marker(folder)
+    return None if marker is None else marker.source
 
 
 def _gguf_name(file: Path, name: str | None) -> str:
@@ -137,14 +164,6 @@ def _check_replaceable(target: Path, file: Path, *, named: bool) -> None:
         raise ValueError(
             f"{target} holds a model of another file ({before}); give {file.name} another {how}"
         )
-
-
-def _source_of(folder: Path) -> str | None:
-    """Return the source that a folder's marker names; None without a marker."""
-    try:
-        return read_json(folder / MARKER_NAME, _MarkerSchema, "marker").source
-    except ValueError:
-        return None
 
 
 def _digest(file: Path) -> str:
@@ -214,27 +233,6 @@ def _shipped(folder: str, file: str) -> Path:
     raise FileNotFoundError(f"{folder!r} is not in {looked}")
 
 
-def is_prepared(folder: Path) -> bool:
-    """Return whether a folder has all files that its marker lists, in the sizes that it lists."""
-    try:
-        marker = read_json(folder / MARKER_NAME, _MarkerSchema, "marker")
-        return all(
-            check_regular(folder / file, "model's file") == size
-            for file, size in marker.files.items()
-        )
-    except ValueError:
-        return False
-
-
-def write_marker(folder: Path, source: str) -> None:
-    """Mark a folder as prepared: record its files' sizes and what it was made from."""
-    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
-    files.pop(MARKER_NAME, None)
-    marker = {"format": _MARKER_FORMAT, "source": source, "files": files}
-    path = folder / MARKER_NAME
-    path.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-
-
 def _packaged_model(name: str) -> PackagedModel:
     if name not in MODELS:
         raise ValueError(f"name must be one of {sorted(MODELS)}, got {name!r}")
@@ -266,17 +264,15 @@ def locate_gguf(model: PackagedModel) -> Path:
     return path
 
 
-def _convert(source: str, file: Path, target: Path, progress: Progress | None) -> None:
+def _convert(
+    source: str, file: Path, target: Path, *, float32: bool, progress: Progress | None
+) -> None:
     """Convert into a temporary sibling of `target`, then put it in `target`'s place.
 
     A conversion of the same source that was interrupted is resumed.
     """
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    work = target.parent / f".{target.name}.{digest}.tmp"
-    _remove_stale(target, but=work)
-    work.mkdir(mode=0o700, exist_ok=True)
-    try:
-        convert_gguf(file, work, progress=progress)
+    with _sibling(target, f"{source} float32" if float32 else source) as work:
+        convert_gguf(file, work, float32=float32, progress=progress)
         write_marker(work, source)
         for written in work.iterdir():
             _flush(written)
@@ -285,6 +281,39 @@ def _convert(source: str, file: Path, target: Path, progress: Progress | None) -
             target.rename(work.with_suffix(".old.tmp"))
         work.rename(target)
         _flush(target.parent)
+
+
+def _add_gguf(file: Path, target: Path, report: Progress) -> None:
+    """Add the GGUF file to a folder that release 0.2 prepared."""
+    report("adding the GGUF file to the folder of an earlier release", 0.0)
+    marker = read_marker(target)
+    assert marker is not None, "the marker says that the file is missing"
+    link_or_copy(file, target / GGUF_NAME)
+    write_marker(target, marker.source, {*marker.files, GGUF_NAME})
+
+
+def _add_float32(target: Path, report: Progress) -> None:
+    """Add float32 weights to a prepared folder; a run that was interrupted is resumed."""
+    marker = read_marker(target)
+    assert marker is not None, "the folder is prepared"
+    with _sibling(target, f"{marker.source} added float32") as work:
+        added = add_float32(target, work, progress=report)
+        for name in added:
+            _flush(work / name)
+            (work / name).replace(target / name)
+        write_marker(target, marker.source, {*marker.files, *added})
+        _flush(target)
+
+
+@contextmanager
+def _sibling(target: Path, purpose: str) -> Iterator[Path]:
+    """Make a temporary folder beside `target`, or find the one that a killed process left."""
+    digest = hashlib.sha256(purpose.encode()).hexdigest()[:16]
+    work = target.parent / f".{target.name}.{digest}.tmp"
+    _remove_stale(target, but=work)
+    work.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield work
     finally:
         _remove_stale(target)
 

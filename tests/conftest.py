@@ -32,7 +32,7 @@ def _seeds() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
-    """Folder of SmolLM2-135M-Instruct in fp32, converted on first use."""
+    """Folder of SmolLM2-135M-Instruct with its GGUF file, converted on first use."""
     return prepare_model()
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from eaglerl.files import AlreadyLockedError, atomic_path, exclusive_file, exclusive_folder
+from eaglerl.files import (
+    AlreadyLockedError,
+    atomic_path,
+    exclusive_file,
+    exclusive_folder,
+    link_or_copy,
+)
 
 from .lock_holder import lock_holder
 
@@ -143,3 +149,37 @@ def test_threads_of_one_process_are_two_writers(tmp_path: Path) -> None:
         found = pool.submit(exclusive_folder(tmp_path).__enter__).exception()
     assert isinstance(found, AlreadyLockedError)
     assert found.pid == os.getpid()
+
+
+class TestLinkOrCopy:
+    def test_a_second_name(self, tmp_path: Path) -> None:
+        source, link, path = (tmp_path / name for name in ("source", "link", "path"))
+        source.write_text("text")
+        source.chmod(0o600)
+        link.symlink_to(source)
+        path.write_text("old")
+        # Again, too: renaming one name of a file to another one of it does nothing.
+        for _ in range(2):
+            link_or_copy(link, path)
+            assert not path.is_symlink()
+            assert path.samefile(source)
+            assert source.stat().st_mode & 0o777 == 0o600
+            assert sorted(tmp_path.iterdir()) == sorted([source, link, path])
+
+    def test_a_copy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        source, path = tmp_path / "source", tmp_path / "path"
+        source.write_text("text")
+
+        def link(*_: object) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", link)
+        link_or_copy(source, path)
+        assert path.read_text() == "text"
+        assert not path.samefile(source)
+        assert sorted(tmp_path.iterdir()) == sorted([source, path])
+
+    def test_no_source(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            link_or_copy(tmp_path / "none", tmp_path / "path")
+        assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,8 @@ from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
 from eaglerl.cli.shared.options import resolve_model
-from eaglerl.gguf_convert import convert, convert_gguf
+from eaglerl.eagle3.target.target_files import load_transformers_model
+from eaglerl.gguf_convert import convert_gguf, float32_weights
 from eaglerl.gguf_convert.gguf_config import read_config
 from eaglerl.gguf_convert.gguf_file import read_gguf
 from eaglerl.gguf_convert.gguf_rope import parameters_of
@@ -83,8 +84,31 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 def converted(path: Path, output: Path) -> PreTrainedModel:
     output.mkdir()
-    convert_gguf(path, output)
-    return AutoModelForCausalLM.from_pretrained(output, attn_implementation="eager")
+    convert_gguf(path, output, float32=True)
+    model = AutoModelForCausalLM.from_pretrained(output, attn_implementation="eager")
+    assert_expands_to(model, path, output)
+    return model
+
+
+def assert_expands_to(model: PreTrainedModel, path: Path, output: Path) -> None:
+    """The folder without float32 files is the same model, loaded from its GGUF file."""
+    folder = output.with_name(f"{output.name}-without")
+    folder.mkdir()
+    convert_gguf(path, folder)
+    assert not list(folder.glob("*.safetensors*"))
+    assert (folder / "model.gguf").samefile(path)
+    expanded = load_transformers_model(folder, torch.float32)
+    assert type(expanded) is type(model)
+    assert expanded.generation_config.to_dict() == model.generation_config.to_dict()
+    differing = {"_name_or_path": None}
+    assert expanded.config.to_dict() | differing == model.config.to_dict() | differing
+    found, expected = (
+        dict([*one.state_dict().items(), *one.named_buffers()]) for one in (expanded, model)
+    )
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
 
 
 def assert_converts(path: Path, model: PreTrainedModel, output: Path) -> PreTrainedModel:
@@ -306,14 +330,14 @@ def test_quantised_weights_are_gguf_s(tmp_path: Path) -> None:
 def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = llama()
     path = write_gguf(tmp_path / "a.gguf", model, "llama")
-    monkeypatch.setattr(convert, "SHARD_ELEMENTS", 30_000)
+    monkeypatch.setattr(float32_weights, "SHARD_ELEMENTS", 30_000)
     assert_converts(path, model, tmp_path / "out")
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 3
     # What is there is not computed again.
     before = {shard: shard.stat().st_mtime_ns for shard in shards}
     shards[1].unlink()
-    convert_gguf(path, tmp_path / "out")
+    convert_gguf(path, tmp_path / "out", float32=True)
     after = {shard: shard.stat().st_mtime_ns for shard in shards}
     assert {s for s in shards if before[s] != after[s]} == {shards[1]}
 

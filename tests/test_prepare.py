@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglerl import prepare
+from eaglerl.cli.shared.options import resolve_model
+from eaglerl.eagle3.target.make_target import load_target
+from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.gguf_convert import convert_gguf, weight_name
 from eaglerl.prepare import (
     DEFAULT_MODEL,
-    MARKER_NAME,
     PackagedModel,
     cache_root,
     is_prepared,
@@ -24,23 +27,28 @@ from eaglerl.prepare import (
     prepare_gguf,
     prepare_model,
 )
+from eaglerl.prepared_folder import MARKER_NAME
 
 
 class FakeConverter:
-    """Stands for the conversion: writes two files, or fails after the first one."""
+    """Stands for the conversion: writes two files or three, or fails after the first one."""
 
     def __init__(self, failure: BaseException | None = None, seconds: float = 0.0) -> None:
         self.failure = failure
         self.seconds = seconds
         self.calls = 0
 
-    def __call__(self, source: Path, output: Path, *, progress: object = None) -> None:
+    def __call__(
+        self, source: Path, output: Path, *, float32: bool = False, progress: object = None
+    ) -> None:
         self.calls += 1
         (output / "config.json").write_text("{}")
         time.sleep(self.seconds)
         if self.failure is not None:
             raise self.failure
-        (output / "model.safetensors").write_bytes(b"weights")
+        (output / "model.gguf").write_bytes(b"blocks")
+        if float32:
+            (output / "model.safetensors").write_bytes(b"weights")
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ class TestPrepareModel:
         second = prepare_model(cache_dir=tmp_path / "cache")
         assert first == second == tmp_path / "cache" / "models" / DEFAULT_MODEL
         assert converter.calls == 1
-        assert names_in(first) == {"config.json", "model.safetensors", MARKER_NAME}
+        assert names_in(first) == {"config.json", "model.gguf", MARKER_NAME}
         assert names_in(first.parent) == {DEFAULT_MODEL}
 
     def test_ready_model_needs_no_package(
@@ -98,7 +106,7 @@ class TestPrepareModel:
     ) -> None:
         folder = prepare_model(cache_dir=tmp_path)
         if damage == "truncated":
-            (folder / "model.safetensors").write_bytes(b"weig")
+            (folder / "model.gguf").write_bytes(b"bloc")
         elif damage == "missing":
             (folder / "config.json").unlink()
         elif damage == "no marker":
@@ -126,7 +134,7 @@ class TestPrepareModel:
     ) -> None:
         leftover = tmp_path / "models" / f".{DEFAULT_MODEL}.abc123.tmp"
         leftover.mkdir(parents=True)
-        (leftover / "model.safetensors").write_bytes(b"half")
+        (leftover / "model.gguf").write_bytes(b"half")
         prepare_model(cache_dir=tmp_path)
         assert names_in(tmp_path / "models") == {DEFAULT_MODEL}
 
@@ -253,7 +261,7 @@ def assert_same_as_transformers_reads(gguf_file: Path, converted: Path) -> None:
     """The independent witness is transformers' own reader of GGUF files; weights are bit-equal."""
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     theirs = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    ours = AutoModelForCausalLM.from_pretrained(converted)
+    ours = load_transformers_model(converted, torch.float32)
     assert ours.dtype == torch.float32
     expected = theirs.state_dict()
     actual = ours.state_dict()
@@ -279,7 +287,7 @@ class TestConvertGguf:
         assert (fractions[0], fractions[-1]) == (0.0, 1.0)
 
     def test_untied_output_is_kept(self, tiny_gguf: Path, tmp_path: Path) -> None:
-        convert_gguf(tiny_gguf, tmp_path)
+        convert_gguf(tiny_gguf, tmp_path, float32=True)
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["tie_word_embeddings"] is False
         assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
@@ -322,7 +330,7 @@ class TestPrepareGguf:
         second = prepare_gguf(other, name="second", cache_dir=tmp_path)
         assert names_in(tmp_path / "models") == {"tiny", "second"}
         # A damaged one may be replaced.
-        (second / "model.safetensors").unlink()
+        (second / "model.gguf").unlink()
         assert is_prepared(prepare_gguf(tiny_gguf, name="second", cache_dir=tmp_path))
 
     def test_a_folder_of_something_else_is_left_alone(
@@ -343,19 +351,19 @@ class TestPrepareGguf:
     def test_a_killed_conversion_is_gone_on_with(
         self, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("eaglerl.gguf_convert.convert.SHARD_ELEMENTS", 20_000)
+        monkeypatch.setattr("eaglerl.gguf_convert.float32_weights.SHARD_ELEMENTS", 20_000)
         # What a process that was killed leaves: the folder, with the files that were whole.
         monkeypatch.setattr(prepare, "write_marker", lambda *_: 1 / 0)
         monkeypatch.setattr(prepare, "_remove_stale", lambda *_, **__: None)
         with pytest.raises(ZeroDivisionError):
-            prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+            prepare_gguf(tiny_gguf, float32=True, cache_dir=tmp_path)
         (work,) = (tmp_path / "models").glob(".tiny.*.tmp")
         shards = sorted(work.glob("model-*"))
         shards[-1].unlink()
         times = {shard.name: shard.stat().st_mtime_ns for shard in shards[:-1]}
         monkeypatch.undo()
-        monkeypatch.setattr("eaglerl.gguf_convert.convert.SHARD_ELEMENTS", 20_000)
-        folder = prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        monkeypatch.setattr("eaglerl.gguf_convert.float32_weights.SHARD_ELEMENTS", 20_000)
+        folder = prepare_gguf(tiny_gguf, float32=True, cache_dir=tmp_path)
         assert times.items() <= {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}.items()
         assert names_in(tmp_path / "models") == {"tiny"}
         assert_same_as_transformers_reads(tiny_gguf, folder)
@@ -368,8 +376,163 @@ class TestPrepareGguf:
         assert names_in(tmp_path / "cache" / "models") == set()
 
 
+class TestFloat32:
+    """Float32 weights: written at once, added later, or expanded in memory, they are the same."""
+
+    def test_written_at_once_and_added_later(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        at_once = prepare_gguf(tiny_gguf, float32=True, output=tmp_path / "once")
+        later = prepare_gguf(tiny_gguf, output=tmp_path / "later")
+        assert "model.safetensors" not in names_in(later)
+        times = {file.name: file.stat().st_mtime_ns for file in later.iterdir()}
+        fractions: list[float] = []
+        assert later == prepare_gguf(
+            tiny_gguf,
+            float32=True,
+            output=later,
+            progress=lambda _, done: fractions.append(done),
+        )
+        assert fractions == sorted(fractions)
+        assert (fractions[0], fractions[-1]) == (0.0, 1.0)
+        assert names_in(later) == names_in(at_once) == {*times, "model.safetensors"}
+        assert is_prepared(later)
+        unchanged = {file.name for file in later.iterdir()} - {MARKER_NAME, "model.safetensors"}
+        assert {name: (later / name).stat().st_mtime_ns for name in unchanged} == {
+            name: times[name] for name in unchanged
+        }
+        written = [(folder / "model.safetensors").read_bytes() for folder in (at_once, later)]
+        assert written[0] == written[1]
+        # Ready with or without: nothing is done, and nothing is taken away.
+        for float32 in (True, False):
+            prepare_gguf(tiny_gguf, float32=float32, output=later, progress=lambda *_: 1 / 0)
+        assert names_in(tmp_path) == {"once", "later"}
+
+    def test_from_pretrained_takes_the_folder(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        folder = prepare_gguf(tiny_gguf, float32=True, output=tmp_path / "with")
+        theirs = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        bare = prepare_gguf(tiny_gguf, output=tmp_path / "without")
+        for dtype in (torch.float32, torch.bfloat16, "auto"):
+            ours = load_transformers_model(bare, dtype).state_dict()
+            assert ours.keys() == theirs.keys()
+            for name, weight in theirs.items():
+                expected = weight.to(dtype) if isinstance(dtype, torch.dtype) else weight
+                assert ours[name].dtype == expected.dtype
+                assert torch.equal(ours[name], expected), name
+        assert not list(bare.glob("*.safetensors*"))
+
+    def test_a_killed_addition_is_gone_on_with(
+        self, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("eaglerl.gguf_convert.float32_weights.SHARD_ELEMENTS", 20_000)
+        folder = prepare_gguf(tiny_gguf, cache_dir=tmp_path)
+        before = names_in(folder)
+        with monkeypatch.context() as killed:
+            killed.setattr(prepare, "_remove_stale", lambda *_, **__: None)
+            killed.setattr(prepare, "_flush", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                prepare_gguf(tiny_gguf, float32=True, cache_dir=tmp_path)
+        # What is there is a whole model without them.
+        assert names_in(folder) == before
+        assert is_prepared(folder)
+        (work,) = (tmp_path / "models").glob(".tiny.*.tmp")
+        shards = sorted(work.glob("model-*"))
+        shards[-1].unlink()
+        times = {shard.name: shard.stat().st_mtime_ns for shard in shards[:-1]}
+        prepare_gguf(tiny_gguf, float32=True, cache_dir=tmp_path)
+        assert times.items() <= {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}.items()
+        assert names_in(folder) == before | {s.name for s in shards} | {
+            "model.safetensors.index.json"
+        }
+        assert names_in(tmp_path / "models") == {"tiny"}
+        AutoModelForCausalLM.from_pretrained(folder)
+
+    @pytest.mark.usefixtures("package")
+    def test_a_packaged_model(
+        self, tmp_path: Path, converter: FakeConverter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = prepare_model(cache_dir=tmp_path)
+
+        def add(folder: Path, output: Path, *, progress: object) -> list[str]:
+            (output / "model.safetensors").write_bytes((folder / "model.gguf").read_bytes())
+            return ["model.safetensors"]
+
+        monkeypatch.setattr(prepare, "add_float32", add)
+        monkeypatch.setattr(prepare, "locate_gguf", lambda _: 1 / 0)
+        assert prepare_model(float32=True, cache_dir=tmp_path) == folder
+        assert (folder / "model.safetensors").read_bytes() == b"blocks"
+        assert is_prepared(folder)
+        assert converter.calls == 1
+
+
+class TestFolderOfAnEarlierRelease:
+    """0.2 wrote float32 weights, no GGUF file, and markers of format 1."""
+
+    @pytest.fixture
+    def earlier(self, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("EAGLERL_CACHE", str(tmp_path))
+        folder = prepare_gguf(tiny_gguf, float32=True)
+        (folder / "model.gguf").unlink()
+        marker = json.loads((folder / MARKER_NAME).read_text())
+        del marker["gguf_modified"], marker["files"]["model.gguf"]
+        (folder / MARKER_NAME).write_text(json.dumps(marker | {"format": 1}))
+        return folder
+
+    def test_it_works_in_float32_and_says_so(self, earlier: Path) -> None:
+        for name in ("tiny", str(earlier)):
+            with pytest.warns(UserWarning, match=r"without its GGUF file, and runs in float32"):
+                assert resolve_model(name) == earlier
+        assert isinstance(load_target(earlier, feature_layers=()), PackedTarget)
+
+    def test_the_file_is_added(self, earlier: Path, tiny_gguf: Path) -> None:
+        times = {f.name: f.stat().st_mtime_ns for f in earlier.iterdir() if f.name != MARKER_NAME}
+        stages: list[str] = []
+        prepare_gguf(tiny_gguf, progress=lambda stage, _: stages.append(stage))
+        assert stages == ["adding the GGUF file to the folder of an earlier release"]
+        after = {f.name: f.stat().st_mtime_ns for f in earlier.iterdir()}
+        assert times.items() <= after.items()
+        assert after.keys() - times.keys() == {"model.gguf", MARKER_NAME}
+        assert (earlier / "model.gguf").read_bytes() == tiny_gguf.read_bytes()
+        prepare_gguf(tiny_gguf, float32=True, progress=lambda *_: 1 / 0)
+
+    def test_of_another_file_it_is_kept(self, earlier: Path, tiny_gguf: Path) -> None:
+        other = earlier.parent / "other.gguf"
+        other.write_bytes(tiny_gguf.read_bytes() + b"\0")
+        with pytest.raises(ValueError, match="holds a model of another file"):
+            prepare_gguf(other, name="tiny")
+        assert "model.gguf" not in names_in(earlier)
+
+
+class TestHardLink:
+    def test_the_file_is_shared(self, tiny_gguf: Path, tmp_path: Path) -> None:
+        folder = prepare_gguf(tiny_gguf, output=tmp_path / "model")
+        assert (folder / "model.gguf").samefile(tiny_gguf)
+
+    def test_without_links_it_is_copied(
+        self, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def link(*_: object) -> None:
+            raise OSError(18, "Invalid cross-device link")
+
+        monkeypatch.setattr("os.link", link)
+        folder = prepare_gguf(tiny_gguf, output=tmp_path / "model")
+        assert not (folder / "model.gguf").samefile(tiny_gguf)
+        assert (folder / "model.gguf").read_bytes() == tiny_gguf.read_bytes()
+
+    def test_a_file_that_was_written_over_is_converted_again(self, tmp_path: Path) -> None:
+        file = write_tiny_gguf(tmp_path / "mine.gguf")
+        folder = prepare_gguf(file, output=tmp_path / "model")
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        with file.open("r+b") as opened:
+            opened.write(data)
+        assert (folder / "model.gguf").read_bytes() == data
+        assert not is_prepared(folder)
+        prepare_gguf(file, output=folder)
+        assert is_prepared(folder)
+        assert_same_as_transformers_reads(file, folder)
+
+
 def test_smollm2_speaks(smollm2_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(smollm2_path)
+    model = load_transformers_model(smollm2_path, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     generated = model.generate(ids, max_new_tokens=1, do_sample=False)

@@ -56,6 +56,14 @@ class PrepareSettings:
             rich_help_panel=_GGUF_PANEL,
         ),
     ] = None
+    float32: Annotated[
+        bool,
+        typer.Option(
+            "--float32",
+            help="Write the weights in float32, too, for transformers' from_pretrained and other "
+            "programs; eaglerl does not need them.",
+        ),
+    ] = False
     debug: DebugOption = False
 
     def __post_init__(self) -> None:
@@ -73,6 +81,9 @@ class PrepareSettings:
 def prepare(settings: PrepareSettings) -> None:
     """Convert the packaged model, or the model in a GGUF file, into the cache, once.
 
+    The folder holds config, tokenizer and the GGUF file: a hard link to it where the file system
+    allows that, otherwise a copy.
+
     The cache folder is $EAGLERL_CACHE, else $XDG_CACHE_HOME/eaglerl, else ~/.cache/eaglerl. The
     other commands prepare the packaged model by themselves when they need it.
     """
@@ -80,10 +91,16 @@ def prepare(settings: PrepareSettings) -> None:
 
     with progress_bar() as progress:
         if settings.gguf is None:
-            folder = prepare_model(settings.model or DEFAULT_MODEL, progress=progress)
+            folder = prepare_model(
+                settings.model or DEFAULT_MODEL, float32=settings.float32, progress=progress
+            )
         else:
             folder = prepare_gguf(
-                settings.gguf, name=settings.name, output=settings.output, progress=progress
+                settings.gguf,
+                name=settings.name,
+                output=settings.output,
+                float32=settings.float32,
+                progress=progress,
             )
     say(f"ready: {folder}")
     if settings.gguf is not None:

@@ -35,6 +35,15 @@ _NEUTRAL = {
     "embedding_scale": 1.0,
     "leading_dense_block_count": 0,
 }
+_SAME = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 _GEMMA3_PERIOD = 6
 _GEMMA3_LOCAL_BASE = 10000.0
 # Gemma 3 27B, which does not scale its attention by the width of a head. Nothing but the number of
@@ -77,6 +86,26 @@ def read_config(file: GGUFFile) -> PreTrainedConfig:
         "pad_token_id": _token(file, "padding", sizes.vocab),
     }
     return make(file, common, rope, biased)
+
+
+def read_config_beside(file: GGUFFile, config: PreTrainedConfig) -> PreTrainedConfig:
+    """Read the model's config, and check that it has the sizes of the one in the file's folder.
+
+    Args:
+        file: the file.
+        config: from config.json.
+
+    Raises:
+        ValueError: `read_config` refuses the file, or a size differs.
+    """
+    own = read_config(file)
+    for name in _SAME:
+        if getattr(own, name) != getattr(config, name):
+            raise file.error(
+                f"it has {name} {getattr(own, name)!r}, and config.json beside it "
+                f"{getattr(config, name)!r}"
+            )
+    return own
 
 
 def _llama(

@@ -25,6 +25,7 @@ from transformers import (
 
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target.make_target import load_target, make_target
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.prepare import default_draft_path
 
 from .tiny import tiny_head, tiny_model
@@ -498,7 +499,7 @@ class TestGenerationConfigFile:
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_smollm2(smollm2_path, options, do_sample):
     """The packaged target with its shipped head, by its own config and by arguments."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+    model = load_transformers_model(smollm2_path, torch.float32)
     decoder = SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
     chat = [{"role": "user", "content": "Write the word banana twenty times."}]
     prompt = decoder.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from eaglerl.eagle3 import CycleState, SpeculativeDecoder, StepResult, TreeParams
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.prepare import default_draft_path
 
 NEW_TOKENS = 24
@@ -124,8 +125,7 @@ def decoder(smollm2_path) -> SpeculativeDecoder:
 
 def write_references(smollm2_path: Path) -> dict[str, Reference]:
     """Let transformers answer every prompt."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32)
-    model.eval()
+    model = load_transformers_model(smollm2_path, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     found = {}
     for name, text in PROMPTS.items():

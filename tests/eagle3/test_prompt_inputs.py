@@ -10,6 +10,7 @@ from transformers import BatchEncoding, TextIteratorStreamer
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.prompt_inputs import all_read, read_prompts
 from eaglerl.eagle3.target.make_target import make_target
+from eaglerl.eagle3.target.target_files import load_transformers_model
 
 from .tiny import tiny_head, tiny_model
 
@@ -391,12 +392,12 @@ def test_stop_strings_that_are_none(decoder, stop) -> None:
     "texts", [["Rain falls when", "The capital of France is the city of", "Hi"]]
 )
 def test_smollm2_with_its_own_tokenizer(smollm2_path, texts) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from eaglerl.prepare import default_draft_path
 
     decoder = SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
-    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+    model = load_transformers_model(smollm2_path, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path, padding_side="left")
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     expected = model.generate(**batch, max_new_tokens=24, do_sample=False)

@@ -282,15 +282,18 @@ def resolve_model(model: str) -> Path:
         ValueError: `model` is neither a known name nor a folder with a config.
     """
     from eaglerl.prepare import MODELS, is_prepared, model_path, prepare_model
+    from eaglerl.prepared_folder import warn_if_without_gguf
 
     if model in MODELS:
         with progress_bar() as progress:
             return prepare_model(model, progress=progress)
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
+        warn_if_without_gguf(folder)
         return folder
     # A name that `prepare --gguf` gave has no slash.
     if Path(model).name == model and is_prepared(model_path(model)):
+        warn_if_without_gguf(model_path(model))
         return model_path(model)
     if folder.suffix == ".gguf" and folder.is_file():
         raise ValueError(

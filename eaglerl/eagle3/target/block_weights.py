@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
-from eaglerl.gguf_convert.convert import rotate_half_order
+from eaglerl.gguf_convert.float32_weights import rotate_half_order
 from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor
 from eaglerl.gguf_convert.tensor_names import ARCHITECTURES
 

@@ -14,20 +14,11 @@ from eaglerl.eagle3.target.packed_target import why_not_fast
 from eaglerl.eagle3.target.target_files import check_target_files, read_target_config
 from eaglerl.eagle3.target.target_model import head_dim_of
 from eaglerl.gguf_convert.convert import GGUF_NAME
-from eaglerl.gguf_convert.gguf_config import read_config
+from eaglerl.gguf_convert.gguf_config import read_config_beside
 from eaglerl.gguf_convert.gguf_file import GGUFFile, read_gguf
 
 # Outputs of a panel, which every head has to fill.
 _HEAD_DIM_STEP = 16
-_SAME = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
 
 
 @dataclass(frozen=True)
@@ -89,13 +80,7 @@ def load_block_target(
     """
     config, file = source.config, source.file
     check_target_files(source.path)
-    own = read_config(file)
-    for name in _SAME:
-        if getattr(own, name) != getattr(config, name):
-            raise file.error(
-                f"it has {name} {getattr(own, name)!r}, and config.json beside it "
-                f"{getattr(config, name)!r}"
-            )
+    own = read_config_beside(file, config)
     if callable(feature_layers):
         feature_layers = feature_layers(config.num_hidden_layers)
     return BlockTarget(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from eaglerl.eagle3.generation_config.generation_schema import GenerationConfigSchema
 from eaglerl.eagle3.layers.rope import rope_contradiction
+from eaglerl.eagle3.target.gguf_model import expand_transformers_model, only_gguf
 from eaglerl.eagle3.target.target_header import check_fits_header
 from eaglerl.json_file import AnyObject, read_json, shortly
 from eaglerl.regular_file import check_regular, naming
@@ -124,6 +125,8 @@ def check_target_files(path: str | Path) -> None:
 def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTrainedModel:
     """Load a target's weights with transformers, on the CPU and in evaluation mode.
 
+    Of a prepared folder without float32 files, the GGUF file is expanded in memory.
+
     Args:
         path: folder or hub name.
         dtype: of the weights, or "auto" for the file's.
@@ -139,8 +142,12 @@ def load_transformers_model(path: str | Path, dtype: torch.dtype | str) -> PreTr
         check_fits_header(path, config)
     try:
         with naming(f"the target {str(path)!r}"):
-            loaded = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True
+            loaded = (
+                expand_transformers_model(path, config, dtype)
+                if only_gguf(path)
+                else AutoModelForCausalLM.from_pretrained(
+                    path, dtype=dtype, output_loading_info=True
+                )
             )
     except (ValueError, OSError, MemoryError, torch.OutOfMemoryError):
         raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.modes.mode_names import POLICY_KINDS, ModeSpec, constant_tree
 from eaglerl.evaluation.modes.policy_modes import find_policy, load_live_policy
@@ -51,11 +52,9 @@ class Resources:
     @cached_property
     def transformers_model(self) -> Any:
         """The target as transformers runs it, with the decoder's dtype and device."""
-        from transformers import AutoModelForCausalLM
-
         table = self.decoder.target.embed_tokens
-        model = AutoModelForCausalLM.from_pretrained(self.target, dtype=table.dtype)
-        return model.eval().to(table.device)
+        model: Any = load_transformers_model(self.target, table.dtype)
+        return model.to(table.device)
 
 
 def make_runner(

@@ -53,7 +53,7 @@ def make_folder(
         kind=gguf.GGMLQuantizationType[kind],
         fields=fields,
     )
-    return prepare_gguf(path, output=folder / "model")
+    return prepare_gguf(path, output=folder / "model", float32=True)
 
 
 @pytest.fixture(scope="module")

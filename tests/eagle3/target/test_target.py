@@ -14,6 +14,7 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.packed_target import PackedTarget, why_not_packed
+from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import (
     checked_feature_layers,
     default_feature_layers,
@@ -234,7 +235,7 @@ def test_no_feature_layers(backend: str) -> None:
 
 
 def test_real_model(smollm2_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+    model = load_transformers_model(smollm2_path, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     prompt = tokenizer("The capital of France is Paris, and its river is called")["input_ids"]
     layers = (2, 15, 27)
