@@ -9,12 +9,8 @@ from typing import Annotated
 import typer
 
 from eaglerl.cli.shared.machine_cost import kept_cost_path, measure_cost
-from eaglerl.cli.shared.options import (
-    DecoderSettings,
-    TreeWidthsOption,
-    load_decoder,
-    parse_numbers,
-)
+from eaglerl.cli.shared.options import DecoderSettings, TreeWidthsOption, load_decoder
+from eaglerl.cli.shared.parse_options import parse_numbers
 from eaglerl.cli.shared.settings import settings_command
 
 

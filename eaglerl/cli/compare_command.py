@@ -18,11 +18,11 @@ from eaglerl.cli.shared.options import (
     SplitOption,
     TopPOption,
     load_decoder,
-    parse_trees,
     question_paths,
     resolve_draft,
     resolve_model,
 )
+from eaglerl.cli.shared.parse_options import parse_trees
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import notes, output, progress_bar, say
 from eaglerl.resps.commands.preset_options import (

@@ -26,8 +26,8 @@ from eaglerl.cli.shared.options import (
     TreeOption,
     encode,
     load_decoder,
-    parse_tree,
 )
+from eaglerl.cli.shared.parse_options import parse_tree
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
 from eaglerl.cli.shared.terminal import EXIT_FAILED, busy, notes, output

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.shared.options import parse_feature_layers, resolve_model
+from eaglerl.cli.shared.options import resolve_model
+from eaglerl.cli.shared.parse_options import parse_feature_layers
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import DebugOption, busy, say
 

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.shared.options import (
-    DecoderSettings,
-    TreeWidthsOption,
-    load_decoder,
-    parse_numbers,
-)
+from eaglerl.cli.shared.options import DecoderSettings, TreeWidthsOption, load_decoder
+from eaglerl.cli.shared.parse_options import parse_numbers
 from eaglerl.cli.shared.prompt_files import check_prompt_files, read_prompt_files
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import progress_bar, say

@@ -18,8 +18,8 @@ from eaglerl.cli.shared.options import (
     PlainOption,
     TreeOption,
     load_decoder,
-    parse_tree,
 )
+from eaglerl.cli.shared.parse_options import parse_tree
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import say
 

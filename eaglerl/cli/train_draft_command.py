@@ -12,9 +12,9 @@ from eaglerl.cli.shared.options import (
     FeatureLayersOption,
     ModelOption,
     TrainingDtypeOption,
-    parse_feature_layers,
     resolve_model,
 )
+from eaglerl.cli.shared.parse_options import parse_feature_layers
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
 from eaglerl.packaged_models import DEFAULT_MODEL

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from eaglerl.cli.shared.options import (
-    DecoderSettings,
-    parse_numbers,
-)
+from eaglerl.cli.shared.options import DecoderSettings
+from eaglerl.cli.shared.parse_options import parse_numbers
 
 if TYPE_CHECKING:
     from eaglerl.envs.rewards import RewardName

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from eaglerl.cli.shared.options import parse_numbers
+from eaglerl.cli.shared.parse_options import parse_numbers
 from eaglerl.cli.shared.settings import settings_command
 
 TERMINAL = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}

@@ -1,8 +1,7 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, and the loading of what they name."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,13 @@ from eaglerl.packaged_models import DEFAULT_MODEL
 if TYPE_CHECKING:
     import torch
 
-    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+    from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.eagle3.head.make_draft_runner import DraftDtype
     from eaglerl.eagle3.target.make_target import TargetPrecision
 
 _MODEL_PANEL = "Model"
 DRAFTING_PANEL = "Drafting"
 SAMPLING_PANEL = "Sampling"
-
-# A tree that is written with one of these can stand in a list with commas.
-_SIGN = re.compile("[/-]")
 
 ModelOption = Annotated[
     str,
@@ -156,99 +152,6 @@ TrainingDtypeOption = Annotated[
         help="float32, bfloat16, or auto: bfloat16 where the CPU has instructions for it.",
     ),
 ]
-
-
-def parse_feature_layers(text: str | None) -> tuple[int, int, int] | None:
-    """Read `L,M,H` as three layers.
-
-    Raises:
-        typer.BadParameter: not three different whole numbers of at least 0.
-    """
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(set(parts)) != 3 or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(
-            f"{text!r} is not of the form L,M,H, three different layers such as 1,2,3",
-            param_hint="--feature-layers",
-        )
-    low, mid, high = map(int, parts)
-    return low, mid, high
-
-
-def parse_numbers(text: str, option: str, form: str = "N,...") -> tuple[int, ...]:
-    """Read whole numbers of at least 1, separated by commas.
-
-    Args:
-        text: what was given.
-        option: its name, for the error.
-        form: how the option's help writes them, for the error.
-
-    Raises:
-        typer.BadParameter: anything else.
-    """
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(
-            f"{text!r} is not of the form {form}, whole numbers of at least 1 such as 1,2,4,8",
-            param_hint=option,
-        )
-    return numbers
-
-
-def parse_tree(text: str | None, *, plain: bool = False) -> TreeParams | None:
-    """Read `T/D/K` as tree parameters.
-
-    Args:
-        text: what was given, if anything.
-        plain: whether `--plain` was given.
-
-    Returns:
-        The tree; None for the decoder's default.
-
-    Raises:
-        typer.BadParameter: both were given, not three whole numbers, or numbers of no valid tree.
-    """
-    if plain and text is not None:
-        raise typer.BadParameter(
-            "give either --tree or --plain, which drafts nothing", param_hint="--tree"
-        )
-    from eaglerl.eagle3 import NO_DRAFT, TreeParams
-
-    if plain:
-        return NO_DRAFT
-    if text is None:
-        return None
-    try:
-        return TreeParams.from_text(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--tree") from error
-
-
-def parse_trees(text: str, option: str) -> tuple[TreeParams, ...]:
-    """Read several trees, `T/D/K,...`; separated by spaces or semicolons they may be `T,D,K`.
-
-    Args:
-        text: what was given.
-        option: its name, for the error.
-
-    Raises:
-        typer.BadParameter: a tree is not valid, or is given twice.
-    """
-    from eaglerl.eagle3 import TreeParams
-
-    parts = re.split(r"[;\s]+", text.strip())
-    texts = [one for part in parts for one in (part.split(",") if _SIGN.search(part) else [part])]
-    try:
-        trees = tuple(TreeParams.from_text(one) for one in texts)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
-    if len(set(trees)) < len(trees):
-        raise typer.BadParameter(f"the trees must be distinct, got {text!r}", param_hint=option)
-    return trees
 
 
 def question_paths(paths: Iterable[Path]) -> list[Path]:

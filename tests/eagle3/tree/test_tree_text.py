@@ -2,7 +2,7 @@
 
 import pytest
 
-from eaglerl.cli.shared.options import parse_trees
+from eaglerl.cli.shared.parse_options import parse_trees
 from eaglerl.eagle3 import TreeParams
 from eaglerl.evaluation.modes.mode_names import parse_mode
 
