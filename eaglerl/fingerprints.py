@@ -79,6 +79,9 @@ def target_id(target: TargetModel) -> ModelId:
         target.embed_tokens.numel(), (_ENTRIES,), generator=torch.Generator().manual_seed(0)
     )
     signs = _signs(target.embed_tokens.flatten()[some.to(target.embed_tokens.device)])
+    if target.weights != "stored":
+        # Formats of 4 and 8 bits share the table's.
+        digest.update(target.weights.encode())
     fingerprint = f"{hashlib.sha256(told).hexdigest()[:_DIGITS]}-{signs.hex()}"
     return ModelId(digest.hexdigest()[:_DIGITS], fingerprint)
 

@@ -6,7 +6,7 @@ Llama in neighbouring pairs, norms of Gemma with one added, Llama 3's RoPE as a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def write_gguf(
     fields: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
     leave_out: frozenset[str] = frozenset(),
-    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    kind: gguf.GGMLQuantizationType | Callable[[str], gguf.GGMLQuantizationType] = (
+        gguf.GGMLQuantizationType.F32
+    ),
 ) -> Path:
     """Write a model's file.
 
@@ -48,7 +50,8 @@ def write_gguf(
         fields: further metadata; a key that begins with a dot gets the architecture before it.
         tensors: further tensors.
         leave_out: keys of the usual metadata that are not written.
-        kind: of the matrices.
+        kind: of the matrices, or a function of a tensor's name. Of a type that gguf does not
+            write, such as a K format, a matrix gets random blocks.
     """
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -75,15 +78,52 @@ def write_gguf(
         if key not in leave_out:
             _add(writer, f"{architecture}{key}" if key.startswith(".") else key, value)
     for name, values in {**_tensors(model, architecture), **(tensors or {})}.items():
-        if values.ndim > 1 and kind != gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
+        chosen = gguf.GGMLQuantizationType.F32
+        if values.ndim > 1:
+            chosen = kind(name) if callable(kind) else kind
+        if chosen == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, _blocks(values, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# Bytes of a block with its half-precision scale and minimum, and what makes weights of magnitude 1:
+# codes of 4 or 5 bits times scales of 6, codes from -32 to 31 times signed scales of 8.
+_K_SCALES = {
+    "Q4_K": (0, 2, 240.0, 7.5),
+    "Q5_K": (0, 2, 496.0, 15.5),
+    "Q6_K": (208, None, 1369.0, 0),
+}
+
+
+def _blocks(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Blocks of a matrix; random ones of a type that gguf does not write."""
+    try:
+        return gguf.quants.quantize(values, kind)
+    except NotImplementedError:
+        return random_blocks(*values.shape, kind)
+
+
+def random_blocks(
+    outputs: int, inputs: int, kind: gguf.GGMLQuantizationType, seed: int = 0
+) -> np.ndarray:
+    """Valid random blocks (outputs, bytes), whose weights are about inputs ** -0.5."""
+    generator = np.random.default_rng([seed, outputs, inputs])
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    data = generator.integers(0, 256, (outputs, inputs // block, size), dtype=np.uint8)
+    if kind.name in _K_SCALES:
+        place, other, unit, ratio = _K_SCALES[kind.name]
+        scales = generator.uniform(0.5, 1.5, data.shape[:2]) * inputs**-0.5 / unit
+        data[..., place : place + 2] = scales.astype(np.float16)[..., None].view(np.uint8)
+        if other is not None:
+            minima = (scales * ratio).astype(np.float16)
+            data[..., other : other + 2] = minima[..., None].view(np.uint8)
+    return data.reshape(outputs, -1)
 
 
 def rope_divisors(model: PreTrainedModel) -> np.ndarray:

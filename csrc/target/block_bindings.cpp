@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,6 +33,13 @@ std::vector<float> to_vector(const FloatArray& array) {
 
 std::vector<float> to_vector(const std::optional<FloatArray>& array) {
   return array ? to_vector(*array) : std::vector<float>();
+}
+
+// ggml's numbers of the types that a BlockMatrix takes, by their names.
+std::map<std::string, int32_t> block_formats() {
+  std::map<std::string, int32_t> numbers;
+  for (const BlockLayout& layout : kBlockLayouts) numbers[layout.name] = int32_t(layout.format);
+  return numbers;
 }
 
 std::shared_ptr<BlockMatrix> make_matrix(int32_t format, int64_t outputs, int64_t inputs,
@@ -192,6 +200,7 @@ void run(const BlockDecoder& decoder, uintptr_t token_ids, int64_t rows, uintptr
 }  // namespace
 
 void bind_blocks(py::module_& module) {
+  module.def("block_formats", &block_formats);
   py::class_<BlockMatrix, std::shared_ptr<BlockMatrix>>(module, "BlockMatrix")
       .def(py::init(&make_matrix), py::arg("format"), py::arg("outputs"), py::arg("inputs"),
            py::arg("file"), py::arg("rows"), py::arg("threads"))

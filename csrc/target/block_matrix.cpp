@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -28,10 +29,12 @@ int64_t up_to(int64_t value, int64_t multiple) {
 const BlockLayout& checked_layout(BlockFormat format, int64_t inputs) {
   const BlockLayout* layout = block_layout(format);
   if (layout == nullptr) {
-    throw std::invalid_argument(
-        "format must be F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q4_K, Q5_K or "
-        "Q6_K, got ggml's type " +
-        std::to_string(int32_t(format)));
+    std::string names;
+    for (const BlockLayout& known : kBlockLayouts) {
+      names += std::string(names.empty() ? "" : ", ") + known.name;
+    }
+    throw std::invalid_argument("format must be one of " + names + ", got ggml's type " +
+                                std::to_string(int32_t(format)));
   }
   check_between("inputs", inputs, 1, kLargestCount);
   const int64_t unit = std::max(layout->file_block, layout->block);
@@ -40,6 +43,32 @@ const BlockLayout& checked_layout(BlockFormat format, int64_t inputs) {
                                 " in format " + layout->name + ", got " + std::to_string(inputs));
   }
   return *layout;
+}
+
+// Whether none of `count` numbers has all bits of `exponent`, as infinity and NaN do.
+template <typename Bits>
+bool are_finite(const uint8_t* numbers, int64_t count, Bits exponent) {
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, numbers + i * int64_t(sizeof(bits)), sizeof(bits));
+    if ((bits & exponent) == exponent) return false;
+  }
+  return true;
+}
+
+bool panel_is_finite(const BlockMatrixView& view, const uint8_t* panel) {
+  const BlockLayout& kind = *block_layout(view.format);
+  const PanelLayout& layout = view.layout;
+  if (!kind.has_scale) {
+    const int64_t count = view.inputs * kPanelOutputs;
+    if (view.format == BlockFormat::kF32) return are_finite(panel, count, 0x7f800000u);
+    const bool is_half = view.format == BlockFormat::kF16;
+    return are_finite(panel, count, uint16_t(is_half ? 0x7c00 : 0x7f80));
+  }
+  const int64_t count = layout.blocks / kind.scales_per_super * kPanelOutputs;
+  const uint16_t exponent = 0x7c00;
+  return are_finite(panel + layout.scales, count, exponent) &&
+         (!kind.has_minimum || are_finite(panel + layout.minima, count, exponent));
 }
 
 }  // namespace
@@ -104,6 +133,7 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
   if (size >= kHugePage) madvise(memory, size, MADV_HUGEPAGE);
   memory_.reset(static_cast<uint8_t*>(memory));
   view_.panels = memory_.get();
+  std::atomic<bool> finite = true;
   parallel_for(panel_count(), 4, threads, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       uint8_t* target = memory_.get() + panel * view_.layout.bytes;
@@ -114,8 +144,10 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
         const int64_t row = rows == nullptr ? output : rows[output];
         pack_lane(format, view_.layout, file + row * row_bytes, lane, target);
       }
+      if (!panel_is_finite(view_, target)) finite = false;
     }
   });
+  if (!finite) throw std::invalid_argument("file holds numbers that are not finite");
 }
 
 void BlockMatrix::dequantise_row(int64_t output, float* out) const {

@@ -90,7 +90,8 @@ class BlockMatrix : public PythonObject {
  public:
   // Packs `outputs` rows of `inputs` weights. `rows` gives for each output the row of `file` that
   // holds it (null: its own number); every entry must lie in [0, outputs). Throws
-  // std::invalid_argument for a type that is not supported or inputs that fill no whole block.
+  // std::invalid_argument for a type that is not supported, inputs that fill no whole block, and
+  // scales or weights that are not finite.
   BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, const uint8_t* file,
               const int64_t* rows, int threads);
 

@@ -361,6 +361,7 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
     "AcceptanceScorer": _acceptance_scorer,
+    "block_formats": _no_arguments("block_formats"),
     "BlockMatrix": _block_matrix,
     "BlockDecoder": _block_decoder,
 }

@@ -43,6 +43,8 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
     # Added only where it differs, so that tables measured before are found.
     if decoder.target.precision != "float32":
         parts.append(decoder.target.precision)
+    if decoder.target.weights != "stored":
+        parts.append(decoder.target.weights)
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_root() / "costs" / f"{name}.json"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.eagle3.head.make_draft_runner import DraftDtype
     from eaglerl.eagle3.target.make_target import TargetPrecision
+    from eaglerl.eagle3.target.weight_files import WeightFormat
 
 _MODEL_PANEL = "Model"
 DRAFTING_PANEL = "Drafting"
@@ -57,9 +58,19 @@ PrecisionOption = Annotated[
     str,
     typer.Option(
         metavar="PRECISION",
-        help="Precision of the target: native multiplies the weights as the GGUF file stores them; "
+        help="Precision of the target: native multiplies the weights as they are stored; "
         "int8 multiplies them with 8-bit activations, which is faster and changes the text; "
         "float32 expands them. auto is native where the model has a GGUF file.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT",
+        help="Format of the target's matrices in other precisions than float32: stored, or q8_0, "
+        "q4_0 or q4_1 to quantise them to 8 or 4 bits while loading, which changes the text; "
+        "bf16, f16, f32.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -237,6 +248,7 @@ class DecoderSettings:
     draft: DraftOption = None
     draft_dtype: DraftDtypeOption = "auto"
     precision: PrecisionOption = "auto"
+    weights: WeightsOption = "stored"
     threads: ThreadsOption = None
     debug: DebugOption = False
 
@@ -249,7 +261,7 @@ def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> Speculati
         plain: decode plainly, for which no head is loaded unless the settings name one.
 
     Raises:
-        ValueError: a setting names no model, no head or no precision.
+        ValueError: a setting names no model, no head, no precision or no format of weights.
     """
     model, draft = settings.model, settings.draft
     target_path = resolve_model(model)
@@ -269,6 +281,7 @@ def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> Speculati
             draft_path,
             draft_dtype=cast("DraftDtype", settings.draft_dtype),  # checked there
             precision=cast("TargetPrecision", settings.precision),
+            weights=cast("WeightFormat", settings.weights),
         )
 
 

@@ -1,4 +1,4 @@
-"""The CPU path of targets in the precision of their GGUF file: one native call runs a whole pass.
+"""The CPU path of targets in the precision of their files: one native call runs a whole pass.
 
 A pass of a few rows takes as long as reading the weights. SmolLM2-135M is stored in 97 MB, in
 blocks of 4 and 8 bits; expanded to float32 it has 538 MB. Here the blocks are decoded in registers,
@@ -30,7 +30,7 @@ Precision = Literal["native", "int8"]
 
 
 class BlockTarget(TargetModel):
-    """Dense Llama-family models on the CPU, in the blocks of a GGUF file; the cache is float32."""
+    """Dense Llama-family models on the CPU, in the blocks of their files; the cache is float32."""
 
     def __init__(
         self,

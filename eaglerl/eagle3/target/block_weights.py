@@ -1,26 +1,14 @@
-"""The weights of a decoder in the blocks of its GGUF file, packed for the CPU's block kernels."""
+"""The weights of a decoder in blocks, packed for the CPU's block kernels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import gguf
 import numpy as np
-import torch
 from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
-from eaglerl.gguf_convert.float32_weights import rotate_half_order
-from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor
-from eaglerl.gguf_convert.tensor_names import ARCHITECTURES
-
-#: Types of tensors that the kernels read, by ggml's names.
-BLOCK_FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-
-
-def tensor_format(tensor: GGUFTensor) -> str:
-    """Return ggml's name of a tensor's type."""
-    return gguf.GGMLQuantizationType(tensor.kind).name
+from eaglerl.eagle3.target.weight_files import WeightFile
 
 
 @dataclass(frozen=True)
@@ -48,92 +36,27 @@ class DecoderWeights:
     head: C.BlockMatrix
 
 
-class GGUFWeights:
-    """Reads matrices of a GGUF file as block matrices, and vectors as float32."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self._file = file
-        self._data = np.memmap(file.path, np.uint8, "r")
-
-    def matrix(self, name: str, rows: np.ndarray | None = None) -> C.BlockMatrix:
-        """Pack a matrix.
-
-        Args:
-            name: of the tensor, (outputs, inputs).
-            rows: (outputs,) int64, the row of the file for each output; None for their own order.
-
-        Raises:
-            ValueError: its type is none of `BLOCK_FORMATS`, or its rows fill no whole blocks.
-        """
-        tensor = self._file.tensors[name]
-        kind = tensor_format(tensor)
-        if kind not in BLOCK_FORMATS:
-            raise self._file.error(
-                f"tensor {name!r} is of type {kind}; native precision reads "
-                f"{', '.join(BLOCK_FORMATS)}"
-            )
-        outputs, inputs = tensor.shape
-        try:
-            return C.BlockMatrix(
-                format=tensor.kind,
-                outputs=outputs,
-                inputs=inputs,
-                file=self._bytes(tensor),
-                rows=rows,
-                threads=torch.get_num_threads(),
-            )
-        except ValueError as error:
-            raise self._file.error(f"tensor {name!r} cannot be packed: {error}") from error
-
-    def norm(self, name: str) -> np.ndarray:
-        """Return a norm's weights in float32."""
-        return self._file.expand(name)
-
-    def vector(self, name: str, rows: np.ndarray | None = None) -> np.ndarray | None:
-        """Return a bias or an optional norm in float32; None where the file has none.
-
-        Args:
-            name: of the tensor.
-            rows: see `matrix`.
-        """
-        if name not in self._file.tensors:
-            return None
-        values = self._file.expand(name)
-        return values if rows is None else values[rows]
-
-    def rotary_order(self, name: str, heads: int) -> np.ndarray | None:
-        """Return the rows of a query or key projection in transformers' order; None if they are."""
-        if not ARCHITECTURES[self._file.text("general.architecture")].interleaved:
-            return None
-        rows = np.arange(self._file.tensors[name].shape[0], dtype=np.int64)
-        return rotate_half_order(rows, heads)
-
-    def _bytes(self, tensor: GGUFTensor) -> np.ndarray:
-        return self._data[tensor.offset : tensor.offset + tensor.size]
-
-
-def read_decoder_weights(file: GGUFFile, config: PreTrainedConfig) -> DecoderWeights:
+def read_decoder_weights(weights: WeightFile, config: PreTrainedConfig) -> DecoderWeights:
     """Pack all weights of a Llama-family decoder.
 
     Args:
-        file: whose tensors have the shapes that the config implies, as `read_config` checks.
+        weights: whose tensors have the shapes that the config implies.
         config: of the model.
 
     Raises:
-        ValueError: a tensor's type is not supported.
+        ValueError: see `WeightFile.matrix`.
     """
-    weights = GGUFWeights(file)
-    embedding = weights.matrix("token_embd.weight")
-    tied = "output.weight" not in file.tensors
+    embedding = weights.matrix(weights.embedding)
+    tied = weights.head == weights.embedding
     return DecoderWeights(
         embedding=embedding,
         layers=[_read_layer(weights, config, i) for i in range(config.num_hidden_layers)],
         norm=weights.norm("output_norm.weight"),
-        head=embedding if tied else weights.matrix("output.weight"),
+        head=embedding if tied else weights.matrix(weights.head),
     )
 
 
-def _read_layer(weights: GGUFWeights, config: PreTrainedConfig, index: int) -> LayerWeights:
+def _read_layer(weights: WeightFile, config: PreTrainedConfig, index: int) -> LayerWeights:
     stem = f"blk.{index}"
     parts = {
         "attn_q": config.num_attention_heads,

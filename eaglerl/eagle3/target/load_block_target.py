@@ -1,4 +1,4 @@
-"""Loading a target from the GGUF file in its folder, without expanding it."""
+"""Loading a target for the CPU's block kernels, tensor by tensor and without expanding it."""
 
 from __future__ import annotations
 
@@ -6,59 +6,111 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedConfig
 
+from eaglerl._ext import C
 from eaglerl.eagle3.target.block_target import BlockTarget, Precision
-from eaglerl.eagle3.target.block_weights import BLOCK_FORMATS, read_decoder_weights, tensor_format
+from eaglerl.eagle3.target.block_weights import read_decoder_weights
+from eaglerl.eagle3.target.gguf_weights import GGUFWeights
 from eaglerl.eagle3.target.packed_target import why_not_fast
+from eaglerl.eagle3.target.safetensors_weights import (
+    SafetensorsWeights,
+    biased_parts,
+    safetensors_of,
+)
 from eaglerl.eagle3.target.target_files import check_target_files, read_target_config
 from eaglerl.eagle3.target.target_model import head_dim_of
+from eaglerl.eagle3.target.weight_files import WeightFile, WeightFormat, has_blocks
 from eaglerl.gguf_convert.convert import GGUF_NAME
 from eaglerl.gguf_convert.gguf_config import read_config_beside
-from eaglerl.gguf_convert.gguf_file import GGUFFile, read_gguf
+from eaglerl.gguf_convert.gguf_file import read_gguf
 
 # Outputs of a panel, which every head has to fill.
 _HEAD_DIM_STEP = 16
+# Files of a hub's repository that are read.
+_PATTERNS = ["*.json", "model*.safetensors"]
 
 
 @dataclass(frozen=True)
 class BlockSource:
-    """A folder whose model runs in the blocks of its GGUF file."""
+    """A folder whose model runs in the block kernels."""
 
     path: Path
     config: PreTrainedConfig
-    file: GGUFFile
+    weights: WeightFile
 
 
-def open_block_source(path: str | Path) -> BlockSource | str:
-    """Read a folder's config and the header of its GGUF file.
+def has_gguf(path: str | Path) -> bool:
+    """Return whether a folder has the GGUF file of its model."""
+    return (Path(path) / GGUF_NAME).is_file()
+
+
+def open_block_source(path: str | Path, weights: WeightFormat = "stored") -> BlockSource | str:
+    """Read a model's config and the headers of its weights.
+
+    Args:
+        path: folder with a GGUF file or safetensors files, of which the first is taken if there
+            are both; or the hub name of a model with safetensors files.
+        weights: see `load_target`.
 
     Returns:
         What `load_block_target` takes; or the reason why the model cannot run so.
 
     Raises:
-        ValueError: the GGUF file or the config is damaged.
+        ValueError: a file is damaged, or its tensors are not those that the config implies.
+        OSError: there is no model of this name.
     """
-    path = Path(path)
-    if not (path / GGUF_NAME).is_file():
-        return f"its folder has no {GGUF_NAME}; `eaglerl prepare` puts it there"
-    config, file = read_target_config(path), read_gguf(path / GGUF_NAME)
-    return _why_not(config, file) or BlockSource(path, config, file)
-
-
-def _why_not(config: PreTrainedConfig, file: GGUFFile) -> str | None:
+    config = read_target_config(path)
     reason = why_not_fast(config)
     if reason is not None:
         return reason
     head_dim = head_dim_of(config)
     if head_dim % _HEAD_DIM_STEP:
         return f"its heads are {head_dim} wide, no multiple of {_HEAD_DIM_STEP}"
-    for name, tensor in file.tensors.items():
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(path), allow_patterns=_PATTERNS))
+    opened = (_open_gguf if has_gguf(folder) else _open_safetensors)(folder, config, weights)
+    return opened if isinstance(opened, str) else BlockSource(folder, config, opened)
+
+
+def _open_gguf(path: Path, config: PreTrainedConfig, weights: WeightFormat) -> WeightFile | str:
+    file = read_gguf(path / GGUF_NAME)
+    own = read_config_beside(file, config)
+    if head_dim_of(own) != head_dim_of(config):
+        raise file.error(
+            f"its heads are {head_dim_of(own)} wide, and config.json beside it has head_dim "
+            f"{head_dim_of(config)}"
+        )
+    for name in file.tensors:
         if name.endswith(("ffn_up.bias", "attn_output.bias")):
             return f"it has the bias {name}"
-        if len(tensor.shape) == 2 and tensor_format(tensor) not in BLOCK_FORMATS:
-            return f"tensor {name!r} is of type {tensor_format(tensor)}"
-    return None
+    opened = GGUFWeights(file, weights)
+    for name in opened.matrices():
+        if opened.format_of(name) not in C.block_formats():
+            return (
+                f"its GGUF file has tensor {name!r} of type {opened.format_of(name)}, which "
+                f'weights="q8_0" would convert while loading'
+            )
+    return opened
+
+
+def _open_safetensors(
+    path: Path, config: PreTrainedConfig, weights: WeightFormat
+) -> WeightFile | str:
+    if getattr(config, "quantization_config", None) is not None:
+        return "its weights are quantised already, in another way than GGUF's"
+    if (path / "adapter_config.json").exists():
+        return "it has an adapter beside its weights"
+    if not biased_parts(config).isdisjoint(("attn_output", "ffn_up")):
+        return "it has biases of other products than q, k and v"
+    if not safetensors_of(path):
+        return (
+            f"its folder has neither {GGUF_NAME}, which `eaglerl prepare` puts there, nor "
+            "safetensors files"
+        )
+    return SafetensorsWeights(path, config, weights)
 
 
 def load_block_target(
@@ -67,7 +119,7 @@ def load_block_target(
     feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
     precision: Precision = "native",
 ) -> BlockTarget:
-    """Load a target in the blocks of the GGUF file in its folder.
+    """Load a target for the block kernels.
 
     Args:
         source: see `open_block_source`.
@@ -75,21 +127,29 @@ def load_block_target(
         precision: see `BlockTarget`.
 
     Raises:
-        ValueError: the GGUF file is that of another model, or holds something other than its header
-            says.
+        ValueError: a tensor cannot be packed, see `WeightFile.matrix`; or the precision is int8 and
+            no matrix has blocks.
     """
-    config, file = source.config, source.file
+    config, weights = source.config, source.weights
     check_target_files(source.path)
-    own = read_config_beside(file, config)
+    if precision == "int8":
+        formats = {weights.format_of(name) for name in weights.matrices()}
+        if not any(map(has_blocks, formats)):
+            raise weights.error(
+                f'precision="int8" needs weights in blocks, got {", ".join(sorted(formats))}; '
+                'weights="q8_0" makes them'
+            )
     if callable(feature_layers):
         feature_layers = feature_layers(config.num_hidden_layers)
-    return BlockTarget(
+    target = BlockTarget(
         config,
         _generation_config(source.path, config),
-        read_decoder_weights(file, own),
+        read_decoder_weights(weights, config),
         feature_layers,
         precision=precision,
     )
+    target.weights = weights.weights
+    return target
 
 
 def _generation_config(path: Path, config: PreTrainedConfig) -> GenerationConfig:

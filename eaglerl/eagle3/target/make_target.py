@@ -5,27 +5,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast, get_args
 
 import torch
 from transformers import PreTrainedModel
 
+from eaglerl.eagle3.target.block_target import Precision
 from eaglerl.eagle3.target.load_block_target import (
     BlockSource,
+    has_gguf,
     load_block_target,
     open_block_source,
 )
 from eaglerl.eagle3.target.packed_target import (
     DifferentModulesError,
     PackedTarget,
+    why_not_fast,
     why_not_packed,
 )
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
+from eaglerl.eagle3.target.weight_files import WeightFormat, check_weight_format
 
 Backend = Literal["auto", "packed", "transformers"]
 TargetPrecision = Literal["auto", "native", "int8", "float32"]
+_PRECISIONS = get_args(TargetPrecision)
 
 
 class TargetOptions(TypedDict, total=False):
@@ -35,6 +40,7 @@ class TargetOptions(TypedDict, total=False):
     dtype: torch.dtype | None
     device: torch.device | str | None
     precision: TargetPrecision
+    weights: WeightFormat
 
 
 def load_target(
@@ -45,6 +51,7 @@ def load_target(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     precision: TargetPrecision = "auto",
+    weights: WeightFormat = "stored",
 ) -> TargetModel:
     """Load any dense causal language model that transformers loads.
 
@@ -57,34 +64,44 @@ def load_target(
             "auto" takes the first where it can.
         dtype: of the weights; float32 on the CPU by default, as stored elsewhere.
         device: where to run; CUDA by default where there is one.
-        precision: on the CPU, "native" multiplies the weights of the GGUF file in the folder as
-            they are stored, with float32 activations: the function of the expanded weights.
-            "int8" multiplies them with 8-bit activations, as llama.cpp does: faster, and another
-            model by its rounding. "float32" expands the weights. "auto" is native where the
-            folder has a GGUF file that the kernels support and nothing else is asked for.
+        precision: on the CPU, "native" multiplies the weights as they are stored, in a GGUF file
+            or in safetensors files, with float32 activations: the function of the expanded
+            weights. "int8" multiplies them with 8-bit activations, as llama.cpp does: faster, and
+            another model by its rounding. "float32" expands the weights. "auto" is native where
+            the folder has a GGUF file that the kernels support or `weights` names a format, and
+            nothing else is asked for.
+        weights: format of the matrices in the other precisions than "float32". "stored" leaves them
+            as they are. "q8_0", "q4_0" and "q4_1" quantise them while loading to 8 or 4 bits in
+            blocks of 32, as the types of that name in GGUF files; of 4-bit formats, the embedding
+            table and the output layer are in q8_0. "bf16", "f16" and "f32" store each by itself.
+            This is weight-only quantisation, as transformers' ``QuantoConfig(weights=...)`` asks
+            for it.
 
     Raises:
-        ValueError: the model does not run in this precision, "packed" cannot run it, the feature
-            layers collide, `load_transformers_model` refuses the folder, or its generation config
-            asks for something that is not supported.
+        ValueError: the model does not run in this precision or with these weights, "packed" cannot
+            run it, the feature layers collide, `load_transformers_model` refuses the folder, or its
+            generation config asks for something that is not supported.
+        OSError: there is no model of this name.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    if precision in ("native", "int8"):
-        _check_alone(precision, backend, dtype, device)
-        source = open_block_source(path)
+    _check_names(precision, weights)
+    if precision not in ("auto", "float32") or weights != "stored":
+        given = f'precision="{precision}"' if weights == "stored" else f'weights="{weights}"'
+        _check_alone(given, backend, dtype, device)
+        source = open_block_source(path, weights)
         if isinstance(source, str):
-            raise ValueError(f'precision="{precision}" cannot run {str(path)!r}: {source}')
-        return load_block_target(source, feature_layers=feature_layers, precision=precision)
-    if precision == "auto" and backend == "auto" and dtype is None and device.type == "cpu":
-        source = open_block_source(path)
-        if isinstance(source, BlockSource):
-            return load_block_target(source, feature_layers=feature_layers)
-    if precision not in ("auto", "float32"):
-        raise ValueError(
-            f'precision must be "auto", "native", "int8" or "float32", got {precision!r}'
-        )
+            raise ValueError(f"{given} cannot run {str(path)!r}: {source}")
+        chosen = cast("Precision", "native" if precision == "auto" else precision)
+        return load_block_target(source, feature_layers=feature_layers, precision=chosen)
+    slower = None
+    asked = (backend, dtype, device.type) != ("auto", None, "cpu")
+    if precision == "auto" and not asked and has_gguf(path):
+        found = open_block_source(path)
+        if isinstance(found, BlockSource):
+            return load_block_target(found, feature_layers=feature_layers)
+        slower = found
     stored = torch.float32 if device.type == "cpu" else "auto"
     model = load_transformers_model(path, stored if dtype is None else dtype)
     # In place. Called through the base class, since transformers' own wrapper is not typed.
@@ -92,18 +109,36 @@ def load_target(
     module.to(device)
     if callable(feature_layers):
         feature_layers = feature_layers(model.config.num_hidden_layers)
+    # What keeps a model from every path of the CPU's own, `make_target` says.
+    if slower is not None and slower != why_not_fast(model.config):
+        warnings.warn(
+            f"the target {str(path)!r} is expanded to float32, which is slower: {slower}",
+            stacklevel=2,
+        )
     return make_target(model, feature_layers=feature_layers, backend=backend)
 
 
+def _check_names(precision: str, weights: str) -> None:
+    if precision not in _PRECISIONS:
+        names = ", ".join(f'"{name}"' for name in _PRECISIONS)
+        raise ValueError(f"precision must be one of {names}, got {precision!r}")
+    check_weight_format(weights)
+    if precision == "float32" and weights != "stored":
+        raise ValueError(
+            f'weights must be "stored" with precision="float32", which expands them, got '
+            f"{weights!r}"
+        )
+
+
 def _check_alone(
-    precision: str, backend: Backend, dtype: torch.dtype | None, device: torch.device
+    given: str, backend: Backend, dtype: torch.dtype | None, device: torch.device
 ) -> None:
-    """Refuse options that a precision of the CPU's own kernels leaves no choice for."""
+    """Refuse options that the block kernels leave no choice for."""
     for name, value, only in (
         ("backend", backend, "auto"), ("dtype", dtype, None), ("device", device.type, "cpu")
     ):  # fmt: skip
         if value != only:
-            raise ValueError(f'{name} must be {only!r} with precision="{precision}", got {value!r}')
+            raise ValueError(f"{name} must be {only!r} with {given}, got {value!r}")
 
 
 def make_target(

@@ -189,6 +189,7 @@ class PackedTarget(TargetModel):
         if reason is not None:
             raise ValueError(f"the packed CPU path cannot run this model: {reason}")
         super().__init__(model.config, model.generation_config, model.device, feature_layers)
+        self.precision = dtype
         decoder = model.get_decoder()
         self.eps = float(self.config.rms_norm_eps)
         self.num_heads = self.config.num_attention_heads

@@ -94,10 +94,12 @@ class TargetModel(ABC):
         turns: the lock that sequences hold during their passes, so that each pass has all cores
             and its time is its own.
         has_window: whether a layer has a sliding window.
-        precision: of the products, as `load_target` names it.
+        precision: of the products: "native", "int8" or a dtype such as "float32".
+        weights: what the weights were converted to while loading, see `load_target`.
     """
 
     precision: str = "float32"
+    weights: str = "stored"
 
     #: Rows of one pass over a long prompt: bounds the buffers, and how long other sequences wait.
     chunk_size: int = 512

@@ -145,6 +145,7 @@ class TransformersTarget(TargetModel):
             decoder_layers(model)
         _check_forward(model)
         self.model = model
+        self.precision = str(model.dtype).removeprefix("torch.")
         self._windows = _attention_windows(model.config)
         self.has_window = any(window is not None for window in self._windows.values())
         steady = _steady_positions(model.config)

@@ -199,7 +199,7 @@ def test_precision_decides_the_implementation(folder: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"precision must be \"auto\".*got 'int4'"):
+    with pytest.raises(ValueError, match=r"precision must be one of \"auto\".*got 'int4'"):
         load_target(folder, precision="int4")
     with pytest.raises(ValueError, match="backend must be 'auto' with precision=\"int8\""):
         load_target(folder, precision="int8", backend="packed")
@@ -207,8 +207,11 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, bare)
     (bare / "model.gguf").unlink()
     assert isinstance(load_target(bare), PackedTarget)
-    with pytest.raises(ValueError, match=r"cannot run .*: its folder has no model\.gguf"):
+    weights = (bare / "model.safetensors").read_bytes()
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"cannot run .*neither model\.gguf.*nor safetensors"):
         load_target(bare, precision="native")
+    (bare / "model.safetensors").write_bytes(weights)
     other = make_folder(tmp_path / "other", intermediate_size=128)
     shutil.copy(other / "model.gguf", bare / "model.gguf")
     with pytest.raises(ValueError, match=r"intermediate_size 128, and config\.json beside it 96"):
@@ -220,9 +223,13 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_types_without_kernels_are_named(tmp_path: Path) -> None:
     path = make_folder(tmp_path, kind="Q5_0")
-    assert isinstance(load_target(path), PackedTarget)
-    with pytest.raises(ValueError, match=r"tensor '.*' is of type Q5_0"):
+    with pytest.warns(
+        UserWarning, match=r"expanded to float32, .*'token_embd.weight' of type Q5_0"
+    ):
+        assert isinstance(load_target(path), PackedTarget)
+    with pytest.raises(ValueError, match=r"tensor '.*' of type Q5_0, which weights=\"q8_0\""):
         load_target(path, precision="native")
+    assert isinstance(load_target(path, weights="q8_0"), BlockTarget)
     narrow = make_folder(tmp_path / "narrow", head_dim=8)
     with pytest.raises(ValueError, match="its heads are 8 wide, no multiple of 16"):
         load_target(narrow, precision="native")
