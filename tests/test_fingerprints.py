@@ -53,6 +53,7 @@ def with_table(target: TargetModel, table: torch.Tensor) -> SimpleNamespace:
     """What an id is made of, of a target with another embedding table."""
     names = (
         "config", "num_layers", "hidden_size", "vocab_size", "feature_layers", "generation_config",
+        "weights",
     )  # fmt: skip
     return SimpleNamespace(embed_tokens=table, **{name: getattr(target, name) for name in names})
 

@@ -163,7 +163,7 @@ def test_what_is_not_finite_reaches_the_result(isa: str) -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     file = make_file("Q4_1", 16, 64)
-    with pytest.raises(ValueError, match=r"format must be F32.*got ggml's type 10"):
+    with pytest.raises(ValueError, match=r"format must be one of F32.*got ggml's type 10"):
         C.BlockMatrix(format=10, outputs=16, inputs=64, file=file, rows=None, threads=1)
     with pytest.raises(ValueError, match="inputs must be a multiple of 32 in format Q4_1, got 48"):
         C.BlockMatrix(format=3, outputs=16, inputs=48, file=file, rows=None, threads=1)
