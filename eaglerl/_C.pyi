@@ -9,6 +9,7 @@ from torch import Tensor
 compiler: str
 has_cuda: bool
 max_head_dim: int
+cache_dtypes: dict[str, int]
 max_tree_rows: int
 max_candidates: int
 cache_words: dict[str, int]
@@ -56,6 +57,7 @@ def cached_attention(
     slot_count: int,
     slot_stride: int,
     capacity: int,
+    cache_dtype: int,
     prefix_lengths: int,
     mask: int,
     mask_words: int,
@@ -266,6 +268,12 @@ class BlockMatrix:
     def dequantise(self, begin: int, end: int) -> np.ndarray: ...
     def multiply(self, x: int, out: int, rows: int, int8: bool, threads: int) -> None: ...
 
+_LayerParts = tuple[
+    np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None,
+    Sequence[BlockMatrix], np.ndarray | None, Sequence[BlockMatrix],
+    Sequence[BlockMatrix], Sequence[BlockMatrix],
+]  # fmt: skip
+
 class BlockDecoder:
     def __init__(
         self,
@@ -277,19 +285,7 @@ class BlockDecoder:
         scale: float,
         int8: bool,
         embedding: BlockMatrix,
-        layers: Sequence[
-            tuple[
-                np.ndarray,
-                np.ndarray,
-                np.ndarray | None,
-                np.ndarray | None,
-                Sequence[BlockMatrix],
-                np.ndarray | None,
-                Sequence[BlockMatrix],
-                Sequence[BlockMatrix],
-                Sequence[BlockMatrix],
-            ]
-        ],
+        layers: Sequence[_LayerParts],
         norm: np.ndarray,
         head: Sequence[BlockMatrix],
     ) -> None: ...
@@ -309,6 +305,7 @@ class BlockDecoder:
         layer_stride: int,
         value_offset: int,
         capacity: int,
+        cache_dtype: int,
         prefix_lengths: int,
         mask: int,
         mask_words: int,

@@ -26,7 +26,7 @@ static_assert(kBlockQueries <= kMaxBlockQueries);
 // multiply-add (4 cycles, two a cycle).
 // AVX-512, 3 vectors: 8 * 3 accumulators, 3 queries and 1 broadcast use 28 of 32 registers.
 // AVX2 and SSE, 3 vectors: 4 * 3 accumulators, 3 queries and 1 broadcast use all 16.
-constexpr int group_of(int vectors) {
+constexpr int group_of([[maybe_unused]] int vectors) {
 #if defined(__AVX512F__)
   return 8;
 #else
@@ -236,18 +236,18 @@ template <int Vectors>
 static void attend_block(const AttentionCall& call, const AttentionTask& task) {
   constexpr int kColumns = QueryBlock<Vectors>::kColumns;
   QueryBlock<Vectors> block;
+  TileBuffer buffer;
   load_queries(call, task, block);
   const int head_dim = call.head_dim;
   const int64_t base = cache_offset(call, task, block.rows[0]);
   for (int begin = task.key_begin; begin < task.key_end; begin += kTileKeys) {
     const int count = task.key_end - begin < kTileKeys ? task.key_end - begin : kTileKeys;
-    const float* keys = call.key_cache + base + int64_t(begin) * head_dim;
-    const float* values = call.value_cache + base + int64_t(begin) * head_dim;
-    score_tile(block, keys, values, head_dim, count, block.scores);
+    const Tile tile = read_tile(call, base + int64_t(begin) * head_dim, count, buffer);
+    score_tile(block, tile.keys, tile.values, head_dim, count, block.scores);
     if (begin + count > task.mask_begin) hide_keys(call, block, begin, count, block.scores);
     VecF rescale[Vectors];
     softmax_tile(block, count, rescale);
-    add_values(block, values, head_dim, count, rescale);
+    add_values(block, tile.values, head_dim, count, rescale);
   }
   alignas(64) float row[kMaxHeadDim];
   for (int column = 0; column < task.query_count; ++column) {

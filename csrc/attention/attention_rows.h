@@ -6,6 +6,7 @@
 
 #include "attention/norm_kernels.h"
 #include "common/cpu_kernels.h"
+#include "common/half_vectors.h"
 #include "common/simd.h"
 
 namespace eaglerl::EAGLERL_ISA {
@@ -50,17 +51,45 @@ static inline int64_t slot_offset(const AttentionCall& call, int64_t row) {
   return call.slots ? call.slots[row] * call.slot_stride : 0;
 }
 
+static inline void narrow(CacheDtype dtype, VecF values, uint16_t* target) {
+  if (dtype == CacheDtype::kBfloat16) {
+    store_bfloat16(target, values);
+  } else {
+    store_halves(target, values);
+  }
+}
+
+// Writes the keys or values of one head to their place in the cache, rounded to its dtype.
+static inline void write_head(const AttentionCall& call, const float* source, void* cache,
+                              int64_t place) {
+  const int64_t dim = call.head_dim;
+  if (call.cache_dtype == CacheDtype::kFloat32) {
+    std::memcpy((float*)cache + place, source, dim * sizeof(float));
+    return;
+  }
+  uint16_t* target = (uint16_t*)cache + place;
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) narrow(call.cache_dtype, load(source + d), target + d);
+  if (d == dim) return;
+  float rest[kLanes] = {};
+  uint16_t narrowed[kLanes];
+  std::memcpy(rest, source + d, (dim - d) * sizeof(float));
+  narrow(call.cache_dtype, load(rest), narrowed);
+  std::memcpy(target + d, narrowed, (dim - d) * sizeof(uint16_t));
+}
+
 static void write_keys_values(const AttentionCall& call, int64_t begin, int64_t end) {
   const int64_t dim = call.head_dim;
+  alignas(64) float rotated[kMaxHeadDim];
   for (int64_t row = begin; row < end; ++row) {
     const float* keys = call.qkv + row * call.qkv_stride + call.query_heads * dim;
     const float* values = keys + call.kv_heads * dim;
     for (int head = 0; head < call.kv_heads; ++head) {
       const int64_t place =
           slot_offset(call, row) + (int64_t(head) * call.capacity + call.cache_rows[row]) * dim;
-      rotate_head(call, keys + head * dim, call.positions[row], call.key_norm, 1.0f,
-                  call.key_cache + place);
-      std::memcpy(call.value_cache + place, values + head * dim, dim * sizeof(float));
+      rotate_head(call, keys + head * dim, call.positions[row], call.key_norm, 1.0f, rotated);
+      write_head(call, rotated, call.key_cache, place);
+      write_head(call, values + head * dim, call.value_cache, place);
     }
   }
 }
@@ -86,6 +115,45 @@ static inline void load_query(const AttentionCall& call, const Query& query, flo
 static inline int64_t cache_offset(const AttentionCall& call, const AttentionTask& task,
                                    int64_t row) {
   return slot_offset(call, row) + int64_t(task.kv_head) * call.capacity * call.head_dim;
+}
+
+// A tile's keys and values, (kTileKeys, head_dim) at most.
+struct Tile {
+  const float* keys;
+  const float* values;
+};
+
+struct TileBuffer {
+  alignas(64) float keys[kTileKeys * kMaxHeadDim];
+  alignas(64) float values[kTileKeys * kMaxHeadDim];
+};
+
+static inline VecF widen(CacheDtype dtype, const uint16_t* source) {
+  return dtype == CacheDtype::kBfloat16 ? load_bfloat16(source) : load_halves(source);
+}
+
+static void widen_elements(CacheDtype dtype, const uint16_t* source, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, widen(dtype, source + i));
+  if (i == count) return;
+  uint16_t rest[kLanes] = {};
+  std::memcpy(rest, source + i, (count - i) * sizeof(uint16_t));
+  const VecF last = widen(dtype, rest);
+  std::memcpy(out + i, &last, (count - i) * sizeof(float));
+}
+
+// Returns `count` keys and values from `place` of the cache on: where they are in float32, else a
+// copy in the buffer. A tile serves up to 48 queries, so the copy is a small part of its work.
+static inline Tile read_tile(const AttentionCall& call, int64_t place, int count,
+                             TileBuffer& buffer) {
+  if (call.cache_dtype == CacheDtype::kFloat32) {
+    return {(const float*)call.key_cache + place, (const float*)call.value_cache + place};
+  }
+  const int64_t elements = int64_t(count) * call.head_dim;
+  widen_elements(call.cache_dtype, (const uint16_t*)call.key_cache + place, elements, buffer.keys);
+  widen_elements(call.cache_dtype, (const uint16_t*)call.value_cache + place, elements,
+                 buffer.values);
+  return {buffer.keys, buffer.values};
 }
 
 static inline float* partial_row(const AttentionCall& call, float* partial, int index) {
@@ -220,6 +288,7 @@ static void attend_few_of(const AttentionCall& call, const AttentionTask& task) 
   // 16 registers) leave registers for the values themselves.
   constexpr int kVectors = kLanes == 16 ? 4 : 2;
   FewQueries<Queries> block;
+  TileBuffer buffer;
   const int head_dim = call.head_dim;
   for (int q = 0; q < Queries; ++q) {
     load_query(call, query_of(call, task, q), block.queries + q * head_dim);
@@ -230,9 +299,8 @@ static void attend_few_of(const AttentionCall& call, const AttentionTask& task) 
   const int64_t base = cache_offset(call, task, query_of(call, task, 0).row);
   for (int begin = task.key_begin; begin < task.key_end; begin += kTileKeys) {
     const int count = task.key_end - begin < kTileKeys ? task.key_end - begin : kTileKeys;
-    const float* keys = call.key_cache + base + int64_t(begin) * head_dim;
-    const float* values = call.value_cache + base + int64_t(begin) * head_dim;
-    score_few<Queries>(block.queries, keys, values, head_dim, count, block.scores);
+    const Tile tile = read_tile(call, base + int64_t(begin) * head_dim, count, buffer);
+    score_few<Queries>(block.queries, tile.keys, tile.values, head_dim, count, block.scores);
     float rescale[Queries];
     for (int q = 0; q < Queries; ++q) {
       float* scores = block.scores + q * kTileKeys;
@@ -245,11 +313,12 @@ static void attend_few_of(const AttentionCall& call, const AttentionTask& task) 
     }
     int d = 0;
     for (; d + kVectors * kLanes <= head_dim; d += kVectors * kLanes) {
-      add_few<Queries, kVectors>(block.scores, values + d, head_dim, count, rescale,
+      add_few<Queries, kVectors>(block.scores, tile.values + d, head_dim, count, rescale,
                                  block.output + d);
     }
     for (; d < head_dim; d += kLanes) {
-      add_few<Queries, 1>(block.scores, values + d, head_dim, count, rescale, block.output + d);
+      add_few<Queries, 1>(block.scores, tile.values + d, head_dim, count, rescale,
+                          block.output + d);
     }
   }
   for (int q = 0; q < Queries; ++q) {

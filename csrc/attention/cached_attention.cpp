@@ -126,6 +126,16 @@ void plan_blocks(const AttentionCall& call, int64_t rows, const CpuKernels& kern
   }
 }
 
+CacheDtype check_cache_dtype(int32_t number) {
+  return static_cast<CacheDtype>(
+      check_between("cache_dtype", number, 0, int64_t(CacheDtype::kFloat16)));
+}
+
+void* cache_address(const char* name, uintptr_t address, int64_t count, CacheDtype dtype) {
+  if (dtype == CacheDtype::kFloat32) return element_address<float>(name, address, count);
+  return element_address<uint16_t>(name, address, count);
+}
+
 void check_heads(int64_t query_heads, int64_t kv_heads) {
   check_between("kv_heads", kv_heads, 1, kLargestCount);
   check_between("query_heads", query_heads, 1, kLargestCount);

@@ -12,6 +12,14 @@ struct AttentionLimits {
   int64_t slot_count;
 };
 
+// Throws std::invalid_argument unless the number is one of CacheDtype.
+CacheDtype check_cache_dtype(int32_t number);
+
+inline int64_t element_bytes(CacheDtype dtype) { return dtype == CacheDtype::kFloat32 ? 4 : 2; }
+
+// Returns an address of `count` elements of a cache, null only if `count` is 0.
+void* cache_address(const char* name, uintptr_t address, int64_t count, CacheDtype dtype);
+
 // Throws std::invalid_argument unless every key head serves the same number of query heads.
 void check_heads(int64_t query_heads, int64_t kv_heads);
 

@@ -26,12 +26,37 @@ void rotate_queries(const AttentionCall& call, int64_t begin, int64_t end, float
   }
 }
 
+// How elements of the cache are read, by its dtype.
+struct Float32Cache {
+  using Element = float;
+  static VecF read(const float* source) { return load(source); }
+};
+struct Bfloat16Cache {
+  using Element = uint16_t;
+  static VecF read(const uint16_t* source) { return load_bfloat16(source); }
+};
+struct Float16Cache {
+  using Element = uint16_t;
+  static VecF read(const uint16_t* source) { return load_halves(source); }
+};
+
+// Calls body with the reader of a dtype.
+template <class Body>
+void with_cache(CacheDtype dtype, const Body& body) {
+  switch (dtype) {
+    case CacheDtype::kBfloat16: return body(Bfloat16Cache());
+    case CacheDtype::kFloat16: return body(Float16Cache());
+    default: return body(Float32Cache());
+  }
+}
+
 #if defined(__AVX512F__)
 // 16 keys' dimensions [0, 16) as 16 vectors over the keys.
-inline void transpose_square(const float* keys, int64_t stride, float* out) {
+template <class Cache>
+inline void transpose_square(const typename Cache::Element* keys, int64_t stride, float* out) {
   __m512 a[16], b[16];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(keys + i * stride);
+  for (int i = 0; i < 16; ++i) a[i] = (__m512)Cache::read(keys + i * stride);
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
@@ -59,23 +84,28 @@ inline void transpose_square(const float* keys, int64_t stride, float* out) {
   }
 }
 #else
-inline void transpose_square(const float* keys, int64_t stride, float* out) {
+template <class Cache>
+inline void transpose_square(const typename Cache::Element* keys, int64_t stride, float* out) {
   for (int key = 0; key < kLanes; ++key) {
-    for (int d = 0; d < kLanes; ++d) out[d * kLanes + key] = keys[key * stride + d];
+    const VecF row = Cache::read(keys + key * stride);
+    for (int d = 0; d < kLanes; ++d) out[d * kLanes + key] = row[d];
   }
 }
 #endif
 
 // kLanes keys, of which only `count` exist, as (head_dim, kLanes).
-inline void transpose_keys(const float* keys, int head_dim, int count, float* out) {
-  alignas(64) float padded[kLanes * kMaxHeadDim];
+template <class Cache>
+inline void transpose_keys(const typename Cache::Element* keys, int head_dim, int count,
+                           float* out) {
+  constexpr size_t kBytes = sizeof(typename Cache::Element);
+  alignas(64) typename Cache::Element padded[kLanes * kMaxHeadDim];
   if (count < kLanes) {
-    std::memcpy(padded, keys, size_t(count) * head_dim * sizeof(float));
-    std::memset(padded + count * head_dim, 0, size_t(kLanes - count) * head_dim * sizeof(float));
+    std::memcpy(padded, keys, size_t(count) * head_dim * kBytes);
+    std::memset(padded + count * head_dim, 0, size_t(kLanes - count) * head_dim * kBytes);
     keys = padded;
   }
   for (int d = 0; d < head_dim; d += kLanes) {
-    transpose_square(keys + d, head_dim, out + d * kLanes);
+    transpose_square<Cache>(keys + d, head_dim, out + d * kLanes);
   }
 }
 
@@ -98,16 +128,18 @@ inline void score_tile(const float* const* queries, const float* tile, int head_
   }
 }
 
-void score_keys(const AttentionCall& call, const float* queries, int64_t row_begin, int64_t row_end,
-                int kv_head, int64_t key_begin, int64_t key_end, float* scores, int64_t stride) {
+template <class Cache>
+void score_keys_of(const AttentionCall& call, const float* queries, int64_t row_begin,
+                   int64_t row_end, int kv_head, int64_t key_begin, int64_t key_end, float* scores,
+                   int64_t stride) {
   alignas(64) float tile[kMaxHeadDim * kLanes];
   const int group = call.query_heads / call.kv_heads;
   const int64_t count = (row_end - row_begin) * group;
-  const float* keys = call.key_cache + slot_offset(call, row_begin) +
-                      int64_t(kv_head) * call.capacity * call.head_dim;
+  const auto* keys = (const typename Cache::Element*)call.key_cache + slot_offset(call, row_begin) +
+                     int64_t(kv_head) * call.capacity * call.head_dim;
   for (int64_t key = key_begin; key < key_end; key += kLanes) {
     const int present = int(key_end - key < kLanes ? key_end - key : kLanes);
-    transpose_keys(keys + key * call.head_dim, call.head_dim, present, tile);
+    transpose_keys<Cache>(keys + key * call.head_dim, call.head_dim, present, tile);
     for (int64_t first = 0; first < count; first += kScoredQueries) {
       const float* query[kScoredQueries];
       float* target[kScoredQueries];
@@ -128,11 +160,19 @@ void score_keys(const AttentionCall& call, const float* queries, int64_t row_beg
   }
 }
 
+void score_keys(const AttentionCall& call, const float* queries, int64_t row_begin, int64_t row_end,
+                int kv_head, int64_t key_begin, int64_t key_end, float* scores, int64_t stride) {
+  with_cache(call.cache_dtype, [&](auto cache) {
+    score_keys_of<decltype(cache)>(call, queries, row_begin, row_end, kv_head, key_begin, key_end,
+                                   scores, stride);
+  });
+}
+
 // Weights of kVectors * kLanes dimensions of the values, key by key. A weight of 0 is skipped, so
 // that no NaN of a hidden key gets in.
-template <int kVectors>
-inline void weigh_values(const float* weights, const float* values, int head_dim, int64_t prefix,
-                         int64_t count, float* out, VecF* total) {
+template <class Cache, int kVectors>
+inline void weigh_values(const float* weights, const typename Cache::Element* values, int head_dim,
+                         int64_t prefix, int64_t count, float* out, VecF* total) {
   VecF sums[kVectors] = {};
   VecF sum = {};
   for (int64_t key = 0; key < prefix; ++key) {
@@ -140,7 +180,7 @@ inline void weigh_values(const float* weights, const float* values, int head_dim
     sum += weight;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sums[v] += weight * load(values + key * head_dim + v * kLanes);
+      sums[v] += weight * Cache::read(values + key * head_dim + v * kLanes);
     }
   }
   for (int64_t key = prefix; key < count; ++key) {
@@ -149,7 +189,7 @@ inline void weigh_values(const float* weights, const float* values, int head_dim
     sum += weight;
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      sums[v] += weight * load(values + key * head_dim + v * kLanes);
+      sums[v] += weight * Cache::read(values + key * head_dim + v * kLanes);
     }
   }
   for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, sums[v]);
@@ -171,20 +211,23 @@ void attend_query(const AttentionCall& call, int64_t row, int head, float* score
   }
   const int head_dim = call.head_dim;
   const int kv_head = head / (call.query_heads / call.kv_heads);
-  const float* values =
-      call.value_cache + slot_offset(call, row) + int64_t(kv_head) * call.capacity * head_dim;
+  const int64_t place = slot_offset(call, row) + int64_t(kv_head) * call.capacity * head_dim;
   float* out = call.out + row * call.out_stride + int64_t(head) * head_dim;
   VecF total = {};
-  int d = 0;
-  for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) {
-    weigh_values<4>(scores, values + d, head_dim, prefix, count, out + d, &total);
-  }
-  for (; d < head_dim; d += kLanes) {
-    weigh_values<1>(scores, values + d, head_dim, prefix, count, out + d, &total);
-  }
+  with_cache(call.cache_dtype, [&](auto cache) {
+    using Cache = decltype(cache);
+    const auto* values = (const typename Cache::Element*)call.value_cache + place;
+    int d = 0;
+    for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) {
+      weigh_values<Cache, 4>(scores, values + d, head_dim, prefix, count, out + d, &total);
+    }
+    for (; d < head_dim; d += kLanes) {
+      weigh_values<Cache, 1>(scores, values + d, head_dim, prefix, count, out + d, &total);
+    }
+  });
   const float sum = total[0];
   const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-  for (d = 0; d < head_dim; d += kLanes) store(out + d, load(out + d) * factor);
+  for (int d = 0; d < head_dim; d += kLanes) store(out + d, load(out + d) * factor);
 }
 
 }  // namespace

@@ -92,15 +92,17 @@ void bind_cached_attention(uintptr_t qkv, int64_t qkv_stride, uintptr_t cos, uin
                            int64_t table_length, uintptr_t positions, uintptr_t cache_rows,
                            uintptr_t slots, uintptr_t key_cache, uintptr_t value_cache,
                            int64_t slot_count, int64_t slot_stride, int64_t capacity,
-                           uintptr_t prefix_lengths, uintptr_t mask, int64_t mask_words,
-                           int32_t block_length, uintptr_t query_norm, uintptr_t key_norm,
-                           float eps, float scale, uintptr_t out, int64_t out_stride, int64_t rows,
-                           int32_t query_heads, int32_t kv_heads, int32_t head_dim, int threads) {
+                           int32_t cache_dtype, uintptr_t prefix_lengths, uintptr_t mask,
+                           int64_t mask_words, int32_t block_length, uintptr_t query_norm,
+                           uintptr_t key_norm, float eps, float scale, uintptr_t out,
+                           int64_t out_stride, int64_t rows, int32_t query_heads, int32_t kv_heads,
+                           int32_t head_dim, int threads) {
   check_between("threads", threads, 1, kMostThreads);
   AttentionCall call = {};
   call.qkv_stride = qkv_stride;
   call.slot_stride = slot_stride;
   call.capacity = capacity;
+  call.cache_dtype = check_cache_dtype(cache_dtype);
   call.mask_words = mask_words;
   call.block_length = block_length;
   call.eps = eps;
@@ -117,8 +119,9 @@ void bind_cached_attention(uintptr_t qkv, int64_t qkv_stride, uintptr_t cos, uin
   call.positions = element_address<const int32_t>("positions", positions, rows);
   call.cache_rows = element_address<const int32_t>("cache_rows", cache_rows, rows);
   call.slots = optional_address<const int32_t>("slots", slots);
-  call.key_cache = element_address<float>("key_cache", key_cache, std::min(rows, capacity));
-  call.value_cache = element_address<float>("value_cache", value_cache, std::min(rows, capacity));
+  const int64_t written = std::min(rows, capacity);
+  call.key_cache = cache_address("key_cache", key_cache, written, call.cache_dtype);
+  call.value_cache = cache_address("value_cache", value_cache, written, call.cache_dtype);
   call.prefix_lengths = element_address<const int32_t>("prefix_lengths", prefix_lengths, rows);
   call.mask = element_address<const int64_t>("mask", mask, block_length > 0 ? rows : 0);
   call.query_norm = optional_address<const float>("query_norm", query_norm);
@@ -159,6 +162,11 @@ PYBIND11_MODULE(_C, module) {
   module.attr("compiler") = EAGLERL_COMPILER;
   module.attr("has_cuda") = EAGLERL_HAS_CUDA != 0;
   module.attr("max_head_dim") = kMaxHeadDim;
+  pybind11::dict cache_dtypes;  // numbers of the dtypes of a KV cache, by torch's names
+  cache_dtypes["float32"] = int(CacheDtype::kFloat32);
+  cache_dtypes["bfloat16"] = int(CacheDtype::kBfloat16);
+  cache_dtypes["float16"] = int(CacheDtype::kFloat16);
+  module.attr("cache_dtypes") = cache_dtypes;
   module.def("cpu_isa", &cpu_isa, "Name of the instruction set that the kernels use.");
   module.def("available_isas", &list_isas, "Instruction sets this processor runs, widest first.");
   module.def("set_isa", &choose_isa, "Chooses one of available_isas() for the whole process.");

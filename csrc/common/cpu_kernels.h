@@ -24,6 +24,9 @@ struct SiluMulCall {
   int64_t intermediate;
 };
 
+// Elements of a KV cache. Queries, scores, weights and sums are float32 with all of them.
+enum class CacheDtype : int32_t { kFloat32, kBfloat16, kFloat16 };
+
 struct AttentionCall {
   const float* qkv;  // each row: query heads, key heads, value heads
   int64_t qkv_stride;
@@ -32,8 +35,9 @@ struct AttentionCall {
   const int32_t* positions;
   const int32_t* cache_rows;
   const int32_t* slots;  // null: all rows belong to slot 0
-  float* key_cache;      // (slots, kv_heads, capacity, head_dim)
-  float* value_cache;
+  void* key_cache;       // (slots, kv_heads, capacity, head_dim)
+  void* value_cache;
+  CacheDtype cache_dtype;
   int64_t slot_stride;
   int64_t capacity;
   const int32_t* prefix_lengths;

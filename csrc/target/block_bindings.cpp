@@ -144,8 +144,8 @@ std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_h
 void run(const BlockDecoder& decoder, uintptr_t token_ids, int64_t rows, uintptr_t cos,
          uintptr_t sin, int64_t table_length, uintptr_t positions, uintptr_t cache_rows,
          uintptr_t slots, uintptr_t cache, int64_t slot_count, int64_t slot_stride,
-         int64_t layer_stride, int64_t value_offset, int64_t capacity, uintptr_t prefix_lengths,
-         uintptr_t mask, int64_t mask_words, int32_t block_length,
+         int64_t layer_stride, int64_t value_offset, int64_t capacity, int32_t cache_dtype,
+         uintptr_t prefix_lengths, uintptr_t mask, int64_t mask_words, int32_t block_length,
          const std::vector<int32_t>& feature_layers, uintptr_t features, uintptr_t last,
          uintptr_t logits, int64_t logits_rows, int threads) {
   decoder.check_usable();
@@ -157,6 +157,7 @@ void run(const BlockDecoder& decoder, uintptr_t token_ids, int64_t rows, uintptr
   call.out_stride = heads;
   call.slot_stride = slot_stride;
   call.capacity = capacity;
+  call.cache_dtype = check_cache_dtype(cache_dtype);
   call.mask_words = mask_words;
   call.block_length = block_length;
   call.eps = sizes.eps;
@@ -178,8 +179,9 @@ void run(const BlockDecoder& decoder, uintptr_t token_ids, int64_t rows, uintptr
   call.positions = element_address<const int32_t>("positions", positions, rows);
   call.cache_rows = element_address<const int32_t>("cache_rows", cache_rows, rows);
   call.slots = optional_address<const int32_t>("slots", slots);
-  call.key_cache = element_address<float>("cache", cache, rows);
-  call.value_cache = call.key_cache + value_offset;
+  call.key_cache = cache_address("cache", cache, rows, call.cache_dtype);
+  call.value_cache =
+      static_cast<char*>(call.key_cache) + value_offset * element_bytes(call.cache_dtype);
   call.prefix_lengths = element_address<const int32_t>("prefix_lengths", prefix_lengths, rows);
   call.mask = element_address<const int64_t>("mask", mask, block_length > 0 ? rows : 0);
   DecoderPass pass = {};

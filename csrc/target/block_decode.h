@@ -2,7 +2,7 @@
 // block_kernels.cpp, which is compiled once per instruction set.
 #pragma once
 
-#include "common/simd.h"
+#include "common/half_vectors.h"
 #include "target/block_codes.h"
 #include "target/block_matrix.h"
 
@@ -17,25 +17,6 @@ static inline VecU load_words(const uint8_t* address) {
 }
 
 static inline VecF to_floats(VecI values) { return __builtin_convertvector(values, VecF); }
-
-// kLanes half-precision numbers.
-static inline VecF load_halves(const uint8_t* address) {
-#if defined(__AVX512F__)
-  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)address));
-#elif defined(__AVX2__)
-  return (VecF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)address));
-#else
-  // Multiplying by 2^112 moves the exponent's bias from 15 to 127, subnormal numbers included.
-  typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-  Halves halves;
-  std::memcpy(&halves, address, sizeof(halves));
-  const VecU bits = __builtin_convertvector(halves, VecU);
-  const VecU magnitude = (bits & 0x7fff) << 13;
-  const VecF scaled = (VecF)magnitude * 0x1p112f;
-  const VecU special = (VecU)((bits & 0x7c00) == 0x7c00) & 0x7f800000u;
-  return (VecF)((VecU)scaled | special | (bits & 0x8000) << 16);
-#endif
-}
 
 static inline VecI load_bytes_signed(const uint8_t* address) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
@@ -197,10 +178,7 @@ struct Decoder<BlockFormat::kBF16> {
   }
   template <int kInput>
   VecF value() const {
-    typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-    Halves halves;
-    std::memcpy(&halves, place + kInput * kPanelOutputs * 2, sizeof(halves));
-    return (VecF)(__builtin_convertvector(halves, VecU) << 16);
+    return load_bfloat16(place + kInput * kPanelOutputs * 2);
   }
 };
 

@@ -163,8 +163,9 @@ class Pass {
     AttentionCall call = call_;
     call.qkv = space_.qkv.data();
     call.out = space_.attended.data();
-    call.key_cache += index * pass_.layer_stride;
-    call.value_cache += index * pass_.layer_stride;
+    const int64_t offset = index * pass_.layer_stride * element_bytes(call.cache_dtype);
+    call.key_cache = static_cast<char*>(call.key_cache) + offset;
+    call.value_cache = static_cast<char*>(call.value_cache) + offset;
     call.query_norm = layer.query_norm.empty() ? nullptr : layer.query_norm.data();
     call.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
     const Range rows = member.share(pass_.rows);

@@ -34,7 +34,7 @@ struct DecoderPass {
   const int64_t* token_ids;  // (rows)
   int64_t rows;
   AttentionCall attention;  // its cache is that of layer 0; qkv, out and norms are filled in here
-  int64_t layer_stride;     // floats from a layer's cache to the next one's
+  int64_t layer_stride;     // elements from a layer's cache to the next one's
   const int32_t* feature_layers;
   int64_t feature_count;
   float* features;  // (rows, feature_count * hidden)

@@ -128,7 +128,8 @@ class SpeculativeDecoder:
                 names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
-            options: backend, dtype, device, precision and weights, see `load_target`.
+            options: backend, dtype, device, precision, weights and kv_cache_dtype, see
+                `load_target`.
 
         Raises:
             ValueError: a checkpoint breaks an invariant, or the two do not fit.

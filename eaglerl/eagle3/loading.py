@@ -30,7 +30,7 @@ def load_pair(
         draft: folder of the draft head; None for the target alone, which then computes no
             features.
         feature_layers: see `SpeculativeDecoder.from_pretrained`.
-        options: backend, dtype, device, precision and weights, see `load_target`.
+        options: backend, dtype, device, precision, weights and kv_cache_dtype, see `load_target`.
 
     Raises:
         ValueError: a checkpoint breaks an invariant, or the two do not fit.

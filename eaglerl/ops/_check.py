@@ -7,8 +7,6 @@ from torch import Tensor
 
 from eaglerl._ext import C
 
-_SHORT = {torch.float32: "float32", torch.int32: "int32", torch.int64: "int64"}
-
 
 class NativeState:
     """An object with state in native code, which can be neither copied nor pickled."""
@@ -36,7 +34,7 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, ndim: int) -> No
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.dtype is not dtype:
-        raise TypeError(f"{name} must be {_SHORT[dtype]}, not {tensor.dtype}")
+        raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, not {tensor.dtype}")
     check_memory(name, tensor)
     if tensor.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimensions, not shape {tuple(tensor.shape)}")
@@ -121,10 +119,12 @@ def check_apart(name: str, out: Tensor, other_name: str, other: Tensor) -> None:
         return
     size, distance = out.element_size(), out.data_ptr() - other.data_ptr()
     pitch = out.stride(0)
-    extents = [size * (t.stride(0) * (t.shape[0] - 1) + t.shape[1]) for t in (other, out)]
+    extents = [
+        t.element_size() * (t.stride(0) * (t.shape[0] - 1) + t.shape[1]) for t in (other, out)
+    ]
     if distance >= extents[0] or -distance >= extents[1]:
         return
-    if pitch == other.stride(0) and pitch > 0:
+    if size == other.element_size() and pitch == other.stride(0) and pitch > 0:
         if distance == 0:
             return
         column = distance // size % pitch  # both may be columns of one wider matrix

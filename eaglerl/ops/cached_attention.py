@@ -7,11 +7,36 @@ from eaglerl._ext import C, thread_count
 from eaglerl.ops._check import check_apart, check_contiguous, check_rows, check_tensor
 
 _NO_BLOCK = (0, 0)
+#: The numbers by which native code knows the dtypes of a KV cache.
+CACHE_DTYPES: dict[torch.dtype, int] = {
+    getattr(torch, name): number for name, number in C.cache_dtypes.items()
+}
 
 
-def _check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
-    check_tensor("key_cache", key_cache, torch.float32, 4)
-    check_tensor("value_cache", value_cache, torch.float32, 4)
+def cache_dtype_number(name: str, dtype: torch.dtype) -> int:
+    """Return the number by which native code knows a dtype of a KV cache.
+
+    Args:
+        name: the argument, for the message.
+        dtype: of the cache.
+
+    Raises:
+        TypeError: native code reads no caches of this dtype.
+    """
+    number = CACHE_DTYPES.get(dtype)
+    if number is None:
+        allowed = ", ".join(C.cache_dtypes)
+        raise TypeError(f"{name} must be one of {allowed}, not {dtype}")
+    return number
+
+
+def _check_cache(key_cache: Tensor, value_cache: Tensor) -> int:
+    """Return the number of the caches' dtype."""
+    if not isinstance(key_cache, Tensor):
+        raise TypeError(f"key_cache must be a tensor, not {type(key_cache).__name__}")
+    number = cache_dtype_number("key_cache", key_cache.dtype)
+    check_tensor("key_cache", key_cache, key_cache.dtype, 4)
+    check_tensor("value_cache", value_cache, key_cache.dtype, 4)
     slots, kv_heads, capacity, head_dim = key_cache.shape
     if slots == 0 or kv_heads == 0 or capacity == 0:
         raise ValueError(
@@ -35,6 +60,7 @@ def _check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
         raise ValueError(
             f"key_cache must have slots that do not overlap, its strides are {key_cache.stride()}"
         )
+    return number
 
 
 def _query_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> int:
@@ -123,8 +149,10 @@ def cached_attention(
             row in this order; rows contiguous.
         cos: float32 (P, head_dim / 2), cosines of the rotary angles at every position.
         sin: the sines, in the same shape.
-        key_cache: float32 (slots, kv_heads, capacity, head_dim) of one layer, contiguous within a
-            slot; query_heads is a multiple of kv_heads, head_dim a multiple of 8 up to 256.
+        key_cache: float32, bfloat16 or float16 (slots, kv_heads, capacity, head_dim) of one layer,
+            contiguous within a slot; query_heads is a multiple of kv_heads, head_dim a multiple of
+            8 up to 256. Keys and values are rounded when they are written, as ``to`` rounds them;
+            everything else is computed in float32.
         value_cache: as ``key_cache``.
         positions: int32 (M,), rotary positions below P.
         cache_rows: int32 (M,), distinct within a slot.
@@ -148,7 +176,7 @@ def cached_attention(
             cache is unchanged then.
     """
     qkv_stride = check_rows("qkv", qkv)
-    _check_cache(key_cache, value_cache)
+    cache_dtype = _check_cache(key_cache, value_cache)
     rows = qkv.shape[0]
     slot_count, kv_heads, capacity, head_dim = key_cache.shape
     query_heads = _query_heads(qkv, kv_heads, head_dim)
@@ -172,7 +200,7 @@ def cached_attention(
         qkv.data_ptr(), qkv_stride, cos.data_ptr(), sin.data_ptr(), table_length,
         positions.data_ptr(), cache_rows.data_ptr(), 0 if slots is None else slots.data_ptr(),
         key_cache.data_ptr(), value_cache.data_ptr(), slot_count, key_cache.stride(0), capacity,
-        prefix_lengths.data_ptr(), mask_address, mask_words, block_length,
+        cache_dtype, prefix_lengths.data_ptr(), mask_address, mask_words, block_length,
         _head_weight("query_norm", query_norm, head_dim),
         _head_weight("key_norm", key_norm, head_dim),
         eps, head_dim**-0.5 if scale is None else scale, out.data_ptr(), out_stride,
@@ -218,8 +246,9 @@ def cached_attention_ref(
     cos, sin = cos[positions.long()][:, None], sin[positions.long()][:, None]
     query = _rotate(_normed(query, query_norm, eps), cos, sin)
     where = torch.zeros_like(cache_rows) if slots is None else slots
-    key_cache[where.long(), :, cache_rows.long()] = _rotate(_normed(key, key_norm, eps), cos, sin)
-    value_cache[where.long(), :, cache_rows.long()] = value
+    key = _rotate(_normed(key, key_norm, eps), cos, sin)
+    key_cache[where.long(), :, cache_rows.long()] = key.to(key_cache.dtype)
+    value_cache[where.long(), :, cache_rows.long()] = value.to(value_cache.dtype)
     visible = torch.arange(capacity, device=qkv.device) < prefix_lengths[:, None]
     if mask is not None:
         bits = torch.arange(block_length, device=qkv.device)
@@ -227,8 +256,8 @@ def cached_attention_ref(
         for row, prefix in enumerate(prefix_lengths.tolist()):
             visible[row, prefix : prefix + block_length] |= seen[row].bool()
     group = query.shape[1] // kv_heads
-    keys = key_cache[where.long()].repeat_interleave(group, dim=1)
-    values = value_cache[where.long()].repeat_interleave(group, dim=1)
+    keys = key_cache[where.long()].to(qkv.dtype).repeat_interleave(group, dim=1)
+    values = value_cache[where.long()].to(qkv.dtype).repeat_interleave(group, dim=1)
     scores = torch.einsum("rhd,rhcd->rhc", query, keys)
     scores = scores * (head_dim**-0.5 if scale is None else scale)
     weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)

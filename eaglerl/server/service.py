@@ -203,5 +203,7 @@ class Service:
 
 def _fingerprint(decoder: SpeculativeDecoder) -> str:
     """Return a fingerprint of the target and of the versions; drafts change no answer."""
-    parts = (target_id(decoder.target), torch.__version__, version("eaglerl"))
+    target = decoder.target
+    arithmetic = (target.precision, target.kv_cache_dtype)
+    parts = (target_id(target), *arithmetic, torch.__version__, version("eaglerl"))
     return "fp_" + hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=5).hexdigest()

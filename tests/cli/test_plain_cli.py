@@ -30,6 +30,16 @@ def test_generate(tiny_folders: SimpleNamespace) -> None:
     assert "plain decoding (--plain) needs none" in refused.stderr
 
 
+def test_kv_cache_dtype(tiny_folders: SimpleNamespace) -> None:
+    arguments = ["generate", "--raw", "one two", "-n", "12", "--plain"]
+    arguments += ["--model", str(tiny_folders.target), "--kv-cache-dtype"]
+    assert run(*arguments, "bfloat16").exit_code == 0
+    refused = run(*arguments, "float8")
+    assert refused.exit_code == 1
+    names = "auto, float32, bfloat16, float16"
+    assert f"kv_cache_dtype must be one of {names}" in " ".join(refused.stderr.split())
+
+
 def test_demo(tiny_folders: SimpleNamespace) -> None:
     result = run("demo", "one", "-n", "8", "--plain", "--json", "--model", str(tiny_folders.target))
     assert result.exit_code == 0, result.stderr

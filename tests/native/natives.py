@@ -78,13 +78,20 @@ def _silu_mul(source: Source, memory: Memory) -> Step:
     return C.silu_mul, [memory(64), 16, memory(32), 4, 8, source.choice((1, 2))]
 
 
+def _cache_dtype(source: Source) -> tuple[int, torch.dtype]:
+    """Return a dtype of a KV cache: its number in native code, and torch's."""
+    name, number = source.choice(tuple(C.cache_dtypes.items()))
+    return number, getattr(torch, name)
+
+
 def _cached_attention(source: Source, memory: Memory) -> Step:
     rows, block = 3, source.choice((0, 3))
+    number, dtype = _cache_dtype(source)
     return C.cached_attention, [
         memory(rows * 32), 32, memory(20), memory(20), 5, memory.int32(rows), memory.int32(rows),
-        memory.int32(rows), memory(80), memory(80), 1, 80, 10, memory.int32(rows),
-        memory.int64(rows), 1, block, memory(8), memory(8), 1e-6, 0.3, memory(rows * 16), 16,
-        rows, 2, 1, 8, source.choice((1, 2)),
+        memory.int32(rows), memory(80, dtype), memory(80, dtype), 1, 80, 10, number,
+        memory.int32(rows), memory.int64(rows), 1, block, memory(8), memory(8), 1e-6, 0.3,
+        memory(rows * 16), 16, rows, 2, 1, 8, source.choice((1, 2)),
     ]  # fmt: skip
 
 
@@ -304,11 +311,12 @@ def _block_matrix(source: Source, memory: Memory) -> Step:
 def _block_decoder(source: Source, memory: Memory) -> Step:
     # Two layers of 32 channels, with 2 query heads and 1 key head of 16, and 40 tokens.
     hidden, rows, layers, capacity, block = 32, 3, 2, 10, source.choice((0, 3))
+    number, dtype = _cache_dtype(source)
     run = [
         memory.int64(rows), rows, memory(40), memory(40), 5, memory.int32(rows),
         memory.int32(rows), memory.int32(rows) if source.random() < 0.5 else 0,
-        memory(layers * 2 * capacity * 16), 1, layers * 2 * capacity * 16, 2 * capacity * 16,
-        capacity * 16, capacity, memory.int32(rows), memory.int64(rows), 1, block,
+        memory(layers * 2 * capacity * 16, dtype), 1, layers * 2 * capacity * 16, 2 * capacity * 16,
+        capacity * 16, capacity, number, memory.int32(rows), memory.int64(rows), 1, block,
         source.choice(([], [0, 1], [7])), memory(rows * 2 * hidden), memory(rows * hidden),
         memory(rows * 40), source.choice((0, 1, rows)), source.choice((1, 2)),
     ]  # fmt: skip

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.server.completion import derived_seed
+from eaglerl.server.service import _fingerprint
 from eaglerl.server.text import TokenTexts
 
+from ..eagle3.tiny import tiny_model
 from .tiny import NAME, tiny_decoder, tiny_parts
 
 CHAT = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 20}
@@ -174,3 +178,14 @@ def test_the_fingerprint_is_that_of_the_target(client) -> None:
     }
     assert "service_tier" not in first
     assert ask(client, CHAT | {"service_tier": "flex"})["service_tier"] == "default"
+
+
+def test_the_fingerprint_changes_with_what_changes_answers() -> None:
+    """Among these are the precision of the products and the dtype of the KV cache."""
+    model, seen = tiny_model(), set()
+    for dtype in ("float32", "bfloat16", "float16"):
+        target = make_target(model, kv_cache_dtype=dtype)
+        seen.add(_fingerprint(SpeculativeDecoder(target, None)))
+        target.precision = "int8"
+        seen.add(_fingerprint(SpeculativeDecoder(target, None)))
+    assert len(seen) == 6

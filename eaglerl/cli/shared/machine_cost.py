@@ -28,6 +28,8 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
 
     The decoder must have a draft head.
     """
+    import torch
+
     from eaglerl.eagle3.head.packed_draft import products_dtype
     from eaglerl.evaluation.running.processor import describe_machine
     from eaglerl.fingerprints import head_id, target_id
@@ -45,6 +47,8 @@ def kept_cost_path(decoder: SpeculativeDecoder) -> Path:
         parts.append(decoder.target.precision)
     if decoder.target.weights != "stored":
         parts.append(decoder.target.weights)
+    if decoder.target.kv_cache_dtype is not torch.float32:
+        parts.append(f"KV cache in {decoder.target.kv_cache_dtype}")
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return cache_root() / "costs" / f"{name}.json"
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.eagle3.cache.kv_cache import KVCacheDtype
     from eaglerl.eagle3.head.make_draft_runner import DraftDtype
     from eaglerl.eagle3.target.make_target import TargetPrecision
     from eaglerl.eagle3.target.weight_files import WeightFormat
@@ -71,6 +72,15 @@ WeightsOption = Annotated[
         help="Format of the target's matrices in other precisions than float32: stored, or q8_0, "
         "q4_0 or q4_1 to quantise them to 8 or 4 bits while loading, which changes the text; "
         "bf16, f16, f32.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+KVCacheDtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE",
+        help="KV cache of the target: bfloat16 and float16 halve its memory and change the text; "
+        "auto is float32 on the CPU.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -249,6 +259,7 @@ class DecoderSettings:
     draft_dtype: DraftDtypeOption = "auto"
     precision: PrecisionOption = "auto"
     weights: WeightsOption = "stored"
+    kv_cache_dtype: KVCacheDtypeOption = "auto"
     threads: ThreadsOption = None
     debug: DebugOption = False
 
@@ -261,7 +272,7 @@ def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> Speculati
         plain: decode plainly, for which no head is loaded unless the settings name one.
 
     Raises:
-        ValueError: a setting names no model, no head, no precision or no format of weights.
+        ValueError: a setting names no model, head, precision, format of weights or dtype.
     """
     model, draft = settings.model, settings.draft
     target_path = resolve_model(model)
@@ -282,6 +293,7 @@ def load_decoder(settings: DecoderSettings, *, plain: bool = False) -> Speculati
             draft_dtype=cast("DraftDtype", settings.draft_dtype),  # checked there
             precision=cast("TargetPrecision", settings.precision),
             weights=cast("WeightFormat", settings.weights),
+            kv_cache_dtype=cast("KVCacheDtype", settings.kv_cache_dtype),
         )
 
 

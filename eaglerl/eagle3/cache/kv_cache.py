@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 
 from eaglerl.ops import move_rows
+
+#: Dtypes of a target's KV cache, by torch's names; "auto" is the dtype of the target's activations.
+KVCacheDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def torch_cache_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype of a KV cache that has this name; None for "auto".
+
+    Raises:
+        ValueError: the name is none of `KVCacheDtype`.
+    """
+    allowed = get_args(KVCacheDtype)
+    if name not in allowed:
+        raise ValueError(f"kv_cache_dtype must be one of {', '.join(allowed)}, got {name!r}")
+    return None if name == "auto" else getattr(torch, name)
 
 
 class KVCache:
@@ -58,6 +74,25 @@ class KVCache:
     def values(self, layer: int) -> torch.Tensor:
         """Return a layer's values as a view, (slots, kv_heads, capacity, head_dim)."""
         return self.data[:, layer, 1]
+
+    def check_model(self, num_layers: int, num_kv_heads: int, head_dim: int) -> None:
+        """Check that a model's native passes can use this cache.
+
+        Raises:
+            ValueError: it is a cache of another model, or its memory lies elsewhere than on the CPU
+                or in another order.
+        """
+        slots, layers, _, heads, capacity, dim = self.data.shape
+        if (layers, heads, dim) != (num_layers, num_kv_heads, head_dim):
+            raise ValueError(
+                f"the KV cache must have {num_layers} layers, {num_kv_heads} heads and a head_dim "
+                f"of {head_dim}, got {layers}, {heads} and {dim}: it is that of another model"
+            )
+        if not (self.data.is_cpu and self.data.is_contiguous()):
+            raise ValueError(
+                f"the KV cache must be contiguous on the CPU, got {slots} slots of {capacity} rows "
+                f"on {self.data.device} with strides {self.data.stride()}"
+            )
 
     def check_room(self, rows: int, slot: int = 0) -> None:
         """Check that `rows` more rows fit behind the committed ones.

@@ -17,6 +17,7 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
 from eaglerl.eagle3.head.packed_rows import NormWeight, Place, RowBuffers, Visible
 from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
+from eaglerl.ops.cached_attention import cache_dtype_number
 
 _FLOAT_BYTES = 4
 _INT32_BYTES = 4
@@ -102,10 +103,11 @@ class PackedDraft(CachedDraft):
         qkv_width = (heads + 2 * key_value_heads) * config.head_dim
         tables = (self._cos.data_ptr(), self._sin.data_ptr(), self._cos.shape[0])
         self._attention_tables = (qkv_width, *tables)
-        # The op takes (slots, keys, values, number of slots, slot stride, capacity). A pass stays
-        # in one slot, which is presented as a cache of one slot: no slot array, stride 0.
+        # The op takes (slots, keys, values, number of slots, slot stride, capacity, dtype). A pass
+        # stays in one slot, which is presented as a cache of one slot: no slot array, stride 0.
+        dtype = cache_dtype_number("cache", cache.data.dtype)
         self._attention_caches = [
-            (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity)
+            (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity, dtype)
             for keys, values in zip(cache.keys(0), cache.values(0), strict=True)
         ]
         self._row_bytes = _FLOAT_BYTES * config.head_dim
@@ -278,11 +280,11 @@ class PackedDraft(CachedDraft):
             self._hidden_norm.address, buffers.pair_right, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         qkv = self._qkv(buffers.pair)
-        no_slots, keys, values, slots, stride, capacity = self._attention_caches[slot]
+        no_slots, keys, values, slots, stride, capacity, dtype = self._attention_caches[slot]
         skipped = place.first_row * self._row_bytes
         C.cached_attention(
             qkv.data_ptr(), *self._attention_tables, place.positions, place.cache_rows,
-            no_slots, keys + skipped, values + skipped, slots, stride, capacity,
+            no_slots, keys + skipped, values + skipped, slots, stride, capacity, dtype,
             *visible.arguments(), *self._qk,
             buffers.attended_address, self._out.in_features, rows, *self._heads, threads,
         )  # fmt: skip

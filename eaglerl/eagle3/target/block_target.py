@@ -25,12 +25,13 @@ from eaglerl.eagle3.layers.rope import RopeTables, module_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_weights import DecoderWeights
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
+from eaglerl.ops.cached_attention import cache_dtype_number
 
 Precision = Literal["native", "int8"]
 
 
 class BlockTarget(TargetModel):
-    """Dense Llama-family models on the CPU, in the blocks of their files; the cache is float32."""
+    """Dense Llama-family models on the CPU, in the blocks of their files."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class BlockTarget(TargetModel):
         feature_layers: Sequence[int] | None = None,
         *,
         precision: Precision = "native",
+        kv_cache_dtype: torch.dtype = torch.float32,
     ) -> None:
         """Build the decoder.
 
@@ -49,14 +51,19 @@ class BlockTarget(TargetModel):
             weights: see `read_decoder_weights`.
             feature_layers: see `TargetModel`.
             precision: "native" multiplies with float32 activations, "int8" with 8-bit ones.
+            kv_cache_dtype: float32, bfloat16 or float16. Keys and values are rounded to it when
+                they are written, and attention computes with them in float32.
 
         Raises:
             ValueError: the sizes of the weights are not those of the config.
+            TypeError: the kernels read no caches of this dtype.
         """
+        cache_dtype_number("kv_cache_dtype", kv_cache_dtype)
         if precision not in ("native", "int8"):
             raise ValueError(f'precision must be "native" or "int8", got {precision!r}')
         super().__init__(config, generation_config, torch.device("cpu"), feature_layers)
         self.precision = precision
+        self.kv_cache_dtype = kv_cache_dtype
         self._embedding: torch.Tensor | None = None
         self._weights = weights
         self._decoder = C.BlockDecoder(
@@ -89,12 +96,20 @@ class BlockTarget(TargetModel):
         return self._embedding
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty float32 cache."""
-        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, slots=slots)
+        """Make an empty cache of `kv_cache_dtype`."""
+        return KVCache(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            capacity,
+            slots=slots,
+            dtype=self.kv_cache_dtype,
+        )
 
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """Run one pass; see `TargetModel.forward`. Rows of several slots may share a pass."""
+        cache.check_model(self.num_layers, self.num_kv_heads, self.head_dim)
         count = len(rows)
         wanted = {"all": count, "last": min(count, 1), "none": 0}[logits]
         features = torch.empty(count, len(self.feature_layers) * self.hidden_size)
@@ -118,6 +133,7 @@ class BlockTarget(TargetModel):
             data.stride(1),
             data.stride(2),
             cache.capacity,
+            cache_dtype_number("cache", data.dtype),
             rows.prefix_lengths.data_ptr(),
             0 if mask is None else mask.data_ptr(),
             0 if mask is None else mask.shape[1],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -118,6 +119,7 @@ def load_block_target(
     *,
     feature_layers: Sequence[int] | Callable[[int], Sequence[int]] | None = None,
     precision: Precision = "native",
+    kv_cache_dtype: torch.dtype | None = None,
 ) -> BlockTarget:
     """Load a target for the block kernels.
 
@@ -125,6 +127,7 @@ def load_block_target(
         source: see `open_block_source`.
         feature_layers: see `load_target`.
         precision: see `BlockTarget`.
+        kv_cache_dtype: see `BlockTarget`; None for float32.
 
     Raises:
         ValueError: a tensor cannot be packed, see `WeightFile.matrix`; or the precision is int8 and
@@ -147,6 +150,7 @@ def load_block_target(
         read_decoder_weights(weights, config),
         feature_layers,
         precision=precision,
+        kv_cache_dtype=kv_cache_dtype or torch.float32,
     )
     target.weights = weights.weights
     return target

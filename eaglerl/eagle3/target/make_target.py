@@ -10,6 +10,7 @@ from typing import Literal, TypedDict, cast, get_args
 import torch
 from transformers import PreTrainedModel
 
+from eaglerl.eagle3.cache.kv_cache import KVCacheDtype, torch_cache_dtype
 from eaglerl.eagle3.target.block_target import Precision
 from eaglerl.eagle3.target.load_block_target import (
     BlockSource,
@@ -41,6 +42,7 @@ class TargetOptions(TypedDict, total=False):
     device: torch.device | str | None
     precision: TargetPrecision
     weights: WeightFormat
+    kv_cache_dtype: KVCacheDtype
 
 
 def load_target(
@@ -52,6 +54,7 @@ def load_target(
     device: torch.device | str | None = None,
     precision: TargetPrecision = "auto",
     weights: WeightFormat = "stored",
+    kv_cache_dtype: KVCacheDtype = "auto",
 ) -> TargetModel:
     """Load any dense causal language model that transformers loads.
 
@@ -76,6 +79,10 @@ def load_target(
             table and the output layer are in q8_0. "bf16", "f16" and "f32" store each by itself.
             This is weight-only quantisation, as transformers' ``QuantoConfig(weights=...)`` asks
             for it.
+        kv_cache_dtype: of keys and values in the KV cache. With the CPU's own kernels "auto" is
+            float32; "bfloat16" and "float16" halve the cache and change the text, since keys and
+            values are rounded when they are written. transformers' modules keep the dtype of the
+            model.
 
     Raises:
         ValueError: the model does not run in this precision or with these weights, "packed" cannot
@@ -87,6 +94,7 @@ def load_target(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     _check_names(precision, weights)
+    cache_dtype = torch_cache_dtype(kv_cache_dtype)
     if precision not in ("auto", "float32") or weights != "stored":
         given = f'precision="{precision}"' if weights == "stored" else f'weights="{weights}"'
         _check_alone(given, backend, dtype, device)
@@ -94,13 +102,20 @@ def load_target(
         if isinstance(source, str):
             raise ValueError(f"{given} cannot run {str(path)!r}: {source}")
         chosen = cast("Precision", "native" if precision == "auto" else precision)
-        return load_block_target(source, feature_layers=feature_layers, precision=chosen)
+        return load_block_target(
+            source,
+            feature_layers=feature_layers,
+            precision=chosen,
+            kv_cache_dtype=cache_dtype,
+        )
     slower = None
     asked = (backend, dtype, device.type) != ("auto", None, "cpu")
     if precision == "auto" and not asked and has_gguf(path):
         found = open_block_source(path)
         if isinstance(found, BlockSource):
-            return load_block_target(found, feature_layers=feature_layers)
+            return load_block_target(
+                found, feature_layers=feature_layers, kv_cache_dtype=cache_dtype
+            )
         slower = found
     stored = torch.float32 if device.type == "cpu" else "auto"
     model = load_transformers_model(path, stored if dtype is None else dtype)
@@ -115,7 +130,9 @@ def load_target(
             f"the target {str(path)!r} is expanded to float32, which is slower: {slower}",
             stacklevel=2,
         )
-    return make_target(model, feature_layers=feature_layers, backend=backend)
+    return make_target(
+        model, feature_layers=feature_layers, backend=backend, kv_cache_dtype=kv_cache_dtype
+    )
 
 
 def _check_names(precision: str, weights: str) -> None:
@@ -146,28 +163,46 @@ def make_target(
     *,
     feature_layers: Sequence[int] | None = None,
     backend: Backend = "auto",
+    kv_cache_dtype: KVCacheDtype = "auto",
 ) -> TargetModel:
     """Wrap a model that is already loaded; arguments as in `load_target`.
 
     The packed path copies the weights: later changes to the model are not seen.
+
+    Raises:
+        ValueError: "packed" cannot run the model, or transformers' modules cannot keep their cache
+            in `kv_cache_dtype`.
     """
+    cache_dtype = torch_cache_dtype(kv_cache_dtype)
     if backend not in ("auto", "packed", "transformers"):
         raise ValueError(f'backend must be "auto", "packed" or "transformers", got {backend!r}')
     if backend == "transformers":
+        _check_cache_dtype(model, kv_cache_dtype, 'backend is "transformers"')
         return TransformersTarget(model, feature_layers)
     reason = why_not_packed(model)
     if reason is None:
         try:
-            return PackedTarget(model, feature_layers)
+            return PackedTarget(model, feature_layers, kv_cache_dtype=cache_dtype or torch.float32)
         except DifferentModulesError as error:
             if backend == "packed":
                 raise
             reason = str(error)
     if backend == "packed":
         raise ValueError(f"the packed CPU path cannot run this model: {reason}")
+    _check_cache_dtype(model, kv_cache_dtype, reason)
     if model.device.type == "cpu":
         warnings.warn(
             f"the target runs through transformers' modules, which is slower: {reason}",
             stacklevel=3,
         )
     return TransformersTarget(model, feature_layers)
+
+
+def _check_cache_dtype(model: PreTrainedModel, kv_cache_dtype: str, reason: str) -> None:
+    """Refuse another cache than the model's own where transformers' modules run it."""
+    if torch_cache_dtype(kv_cache_dtype) not in (None, model.dtype):
+        raise ValueError(
+            f"kv_cache_dtype must be auto for a target that runs through transformers' modules, "
+            f"which keep the model's {model.dtype}, got {kv_cache_dtype!r}; it does so because "
+            f"{reason}"
+        )

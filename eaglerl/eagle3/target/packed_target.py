@@ -23,6 +23,7 @@ from eaglerl.eagle3.layers.rope import RopeTables, module_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.target_files import embedding_table
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
+from eaglerl.ops.cached_attention import cache_dtype_number
 from eaglerl.ops.undisturbed import undisturbed
 
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -161,7 +162,7 @@ class _Buffers:
 
 
 class PackedTarget(TargetModel):
-    """Dense Llama-family models on the CPU; activations and the cache are float32."""
+    """Dense Llama-family models on the CPU; activations are float32."""
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class PackedTarget(TargetModel):
         *,
         dtype: Literal["float32", "bfloat16"] = "float32",
         rows_hint: int = 16,
+        kv_cache_dtype: torch.dtype = torch.float32,
     ) -> None:
         """Pack the weights of a loaded model, which is not needed afterwards.
 
@@ -179,12 +181,15 @@ class PackedTarget(TargetModel):
             dtype: of the packed weights. bfloat16 halves the time of large batches on CPUs with
                 instructions for it, and changes the logits.
             rows_hint: number of rows for which oneDNN lays out the weights.
+            kv_cache_dtype: see `BlockTarget`.
 
         Raises:
             ValueError: the packed path cannot run the model.
             DifferentModulesError: in evaluation mode the model computes something other than its
                 weights say, because of an adapter, a hook or a changed module. A ValueError.
+            TypeError: the kernels read no caches of `kv_cache_dtype`.
         """
+        cache_dtype_number("kv_cache_dtype", kv_cache_dtype)
         reason = why_not_packed(model)
         if reason is not None:
             raise ValueError(f"the packed CPU path cannot run this model: {reason}")
@@ -200,7 +205,9 @@ class PackedTarget(TargetModel):
         self._head = _join((model.get_output_embeddings(),), dtype, rows_hint)
         self._rope = RopeTables(module_angles(decoder.rotary_emb, self.head_dim))
         self._scale = float(decoder.layers[0].self_attn.scaling)
+        # Compared with the default, a float32 cache.
         self._check_against(model, dtype)
+        self.kv_cache_dtype = kv_cache_dtype
 
     @torch.inference_mode()
     def _check_against(self, model: PreTrainedModel, dtype: str) -> None:
@@ -227,8 +234,15 @@ class PackedTarget(TargetModel):
         return self._embedding
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty float32 cache."""
-        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, slots=slots)
+        """Make an empty cache of `kv_cache_dtype`."""
+        return KVCache(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            capacity,
+            slots=slots,
+            dtype=self.kv_cache_dtype,
+        )
 
     def packed_products(self) -> list[PackedLinear]:
         """Return all matrix products of a pass, in the order in which they run."""
@@ -250,6 +264,7 @@ class PackedTarget(TargetModel):
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """Run one pass; see `TargetModel.forward`. Rows of several slots may share a pass."""
+        cache.check_model(self.num_layers, self.num_kv_heads, self.head_dim)
         count = len(rows)
         buffers = self._buffers_of(cache, count)
         threads = torch.get_num_threads()
@@ -312,6 +327,7 @@ class PackedTarget(TargetModel):
             data.shape[0],
             data.stride(0),
             cache.capacity,
+            cache_dtype_number("cache", data.dtype),
             rows.prefix_lengths.data_ptr(),
             0 if mask is None else mask.data_ptr(),
             0 if mask is None else mask.shape[1],

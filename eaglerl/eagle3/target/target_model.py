@@ -96,10 +96,12 @@ class TargetModel(ABC):
         has_window: whether a layer has a sliding window.
         precision: of the products: "native", "int8" or a dtype such as "float32".
         weights: what the weights were converted to while loading, see `load_target`.
+        kv_cache_dtype: of the caches that `new_cache` makes.
     """
 
     precision: str = "float32"
     weights: str = "stored"
+    kv_cache_dtype: torch.dtype = torch.float32
 
     #: Rows of one pass over a long prompt: bounds the buffers, and how long other sequences wait.
     chunk_size: int = 512

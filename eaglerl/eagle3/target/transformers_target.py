@@ -146,6 +146,7 @@ class TransformersTarget(TargetModel):
         _check_forward(model)
         self.model = model
         self.precision = str(model.dtype).removeprefix("torch.")
+        self.kv_cache_dtype = model.dtype
         self._windows = _attention_windows(model.config)
         self.has_window = any(window is not None for window in self._windows.values())
         steady = _steady_positions(model.config)
@@ -210,7 +211,7 @@ class TransformersTarget(TargetModel):
             self.head_dim,
             capacity,
             slots=slots,
-            dtype=self.model.dtype,
+            dtype=self.kv_cache_dtype,
             device=self.model.device,
         )
 
