@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,6 +153,8 @@ def main(
         runners = choose_runners(only or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    # Ended from outside, it still ends its own processes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # For every process: the libraries' own defaults differ, and a user's variables change them.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     folder = folder.resolve()

@@ -13,7 +13,8 @@ GGUF_TYPES = ("Q4_1", "Q8_0", "F32")
 
 # Arguments of llama-server by the name of the runner. An n-gram type runs with its defaults and,
 # since those wait for 12 tokens to repeat, as prompt lookup is set up elsewhere: 3 tokens that
-# repeat, 5 drafted. ngram-cache has no settings. EAGLE-3 drafts 3 tokens by default.
+# repeat, 5 drafted. ngram-cache has no settings, and in this release does not read a prompt that is
+# shorter than an earlier request's text. EAGLE-3 drafts 3 tokens by default.
 _NGRAM_MAPS = ("ngram-simple", "ngram-map-k", "ngram-map-k4v")
 LLAMA_DRAFTS: dict[str, tuple[str, ...]] = {
     "plain": (),
