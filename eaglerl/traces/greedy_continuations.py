@@ -12,6 +12,7 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.sampling import process_row
+from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.target_model import TargetModel
 
@@ -51,8 +52,8 @@ def greedy_texts(
     """Decode greedily, one token per pass and sequence, several sequences per pass.
 
     A product of several rows costs hardly more than one of a single row, so this is the fastest way
-    to the continuations of many prompts. If the two best logits are closer than the rounding of
-    float32, a batch may choose another token than a sequence decoded alone.
+    to the continuations of many prompts. If the two best logits of a target in float32 are closer
+    than its rounding, a batch may choose another token than a sequence decoded alone.
 
     Args:
         target: the target.
@@ -60,13 +61,14 @@ def greedy_texts(
         max_new_tokens: longest continuation.
         tail: number of tokens to decode past the end, whatever they are.
         eos_token_ids: tokens that end a continuation.
-        slots: number of sequences side by side; a target that is not packed has one.
+        slots: number of sequences side by side; a target that runs through transformers' modules
+            has one.
         settings: settings whose logits processors are applied to every row; none by default.
 
     Yields:
         The texts, in the order of completion.
     """
-    if not isinstance(target, PackedTarget):
+    if not isinstance(target, PackedTarget | BlockTarget):
         slots = 1
     batch = _Batch(target, slots, max_new_tokens, tail, frozenset(eos_token_ids), settings)
     waiting = enumerate(prompts)
