@@ -13,6 +13,7 @@ import torch
 
 from eaglerl.eagle3.generation_config.generation_fields import text_options
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.layers.embedding import EmbeddingSource
 from eaglerl.eagle3.target.target_model import TargetModel
 
 _DIGITS = 16
@@ -20,6 +21,8 @@ _DIGITS = 16
 # quantisation flips about 0.06 of the signs, and of another model half of them differ.
 _ENTRIES = 512
 _MOST_FLIPPED = 0.2
+# Rows of the table that are expanded at a time.
+_ROWS = 1024
 
 
 class ModelId(str):
@@ -74,11 +77,14 @@ def target_id(target: TargetModel) -> ModelId:
         shape["generation"] = options
     told = json.dumps(shape, sort_keys=True, default=str).encode()
     digest = hashlib.sha256(told)
-    digest.update(_bytes(target.embed_tokens))
+    table = target.embedding
+    for begin in range(0, table.shape[0], _ROWS):
+        digest.update(_bytes(_rows(table, torch.arange(begin, min(begin + _ROWS, table.shape[0])))))
     some = torch.randint(
-        target.embed_tokens.numel(), (_ENTRIES,), generator=torch.Generator().manual_seed(0)
+        table.shape[0] * table.shape[1], (_ENTRIES,), generator=torch.Generator().manual_seed(0)
     )
-    signs = _signs(target.embed_tokens.flatten()[some.to(target.embed_tokens.device)])
+    entries = _rows(table, some // table.shape[1]).gather(1, some[:, None] % table.shape[1])
+    signs = _signs(entries)
     if target.weights != "stored":
         # Formats of 4 and 8 bits share the table's.
         digest.update(target.weights.encode())
@@ -130,6 +136,13 @@ def prompt_id(token_ids: Sequence[int]) -> str:
 def split_of(prompt_id: str) -> Literal["train", "test"]:
     """Return a prompt's half: "test" if the last bit of its `prompt_id` is set."""
     return "test" if int(prompt_id, 16) % 2 else "train"
+
+
+def _rows(table: torch.Tensor | EmbeddingSource, ids: torch.Tensor) -> torch.Tensor:
+    """Return rows of a table on the CPU, in its own dtype."""
+    if isinstance(table, EmbeddingSource):
+        return table.rows(ids)
+    return table[ids.to(table.device)].cpu()
 
 
 def _signs(tensor: torch.Tensor) -> bytes:

@@ -55,7 +55,7 @@ def with_table(target: TargetModel, table: torch.Tensor) -> SimpleNamespace:
         "config", "num_layers", "hidden_size", "vocab_size", "feature_layers", "generation_config",
         "weights",
     )  # fmt: skip
-    return SimpleNamespace(embed_tokens=table, **{name: getattr(target, name) for name in names})
+    return SimpleNamespace(embedding=table, **{name: getattr(target, name) for name in names})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

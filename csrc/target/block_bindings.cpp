@@ -19,6 +19,9 @@ namespace py = pybind11;
 namespace eaglerl {
 namespace {
 
+// A row takes 3 us, a thread about as long to wake.
+constexpr int64_t kGatherGrain = 16;
+
 using FloatArray = py::array_t<float, py::array::c_style>;
 using Matrices = std::vector<std::shared_ptr<BlockMatrix>>;
 // Norms of input, output, queries and keys; matrices and biases of qkv; out, gate and up, down.
@@ -83,6 +86,26 @@ py::array_t<float> dequantise(const BlockMatrix& matrix, int64_t begin, int64_t 
   for (int64_t row = begin; row < end; ++row, place += view.inputs)
     matrix.dequantise_row(row, place);
   return out;
+}
+
+// Writes rows `token_ids` (rows,) as floats into out (rows, inputs).
+void gather(const BlockMatrix& matrix, uintptr_t token_ids, int64_t rows, uintptr_t out,
+            int threads) {
+  matrix.check_usable();
+  check_between("threads", threads, 1, kMostThreads);
+  const BlockMatrixView& view = matrix.view();
+  check_between("rows", rows, 0, kLargestCount);
+  check_product("out", {rows, view.inputs});
+  const int64_t* source = element_address<const int64_t>("token_ids", token_ids, rows);
+  float* target = element_address<float>("out", out, rows);
+  py::gil_scoped_release release;
+  // A copy: what is checked is what is read, whoever else writes to the ids.
+  const std::vector<int64_t> ids(source, source + rows);
+  for (const int64_t id : ids) check_between("token_ids", id, 0, view.outputs - 1);
+  parallel_for(rows, kGatherGrain, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      matrix.dequantise_row(ids[size_t(row)], target + row * view.inputs);
+  });
 }
 
 // The product with rows x (rows, inputs): the op that tests and benchmarks measure.
@@ -213,6 +236,8 @@ void bind_blocks(py::module_& module) {
                                return py::make_tuple(matrix.view().outputs, matrix.view().inputs);
                              })
       .def("dequantise", &dequantise, py::arg("begin"), py::arg("end"))
+      .def("gather", &gather, py::arg("token_ids"), py::arg("rows"), py::arg("out"),
+           py::arg("threads"))
       .def("multiply", &multiply, py::arg("x"), py::arg("out"), py::arg("rows"), py::arg("int8"),
            py::arg("threads"));
   py::class_<BlockDecoder>(module, "BlockDecoder")

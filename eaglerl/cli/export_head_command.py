@@ -162,7 +162,7 @@ def _compare_layers(target: Path, head: Eagle3DraftHead) -> list[LayerReading]:
 
     model = load_target(target, feature_layers=head.config.resolve_feature_layers)
     check_fit(model, head)
-    head.to(model.embed_tokens.device)
-    if head.embed_tokens is None:
-        head.set_embed_tokens(model.embed_tokens)
+    head.to(model.device)
+    if not head.has_embedding:
+        head.set_embed_tokens(model.embedding)
     return compare_neighbours(model, head, AutoTokenizer.from_pretrained(target))

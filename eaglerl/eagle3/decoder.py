@@ -99,8 +99,8 @@ class SpeculativeDecoder:
             self._sessions = SessionFactory(target, None, None)
             return
         check_fit(target, draft_head)
-        if draft_head.embed_tokens is None:
-            draft_head.set_embed_tokens(target.embed_tokens)
+        if not draft_head.has_embedding:
+            draft_head.set_embed_tokens(target.embedding)
         self.default_policy = as_policy(default_policy or DEFAULT_TREE)
         self.draft_runner = make_draft_runner(draft_head, capacity=TREE_ROOM, dtype=draft_dtype)
         self._sessions = SessionFactory(target, draft_head, self.draft_runner)
@@ -189,7 +189,7 @@ class SpeculativeDecoder:
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self._check(prompts, policy)
-        generator = seeded_generator(seed, self.target.embed_tokens.device)
+        generator = seeded_generator(seed, self.target.device)
         begun = [
             self._begin(one, prompt, generator, tokenizer)
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
@@ -239,7 +239,7 @@ class SpeculativeDecoder:
         prompts = self._read(input_ids, attention_mask, inputs, settings)
         prompt = prompts.only("start")
         chosen = self._check(prompts, policy)
-        generator = seeded_generator(seed, self.target.embed_tokens.device)
+        generator = seeded_generator(seed, self.target.device)
         verifier, rules = self._begin(settings, prompt, generator, tokenizer)
         return Generation(
             self._sessions, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
@@ -254,7 +254,7 @@ class SpeculativeDecoder:
         """
         target = self.target
         return GenerationSettings.read(
-            target.config, target.generation_config, target.embed_tokens.device, **options
+            target.config, target.generation_config, target.device, **options
         )
 
     def eagenerate(

@@ -50,10 +50,10 @@ def load_pair(
     # a wrong one as a target that does not fit.
     table = model.embed_tokens if config.tie_word_embeddings else None
     head = Eagle3DraftHead.from_pretrained(draft, config=config, embed_tokens=table)
-    head = head.to(model.embed_tokens.device)
+    head = head.to(model.device)
     check_fit(model, head)
-    if head.embed_tokens is None:
-        head.set_embed_tokens(model.embed_tokens)
+    if not head.has_embedding:
+        head.set_embed_tokens(model.embedding)
     if feature_layers is None:
         check_layer_ids(draft, model, head, tokenizer)
     return model, head, tokenizer

@@ -101,7 +101,7 @@ class DecodingSession(CacheOwner):
         self.waited_seconds = 0.0
         self._fused = bound_policy
         self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
-        self._device = target.embed_tokens.device
+        self._device = target.device
         self._now = clock_of(self._device)
         self._pending = PendingRows()
         self._last: StepResult | None = None

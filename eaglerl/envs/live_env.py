@@ -100,7 +100,7 @@ class SpeculativeDecodingEnv(gym.Env):
         self.reward = WindowReward(reward, initial_rate=self._initial_rate())
 
     def _start_without_episode(self) -> None:
-        self._device = self._decoder.target.embed_tokens.device
+        self._device = self._decoder.target.device
         self._widest = max(action.total_tokens for action in self.actions)
         self._observation = np.zeros(self.observation_spec.size, dtype=np.float32)
         self._session: DecodingSession | None = None

@@ -45,7 +45,7 @@ class DraftReplay:
         """
         if dtype not in ("float32", "int8"):
             raise ValueError(f'dtype must be "float32" or "int8", got {dtype!r}')
-        if head.embed_tokens is None:
+        if not head.has_embedding:
             raise ValueError("head must have embed_tokens: give it the target's table")
         self.config = head.config
         self.dtype = dtype

@@ -348,7 +348,7 @@ def _generation_settings(target: TargetModel, max_new_tokens: int) -> Generation
     settings = GenerationSettings.read(
         target.config,
         target.generation_config,
-        target.embed_tokens.device,
+        target.device,
         max_new_tokens=max_new_tokens,
     )
     settings.check_ends_by_tokens()

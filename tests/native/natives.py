@@ -289,7 +289,7 @@ def _make_block_matrix(source: Source, outputs: int, inputs: int) -> Any:
 
 
 def _block_matrix(source: Source, memory: Memory) -> Step:
-    x, out = memory(9 * 64), memory(9 * 20)
+    x, out, ids = memory(9 * 64), memory(9 * 20), memory.int64(9)
 
     def drive(*_: Any) -> None:
         file = _spoiled_array(np.zeros((20, 40), np.uint8), source, share=0.3)
@@ -302,6 +302,7 @@ def _block_matrix(source: Source, memory: Memory) -> Step:
         assert matrix.bytes > 0
         _drive([
             partial(matrix.dequantise, *spoil_numbers([3, 20], source)),
+            partial(matrix.gather, *spoil_numbers([ids, 9, x, 2], source)),
             partial(matrix.multiply, *spoil_numbers([x, out, 9, source.random() < 0.5, 2], source)),
         ])  # fmt: skip
 

@@ -82,6 +82,32 @@ def test_what_is_packed_is_what_gguf_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_gathered_rows_are_those_that_gguf_reads(name: str) -> None:
+    file = make_file(name, 37, 512)
+    matrix, expected = make_matrix(name, file, 512), dequantised(name, file)
+    # More than a share of one thread, and the same row again.
+    for ids in ([36], [5, 0, 5], list(range(37)) * 3, []):
+        token_ids = torch.tensor(ids, dtype=torch.int64)
+        out = torch.full((len(ids) + 1, 512), float("nan"))
+        matrix.gather(token_ids.data_ptr(), len(ids), out.data_ptr(), 3)
+        np.testing.assert_array_equal(out[:-1].numpy(), expected[ids])
+        assert out[-1].isnan().all()
+
+
+def test_gathering_refuses_unknown_rows() -> None:
+    matrix, out = make_matrix("Q8_0", make_file("Q8_0", 37, 64), 64), torch.zeros(2, 64)
+    for bad in (-1, 37):
+        ids = torch.tensor([3, bad])
+        with pytest.raises(ValueError, match=rf"token_ids.*{bad}"):
+            matrix.gather(ids.data_ptr(), 2, out.data_ptr(), 1)
+    assert not out.any()
+    with pytest.raises(ValueError, match="token_ids"):
+        matrix.gather(0, 2, out.data_ptr(), 1)
+    with pytest.raises(ValueError, match="threads"):
+        matrix.gather(ids.data_ptr(), 2, out.data_ptr(), 0)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [1, 3, 8, 21, 70])
 def test_products_are_those_of_float64(name: str, rows: int, isa: str) -> None:
     outputs, inputs = 37, 768

@@ -27,7 +27,7 @@ class CachedDraft(ABC):
     """
 
     def __init__(self, head: Eagle3DraftHead, *, capacity: int, slots: int) -> None:
-        if head.embed_tokens is None:
+        if not head.has_embedding:
             raise ValueError("head must have embed_tokens: give it the target's table")
         self.head_config = head.config
         self.draft_to_target = head.draft_to_target

@@ -19,6 +19,7 @@ from eaglerl.eagle3.head.draft_checkpoint import (
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_config_file import NormOutputConvention
 from eaglerl.eagle3.head.feature_layers import AuxLayerConvention
+from eaglerl.eagle3.layers.embedding import EmbeddingSource
 from eaglerl.eagle3.layers.rope import apply_rope
 from eaglerl.regular_file import naming
 
@@ -128,7 +129,7 @@ class Eagle3DraftHead(nn.Module):
 
     Attributes:
         config: the configuration.
-        embed_tokens: (V, h) buffer, the target's table or the head's own; None until given.
+        embedding_source: the target's table in another form than a tensor; None without one.
         owns_embedding: whether `save_pretrained` writes ``embed_tokens``.
         d2t: (Vd,) int64 buffer of offsets, None if the vocabulary is not pruned.
         t2d: (V,) bool buffer, None if the vocabulary is not pruned.
@@ -136,9 +137,11 @@ class Eagle3DraftHead(nn.Module):
 
     d2t: torch.Tensor | None
     t2d: torch.Tensor | None
-    embed_tokens: torch.Tensor | None
+    _embed_tokens: torch.Tensor | None
 
-    def __init__(self, config: Eagle3Config, *, embed_tokens: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, config: Eagle3Config, *, embed_tokens: torch.Tensor | EmbeddingSource | None = None
+    ) -> None:
         """Make a head with random weights.
 
         Args:
@@ -163,7 +166,8 @@ class Eagle3DraftHead(nn.Module):
         offsets = torch.zeros(config.draft_vocab_size, dtype=torch.int64)
         self.register_buffer("d2t", offsets if pruned else None)
         self.register_buffer("t2d", torch.ones(config.vocab_size).bool() if pruned else None)
-        self.register_buffer("embed_tokens", None, persistent=False)
+        self.register_buffer("_embed_tokens", None, persistent=False)
+        self.embedding_source: EmbeddingSource | None = None
         self.owns_embedding = config.owns_embedding
         if embed_tokens is not None:
             self.set_embed_tokens(embed_tokens)
@@ -258,7 +262,27 @@ class Eagle3DraftHead(nn.Module):
             state["embed_tokens.weight"] = self.embed_tokens.to(dtype or self.embed_tokens.dtype)
         write_checkpoint(path, self.config, state)
 
-    def set_embed_tokens(self, table: torch.Tensor) -> None:
+    @property
+    def embed_tokens(self) -> torch.Tensor | None:
+        """(V, h) table of the target, or the head's own; None until given.
+
+        A table that the target has in another form is expanded when first asked for; `embed` and
+        the packed runner do without.
+        """
+        if self._embed_tokens is None and self.embedding_source is not None:
+            self._embed_tokens = self.embedding_source.table().to(self.fc.weight.device)
+        return self._embed_tokens
+
+    @embed_tokens.setter
+    def embed_tokens(self, table: torch.Tensor | None) -> None:
+        self._embed_tokens, self.embedding_source = table, None
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether the head has an embedding table."""
+        return self._embed_tokens is not None or self.embedding_source is not None
+
+    def set_embed_tokens(self, table: torch.Tensor | EmbeddingSource) -> None:
         """Set the embedding table (V, h), without copying it.
 
         Raises:
@@ -270,7 +294,10 @@ class Eagle3DraftHead(nn.Module):
                 f"embed_tokens must have shape {expected} (vocab_size, hidden_size), got "
                 f"{tuple(table.shape)}"
             )
-        self.embed_tokens = table.detach()
+        if isinstance(table, EmbeddingSource):
+            self.embed_tokens, self.embedding_source = None, table
+        else:
+            self.embed_tokens = table.detach()
 
     def set_draft_vocabulary(self, target_ids: torch.Tensor) -> None:
         """Set d2t and t2d so that draft id i means the i-th smallest of ``target_ids``.
@@ -311,9 +338,12 @@ class Eagle3DraftHead(nn.Module):
         Raises:
             ValueError: the head has no embedding table.
         """
+        weight = self.fc.weight
+        if self._embed_tokens is None and self.embedding_source is not None:
+            return self.embedding_source.rows(token_ids.cpu()).to(weight)
         if self.embed_tokens is None:
             raise ValueError("embed_tokens is not set: the head needs the target's table")
-        return nn.functional.embedding(token_ids, self.embed_tokens).to(self.fc.weight.dtype)
+        return nn.functional.embedding(token_ids, self.embed_tokens).to(weight.dtype)
 
     def reduce(self, features: torch.Tensor) -> torch.Tensor:
         """Map features (..., 3k), [low | mid | high], to the draft's width (..., h)."""

@@ -43,6 +43,11 @@ def products_dtype(draft: CachedDraft) -> LinearDtype:
     return draft.dtype if isinstance(draft, PackedDraft) else "float32"
 
 
+def _float_table(head: Eagle3DraftHead) -> torch.Tensor:
+    assert head.embed_tokens is not None, "checked by CachedDraft"
+    return head.embed_tokens.float().contiguous()
+
+
 class PackedDraft(CachedDraft):
     """A draft head on the CPU, its weights packed once in fp32, bf16 or int8.
 
@@ -79,8 +84,8 @@ class PackedDraft(CachedDraft):
         super().__init__(head, capacity=capacity, slots=slots)
         self.dtype = dtype
         self._pack(head, dtype, rows_hint)
-        assert head.embed_tokens is not None, "checked by CachedDraft"
-        self._table = head.embed_tokens.float().contiguous()
+        self._source = head.embedding_source
+        self._table = torch.empty(0) if self._source is not None else _float_table(head)
         self._table_address = self._table.data_ptr()
 
     def _allocate(self, capacity: int, slots: int) -> None:
@@ -270,9 +275,15 @@ class PackedDraft(CachedDraft):
         eps, threads = self.head_config.rms_norm_eps, torch.get_num_threads()
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         # The layer's input is [embedding | hidden], each normed. Both norms write into one buffer
-        # with rows 2 h wide, so nothing is concatenated; the first also gathers the embeddings.
+        # with rows 2 h wide, so nothing is concatenated; the first also gathers the embeddings of a
+        # table. Those of another source go where the MLP's input will be.
+        source = (self._table_address, width, self.head_config.vocab_size, token_ids.data_ptr())
+        if self._source is not None:
+            ids, embeddings = token_ids.data_ptr(), buffers.normed_address
+            self._source.write_rows(ids, rows, embeddings, threads)
+            source = (embeddings, width, rows, 0)
         C.rms_norm(
-            self._table_address, width, self.head_config.vocab_size, token_ids.data_ptr(),
+            *source,
             self._embedding_norm.address, buffers.pair_left, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         C.rms_norm(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import LlamaConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # EAGLE's trainer has no option for the base: a head whose config names none was trained with this.
 DEFAULT_ROPE_THETA = 10000.0
@@ -250,6 +250,38 @@ def module_angles(embedding: torch.nn.Module, head_dim: int) -> Angles:
     return angles
 
 
+def config_angles(config: PreTrainedConfig, head_dim: int) -> Angles:
+    """Return the angles of a Llama-like model's rotary embedding, with its first frequencies.
+
+    As transformers' `LlamaRotaryEmbedding` computes them, to the last bit: its module needs
+    transformers' whole modelling code, which takes a second to import and 40 MB.
+
+    Args:
+        config: of the model, with ``rope_parameters``.
+        head_dim: width D of a head.
+
+    Raises:
+        ValueError: only a part of a head's ``head_dim`` channels are rotated.
+    """
+    parameters = config.rope_parameters
+    kind = parameters["rope_type"]
+    if kind == "default":
+        even = torch.arange(0, head_dim, 2, dtype=torch.float32)
+        frequencies, scale = 1.0 / (parameters["rope_theta"] ** (even / head_dim)), 1.0
+    else:
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    if 2 * len(frequencies) != head_dim or parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"its rotary embedding rotates {2 * len(frequencies)} of {head_dim} channels of a head"
+        )
+
+    def angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        turned = positions[:, None].float() * frequencies
+        return turned.cos() * scale, turned.sin() * scale
+
+    return angles
+
+
 def _llama_angles(
     head_dim: int, rope_parameters: Mapping[str, Any], max_position_embeddings: int
 ) -> Angles:
@@ -263,11 +295,9 @@ def _llama_angles(
         max_position_embeddings=max_position_embeddings,
         rope_parameters=parameters,
     )
-    embedding = LlamaRotaryEmbedding(config)
     # "dynamic" would compute other frequencies beyond the model's length; `check_rope_length`
     # refuses such lengths, so the initial frequencies are the right ones throughout.
-    embedding.rope_type = "default"
-    return module_angles(embedding, head_dim)
+    return config_angles(config, head_dim)
 
 
 def _read_notation(name: str, data: Mapping[str, Any], layer_type: str) -> dict[str, Any]:

@@ -13,16 +13,16 @@ size: a token that is verified in a tree gets the logits that plain decoding giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig, PreTrainedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.layers.rope import RopeTables, module_angles
+from eaglerl.eagle3.layers.rope import RopeTables, config_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.block_embedding import BlockEmbedding
 from eaglerl.eagle3.target.block_weights import DecoderWeights
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 from eaglerl.ops.cached_attention import cache_dtype_number
@@ -64,8 +64,7 @@ class BlockTarget(TargetModel):
         super().__init__(config, generation_config, torch.device("cpu"), feature_layers)
         self.precision = precision
         self.kv_cache_dtype = kv_cache_dtype
-        self._embedding: torch.Tensor | None = None
-        self._weights = weights
+        self._embedding = BlockEmbedding(weights.embedding)
         self._decoder = C.BlockDecoder(
             intermediate=config.intermediate_size,
             query_heads=config.num_attention_heads,
@@ -85,15 +84,22 @@ class BlockTarget(TargetModel):
             norm=weights.norm,
             head=[weights.head],
         )  # fmt: skip
-        self._rope = RopeTables(module_angles(_rotary_embedding(config), self.head_dim))
+        self._rope = RopeTables(config_angles(config, self.head_dim))
 
     @property
     def embed_tokens(self) -> torch.Tensor:
         """(vocab_size, hidden_size) float32 embedding table, expanded when first asked for."""
-        if self._embedding is None:
-            table = self._weights.embedding.dequantise(begin=0, end=self.vocab_size)
-            self._embedding = torch.from_numpy(table)
+        return self.embedding.table()
+
+    @property
+    def embedding(self) -> BlockEmbedding:
+        """The embedding table in blocks."""
         return self._embedding
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
         """Make an empty cache of `kv_cache_dtype`."""
@@ -150,10 +156,3 @@ class BlockTarget(TargetModel):
             features=features,
             last_hidden_state=last,
         )
-
-
-def _rotary_embedding(config: PreTrainedConfig) -> torch.nn.Module:
-    """Return transformers' rotary embedding for the config, which has no weights."""
-    # The families whose targets run here have the fields that it reads, and its class computes the
-    # same angles as theirs.
-    return LlamaRotaryEmbedding(cast("LlamaConfig", config))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, cast, get_args
 
 import torch
-from transformers import PreTrainedModel
 
 from eaglerl.eagle3.cache.kv_cache import KVCacheDtype, torch_cache_dtype
 from eaglerl.eagle3.target.block_target import Precision
@@ -26,8 +25,10 @@ from eaglerl.eagle3.target.packed_target import (
 )
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
-from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.eagle3.target.weight_files import WeightFormat, check_weight_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Backend = Literal["auto", "packed", "transformers"]
 TargetPrecision = Literal["auto", "native", "int8", "float32"]
@@ -173,6 +174,9 @@ def make_target(
         ValueError: "packed" cannot run the model, or transformers' modules cannot keep their cache
             in `kv_cache_dtype`.
     """
+    # It needs transformers' modelling code, 40 MB and a second that targets in blocks do without.
+    from eaglerl.eagle3.target.transformers_target import TransformersTarget
+
     cache_dtype = torch_cache_dtype(kv_cache_dtype)
     if backend not in ("auto", "packed", "transformers"):
         raise ValueError(f'backend must be "auto", "packed" or "transformers", got {backend!r}')

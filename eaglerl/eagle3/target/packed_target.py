@@ -10,11 +10,11 @@ two products there is a single native call: norm, attention, or the MLP's activa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
 from eaglerl.eagle3.cache.kv_cache import KVCache
@@ -25,6 +25,9 @@ from eaglerl.eagle3.target.target_files import embedding_table
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 from eaglerl.ops.cached_attention import cache_dtype_number
 from eaglerl.ops.undisturbed import undisturbed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FAST_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")

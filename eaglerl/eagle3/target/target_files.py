@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from eaglerl.eagle3.generation_config.generation_schema import GenerationConfigSchema
 from eaglerl.eagle3.layers.rope import rope_contradiction
@@ -16,6 +16,9 @@ from eaglerl.eagle3.target.gguf_model import expand_transformers_model, only_ggu
 from eaglerl.eagle3.target.target_header import check_fits_header
 from eaglerl.json_file import AnyObject, read_json, shortly
 from eaglerl.regular_file import check_regular, naming
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SIZES = (
     "hidden_size",

@@ -8,17 +8,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.generation_config.generation_settings import check_generation_config
 from eaglerl.eagle3.head.feature_layers import eagle_feature_layers
+from eaglerl.eagle3.layers.embedding import EmbeddingSource
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.target_files import check_target_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LogitsRows = Literal["all", "last", "none"]
 
@@ -142,7 +146,17 @@ class TargetModel(ABC):
     @property
     @abstractmethod
     def embed_tokens(self) -> torch.Tensor:
-        """(vocab_size, hidden_size) embedding table, for draft heads that share it."""
+        """(vocab_size, hidden_size) embedding table."""
+
+    @property
+    def embedding(self) -> torch.Tensor | EmbeddingSource:
+        """The embedding table in the form in which the target has it, for heads that share it."""
+        return self.embed_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the target runs."""
+        return self.embed_tokens.device
 
     @abstractmethod
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:

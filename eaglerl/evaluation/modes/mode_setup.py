@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.target.target_files import load_transformers_model
@@ -52,9 +54,11 @@ class Resources:
     @cached_property
     def transformers_model(self) -> Any:
         """The target as transformers runs it, with the decoder's dtype and device."""
-        table = self.decoder.target.embed_tokens
-        model: Any = load_transformers_model(self.target, table.dtype)
-        return model.to(table.device)
+        target = self.decoder.target
+        on_cpu = target.device.type == "cpu"
+        dtype = torch.float32 if on_cpu else target.embed_tokens.dtype
+        model: Any = load_transformers_model(self.target, dtype)
+        return model.to(target.device)
 
 
 def make_runner(

@@ -161,7 +161,7 @@ class Run:
         watch = time.perf_counter(), time.thread_time()
         turns = answer(runner, question, decoder.tokenizer, self.resources.decoding, seed)
         took, ran = time.perf_counter() - watch[0], time.thread_time() - watch[1]
-        host = decoder.target.embed_tokens.device.type == "cpu"
+        host = decoder.target.device.type == "cpu"
         hits, misses = _difference(runner.cache_counts(), before)
         return Record(
             question.id, question.domain, question.category, repeat, label, run, place, started,

@@ -40,13 +40,14 @@ TYPES = {
 }
 
 
+@pytest.mark.parametrize("head_dim", [6, 10, 16, 64, 80])
 @pytest.mark.parametrize("rope_type", TYPES)
-def test_tables_equal_transformers(rope_type: str) -> None:
+def test_tables_equal_transformers(rope_type: str, head_dim: int) -> None:
     """To the bit, so that a target's logits do not move."""
     parameters = {"rope_type": rope_type} | TYPES[rope_type]
-    cos, sin = rope_tables(16, parameters, 1024, max_position_embeddings=1024)
+    cos, sin = rope_tables(head_dim, parameters, 1024, max_position_embeddings=1024)
     config = LlamaConfig(
-        hidden_size=64,
+        hidden_size=4 * head_dim,
         num_attention_heads=4,
         max_position_embeddings=1024,
         rope_parameters=dict(parameters),

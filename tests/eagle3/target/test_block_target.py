@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from eaglerl._ext import thread_count
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.head.make_draft_runner import make_draft_runner
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import load_target
 from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.fingerprints import target_id
 from eaglerl.prepare import prepare_gguf
 
 from ...gguf_files import VOCAB_SIZE, write_gguf
@@ -244,3 +247,41 @@ def test_a_long_prompt_in_one_pass_is_the_same_model(precision: str, folder: Pat
     # A code of 8 bits may be rounded the other way.
     bound = 1e-5 if precision == "native" else 2e-2
     assert float((found - expected).norm() / expected.norm()) < bound
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16"])
+def test_a_head_reads_the_rows_of_the_blocks(kind: str, tmp_path: Path) -> None:
+    """What it computes from them is what it computes from the expanded table, to the bit."""
+    target = load_target(make_folder(tmp_path, kind=kind))
+    heads = [tiny_head(target), tiny_head(target)]
+    heads[0].set_embed_tokens(target.embedding)
+    heads[1].set_embed_tokens(target.embed_tokens.clone())
+    ids = torch.arange(70).reshape(2, 35) * 11 % VOCAB_SIZE
+    rows = [head.embed(ids) for head in heads]
+    assert torch.equal(*rows)
+    features = torch.randn(70, 3 * target.hidden_size)
+    found = [
+        make_draft_runner(head, capacity=128, dtype=dtype).extend(ids.flatten(), features)
+        for head in heads
+        for dtype in ("float32", "int8")
+    ]
+    for of_blocks, of_table in zip(found[:2], found[2:], strict=True):
+        assert torch.equal(of_blocks[1], of_table[1])
+    assert torch.equal(copy.deepcopy(heads[0]).embed_tokens, target.embed_tokens)
+    assert heads[0].to(torch.float64).embed(ids).dtype == torch.float64
+
+
+def test_the_ids_of_a_target_do_not_depend_on_the_form_of_its_table(folder: Path) -> None:
+    blocks, expanded = load_target(folder), load_target(folder, precision="float32")
+    assert target_id(blocks) == target_id(expanded)
+    assert target_id(blocks).fingerprint == target_id(expanded).fingerprint
+
+
+def test_decoding_expands_no_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load_target(folder)
+    head = tiny_head(target)
+    head.set_embed_tokens(target.embedding)
+    monkeypatch.setattr(type(target.embedding), "table", lambda _: 1 / 0)
+    decoder = SpeculativeDecoder(target, head)
+    decoder.generate(TOKENS[None, :9], TreeParams(8, 2, 3), max_new_tokens=8)
+    target_id(target)
