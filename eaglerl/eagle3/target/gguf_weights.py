@@ -17,7 +17,6 @@ class GGUFWeights(WeightFile):
     def __init__(self, file: GGUFFile, weights: WeightFormat = "stored") -> None:
         super().__init__(weights, str(file.path))
         self.file = file
-        self._data = np.memmap(file.path, np.uint8, "r")
 
     @property
     def head(self) -> str:
@@ -40,7 +39,9 @@ class GGUFWeights(WeightFile):
     def stored_bytes(self, name: str) -> np.ndarray:
         """Return a matrix as it lies in the file."""
         tensor = self.file.tensors[name]
-        return self._data[tensor.offset : tensor.offset + tensor.size]
+        # A mapping of its own, which ends with the array: of one mapping of the whole file, every
+        # page that was read would count as memory until the last matrix is packed.
+        return np.memmap(self.file.path, np.uint8, "r", tensor.offset, (tensor.size,))
 
     def expand_rows(self, name: str, begin: int, end: int) -> np.ndarray:
         """Return rows of a matrix in float32."""
