@@ -37,7 +37,7 @@ def weight(shape: tuple[int, int]) -> torch.Tensor:
     return torch.randn(shape) * shape[1] ** -0.5
 
 
-def block_product(kind: str, *, int8: bool) -> Callable[[tuple[int, int]], Product]:
+def block_product(kind: str, activations: str) -> Callable[[tuple[int, int]], Product]:
     """Return a maker of our products; the output layer is Q8_0, as in the packaged file."""
 
     def make(shape: tuple[int, int]) -> Product:
@@ -47,7 +47,8 @@ def block_product(kind: str, *, int8: bool) -> Callable[[tuple[int, int]], Produ
 
         def run(x: torch.Tensor) -> torch.Tensor:
             out = torch.empty(len(x), shape[0])
-            matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), int8, torch.get_num_threads())
+            threads = torch.get_num_threads()
+            matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), activations, threads)
             return out
 
         return run
@@ -100,9 +101,9 @@ def onednn_int8(shape: tuple[int, int]) -> Product:
 
 
 RUNNERS: dict[str, Callable[[tuple[int, int]], Product]] = {
-    "eaglerl Q4_1, float32 rows": block_product("Q4_1", int8=False),
-    "eaglerl Q4_1, 8-bit rows": block_product("Q4_1", int8=True),
-    "eaglerl Q8_0, 8-bit rows": block_product("Q8_0", int8=True),
+    "eaglerl Q4_1, float32 rows": block_product("Q4_1", "float32"),
+    "eaglerl Q4_1, 8-bit rows": block_product("Q4_1", "int8"),
+    "eaglerl Q8_0, 8-bit rows": block_product("Q8_0", "int8"),
     "torch float32, packed by oneDNN": packed_float32,
     "torch quantize_dynamic": dynamic_int8,
     "torch _weight_int8pack_mm": weight_int8,

@@ -267,7 +267,7 @@ class BlockMatrix:
     def shape(self) -> tuple[int, int]: ...
     def dequantise(self, begin: int, end: int) -> np.ndarray: ...
     def gather(self, token_ids: int, rows: int, out: int, threads: int) -> None: ...
-    def multiply(self, x: int, out: int, rows: int, int8: bool, threads: int) -> None: ...
+    def multiply(self, x: int, out: int, rows: int, activations: str, threads: int) -> None: ...
 
 _LayerParts = tuple[
     np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None,
@@ -284,7 +284,7 @@ class BlockDecoder:
         head_dim: int,
         eps: float,
         scale: float,
-        int8: bool,
+        activations: str,
         embedding: BlockMatrix,
         layers: Sequence[_LayerParts],
         norm: np.ndarray,

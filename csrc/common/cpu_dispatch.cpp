@@ -3,12 +3,18 @@
 
 #if defined(EAGLERL_X86)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "attention/row_attention.h"
 #include "common/cpu_kernels.h"
 #include "policy/policy_kernels.h"
 #include "target/block_kernels.h"
+#include "target/code_kernels.h"
+#include "target/tile_rows.h"
 
 namespace eaglerl {
 
@@ -19,15 +25,21 @@ namespace eaglerl {
   extern const PolicyKernels policy;              \
   extern const RowAttentionKernels row_attention; \
   extern const BlockKernels block;                \
-  extern const Int8Kernels int8;                  \
+  extern const CodeKernels codes;                 \
   }
 EAGLERL_DECLARE(EAGLERL_PORTABLE_ISA)
 #if defined(EAGLERL_X86)
 EAGLERL_DECLARE(avx2)
 EAGLERL_DECLARE(avx512)
-// Its other kernels would be those of avx512.
+// Their other kernels would be those of avx2 and avx512.
+namespace avx2vnni {
+extern const CodeKernels codes;
+}
 namespace avx512vnni {
-extern const Int8Kernels int8;
+extern const CodeKernels codes;
+}
+namespace avx512amx {
+extern const TileKernels tiles;
 }
 #endif
 #undef EAGLERL_DECLARE
@@ -37,13 +49,32 @@ namespace {
 #define EAGLERL_STRING_OF(name) #name
 #define EAGLERL_STRING(name) EAGLERL_STRING_OF(name)
 
-constexpr int kMaxIsas = 4;
+constexpr int kMaxIsas = 6;
 
 #if defined(EAGLERL_X86)
 // Older compilers' __builtin_cpu_supports does not know f16c.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool has_avx_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
+}
+
+// Tiles of 8-bit integers and of bfloat16. Linux lets a process use them on request only, since a
+// thread's state grows by 8 kB, and refuses where a signal stack is too small for it.
+bool has_amx() {
+#if defined(__linux__)
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kTiles = 1u << 24 | 1u << 25 | 1u << 22;  // AMX-TILE, AMX-INT8, AMX-BF16
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return (edx & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -53,7 +84,8 @@ struct Isa {
   const PolicyKernels* policy;
   const RowAttentionKernels* row_attention;
   const BlockKernels* block;
-  const Int8Kernels* int8;
+  const CodeKernels* codes;
+  const TileKernels* tiles;  // null: none
 };
 
 #define EAGLERL_TABLES(isa) &isa::kernels, &isa::policy, &isa::row_attention, &isa::block
@@ -61,6 +93,12 @@ struct Isa {
 struct Available {
   Isa isas[kMaxIsas];
   int count = 0;
+
+  void add(const char* name, const CpuKernels* kernels, const PolicyKernels* policy,
+           const RowAttentionKernels* row_attention, const BlockKernels* block,
+           const CodeKernels* codes, const TileKernels* tiles = nullptr) {
+    isas[count++] = {name, kernels, policy, row_attention, block, codes, tiles};
+  }
 
   Available() {
 #if defined(EAGLERL_X86)
@@ -70,14 +108,17 @@ struct Available {
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (has_avx512 && __builtin_cpu_supports("avx512vnni")) {
-      isas[count++] = {"avx512vnni", EAGLERL_TABLES(avx512), &avx512vnni::int8};
+    const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+    if (has_vnni && has_amx()) {
+      add("avx512amx", EAGLERL_TABLES(avx512), &avx512vnni::codes, &avx512amx::tiles);
     }
-    if (has_avx512) isas[count++] = {"avx512", EAGLERL_TABLES(avx512), &avx512::int8};
-    if (has_avx2) isas[count++] = {"avx2", EAGLERL_TABLES(avx2), &avx2::int8};
+    if (has_vnni) add("avx512vnni", EAGLERL_TABLES(avx512), &avx512vnni::codes);
+    if (has_avx512) add("avx512", EAGLERL_TABLES(avx512), &avx512::codes);
+    if (has_avx2 && has_avx_vnni()) add("avx2vnni", EAGLERL_TABLES(avx2), &avx2vnni::codes);
+    if (has_avx2) add("avx2", EAGLERL_TABLES(avx2), &avx2::codes);
 #endif
-    isas[count++] = {EAGLERL_STRING(EAGLERL_PORTABLE_ISA), EAGLERL_TABLES(EAGLERL_PORTABLE_ISA),
-                     &EAGLERL_PORTABLE_ISA::int8};
+    add(EAGLERL_STRING(EAGLERL_PORTABLE_ISA), EAGLERL_TABLES(EAGLERL_PORTABLE_ISA),
+        &EAGLERL_PORTABLE_ISA::codes);
   }
 };
 
@@ -96,7 +137,9 @@ const RowAttentionKernels& row_attention_kernels() { return *chosen_isa().row_at
 
 const BlockKernels& block_kernels() { return *chosen_isa().block; }
 
-const Int8Kernels& int8_kernels() { return *chosen_isa().int8; }
+const CodeKernels& code_kernels() { return *chosen_isa().codes; }
+
+const TileKernels* tile_kernels() { return chosen_isa().tiles; }
 
 const char* cpu_isa() { return chosen_isa().name; }
 

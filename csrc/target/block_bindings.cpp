@@ -108,22 +108,31 @@ void gather(const BlockMatrix& matrix, uintptr_t token_ids, int64_t rows, uintpt
   });
 }
 
+RowKind row_kind(const std::string& activations) {
+  if (activations == "float32") return RowKind::kFloat32;
+  if (activations == "int8") return RowKind::kInt8;
+  if (activations == "bfloat16") return RowKind::kBfloat16;
+  throw py::value_error("activations must be 'float32', 'int8' or 'bfloat16', got '" + activations +
+                        "'");
+}
+
 // The product with rows x (rows, inputs): the op that tests and benchmarks measure.
-void multiply(const BlockMatrix& matrix, uintptr_t x, uintptr_t out, int64_t rows, bool int8,
-              int threads) {
+void multiply(const BlockMatrix& matrix, uintptr_t x, uintptr_t out, int64_t rows,
+              const std::string& activations, int threads) {
+  const RowKind kind = row_kind(activations);
   matrix.check_usable();
   check_between("threads", threads, 1, kMostThreads);
   const BlockMatrixView& view = matrix.view();
   check_product("x", {rows, view.inputs});
   check_product("out", {rows, view.outputs});
-  if (int8 && !has_int8_product(view.format)) {
+  if (kind == RowKind::kInt8 && !has_code_product(view.format)) {
     throw py::value_error("int8 needs a format in blocks, got " +
                           std::string(block_layout(view.format)->name));
   }
   const float* source = element_address<const float>("x", x, rows);
   float* target = element_address<float>("out", out, rows);
   py::gil_scoped_release release;
-  multiply_block_matrix(matrix, source, target, rows, int8, threads);
+  multiply_block_matrix(matrix, source, target, rows, kind, threads);
 }
 
 Projection projection_of(const Matrices& matrices, std::vector<float> bias = {}) {
@@ -137,7 +146,7 @@ Projection projection_of(const Matrices& matrices, std::vector<float> bias = {})
 
 std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_heads,
                                            int32_t kv_heads, int32_t head_dim, float eps,
-                                           float scale, bool int8,
+                                           float scale, const std::string& activations,
                                            const std::shared_ptr<BlockMatrix>& embedding,
                                            const std::vector<LayerParts>& layers,
                                            const FloatArray& norm, const Matrices& head) {
@@ -152,7 +161,7 @@ std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_h
   sizes.head_dim = head_dim;
   sizes.eps = eps;
   sizes.scale = scale;
-  sizes.int8 = int8;
+  sizes.rows = row_kind(activations);
   std::vector<DecoderLayer> built;
   for (const auto& [input_norm, post_norm, query_norm, key_norm, qkv, bias, out, gate_up, down] :
        layers) {
@@ -238,12 +247,12 @@ void bind_blocks(py::module_& module) {
       .def("dequantise", &dequantise, py::arg("begin"), py::arg("end"))
       .def("gather", &gather, py::arg("token_ids"), py::arg("rows"), py::arg("out"),
            py::arg("threads"))
-      .def("multiply", &multiply, py::arg("x"), py::arg("out"), py::arg("rows"), py::arg("int8"),
-           py::arg("threads"));
+      .def("multiply", &multiply, py::arg("x"), py::arg("out"), py::arg("rows"),
+           py::arg("activations"), py::arg("threads"));
   py::class_<BlockDecoder>(module, "BlockDecoder")
       .def(py::init(&make_decoder), py::arg("intermediate"), py::arg("query_heads"),
            py::arg("kv_heads"), py::arg("head_dim"), py::arg("eps"), py::arg("scale"),
-           py::arg("int8"), py::arg("embedding"), py::arg("layers"), py::arg("norm"),
+           py::arg("activations"), py::arg("embedding"), py::arg("layers"), py::arg("norm"),
            py::arg("head"))
       .def("run", &run);
 }

@@ -160,11 +160,18 @@ void pack_q6(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
   }
 }
 
+// Where a lane's number for an input stands. Tiles of BF16 hold pairs of inputs.
+int64_t plain_place(const BlockLayout& kind, int64_t input, int lane) {
+  if (kind.format == BlockFormat::kBF16) {
+    return (input / 2 * kPanelOutputs + lane) * kWord + input % 2 * kind.file_bytes;
+  }
+  return (input * kPanelOutputs + lane) * kind.file_bytes;
+}
+
 void pack_plain(const Lane& lane, const uint8_t* row, const BlockLayout& kind) {
   const int element = kind.file_bytes;
   for (int64_t i = 0; i < lane.layout.blocks * kind.block; ++i) {
-    std::memcpy(lane.panel + (i * kPanelOutputs + lane.lane) * element, row + i * element,
-                size_t(element));
+    std::memcpy(lane.panel + plain_place(kind, i, lane.lane), row + i * element, size_t(element));
   }
 }
 
@@ -230,9 +237,8 @@ void unpack_lane(BlockFormat format, const PanelLayout& layout, const uint8_t* p
                  float* out) {
   const BlockLayout& kind = *block_layout(format);
   if (!kind.has_scale) {
-    const int element = kind.file_bytes;
     for (int64_t i = 0; i < layout.blocks * kind.block; ++i) {
-      out[i] = read_plain(format, panel + (i * kPanelOutputs + lane) * element);
+      out[i] = read_plain(format, panel + plain_place(kind, i, lane));
     }
     return;
   }

@@ -1,5 +1,4 @@
-// Codes of a panel as floats or as operands of 8-bit dot products. Included only by
-// block_kernels.cpp, which is compiled once per instruction set.
+// Codes of a panel as floats. Included only by sources that are compiled once per instruction set.
 #pragma once
 
 #include "common/half_vectors.h"
@@ -169,16 +168,18 @@ struct Decoder<BlockFormat::kF16> {
   }
 };
 
+// Pairs of neighbouring inputs, a word each: (inputs / 2, 16, 2).
 template <>
 struct Decoder<BlockFormat::kBF16> {
   const uint8_t* place;
 
   void read(const uint8_t* codes, int run, int half) {
-    place = codes + (run * 8 * kPanelOutputs + half * kLanes) * 2;
+    place = codes + run * 4 * kWordBytes + half * kLanes * 4;
   }
   template <int kInput>
   VecF value() const {
-    return load_bfloat16(place + kInput * kPanelOutputs * 2);
+    const VecU word = load_words(place + kInput / 2 * kWordBytes);
+    return kInput % 2 == 0 ? (VecF)(word << 16) : (VecF)(word & 0xffff0000u);
   }
 };
 

@@ -127,8 +127,7 @@ class Pass {
  private:
   void multiply_rows(const Projection& projection, int64_t rows, const RowSource& source,
                      const ProductTarget& target, WorkQueue& queue, const TeamMember& member) {
-    multiply_projection(projection, sizes_.int8, rows, source, target, space_.prepared, queue,
-                        member);
+    multiply_projection(projection, rows, source, target, space_.prepared, queue, member);
   }
 
   float* hidden() const { return space_.hidden.data(); }
@@ -324,7 +323,8 @@ void BlockDecoder::run(const DecoderPass& pass, const AttentionLimits& limits, i
   grow_buffer(space.gate_up, rows * 2 * sizes_.intermediate);
   grow_buffer(space.scores, most_scores);
   grow_buffer(space.inverse, rows * threads);
-  space.prepared.reserve(rows, std::max({sizes_.hidden, sizes_.intermediate, heads}), threads);
+  space.prepared.reserve(sizes_.rows, rows, std::max({sizes_.hidden, sizes_.intermediate, heads}),
+                         threads);
   const size_t queue_count = layers_.size() * kQueuesPerLayer + 1;
   if (space.queue_count < queue_count) {
     space.queues.reset(new WorkQueue[queue_count]);

@@ -25,8 +25,8 @@ struct DecoderSizes {
   int32_t head_dim;
   int64_t vocabulary;
   float eps;
-  float scale;  // of the scores
-  bool int8;    // 8-bit activations
+  float scale;   // of the scores
+  RowKind rows;  // of products
 };
 
 // What one pass reads and writes besides the cache.

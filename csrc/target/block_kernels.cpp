@@ -49,7 +49,7 @@ void with_format(BlockFormat format, const Body& body) {
 void multiply_float(const BlockMatrixView& matrix, const PreparedRows& rows, int64_t begin,
                     int64_t end, const ProductTarget& target) {
   with_format(matrix.format, [&](auto format) {
-    multiply_panels<FloatProduct<format.value>>(matrix, rows, begin, end, target);
+    multiply_panels<format.value>(matrix, rows, begin, end, target);
   });
 }
 

@@ -1,4 +1,4 @@
-// Products of a block matrix with up to 8 rows, as every instruction set's build provides them.
+// Products of a block matrix with rows of floats, as every instruction set's build provides them.
 //
 // The result of a row does not depend, bit by bit, on how many rows are multiplied together: each
 // row's sums are made in the order of the inputs, block by block, whatever the number of rows.
@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "target/block_matrix.h"
+#include "target/code_kernels.h"
 #include "target/row_source.h"
 
 namespace eaglerl {
@@ -15,20 +16,13 @@ namespace eaglerl {
 // is used by 8 multiply-adds, and the sums of a block and of the row take 16 of 32 registers.
 constexpr int kGroupRows = 8;
 
-// Inputs of a sum or of an 8-bit scale.
-constexpr int kSumInputs = 32;
-constexpr int kHalfSumInputs = 16;
-
 // A group of rows, interleaved so that neighbouring rows' values for one input lie side by side:
 // value i of row r stands at index i * rows + r.
 struct PreparedRows {
   int rows;
   int64_t inputs;
-  float* values;       // (inputs, rows)
-  float* sums;         // (inputs / 32, rows): sums of values; of 8-bit rows, of scale * codes
-  int32_t* words;      // (inputs / 4, rows): four signed 8-bit codes each
-  float* scales;       // (inputs / 32, rows)
-  int32_t* code_sums;  // (inputs / 16, rows): sums of codes
+  float* values;  // (inputs, rows)
+  float* sums;    // (inputs / 32, rows): sums of values
 };
 
 // Rows of a product with many rows: 12 rows times 2 vectors of outputs are 24 sums, which leave
@@ -45,14 +39,6 @@ struct ManyRows {
   int64_t rows;
   int64_t inputs;
   float* values;
-};
-
-// Where results go: row r's output o to out[r * stride + o].
-struct ProductTarget {
-  float* out;
-  int64_t stride;
-  const float* bias;  // (outputs); null: none
-  bool accumulate;    // add to what is there
 };
 
 struct BlockKernels {
@@ -75,21 +61,6 @@ struct BlockKernels {
                         int64_t end, const ProductTarget& target, float* buffer);
 };
 
-// The same with 8-bit rows.
-struct Int8Kernels {
-  // Computes the inputs like prepare_float, quantised in blocks of 32 into words, scales, sums and
-  // code_sums: scale = the largest magnitude / 127, codes rounded to nearest, ties to even.
-  void (*prepare_int8)(const RowSource& source, int64_t first, int64_t begin, int64_t end,
-                       const PreparedRows& rows);
-  // Exact integer sums within a block, float32 over blocks. Formats without blocks (F32, F16, BF16)
-  // have no such product.
-  void (*multiply_int8)(const BlockMatrixView& matrix, const PreparedRows& rows, int64_t begin,
-                        int64_t end, const ProductTarget& target);
-};
-
 const BlockKernels& block_kernels();
-const Int8Kernels& int8_kernels();
-
-inline bool has_int8_product(BlockFormat format) { return block_layout(format)->has_scale; }
 
 }  // namespace eaglerl

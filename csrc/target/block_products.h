@@ -3,33 +3,10 @@
 
 #include "target/block_kernels.h"
 #include "target/block_scales.h"
+#include "target/formats.h"
+#include "target/write_results.h"
 
 namespace eaglerl::EAGLERL_ISA {
-
-// Writes kRows results of kLanes outputs from `first` on, of which the matrix may have fewer.
-template <int kRows>
-static inline void write_results(const VecF (&results)[kRows], int64_t first, int64_t outputs,
-                                 const ProductTarget& target) {
-  if (first >= outputs) return;
-  const int64_t count = outputs - first;
-  if (count >= kLanes) {
-    for (int r = 0; r < kRows; ++r) {
-      float* place = target.out + r * target.stride + first;
-      VecF value = results[r];
-      if (target.bias) value += load(target.bias + first);
-      store(place, target.accumulate ? load(place) + value : value);
-    }
-    return;
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int64_t lane = 0; lane < count; ++lane) {
-      float* place = target.out + r * target.stride + first + lane;
-      float value = results[r][lane];
-      if (target.bias) value += target.bias[first + lane];
-      *place = target.accumulate ? *place + value : value;
-    }
-  }
-}
 
 template <int kInput, int kRows, class Run>
 static inline void add_input(const Run& run, const float* values, VecF (&sums)[kRows]) {
@@ -83,60 +60,29 @@ static inline void float_results(const uint8_t* panel, const PanelLayout& layout
   }
 }
 
-template <BlockFormat kFormat>
-struct FloatProduct {
-  template <int kRows>
-  static void compute(const uint8_t* panel, const PanelLayout& layout, int half,
-                      const PreparedRows& rows, VecF (&results)[kRows]) {
-    float_results<kFormat, kRows>(panel, layout, half, rows, results);
-  }
-};
-
-template <class Product, int kRows>
+template <BlockFormat kFormat, int kRows>
 static void multiply_group(const BlockMatrixView& matrix, const PreparedRows& rows, int64_t begin,
                            int64_t end, const ProductTarget& target) {
   for (int64_t panel = begin; panel < end; ++panel) {
     const uint8_t* codes = matrix.panels + panel * matrix.layout.bytes;
     for (int half = 0; half < kPanelOutputs / kLanes; ++half) {
       VecF results[kRows];
-      Product::template compute<kRows>(codes, matrix.layout, half, rows, results);
-      write_results<kRows>(results, panel * kPanelOutputs + half * kLanes, matrix.outputs, target);
+      float_results<kFormat, kRows>(codes, matrix.layout, half, rows, results);
+      write_results<kRows>(results, kRows, panel * kPanelOutputs + half * kLanes, matrix.outputs,
+                           target);
     }
   }
 }
 
-template <class Product>
+template <BlockFormat kFormat, int kRows = 1>
 static void multiply_panels(const BlockMatrixView& matrix, const PreparedRows& rows, int64_t begin,
                             int64_t end, const ProductTarget& target) {
-  switch (rows.rows) {
-    case 1: return multiply_group<Product, 1>(matrix, rows, begin, end, target);
-    case 2: return multiply_group<Product, 2>(matrix, rows, begin, end, target);
-    case 3: return multiply_group<Product, 3>(matrix, rows, begin, end, target);
-    case 4: return multiply_group<Product, 4>(matrix, rows, begin, end, target);
-    case 5: return multiply_group<Product, 5>(matrix, rows, begin, end, target);
-    case 6: return multiply_group<Product, 6>(matrix, rows, begin, end, target);
-    case 7: return multiply_group<Product, 7>(matrix, rows, begin, end, target);
-    default: return multiply_group<Product, 8>(matrix, rows, begin, end, target);
+  if constexpr (kRows < kGroupRows) {
+    if (rows.rows > kRows) {
+      return multiply_panels<kFormat, kRows + 1>(matrix, rows, begin, end, target);
+    }
   }
-}
-
-template <BlockFormat kFormat>
-struct FormatTag {
-  static constexpr BlockFormat value = kFormat;
-};
-
-// Calls body with the tag of a format that has blocks.
-template <class Body>
-static inline void with_blocks(BlockFormat format, const Body& body) {
-  switch (format) {
-    case BlockFormat::kQ4_0: return body(FormatTag<BlockFormat::kQ4_0>());
-    case BlockFormat::kQ4_1: return body(FormatTag<BlockFormat::kQ4_1>());
-    case BlockFormat::kQ8_0: return body(FormatTag<BlockFormat::kQ8_0>());
-    case BlockFormat::kQ4_K: return body(FormatTag<BlockFormat::kQ4_K>());
-    case BlockFormat::kQ5_K: return body(FormatTag<BlockFormat::kQ5_K>());
-    case BlockFormat::kQ6_K: return body(FormatTag<BlockFormat::kQ6_K>());
-    default: return;
-  }
+  multiply_group<kFormat, kRows>(matrix, rows, begin, end, target);
 }
 
 }  // namespace eaglerl::EAGLERL_ISA

@@ -1,4 +1,5 @@
-// A block's scales and minima for kLanes outputs of a panel. Included only by block_kernels.cpp.
+// A block's scales and minima for kLanes outputs of a panel. Included only by
+// sources that are compiled once per instruction set.
 #pragma once
 
 #include "target/block_decode.h"

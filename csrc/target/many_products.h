@@ -10,15 +10,15 @@ namespace eaglerl::EAGLERL_ISA {
 // Rows and vectors of outputs whose sums are kept in registers: 24 of 32 with AVX-512, 12 of 16
 // with AVX2.
 #if defined(__AVX512F__)
-constexpr int kTileRows = 12;
+constexpr int kManyTileRows = 12;
 #elif defined(__AVX2__)
-constexpr int kTileRows = 6;
+constexpr int kManyTileRows = 6;
 #else
-constexpr int kTileRows = 4;
+constexpr int kManyTileRows = 4;
 #endif
 constexpr int kTileVectors = 2;
 constexpr int kTileOutputs = kTileVectors * kLanes;
-static_assert(kManyGroupRows % kTileRows == 0, "a group is a number of tiles");
+static_assert(kManyGroupRows % kManyTileRows == 0, "a group is a number of tiles");
 
 template <int kInput, class Run>
 static inline void expand_input(const Run& run, VecF scale, VecF minimum, float* out,
@@ -55,17 +55,17 @@ static void expand_panel(const uint8_t* panel, const PanelLayout& layout, float*
   }
 }
 
-// Sums of kTileRows rows for kTileOutputs outputs.
+// Sums of kManyTileRows rows for kTileOutputs outputs.
 static inline void multiply_tile(const float* weights, int64_t weight_stride, const float* values,
-                                 int64_t inputs, VecF (&sums)[kTileVectors][kTileRows]) {
+                                 int64_t inputs, VecF (&sums)[kTileVectors][kManyTileRows]) {
   for (int v = 0; v < kTileVectors; ++v) {
-    for (int r = 0; r < kTileRows; ++r) sums[v][r] = VecF{};
+    for (int r = 0; r < kManyTileRows; ++r) sums[v][r] = VecF{};
   }
   for (int64_t i = 0; i < inputs; ++i) {
     const VecF first = load(weights + i * weight_stride);
     const VecF second = load(weights + i * weight_stride + kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kManyTileRows; ++r) {
       const VecF value = splat(values[i * kManyGroupRows + r]);
       sums[0][r] += first * value;
       sums[1][r] += second * value;
@@ -73,15 +73,15 @@ static inline void multiply_tile(const float* weights, int64_t weight_stride, co
   }
 }
 
-static inline void write_tile(const VecF (&sums)[kTileVectors][kTileRows], int64_t row,
+static inline void write_tile(const VecF (&sums)[kTileVectors][kManyTileRows], int64_t row,
                               int64_t rows, int64_t output, int64_t outputs,
                               const ProductTarget& target) {
-  for (int r = 0; r < kTileRows && row + r < rows; ++r) {
+  for (int r = 0; r < kManyTileRows && row + r < rows; ++r) {
     ProductTarget place = target;
     place.out += (row + r) * target.stride;
     for (int v = 0; v < kTileVectors; ++v) {
       const VecF result[1] = {sums[v][r]};
-      write_results<1>(result, output + v * kLanes, outputs, place);
+      write_results<1>(result, 1, output + v * kLanes, outputs, place);
     }
   }
 }
@@ -116,11 +116,11 @@ static void multiply_many_of(const BlockMatrixView& matrix, const ManyRows& rows
                             buffer + p * kPanelOutputs, kStride);
     }
     for (int64_t group = 0; group < groups; ++group) {
-      for (int part = 0; part < kManyGroupRows; part += kTileRows) {
+      for (int part = 0; part < kManyGroupRows; part += kManyTileRows) {
         const float* values = rows.values + group * rows.inputs * kManyGroupRows + part;
         // With one panel left, the tile's second half is computed from what was there and dropped.
         for (int64_t place = 0; place < count * kPanelOutputs; place += kTileOutputs) {
-          VecF sums[kTileVectors][kTileRows];
+          VecF sums[kTileVectors][kManyTileRows];
           multiply_tile(buffer + place, kStride, values, rows.inputs, sums);
           const int64_t limit = (panel + count) * kPanelOutputs;
           write_tile(sums, group * kManyGroupRows + part, rows.rows, panel * kPanelOutputs + place,

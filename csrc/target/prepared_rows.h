@@ -1,4 +1,4 @@
-// The input rows of a product, in groups of up to 8, as kernels read them.
+// The input rows of a product, in the forms and groups that kernels read.
 #pragma once
 
 #include <cstdint>
@@ -6,13 +6,28 @@
 
 #include "common/team.h"
 #include "target/block_kernels.h"
+#include "target/code_kernels.h"
+#include "target/row_kind.h"
+#include "target/tile_rows.h"
 
 namespace eaglerl {
 
-inline int64_t group_count(int64_t rows) { return (rows + kGroupRows - 1) / kGroupRows; }
+// A form that a matrix's kernel takes rows in.
+enum class RowForm {
+  kFloat,      // groups of up to 8
+  kManyFloat,  // groups of 12, for expanded weights
+  kCodes,
+  kTile,
+};
 
-// The first row of a group; the groups of a pass share its rows evenly.
-inline int64_t group_begin(int64_t rows, int64_t group) { return rows * group / group_count(rows); }
+// Rows in groups that share them evenly.
+struct RowGroups {
+  int64_t rows;
+  int64_t most;  // rows of a group
+
+  int64_t count() const { return (rows + most - 1) / most; }
+  int64_t begin(int64_t group) const { return rows * group / count(); }
+};
 
 // Makes a buffer at least so long; what it held is of no use afterwards.
 template <typename T>
@@ -20,34 +35,62 @@ void grow_buffer(std::vector<T>& buffer, int64_t size) {
   if (int64_t(buffer.size()) < size) buffer.resize(size_t(size));
 }
 
-class PreparedStore {
+// A buffer that grows likewise, from the beginning of a cache line on.
+template <typename T>
+class AlignedBuffer {
  public:
-  // Makes room for `rows` rows of up to `inputs` inputs.
-  void reserve(int64_t rows, int64_t inputs, int threads);
-
-  // Computes all rows of the source, together with the other members; returns when they are there.
-  // One row alone is computed by every member for itself, which takes less than waiting.
-  void prepare(const BlockKernels& kernels, const RowSource& source, int64_t rows, int64_t inputs,
-               bool as_float, bool as_int8, const TeamMember& member);
-
-  // All rows of a product with at least kManyRows of them; every member prepares a share.
-  ManyRows prepare_many(const BlockKernels& kernels, const RowSource& source, int64_t rows,
-                        int64_t inputs, const TeamMember& member);
-
-  // A member's room for expanded weights.
-  float* expanded(int64_t inputs, const TeamMember& member);
-
-  PreparedRows group(int64_t group, int64_t rows, int64_t inputs, bool int8,
-                     const TeamMember& member);
+  void grow(int64_t size) {
+    constexpr size_t kCacheLine = 64;
+    grow_buffer(memory_, size + int64_t(kCacheLine / sizeof(T)));
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    first_ = memory_.data() + (kCacheLine - address % kCacheLine) % kCacheLine / sizeof(T);
+  }
+  T* data() { return first_; }
 
  private:
-  // Rows that every member prepares for itself.
-  static constexpr int64_t kAloneRows = 1;
+  std::vector<T> memory_;
+  T* first_ = nullptr;
+};
 
-  // The floats of a member's own row and of the rows in common.
+class PreparedStore {
+ public:
+  // Makes room for up to `rows` rows of up to `inputs` inputs, and chooses the kernels of the
+  // products until the next call: another thread may choose another instruction set in the
+  // meantime.
+  void reserve(RowKind kind, int64_t rows, int64_t inputs, int threads);
+
+  RowForm form_of(BlockFormat format, int64_t rows) const;
+
+  // Computes `rows` rows of the source in the given forms (bit f: RowForm f), together with the
+  // other members; returns when they are there. One row alone is computed by every member for
+  // itself, which takes less than waiting.
+  void prepare(const RowSource& source, int64_t rows, int64_t inputs, unsigned forms,
+               const TeamMember& member);
+
+  // Panels [begin, end) of a matrix times all rows.
+  void multiply(const BlockMatrixView& matrix, int64_t rows, int64_t begin, int64_t end,
+                const ProductTarget& target, const TeamMember& member);
+
+ private:
+  PreparedRows floats(const RowGroups& groups, int64_t group, int64_t inputs,
+                      const TeamMember& member);
+  CodeRows codes(const RowGroups& groups, int64_t group, int64_t inputs, const TeamMember& member);
+  TileRows tile_rows(const RowGroups& groups, int64_t group, int64_t inputs,
+                     const TeamMember& member);
+
+  const BlockKernels* block_ = nullptr;
+  const CodeKernels* code_ = nullptr;
+  const TileKernels* tiles_ = nullptr;
+  RowKind kind_ = RowKind::kFloat32;
+  int digits_ = 0;  // of codes; 0: rows are held in another form
+  int64_t widest_ = 0;
+
+  // The numbers of all rows or, of a row alone, of every member's own copy.
   std::vector<float> values_, sums_, code_products_, scales_, expanded_;
-  std::vector<int32_t> words_, code_sums_;
-  int64_t inputs_ = 0;
+  std::vector<int8_t> codes_;
+  std::vector<int32_t> code_sums_;
+  // Tiles are loaded by cache lines.
+  AlignedBuffer<uint16_t> tile_values_;
 };
 
 }  // namespace eaglerl

@@ -20,13 +20,14 @@ struct Projection {
   int64_t outputs() const;
 };
 
-// A product of all rows, of which every member takes pieces; some may still be at work on return.
-void multiply_projection(const Projection& projection, bool int8, int64_t rows,
-                         const RowSource& source, ProductTarget target, PreparedStore& prepared,
-                         WorkQueue& queue, const TeamMember& member);
+// A product of rows, for which `prepared` has room, of which every member takes pieces; some may
+// still be at work on return.
+void multiply_projection(const Projection& projection, int64_t rows, const RowSource& source,
+                         ProductTarget target, PreparedStore& prepared, WorkQueue& queue,
+                         const TeamMember& member);
 
-// out (rows, outputs) = x (rows, inputs) times the matrix, with 8-bit rows if `int8`.
+// out (rows, outputs) = x (rows, inputs), rounded to the kind, times the matrix.
 void multiply_block_matrix(const BlockMatrix& matrix, const float* x, float* out, int64_t rows,
-                           bool int8, int threads);
+                           RowKind kind, int threads);
 
 }  // namespace eaglerl

@@ -3,9 +3,16 @@
 #pragma once
 
 #include "common/vector_math.h"
-#include "target/block_kernels.h"
+#include "target/code_kernels.h"
 
 namespace eaglerl::EAGLERL_ISA {
+
+// To nearest, ties to even; a NaN stays one.
+static inline VecF round_to_bfloat16(VecF value) {
+  const VecU bits = (VecU)value;
+  const VecU rounded = (bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u;
+  return value == value ? (VecF)rounded : (VecF)(bits | 0x400000u);
+}
 
 // One row's 32 inputs from `place` on.
 static inline void compute_inputs(const RowSource& source, int64_t row, int64_t place, float* out) {
@@ -17,7 +24,7 @@ static inline void compute_inputs(const RowSource& source, int64_t row, int64_t 
     } else if (source.kind == RowSource::kSiluMul) {
       value = silu(value) * load(x + source.up + i);
     }
-    store(out + i, value);
+    store(out + i, source.rounded ? round_to_bfloat16(value) : value);
   }
 }
 

@@ -14,6 +14,7 @@ struct RowSource {
   const float* inverse;  // kNorm: 1 / sqrt(mean square + eps) of every row
   const float* weight;   // kNorm: (inputs)
   int64_t up;            // kSiluMul: distance from a gate to its up
+  bool rounded = false;  // to bfloat16
 };
 
 }  // namespace eaglerl

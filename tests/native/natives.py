@@ -300,10 +300,11 @@ def _block_matrix(source: Source, memory: Memory) -> Step:
         matrix = C.BlockMatrix(*arguments)
         assert matrix.shape == (20, 64)
         assert matrix.bytes > 0
+        activations = source.choice(("float32", "int8", "bfloat16", ""))
         _drive([
             partial(matrix.dequantise, *spoil_numbers([3, 20], source)),
             partial(matrix.gather, *spoil_numbers([ids, 9, x, 2], source)),
-            partial(matrix.multiply, *spoil_numbers([x, out, 9, source.random() < 0.5, 2], source)),
+            partial(matrix.multiply, *spoil_numbers([x, out, 9, activations, 2], source)),
         ])  # fmt: skip
 
     return drive, []

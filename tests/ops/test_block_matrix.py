@@ -14,6 +14,7 @@ from eaglerl._ext import C
 
 FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 INT8_FORMATS = FORMATS[3:]
+ACTIVATIONS = ("float32", "int8", "bfloat16")
 # Bytes of a block that hold half-precision scales, by format.
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 EPSILON = 2.0**-24
@@ -64,9 +65,13 @@ def make_matrix(name: str, file: np.ndarray, inputs: int, rows: np.ndarray | Non
     )  # fmt: skip
 
 
-def multiply(matrix, x: torch.Tensor, *, int8: bool = False, threads: int = 1) -> torch.Tensor:
+def multiply(
+    matrix, x: torch.Tensor, activations: str = "float32", *, threads: int = 1
+) -> torch.Tensor:
     out = torch.full((len(x), matrix.shape[0]), float("nan"))
-    matrix.multiply(x=x.data_ptr(), out=out.data_ptr(), rows=len(x), int8=int8, threads=threads)
+    matrix.multiply(
+        x=x.data_ptr(), out=out.data_ptr(), rows=len(x), activations=activations, threads=threads
+    )
     return out
 
 
@@ -116,11 +121,14 @@ def test_products_are_those_of_float64(name: str, rows: int, isa: str) -> None:
     x = torch.randn(rows, inputs)
     found = multiply(make_matrix(name, file, inputs), x).double().numpy()
     expected = x.double().numpy() @ weights.T
+    # A block of 32 inputs may be held in fixed point with 23 bits: half a unit is at most
+    # (1 + 1/64) * 2^-23 of the largest input.
+    largest = 65 / 32 * np.abs(x.numpy().reshape(rows, -1, 32)).max(-1).repeat(32, -1)
     # Each of the products is rounded a few times within its block and once a block after that:
     # at most 32 + inputs / 16 roundings of partial sums that are bounded by the sum of magnitudes.
     # A minimum's part cancels against the codes' part, so magnitudes count before they cancel.
-    bound = np.abs(x.double().numpy()) @ magnitudes(name, file).T
-    assert (np.abs(found - expected) <= (40 + inputs / 16) * EPSILON * bound + 1e-30).all()
+    bound = (40 + inputs / 16) * np.abs(x.double().numpy()) + largest
+    assert (np.abs(found - expected) <= bound @ magnitudes(name, file).T * EPSILON + 1e-30).all()
 
 
 def magnitudes(name: str, file: np.ndarray) -> np.ndarray:
@@ -137,17 +145,18 @@ def magnitudes(name: str, file: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_row_does_not_depend_on_the_others(name: str, int8: bool, isa: str) -> None:
-    if int8 and name not in INT8_FORMATS:
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_a_row_does_not_depend_on_the_others(name: str, activations: str, isa: str) -> None:
+    if activations == "int8" and name not in INT8_FORMATS:
         return
     inputs = 512
     matrix = make_matrix(name, make_file(name, 53, inputs), inputs)
     x = torch.randn(64, inputs)
-    alone = torch.cat([multiply(matrix, row[None], int8=int8) for row in x])
+    alone = torch.cat([multiply(matrix, row[None], activations) for row in x])
     for rows in (*range(2, 18), 31, 64):
         for threads in (1, 2, 3):
-            assert torch.equal(multiply(matrix, x[:rows], int8=int8, threads=threads), alone[:rows])
+            found = multiply(matrix, x[:rows], activations, threads=threads)
+            assert torch.equal(found, alone[:rows])
 
 
 def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,9 +180,23 @@ def test_int8_products_are_those_of_quantised_rows(name: str, isa: str) -> None:
     codes, scales = quantised(x.numpy())
     assert np.abs(codes).max() == 127
     rounded = (codes * scales[..., None].astype(np.float64)).reshape(len(x), -1)
-    found = multiply(make_matrix(name, file, inputs), x, int8=True).double().numpy()
+    found = multiply(make_matrix(name, file, inputs), x, "int8").double().numpy()
     bound = np.abs(rounded) @ magnitudes(name, file).T
     assert (np.abs(found - rounded @ weights.T) <= (8 + inputs / 8) * EPSILON * bound + 1e-30).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", [1, 4, 16, 17, 70])
+def test_bfloat16_products_are_those_of_rounded_rows(name: str, rows: int, isa: str) -> None:
+    outputs, inputs = 85, 768
+    file = make_file(name, outputs, inputs)
+    weights = dequantised(name, file).astype(np.float64)
+    x = torch.randn(rows, inputs)
+    rounded = x.bfloat16().double().numpy()
+    found = multiply(make_matrix(name, file, inputs), x, "bfloat16").double().numpy()
+    bound = np.abs(rounded) @ magnitudes(name, file).T
+    limit = (40 + inputs / 16) * EPSILON * bound + 1e-30
+    assert (np.abs(found - rounded @ weights.T) <= limit).all()
 
 
 def test_what_is_not_finite_reaches_the_result(isa: str) -> None:
@@ -181,8 +204,8 @@ def test_what_is_not_finite_reaches_the_result(isa: str) -> None:
     for value in (float("nan"), float("inf")):
         x = torch.randn(2, 64)
         x[1, 40] = value
-        for int8 in (False, True):
-            found = multiply(matrix, x, int8=int8)
+        for activations in ACTIVATIONS:
+            found = multiply(matrix, x, activations)
             assert found[0].isfinite().all()
             assert not found[1].isfinite().any()
 

@@ -131,7 +131,7 @@ class _Int8Blocks:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.pad(x, (0, self._padding)) if self._padding else x.contiguous()
         out = torch.empty(len(x), self._outputs)
-        self._matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), True, thread_count())
+        self._matrix.multiply(x.data_ptr(), out.data_ptr(), len(x), "int8", thread_count())
         return out if self._bias is None else out.add_(self._bias)
 
     def add_to(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

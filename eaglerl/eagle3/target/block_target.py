@@ -72,7 +72,7 @@ class BlockTarget(TargetModel):
             head_dim=self.head_dim,
             eps=float(config.rms_norm_eps),
             scale=self.head_dim**-0.5,
-            int8=precision == "int8",
+            activations="int8" if precision == "int8" else "float32",
             embedding=weights.embedding,
             layers=[
                 (
