@@ -38,6 +38,7 @@ static inline void float_results(const uint8_t* panel, const PanelLayout& layout
   for (int r = 0; r < kRows; ++r) results[r] = VecF{};
   for (int64_t block = 0; block < layout.blocks; ++block) {
     const uint8_t* codes = panel + block * kLayout<kFormat>.code_bytes;
+    if (half == 0) prefetch_ahead<kFormat>(panel, layout, block);
     VecF sums[kRows] = {};
     for (int run = 0; run < kInputs / 8; ++run) {
       Decoder<kFormat> decoder;

@@ -27,9 +27,13 @@ uint32_t largest_magnitude(const float* x) {
     const VecI bits = (VecI)load(x + i) & 0x7fffffff;
     largest = bits > largest ? bits : largest;
   }
+#if defined(__AVX512F__)
+  return uint32_t(_mm512_reduce_max_epi32((__m512i)largest));
+#else
   int32_t best = 0;
   for (int lane = 0; lane < kLanes; ++lane) best = largest[lane] > best ? largest[lane] : best;
   return uint32_t(best);
+#endif
 }
 
 // One digit of 32 inputs; returns their scale.
@@ -86,6 +90,28 @@ void take_bytes(const int32_t* words, int byte, int8_t* out) {
   }
 }
 
+// Sums of the first and of the last 16 of 32 codes.
+void sum_halves(const int8_t* codes, int32_t* sums) {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+  const __m256i bytes = _mm256_loadu_si256((const __m256i*)codes);
+  const __m256i ones = _mm256_set1_epi8(1);
+#if defined(__AVX512VNNI__)
+  const __m256i fours = _mm256_dpbusd_epi32(_mm256_setzero_si256(), ones, bytes);
+#else
+  const __m256i fours = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), ones, bytes);
+#endif
+  const __m128i pairs =
+      _mm_hadd_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  _mm_storel_epi64((__m128i*)sums, _mm_hadd_epi32(pairs, pairs));
+#else
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < kHalfSumInputs; ++i) {
+    sums[0] += codes[i];
+    sums[1] += codes[kHalfSumInputs + i];
+  }
+#endif
+}
+
 template <int kDigits>
 void prepare_digits(const RowSource& source, int64_t first, int64_t begin, int64_t end,
                     const CodeRows& rows) {
@@ -100,9 +126,8 @@ void prepare_digits(const RowSource& source, int64_t first, int64_t begin, int64
       for (int d = 0; d < kDigits; ++d) {
         int8_t* codes = rows.codes + ((block * kDigits + d) * count + r) * kSumInputs;
         take_bytes(values, kDigits - 1 - d, codes);
-        int32_t sums[2] = {};
-        for (int i = 0; i < kHalfSumInputs; ++i) sums[0] += codes[i];
-        for (int i = 0; i < kHalfSumInputs; ++i) sums[1] += codes[kHalfSumInputs + i];
+        int32_t sums[2];
+        sum_halves(codes, sums);
         int32_t* place = rows.code_sums + (2 * block * kDigits + d) * count + r;
         place[0] = sums[0];
         place[kDigits * count] = sums[1];

@@ -129,6 +129,7 @@ static inline void code_results(const uint8_t* panel, const PanelLayout& layout,
   for (int r = 0; r < kRows; ++r) results[r] = VecF{};
   for (int64_t block = 0; block < layout.blocks; ++block) {
     const uint8_t* codes = panel + block * kLayout<kFormat>.code_bytes;
+    if (half == 0) prefetch_ahead<kFormat>(panel, layout, block);
     const int64_t unit = kHalfBlock ? block / 2 : block;
     const int8_t* row_codes =
         rows.codes + unit * kCodes * kSumInputs + (kHalfBlock ? block % 2 * kHalfSumInputs : 0);

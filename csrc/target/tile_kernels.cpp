@@ -68,6 +68,10 @@ void multiply_panels(const BlockMatrixView& matrix, const TileRows* groups, int6
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t block = 0; block < matrix.layout.blocks; ++block) {
+    for (int p = 0; p < kPanels; ++p) {
+      prefetch_ahead<BlockFormat::kBF16>(matrix.panels + (panel + p) * panel_bytes, matrix.layout,
+                                         block);
+    }
     _tile_loadd(4, groups[0].values + block * groups[0].rows * kSumInputs, kRowBytes);
     _tile_loadd(6, codes, kWordBytes);
     _tile_dpbf16ps(0, 4, 6);
