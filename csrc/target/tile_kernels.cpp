@@ -28,7 +28,11 @@ struct alignas(64) TileShape {
 // cost nothing when the thread is suspended.
 class TileScope {
  public:
-  explicit TileScope(const TileShape& shape) { _tile_loadconfig(&shape); }
+  explicit TileScope(const TileShape& shape) {
+    // GCC 12 takes the instruction to read 8 bytes, and drops what was stored to the others.
+    asm volatile("" ::"m"(shape));
+    _tile_loadconfig(&shape);
+  }
   ~TileScope() { _tile_release(); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
