@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     assert half.new_cache(4).data.dtype == half.kv_cache_dtype == torch.bfloat16
     target = load_target(folder)
     with pytest.raises(TypeError, match=r"kv_cache_dtype must be one of .*, not torch\.int8"):
-        BlockTarget(target.config, None, target._weights, kv_cache_dtype=torch.int8)
+        BlockTarget(target.config, None, None, kv_cache_dtype=torch.int8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"kv_cache_dtype must be one of .*, not torch\.float64"):
         PackedTarget(model, kv_cache_dtype=torch.float64)
 
