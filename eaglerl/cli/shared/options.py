@@ -60,7 +60,7 @@ PrecisionOption = Annotated[
     typer.Option(
         metavar="PRECISION",
         help="Precision of the target: native multiplies the weights as they are stored; "
-        "int8 multiplies them with 8-bit activations, which is faster and changes the text; "
+        "bfloat16 and int8 multiply them with rounded activations, which changes the text; "
         "float32 expands them. auto is native where the model has a GGUF file.",
         rich_help_panel=_MODEL_PANEL,
     ),

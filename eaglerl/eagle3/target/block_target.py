@@ -5,7 +5,8 @@ blocks of 4 and 8 bits; expanded to float32 it has 538 MB. Here the blocks are d
 so that a pass reads 97 MB.
 
 With float32 activations (`precision="native"`) the function is that of the expanded model, to
-float32 rounding. With 8-bit activations (`precision="int8"`) it is llama.cpp's arithmetic. In both,
+float32 rounding. With activations in bfloat16 (`precision="bfloat16"`) the inputs of every product
+are rounded, and with 8-bit activations (`precision="int8"`) it is llama.cpp's arithmetic. In all,
 the result of a row does not depend on the other rows of its pass, bit by bit, for passes of any
 size: a token that is verified in a tree gets the logits that plain decoding gives it.
 """
@@ -13,7 +14,7 @@ size: a token that is verified in a tree gets the logits that plain decoding giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -27,7 +28,7 @@ from eaglerl.eagle3.target.block_weights import DecoderWeights
 from eaglerl.eagle3.target.target_model import LogitsRows, TargetModel, TargetOutput
 from eaglerl.ops.cached_attention import cache_dtype_number
 
-Precision = Literal["native", "int8"]
+Precision = Literal["native", "bfloat16", "int8"]
 
 
 class BlockTarget(TargetModel):
@@ -50,7 +51,9 @@ class BlockTarget(TargetModel):
             generation_config: of the model.
             weights: see `read_decoder_weights`.
             feature_layers: see `TargetModel`.
-            precision: "native" multiplies with float32 activations, "int8" with 8-bit ones.
+            precision: "native" multiplies with float32 activations, "bfloat16" with activations in
+                bfloat16, "int8" with 8-bit ones. Sums, norms, attention and what layers pass on are
+                float32 in all.
             kv_cache_dtype: float32, bfloat16 or float16. Keys and values are rounded to it when
                 they are written, and attention computes with them in float32.
 
@@ -59,8 +62,8 @@ class BlockTarget(TargetModel):
             TypeError: the kernels read no caches of this dtype.
         """
         cache_dtype_number("kv_cache_dtype", kv_cache_dtype)
-        if precision not in ("native", "int8"):
-            raise ValueError(f'precision must be "native" or "int8", got {precision!r}')
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
         super().__init__(config, generation_config, torch.device("cpu"), feature_layers)
         self.precision = precision
         self.kv_cache_dtype = kv_cache_dtype
@@ -72,7 +75,7 @@ class BlockTarget(TargetModel):
             head_dim=self.head_dim,
             eps=float(config.rms_norm_eps),
             scale=self.head_dim**-0.5,
-            activations="int8" if precision == "int8" else "float32",
+            activations="float32" if precision == "native" else precision,
             embedding=weights.embedding,
             layers=[
                 (

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Backend = Literal["auto", "packed", "transformers"]
-TargetPrecision = Literal["auto", "native", "int8", "float32"]
+TargetPrecision = Literal["auto", "native", "bfloat16", "int8", "float32"]
 _PRECISIONS = get_args(TargetPrecision)
 
 
@@ -70,10 +70,10 @@ def load_target(
         device: where to run; CUDA by default where there is one.
         precision: on the CPU, "native" multiplies the weights as they are stored, in a GGUF file
             or in safetensors files, with float32 activations: the function of the expanded
-            weights. "int8" multiplies them with 8-bit activations, as llama.cpp does: faster, and
-            another model by its rounding. "float32" expands the weights. "auto" is native where
-            the folder has a GGUF file that the kernels support or `weights` names a format, and
-            nothing else is asked for.
+            weights. "bfloat16" multiplies them with activations in bfloat16, and "int8" with 8-bit
+            activations, as llama.cpp does: other models by their rounding. "float32" expands the
+            weights. "auto" is native where the folder has a GGUF file that the kernels support or
+            `weights` names a format, and nothing else is asked for.
         weights: format of the matrices in the other precisions than "float32". "stored" leaves them
             as they are. "q8_0", "q4_0" and "q4_1" quantise them while loading to 8 or 4 bits in
             blocks of 32, as the types of that name in GGUF files; of 4-bit formats, the embedding

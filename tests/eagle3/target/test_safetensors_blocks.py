@@ -154,7 +154,7 @@ def test_heads_are_tied_as_in_transformers(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("precision", ["native", "int8"])
+@pytest.mark.parametrize("precision", ["native", "bfloat16", "int8"])
 def test_speculation_changes_no_token(precision: str, tmp_path: Path) -> None:
     target = load_target(save(tmp_path, "qwen3"), weights="q4_0", precision=precision)
     assert target.precision == precision
