@@ -12,6 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from eaglerl import SpeculativeDecoder, TreeParams, load_policy
+from eaglerl.cli.shared.machine_cost import machine_cost
 from eaglerl.eagle3 import NO_DRAFT
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.prepare import default_draft_path, default_policy_path, prepare_model
@@ -25,14 +26,19 @@ _BANDWIDTH_BYTES, _BANDWIDTH_REPEATS = 1 << 30, 10
 def decoder(precision: str) -> SpeculativeDecoder:
     """Load the packaged model and its head."""
     return SpeculativeDecoder.from_pretrained(
-        prepare_model(), default_draft_path(), precision=precision
+        prepare_model(),
+        default_draft_path(),
+        precision=precision,
+        # What the processor's bfloat16 products take as they are.
+        weights="bf16" if precision == "bfloat16" else "stored",
     )
 
 
 @functools.cache
 def policy(precision: str) -> Any:
-    """Load the shipped policy for the decoder of a precision."""
-    return load_policy(default_policy_path(), decoder(precision))
+    """Load the shipped policy, with the costs that `eaglerl calibrate` measured on this machine."""
+    cost = machine_cost(None, decoder(precision))
+    return load_policy(default_policy_path(), decoder(precision), cost=cost)
 
 
 def load(precision: str) -> dict[str, Any]:

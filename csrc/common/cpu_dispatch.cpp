@@ -63,13 +63,13 @@ bool has_avx_vnni() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
 }
 
-// Tiles of 8-bit integers and of bfloat16. Linux lets a process use them on request only, since a
+// Tiles of bfloat16. Linux lets a process use them on request only, since a
 // thread's state grows by 8 kB, and refuses where a signal stack is too small for it.
 bool has_amx() {
 #if defined(__linux__)
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  constexpr unsigned kTiles = 1u << 24 | 1u << 25 | 1u << 22;  // AMX-TILE, AMX-INT8, AMX-BF16
+  constexpr unsigned kTiles = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return (edx & kTiles) == kTiles && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

@@ -8,7 +8,7 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kHasDot = true;
 #else
 constexpr bool kHasDot = false;
@@ -36,12 +36,6 @@ static inline VecI dot4(VecI sum, VecU codes, int32_t word) {
   const __m256i odd =
       _mm256_madd_epi16(_mm256_srli_epi16((__m256i)codes, 8), _mm256_srai_epi16(words, 8));
   return sum + (VecI)even + (VecI)odd;
-#elif defined(__ARM_FEATURE_DOTPROD)
-  // Without the offset of 128 that makes signed codes unsigned, which the caller takes off again.
-  const int8x16_t signed_codes = vreinterpretq_s8_u32((uint32x4_t)(codes ^ 0x80808080u));
-  const int8x16_t bytes = vreinterpretq_s8_s32(vdupq_n_s32(word));
-  const int32x4_t offset = vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(1), bytes);
-  return (VecI)vdotq_s32((int32x4_t)sum, signed_codes, bytes) + 128 * (VecI)offset;
 #else
   for (int i = 0; i < 4; ++i) {
     sum += (VecI)(codes >> (8 * i) & 255) * splat(int32_t(int8_t(uint32_t(word) >> (8 * i))));

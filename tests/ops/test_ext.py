@@ -28,6 +28,11 @@ def test_available_sets_agree_with_the_processor() -> None:
     assert ("avx512" in C.available_isas()) == wide.issubset(words)
     with_vnni = {*wide, "avx512_vnni"}
     assert ("avx512vnni" in C.available_isas()) == with_vnni.issubset(words)
+    with_avx_vnni = {"avx2", "fma", "avx_vnni"}
+    assert ("avx2vnni" in C.available_isas()) == with_avx_vnni.issubset(words)
+    # The kernel may refuse tiles to a process, so not the other way round.
+    if "avx512amx" in C.available_isas():
+        assert {*with_vnni, "amx_tile", "amx_bf16"}.issubset(words)
 
 
 @pytest.mark.skipif(len(C.available_isas()) == 1, reason="only one instruction set here")
@@ -35,8 +40,8 @@ def test_instruction_sets_are_different_code() -> None:
     # Sums in vectors of other widths round differently: equal results would mean one code.
     x, weight = torch.randn(500, 576), torch.ones(576)
     results = []
-    # VNNI is for 8-bit products; the other kernels are those of avx512.
-    for name in (name for name in C.available_isas() if name != "avx512vnni"):
+    # VNNI and AMX are for products of targets; the other kernels are those of avx2 and avx512.
+    for name in (name for name in C.available_isas() if not name.endswith(("vnni", "amx"))):
         C.set_isa(name)
         results.append(rms_norm(x, weight, 1e-5))
     C.set_isa(C.available_isas()[0])
