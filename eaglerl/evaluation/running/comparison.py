@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.evaluation.modes.baseline_modes import BaselineInputs
 from eaglerl.evaluation.modes.mode_names import ModeSpec
 from eaglerl.evaluation.modes.mode_setup import Resources, mode_fingerprint
@@ -128,7 +129,7 @@ def _prepare(
                     "question that is decoded"
                 )
     manifest = Manifest(
-        configuration=_configuration(files, options),
+        configuration=_configuration(files, options, decoder.target),
         questions=tuple(question.to_dict() for question in scored),
         target_id=resources.target_id,
         head_id=resources.head_id,
@@ -172,11 +173,15 @@ def _resources(
     return Resources(decoder, target, decoding, inputs, **ids, selection_ids=selection_ids)
 
 
-def _configuration(files: Sequence[Path], options: CompareOptions) -> dict[str, object]:
+def _configuration(
+    files: Sequence[Path], options: CompareOptions, target: TargetModel
+) -> dict[str, object]:
     own = asdict(options)
     # Only the modes whose tree is chosen depend on these: they count in those modes' fingerprints.
     for name in ("grid", "validation_per_file"):
         del own[name]
+    # Models of the same weights: `target_id` does not tell them apart.
+    own |= {"precision": target.precision, "kv_cache_dtype": str(target.kv_cache_dtype)}
     return own | {"threads": torch.get_num_threads(), "files": files_digest(files)}
 
 

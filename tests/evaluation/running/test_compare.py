@@ -243,6 +243,30 @@ def test_another_comparison_is_refused(
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json*")}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("precision", "int8", "precision is float32 there, int8 now"),
+        (
+            "kv_cache_dtype",
+            torch.bfloat16,
+            r"kv_cache_dtype is torch.float32 there, torch.bfloat16",
+        ),
+    ],
+)
+def test_a_comparison_in_another_precision_is_refused(
+    setting: Setting,
+    finished: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
+    message: str,
+) -> None:
+    monkeypatch.setattr(setting.decoder.target, name, value)
+    with pytest.raises(ValueError, match=message):
+        setting.run(finished.folder, *MODES)
+
+
 def test_broken_line_is_dropped_and_told(
     setting: Setting, finished: SimpleNamespace, copied: Path
 ) -> None:
