@@ -16,16 +16,18 @@ import pytest
 
 from eaglerl.packaged_models import DEFAULT_MODEL
 
-#: Runs the command line, and says at the end how many kB were resident at most.
+#: Runs the command line, and says at the end how many kB were resident at most and how many are
+#: pages of files: of the libraries the system maps as many as it has at hand, 170 to 260 MB.
 _COMMAND = """
 import runpy, sys
 try:
     runpy.run_module("eaglerl", run_name="__main__", alter_sys=True)
 finally:
     with open("/proc/self/status") as file:
-        print(*(line.split()[1] for line in file if line.startswith("VmHWM")), file=sys.stderr)
+        sizes = dict(line.split(":", 1) for line in file)
+    print(*(sizes[name].split()[0] for name in ("VmHWM", "RssFile")), file=sys.stderr)
 """
-GENERATE_MB, SERVER_MB = 700, 900
+GENERATE_MB, SERVER_MB = 540, 900  # without and with the pages of files
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the system says nothing of its processes"
@@ -40,7 +42,8 @@ def test_generating_a_text() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Hello" in done.stdout
-    assert int(done.stderr.splitlines()[-1]) / 1000 < GENERATE_MB
+    peak, files = map(int, done.stderr.splitlines()[-1].split())
+    assert (peak - files) / 1000 < GENERATE_MB
 
 
 @pytest.mark.usefixtures("smollm2_path")

@@ -17,6 +17,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.feature_layers import other_reading
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.target.make_target import load_target
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.questions.question_files import files_digest, read_questions
 from eaglerl.evaluation.report.calibration import read_calibration
@@ -266,6 +267,17 @@ def _write_gguf(folder: Path) -> None:
     write_gguf(folder / "model.gguf", model, "llama")
 
 
+def _write_safetensors(folder: Path) -> None:
+    tiny_model(hidden_size=64, intermediate_size=64, head_dim=16, eos_token_id=2).save_pretrained(
+        folder
+    )
+
+
+def _read_safetensors(folder: Path) -> None:
+    # Quantised while loading, so that every tensor is read.
+    load_target(folder, weights="q8_0", feature_layers=[])
+
+
 KINDS: dict[str, FileKind] = {
     "cost table": FileKind(
         lambda folder: COST.to_json(folder / "cost.json"),
@@ -364,7 +376,10 @@ KINDS: dict[str, FileKind] = {
         ("eaglerl.evaluation.report.calibration",),
     ),
     "tiles": FileKind(_write_tiles, _read_tiles, ("eaglerl.kernels.tuning",)),
-    "prepared model": FileKind(_write_model, is_prepared, ("eaglerl.prepare",)),
+    "prepared model": FileKind(_write_model, is_prepared, ("eaglerl.prepared_folder",)),
+    "safetensors target": FileKind(
+        _write_safetensors, _read_safetensors, ("eaglerl.eagle3.target.safetensors_weights",)
+    ),
     "answers": FileKind(
         _write_answers,
         lambda folder: summarise_answers(folder / "answers.jsonl"),
