@@ -104,17 +104,6 @@ class BlockTarget(TargetModel):
         """The CPU."""
         return torch.device("cpu")
 
-    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty cache of `kv_cache_dtype`."""
-        return KVCache(
-            self.num_layers,
-            self.num_kv_heads,
-            self.head_dim,
-            capacity,
-            slots=slots,
-            dtype=self.kv_cache_dtype,
-        )
-
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """Run one pass; see `TargetModel.forward`. Rows of several slots may share a pass."""

@@ -236,17 +236,6 @@ class PackedTarget(TargetModel):
         """(vocab_size, hidden_size) float32 embedding table."""
         return self._embedding
 
-    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty cache of `kv_cache_dtype`."""
-        return KVCache(
-            self.num_layers,
-            self.num_kv_heads,
-            self.head_dim,
-            capacity,
-            slots=slots,
-            dtype=self.kv_cache_dtype,
-        )
-
     def packed_products(self) -> list[PackedLinear]:
         """Return all matrix products of a pass, in the order in which they run."""
         products: list[PackedLinear] = []

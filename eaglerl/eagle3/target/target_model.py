@@ -158,9 +158,17 @@ class TargetModel(ABC):
         """Where the target runs."""
         return self.embed_tokens.device
 
-    @abstractmethod
     def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty KV cache for this model."""
+        """Make an empty cache of `kv_cache_dtype`, where the target runs."""
+        return KVCache(
+            self.num_layers,
+            self.num_kv_heads,
+            self.head_dim,
+            capacity,
+            slots=slots,
+            dtype=self.kv_cache_dtype,
+            device=self.device,
+        )
 
     @abstractmethod
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:

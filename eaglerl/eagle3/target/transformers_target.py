@@ -203,18 +203,6 @@ class TransformersTarget(TargetModel):
         """(vocab_size, hidden_size) embedding table of the model."""
         return embedding_table(self.model)
 
-    def new_cache(self, capacity: int, slots: int = 1) -> KVCache:
-        """Make an empty cache in the model's dtype, on its device."""
-        return KVCache(
-            self.num_layers,
-            self.num_kv_heads,
-            self.head_dim,
-            capacity,
-            slots=slots,
-            dtype=self.kv_cache_dtype,
-            device=self.model.device,
-        )
-
     @torch.inference_mode()
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """Run one pass; see `TargetModel.forward`.
