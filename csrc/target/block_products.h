@@ -69,8 +69,7 @@ static void multiply_group(const BlockMatrixView& matrix, const PreparedRows& ro
     for (int half = 0; half < kPanelOutputs / kLanes; ++half) {
       VecF results[kRows];
       float_results<kFormat, kRows>(codes, matrix.layout, half, rows, results);
-      write_results<kRows>(results, kRows, panel * kPanelOutputs + half * kLanes, matrix.outputs,
-                           target);
+      write_results<kRows>(results, panel * kPanelOutputs + half * kLanes, matrix.outputs, target);
     }
   }
 }

@@ -156,8 +156,7 @@ void multiply_group(const BlockMatrixView& matrix, const CodeRows& rows, int64_t
     for (int half = 0; half < kPanelOutputs / kLanes; ++half) {
       VecF results[kRows];
       code_results<kFormat, kDigits, kRows>(codes, matrix.layout, half, rows, results);
-      write_results<kRows>(results, kRows, panel * kPanelOutputs + half * kLanes, matrix.outputs,
-                           target);
+      write_results<kRows>(results, panel * kPanelOutputs + half * kLanes, matrix.outputs, target);
     }
   }
 }

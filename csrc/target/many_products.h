@@ -81,7 +81,7 @@ static inline void write_tile(const VecF (&sums)[kTileVectors][kManyTileRows], i
     place.out += (row + r) * target.stride;
     for (int v = 0; v < kTileVectors; ++v) {
       const VecF result[1] = {sums[v][r]};
-      write_results<1>(result, 1, output + v * kLanes, outputs, place);
+      write_results<1>(result, output + v * kLanes, outputs, place);
     }
   }
 }

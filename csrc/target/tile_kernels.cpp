@@ -113,7 +113,7 @@ void multiply_and_write(const BlockMatrixView& matrix, const TileRows* groups, i
     for (int g = 0; g < kGroups; ++g) {
       for (int r = 0; r < groups[g].rows; ++r, place.out += place.stride) {
         const VecF result[1] = {load(sums[kGroups * p + g][r])};
-        write_results<1>(result, 1, (panel + p) * kPanelOutputs, matrix.outputs, place);
+        write_results<1>(result, (panel + p) * kPanelOutputs, matrix.outputs, place);
       }
     }
   }

@@ -7,15 +7,13 @@
 
 namespace eaglerl::EAGLERL_ISA {
 
-// Writes kLanes outputs from `first` on, of which the matrix may have fewer, for each of the first
-// `count` rows.
+// Writes kLanes outputs of each row from `first` on, of which the matrix may have fewer.
 template <int kRows>
-static inline void write_results(const VecF (&results)[kRows], int count, int64_t first,
-                                 int64_t outputs, const ProductTarget& target) {
+static inline void write_results(const VecF (&results)[kRows], int64_t first, int64_t outputs,
+                                 const ProductTarget& target) {
   if (first >= outputs) return;
   const int64_t lanes = outputs - first;
   for (int r = 0; r < kRows; ++r) {
-    if (r == count) return;
     float* place = target.out + r * target.stride + first;
     if (lanes >= kLanes) {
       VecF value = results[r];
