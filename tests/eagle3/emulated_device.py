@@ -8,12 +8,12 @@ counted; mixing devices raises, as it does there.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -34,6 +34,41 @@ _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # In inference mode, composite operators such as "to" come as they were called.
 _CONVERSIONS = {aten._to_copy, aten.to}
 _COPIES = {*_CONVERSIONS, aten.copy_, aten.copy}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What an operator's arguments or results hold; torch's own trees take half of a test's time.
+
+    They are nested in tuples, lists and dictionaries alone.
+    """
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """The same nesting with other leaves."""
+    if isinstance(value, dict):
+        return {name: _map(part, function) for name, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_map(part, function) for part in value)
+    # A named tuple or torch.Size.
+    assert not isinstance(value, (tuple, list)) or not any(
+        isinstance(part, (torch.Tensor, torch.device, tuple, list)) for part in value
+    ), type(value)
+    return function(value)
+
+
+def _on_host(leaf: Any) -> Any:
+    """An argument as the CPU takes it."""
+    if isinstance(leaf, EmulatedTensor):
+        return leaf.data_on_host
+    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 
 class EmulatedTensor(torch.Tensor):
@@ -88,8 +123,8 @@ class EmulatedDevice(TorchDispatchMode):
         return module
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        leaves = tree_leaves((args, kwargs))
+        kwargs = kwargs or {}
+        leaves = [*_leaves(args), *_leaves(kwargs)]
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         emulated = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
         packet = func.overloadpacket
@@ -102,8 +137,7 @@ class EmulatedDevice(TorchDispatchMode):
         if packet in (aten.copy_, aten.copy):
             on_device = isinstance(args[0], EmulatedTensor)
         held = {id(tensor.data_on_host): tensor for tensor in emulated}
-        unwrapped = tree_map_only(EmulatedTensor, lambda t: t.data_on_host, (args, kwargs))
-        unwrapped = tree_map_only(torch.device, lambda device: torch.device("cpu"), unwrapped)
+        unwrapped = _map(args, _on_host), _map(kwargs, _on_host)
         # Wrappers are ordinary tensors: torch does not let inference tensors be views of them.
         with torch.inference_mode(False), torch.no_grad():
             result = func(*unwrapped[0], **unwrapped[1])
@@ -111,14 +145,12 @@ class EmulatedDevice(TorchDispatchMode):
 
     @staticmethod
     def _wrap(result: Any, held: dict[int, EmulatedTensor]) -> Any:
-        leaves, spec = tree_flatten(result)
-
         def wrap(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
             return held[id(leaf)] if id(leaf) in held else EmulatedTensor(leaf)
 
-        return tree_unflatten([wrap(leaf) for leaf in leaves], spec)
+        return _map(result, wrap)
 
     def _count(self, packet: Any, args: tuple[Any, ...], on_device: bool) -> None:
         waits = packet in _WAITING

@@ -1,5 +1,7 @@
 """The loop on a device: the same text, and one synchronisation per cycle."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,7 @@ def policies() -> dict[str, object]:
     }
 
 
+@functools.cache
 def expected_sequence() -> list[int]:
     prompt = torch.tensor([PROMPT])
     return (
