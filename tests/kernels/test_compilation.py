@@ -139,10 +139,10 @@ MANY = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled kernels are kept for these tests alone, so that nothing old is looked at."""
+def _folder(shared_folder: Path) -> Iterator[None]:
+    """Compiled kernels are kept for this run's tests alone, so that nothing old is looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.mktemp("triton")))
+        patch.setattr(triton.knobs.cache, "dir", str(shared_folder / "triton"))
         yield
 
 
@@ -151,8 +151,10 @@ def test_sm_90(case: Case, tmp_path: Path) -> None:
     check_nvidia(case, "sm_90", tmp_path)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_100"])
-@pytest.mark.parametrize("dtype", DTYPES)
+# The other pairs are among MANY.
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("sm_80", torch.bfloat16), ("sm_100", torch.float32)]
+)
 def test_other_nvidia_devices(target: str, dtype: torch.dtype, tmp_path: Path) -> None:
     check_nvidia(Case("fused", 4096, dtype), target, tmp_path)
 
@@ -180,7 +182,7 @@ def test_every_launch_on_gfx942(case: Case) -> None:
     [("bar.sync", "nop"), (".acq_rel.", ".relaxed."), (".cg.", "."), (".v4.b32", ".v2.b32")],
 )
 def test_the_checks_can_fail(pattern: str, replacement: str) -> None:
-    launch = Case("features", 576, torch.bfloat16).launch()
+    launch = Case("features", 2048, torch.bfloat16).launch()
     ptx = compile_launch(launch, TARGETS["sm_90"]).asm["ptx"]
     assert pattern in ptx
     changed = ptx.replace(pattern, replacement)

@@ -18,9 +18,14 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "interpreted"
 
 
-def _run(name: str) -> subprocess.CompletedProcess:
+# The files in two processes of about the same time: each spends seconds on imports.
+GROUPS = (("test_routes.py", "test_tuning.py"), ("test_action_cache.py", "test_against_float64.py"))
+
+
+def _run(names: tuple[str, ...]) -> subprocess.CompletedProcess:
+    files = [str(FOLDER / name) for name in names]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / name)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=FOLDER.parents[2],
         capture_output=True,
@@ -29,16 +34,22 @@ def _run(name: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future]]:
-    """Run the requested files, two at a time with one thread each."""
+def running(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], Future]]:
+    """Run the requested groups side by side, with one thread each."""
     asked = [item for item in request.session.items if item.path == request.path]
-    with ThreadPoolExecutor(2) as pool:
-        names = [item.callspec.params["name"] for item in asked]
-        yield {name: pool.submit(_run, name) for name in names}
+    with ThreadPoolExecutor(len(GROUPS)) as pool:
+        groups = [item.callspec.params["names"] for item in asked if hasattr(item, "callspec")]
+        yield {names: pool.submit(_run, names) for names in groups}
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_interpreted(name: str, running: dict[str, Future]) -> None:
-    result = running[name].result()
+def test_every_file_is_run() -> None:
+    assert sorted(name for names in GROUPS for name in names) == sorted(
+        path.name for path in FOLDER.glob("test_*.py")
+    )
+
+
+@pytest.mark.parametrize("names", GROUPS, ids="+".join)
+def test_interpreted(names: tuple[str, ...], running: dict[tuple[str, ...], Future]) -> None:
+    result = running[names].result()
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

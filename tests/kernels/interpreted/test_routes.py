@@ -102,8 +102,26 @@ def test_a_hit_leaves_out_the_policy(
     assert torch.equal(first[1], third[1])
 
 
-@pytest.mark.parametrize("reads", ["fc", "taps", "features"])
-@pytest.mark.parametrize("mode", [None, "fixed", "adaptive"])
+# Each kernel and each mode is there without the slow ones.
+@pytest.mark.parametrize(
+    ("reads", "mode"),
+    [
+        ("fc", "adaptive"),
+        ("taps", "fixed"),
+        ("features", None),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [
+                ("fc", None),
+                ("fc", "fixed"),
+                ("taps", None),
+                ("taps", "adaptive"),
+                ("features", "fixed"),
+                ("features", "adaptive"),
+            ]
+        ),
+    ],
+)
 def test_whoever_is_last_finishes_with_the_same_bits(
     reads: str, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
