@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from .tiny import VOCAB, WIDTH
@@ -55,3 +56,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning curves are made, but an empty file is saved: drawing takes most of a run's time.
+
+    A test that looks at the picture asks for `drawn_curves`.
+    """
+    if "drawn_curves" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda _, path, **options: Path(path).touch())
+
+
+@pytest.fixture
+def drawn_curves() -> None:
+    """Have learning curves drawn."""

@@ -64,6 +64,7 @@ def read_metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("drawn_curves")
 def test_a_run_leaves_a_head_and_its_curves(train, tiny_target, tmp_path):
     result = train("run", steps=40, learning_rate=0.02)
     assert result.steps == 40

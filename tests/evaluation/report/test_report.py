@@ -5,8 +5,10 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import IO
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from typer.testing import CliRunner, Result
 
@@ -182,6 +184,17 @@ def test_nothing_half_written_is_left(folder: Path) -> None:
     assert [path.name for path in folder.glob("out*")] == ["out.html"]
 
 
+@pytest.fixture
+def _undrawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but empty files are written: drawing takes five seconds."""
+
+    def save(figure: Figure, file: IO, **options: object) -> None:
+        file.write("<svg></svg>" if options["format"] == "svg" else b"")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.mark.usefixtures("_undrawn_figures")
 @pytest.mark.parametrize(("split", "known"), [("test", True), ("train", False)])
 def test_the_comparisons_own_constant_is_what_gains_are_captured_over(
     folder: Path, tmp_path: Path, split: str, known: bool
