@@ -15,7 +15,8 @@ from eaglerl.ops.encoder import FusedEncoder
 from .encode_model import make_weights
 
 SLOTS, INTERVAL, HORIZON, ACTIONS, THRESHOLD = 48, 5, 3, 4, 0.8
-OPERATIONS = 100_000
+# Every slot has 800.
+OPERATIONS = 40_000
 
 
 class CacheModel:
