@@ -2,8 +2,9 @@
 
     python benchmarks/bench_target_forward.py [--context 512] [--repeats 30]
 
-One process, all runners in turn, medians. The products use the packed float32 weights of the
-forward pass, in the same order and on inputs of the same shape, with nothing in between.
+One process, all runners in turn, medians. The products are those of the float32 forward pass, of a
+second copy of its weights, in the same order and on inputs of the same shape, with nothing in
+between.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from eaglerl.eagle3 import load_target
 from eaglerl.eagle3.layers.row_batch import RowBatch
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.block_weights import DecoderWeights
+from eaglerl.eagle3.target.packed_target import pack_decoder_weights, packed_target
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import cache_argument
@@ -46,14 +48,22 @@ def own_forward(target: TargetModel, context: int, rows: int) -> Callable[[], ob
     return lambda: target.forward(batch, cache)
 
 
-def packed_products(target: PackedTarget, rows: int) -> Callable[[], object]:
+def products_alone(weights: DecoderWeights, rows: int) -> Callable[[], object]:
     """Return the products of the same pass alone."""
-    products = target.packed_products()
-    inputs = {size: torch.randn(rows, size) for size in {p.in_features for p in products}}
+    products = [
+        product
+        for layer in weights.layers
+        for product in (layer.qkv, layer.out, layer.gate_up, layer.down)
+    ]
+    matrices = [matrix for product in (*products, weights.head) for matrix in product.matrices]
+    inputs = {size: torch.randn(rows, size) for size in {m.shape[1] for m in matrices}}
+    out = torch.empty(rows, max(matrix.shape[0] for matrix in matrices))
+    threads = torch.get_num_threads()
 
     def run() -> None:
-        for product in products:
-            product(inputs[product.in_features])
+        for matrix in matrices:
+            x = inputs[matrix.shape[1]]
+            matrix.multiply(x.data_ptr(), out.data_ptr(), rows, "float32", threads)
 
     return run
 
@@ -106,12 +116,12 @@ def main(
         table.add_column(title, justify="right")
     missed = []
     with torch.inference_mode():
-        target = PackedTarget(eager)
+        target, weights = packed_target(eager), pack_decoder_weights(eager)
         native, int8 = (load_target(path, precision=name) for name in ("native", "int8"))
         for rows in ROWS:
             products, forward, blocks, bytes_, reference = medians(
                 [
-                    packed_products(target, rows),
+                    products_alone(weights, rows),
                     *(own_forward(one, context, rows) for one in (target, native, int8)),
                     eager_forward(eager, context, rows),
                 ],

@@ -269,10 +269,10 @@ class BlockMatrix:
     def gather(self, token_ids: int, rows: int, out: int, threads: int) -> None: ...
     def multiply(self, x: int, out: int, rows: int, activations: str, threads: int) -> None: ...
 
+_ProductParts = tuple[Sequence[BlockMatrix], np.ndarray | None]
 _LayerParts = tuple[
     np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None,
-    Sequence[BlockMatrix], np.ndarray | None, Sequence[BlockMatrix],
-    Sequence[BlockMatrix], Sequence[BlockMatrix],
+    _ProductParts, _ProductParts, _ProductParts, _ProductParts,
 ]  # fmt: skip
 
 class BlockDecoder:
@@ -288,7 +288,7 @@ class BlockDecoder:
         embedding: BlockMatrix,
         layers: Sequence[_LayerParts],
         norm: np.ndarray,
-        head: Sequence[BlockMatrix],
+        head: _ProductParts,
     ) -> None: ...
     def run(
         self,

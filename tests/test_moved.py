@@ -14,8 +14,8 @@ from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TargetModel
 from eaglerl.eagle3.policy import Selection
 from eaglerl.eagle3.sampling import GreedyVerifier
+from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import make_target
-from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
 from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 from eaglerl.ops import ActionCache, DraftTreeBuilder, PolicyWeights, action_cache_step
@@ -166,7 +166,7 @@ def test_a_target_is_still_made_by_its_old_methods(tmp_path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path)
     with pytest.warns(DeprecationWarning, match=r"TargetModel\.from_model .* call make_target"):
-        assert isinstance(TargetModel.from_model(model, backend="packed"), PackedTarget)
+        assert isinstance(TargetModel.from_model(model, backend="packed"), BlockTarget)
     with pytest.warns(
         DeprecationWarning, match=r"TargetModel\.from_pretrained .* call load_target"
     ):

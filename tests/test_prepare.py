@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eaglerl import prepare
 from eaglerl.cli.shared.options import resolve_model
+from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import load_target
-from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.gguf_convert import convert_gguf, weight_name
 from eaglerl.prepare import (
@@ -480,7 +480,7 @@ class TestFolderOfAnEarlierRelease:
         for name in ("tiny", str(earlier)):
             with pytest.warns(UserWarning, match=r"without its GGUF file, and runs in float32"):
                 assert resolve_model(name) == earlier
-        assert isinstance(load_target(earlier, feature_layers=()), PackedTarget)
+        assert isinstance(load_target(earlier, feature_layers=()), BlockTarget)
 
     def test_the_file_is_added(self, earlier: Path, tiny_gguf: Path) -> None:
         times = {f.name: f.stat().st_mtime_ns for f in earlier.iterdir() if f.name != MARKER_NAME}

@@ -18,7 +18,6 @@ constexpr int64_t kSerialProducts = 200'000;  // below this a second thread cost
 constexpr int kTasksPerThread = 3;            // so that a delayed thread leaves tasks to the others
 constexpr int kMinChunkKeys = 128;            // two tiles
 constexpr int kChunkAlignment = 8;            // group_of() at most: whole groups of keys
-constexpr int kHeadDimStep = 2;               // RoPE turns pairs
 
 // Reused by every call of a thread: a call allocates only if it is larger than all before it.
 struct Scratch {
@@ -145,14 +144,19 @@ void check_heads(int64_t query_heads, int64_t kv_heads) {
   }
 }
 
+void check_head_dim(int64_t head_dim) {
+  constexpr int kStep = 2;  // RoPE turns pairs
+  check_between("head_dim", head_dim, kStep, kMaxHeadDim);
+  if (head_dim % kStep != 0) {
+    throw std::invalid_argument("head_dim must be a multiple of " + std::to_string(kStep) +
+                                ", got " + std::to_string(head_dim));
+  }
+}
+
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows) {
   check_between("rows", rows, 0, kLargestCount);
   check_heads(call.query_heads, call.kv_heads);
-  check_between("head_dim", call.head_dim, kHeadDimStep, kMaxHeadDim);
-  if (call.head_dim % kHeadDimStep != 0) {
-    throw std::invalid_argument("head_dim must be a multiple of " + std::to_string(kHeadDimStep) +
-                                ", got " + std::to_string(call.head_dim));
-  }
+  check_head_dim(call.head_dim);
   check_between("capacity", call.capacity, 0, kLargestCount);
   check_between("table_length", limits.table_length, 0, kLargestCount);
   // Without `slots`, all rows belong to slot 0, which must exist.

@@ -23,6 +23,8 @@ void* cache_address(const char* name, uintptr_t address, int64_t count, CacheDty
 // Throws std::invalid_argument unless every key head serves the same number of query heads.
 void check_heads(int64_t query_heads, int64_t kv_heads);
 
+void check_head_dim(int64_t head_dim);
+
 // Throws std::invalid_argument unless the sizes of a call are consistent and do not overflow.
 void check_attention_sizes(const AttentionCall& call, const AttentionLimits& limits, int64_t rows);
 

@@ -93,19 +93,22 @@ inline void transpose_square(const typename Cache::Element* keys, int64_t stride
 }
 #endif
 
-// kLanes keys, of which only `count` exist, as (head_dim, kLanes).
+// kLanes keys, of which only `count` exist, as (head_dim, kLanes); zeros fill up the last square.
 template <class Cache>
 inline void transpose_keys(const typename Cache::Element* keys, int head_dim, int count,
                            float* out) {
   constexpr size_t kBytes = sizeof(typename Cache::Element);
   alignas(64) typename Cache::Element padded[kLanes * kMaxHeadDim];
-  if (count < kLanes) {
-    std::memcpy(padded, keys, size_t(count) * head_dim * kBytes);
-    std::memset(padded + count * head_dim, 0, size_t(kLanes - count) * head_dim * kBytes);
+  const int width = (head_dim + kLanes - 1) / kLanes * kLanes;
+  if (count < kLanes || width != head_dim) {
+    std::memset(padded, 0, size_t(kLanes) * width * kBytes);
+    for (int key = 0; key < count; ++key) {
+      std::memcpy(padded + key * width, keys + key * head_dim, size_t(head_dim) * kBytes);
+    }
     keys = padded;
   }
   for (int d = 0; d < head_dim; d += kLanes) {
-    transpose_square<Cache>(keys + d, head_dim, out + d * kLanes);
+    transpose_square<Cache>(keys + d, width, out + d * kLanes);
   }
 }
 
@@ -114,13 +117,18 @@ template <int kQueries>
 inline void score_tile(const float* const* queries, const float* tile, int head_dim,
                        float* const* scores) {
   VecF sums[kQueries][kScoreSums] = {};
-  for (int d = 0; d < head_dim; d += kScoreSums) {
+  int d = 0;
+  for (; d + kScoreSums <= head_dim; d += kScoreSums) {
 #pragma GCC unroll 4
     for (int part = 0; part < kScoreSums; ++part) {
       const VecF keys = load(tile + (d + part) * kLanes);
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) sums[q][part] += keys * splat(queries[q][d + part]);
     }
+  }
+  for (int part = 0; d + part < head_dim; ++part) {
+    const VecF keys = load(tile + (d + part) * kLanes);
+    for (int q = 0; q < kQueries; ++q) sums[q][part] += keys * splat(queries[q][d + part]);
   }
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q) {
@@ -196,6 +204,23 @@ inline void weigh_values(const float* weights, const typename Cache::Element* va
   *total = sum;
 }
 
+// The last `rest` dimensions of a head, which fill no vector, likewise.
+template <class Cache>
+inline void weigh_rest(const float* weights, const typename Cache::Element* values, int head_dim,
+                       int rest, int64_t prefix, int64_t count, float* out, VecF* total) {
+  VecF sums = {}, sum = {};
+  typename Cache::Element last[kLanes] = {};
+  for (int64_t key = 0; key < count; ++key) {
+    if (key >= prefix && weights[key] == 0.0f) continue;
+    std::memcpy(last, values + key * head_dim, size_t(rest) * sizeof(last[0]));
+    const VecF weight = splat(weights[key]);
+    sum += weight;
+    sums += weight * Cache::read(last);
+  }
+  std::memcpy(out, &sums, size_t(rest) * sizeof(float));
+  *total = sum;
+}
+
 void attend_query(const AttentionCall& call, int64_t row, int head, float* scores) {
   const int64_t prefix = call.prefix_lengths[row];
   const int64_t count = prefix + call.block_length;
@@ -221,13 +246,18 @@ void attend_query(const AttentionCall& call, int64_t row, int head, float* score
     for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) {
       weigh_values<Cache, 4>(scores, values + d, head_dim, prefix, count, out + d, &total);
     }
-    for (; d < head_dim; d += kLanes) {
+    for (; d + kLanes <= head_dim; d += kLanes) {
       weigh_values<Cache, 1>(scores, values + d, head_dim, prefix, count, out + d, &total);
+    }
+    if (d < head_dim) {
+      weigh_rest<Cache>(scores, values + d, head_dim, head_dim - d, prefix, count, out + d, &total);
     }
   });
   const float sum = total[0];
   const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-  for (int d = 0; d < head_dim; d += kLanes) store(out + d, load(out + d) * factor);
+  int d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) store(out + d, load(out + d) * factor);
+  for (; d < head_dim; ++d) out[d] *= factor;
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Attention whose result for a row does not depend, bit by bit, on the other rows of the pass, on
 // the number of threads, or on gaps between the rows of the cache that it may see. Keys and values
-// are written by CpuKernels::write_keys_values. head_dim is a multiple of 16.
+// are written by CpuKernels::write_keys_values.
 #pragma once
 
 #include <cstdint>

@@ -24,10 +24,12 @@ constexpr int64_t kGatherGrain = 16;
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 using Matrices = std::vector<std::shared_ptr<BlockMatrix>>;
-// Norms of input, output, queries and keys; matrices and biases of qkv; out, gate and up, down.
+// A product's matrices, and the biases of all of its outputs.
+using ProductParts = std::tuple<Matrices, std::optional<FloatArray>>;
+// Norms of input, output, queries and keys; the products qkv, out, gate and up, and down.
 using LayerParts =
     std::tuple<FloatArray, FloatArray, std::optional<FloatArray>, std::optional<FloatArray>,
-               Matrices, std::optional<FloatArray>, Matrices, Matrices, Matrices>;
+               ProductParts, ProductParts, ProductParts, ProductParts>;
 
 std::vector<float> to_vector(const FloatArray& array) {
   if (array.ndim() != 1) throw py::value_error("norms and biases must have one axis");
@@ -80,10 +82,10 @@ py::array_t<float> dequantise(const BlockMatrix& matrix, int64_t begin, int64_t 
   const BlockMatrixView& view = matrix.view();
   check_between("begin", begin, 0, view.outputs);
   check_between("end", end, begin, view.outputs);
-  py::array_t<float> out({end - begin, view.inputs});
+  py::array_t<float> out({end - begin, view.width});
   float* place = out.mutable_data();
   py::gil_scoped_release release;
-  for (int64_t row = begin; row < end; ++row, place += view.inputs)
+  for (int64_t row = begin; row < end; ++row, place += view.width)
     matrix.dequantise_row(row, place);
   return out;
 }
@@ -95,7 +97,7 @@ void gather(const BlockMatrix& matrix, uintptr_t token_ids, int64_t rows, uintpt
   check_between("threads", threads, 1, kMostThreads);
   const BlockMatrixView& view = matrix.view();
   check_between("rows", rows, 0, kLargestCount);
-  check_product("out", {rows, view.inputs});
+  check_product("out", {rows, view.width});
   const int64_t* source = element_address<const int64_t>("token_ids", token_ids, rows);
   float* target = element_address<float>("out", out, rows);
   py::gil_scoped_release release;
@@ -104,7 +106,7 @@ void gather(const BlockMatrix& matrix, uintptr_t token_ids, int64_t rows, uintpt
   for (const int64_t id : ids) check_between("token_ids", id, 0, view.outputs - 1);
   parallel_for(rows, kGatherGrain, threads, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      matrix.dequantise_row(ids[size_t(row)], target + row * view.inputs);
+      matrix.dequantise_row(ids[size_t(row)], target + row * view.width);
   });
 }
 
@@ -123,7 +125,7 @@ void multiply(const BlockMatrix& matrix, uintptr_t x, uintptr_t out, int64_t row
   matrix.check_usable();
   check_between("threads", threads, 1, kMostThreads);
   const BlockMatrixView& view = matrix.view();
-  check_product("x", {rows, view.inputs});
+  check_product("x", {rows, view.width});
   check_product("out", {rows, view.outputs});
   if (kind == RowKind::kInt8 && !has_code_product(view.format)) {
     throw py::value_error("int8 needs a format in blocks, got " +
@@ -135,13 +137,14 @@ void multiply(const BlockMatrix& matrix, uintptr_t x, uintptr_t out, int64_t row
   multiply_block_matrix(matrix, source, target, rows, kind, threads);
 }
 
-Projection projection_of(const Matrices& matrices, std::vector<float> bias = {}) {
+Projection projection_of(const ProductParts& product) {
+  const auto& [matrices, bias] = product;
   if (matrices.empty()) throw py::value_error("a product must have at least one matrix");
   for (const auto& matrix : matrices) {
     if (matrix == nullptr) throw py::value_error("a product's matrix must not be None");
     matrix->check_usable();
   }
-  return {{matrices.begin(), matrices.end()}, std::move(bias)};
+  return {{matrices.begin(), matrices.end()}, to_vector(bias)};
 }
 
 std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_heads,
@@ -149,11 +152,11 @@ std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_h
                                            float scale, const std::string& activations,
                                            const std::shared_ptr<BlockMatrix>& embedding,
                                            const std::vector<LayerParts>& layers,
-                                           const FloatArray& norm, const Matrices& head) {
+                                           const FloatArray& norm, const ProductParts& head) {
   if (embedding == nullptr) throw py::value_error("embedding must be a BlockMatrix");
   embedding->check_usable();
   DecoderSizes sizes = {};
-  sizes.hidden = embedding->view().inputs;
+  sizes.hidden = embedding->view().width;
   sizes.vocabulary = embedding->view().outputs;
   sizes.intermediate = intermediate;
   sizes.query_heads = query_heads;
@@ -163,10 +166,10 @@ std::unique_ptr<BlockDecoder> make_decoder(int64_t intermediate, int32_t query_h
   sizes.scale = scale;
   sizes.rows = row_kind(activations);
   std::vector<DecoderLayer> built;
-  for (const auto& [input_norm, post_norm, query_norm, key_norm, qkv, bias, out, gate_up, down] :
+  for (const auto& [input_norm, post_norm, query_norm, key_norm, qkv, out, gate_up, down] :
        layers) {
     built.push_back({to_vector(input_norm), to_vector(post_norm), to_vector(query_norm),
-                     to_vector(key_norm), projection_of(qkv, to_vector(bias)), projection_of(out),
+                     to_vector(key_norm), projection_of(qkv), projection_of(out),
                      projection_of(gate_up), projection_of(down)});
   }
   return std::make_unique<BlockDecoder>(sizes, embedding, std::move(built), to_vector(norm),
@@ -242,7 +245,7 @@ void bind_blocks(py::module_& module) {
       .def_property_readonly("shape",
                              [](const BlockMatrix& matrix) {
                                matrix.check_usable();
-                               return py::make_tuple(matrix.view().outputs, matrix.view().inputs);
+                               return py::make_tuple(matrix.view().outputs, matrix.view().width);
                              })
       .def("dequantise", &dequantise, py::arg("begin"), py::arg("end"))
       .def("gather", &gather, py::arg("token_ids"), py::arg("rows"), py::arg("out"),

@@ -44,9 +44,9 @@ void check_projection(const char* name, const Projection& projection, int64_t in
                       int64_t outputs) {
   for (const auto& part : projection.parts) {
     if (part == nullptr) throw std::invalid_argument(std::string(name) + " has an empty part");
-    if (part->view().inputs != inputs) {
+    if (part->view().width != inputs) {
       throw std::invalid_argument(std::string(name) + " must have " + std::to_string(inputs) +
-                                  " inputs, got " + std::to_string(part->view().inputs));
+                                  " inputs, got " + std::to_string(part->view().width));
     }
   }
   if (projection.outputs() != outputs) {
@@ -95,15 +95,16 @@ class Pass {
     multiply(layer.qkv, norm_of(layer.input_norm, member), {space_.qkv.data(), qkv, nullptr, false},
              queues[0], member);
     attend(index, layer, queues + 1, member);
-    multiply(layer.out, {RowSource::kPlain, space_.attended.data(), heads, nullptr, nullptr, 0},
+    multiply(layer.out,
+             {RowSource::kPlain, heads, space_.attended.data(), heads, nullptr, nullptr, 0},
              {hidden(), sizes_.hidden, nullptr, true}, queues[4], member);
     const int64_t both = 2 * sizes_.intermediate;
     multiply(layer.gate_up, norm_of(layer.post_norm, member),
              {space_.gate_up.data(), both, nullptr, false}, queues[5], member);
-    multiply(
-        layer.down,
-        {RowSource::kSiluMul, space_.gate_up.data(), both, nullptr, nullptr, sizes_.intermediate},
-        {hidden(), sizes_.hidden, nullptr, true}, queues[6], member);
+    multiply(layer.down,
+             {RowSource::kSiluMul, sizes_.intermediate, space_.gate_up.data(), both, nullptr,
+              nullptr, sizes_.intermediate},
+             {hidden(), sizes_.hidden, nullptr, true}, queues[6], member);
   }
 
   void finish(const std::vector<float>& norm, const Projection& head, WorkQueue& queue,
@@ -118,10 +119,10 @@ class Pass {
     if (pass_.logits_rows == 0) return;
     member.wait();
     const int64_t first = pass_.rows - pass_.logits_rows;
-    multiply_rows(
-        head, pass_.logits_rows,
-        {RowSource::kPlain, pass_.last + first * sizes_.hidden, sizes_.hidden, nullptr, nullptr, 0},
-        {pass_.logits, sizes_.vocabulary, nullptr, false}, queue, member);
+    multiply_rows(head, pass_.logits_rows,
+                  {RowSource::kPlain, sizes_.hidden, pass_.last + first * sizes_.hidden,
+                   sizes_.hidden, nullptr, nullptr, 0},
+                  {pass_.logits, sizes_.vocabulary, nullptr, false}, queue, member);
   }
 
  private:
@@ -147,7 +148,7 @@ class Pass {
   RowSource norm_of(const std::vector<float>& weight, const TeamMember& member) {
     float* inverse = space_.inverse.data() + member.index * pass_.rows;
     kernels_.inverse_norms(hidden(), sizes_.hidden, pass_.rows, sizes_.hidden, sizes_.eps, inverse);
-    return {RowSource::kNorm, hidden(), sizes_.hidden, inverse, weight.data(), 0};
+    return {RowSource::kNorm, sizes_.hidden, hidden(), sizes_.hidden, inverse, weight.data(), 0};
   }
 
   void multiply(const Projection& projection, const RowSource& source, const ProductTarget& target,
@@ -264,13 +265,9 @@ BlockDecoder::BlockDecoder(const DecoderSizes& sizes, std::shared_ptr<const Bloc
   check_between("hidden", sizes.hidden, 1, kLargestCount);
   check_between("intermediate", sizes.intermediate, 1, kLargestCount);
   check_heads(sizes.query_heads, sizes.kv_heads);
-  check_between("head_dim", sizes.head_dim, kPanelOutputs, kMaxHeadDim);
-  if (sizes.head_dim % kPanelOutputs != 0) {
-    throw std::invalid_argument("head_dim must be a multiple of 16, got " +
-                                std::to_string(sizes.head_dim));
-  }
+  check_head_dim(sizes.head_dim);
   if (embedding_ == nullptr) throw std::invalid_argument("embedding is missing");
-  check_between("inputs of the embedding", embedding_->view().inputs, sizes.hidden, sizes.hidden);
+  check_between("inputs of the embedding", embedding_->view().width, sizes.hidden, sizes.hidden);
   check_between("outputs of the embedding", embedding_->view().outputs, sizes.vocabulary,
                 sizes.vocabulary);
   const int64_t heads = int64_t(sizes.query_heads) * sizes.head_dim;

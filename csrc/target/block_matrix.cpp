@@ -9,6 +9,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "common/checks.h"
 #include "common/parallel.h"
@@ -38,7 +39,7 @@ const BlockLayout& checked_layout(BlockFormat format, int64_t inputs) {
   }
   check_between("inputs", inputs, 1, kLargestCount);
   const int64_t unit = std::max(layout->file_block, layout->block);
-  if (inputs % unit != 0) {
+  if (layout->has_scale && inputs % unit != 0) {
     throw std::invalid_argument("inputs must be a multiple of " + std::to_string(unit) +
                                 " in format " + layout->name + ", got " + std::to_string(inputs));
   }
@@ -83,7 +84,7 @@ const BlockLayout* block_layout(BlockFormat format) {
 PanelLayout panel_layout(BlockFormat format, int64_t inputs) {
   const BlockLayout& kind = checked_layout(format, inputs);
   PanelLayout layout = {};
-  layout.blocks = inputs / kind.block;
+  layout.blocks = (inputs + kind.block - 1) / kind.block;
   int64_t place = layout.blocks * kind.code_bytes;
   const int64_t halves = layout.blocks / kind.scales_per_super * kPanelOutputs * 2;
   const int64_t bytes = layout.blocks * kPanelOutputs;
@@ -120,8 +121,9 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
   check_between("outputs", outputs, 1, kLargestCount);
   view_.format = format;
   view_.outputs = outputs;
-  view_.inputs = inputs;
+  view_.width = inputs;
   view_.layout = panel_layout(format, inputs);
+  view_.inputs = view_.layout.blocks * block_layout(format)->block;
   check_product("the packed matrix", {panel_count(), view_.layout.bytes});
   if (rows != nullptr) {
     for (int64_t i = 0; i < outputs; ++i) check_between("rows", rows[i], 0, outputs - 1);
@@ -133,8 +135,10 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
   if (size >= kHugePage) madvise(memory, size, MADV_HUGEPAGE);
   memory_.reset(static_cast<uint8_t*>(memory));
   view_.panels = memory_.get();
+  const bool whole = view_.inputs == view_.width;
   std::atomic<bool> finite = true;
   parallel_for(panel_count(), 4, threads, [&](int64_t begin, int64_t end) {
+    std::vector<uint8_t> filled(whole ? 0 : size_t(file_row_bytes(format, view_.inputs)));
     for (int64_t panel = begin; panel < end; ++panel) {
       uint8_t* target = memory_.get() + panel * view_.layout.bytes;
       std::memset(target, 0, size_t(view_.layout.bytes));
@@ -142,7 +146,12 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
         const int64_t output = panel * kPanelOutputs + lane;
         if (output >= outputs) break;
         const int64_t row = rows == nullptr ? output : rows[output];
-        pack_lane(format, view_.layout, file + row * row_bytes, lane, target);
+        const uint8_t* source = file + row * row_bytes;
+        if (!whole) {
+          std::memcpy(filled.data(), source, size_t(row_bytes));
+          source = filled.data();
+        }
+        pack_lane(format, view_.layout, source, lane, target);
       }
       if (!panel_is_finite(view_, target)) finite = false;
     }
@@ -152,7 +161,11 @@ BlockMatrix::BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, co
 
 void BlockMatrix::dequantise_row(int64_t output, float* out) const {
   const uint8_t* panel = view_.panels + output / kPanelOutputs * view_.layout.bytes;
-  unpack_lane(view_.format, view_.layout, panel, int(output % kPanelOutputs), out);
+  const int lane = int(output % kPanelOutputs);
+  if (view_.inputs == view_.width) return unpack_lane(view_.format, view_.layout, panel, lane, out);
+  std::vector<float> filled(size_t(view_.inputs));
+  unpack_lane(view_.format, view_.layout, panel, lane, filled.data());
+  std::copy_n(filled.begin(), view_.width, out);
 }
 
 }  // namespace eaglerl

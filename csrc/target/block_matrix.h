@@ -67,7 +67,7 @@ const BlockLayout* block_layout(BlockFormat format);
 
 // Where the parts of one panel begin, counted from the panel's first byte.
 struct PanelLayout {
-  int64_t blocks;     // inputs / block
+  int64_t blocks;     // of `block` inputs; the last one may be filled up with zeros
   int64_t scales;     // halves: 16 a block, or 16 a super-block
   int64_t minima;     // likewise
   int64_t subscales;  // bytes: 16 a block (K formats)
@@ -83,15 +83,16 @@ struct BlockMatrixView {
   PanelLayout layout;
   BlockFormat format;
   int64_t outputs;
-  int64_t inputs;
+  int64_t inputs;  // of products: whole blocks
+  int64_t width;   // of the file's rows: only numbers without scales may fill no whole block
 };
 
 class BlockMatrix : public PythonObject {
  public:
   // Packs `outputs` rows of `inputs` weights. `rows` gives for each output the row of `file` that
   // holds it (null: its own number); every entry must lie in [0, outputs). Throws
-  // std::invalid_argument for a type that is not supported, inputs that fill no whole block, and
-  // scales or weights that are not finite.
+  // std::invalid_argument for a type that is not supported, inputs that fill no whole block of a
+  // format with scales, and scales or weights that are not finite.
   BlockMatrix(BlockFormat format, int64_t outputs, int64_t inputs, const uint8_t* file,
               const int64_t* rows, int threads);
 

@@ -1,5 +1,6 @@
 // Products with many rows: weights are expanded to floats in pieces that stay in the second-level
-// cache, so that decoding them costs next to nothing. Included only by block_kernels.cpp.
+// cache, so that decoding them costs next to nothing. What is stored in floats is read in place.
+// Included only by block_kernels.cpp.
 #pragma once
 
 #include "target/block_products.h"
@@ -55,15 +56,16 @@ static void expand_panel(const uint8_t* panel, const PanelLayout& layout, float*
   }
 }
 
-// Sums of kManyTileRows rows for kTileOutputs outputs.
-static inline void multiply_tile(const float* weights, int64_t weight_stride, const float* values,
-                                 int64_t inputs, VecF (&sums)[kTileVectors][kManyTileRows]) {
+// Sums of kManyTileRows rows for the kLanes outputs of each of two streams of weights.
+static inline void multiply_tile(const float* first_weights, const float* second_weights,
+                                 int64_t weight_stride, const float* values, int64_t inputs,
+                                 VecF (&sums)[kTileVectors][kManyTileRows]) {
   for (int v = 0; v < kTileVectors; ++v) {
     for (int r = 0; r < kManyTileRows; ++r) sums[v][r] = VecF{};
   }
   for (int64_t i = 0; i < inputs; ++i) {
-    const VecF first = load(weights + i * weight_stride);
-    const VecF second = load(weights + i * weight_stride + kLanes);
+    const VecF first = load(first_weights + i * weight_stride);
+    const VecF second = load(second_weights + i * weight_stride);
 #pragma GCC unroll 12
     for (int r = 0; r < kManyTileRows; ++r) {
       const VecF value = splat(values[i * kManyGroupRows + r]);
@@ -107,21 +109,33 @@ template <BlockFormat kFormat>
 static void multiply_many_of(const BlockMatrixView& matrix, const ManyRows& rows, int64_t begin,
                              int64_t end, const ProductTarget& target, float* buffer) {
   constexpr int kPair = 2;
-  constexpr int64_t kStride = kPair * kPanelOutputs;
+  constexpr bool kInPlace = kFormat == BlockFormat::kF32;
+  constexpr int64_t kStride = kInPlace ? kPanelOutputs : kPair * kPanelOutputs;
   const int64_t groups = (rows.rows + kManyGroupRows - 1) / kManyGroupRows;
   for (int64_t panel = begin; panel < end; panel += kPair) {
     const int64_t count = end - panel < kPair ? end - panel : kPair;
+    const float* streams[kPair];
     for (int64_t p = 0; p < count; ++p) {
-      expand_panel<kFormat>(matrix.panels + (panel + p) * matrix.layout.bytes, matrix.layout,
-                            buffer + p * kPanelOutputs, kStride);
+      const uint8_t* codes = matrix.panels + (panel + p) * matrix.layout.bytes;
+      if constexpr (kInPlace) {
+        streams[p] = (const float*)codes;
+      } else {
+        expand_panel<kFormat>(codes, matrix.layout, buffer + p * kPanelOutputs, kStride);
+        streams[p] = buffer + p * kPanelOutputs;
+      }
     }
+    // With one panel left, the second half of a tile as wide as two is computed from the first
+    // panel again, and dropped.
+    if (count < kPair) streams[1] = streams[0];
     for (int64_t group = 0; group < groups; ++group) {
       for (int part = 0; part < kManyGroupRows; part += kManyTileRows) {
         const float* values = rows.values + group * rows.inputs * kManyGroupRows + part;
-        // With one panel left, the tile's second half is computed from what was there and dropped.
         for (int64_t place = 0; place < count * kPanelOutputs; place += kTileOutputs) {
           VecF sums[kTileVectors][kManyTileRows];
-          multiply_tile(buffer + place, kStride, values, rows.inputs, sums);
+          const int64_t second = place + kLanes;
+          multiply_tile(streams[place / kPanelOutputs] + place % kPanelOutputs,
+                        streams[second / kPanelOutputs] + second % kPanelOutputs, kStride, values,
+                        rows.inputs, sums);
           const int64_t limit = (panel + count) * kPanelOutputs;
           write_tile(sums, group * kManyGroupRows + part, rows.rows, panel * kPanelOutputs + place,
                      limit < matrix.outputs ? limit : matrix.outputs, target);

@@ -35,7 +35,7 @@ void PreparedStore::reserve(RowKind kind, int64_t rows, int64_t inputs, int thre
   block_ = &block_kernels();
   code_ = &code_kernels();
   kind_ = kind;
-  widest_ = std::max(widest_, inputs);
+  widest_ = std::max(widest_, (inputs + kSumInputs - 1) / kSumInputs * kSumInputs);
   digits_ = 0;
   if (kind == RowKind::kInt8) digits_ = 1;
   if (kind == RowKind::kFloat32 && code_->has_dot) digits_ = kThreeDigits;

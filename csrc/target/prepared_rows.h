@@ -54,9 +54,9 @@ class AlignedBuffer {
 
 class PreparedStore {
  public:
-  // Makes room for up to `rows` rows of up to `inputs` inputs, and chooses the kernels of the
-  // products until the next call: another thread may choose another instruction set in the
-  // meantime.
+  // Makes room for up to `rows` rows of up to `inputs` inputs, filled up to whole blocks, and
+  // chooses the kernels of the products until the next call: another thread may choose another
+  // instruction set in the meantime.
   void reserve(RowKind kind, int64_t rows, int64_t inputs, int threads);
 
   RowForm form_of(BlockFormat format, int64_t rows) const;

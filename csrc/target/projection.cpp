@@ -51,10 +51,10 @@ void multiply_block_matrix(const BlockMatrix& matrix, const float* x, float* out
   static thread_local PreparedStore own_store;
   PreparedStore& prepared = own_store;
   const BlockMatrixView& view = matrix.view();
-  prepared.reserve(kind, rows, view.inputs, threads);
+  prepared.reserve(kind, rows, view.width, threads);
   // Not owned: the matrix outlives the product.
   const Projection projection = {{{std::shared_ptr<const void>(), &matrix}}, {}};
-  const RowSource source = {RowSource::kPlain, x, view.inputs, nullptr, nullptr, 0};
+  const RowSource source = {RowSource::kPlain, view.width, x, view.width, nullptr, nullptr, 0};
   WorkQueue queue;
   with_team(threads, [&](const TeamMember& member) {
     multiply_projection(projection, rows, source, {out, view.outputs, nullptr, false}, prepared,

@@ -9,6 +9,7 @@ struct RowSource {
   enum Kind { kPlain, kNorm, kSiluMul };
 
   Kind kind;
+  int64_t inputs;  // of the product; up to whole blocks, zeros follow
   const float* x;  // row r begins at x + r * stride
   int64_t stride;
   const float* inverse;  // kNorm: 1 / sqrt(mean square + eps) of every row

@@ -13,7 +13,6 @@ from eaglerl.eagle3.generation_config.generation_settings import GenerationSetti
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.sampling import process_row
 from eaglerl.eagle3.target.block_target import BlockTarget
-from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.eagle3.target.target_model import TargetModel
 
 # Spare rows when the cache grows, so that it grows rarely.
@@ -68,7 +67,7 @@ def greedy_texts(
     Yields:
         The texts, in the order of completion.
     """
-    if not isinstance(target, PackedTarget | BlockTarget):
+    if not isinstance(target, BlockTarget):
         slots = 1
     batch = _Batch(target, slots, max_new_tokens, tail, frozenset(eos_token_ids), settings)
     waiting = enumerate(prompts)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
-from eaglerl.eagle3.target.packed_target import DifferentModulesError, PackedTarget, why_not_packed
+from eaglerl.eagle3.target.packed_target import (
+    NotPackedError,
+    PackedDtype,
+    packed_target,
+    why_not_packed,
+)
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
@@ -72,11 +77,11 @@ def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
     if reason is None:
         fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
         wants_bfloat16 = fast if dtype == "auto" else dtype == "bfloat16"
-        packed_dtype: Literal["float32", "bfloat16"] = "bfloat16" if wants_bfloat16 else "float32"
+        packed_dtype: PackedDtype = "bfloat16" if wants_bfloat16 else "float32"
         try:
-            return PackedTarget(model, (), dtype=packed_dtype, rows_hint=slots)
-        except DifferentModulesError as error:
-            reason = str(error)
+            return packed_target(model, (), dtype=packed_dtype)
+        except NotPackedError as error:
+            reason = error.reason
     warnings.warn(
         f"the target runs through transformers' modules, which is slower: {reason}", stacklevel=3
     )

@@ -12,7 +12,8 @@ from eaglerl.eagle3 import (
 )
 from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.stopping import StoppingRules
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.block_target import BlockTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 
 from .tiny import tiny_head, tiny_model
 
@@ -22,12 +23,12 @@ PLANS = [TreeParams(1), TreeParams(6, 2, 4), DraftPlan(TreeParams(4, 1, 3), 5)]
 
 
 @pytest.fixture(scope="module")
-def target() -> PackedTarget:
+def target() -> BlockTarget:
     """So few tokens that a random head is right now and then."""
-    return PackedTarget(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
+    return packed_target(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
 
 
-def new_decoder(target: PackedTarget) -> SpeculativeDecoder:
+def new_decoder(target: BlockTarget) -> SpeculativeDecoder:
     head = tiny_head(target, draft_vocab_size=VOCAB)
     return SpeculativeDecoder(target, head, draft_dtype="float32")
 
@@ -129,7 +130,7 @@ def test_a_chunk_has_at_least_a_row(target) -> None:
 )
 def test_logprobs_are_those_of_the_target(plan, sampling) -> None:
     model = tiny_model(vocab_size=VOCAB, logit_scale=3.0)
-    decoder = new_decoder(PackedTarget(model))
+    decoder = new_decoder(packed_target(model))
     generation = decoder.start(PROMPT, plan, max_new_tokens=30, top_logprobs=4, **sampling)
     while generation.finish_reason is None:
         generation.advance()
@@ -146,7 +147,7 @@ def test_logprobs_are_those_of_the_target(plan, sampling) -> None:
             best.values.tolist(), abs=1e-4
         )
         assert [token_id for token_id, _ in token.top] == best.indices.tolist()
-    assert new_decoder(PackedTarget(model.float())).start(PROMPT).logprobs == []
+    assert new_decoder(packed_target(model.float())).start(PROMPT).logprobs == []
     with pytest.raises(ValueError, match="top_logprobs must be 0 or positive, got -1"):
         decoder.start(PROMPT, top_logprobs=-1)
 

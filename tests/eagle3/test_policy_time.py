@@ -11,7 +11,7 @@ from eaglerl.eagle3 import FusedPolicy, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.policy import DraftPlan, Selection
 from eaglerl.eagle3.stopwatch import TotalTime
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.ops import PolicyWeights
 
 from .tiny import tiny_head, tiny_model
@@ -22,7 +22,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def decoder() -> SpeculativeDecoder:
-    target = PackedTarget(tiny_model(vocab_size=12, logit_scale=3.0))
+    target = packed_target(tiny_model(vocab_size=12, logit_scale=3.0))
     return SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=12), draft_dtype="float32")
 
 

@@ -17,7 +17,7 @@ from eaglerl.eagle3.policy import (
     StepResult,
     TreeParams,
 )
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.ops import DraftTree, DraftTreeBuilder, tree_structure
 
 from .tiny import tiny_head, tiny_model
@@ -199,7 +199,7 @@ class RandomSelection:
 
 
 def test_what_is_selected_is_verified_and_the_text_stays() -> None:
-    target = PackedTarget(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
+    target = packed_target(tiny_model(vocab_size=VOCAB, logit_scale=3.0))
     decoder = SpeculativeDecoder(
         target, tiny_head(target, draft_vocab_size=VOCAB), draft_dtype="float32"
     )

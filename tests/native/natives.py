@@ -334,15 +334,16 @@ def _block_decoder(source: Source, memory: Memory) -> Step:
     def drive(*_: Any) -> None:
         layer = [
             norm(hidden), norm(hidden), source.choice((None, norm(16))), None,
-            [matrix(32, hidden), matrix(32, hidden)], source.choice((None, norm(64))),
-            [matrix(hidden, 32)], [matrix(96, hidden), matrix(96, hidden)], [matrix(hidden, 96)],
+            ([matrix(32, hidden), matrix(32, hidden)], source.choice((None, norm(64)))),
+            ([matrix(hidden, 32)], source.choice((None, norm(hidden)))),
+            ([matrix(96, hidden), matrix(96, hidden)], None), ([matrix(hidden, 96)], None),
         ]  # fmt: skip
         sizes = [96, 2, 1, 16, 1e-5, 0.25, source.random() < 0.5]
         if source.random() < 0.2:
             sizes = spoil_numbers(sizes, source)
         table = matrix(40, hidden)
         decoder = C.BlockDecoder(
-            *sizes, table, [tuple(layer)] * layers, norm(hidden), [table]
+            *sizes, table, [tuple(layer)] * layers, norm(hidden), ([table], None)
         )  # fmt: skip
         # Counts within the memory that is there are the caller's word.
         _drive([partial(decoder.run, *run), partial(decoder.run, *spoil_numbers(run, source))])

@@ -13,7 +13,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from eaglerl._ext import C
 
 FORMATS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-INT8_FORMATS = FORMATS[3:]
+PLAIN_FORMATS, INT8_FORMATS = FORMATS[:3], FORMATS[3:]
 ACTIVATIONS = ("float32", "int8", "bfloat16")
 # Bytes of a block that hold half-precision scales, by format.
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
@@ -84,6 +84,28 @@ def test_what_is_packed_is_what_gguf_reads(name: str) -> None:
         found = matrix.dequantise(0, outputs)
         expected = dequantised(name, file)[order]
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", PLAIN_FORMATS)
+@pytest.mark.parametrize("inputs", [1, 31, 33, 48, 514])
+def test_numbers_without_scales_may_fill_no_whole_block(name: str, inputs: int, isa: str) -> None:
+    outputs = 37
+    file = make_file(name, outputs, inputs)
+    order = np.random.default_rng(1).permutation(outputs)
+    matrix, weights = make_matrix(name, file, inputs, order), dequantised(name, file)[order]
+    assert matrix.shape == (outputs, inputs)
+    np.testing.assert_array_equal(matrix.dequantise(0, outputs), weights)
+    # Whatever lies behind the last row is not read.
+    x = torch.cat((torch.randn(70, inputs), torch.full((1, inputs), float("nan"))))[:70]
+    for activations in ("float32", "bfloat16"):
+        rounded = x.bfloat16().double() if activations == "bfloat16" else x.double()
+        expected = rounded.numpy() @ weights.T.astype(np.float64)
+        bound = (40 + inputs) * EPSILON * (np.abs(rounded.numpy()) @ np.abs(weights.T)) + 1e-30
+        alone = torch.cat([multiply(matrix, row[None], activations) for row in x])
+        for rows in (1, 7, 64):
+            assert torch.equal(multiply(matrix, x[:rows], activations, threads=2), alone[:rows])
+        for found in (alone, multiply(matrix, x, activations, threads=2)):
+            assert (np.abs(found.double().numpy() - expected) <= bound).all()
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.server import Limits, Mode, Modes, Service, standard_modes
 
 from ..eagle3.tiny import tiny_head, tiny_model
@@ -55,7 +55,7 @@ def tiny_parts(*, seed: int = 0):
 def tiny_decoder(*, seed: int = 0) -> SpeculativeDecoder:
     """A decoder of `tiny_parts`."""
     model, tokenizer, drafted = tiny_parts(seed=seed)
-    target = PackedTarget(model)
+    target = packed_target(model)
     target.generation_config.eos_token_id = tokenizer.eos_token_id
     head = tiny_head(target, draft_vocab_size=len(drafted), seed=seed)
     head.set_draft_vocabulary(drafted)

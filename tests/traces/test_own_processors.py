@@ -5,7 +5,7 @@ import torch
 from transformers import WatermarkingConfig
 
 from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.envs.live_env import SpeculativeDecodingEnv
 from eaglerl.fingerprints import target_id
 from eaglerl.traces.recording import RecordOptions, record
@@ -22,7 +22,7 @@ def make(own: dict) -> tuple:
     """The model of transformers and a decoder of it."""
     model = tiny_model(vocab_size=VOCAB, logit_scale=3.0)
     model.generation_config.update(**own)
-    target = PackedTarget(model)
+    target = packed_target(model)
     return model, SpeculativeDecoder(target, tiny_head(target, draft_vocab_size=VOCAB))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 from eaglerl.traces.recording import Prompt
 from eaglerl.traces.trace_set import ABSENT, Trace
@@ -18,7 +18,7 @@ VOCAB = 12
 
 def tiny_decoder(draft_dtype: str = "float32", *, seed: int = 0) -> SpeculativeDecoder:
     """A random target of 12 tokens, so few that a random head is right now and then."""
-    target = PackedTarget(tiny_model(vocab_size=VOCAB, seed=seed, logit_scale=3.0))
+    target = packed_target(tiny_model(vocab_size=VOCAB, seed=seed, logit_scale=3.0))
     head = tiny_head(target, draft_vocab_size=VOCAB, seed=seed)
     return SpeculativeDecoder(target, head, draft_dtype=draft_dtype)
 

@@ -34,8 +34,6 @@ class KVCache:
             keys.
         lengths: committed rows of every slot. The rows behind them are scratch space of the current
             pass.
-        workspace: buffers that a model keeps between passes over this cache; None until it makes
-            them. Passes over different caches share nothing but weights.
     """
 
     def __init__(
@@ -55,7 +53,6 @@ class KVCache:
         shape = (slots, num_layers, 2, num_kv_heads, capacity, head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * slots
-        self.workspace: object | None = None
 
     @property
     def slots(self) -> int:

@@ -1,4 +1,4 @@
-"""The CPU path of targets in the precision of their files: one native call runs a whole pass.
+"""The CPU path of targets in the precision of their weights: one native call runs a whole pass.
 
 A pass of a few rows takes as long as reading the weights. SmolLM2-135M is stored in 97 MB, in
 blocks of 4 and 8 bits; expanded to float32 it has 538 MB. Here the blocks are decoded in registers,
@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from eaglerl._ext import C
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.layers.rope import RopeTables, config_angles
+from eaglerl.eagle3.layers.rope import Angles, RopeTables, config_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_embedding import BlockEmbedding
 from eaglerl.eagle3.target.block_weights import DecoderWeights
@@ -32,7 +32,7 @@ Precision = Literal["native", "bfloat16", "int8"]
 
 
 class BlockTarget(TargetModel):
-    """Dense Llama-family models on the CPU, in the blocks of their files."""
+    """Dense Llama-family models on the CPU, in the blocks of their files or as numbers."""
 
     def __init__(
         self,
@@ -43,19 +43,23 @@ class BlockTarget(TargetModel):
         *,
         precision: Precision = "native",
         kv_cache_dtype: torch.dtype = torch.float32,
+        scale: float | None = None,
+        angles: Angles | None = None,
     ) -> None:
         """Build the decoder.
 
         Args:
             config: of the model.
             generation_config: of the model.
-            weights: see `read_decoder_weights`.
+            weights: see `read_decoder_weights` and `pack_decoder_weights`.
             feature_layers: see `TargetModel`.
             precision: "native" multiplies with float32 activations, "bfloat16" with activations in
                 bfloat16, "int8" with 8-bit ones. Sums, norms, attention and what layers pass on are
                 float32 in all.
             kv_cache_dtype: float32, bfloat16 or float16. Keys and values are rounded to it when
                 they are written, and attention computes with them in float32.
+            scale: of attention's scores; head_dim**-0.5 by default.
+            angles: of the rotary embedding; as the config says by default.
 
         Raises:
             ValueError: the sizes of the weights are not those of the config.
@@ -74,20 +78,20 @@ class BlockTarget(TargetModel):
             kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             eps=float(config.rms_norm_eps),
-            scale=self.head_dim**-0.5,
+            scale=self.head_dim**-0.5 if scale is None else scale,
             activations="float32" if precision == "native" else precision,
             embedding=weights.embedding,
             layers=[
                 (
                     layer.input_norm, layer.post_norm, layer.query_norm, layer.key_norm,
-                    layer.qkv, layer.qkv_bias, layer.out, layer.gate_up, layer.down,
+                    layer.qkv, layer.out, layer.gate_up, layer.down,
                 )
                 for layer in weights.layers
             ],
             norm=weights.norm,
-            head=[weights.head],
+            head=weights.head,
         )  # fmt: skip
-        self._rope = RopeTables(config_angles(config, self.head_dim))
+        self._rope = RopeTables(angles or config_angles(config, self.head_dim))
 
     @property
     def embed_tokens(self) -> torch.Tensor:

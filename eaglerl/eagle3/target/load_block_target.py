@@ -15,11 +15,7 @@ from eaglerl.eagle3.target.block_target import BlockTarget, Precision
 from eaglerl.eagle3.target.block_weights import read_decoder_weights
 from eaglerl.eagle3.target.gguf_weights import GGUFWeights
 from eaglerl.eagle3.target.packed_target import why_not_fast
-from eaglerl.eagle3.target.safetensors_weights import (
-    SafetensorsWeights,
-    biased_parts,
-    safetensors_of,
-)
+from eaglerl.eagle3.target.safetensors_weights import SafetensorsWeights, safetensors_of
 from eaglerl.eagle3.target.target_files import check_target_files, read_target_config
 from eaglerl.eagle3.target.target_model import head_dim_of
 from eaglerl.eagle3.target.weight_files import WeightFile, WeightFormat, has_blocks
@@ -27,8 +23,6 @@ from eaglerl.gguf_convert.convert import GGUF_NAME
 from eaglerl.gguf_convert.gguf_config import read_config_beside
 from eaglerl.gguf_convert.gguf_file import read_gguf
 
-# Outputs of a panel, which every head has to fill.
-_HEAD_DIM_STEP = 16
 # Files of a hub's repository that are read.
 _PATTERNS = ["*.json", "model*.safetensors"]
 
@@ -66,9 +60,6 @@ def open_block_source(path: str | Path, weights: WeightFormat = "stored") -> Blo
     reason = why_not_fast(config)
     if reason is not None:
         return reason
-    head_dim = head_dim_of(config)
-    if head_dim % _HEAD_DIM_STEP:
-        return f"its heads are {head_dim} wide, no multiple of {_HEAD_DIM_STEP}"
     folder = Path(path)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(path), allow_patterns=_PATTERNS))
@@ -84,9 +75,6 @@ def _open_gguf(path: Path, config: PreTrainedConfig, weights: WeightFormat) -> W
             f"its heads are {head_dim_of(own)} wide, and config.json beside it has head_dim "
             f"{head_dim_of(config)}"
         )
-    for name in file.tensors:
-        if name.endswith(("ffn_up.bias", "attn_output.bias")):
-            return f"it has the bias {name}"
     opened = GGUFWeights(file, weights)
     for name in opened.matrices():
         if opened.format_of(name) not in C.block_formats():
@@ -104,8 +92,6 @@ def _open_safetensors(
         return "its weights are quantised already, in another way than GGUF's"
     if (path / "adapter_config.json").exists():
         return "it has an adapter beside its weights"
-    if not biased_parts(config).isdisjoint(("attn_output", "ffn_up")):
-        return "it has biases of other products than q, k and v"
     if not safetensors_of(path):
         return (
             f"its folder has neither {GGUF_NAME}, which `eaglerl prepare` puts there, nor "

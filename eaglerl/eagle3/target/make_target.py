@@ -18,8 +18,8 @@ from eaglerl.eagle3.target.load_block_target import (
     open_block_source,
 )
 from eaglerl.eagle3.target.packed_target import (
-    DifferentModulesError,
-    PackedTarget,
+    NotPackedError,
+    packed_target,
     why_not_fast,
     why_not_packed,
 )
@@ -72,8 +72,9 @@ def load_target(
             or in safetensors files, with float32 activations: the function of the expanded
             weights. "bfloat16" multiplies them with activations in bfloat16, and "int8" with 8-bit
             activations, as llama.cpp does: other models by their rounding. "float32" expands the
-            weights. "auto" is native where the folder has a GGUF file that the kernels support or
-            `weights` names a format, and nothing else is asked for.
+            weights, and multiplies them in the same kernels. "auto" is native where the folder has
+            a GGUF file that the kernels support or `weights` names a format, and nothing else is
+            asked for.
         weights: format of the matrices in the other precisions than "float32". "stored" leaves them
             as they are. "q8_0", "q4_0" and "q4_1" quantise them while loading to 8 or 4 bits in
             blocks of 32, as the types of that name in GGUF files; of 4-bit formats, the embedding
@@ -186,13 +187,13 @@ def make_target(
     reason = why_not_packed(model)
     if reason is None:
         try:
-            return PackedTarget(model, feature_layers, kv_cache_dtype=cache_dtype or torch.float32)
-        except DifferentModulesError as error:
+            return packed_target(model, feature_layers, kv_cache_dtype=cache_dtype or torch.float32)
+        except NotPackedError as error:
             if backend == "packed":
                 raise
-            reason = str(error)
+            reason = error.reason
     if backend == "packed":
-        raise ValueError(f"the packed CPU path cannot run this model: {reason}")
+        raise NotPackedError(reason)
     _check_cache_dtype(model, kv_cache_dtype, reason)
     if model.device.type == "cpu":
         warnings.warn(

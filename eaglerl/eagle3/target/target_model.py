@@ -34,9 +34,9 @@ class TargetOutput:
     Attributes:
         logits: (M, vocab_size), (1, vocab_size) or None, as asked for.
         features: (M, 3 * hidden_size) hidden states, low, mid and high concatenated; (M, 0) of a
-            target without feature layers. A view of a buffer that the next pass over the same cache
-            overwrites.
-        last_hidden_state: (M, hidden_size) output of the final norm; a view like `features`.
+            target without feature layers. May be a view of a buffer that the next pass over the
+            same cache overwrites.
+        last_hidden_state: (M, hidden_size) output of the final norm; may be a view like `features`.
     """
 
     logits: torch.Tensor | None

@@ -9,7 +9,8 @@ from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.cache import caches
 from eaglerl.eagle3.cache.caches import CachePool
 from eaglerl.eagle3.sampling import GreedyVerifier
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.block_target import BlockTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 
 from ..tiny import tiny_head, tiny_model
 
@@ -17,8 +18,8 @@ PROMPT = [1, 2, 3, 1, 2]
 
 
 @pytest.fixture(scope="module")
-def target() -> PackedTarget:
-    return PackedTarget(tiny_model(vocab_size=12, logit_scale=3.0))
+def target() -> BlockTarget:
+    return packed_target(tiny_model(vocab_size=12, logit_scale=3.0))
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from eaglerl.eagle3.head.make_draft_runner import make_draft_runner
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import load_target
-from eaglerl.eagle3.target.packed_target import PackedTarget
 from eaglerl.fingerprints import target_id
 from eaglerl.prepare import prepare_gguf
 
@@ -122,6 +121,23 @@ def test_bfloat16_rounds_the_inputs_of_every_product(kind: str, tmp_path: Path) 
     assert float((error / size).median()) < 1e-5
 
 
+@pytest.mark.parametrize("head_dim", [8, 20])
+@pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16"])
+def test_heads_that_fill_no_vector(head_dim: int, kv_cache_dtype: str, tmp_path: Path) -> None:
+    path = make_folder(tmp_path, "qwen3", head_dim=head_dim, num_attention_heads=8)
+    target = load_target(path, kv_cache_dtype=kv_cache_dtype)
+    assert isinstance(target, BlockTarget)
+    alone = run_in_steps(target, TOKENS, 1)
+    for step in (2, 7, 40):
+        assert torch.equal(run_in_steps(target, TOKENS, step), alone)
+    if kv_cache_dtype == "float32":
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+        with torch.no_grad():
+            expected = model(TOKENS[None]).logits[0]
+        bound = 2e-5 * float(expected.std())
+        torch.testing.assert_close(alone.double(), expected, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("kind", ["linear", "yarn"])
 def test_rope_scaling_is_transformers(kind: str, tmp_path: Path) -> None:
     fields: dict[str, object] = {".rope.scaling.type": kind, ".rope.scaling.factor": 4.0}
@@ -219,9 +235,12 @@ def test_what_is_not_finite_stays_in_its_row(folder: Path) -> None:
 
 
 def test_precision_decides_the_implementation(folder: Path) -> None:
-    assert isinstance(load_target(folder), BlockTarget)
-    assert isinstance(load_target(folder, precision="float32"), PackedTarget)
-    assert isinstance(load_target(folder, backend="packed"), PackedTarget)
+    for options, precision in (
+        ({}, "native"), ({"precision": "float32"}, "float32"), ({"backend": "packed"}, "float32")
+    ):  # fmt: skip
+        target = load_target(folder, **options)
+        assert isinstance(target, BlockTarget)
+        assert target.precision == precision
     assert load_target(folder, dtype=torch.float64).embed_tokens.dtype == torch.float64
 
 
@@ -233,7 +252,7 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / "model.gguf").unlink()
-    assert isinstance(load_target(bare), PackedTarget)
+    assert load_target(bare).precision == "float32"
     weights = (bare / "model.safetensors").read_bytes()
     (bare / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"cannot run .*neither model\.gguf.*nor safetensors"):
@@ -253,13 +272,10 @@ def test_types_without_kernels_are_named(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"expanded to float32, .*'token_embd.weight' of type Q5_0"
     ):
-        assert isinstance(load_target(path), PackedTarget)
+        assert load_target(path).precision == "float32"
     with pytest.raises(ValueError, match=r"tensor '.*' of type Q5_0, which weights=\"q8_0\""):
         load_target(path, precision="native")
     assert isinstance(load_target(path, weights="q8_0"), BlockTarget)
-    narrow = make_folder(tmp_path / "narrow", head_dim=8)
-    with pytest.raises(ValueError, match="its heads are 8 wide, no multiple of 16"):
-        load_target(narrow, precision="native")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

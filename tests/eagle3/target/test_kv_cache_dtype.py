@@ -17,7 +17,7 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import load_target, make_target
-from eaglerl.eagle3.target.packed_target import PackedTarget
+from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import cache_argument
 from eaglerl.policies.policy_folder import load_policy
@@ -205,7 +205,7 @@ def test_the_packed_target_is_that_of_its_cache(name: str) -> None:
     """Against float64 with the same keys and values, in passes of several sizes."""
     model = tiny_model(head_dim=16)
     target = make_target(model, backend="packed", kv_cache_dtype=name)
-    assert isinstance(target, PackedTarget)
+    assert isinstance(target, BlockTarget)
     text = torch.arange(100) * 7 % target.vocab_size
     model = model.double()
     model.set_attn_implementation("eager")
@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     with pytest.raises(TypeError, match=r"kv_cache_dtype must be one of .*, not torch\.int8"):
         BlockTarget(target.config, None, None, kv_cache_dtype=torch.int8)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"kv_cache_dtype must be one of .*, not torch\.float64"):
-        PackedTarget(model, kv_cache_dtype=torch.float64)
+        packed_target(model, kv_cache_dtype=torch.float64)
 
 
 @pytest.mark.parametrize("precision", ["native", "float32"])

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import load_target, make_target
-from eaglerl.eagle3.target.packed_target import PackedTarget, why_not_packed
+from eaglerl.eagle3.target.packed_target import pack_decoder_weights, packed_target, why_not_packed
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.eagle3.target.target_model import (
     checked_feature_layers,
@@ -241,7 +242,7 @@ def test_real_model(smollm2_path: Path) -> None:
     layers = (2, 15, 27)
     logits, features = reference(model, prompt, layers)
     target = make_target(model)
-    assert isinstance(target, PackedTarget)
+    assert isinstance(target, BlockTarget)
     assert target.feature_layers == layers
     output = target.forward(RowBatch.causal(prompt, 0), target.new_cache(len(prompt)))
     assert_near(output.logits, logits, TOLERANCE)
@@ -277,7 +278,7 @@ def test_packed_path_says_why_not(case: str) -> None:
     with pytest.raises(ValueError, match="the packed CPU path cannot run this model: .*" + reason):
         make_target(model, backend="packed")
     with pytest.raises(ValueError, match=reason):
-        PackedTarget(model)
+        packed_target(model)
     with pytest.warns(UserWarning, match="transformers' modules, which is slower: .*" + reason):
         target = make_target(model)
     assert isinstance(target, TransformersTarget)
@@ -295,7 +296,7 @@ def test_rope_tables_are_made_as_the_sequence_grows() -> None:
         asked.append(int(positions.max()) + 1)
 
     model.get_decoder().rotary_emb.register_forward_hook(note, with_kwargs=True)
-    target = PackedTarget(model)
+    target = packed_target(model)
     cache = target.new_cache(3000)
     target.forward(RowBatch.causal(prompt[:100], 0), cache, "none")
     assert max(asked) < 10_000
@@ -347,7 +348,7 @@ def test_contradicting_rope_is_read_as_transformers_reads_it(tmp_path: Path, cas
     logits = reference(expected, prompt, (2, 3, 4))[0]
     assert_near(target.forward(RowBatch.causal(prompt, 0), target.new_cache(200)).logits, logits, 0)
     if why_not_packed(expected) is None:
-        packed = PackedTarget(expected)
+        packed = packed_target(expected)
         output = packed.forward(RowBatch.causal(prompt, 0), packed.new_cache(200))
         assert_near(output.logits, logits, TINY_TOLERANCE)
     assert (why_not_packed(expected) is None) == (case != "dynamic beside default")
@@ -384,7 +385,7 @@ def test_warned_once_and_only_where_slower() -> None:
         assert len(caught) == 1
         # Asked for by name, or not needed: nothing to say.
         make_target(slow, backend="transformers")
-        assert isinstance(make_target(fast), PackedTarget)
+        assert isinstance(make_target(fast), BlockTarget)
         assert len(caught) == 1
 
 
@@ -392,7 +393,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
     model = tiny_model("qwen2")
     model.save_pretrained(tmp_path)
     target = load_target(tmp_path, feature_layers=(1, 2, 5), device="cpu")
-    assert isinstance(target, PackedTarget)
+    assert isinstance(target, BlockTarget)
     prompt = make_prompt(5)
     logits, features = reference(model, prompt, (1, 2, 5))
     output = target.forward(RowBatch.causal(prompt, 0), target.new_cache(5))
@@ -482,11 +483,51 @@ def test_what_modules_compute_besides_their_weights_is_kept(change) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ["qwen3", "llama_bias", "odd_head_dim"])
+def test_a_row_does_not_depend_on_the_others(variant: str, dtype: str) -> None:
+    """Bit by bit, also with heads and products that fill no whole vectors and blocks."""
+    family, changes = VARIANTS[variant]
+    target = packed_target(tiny_model(family, **changes), dtype=dtype)
+    assert target.precision == dtype
+    prompt = make_prompt(64)
+
+    def read(step: int) -> torch.Tensor:
+        cache, found = target.new_cache(64), []
+        for begin in range(0, 64, step):
+            part = prompt[begin : begin + step]
+            found.append(target.forward(RowBatch.causal(part, begin), cache).logits)
+            cache.advance(len(part))
+        return torch.cat(found)
+
+    alone = read(1)
+    for step in (2, 5, 8, 9, 16, 64):
+        assert torch.equal(read(step), alone), step
+
+
+def test_weights_that_are_not_finite_run_in_modules() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_decoder().layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match=r"a weight cannot be packed: .*not finite"):
+        make_target(model, backend="packed")
+    with pytest.warns(UserWarning, match=r"transformers' modules, .*: a weight cannot be packed"):
+        assert isinstance(make_target(model), TransformersTarget)
+
+
+def test_tied_weights_are_packed_once() -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    weights = pack_decoder_weights(model)
+    assert weights.head.matrices == [weights.embedding]
+    weights = pack_decoder_weights(tiny_model())
+    assert weights.head.matrices[0] is not weights.embedding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_packing_leaves_a_model_as_it_was(dtype: str) -> None:
     model = tiny_model("qwen3").train()
     model.get_decoder().layers[1].eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    PackedTarget(model, dtype=dtype)
+    packed_target(model, dtype=dtype)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
