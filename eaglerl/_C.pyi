@@ -202,11 +202,7 @@ class PolicyEncoder:
         /,
     ) -> None: ...
     def set_guards(
-        self,
-        inputs: TensorGuard | None,
-        kept: TensorGuard | None,
-        weights: TensorGuard | None,
-        /,
+        self, inputs: TensorGuard | None, kept: TensorGuard | None, weights: TensorGuard | None, /
     ) -> None: ...
     def run(
         self,
@@ -221,46 +217,51 @@ class PolicyEncoder:
 
 class AcceptanceScorer:
     def __init__(
-        self,
-        top_k: int,
-        max_depth: int,
-        max_rows: int,
-        lookup_tokens: int,
-        pool_net: tuple[np.ndarray, ...],
-        lookup_net: tuple[np.ndarray, ...] | None,
-        stop_weights: np.ndarray,
-        base: np.ndarray,
-        slope: np.ndarray,
-        /,
-    ) -> None: ...
+        self, top_k: int, max_depth: int, max_rows: int, lookup_tokens: int,
+        pool_net: tuple[np.ndarray, ...], lookup_net: tuple[np.ndarray, ...] | None,
+        stop_weights: np.ndarray, base: np.ndarray, slope: np.ndarray, /,
+    ) -> None: ...  # fmt: skip
     def begin(self, success: float, lookups: int, /) -> None: ...
     def score(
-        self,
-        scores: np.ndarray,
-        depth: int,
-        context_length: int,
-        match_length: int,
-        lookup_length: int,
-        lookup_nodes: np.ndarray | None,
-        rate: float,
-        /,
-    ) -> None: ...
+        self, scores: np.ndarray, depth: int, context_length: int, match_length: int,
+        lookup_length: int, lookup_nodes: np.ndarray | None, rate: float, /,
+    ) -> None: ...  # fmt: skip
     def should_continue(self) -> bool: ...
     def select(self) -> tuple[np.ndarray, int]: ...
     def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
+
+class OnlineAcceptance:
+    def __init__(self, max_depth: int, plain_seconds: float, /) -> None: ...
+    @property
+    def rate(self) -> float: ...
+    def node_weights(self) -> np.ndarray: ...
+    def lookup_weights(self) -> np.ndarray: ...
+
+class OnlineCycle:
+    def __init__(
+        self, shared: OnlineAcceptance, top_k: int, max_depth: int, max_rows: int,
+        lookup_tokens: int, base: np.ndarray, slope: np.ndarray, first_pass: float,
+        later_pass: float, draft_slope: float, /,
+    ) -> None: ...  # fmt: skip
+    def reset(self) -> None: ...
+    def begin(self) -> None: ...
+    def score(
+        self, scores: np.ndarray, depth: int, context_length: int, match_length: int,
+        lookup_length: int, lookup_nodes: np.ndarray | None, /,
+    ) -> None: ...  # fmt: skip
+    def should_continue(self) -> bool: ...
+    def select(self) -> tuple[np.ndarray, int]: ...
+    def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def count_lookup(self, first_accepted: bool, /) -> None: ...
+    def observe(self, rows: Sequence[int], tokens: int, /) -> None: ...
 
 def block_formats() -> dict[str, int]: ...
 
 class BlockMatrix:
     def __init__(
-        self,
-        format: int,
-        outputs: int,
-        inputs: int,
-        file: np.ndarray | bytes | memoryview,
-        rows: np.ndarray | None,
-        threads: int,
-    ) -> None: ...
+        self, format: int, outputs: int, inputs: int, file: np.ndarray | bytes | memoryview,
+        rows: np.ndarray | None, threads: int,
+    ) -> None: ...  # fmt: skip
     @property
     def bytes(self) -> int: ...
     @property

@@ -2,14 +2,11 @@
 // are read in place instead of being converted.
 #include "acceptance/acceptance_bindings.h"
 
-#include <pybind11/numpy.h>
-
-#include <algorithm>
-#include <initializer_list>
 #include <memory>
 #include <string>
 
 #include "acceptance/acceptance_scorer.h"
+#include "acceptance/read_arrays.h"
 #include "common/binding_methods.h"
 
 namespace py = pybind11;
@@ -20,50 +17,6 @@ namespace {
 // A scorer keeps up to 100 bytes a candidate, 400 MB for 2^22.
 constexpr int64_t kMostScored = int64_t(1) << 22;
 constexpr int64_t kWidestLayer = int64_t(1) << 20;
-
-template <typename T>
-const T* read_array(const char* name, const char* type, py::handle value, py::ssize_t count) {
-  if (!py::isinstance<py::array_t<T>>(value)) {
-    const std::string found = py::isinstance<py::array>(value)
-                                  ? "one of " + std::string(py::str(value.attr("dtype")))
-                                  : std::string(py::str(py::type::of(value).attr("__name__")));
-    throw py::type_error(std::string(name) + " must be an array of " + type + ", got " + found);
-  }
-  const auto array = py::reinterpret_borrow<py::array>(value);
-  if (array.ndim() != 1 || array.shape(0) != count ||
-      (count > 1 && array.strides(0) != py::ssize_t(sizeof(T))) ||
-      (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
-    throw py::value_error(std::string(name) + " must be contiguous, of shape (" +
-                          std::to_string(count) + ",), got shape " +
-                          std::string(py::str(value.attr("shape"))) + " and strides " +
-                          std::string(py::str(value.attr("strides"))));
-  }
-  return static_cast<const T*>(array.data());
-}
-
-std::string text(py::handle value) { return std::string(py::str(value)); }
-
-// An array of a net or a table, of any number of axes.
-template <typename T>
-const T* read_weights(const char* name, const char* type, py::handle value,
-                      std::initializer_list<int64_t> shape) {
-  if (!py::isinstance<py::array_t<T>>(value)) {
-    throw py::type_error(std::string(name) + " must be an array of " + type + ", got " +
-                         text(py::type::of(value).attr("__name__")));
-  }
-  const auto array = py::reinterpret_borrow<py::array>(value);
-  const bool fits = array.ndim() == py::ssize_t(shape.size()) &&
-                    std::equal(shape.begin(), shape.end(), array.shape());
-  const int wanted = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  if (!fits || (array.flags() & wanted) != wanted) {
-    py::list sizes;
-    for (const int64_t size : shape) sizes.append(size);
-    throw py::value_error(std::string(name) + " must be contiguous, of shape " +
-                          text(py::tuple(sizes)) + ", got shape " + text(array.attr("shape")) +
-                          " and strides " + text(array.attr("strides")));
-  }
-  return static_cast<const T*>(array.data());
-}
 
 // Takes (weight, bias, weight, bias, weight, bias). The addresses hold as long as the tuple.
 SmallNetWeights net_weights(const py::tuple& arrays, int64_t inputs) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "acceptance/acceptance_bindings.h"
+#include "acceptance/online_bindings.h"
 #include "attention/cached_attention.h"
 #include "attention/move_rows.h"
 #include "common/checks.h"
@@ -179,6 +180,7 @@ PYBIND11_MODULE(_C, module) {
   bind_tree(module);
   bind_policy(module);
   bind_acceptance(module);
+  bind_online(module);
   bind_blocks(module);
 #if EAGLERL_HAS_CUDA
   bind_cuda_policy(module);

@@ -30,6 +30,7 @@ class Accepted:
         reduced: whether the draft's FC has run over `features` already, for the policy.
         last_features: (3k,) target features of the last kept row.
         decision: the tree that a `FusedPolicy` chose from them; None without one.
+        drafted_rows: `rows` without the root, if they are known on the host.
     """
 
     rows: torch.Tensor
@@ -39,6 +40,7 @@ class Accepted:
     reduced: bool
     last_features: torch.Tensor
     decision: TreeParams | None
+    drafted_rows: tuple[int, ...] = ()
 
 
 class Acceptance(Protocol):
@@ -102,6 +104,7 @@ class HostAcceptance:
             reduced=policy is not None,
             last_features=last_features,
             decision=decision,
+            drafted_rows=tuple(rows[1:]),
         )
 
 

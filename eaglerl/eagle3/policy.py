@@ -171,6 +171,9 @@ class StepResult:
             the passes is part of `draft_seconds` as well. For a `FusedPolicy` it is the host's time
             of the call that decides, which is part of `verify_seconds` as well; on the CPU the time
             of reducing the draft's features is subtracted.
+        accepted_rows: rows of the verified tree that were accepted, ascending, without the root.
+            The nodes of a `Selection` take rows 1 to n in ascending order, and the looked-up tokens
+            that are not among them follow. Empty where the tree is on a device.
     """
 
     token_ids: tuple[int, ...]
@@ -184,6 +187,7 @@ class StepResult:
     lookup_accepted: int = 0
     rows: int = 1
     policy_seconds: float = 0.0
+    accepted_rows: tuple[int, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -369,19 +369,19 @@ class DecodingSession(CacheOwner):
         lookup: Lookup,
         seconds: list[float],
     ) -> StepResult:
-        draft_seconds, verify_seconds = seconds
         self._last = StepResult(
             token_ids=accepted.emitted,
             params=params,
             accepted=len(accepted.emitted) - 1,
-            draft_seconds=draft_seconds,
-            verify_seconds=verify_seconds,
+            draft_seconds=seconds[0],
+            verify_seconds=seconds[1],
             features=self._last_features,
             context_length=len(self.token_ids),
             lookup=lookup,
             lookup_accepted=common_length(lookup.token_ids, accepted.emitted[:-1]),
             rows=len(tree.token_ids),
             policy_seconds=self.policy_time.take(),
+            accepted_rows=accepted.drafted_rows,
         )
         return self._last
 

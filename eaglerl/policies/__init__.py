@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from eaglerl.policies.fallback import FallbackPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
+    from eaglerl.policies.online_policy import OnlinePolicy
 
 __all__ = [
     "AcceptanceModel",
@@ -27,6 +28,7 @@ __all__ = [
     "Exp3Policy",
     "FallbackPolicy",
     "LookupRule",
+    "OnlinePolicy",
     "RandomPolicy",
     "ShuffledStates",
     "TierPolicy",
@@ -46,6 +48,7 @@ __getattr__, __dir__, _ = lazy_names(
         "Exp3Policy": "eaglerl.policies.baselines",
         "FallbackPolicy": "eaglerl.policies.fallback",
         "LookupRule": "eaglerl.policies.lookup_rule",
+        "OnlinePolicy": "eaglerl.policies.online_policy",
         "RandomPolicy": "eaglerl.policies.baselines",
         "ShuffledStates": "eaglerl.policies.baselines",
         "TierPolicy": "eaglerl.policies.baselines",

@@ -154,10 +154,12 @@ def _step(
     params, context = plan.params, int(trace.context_lengths[position])
     lookup = text.index().propose(plan.lookup_tokens) if plan.lookup_tokens else NO_LOOKUP
     drafts = params.total_tokens > 1
+    accepted_rows: tuple[int, ...] = ()
     if drafts and isinstance(policy, StagedPolicy):
         progress, selection = staged_selection(policy, trace, position, params, lookup)
         rows = selection.choose_total_tokens(progress)
         length = _selected_length(trace, position, params, selection)
+        accepted_rows = _selected_rows(trace, position, params, selection, progress, length - 1)
         params = TreeParams(min(rows, 1 + len(progress.scores)), progress.depth, params.top_k)
     else:
         rows, length = _merged(trace, position, params, lookup)
@@ -177,6 +179,7 @@ def _step(
             len(lookup.token_ids), int(trace.lookup_accepted[position]), length - 1
         ),
         rows=rows,
+        accepted_rows=accepted_rows,
     )
 
 
@@ -218,6 +221,28 @@ def _selected_length(trace: Trace, position: int, params: TreeParams, selection:
     by_tree = int(np.logical_and.accumulate(in_tree).sum())
     by_lookup = min(selection.lookup_tokens, int(trace.lookup_accepted[position]))
     return 1 + max(by_tree, by_lookup)
+
+
+def _selected_rows(
+    trace: Trace,
+    position: int,
+    params: TreeParams,
+    selection: Selection,
+    progress: DraftProgress,
+    accepted: int,
+) -> tuple[int, ...]:
+    """Return the accepted rows of a selection's tree; see `StepResult.accepted_rows`."""
+    row_of = {int(node): 1 + row for row, node in enumerate(np.sort(selection.nodes))}
+    path = trace.path[position, trace.top_ks.index(params.top_k)].tolist()
+    looked_up = [] if progress.lookup_nodes is None else progress.lookup_nodes.tolist()
+    # Leading looked-up tokens that are among the nodes have no rows of their own.
+    shared = next((i for i, node in enumerate(looked_up) if node not in row_of), len(looked_up))
+    rows = []
+    for level in range(accepted):
+        # The draft's node if it was selected; else the level was reached by the lookup alone.
+        node = path[level] if level < len(path) else -1
+        rows.append(row_of.get(node, 1 + len(row_of) + level - shared))
+    return tuple(rows)
 
 
 def _merged(trace: Trace, position: int, params: TreeParams, lookup: Lookup) -> tuple[int, int]:

@@ -13,60 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import Source
+from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
+from scorers import acceptance_scorer, online_acceptance, online_cycle
 
 from eaglerl._ext import C
-
-# Sizes between what there is and what no machine has are the caller's word.
-HUGE = (2**41, 2**62, 2**63 - 1, 2**63, 2**70)
-NEGATIVE = (-1, -7, -(2**31), -(2**63), -(2**70))
-WORDS = (None, "text", 0.5, [], True)
-
-Step = tuple[Callable[..., Any], list[Any]]
-
-
-class Memory:
-    """Zeroed arrays of one case, by their addresses."""
-
-    def __init__(self) -> None:
-        self.kept: list[torch.Tensor] = []
-
-    def __call__(self, count: int, dtype: torch.dtype = torch.float32) -> int:
-        self.kept.append(torch.zeros(max(count, 1) + 64, dtype=dtype))
-        return self.kept[-1].data_ptr()
-
-    def int32(self, count: int) -> int:
-        return self(count, torch.int32)
-
-    def int64(self, count: int) -> int:
-        return self(count, torch.int64)
-
-
-def spoil_numbers(values: list[Any], source: Source) -> list[Any]:
-    """Replace up to two numbers; addresses are only left out or moved by a byte."""
-    values = list(values)
-    count = min(source.choice((0, 1, 1, 2)), len(values))
-    for place in source.sample(range(len(values)), count):
-        value = values[place]
-        if isinstance(value, int) and value > 2**32:
-            values[place] = source.choice((0, value + 1, -value))
-        elif value == 0:  # perhaps an address that was left out
-            values[place] = source.choice((*NEGATIVE, *WORDS, 2**70))
-        else:
-            values[place] = source.choice((*HUGE, *NEGATIVE, *WORDS, float("nan"), float("inf")))
-    return values
-
-
-def _drive(calls: list[Callable[[], Any]]) -> None:
-    """Make the calls; documented errors are right, unless all calls raise."""
-    problem, succeeded = None, 0
-    for call in calls:
-        try:
-            call()
-            succeeded += 1
-        except (ValueError, TypeError, RuntimeError) as error:
-            problem = error
-    if problem is not None and not succeeded:
-        raise problem
 
 
 def _rms_norm(source: Source, memory: Memory) -> Step:
@@ -185,7 +135,7 @@ def _policy_encoder(source: Source, memory: Memory) -> Step:
     chosen = steps if source.random() < 0.7 else source.choices(steps, k=7)
 
     def drive(*_: Any) -> None:
-        _drive([partial(m, *spoil_numbers(v, source)) for m, v in [*chosen, steps[-1]]])
+        drive_calls([partial(m, *spoil_numbers(v, source)) for m, v in [*chosen, steps[-1]]])
 
     return drive, []
 
@@ -225,58 +175,10 @@ def _draft_tree_builder(source: Source, memory: Memory) -> Step:
     def drive(*_: Any) -> None:
         begin = ["begin", "first"] if source.random() < 0.8 else []
         names = [*begin, *source.choices(list(methods), k=8)]
-        _drive([
+        drive_calls([
             partial(getattr(builder, name), *spoil_numbers(methods[name], source))
             for name in names
         ])  # fmt: skip
-
-    return drive, []
-
-
-def _spoiled_array(array: np.ndarray | None, source: Source, share: float = 0.02) -> Any:
-    if array is None or source.random() >= share:
-        return array
-    return source.choice((
-        array.astype(np.float64), array.astype(np.int64), array[:-1], array[..., None], array.T,
-        np.repeat(array, 2, -1)[..., ::2], array.astype(">f4"), array.tolist(), None, array[:0],
-        np.full_like(array, np.nan), array * 1e38, np.frombuffer(
-            bytearray(b"\1") + array.tobytes(), array.dtype, array.size, 1).reshape(array.shape),
-    ))  # fmt: skip
-
-
-def _acceptance_scorer(source: Source, memory: Memory) -> Step:
-    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
-
-    def net(inputs: int) -> tuple[Any, ...]:
-        shapes = [(inputs, 5), (5,), (5, 6), (6,), (6, 1), (1,)]
-        return tuple(_spoiled_array(source.floats(*shape).numpy(), source) for shape in shapes)
-
-    def drive(*_: Any) -> None:
-        sizes = [top_k, depth, rows, lookup]
-        if source.random() < 0.3:
-            sizes = spoil_numbers(sizes, source)
-        scorer = C.AcceptanceScorer(
-            *sizes, net(14), net(13) if source.random() < 0.7 else None,
-            _spoiled_array(source.floats(depth, 66).numpy(), source),
-            _spoiled_array(np.ones(rows), source), _spoiled_array(np.zeros(rows), source),
-        )  # fmt: skip
-        calls: list[Callable[[], Any]] = []
-        for _ in range(6):
-            at = source.randrange(depth + 1)
-            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
-            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
-            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
-            calls += [
-                lambda: scorer.begin(*spoil_numbers([0.5, 3], source)),
-                lambda scores=scores, numbers=numbers, nodes=nodes: scorer.score(
-                    _spoiled_array(scores, source, 0.2), *numbers,
-                    source.choice((None, _spoiled_array(nodes, source, 0.2))), 30.0,
-                ),
-                scorer.should_continue,
-                scorer.select,
-                scorer.survival,
-            ]  # fmt: skip
-        _drive(calls)
 
     return drive, []
 
@@ -292,8 +194,8 @@ def _block_matrix(source: Source, memory: Memory) -> Step:
     x, out, ids = memory(9 * 64), memory(9 * 20), memory.int64(9)
 
     def drive(*_: Any) -> None:
-        file = _spoiled_array(np.zeros((20, 40), np.uint8), source, share=0.3)
-        rows = _spoiled_array(np.arange(20), source, share=0.3)
+        file = spoiled_array(np.zeros((20, 40), np.uint8), source, share=0.3)
+        rows = spoiled_array(np.arange(20), source, share=0.3)
         arguments = [3, 20, 64, file, rows, 1]
         if source.random() < 0.3:
             arguments = spoil_numbers(arguments[:3], source) + arguments[3:]
@@ -301,7 +203,7 @@ def _block_matrix(source: Source, memory: Memory) -> Step:
         assert matrix.shape == (20, 64)
         assert matrix.bytes > 0
         activations = source.choice(("float32", "int8", "bfloat16", ""))
-        _drive([
+        drive_calls([
             partial(matrix.dequantise, *spoil_numbers([3, 20], source)),
             partial(matrix.gather, *spoil_numbers([ids, 9, x, 2], source)),
             partial(matrix.multiply, *spoil_numbers([x, out, 9, activations, 2], source)),
@@ -329,7 +231,7 @@ def _block_decoder(source: Source, memory: Memory) -> Step:
         return _make_block_matrix(source, outputs, inputs)
 
     def norm(size: int) -> Any:
-        return _spoiled_array(np.ones(size, np.float32), source, share=0.01)
+        return spoiled_array(np.ones(size, np.float32), source, share=0.01)
 
     def drive(*_: Any) -> None:
         layer = [
@@ -346,7 +248,7 @@ def _block_decoder(source: Source, memory: Memory) -> Step:
             *sizes, table, [tuple(layer)] * layers, norm(hidden), ([table], None)
         )  # fmt: skip
         # Counts within the memory that is there are the caller's word.
-        _drive([partial(decoder.run, *run), partial(decoder.run, *spoil_numbers(run, source))])
+        drive_calls([partial(decoder.run, *run), partial(decoder.run, *spoil_numbers(run, source))])
 
     return drive, []
 
@@ -371,7 +273,9 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "TensorGuard": _tensor_guard,
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
-    "AcceptanceScorer": _acceptance_scorer,
+    "AcceptanceScorer": acceptance_scorer,
+    "OnlineAcceptance": online_acceptance,
+    "OnlineCycle": online_cycle,
     "block_formats": _no_arguments("block_formats"),
     "BlockMatrix": _block_matrix,
     "BlockDecoder": _block_decoder,

@@ -17,6 +17,7 @@ from eaglerl.policies.baselines import (
     best_constant,
 )
 from eaglerl.policies.lookup_rule import best_lookup_rule, lookup_alone
+from eaglerl.policies.online_policy import OnlinePolicy
 from eaglerl.traces.trace_set import Trace
 
 #: Looked-up tokens of the baseline without a tree, transformers' default for prompt lookup.
@@ -117,6 +118,11 @@ BASELINES: Mapping[str, Baseline] = {
     "confidence": Baseline(
         "grows the tree while the draft's own confidence is worth its cost, without training",
         _confidence,
+        ("cost",),
+    ),
+    "online": Baseline(
+        "learns acceptance while decoding, with prompt lookup and without training",
+        lambda given: OnlinePolicy(_cost(given)),
         ("cost",),
     ),
     "lookup-alone": Baseline(

@@ -1,0 +1,93 @@
+"""Calls of the scorers of a draft's candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from arguments import Source
+from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
+
+from eaglerl._ext import C
+
+
+def acceptance_scorer(source: Source, memory: Memory) -> Step:
+    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
+
+    def net(inputs: int) -> tuple[Any, ...]:
+        shapes = [(inputs, 5), (5,), (5, 6), (6,), (6, 1), (1,)]
+        return tuple(spoiled_array(source.floats(*shape).numpy(), source) for shape in shapes)
+
+    def drive(*_: Any) -> None:
+        sizes = [top_k, depth, rows, lookup]
+        if source.random() < 0.3:
+            sizes = spoil_numbers(sizes, source)
+        scorer = C.AcceptanceScorer(
+            *sizes, net(14), net(13) if source.random() < 0.7 else None,
+            spoiled_array(source.floats(depth, 66).numpy(), source),
+            spoiled_array(np.ones(rows), source), spoiled_array(np.zeros(rows), source),
+        )  # fmt: skip
+        calls: list[Callable[[], Any]] = []
+        for _ in range(6):
+            at = source.randrange(depth + 1)
+            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
+            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
+            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
+            calls += [
+                lambda: scorer.begin(*spoil_numbers([0.5, 3], source)),
+                lambda scores=scores, numbers=numbers, nodes=nodes: scorer.score(
+                    spoiled_array(scores, source, 0.2), *numbers,
+                    source.choice((None, spoiled_array(nodes, source, 0.2))), 30.0,
+                ),
+                scorer.should_continue,
+                scorer.select,
+                scorer.survival,
+            ]  # fmt: skip
+        drive_calls(calls)
+
+    return drive, []
+
+
+def online_acceptance(source: Source, memory: Memory) -> Step:
+    def drive(*numbers: Any) -> None:
+        shared = C.OnlineAcceptance(*numbers)
+        drive_calls([lambda: shared.rate, shared.node_weights, shared.lookup_weights])
+
+    return drive, [source.randrange(4), source.choice((0.01, 0.0, -1.0, 1e300, float("nan")))]
+
+
+def online_cycle(source: Source, memory: Memory) -> Step:
+    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
+
+    def drive(*_: Any) -> None:
+        sizes, seconds = [top_k, depth, rows, lookup], [1e-3, 1e-3, 0.0]
+        if source.random() < 0.3:
+            sizes = spoil_numbers(sizes, source)
+        cycle = C.OnlineCycle(
+            C.OnlineAcceptance(2, 0.01), *sizes,
+            spoiled_array(np.full(rows, 0.01), source), spoiled_array(np.zeros(rows), source),
+            *(spoil_numbers(seconds, source) if source.random() < 0.1 else seconds),
+        )  # fmt: skip
+        calls: list[Callable[[], Any]] = []
+        for _ in range(6):
+            at = source.randrange(depth + 1)
+            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
+            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
+            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
+            accepted = sorted(source.randrange(9) for _ in range(source.randrange(4)))
+            calls += [
+                source.choice((cycle.begin, cycle.reset)),
+                lambda scores=scores, numbers=numbers, nodes=nodes: cycle.score(
+                    spoiled_array(scores, source, 0.2), *numbers,
+                    source.choice((None, spoiled_array(nodes, source, 0.2))),
+                ),
+                cycle.should_continue,
+                cycle.select,
+                cycle.survival,
+                lambda accepted=accepted: cycle.observe(*spoil_numbers([accepted, 3], source)),
+                lambda: cycle.count_lookup(*spoil_numbers([True], source)),
+            ]  # fmt: skip
+        drive_calls(calls)
+
+    return drive, []
