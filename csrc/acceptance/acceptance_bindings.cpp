@@ -53,7 +53,7 @@ std::unique_ptr<AcceptanceScorer> make_scorer(int64_t top_k, int64_t max_depth, 
   check_between("max_rows", max_rows, 1, kLargestCount);
   check_between("lookup_tokens", lookup_tokens, 0, kMostScored);
   check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostScored);
-  const AcceptanceSizes sizes = {top_k, max_depth, max_rows, lookup_tokens};
+  const DraftSizes sizes = {top_k, max_depth, max_rows, lookup_tokens};
   SmallNetWeights lookup = {};
   if (!lookup_net.is_none()) lookup = net_weights(lookup_net.cast<py::tuple>(), kLookupInputs);
   return std::make_unique<AcceptanceScorer>(
@@ -72,21 +72,9 @@ void score_draft(AcceptanceScorer& scorer, const py::object& scores, int64_t dep
                           std::to_string(scorer.sizes().max_depth) + ", got " +
                           std::to_string(depth));
   }
-  DraftView draft = {};
-  draft.scores = read_array<float>("scores", "float32", scores, scorer.pool_size(depth));
-  draft.depth = depth;
-  draft.context_length = context_length;
-  draft.match_length = match_length;
-  draft.lookup_length = lookup_length;
-  if (!nodes.is_none()) {
-    draft.lookup_nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
-  }
+  const DraftView draft =
+      read_draft(scorer.sizes(), scores, depth, context_length, match_length, lookup_length, nodes);
   scorer.score(draft, rate);
-}
-
-void check_scored(const AcceptanceScorer& scorer) {
-  scorer.check_usable();
-  if (scorer.known_depth() < 0) throw py::value_error("score() must be called first");
 }
 
 py::tuple select(const AcceptanceScorer& scorer) {
@@ -98,7 +86,7 @@ py::tuple select(const AcceptanceScorer& scorer) {
 
 py::tuple survival(const AcceptanceScorer& scorer) {
   check_scored(scorer);
-  const py::ssize_t pool = scorer.pool_size(scorer.known_depth());
+  const py::ssize_t pool = scorer.sizes().pool_size(scorer.known_depth());
   return py::make_tuple(py::array_t<float>(pool, scorer.pool()),
                         py::array_t<float>(scorer.sizes().lookup_tokens, scorer.lookup()));
 }

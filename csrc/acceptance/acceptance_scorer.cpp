@@ -76,7 +76,7 @@ void SmallNet::run(const float* x, int64_t rows, float* out) {
   }
 }
 
-AcceptanceScorer::AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
+AcceptanceScorer::AcceptanceScorer(const DraftSizes& sizes, const SmallNetWeights& pool_net,
                                    const SmallNetWeights* lookup_net, const float* stop_weights,
                                    const double* base, const double* slope)
     : sizes_(sizes),
@@ -86,7 +86,7 @@ AcceptanceScorer::AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetW
       base_(base, base + sizes.max_rows),
       slope_(slope, slope + sizes.max_rows) {
   const int64_t widest = std::max(sizes.top_k * sizes.top_k, sizes.lookup_tokens);
-  pool_.resize(pool_size(sizes.max_depth) + sizes.lookup_tokens);
+  pool_.resize(sizes_.pool_size(sizes.max_depth) + sizes.lookup_tokens);
   best_.resize(sizes.max_depth + 1);
   inputs_.resize(std::max(kPoolInputs, kLookupInputs) * widest);
   probabilities_.resize(widest);
@@ -101,23 +101,8 @@ void AcceptanceScorer::begin(double success, int64_t lookups) {
   known_ = -1;
 }
 
-void AcceptanceScorer::check(const DraftView& draft) const {
-  if (!draft.lookup_nodes) return;
-  for (int64_t level = 0; level <= draft.depth; ++level) {
-    const int64_t node = draft.lookup_nodes[level];
-    // After the first looked-up token that no candidate holds, none of the rest has one.
-    const bool reached = level == 0 || draft.lookup_nodes[level - 1] >= 0;
-    const bool inside = node >= level_begin(level) && node < pool_size(level);
-    if (node != -1 && !(reached && inside)) {
-      throw std::invalid_argument(
-          "lookup_nodes[" + std::to_string(level) + "] = " + std::to_string(node) +
-          " is neither -1 nor a candidate of its level below the one before");
-    }
-  }
-}
-
 void AcceptanceScorer::score(const DraftView& draft, double rate) {
-  check(draft);
+  check_lookup_nodes(sizes_, draft);
   const int64_t next = known_ + 1;
   known_ = -1;  // stays so if a step below throws
   for (int64_t level = next; level <= draft.depth; ++level) score_level(draft, level);
@@ -128,8 +113,8 @@ void AcceptanceScorer::score(const DraftView& draft, double rate) {
 }
 
 void AcceptanceScorer::score_level(const DraftView& draft, int64_t level) {
-  const int64_t width = sizes_.top_k, begin = level_begin(level);
-  const int64_t count = pool_size(level) - begin;
+  const int64_t width = sizes_.top_k, begin = sizes_.level_begin(level);
+  const int64_t count = sizes_.pool_size(level) - begin;
   fill_pool_inputs(draft, level);
   pool_net_.run(inputs_.data(), count, probabilities_.data());
   float* survivals = pool_.data() + begin;
@@ -144,10 +129,11 @@ void AcceptanceScorer::score_level(const DraftView& draft, int64_t level) {
 // Leaves the nodes that were expanded, the last level's top_k by score, in parents_: each has top_k
 // children, which lie together in the order of the parents.
 void AcceptanceScorer::fill_pool_inputs(const DraftView& draft, int64_t level) {
-  const int64_t width = sizes_.top_k, begin = level_begin(level), end = pool_size(level);
+  const int64_t width = sizes_.top_k, begin = sizes_.level_begin(level),
+                end = sizes_.pool_size(level);
   if (level > 0) {
     int64_t found = 0;
-    for (int64_t node = level_begin(level - 1); node < begin; ++node) {
+    for (int64_t node = sizes_.level_begin(level - 1); node < begin; ++node) {
       found = insert_descending(top_values_.data(), parents_.data(), found, width,
                                 draft.scores[node], node);
     }
@@ -193,7 +179,7 @@ void AcceptanceScorer::score_lookup(const DraftView& draft) {
   inside_ = 0;
   while (draft.lookup_nodes && inside_ <= draft.depth && draft.lookup_nodes[inside_] >= 0)
     ++inside_;
-  float* lookup = pool_.data() + pool_size(draft.depth);
+  float* lookup = pool_.data() + sizes_.pool_size(draft.depth);
   std::fill_n(lookup, sizes_.lookup_tokens, 0.0f);
   const int64_t end = std::min(draft.lookup_length, sizes_.lookup_tokens);
   if (!lookup_net_ || draft.match_length <= 0 || end <= inside_) return;
@@ -232,7 +218,7 @@ void AcceptanceScorer::fill_lookup_inputs(const DraftView& draft, int64_t inside
 }
 
 void AcceptanceScorer::plan(const DraftView& draft, double rate) {
-  const int64_t size = pool_size(draft.depth) + sizes_.lookup_tokens;
+  const int64_t size = sizes_.pool_size(draft.depth) + sizes_.lookup_tokens;
   const int64_t count = std::min(size, sizes_.max_rows - 1);
   order_.resize(size);
   for (int64_t i = 0; i < size; ++i) order_[i] = order_key(pool_[i], i);
@@ -288,13 +274,13 @@ bool AcceptanceScorer::decide(const DraftView& draft) const {
 }
 
 int64_t AcceptanceScorer::chosen_nodes() const {
-  const int64_t size = pool_size(known_);
+  const int64_t size = sizes_.pool_size(known_);
   return std::count_if(order_.begin(), order_.begin() + count_,
                        [size](uint64_t key) { return key_index(key) < size; });
 }
 
 int64_t AcceptanceScorer::select(int64_t* nodes) const {
-  const int64_t size = pool_size(known_);
+  const int64_t size = sizes_.pool_size(known_);
   int64_t lookup = 0;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t index = key_index(order_[i]);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "acceptance/draft_view.h"
 #include "common/checks.h"
 #include "policy/policy_kernels.h"
 
@@ -17,10 +18,6 @@ constexpr int64_t kPoolInputs = 14;
 constexpr int64_t kLookupInputs = 13;
 constexpr int kStopFigures = 10;
 constexpr int64_t kStopInputs = 1 + kStopFigures + kStopFigures * (kStopFigures + 1) / 2;
-
-// Longer matches count as 16 tokens, more lookups as 10.
-constexpr int64_t kLongestMatch = 16;
-constexpr int64_t kManyLookups = 10;
 
 // Three matrices (widths[i], widths[i + 1]) and their biases; widths[3] is 1.
 struct SmallNetWeights {
@@ -46,28 +43,11 @@ class SmallNet {
   SmallNetCall call_;
 };
 
-struct AcceptanceSizes {
-  int64_t top_k;
-  int64_t max_depth;
-  int64_t max_rows;
-  int64_t lookup_tokens;  // longest lookup
-};
-
-// A draft after one of its passes.
-struct DraftView {
-  const float* scores;  // (top_k + depth * top_k^2)
-  int64_t depth;
-  int64_t context_length;
-  int64_t match_length;
-  int64_t lookup_length;        // tokens that were looked up
-  const int64_t* lookup_nodes;  // (depth + 1) candidates that hold them, else -1; null: no lookup
-};
-
 class AcceptanceScorer : public PythonObject {
  public:
   // `stop_weights` are (max_depth, kStopInputs). Verifying r + 1 rows at a context length c takes
   // base[r] + c * slope[r] seconds.
-  AcceptanceScorer(const AcceptanceSizes& sizes, const SmallNetWeights& pool_net,
+  AcceptanceScorer(const DraftSizes& sizes, const SmallNetWeights& pool_net,
                    const SmallNetWeights* lookup_net, const float* stop_weights, const double* base,
                    const double* slope);
 
@@ -87,13 +67,10 @@ class AcceptanceScorer : public PythonObject {
   // looked-up tokens are worth verifying.
   int64_t select(int64_t* nodes) const;
 
-  const AcceptanceSizes& sizes() const { return sizes_; }
-  int64_t pool_size(int64_t depth) const {
-    return sizes_.top_k + depth * sizes_.top_k * sizes_.top_k;
-  }
+  const DraftSizes& sizes() const { return sizes_; }
   int64_t known_depth() const { return known_; }
   const float* pool() const { return pool_.data(); }
-  const float* lookup() const { return pool_.data() + pool_size(known_); }
+  const float* lookup() const { return pool_.data() + sizes_.pool_size(known_); }
 
  private:
   // Survival is the probability that a candidate and all its ancestors are accepted: here the
@@ -104,8 +81,6 @@ class AcceptanceScorer : public PythonObject {
     float second;
   };
 
-  void check(const DraftView& draft) const;
-  int64_t level_begin(int64_t level) const { return level == 0 ? 0 : pool_size(level - 1); }
   void score_level(const DraftView& draft, int64_t level);
   void fill_pool_inputs(const DraftView& draft, int64_t level);
   LevelBest best_of_level(int64_t begin, int64_t end);
@@ -114,7 +89,7 @@ class AcceptanceScorer : public PythonObject {
   void plan(const DraftView& draft, double rate);
   bool decide(const DraftView& draft) const;
 
-  AcceptanceSizes sizes_;
+  DraftSizes sizes_;
   SmallNet pool_net_;
   std::unique_ptr<SmallNet> lookup_net_;
   std::vector<double> stop_weights_;

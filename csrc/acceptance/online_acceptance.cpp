@@ -43,6 +43,16 @@ constexpr std::array<double, kLookupWeights> kLookupPrior = {};
 constexpr std::array<double, kLookupWeights> kLookupSpread = {1.0, 1.0, 1.0, 1.0, 1.0,
                                                               1.0, 1.0, 1.0, 1.0};
 
+// Sorting needs an order, which NaN has not.
+void check_numbers(const float* scores, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::isnan(scores[i])) {
+      throw std::invalid_argument("scores must be numbers, scores[" + std::to_string(i) +
+                                  "] is NaN");
+    }
+  }
+}
+
 }  // namespace
 
 OnlineAcceptance::OnlineAcceptance(int64_t max_depth, double plain_seconds)
@@ -73,10 +83,10 @@ double OnlineAcceptance::gain_factor(int64_t depth) const {
   return std::clamp(factor, kLeastFactor, kMostFactor);
 }
 
-OnlineCycle::OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const OnlineSizes& sizes,
+OnlineCycle::OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes,
                          OnlineCosts costs)
     : shared_(std::move(shared)), sizes_(sizes), costs_(std::move(costs)) {
-  const int64_t pool = pool_size(sizes.max_depth);
+  const int64_t pool = sizes.pool_size(sizes.max_depth);
   survival_.resize(pool);
   inputs_.resize(pool);
   looked_up_.resize(sizes.lookup_tokens);
@@ -95,29 +105,9 @@ void OnlineCycle::reset() {
   known_ = -1;
 }
 
-void OnlineCycle::check(const DraftView& draft) const {
-  for (int64_t node = 0; node < pool_size(draft.depth); ++node) {
-    // Sorting needs an order, which NaN has not.
-    if (draft.scores[node] != draft.scores[node]) {
-      throw std::invalid_argument("scores must be numbers, scores[" + std::to_string(node) +
-                                  "] is NaN");
-    }
-  }
-  if (!draft.lookup_nodes) return;
-  for (int64_t level = 0; level <= draft.depth; ++level) {
-    const int64_t node = draft.lookup_nodes[level];
-    const bool reached = level == 0 || draft.lookup_nodes[level - 1] >= 0;
-    const bool inside = node >= level_begin(level) && node < pool_size(level);
-    if (node != -1 && !(reached && inside)) {
-      throw std::invalid_argument(
-          "lookup_nodes[" + std::to_string(level) + "] = " + std::to_string(node) +
-          " is neither -1 nor a candidate of its level below the one before");
-    }
-  }
-}
-
 void OnlineCycle::score(const DraftView& draft) {
-  check(draft);
+  check_numbers(draft.scores, sizes_.pool_size(draft.depth));
+  check_lookup_nodes(sizes_, draft);
   const int64_t next = known_ + 1;
   if (next == 0) expected_ = -1.0;
   known_ = -1;  // stays so if a step below throws
@@ -135,14 +125,15 @@ void OnlineCycle::score(const DraftView& draft) {
 }
 
 void OnlineCycle::score_level(const DraftView& draft, int64_t level) {
-  const int64_t width = sizes_.top_k, begin = level_begin(level), end = pool_size(level);
+  const int64_t width = sizes_.top_k, begin = sizes_.level_begin(level),
+                end = sizes_.pool_size(level);
   const auto higher = [&](int64_t a, int64_t b) {
     return draft.scores[a] != draft.scores[b] ? draft.scores[a] > draft.scores[b] : a < b;
   };
   if (level > 0) {
     // The nodes that were expanded: the last level's best by score, each with top_k children.
-    level_.resize(begin - level_begin(level - 1));
-    std::iota(level_.begin(), level_.end(), level_begin(level - 1));
+    level_.resize(begin - sizes_.level_begin(level - 1));
+    std::iota(level_.begin(), level_.end(), sizes_.level_begin(level - 1));
     std::partial_sort_copy(level_.begin(), level_.end(), parents_.begin(), parents_.end(), higher);
   }
   const double match = match_ > 0 ? log_match(match_) : 0.0;
@@ -211,7 +202,7 @@ double OnlineCycle::best_value(int64_t* chosen) const {
 }
 
 void OnlineCycle::rank(const DraftView& draft) {
-  const int64_t pool = pool_size(draft.depth);
+  const int64_t pool = sizes_.pool_size(draft.depth);
   order_.clear();
   for (int64_t i = 0; i < pool; ++i) order_.push_back({survival_[i], i});
   for (int64_t i = inside_; i < offered_; ++i) order_.push_back({looked_up_[i], pool + i});

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "acceptance/acceptance_scorer.h"
+#include "acceptance/draft_view.h"
 #include "acceptance/online_logistic.h"
 #include "common/checks.h"
 
@@ -44,13 +44,6 @@ class OnlineAcceptance : public PythonObject {
   std::vector<double> found_gain_;
 };
 
-struct OnlineSizes {
-  int64_t top_k;
-  int64_t max_depth;
-  int64_t max_rows;
-  int64_t lookup_tokens;
-};
-
 // Seconds of a cycle: verifying r + 1 rows at context length c takes base[r] + c * slope[r], a
 // draft of d + 1 passes first_pass + d * later_pass + (1 + d) * c * draft_slope.
 struct OnlineCosts {
@@ -64,8 +57,7 @@ struct OnlineCosts {
 // One sequence.
 class OnlineCycle : public PythonObject {
  public:
-  OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const OnlineSizes& sizes,
-              OnlineCosts costs);
+  OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes, OnlineCosts costs);
 
   // Begins a sequence.
   void reset();
@@ -87,10 +79,7 @@ class OnlineCycle : public PythonObject {
   // Counts a lookup of this sequence, whether or not its tokens were verified.
   void count_lookup(bool first_accepted);
 
-  const OnlineSizes& sizes() const { return sizes_; }
-  int64_t pool_size(int64_t depth) const {
-    return sizes_.top_k + depth * sizes_.top_k * sizes_.top_k;
-  }
+  const DraftSizes& sizes() const { return sizes_; }
   int64_t known_depth() const { return known_; }
   const double* pool() const { return survival_.data(); }
   const double* looked_up() const { return looked_up_.data(); }
@@ -101,8 +90,6 @@ class OnlineCycle : public PythonObject {
     int64_t index;
   };
 
-  void check(const DraftView& draft) const;
-  int64_t level_begin(int64_t level) const { return level == 0 ? 0 : pool_size(level - 1); }
   void score_level(const DraftView& draft, int64_t level);
   void score_lookup(const DraftView& draft);
   void rank(const DraftView& draft);
@@ -115,7 +102,7 @@ class OnlineCycle : public PythonObject {
   }
 
   std::shared_ptr<OnlineAcceptance> shared_;
-  OnlineSizes sizes_;
+  DraftSizes sizes_;
   OnlineCosts costs_;
 
   double success_ = 0.0;

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <memory>
-#include <string>
+#include <sstream>
 #include <vector>
 
 #include "acceptance/online_acceptance.h"
@@ -25,8 +25,10 @@ constexpr double kMostSeconds = 1e6;
 
 double check_seconds(const char* name, double seconds, double lowest) {
   if (!(seconds >= lowest && seconds <= kMostSeconds)) {
-    throw py::value_error(std::string(name) + " must be in " + std::to_string(lowest) +
-                          "..1e6 seconds, got " + std::to_string(seconds));
+    std::ostringstream message;  // std::to_string would write 1e-12 as 0.000000
+    message << name << " must be in " << lowest << ".." << kMostSeconds << " seconds, got "
+            << seconds;
+    throw py::value_error(message.str());
   }
   return seconds;
 }
@@ -64,7 +66,7 @@ std::unique_ptr<OnlineCycle> make_cycle(std::shared_ptr<OnlineAcceptance> shared
   check_between("lookup_tokens", lookup_tokens, 0, kMostCandidates);
   check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostCandidates);
   return std::make_unique<OnlineCycle>(
-      std::move(shared), OnlineSizes{top_k, max_depth, max_rows, lookup_tokens},
+      std::move(shared), DraftSizes{top_k, max_depth, max_rows, lookup_tokens},
       read_costs(max_rows, base, slope, first_pass, later_pass, draft_slope));
 }
 
@@ -76,21 +78,9 @@ void score_draft(OnlineCycle& cycle, const py::object& scores, int64_t depth,
   check_between("context_length", context_length, 0, kLargestCount);
   check_between("match_length", match_length, 0, kLargestCount);
   check_between("lookup_length", lookup_length, 0, kLargestCount);
-  DraftView draft = {};
-  draft.scores = read_array<float>("scores", "float32", scores, cycle.pool_size(depth));
-  draft.depth = depth;
-  draft.context_length = context_length;
-  draft.match_length = match_length;
-  draft.lookup_length = lookup_length;
-  if (!nodes.is_none()) {
-    draft.lookup_nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
-  }
+  const DraftView draft =
+      read_draft(cycle.sizes(), scores, depth, context_length, match_length, lookup_length, nodes);
   cycle.score(draft);
-}
-
-void check_scored(const OnlineCycle& cycle) {
-  cycle.check_usable();
-  if (cycle.known_depth() < 0) throw py::value_error("score() must be called first");
 }
 
 py::tuple select(const OnlineCycle& cycle) {
@@ -103,7 +93,7 @@ py::tuple select(const OnlineCycle& cycle) {
 py::tuple survival(const OnlineCycle& cycle) {
   check_scored(cycle);
   return py::make_tuple(
-      py::array_t<double>(py::ssize_t(cycle.pool_size(cycle.known_depth())), cycle.pool()),
+      py::array_t<double>(py::ssize_t(cycle.sizes().pool_size(cycle.known_depth())), cycle.pool()),
       py::array_t<double>(py::ssize_t(cycle.sizes().lookup_tokens), cycle.looked_up()));
 }
 

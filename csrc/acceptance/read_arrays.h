@@ -7,6 +7,8 @@
 #include <initializer_list>
 #include <string>
 
+#include "acceptance/draft_view.h"
+
 namespace eaglerl {
 
 template <typename T>
@@ -55,6 +57,29 @@ const T* read_weights(const char* name, const char* type, pybind11::handle value
                                 text_of(array.attr("strides")));
   }
   return static_cast<const T*>(array.data());
+}
+
+// A draft of a depth within `sizes`, read in place.
+inline DraftView read_draft(const DraftSizes& sizes, pybind11::handle scores, int64_t depth,
+                            int64_t context_length, int64_t match_length, int64_t lookup_length,
+                            pybind11::handle nodes) {
+  DraftView draft = {};
+  draft.scores = read_array<float>("scores", "float32", scores, sizes.pool_size(depth));
+  draft.depth = depth;
+  draft.context_length = context_length;
+  draft.match_length = match_length;
+  draft.lookup_length = lookup_length;
+  if (!nodes.is_none()) {
+    draft.lookup_nodes = read_array<int64_t>("lookup_nodes", "int64", nodes, depth + 1);
+  }
+  return draft;
+}
+
+// Checks a scorer's methods that need a draft.
+template <class Scorer>
+void check_scored(const Scorer& scorer) {
+  scorer.check_usable();
+  if (scorer.known_depth() < 0) throw pybind11::value_error("score() must be called first");
 }
 
 }  // namespace eaglerl

@@ -131,6 +131,34 @@ class CostTable:
         passes = self.first_pass[column] + np.asarray(depth) * self.later_pass[column]
         return passes + self.draft_slope * (1 + np.asarray(depth)) * context_length
 
+    def verify_lines(self, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the seconds of verifying 1 to `max_rows` rows as lines over the context.
+
+        Returns:
+            (max_rows,) float64 seconds without context, and the same per token of context.
+
+        Raises:
+            ValueError: more rows than were measured, or fewer than one.
+        """
+        # Checked before arrays of this size are allocated.
+        if not 1 <= max_rows <= self.total_tokens[-1]:
+            raise ValueError(f"rows must lie in 1..{self.total_tokens[-1]}, got {max_rows}")
+        rows = np.arange(1, max_rows + 1)
+        base = self.verify_seconds(rows, 0)
+        return base, self.verify_seconds(rows, 1) - base
+
+    def draft_passes(self, top_k: int) -> tuple[float, float, float]:
+        """Return the seconds of the first pass, of a later one, and of a pass per token of context.
+
+        Raises:
+            ValueError: the width was not measured.
+        """
+        first, later, longer = (
+            float(self.draft_seconds(depth, top_k, context))
+            for depth, context in ((0, 0), (1, 0), (0, 1))
+        )
+        return first, later - first, longer - first
+
     @overload
     def seconds(self, params: TreeParams, context_length: int) -> float: ...
     @overload

@@ -43,11 +43,7 @@ class CycleScorer(NativeState):
             TypeError: a size is not an int, or weights are not float32.
         """
         _check_sizes(model)
-        # Checked before arrays of this size are allocated.
-        if model.max_rows > cost.total_tokens[-1]:
-            raise ValueError(f"rows must lie in 1..{cost.total_tokens[-1]}, got {model.max_rows}")
-        rows = np.arange(1, model.max_rows + 1)
-        base = cost.verify_seconds(rows, 0)
+        verify_lines = cost.verify_lines(model.max_rows)
         lookup_net = model.lookup_net
         self._native = C.AcceptanceScorer(
             model.top_k,
@@ -57,8 +53,7 @@ class CycleScorer(NativeState):
             _checked_net("pool_net", model.pool_net, POOL_INPUTS),
             None if lookup_net is None else _checked_net("lookup_net", lookup_net, LOOKUP_INPUTS),
             _checked("stop_weights", model.stop_weights, (model.max_depth, STOP_INPUTS)),
-            base,
-            cost.verify_seconds(rows, 1) - base,
+            *verify_lines,
         )
 
     def begin(self, success: float, lookups: int) -> None:

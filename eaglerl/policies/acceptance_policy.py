@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import numpy as np
-
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     CycleState,
@@ -57,22 +55,15 @@ class AcceptancePolicy:
                 malformed; see `CycleScorer`.
             TypeError: see `CycleScorer`.
         """
-        first, later, longer = (
-            float(cost.draft_seconds(depth, model.top_k, context))
-            for depth, context in ((0, 0), (1, 0), (0, 1))
-        )
+        self._first_pass, self._later_pass, self._draft_slope = cost.draft_passes(model.top_k)
         self.model = model
         self.cost = cost
         self._scorer = CycleScorer(model, cost)
         pool = model.top_k + model.max_depth * model.top_k**2
         limit = TreeParams(min(model.max_rows, pool + 1), model.max_depth, model.top_k)
         self._plan = DraftPlan(limit, model.lookup_tokens)
-        rows = np.arange(1, model.max_rows + 1)
-        base = np.asarray(cost.verify_seconds(rows, 0))
-        slope = cost.verify_seconds(rows, 1) - base
+        base, slope = cost.verify_lines(model.max_rows)
         self._verify = list(zip(base.tolist(), slope.tolist(), strict=True))
-        self._first_pass, self._later_pass = first, later - first
-        self._draft_slope = longer - first
         self._total = _Total(PRIOR_TOKENS, PRIOR_TOKENS / model.rate)
         self.reset()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
-
 from eaglerl._ext import C
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
@@ -135,22 +133,13 @@ class OnlinePolicy:
         self._seen = progress
 
     def _new_cycle(self) -> C.OnlineCycle:
-        limit, cost = self.limit, self.cost
-        rows = np.arange(1, limit.total_tokens + 1)
-        base = np.asarray(cost.verify_seconds(rows, 0), dtype=np.float64)
-        first, later, longer = (
-            float(cost.draft_seconds(depth, limit.top_k, context))
-            for depth, context in ((0, 0), (1, 0), (0, 1))
-        )
+        limit = self.limit
         return C.OnlineCycle(
             self._shared,
             limit.top_k,
             limit.depth,
             limit.total_tokens,
             self.lookup_tokens,
-            base,
-            np.asarray(cost.verify_seconds(rows, 1), dtype=np.float64) - base,
-            first,
-            later - first,
-            longer - first,
+            *self.cost.verify_lines(limit.total_tokens),
+            *self.cost.draft_passes(limit.top_k),
         )

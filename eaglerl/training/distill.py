@@ -306,7 +306,7 @@ def distill(
     room = _prompt_room(pieces, config.max_position_embeddings, max_new_tokens)
 
     def start() -> tuple[TargetModel, _Writer]:
-        model = load_slot_target(target, dtype, slots)
+        model = load_slot_target(target, dtype)
         return model, _Writer(pieces, tokenizer, max_new_tokens, openings, room, model)
 
     with exclusive_file(output):

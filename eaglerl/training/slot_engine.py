@@ -58,14 +58,13 @@ class SlotEngine:
         return logits
 
 
-def load_slot_target(path: str | Path, dtype: str, slots: int) -> TargetModel:
+def load_slot_target(path: str | Path, dtype: str) -> TargetModel:
     """Load a target that decodes many sequences side by side, without features.
 
     Args:
         path: its folder.
         dtype: of its products: "float32", "bfloat16", or "auto": bfloat16 if the CPU has
             instructions for it and the target runs on packed weights.
-        slots: sequences side by side.
 
     Raises:
         ValueError: an unknown dtype, or a model that is refused; see `load_transformers_model`.

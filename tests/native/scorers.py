@@ -12,6 +12,15 @@ from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
 from eaglerl._ext import C
 
 
+def _draft(source: Source, top_k: int, max_depth: int) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Scores, spoiled numbers and looked-up nodes of a draft of any depth."""
+    depth = source.randrange(max_depth + 1)
+    nodes = np.full(depth + 1, -1) if source.random() < 0.7 else np.arange(depth + 1) * 3
+    scores = -np.abs(source.floats(top_k + depth * top_k**2).numpy())
+    numbers = spoil_numbers([depth, 10, source.randrange(4), source.randrange(9)], source)
+    return scores, numbers, nodes
+
+
 def acceptance_scorer(source: Source, memory: Memory) -> Step:
     top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
 
@@ -30,10 +39,7 @@ def acceptance_scorer(source: Source, memory: Memory) -> Step:
         )  # fmt: skip
         calls: list[Callable[[], Any]] = []
         for _ in range(6):
-            at = source.randrange(depth + 1)
-            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
-            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
-            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
+            scores, numbers, nodes = _draft(source, top_k, depth)
             calls += [
                 lambda: scorer.begin(*spoil_numbers([0.5, 3], source)),
                 lambda scores=scores, numbers=numbers, nodes=nodes: scorer.score(
@@ -71,10 +77,7 @@ def online_cycle(source: Source, memory: Memory) -> Step:
         )  # fmt: skip
         calls: list[Callable[[], Any]] = []
         for _ in range(6):
-            at = source.randrange(depth + 1)
-            nodes = np.full(at + 1, -1) if source.random() < 0.7 else np.arange(at + 1) * 3
-            scores = -np.abs(source.floats(top_k + at * top_k**2).numpy())
-            numbers = spoil_numbers([at, 10, source.randrange(4), source.randrange(9)], source)
+            scores, numbers, nodes = _draft(source, top_k, depth)
             accepted = sorted(source.randrange(9) for _ in range(source.randrange(4)))
             calls += [
                 source.choice((cycle.begin, cycle.reset)),
