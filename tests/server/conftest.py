@@ -8,9 +8,10 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from eaglerl.server import Service, create_app
+from eaglerl.eagle3 import TreeParams
+from eaglerl.server import Mode, Service, create_app
 
-from .tiny import tiny_service
+from .tiny import Slow, tiny_service
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def client(service: Service) -> Iterator[TestClient]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[str, Service]]:
     """The address of a server on a free port, and its service."""
-    service = tiny_service()
+    service = tiny_service(Mode("slow", "Takes its time.", lambda: Slow(TreeParams(8, 2, 2))))
     config = uvicorn.Config(create_app(service), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

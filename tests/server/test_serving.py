@@ -12,7 +12,7 @@ from eaglerl.server import Mode, Service, create_app
 
 from .tiny import NAME, PATIENCE, greedy_text, tiny_service, wait_until
 
-LONG = {"model": NAME, "prompt": "on and on", "max_tokens": 900, "temperature": 0}
+LONG = {"model": NAME, "prompt": "on and on", "max_tokens": 900, "temperature": 0, "mode": "slow"}
 IDLE = {"active": 0, "waiting": 0, "live": 0}
 
 

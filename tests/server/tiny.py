@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eaglerl.eagle3 import NO_DRAFT, SpeculativeDecoder
+from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, CycleState, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.server import Limits, Mode, Modes, Service, standard_modes
 
@@ -76,6 +76,14 @@ def tiny_service(*more_modes: Mode, **limits: object) -> Service:
     """A service of `tiny_decoder`."""
     modes = Modes([*standard_modes(), *more_modes], "best-constant")
     return Service(tiny_decoder(), modes, model_name=NAME, limits=Limits(**limits))
+
+
+class Slow(ConstantPolicy):
+    """A policy whose cycles take 20 ms at least, so that what is asked for lasts."""
+
+    def choose(self, state: CycleState) -> TreeParams:
+        time.sleep(0.02)
+        return super().choose(state)
 
 
 def greedy_text(prompt: str, new_tokens: int, decoder: SpeculativeDecoder | None = None) -> str:
