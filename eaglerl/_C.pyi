@@ -27,54 +27,20 @@ def threading_backend() -> str: ...
 def storage_holds(tensor: Tensor, /) -> bool: ...
 def check_range(name: str, index: int, count: int, end: int, /) -> None: ...
 def rms_norm(
-    x: int,
-    x_stride: int,
-    x_rows: int,
-    index: int,
-    weight: int,
-    out: int,
-    out_stride: int,
-    rows: int,
-    hidden: int,
-    eps: float,
-    threads: int,
-    /,
-) -> None: ...
+    x: int, x_stride: int, x_rows: int, index: int, weight: int, out: int, out_stride: int,
+    rows: int, hidden: int, eps: float, threads: int, /,
+) -> None: ...  # fmt: skip
 def silu_mul(
     gate_up: int, stride: int, out: int, rows: int, intermediate: int, threads: int, /
 ) -> None: ...
 def cached_attention(
-    qkv: int,
-    qkv_stride: int,
-    cos: int,
-    sin: int,
-    table_length: int,
-    positions: int,
-    cache_rows: int,
-    slots: int,
-    key_cache: int,
-    value_cache: int,
-    slot_count: int,
-    slot_stride: int,
-    capacity: int,
-    cache_dtype: int,
-    prefix_lengths: int,
-    mask: int,
-    mask_words: int,
-    block_length: int,
-    query_norm: int,
-    key_norm: int,
-    eps: float,
-    scale: float,
-    out: int,
-    out_stride: int,
-    rows: int,
-    query_heads: int,
-    kv_heads: int,
-    head_dim: int,
-    threads: int,
-    /,
-) -> None: ...
+    qkv: int, qkv_stride: int, cos: int, sin: int, table_length: int, positions: int,
+    cache_rows: int, slots: int, key_cache: int, value_cache: int, slot_count: int,
+    slot_stride: int, capacity: int, cache_dtype: int, prefix_lengths: int, mask: int,
+    mask_words: int, block_length: int, query_norm: int, key_norm: int, eps: float,
+    scale: float, out: int, out_stride: int, rows: int, query_heads: int, kv_heads: int,
+    head_dim: int, threads: int, /,
+) -> None: ...  # fmt: skip
 def move_rows(
     cache: int,
     outer: int,
@@ -237,12 +203,37 @@ class OnlineAcceptance:
     def node_weights(self) -> np.ndarray: ...
     def lookup_weights(self) -> np.ndarray: ...
 
+class OnlineCost:
+    def __init__(self, max_rows: int, widths: int, /) -> None: ...
+    def observe(
+        self, rows: int, context_length: int, verify_seconds: float, width: int, depth: int,
+        draft_seconds: float, /,
+    ) -> None: ...  # fmt: skip
+    @property
+    def speed(self) -> float: ...
+    @property
+    def context_growth(self) -> float: ...
+    @property
+    def cycles(self) -> int: ...
+    def passes(self, width: int, /) -> tuple[float, float]: ...
+    def verify(self) -> np.ndarray: ...
+    def deviation(self) -> np.ndarray: ...
+    def knots(self) -> np.ndarray: ...
+    def belief(self) -> tuple[np.ndarray, np.ndarray]: ...
+    def restore(self, mean: np.ndarray, spread: np.ndarray, cycles: int, /) -> None: ...
+
 class OnlineCycle:
     def __init__(
         self, shared: OnlineAcceptance, top_k: int, max_depth: int, max_rows: int,
         lookup_tokens: int, base: np.ndarray, slope: np.ndarray, first_pass: float,
         later_pass: float, draft_slope: float, /,
     ) -> None: ...  # fmt: skip
+    def plan(
+        self, context_length: int, match_length: int, lookup_length: int, unread: int, /
+    ) -> tuple[bool, int]: ...
+    def observe_undrafted(self, tokens: int, /) -> None: ...
+    def observe_lookup(self, equal: int, tokens: int, /) -> None: ...
+    def observe_times(self, rows: int, verify_seconds: float, draft_seconds: float, /) -> None: ...
     def reset(self) -> None: ...
     def begin(self) -> None: ...
     def score(
@@ -255,6 +246,10 @@ class OnlineCycle:
     def count_lookup(self, first_accepted: bool, /) -> None: ...
     def observe(self, rows: Sequence[int], tokens: int, /) -> None: ...
 
+def make_learning_cycle(
+    shared: OnlineAcceptance, top_k: int, max_depth: int, max_rows: int, lookup_tokens: int,
+    cost: OnlineCost, width: int, /,
+) -> OnlineCycle: ...  # fmt: skip
 def block_formats() -> dict[str, int]: ...
 
 class BlockMatrix:

@@ -34,11 +34,10 @@ double confidence(double score) {
   return std::clamp(below - std::log1p(-std::exp(below)), -12.0, 8.0);
 }
 
-double log_match(int64_t length) { return std::log1p(double(std::min(length, kLongestMatch))); }
-
 // The believed weights at first, and their standard deviations.
 constexpr std::array<double, kNodeWeights> kNodePrior = {0.0, 1.0};
-constexpr std::array<double, kNodeWeights> kNodeSpread = {0.5, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
+constexpr std::array<double, kNodeWeights> kNodeSpread = {0.5, 0.2, 0.5, 0.5, 0.5,
+                                                          0.5, 0.5, 0.5, 0.5};
 constexpr std::array<double, kLookupWeights> kLookupPrior = {};
 constexpr std::array<double, kLookupWeights> kLookupSpread = {1.0, 1.0, 1.0, 1.0, 1.0,
                                                               1.0, 1.0, 1.0, 1.0};
@@ -60,6 +59,7 @@ OnlineAcceptance::OnlineAcceptance(int64_t max_depth, double plain_seconds)
       lookups(kLookupPrior, kLookupSpread),
       tokens_(kFirstTokens),
       seconds_(kFirstTokens * plain_seconds / kFirstGain),
+      first_tokens_(kFirstTokens),
       ratio_(size_t(max_depth) + 1, kFirstRatio),
       expected_gain_(size_t(max_depth) + 1, kFirstTokensGained),
       found_gain_(size_t(max_depth) + 1, kFirstTokensGained) {}
@@ -67,6 +67,29 @@ OnlineAcceptance::OnlineAcceptance(int64_t max_depth, double plain_seconds)
 void OnlineAcceptance::count(double tokens, double seconds) {
   tokens_ = tokens_ * kRateMemory + tokens;
   seconds_ = seconds_ * kRateMemory + seconds;
+}
+
+void OnlineAcceptance::count(double tokens, int64_t rows, double context_length, int64_t rounds) {
+  if (int64_t(verified_.size()) < rows) verified_.resize(size_t(rows));
+  for (Verified& each : verified_) {
+    each.cycles *= kRateMemory;
+    each.context *= kRateMemory;
+  }
+  verified_[rows - 1].cycles += 1.0;
+  verified_[rows - 1].context += context_length;
+  first_passes_ = first_passes_ * kRateMemory + double(rounds >= 0);
+  later_passes_ = later_passes_ * kRateMemory + double(std::max<int64_t>(rounds, 0));
+  tokens_ = tokens_ * kRateMemory + tokens;
+  first_tokens_ *= kRateMemory;
+}
+
+void OnlineAcceptance::reprice(const OnlineCosts& costs) {
+  seconds_ = first_tokens_ * costs.base[0] / kFirstGain + first_passes_ * costs.first_pass +
+             later_passes_ * costs.later_pass;
+  const size_t known = std::min(verified_.size(), costs.base.size());
+  for (size_t r = 0; r < known; ++r) {
+    seconds_ += verified_[r].cycles * costs.base[r] + verified_[r].context * costs.slope[r];
+  }
 }
 
 void OnlineAcceptance::learn_ratio(int64_t depth, double ratio) {
@@ -86,11 +109,26 @@ double OnlineAcceptance::gain_factor(int64_t depth) const {
 OnlineCycle::OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes,
                          OnlineCosts costs)
     : shared_(std::move(shared)), sizes_(sizes), costs_(std::move(costs)) {
+  reserve();
+}
+
+OnlineCycle::OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes,
+                         std::shared_ptr<OnlineCost> learned, int64_t width)
+    : shared_(std::move(shared)), sizes_(sizes), learned_(std::move(learned)), width_(width) {
+  costs_.base.resize(size_t(sizes.max_rows));
+  costs_.slope.resize(size_t(sizes.max_rows));
+  refresh_costs();
+  reserve();
+}
+
+void OnlineCycle::reserve() {
+  const DraftSizes& sizes = sizes_;
   const int64_t pool = sizes.pool_size(sizes.max_depth);
   survival_.resize(pool);
   inputs_.resize(pool);
   looked_up_.resize(sizes.lookup_tokens);
   lookup_inputs_.resize(sizes.lookup_tokens);
+  undrafted_inputs_.resize(sizes.lookup_tokens);
   tops_.resize((sizes.max_depth + 1) * sizes.top_k);
   parents_.resize(sizes.top_k);
   lookup_nodes_.reserve(sizes.max_depth + 1);
@@ -103,6 +141,8 @@ void OnlineCycle::reset() {
   success_ = kFirstSuccess;
   lookups_ = 0;
   known_ = -1;
+  planned_ = false;
+  recent_ = 0.0;
 }
 
 void OnlineCycle::score(const DraftView& draft) {
@@ -143,6 +183,8 @@ void OnlineCycle::score_level(const DraftView& draft, int64_t level) {
     x.fill(0.0);
     x[0] = 1.0;
     x[1] = confidence(draft.scores[node]);
+    // A head for another model can be sure and wrong: above even chances the slope is its own.
+    x[8] = std::max(x[1], 0.0);
     if (match_ > 0) {
       // A lookup that proposes another token is evidence against the candidate.
       const int at = node == looked_up ? 2 : 5;
@@ -163,7 +205,7 @@ void OnlineCycle::score_lookup(const DraftView& draft) {
   while (inside_ < int64_t(lookup_nodes_.size()) && lookup_nodes_[inside_] >= 0) ++inside_;
   std::fill(looked_up_.begin(), looked_up_.end(), 0.0);
   if (match_ <= 0) return;
-  const double match = log_match(match_) - 1.4;  // about its mean
+  const double match = log_match(match_) - kMeanLogMatch;
   double reached = inside_ > 0 ? survival_[lookup_nodes_[inside_ - 1]] : 1.0;
   for (int64_t level = inside_; level < offered_; ++level) {
     const double log_level = std::log1p(double(level));
@@ -216,7 +258,7 @@ void OnlineCycle::rank(const DraftView& draft) {
   for (int64_t i = 0; i < count; ++i) best_.push_back(order_[i].survival);
   int64_t chosen = 0;
   const double value = best_value(&chosen);
-  choose(chosen, pool);
+  choose(try_rows(chosen, value), pool);
   should_continue_ = decide(draft.depth, value);
 }
 
@@ -256,7 +298,8 @@ bool OnlineCycle::decide(int64_t depth, double value) {
   int64_t chosen = 0;
   expected_ = std::max(best_value(&chosen) - value, 0.0);
   const double seconds = costs_.later_pass + double(context_) * costs_.draft_slope;
-  return expected_ * shared_->gain_factor(depth + 1) > shared_->rate() * seconds;
+  const double gain = expected_ * shared_->gain_factor(depth + 1);
+  return gain > shared_->rate() * seconds || try_pass(gain, shared_->rate() * seconds);
 }
 
 void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {
@@ -275,9 +318,10 @@ void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {
       if (!accepted) break;
     }
   }
-  const double passes = costs_.first_pass + double(known_) * costs_.later_pass +
-                        double((1 + known_) * context_) * costs_.draft_slope;
-  shared_->count(double(tokens), verify_seconds(1 + drafted + added) + passes);
+  const double passes = passes_seconds();
+  if (planned_) learn_advantage(double(tokens), passes);
+  count_cycle(double(tokens), 1 + drafted + added, known_);
+  drafted_depth_ = known_;
   known_ = -1;
 }
 

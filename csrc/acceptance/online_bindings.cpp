@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <sstream>
 #include <vector>
@@ -22,6 +23,11 @@ namespace {
 constexpr int64_t kMostCandidates = int64_t(1) << 20;
 // More than any verification takes, and little enough for sums of products.
 constexpr double kMostSeconds = 1e6;
+constexpr double kLeastSeconds = 1e-12;
+constexpr int64_t kMostRows = int64_t(1) << 16;
+constexpr int64_t kMostWidths = 64;
+// Logarithms of the costs that are kept: e^30 is 10^13.
+constexpr double kMostLog = 30.0;
 
 double check_seconds(const char* name, double seconds, double lowest) {
   if (!(seconds >= lowest && seconds <= kMostSeconds)) {
@@ -35,7 +41,7 @@ double check_seconds(const char* name, double seconds, double lowest) {
 
 std::shared_ptr<OnlineAcceptance> make_acceptance(int64_t max_depth, double plain_seconds) {
   check_between("max_depth", max_depth, 0, kMostCandidates);
-  check_seconds("plain_seconds", plain_seconds, 1e-12);
+  check_seconds("plain_seconds", plain_seconds, kLeastSeconds);
   return std::make_shared<OnlineAcceptance>(max_depth, plain_seconds);
 }
 
@@ -48,16 +54,14 @@ std::vector<double> read_seconds(const char* name, const py::object& value, int6
 
 OnlineCosts read_costs(int64_t max_rows, const py::object& base, const py::object& slope,
                        double first_pass, double later_pass, double draft_slope) {
-  return {read_seconds("base", base, max_rows, 1e-12), read_seconds("slope", slope, max_rows, 0.0),
-          check_seconds("first_pass", first_pass, 0.0),
+  return {read_seconds("base", base, max_rows, kLeastSeconds),
+          read_seconds("slope", slope, max_rows, 0.0), check_seconds("first_pass", first_pass, 0.0),
           check_seconds("later_pass", later_pass, 0.0),
           check_seconds("draft_slope", draft_slope, 0.0)};
 }
 
-std::unique_ptr<OnlineCycle> make_cycle(std::shared_ptr<OnlineAcceptance> shared, int64_t top_k,
-                                        int64_t max_depth, int64_t max_rows, int64_t lookup_tokens,
-                                        const py::object& base, const py::object& slope,
-                                        double first_pass, double later_pass, double draft_slope) {
+DraftSizes check_sizes(const std::shared_ptr<OnlineAcceptance>& shared, int64_t top_k,
+                       int64_t max_depth, int64_t max_rows, int64_t lookup_tokens) {
   if (shared == nullptr) throw py::type_error("shared must be an OnlineAcceptance, got None");
   shared->check_usable();
   check_between("top_k", top_k, 1, kMostCandidates);
@@ -65,8 +69,16 @@ std::unique_ptr<OnlineCycle> make_cycle(std::shared_ptr<OnlineAcceptance> shared
   check_between("max_rows", max_rows, 1, kMostCandidates);
   check_between("lookup_tokens", lookup_tokens, 0, kMostCandidates);
   check_product("the candidates of a draft", {max_depth + 1, top_k, top_k}, kMostCandidates);
+  return {top_k, max_depth, max_rows, lookup_tokens};
+}
+
+std::unique_ptr<OnlineCycle> make_cycle(std::shared_ptr<OnlineAcceptance> shared, int64_t top_k,
+                                        int64_t max_depth, int64_t max_rows, int64_t lookup_tokens,
+                                        const py::object& base, const py::object& slope,
+                                        double first_pass, double later_pass, double draft_slope) {
+  const DraftSizes sizes = check_sizes(shared, top_k, max_depth, max_rows, lookup_tokens);
   return std::make_unique<OnlineCycle>(
-      std::move(shared), DraftSizes{top_k, max_depth, max_rows, lookup_tokens},
+      std::move(shared), sizes,
       read_costs(max_rows, base, slope, first_pass, later_pass, draft_slope));
 }
 
@@ -106,6 +118,103 @@ void observe(OnlineCycle& cycle, const std::vector<int64_t>& rows, int64_t token
   cycle.observe(rows.data(), int64_t(rows.size()), tokens);
 }
 
+py::tuple plan(OnlineCycle& cycle, int64_t context_length, int64_t match_length,
+               int64_t lookup_length, int64_t unread) {
+  cycle.check_usable();
+  check_between("context_length", context_length, 0, kLargestCount);
+  check_between("match_length", match_length, 0, kLargestCount);
+  check_between("lookup_length", lookup_length, 0, kLargestCount);
+  check_between("unread", unread, 0, kLargestCount);
+  const CyclePlan plan = cycle.plan(context_length, {match_length, lookup_length}, unread);
+  return py::make_tuple(plan.drafts, plan.lookup_tokens);
+}
+
+void check_planned(const OnlineCycle& cycle) {
+  cycle.check_usable();
+  if (!cycle.planned()) throw py::value_error("plan() must be called first");
+}
+
+void observe_undrafted(OnlineCycle& cycle, int64_t tokens) {
+  check_planned(cycle);
+  cycle.observe_undrafted(check_between("tokens", tokens, 1, kLargestCount));
+}
+
+void observe_lookup(OnlineCycle& cycle, int64_t equal, int64_t tokens) {
+  check_planned(cycle);
+  check_between("tokens", tokens, 1, kLargestCount);
+  cycle.observe_lookup(check_between("equal", equal, 0, tokens), tokens);
+}
+
+void observe_times(OnlineCycle& cycle, int64_t rows, double verify_seconds, double draft_seconds) {
+  check_planned(cycle);
+  check_between("rows", rows, 1, cycle.sizes().max_rows);
+  check_seconds("verify_seconds", verify_seconds, 0.0);
+  check_seconds("draft_seconds", draft_seconds, 0.0);
+  cycle.observe_times(rows, verify_seconds, draft_seconds);
+}
+
+std::shared_ptr<OnlineCost> make_cost(int64_t max_rows, int64_t widths) {
+  check_between("max_rows", max_rows, 1, kMostRows);
+  check_between("widths", widths, 1, kMostWidths);
+  return std::make_shared<OnlineCost>(max_rows, widths);
+}
+
+void observe_cost(OnlineCost& cost, int64_t rows, int64_t context_length, double verify_seconds,
+                  int64_t width, int64_t depth, double draft_seconds) {
+  cost.check_usable();
+  check_between("rows", rows, 1, cost.max_rows());
+  check_between("context_length", context_length, 0, kLargestCount);
+  check_seconds("verify_seconds", verify_seconds, kLeastSeconds);
+  check_between("width", width, 0, cost.widths() - 1);
+  check_between("depth", depth, 0, kLargestCount);
+  check_seconds("draft_seconds", draft_seconds, 0.0);
+  cost.observe({rows, context_length, verify_seconds, width, depth, draft_seconds});
+}
+
+void restore_cost(OnlineCost& cost, const py::object& mean, const py::object& spread,
+                  int64_t cycles) {
+  cost.check_usable();
+  const int64_t size = int64_t(cost.mean().size());
+  const double* means = read_weights<double>("mean", "float64", mean, {size});
+  const double* spreads = read_weights<double>("spread", "float64", spread, {size});
+  for (int64_t i = 0; i < size; ++i) {
+    if (!(std::abs(means[i]) <= kMostLog)) throw py::value_error("mean must be logarithms");
+    if (!(spreads[i] > 0.0 && spreads[i] <= kMostLog)) {
+      throw py::value_error("spread must be positive");
+    }
+  }
+  check_between("cycles", cycles, 0, kLargestSize);
+  cost.restore(means, spreads, cycles);
+}
+
+template <typename T>
+py::array_t<T> array_of(const std::vector<T>& values) {
+  return py::array_t<T>(py::ssize_t(values.size()), values.data());
+}
+
+py::tuple passes_of(const OnlineCost& cost, int64_t width) {
+  cost.check_usable();
+  check_between("width", width, 0, cost.widths() - 1);
+  return py::make_tuple(cost.first_pass(width), cost.later_pass(width));
+}
+
+py::tuple belief_of(const OnlineCost& cost) {
+  cost.check_usable();
+  return py::make_tuple(array_of(cost.mean()), array_of(cost.spread()));
+}
+
+std::unique_ptr<OnlineCycle> make_learning_cycle(std::shared_ptr<OnlineAcceptance> shared,
+                                                 int64_t top_k, int64_t max_depth, int64_t max_rows,
+                                                 int64_t lookup_tokens,
+                                                 std::shared_ptr<OnlineCost> cost, int64_t width) {
+  if (cost == nullptr) throw py::type_error("cost must be an OnlineCost, got None");
+  cost->check_usable();
+  check_between("width", width, 0, cost->widths() - 1);
+  const DraftSizes sizes = check_sizes(shared, top_k, max_depth, max_rows, lookup_tokens);
+  check_between("max_rows", max_rows, 1, cost->max_rows());
+  return std::make_unique<OnlineCycle>(std::move(shared), sizes, std::move(cost), width);
+}
+
 template <int kInputs>
 py::array_t<double> weights_of(const OnlineLogistic<kInputs>& model) {
   return py::array_t<double>(kInputs, model.mean().data());
@@ -126,6 +235,30 @@ void bind_online(py::module_& module) {
         shared.check_usable();
         return weights_of(shared.lookups);
       });
+  py::class_<OnlineCost, std::shared_ptr<OnlineCost>>(module, "OnlineCost")
+      .def(py::init(&make_cost))
+      .def("observe", &observe_cost)
+      .def_property_readonly("speed", usable(&OnlineCost::speed))
+      .def_property_readonly("context_growth", usable(&OnlineCost::context_growth))
+      .def_property_readonly("cycles", usable(&OnlineCost::cycles))
+      .def("passes", &passes_of)
+      .def("verify",
+           [](const OnlineCost& cost) {
+             cost.check_usable();
+             return array_of(cost.verify());
+           })
+      .def("deviation",
+           [](const OnlineCost& cost) {
+             cost.check_usable();
+             return array_of(cost.deviation());
+           })
+      .def("knots",
+           [](const OnlineCost& cost) {
+             cost.check_usable();
+             return array_of(cost.knots());
+           })
+      .def("belief", &belief_of)
+      .def("restore", &restore_cost);
   py::class_<OnlineCycle>(module, "OnlineCycle")
       .def(py::init(&make_cycle))
       .def("reset", usable(&OnlineCycle::reset))
@@ -138,8 +271,13 @@ void bind_online(py::module_& module) {
            })
       .def("select", &select)
       .def("survival", &survival)
+      .def("plan", &plan)
+      .def("observe_undrafted", &observe_undrafted)
+      .def("observe_lookup", &observe_lookup)
+      .def("observe_times", &observe_times)
       .def("count_lookup", usable(&OnlineCycle::count_lookup))
       .def("observe", &observe);
+  module.def("make_learning_cycle", &make_learning_cycle);
 }
 
 }  // namespace eaglerl

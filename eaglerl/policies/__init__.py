@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
     from eaglerl.policies.acceptance_model import AcceptanceModel
     from eaglerl.policies.acceptance_policy import AcceptancePolicy
+    from eaglerl.policies.auto_policy import AutoPolicy
     from eaglerl.policies.baselines import (
         DraftConfidencePolicy,
         Exp3Policy,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptanceModel",
     "AcceptancePolicy",
+    "AutoPolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
     "FallbackPolicy",
@@ -44,6 +46,7 @@ __getattr__, __dir__, _ = lazy_names(
     {
         "AcceptanceModel": "eaglerl.policies.acceptance_model",
         "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
+        "AutoPolicy": "eaglerl.policies.auto_policy",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
         "FallbackPolicy": "eaglerl.policies.fallback",

@@ -59,13 +59,16 @@ class OnlinePolicy:
             ValueError: the cost table lacks the width or the rows of `limit`, `limit` drafts
                 nothing, or `lookup_tokens` is negative.
         """
+        self.cost = cost
+        self._begin(limit, lookup_tokens, float(cost.verify_seconds(1, 0)))
+
+    def _begin(self, limit: TreeParams, lookup_tokens: int, plain_seconds: float) -> None:
         if limit.total_tokens == 1:
             raise ValueError("limit must draft at least one node, got total_tokens=1")
-        self.cost = cost
         self.limit = limit
         self.lookup_tokens = lookup_tokens
         self._plan = DraftPlan(limit, lookup_tokens)
-        self._shared = C.OnlineAcceptance(limit.depth, float(cost.verify_seconds(1, 0)))
+        self._shared = C.OnlineAcceptance(limit.depth, plain_seconds)
         self._cycle = self._new_cycle()
         self.reset()
 

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 from arguments import Source
 from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
-from scorers import acceptance_scorer, online_acceptance, online_cycle
+from scorers import (
+    acceptance_scorer,
+    learning_cycle,
+    online_acceptance,
+    online_cost,
+    online_cycle,
+)
 
 from eaglerl._ext import C
 
@@ -275,6 +281,8 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "DraftTreeBuilder": _draft_tree_builder,
     "AcceptanceScorer": acceptance_scorer,
     "OnlineAcceptance": online_acceptance,
+    "OnlineCost": online_cost,
+    "make_learning_cycle": learning_cycle,
     "OnlineCycle": online_cycle,
     "block_formats": _no_arguments("block_formats"),
     "BlockMatrix": _block_matrix,

@@ -64,33 +64,77 @@ def online_acceptance(source: Source, memory: Memory) -> Step:
 
 
 def online_cycle(source: Source, memory: Memory) -> Step:
-    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
+    rows, seconds = source.choice((1, 8)), [1e-3, 1e-3, 0.0]
 
     def drive(*_: Any) -> None:
-        sizes, seconds = [top_k, depth, rows, lookup], [1e-3, 1e-3, 0.0]
-        if source.random() < 0.3:
-            sizes = spoil_numbers(sizes, source)
         cycle = C.OnlineCycle(
-            C.OnlineAcceptance(2, 0.01), *sizes,
+            C.OnlineAcceptance(2, 0.01), *_sizes(rows, source),
             spoiled_array(np.full(rows, 0.01), source), spoiled_array(np.zeros(rows), source),
             *(spoil_numbers(seconds, source) if source.random() < 0.1 else seconds),
         )  # fmt: skip
-        calls: list[Callable[[], Any]] = []
-        for _ in range(6):
-            scores, numbers, nodes = _draft(source, top_k, depth)
-            accepted = sorted(source.randrange(9) for _ in range(source.randrange(4)))
-            calls += [
-                source.choice((cycle.begin, cycle.reset)),
-                lambda scores=scores, numbers=numbers, nodes=nodes: cycle.score(
-                    spoiled_array(scores, source, 0.2), *numbers,
-                    source.choice((None, spoiled_array(nodes, source, 0.2))),
-                ),
-                cycle.should_continue,
-                cycle.select,
-                cycle.survival,
-                lambda accepted=accepted: cycle.observe(*spoil_numbers([accepted, 3], source)),
-                lambda: cycle.count_lookup(*spoil_numbers([True], source)),
-            ]  # fmt: skip
-        drive_calls(calls)
+        _drive_cycle(cycle, rows, source)
 
     return drive, []
+
+
+def learning_cycle(source: Source, memory: Memory) -> Step:
+    rows = source.choice((1, 8))
+
+    def drive(*_: Any) -> None:
+        cycle = C.make_learning_cycle(
+            C.OnlineAcceptance(2, 1.0), *_sizes(rows, source), C.OnlineCost(8, 2),
+            source.choice((0, 0, 1, 2, -1)),
+        )  # fmt: skip
+        _drive_cycle(cycle, rows, source)
+
+    return drive, []
+
+
+def _sizes(rows: int, source: Source) -> list[Any]:
+    sizes = [3, 2, rows, source.choice((0, 4))]
+    return spoil_numbers(sizes, source) if source.random() < 0.3 else sizes
+
+
+def _drive_cycle(cycle: Any, rows: int, source: Source) -> None:
+    calls: list[Callable[[], Any]] = []
+    for _ in range(6):
+        scores, numbers, nodes = _draft(source, 3, 2)
+        accepted = sorted(source.randrange(9) for _ in range(source.randrange(4)))
+        calls += [
+            source.choice((cycle.begin, cycle.reset)),
+            lambda: cycle.plan(*spoil_numbers([10, source.randrange(4), 4, 3], source)),
+            lambda scores=scores, numbers=numbers, nodes=nodes: cycle.score(
+                spoiled_array(scores, source, 0.2), *numbers,
+                source.choice((None, spoiled_array(nodes, source, 0.2))),
+            ),
+            cycle.should_continue,
+            cycle.select,
+            cycle.survival,
+            lambda accepted=accepted: cycle.observe(*spoil_numbers([accepted, 3], source)),
+            lambda: cycle.observe_undrafted(*spoil_numbers([2], source)),
+            lambda: cycle.observe_lookup(*spoil_numbers([source.randrange(3), 2], source)),
+            lambda: cycle.observe_times(*spoil_numbers([rows, 0.01, 0.001], source)),
+            lambda: cycle.count_lookup(*spoil_numbers([True], source)),
+        ]  # fmt: skip
+    drive_calls(calls)
+
+
+def online_cost(source: Source, memory: Memory) -> Step:
+    def drive(*numbers: Any) -> None:
+        cost = C.OnlineCost(*numbers)
+        calls: list[Callable[[], Any]] = []
+        for _ in range(4):
+            calls += [
+                lambda: cost.observe(*spoil_numbers([3, 10, 0.01, 1, 2, 0.001], source)),
+                lambda: cost.passes(*spoil_numbers([source.randrange(3)], source)),
+                lambda: cost.restore(
+                    *(spoiled_array(part, source, 0.2) for part in cost.belief()), 5
+                ),
+                lambda: (cost.speed, cost.context_growth, cost.cycles),
+                cost.verify,
+                cost.deviation,
+                cost.knots,
+            ]
+        drive_calls(calls)
+
+    return drive, [source.choice((1, 8, 40)), 2]

@@ -1,0 +1,208 @@
+#include "acceptance/online_cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace eaglerl {
+namespace {
+
+// Before the first cycle: 7 % for every further row, within a random walk over the logarithm of the
+// rows whose standard deviation is 0.35 for e times as many; passes of the draft that take 15 % and
+// 6 % of a row's verification, and 0.03 % for a token of context, each within a factor of e.
+constexpr double kFirstGrowth = 0.07;
+constexpr double kGrowthSpread = 0.35;
+constexpr double kFirstPass = 0.15, kLaterPass = 0.06, kContextGrowth = 3e-4;
+constexpr double kFirstSpread = 1.0;
+// The first cycle of a process can be an exception; the speed is not taken from it alone.
+constexpr double kSpeedSpread = 0.5;
+// Times of equal cycles differ by 5 %. The machine's speed drifts by 1 % a cycle, all else by
+// 0.03 %, which is 3 % in 10,000 cycles.
+constexpr double kNoise = 0.05, kSpeedDrift = 0.01, kDrift = 3e-4;
+// A time off by more than 3 standard deviations counts as one off by 3. After four cycles in a row
+// the machine has changed: its speed may be off by a factor of 2, its growth by 0.1 as above.
+constexpr double kMostSurprise = 3.0;
+constexpr double kStall = 0.25;
+constexpr int64_t kSurprises = 4;
+constexpr double kChangedSpeed = 0.5, kChangedGrowth = 0.01;
+
+std::vector<int64_t> knots_to(int64_t max_rows) {
+  // Kernels take rows in blocks of 4, 8 and 16, so that a row more may cost a block.
+  std::vector<int64_t> knots = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 17, 20, 24, 32};
+  // 48, 64, 96, 128, ...
+  while (knots.back() < max_rows) knots.push_back(2 * knots[knots.size() - 2]);
+  return knots;
+}
+
+double square(double x) { return x * x; }
+
+}  // namespace
+
+OnlineCost::OnlineCost(int64_t max_rows, int64_t widths)
+    : widths_(widths), knots_(knots_to(max_rows)) {
+  const size_t size = knots_.size() + 1 + 2 * size_t(widths);
+  mean_.assign(size, 0.0);
+  covariance_.assign(size * size, 0.0);
+  gradient_.resize(size);
+  toward_.resize(size);
+  verify_.resize(size_t(max_rows));
+  deviation_.resize(size_t(max_rows));
+  between_.reserve(size_t(max_rows));
+  for (int64_t rows = 1; rows <= max_rows; ++rows) between_.push_back(find_between(rows));
+  begin_belief();
+  refresh(1);
+}
+
+// The belief without its speed, which the first cycle gives.
+void OnlineCost::begin_belief() {
+  covariance(0, 0) = square(kSpeedSpread);
+  for (size_t i = 1; i < knots_.size(); ++i) {
+    mean_[i] = std::log1p(kFirstGrowth * double(knots_[i] - 1));
+    for (size_t j = 1; j < knots_.size(); ++j) {
+      const double common = std::log(double(std::min(knots_[i], knots_[j])));
+      covariance(i, j) = square(kGrowthSpread) * common;
+    }
+  }
+  mean_[context_index()] = std::log(kContextGrowth);
+  for (size_t i = context_index(); i < size(); ++i) covariance(i, i) = square(kFirstSpread);
+  for (int64_t width = 0; width < widths_; ++width) {
+    mean_[first_index(width)] = std::log(kFirstPass);
+    mean_[first_index(width) + 1] = std::log(kLaterPass);
+  }
+}
+
+OnlineCost::Between OnlineCost::find_between(int64_t rows) const {
+  const auto above = std::upper_bound(knots_.begin() + 1, knots_.end() - 1, rows);
+  const size_t right = size_t(above - knots_.begin()), left = right - 1;
+  const double share = double(rows - knots_[left]) / double(knots_[right] - knots_[left]);
+  return {left, right, left == 0 ? 0.0 : 1.0 - share, share};
+}
+
+double OnlineCost::growth(const Between& between) const {
+  return between.left_weight * mean_[between.left] + between.right_weight * mean_[between.right];
+}
+
+double OnlineCost::speed() const { return std::exp(mean_[0]); }
+double OnlineCost::context_growth() const { return std::exp(mean_[context_index()]); }
+double OnlineCost::first_pass(int64_t width) const { return std::exp(mean_[first_index(width)]); }
+double OnlineCost::later_pass(int64_t width) const {
+  return std::exp(mean_[first_index(width) + 1]);
+}
+
+void OnlineCost::observe(const CycleTimes& times) {
+  for (size_t i = 0; i < size(); ++i) covariance(i, i) += square(i == 0 ? kSpeedDrift : kDrift);
+
+  const Between& between = between_[times.rows - 1];
+  std::fill(gradient_.begin(), gradient_.end(), 0.0);
+  gradient_[between.left] = between.left_weight;
+  gradient_[between.right] = between.right_weight;
+  const double longer = context_growth() * double(times.context_length);
+  const double expected = growth(between) + std::log1p(longer);
+  const double found = std::log(times.verify_seconds);
+  if (cycles_++ == 0) mean_[0] = found - expected;
+  gradient_[0] = 1.0;
+  gradient_[context_index()] = longer / (1.0 + longer);
+  const Observed verify = learn(found - expected - mean_[0]);
+  if (times.draft_seconds > 0.0) {
+    std::fill(gradient_.begin(), gradient_.end(), 0.0);
+    const size_t first = first_index(times.width);
+    const double once = std::exp(mean_[first]);
+    const double later = std::exp(mean_[first + 1]) * double(times.depth);
+    gradient_[0] = 1.0;
+    gradient_[first] = once / (once + later);
+    gradient_[first + 1] = later / (once + later);
+    const Observed draft = learn(std::log(times.draft_seconds) - std::log(once + later) - mean_[0]);
+    widen_after(verify, &draft);
+  } else {
+    widen_after(verify, nullptr);
+  }
+  refresh(times.rows);
+}
+
+// One step with `gradient_`, given the logarithm of found over expected seconds.
+OnlineCost::Observed OnlineCost::learn(double surprise) {
+  const size_t n = size();
+  // A time far above what was expected may be a stall, even where little is known: it is believed
+  // within a quarter of the surprise, so that it is measured again.
+  const double stalled = std::max(surprise - kMostSurprise * kNoise, 0.0);
+  double variance = square(kNoise) + square(kStall * stalled);
+  for (size_t i = 0; i < n; ++i) {
+    double sum = 0.0;
+    for (size_t j = 0; j < n; ++j) sum += covariance(i, j) * gradient_[j];
+    toward_[i] = sum;
+  }
+  for (size_t i = 0; i < n; ++i) variance += toward_[i] * gradient_[i];
+  const double most = kMostSurprise * std::sqrt(variance);
+  const bool clipped = std::abs(surprise) > most;
+  // What is clipped tells as much less as it is believed less.
+  const double trust = clipped ? most / std::abs(surprise) : 1.0;
+  for (size_t i = 0; i < n; ++i) {
+    const double gain = trust * toward_[i] / variance;
+    mean_[i] += gain * surprise;
+    for (size_t j = 0; j < n; ++j) covariance(i, j) -= gain * toward_[j];
+  }
+  return {surprise, clipped};
+}
+
+void OnlineCost::widen_after(const Observed& verify, const Observed* draft) {
+  const bool all = verify.clipped &&
+                   (draft == nullptr || (draft->clipped && draft->surprise * verify.surprise > 0));
+  if (!all) {
+    surprises_ = 0;
+    return;
+  }
+  const int64_t sign = verify.surprise > 0 ? 1 : -1;
+  surprises_ = surprises_ * sign > 0 ? surprises_ + sign : sign;
+  if (std::abs(surprises_) < kSurprises) return;
+  surprises_ = 0;
+  covariance(0, 0) += kChangedSpeed;
+  for (size_t i = 1; i < knots_.size(); ++i) {
+    for (size_t j = 1; j < knots_.size(); ++j) {
+      covariance(i, j) += kChangedGrowth * std::log(double(std::min(knots_[i], knots_[j])));
+    }
+  }
+}
+
+void OnlineCost::refresh(int64_t rows) {
+  const Between& last = between_[rows - 1];
+  for (size_t r = 0; r < between_.size(); ++r) {
+    const Between& between = between_[r];
+    verify_[r] = growth(between);
+    const size_t at[] = {between.left, between.right, last.left, last.right};
+    const double weights[] = {between.left_weight, between.right_weight, -last.left_weight,
+                              -last.right_weight};
+    double variance = 0.0;
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) variance += weights[i] * weights[j] * covariance(at[i], at[j]);
+    }
+    deviation_[r] = std::sqrt(std::max(variance, 0.0));
+  }
+  // More rows never cost less. The rows verified last are believed, the others give way.
+  for (size_t r = size_t(rows); r < verify_.size(); ++r) {
+    verify_[r] = std::max(verify_[r], verify_[r - 1]);
+  }
+  for (size_t r = size_t(rows) - 1; r > 0; --r)
+    verify_[r - 1] = std::min(verify_[r - 1], verify_[r]);
+  for (double& seconds : verify_) seconds = std::exp(seconds);
+}
+
+std::vector<double> OnlineCost::spread() const {
+  Vector spread(size());
+  for (size_t i = 0; i < size(); ++i) spread[i] = deviation_of(i);
+  return spread;
+}
+
+void OnlineCost::restore(const double* mean, const double* spread, int64_t cycles) {
+  covariance_.assign(size() * size(), 0.0);
+  begin_belief();
+  const Vector first = this->spread();
+  for (size_t i = 0; i < size(); ++i) {
+    for (size_t j = 0; j < size(); ++j)
+      covariance(i, j) *= spread[i] * spread[j] / first[i] / first[j];
+  }
+  mean_.assign(mean, mean + size());
+  cycles_ = cycles;
+  surprises_ = 0;
+  refresh(1);
+}
+
+}  // namespace eaglerl

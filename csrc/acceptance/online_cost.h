@@ -1,0 +1,102 @@
+// Learns, while a text is decoded, what the passes of draft and target cost.
+// docs/policies.md says how; tests/policies/online_cost_reference.py computes it again.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "common/checks.h"
+
+namespace eaglerl {
+
+// What a cycle measured. Seconds of 0 were not measured.
+struct CycleTimes {
+  int64_t rows;
+  int64_t context_length;
+  double verify_seconds;
+  int64_t width;  // index of the draft's width
+  int64_t depth;
+  double draft_seconds;
+};
+
+// A belief about logarithms of seconds, updated with every cycle's times (an extended Kalman
+// filter): the verification of one row, which is the machine's speed; that of other row counts
+// beside it, at knots; its growth with the context; and the passes of each width beside it. What
+// slows all of a cycle alike moves the speed alone.
+class OnlineCost : public PythonObject {
+ public:
+  // `widths` is the number of widths of the draft.
+  OnlineCost(int64_t max_rows, int64_t widths);
+
+  void observe(const CycleTimes& times);
+
+  // The unit of all other costs: about the seconds of verifying one row without context.
+  double speed() const;
+  // Seconds beside speed(): of verifying r + 1 rows without context, never falling with r.
+  const std::vector<double>& verify() const { return verify_; }
+  // What a token of context adds to a verification without context.
+  double context_growth() const;
+  double first_pass(int64_t width) const;
+  double later_pass(int64_t width) const;
+  // The standard deviations of their logarithms.
+  double first_deviation(int64_t width) const { return deviation_of(first_index(width)); }
+  double later_deviation(int64_t width) const { return deviation_of(first_index(width) + 1); }
+  // The standard deviation of the logarithm of verify()[r], beside the row count verified last.
+  const std::vector<double>& deviation() const { return deviation_; }
+
+  int64_t max_rows() const { return int64_t(verify_.size()); }
+  int64_t widths() const { return widths_; }
+  int64_t cycles() const { return cycles_; }
+  const std::vector<int64_t>& knots() const { return knots_; }
+
+  // The belief: (1 + knots - 1 + 1 + 2 widths) means and their standard deviations.
+  const std::vector<double>& mean() const { return mean_; }
+  std::vector<double> spread() const;
+  // Replaces the belief; the correlations are those of the beginning. `spread` is positive.
+  void restore(const double* mean, const double* spread, int64_t cycles);
+
+ private:
+  using Vector = std::vector<double>;
+
+  // A number of rows between two knots. The knot of one row adds nothing to the speed.
+  struct Between {
+    size_t left, right;
+    double left_weight, right_weight;
+  };
+
+  struct Observed {
+    double surprise;  // logarithm of found over expected seconds
+    bool clipped;
+  };
+
+  size_t size() const { return mean_.size(); }
+  double deviation_of(size_t i) const { return std::sqrt(std::max(covariance(i, i), 0.0)); }
+  size_t context_index() const { return knots_.size(); }
+  size_t first_index(int64_t width) const { return knots_.size() + 1 + 2 * size_t(width); }
+  double& covariance(size_t i, size_t j) { return covariance_[i * size() + j]; }
+  double covariance(size_t i, size_t j) const { return covariance_[i * size() + j]; }
+  void begin_belief();
+  // The sum of both weights' knots, by the belief's means.
+  double growth(const Between& between) const;
+  Observed learn(double found);
+  void widen_after(const Observed& verify, const Observed* draft);
+  Between find_between(int64_t rows) const;
+  // Computes verify() and deviation() anew.
+  void refresh(int64_t rows);
+
+  int64_t widths_;
+  int64_t cycles_ = 0;
+  int64_t surprises_ = 0;  // cycles in a row whose times were all off in the same direction
+  std::vector<int64_t> knots_;
+  std::vector<Between> between_;  // of each number of rows
+  Vector mean_;
+  Vector covariance_;
+  Vector gradient_;
+  Vector toward_;
+  Vector verify_;
+  Vector deviation_;
+};
+
+}  // namespace eaglerl

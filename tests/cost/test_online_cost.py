@@ -1,0 +1,262 @@
+"""`OnlineCost` against NumPy, on a simulated clock, on disk, and with bad input."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eaglerl.cost import CostTable, OnlineCost
+from eaglerl.eagle3.policy import NO_DRAFT, StepResult, TreeParams
+
+KNOTS = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 17, 20, 24, 32])
+COUNT = len(KNOTS)
+#: Costs of three kinds of machine: steep, with a step, flat.
+STEEP = CostTable(
+    "steep", "float32", (1, 2, 4, 8, 16, 32), (0.010, 0.012, 0.016, 0.026, 0.05, 0.09),
+    (2e-6, 2e-6, 3e-6, 5e-6, 9e-6, 17e-6), (4,), (1.5e-3,), (6e-4,),
+)  # fmt: skip
+STEP = CostTable(
+    "step", "float32", (1, 8, 9, 32), (0.040, 0.043, 0.060, 0.070), (1e-5,) * 4,
+    (4,), (2e-3,), (1e-3,),
+)  # fmt: skip
+FLAT = CostTable("flat", "float32", (1, 32), (0.010, 0.010), (0.0, 0.0), (4,), (5e-4,), (5e-4,))
+
+
+def result_of(
+    rows: int, depth: int, verify: float, draft: float, context: int = 100, width: int = 4
+) -> StepResult:
+    params = TreeParams(min(rows, 1 + width), depth, width) if draft else NO_DRAFT
+    return StepResult(
+        (7,), params, 0, draft, verify, torch.zeros(3), context + 1, rows=rows
+    )  # fmt: skip
+
+
+@dataclass
+class Machine:
+    """Cycles of a table, with 5 % of noise and a stall in every hundredth."""
+
+    table: CostTable
+    seed: int = 0
+    noise: float = 0.05
+    stalls: float = 0.01
+    draw: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.draw = np.random.default_rng(self.seed)
+
+    def seconds(self, true: float) -> float:
+        stall = self.draw.uniform(2, 10) if self.draw.random() < self.stalls else 1.0
+        return float(true) * math.exp(self.draw.normal(0, self.noise)) * stall
+
+    def run(self, cost: OnlineCost, cycles: int, factor: float = 1.0) -> None:
+        for _ in range(cycles):
+            rows, depth = int(self.draw.integers(1, 17)), int(self.draw.integers(0, 4))
+            context = int(self.draw.integers(20, 400))
+            verify = self.seconds(self.table.verify_seconds(rows, context))
+            draft = self.seconds(self.table.draft_seconds(depth, 4, context))
+            cost.observe(result_of(rows, depth, factor * verify, factor * draft, context))
+
+
+class Reference:
+    """The filter with whole matrices."""
+
+    def __init__(self) -> None:
+        steps = np.log(KNOTS[1:])
+        self.mean = np.concatenate(
+            ([0], np.log(1 + 0.07 * (KNOTS[1:] - 1)), np.log([3e-4, 0.15, 0.06]))
+        )
+        self.covariance = np.eye(len(self.mean))
+        self.covariance[0, 0] = 0.25
+        self.covariance[1:COUNT, 1:COUNT] = 0.35**2 * np.minimum.outer(steps, steps)
+        self.first, self.surprises = True, []
+
+    def growth(self, rows: int) -> np.ndarray:
+        weights = np.zeros(len(self.mean))
+        for knot in range(1, COUNT):
+            weights[knot] = np.interp(rows, KNOTS, np.eye(COUNT)[knot])
+        return weights
+
+    def observe(self, rows: int, context: int, verify: float, depth: int, draft: float) -> None:
+        self.covariance += np.diag([1e-4] + [9e-8] * (len(self.mean) - 1))
+        weights, growth = self.growth(rows), math.exp(self.mean[COUNT]) * context
+        expected = weights @ self.mean + math.log1p(growth)
+        if self.first:
+            self.mean[0], self.first = math.log(verify) - expected, False
+        weights[0], weights[COUNT] = 1, growth / (1 + growth)
+        off = [self._learn(weights, math.log(verify) - expected - self.mean[0])]
+        if draft:
+            passes = np.exp(self.mean[COUNT + 1 :]) * (1, depth)
+            weights = np.zeros(len(self.mean))
+            weights[0], weights[COUNT + 1 :] = 1, passes / passes.sum()
+            off.append(
+                self._learn(weights, math.log(draft) - math.log(passes.sum()) - self.mean[0])
+            )
+        self.surprises.append(off[0] if len(set(off)) == 1 else 0)
+        if len(self.surprises) >= 4 and abs(sum(self.surprises[-4:])) == 4:
+            steps = np.log(KNOTS[1:])
+            self.covariance[0, 0] += 0.5
+            self.covariance[1:COUNT, 1:COUNT] += 0.01 * np.minimum.outer(steps, steps)
+            self.surprises = []
+
+    def _learn(self, weights: np.ndarray, surprise: float) -> int:
+        """Return the sign of what was off by more than three standard deviations, or 0."""
+        noise = 0.05**2 + (0.25 * max(surprise - 0.15, 0)) ** 2
+        variance = weights @ self.covariance @ weights + noise
+        most = 3 * math.sqrt(variance)
+        gain = self.covariance @ weights / variance * min(1.0, most / max(abs(surprise), 1e-300))
+        self.mean = self.mean + gain * surprise
+        self.covariance = self.covariance - np.outer(gain, weights @ self.covariance)
+        return int(np.sign(surprise)) if abs(surprise) > most else 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_belief_equals_that_in_numpy(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    cost, reference = OnlineCost(max_rows=32), Reference()
+    slow = 1.0
+    for _ in range(60):
+        if draw.random() < 0.05:
+            slow *= draw.choice([0.2, 5.0])
+        rows, depth, context = (int(draw.integers(*ends)) for ends in ((1, 33), (0, 6), (0, 2000)))
+        verify, draft = (slow * math.exp(draw.normal(-4, 0.3)) for _ in range(2))
+        if draw.random() < 0.2:
+            draft = 0.0
+        cost.observe(result_of(rows, depth, verify, draft, context))
+        reference.observe(rows, context, verify, depth, draft)
+        mean, spread = cost._native.belief()
+        np.testing.assert_allclose(mean, reference.mean, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(spread, np.sqrt(np.diag(reference.covariance)), rtol=1e-6)
+        # Beside the last row count, whose own cost is certain.
+        weights = np.stack([reference.growth(row) for row in range(1, 33)])
+        weights -= reference.growth(rows)
+        variance = np.einsum("ri,ij,rj->r", weights, reference.covariance, weights)
+        np.testing.assert_allclose(
+            cost._native.deviation(), np.sqrt(np.maximum(variance, 0)), rtol=1e-5, atol=1e-8
+        )
+        growth = np.array([reference.growth(row) @ reference.mean for row in range(1, 33)])
+        more = np.maximum.accumulate(growth[rows - 1 :])
+        fewer = np.minimum.accumulate(growth[rows - 1 :: -1])[::-1]
+        expected = np.exp(np.concatenate((fewer, more[1:])))
+        np.testing.assert_allclose(cost._native.verify(), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("table", [STEEP, STEP, FLAT], ids=lambda table: table.machine)
+def test_costs_are_found_from_noisy_cycles(table: CostTable) -> None:
+    cost = OnlineCost(max_rows=32)
+    Machine(table).run(cost, 1000)
+    found, rows = cost.table(), np.arange(1, 17)
+    ratios = found.verify_seconds(rows, 200) / table.verify_seconds(rows, 200)
+    # The noise of each of 16 row counts is 5 % / sqrt(60) = 0.65 %.
+    assert np.abs(ratios / np.median(ratios) - 1).max() < 0.04
+    assert np.median(ratios) == pytest.approx(1, abs=0.05)
+    for depth in (0, 3):
+        true = table.draft_seconds(depth, 4, 200)
+        assert found.draft_seconds(depth, 4, 200) / true == pytest.approx(1, abs=0.1)
+
+
+def test_what_slows_all_of_a_cycle_moves_the_speed_alone() -> None:
+    cost = OnlineCost(max_rows=32)
+    machine = Machine(STEEP, stalls=0.0)
+    machine.run(cost, 1000)
+    before, speed = cost._native.verify(), cost.speed
+    machine.run(cost, 30, factor=1.8)
+    assert cost.speed / speed == pytest.approx(1.8, rel=0.1)
+    np.testing.assert_allclose(cost._native.verify()[:16], before[:16], rtol=0.05)
+
+
+def test_a_stall_of_ten_times_bans_no_row_count() -> None:
+    cost = OnlineCost(max_rows=32)
+    Machine(STEEP, stalls=0.0).run(cost, 500)
+    before = cost._native.verify()
+    verify = STEEP.verify_seconds(8, 100)
+    cost.observe(result_of(8, 1, 10 * verify, STEEP.draft_seconds(1, 4, 100)))
+    np.testing.assert_allclose(cost._native.verify()[:16], before[:16], rtol=0.03)
+
+
+def test_a_changed_shape_is_found_within_200_cycles() -> None:
+    # One thread instead of two: rows cost more beside each other, and everything is slower.
+    slow = CostTable(
+        "one thread", "float32", (1, 2, 4, 8, 16, 32), (0.016, 0.022, 0.033, 0.057, 0.11, 0.2),
+        (2e-6,) * 6, (4,), (2.5e-3,), (9e-4,),
+    )  # fmt: skip
+    cost = OnlineCost(max_rows=32)
+    Machine(STEEP).run(cost, 2000)
+    Machine(slow, seed=1).run(cost, 200)
+    rows = np.arange(1, 17)
+    ratios = cost.table().verify_seconds(rows, 100) / slow.verify_seconds(rows, 100)
+    assert np.abs(ratios / np.median(ratios) - 1).max() < 0.06
+
+
+def test_a_file_keeps_what_was_learned_a_little_less_certain(tmp_path: Path) -> None:
+    cost = OnlineCost((2, 4), max_rows=48)
+    machine = Machine(STEEP)
+    machine.run(cost, 300)
+    cost.to_json(tmp_path / "cost.json")
+    read = OnlineCost.from_json(tmp_path / "cost.json")
+    assert (read.top_ks, read.max_rows, read.cycles) == ((2, 4), 48, 300)
+    assert read.table() == cost.table()
+    old, new = cost._native.belief()[1], read._native.belief()[1]
+    np.testing.assert_allclose(new[1:], np.maximum(old[1:], 0.05), rtol=1e-9)
+    # Another speed is learned within few cycles.
+    machine.run(read, 20, factor=3.0)
+    assert read.speed / cost.speed == pytest.approx(3, rel=0.15)
+
+
+def test_a_table_fills_it_at_once() -> None:
+    cost = OnlineCost((2, 4), max_rows=64)
+    unknown = cost.table().draft_passes(2)
+    cost.fill(STEEP)
+    found = cost.table()
+    for rows in (1, 2, 4, 8, 16, 32):
+        assert found.verify_seconds(rows, 0) == pytest.approx(STEEP.verify_seconds(rows, 0))
+    assert found.draft_passes(4)[:2] == pytest.approx(STEEP.draft_passes(4)[:2])
+    # What the table lacks keeps its ratio to the speed.
+    assert found.draft_passes(2)[0] / found.verify_seconds(1, 0) == pytest.approx(unknown[0])
+
+
+def test_cycles_without_times_or_with_more_rows_teach_nothing() -> None:
+    cost = OnlineCost(max_rows=8)
+    cost.observe(result_of(2, 0, 0.0, 0.0))
+    cost.observe(result_of(9, 0, 0.01, 0.0))
+    assert cost.cycles == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"top_ks": ()}, "top_ks must ascend from at least 1, got \\[\\]"),
+        ({"top_ks": (4, 2)}, "top_ks must ascend"),
+        ({"top_ks": (0, 2)}, "top_ks must ascend"),
+        ({"max_rows": 0}, "max_rows must be in 1"),
+    ],
+)
+def test_wrong_sizes_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnlineCost(**arguments)
+
+
+def test_an_unknown_width_is_refused_before_anything_changes() -> None:
+    cost = OnlineCost((4,))
+    with pytest.raises(ValueError, match="top_k must be one of \\[4\\], got 2"):
+        cost.observe(result_of(3, 1, 0.01, 0.001, width=2))
+    assert cost.cycles == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mean", []), ("mean", [1e400]), ("spread", [0.0]), ("top_ks", [4, 4]), ("cycles", -1)],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "cost.json"
+    OnlineCost().to_json(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {key: value}).replace("Infinity", "1e400"))
+    with pytest.raises(ValueError, match=r"cost\.json"):
+        OnlineCost.from_json(path)
