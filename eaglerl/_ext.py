@@ -24,8 +24,14 @@ if C.threading_backend() == "none":
         stacklevel=2,
     )
 
-# The number of threads that ops may use now; follows torch.set_num_threads.
-thread_count = torch.get_num_threads
+
+def thread_count() -> int:
+    """Return the number of threads that native ops may use now, as `torch.set_num_threads` set it.
+
+    Within a cycle `torch.get_num_threads` may be lower (see `eaglerl.eagle3.thread_limit`). The
+    extension applies the same limit to its own regions, except where it tries more.
+    """
+    return C.cycle_threads() or torch.get_num_threads()
 
 
 @functools.cache

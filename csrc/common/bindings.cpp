@@ -16,6 +16,7 @@
 #include "common/cpu_kernels.h"
 #include "common/parallel.h"
 #include "common/tensor_guard.h"
+#include "common/thread_bindings.h"
 #include "policy/policy_bindings.h"
 #include "target/block_bindings.h"
 #include "tree/tree_bindings.h"
@@ -171,11 +172,11 @@ PYBIND11_MODULE(_C, module) {
   module.def("cpu_isa", &cpu_isa, "Name of the instruction set that the kernels use.");
   module.def("available_isas", &list_isas, "Instruction sets this processor runs, widest first.");
   module.def("set_isa", &choose_isa, "Chooses one of available_isas() for the whole process.");
-  module.def("threading_backend", &threading_backend, "'gomp', or 'none' if loops are serial.");
   module.def("rms_norm", &bind_rms_norm);
   module.def("silu_mul", &bind_silu_mul);
   module.def("cached_attention", &bind_cached_attention);
   module.def("move_rows", &bind_move_rows);
+  bind_threads(module);
   bind_tensor_guard(module);
   bind_tree(module);
   bind_policy(module);

@@ -1,19 +1,11 @@
-// Parallel loops on torch's OpenMP pool. A second pool's threads would spin beside torch's and
-// halve the speed of both, so the extension does not link OpenMP: it looks up GOMP_parallel, which
-// importing torch has loaded into the process.
+// Parallel loops on torch's OpenMP pool (see gomp.h).
 #pragma once
 
 #include <cstdint>
 
+#include "common/thread_limit.h"
+
 namespace eaglerl {
-
-using GompParallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
-
-// The pool's entry; null where no pool was found.
-GompParallel gomp_parallel();
-
-// Most threads of a loop, whatever the caller asks for.
-constexpr int kMostThreads = 1024;
 
 // Calls body(context, begin, end) over [0, count) in pieces of `grain`, which up to `threads`
 // threads take as they become free. A single piece runs on the calling thread.

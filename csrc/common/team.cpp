@@ -1,107 +1,65 @@
 #include "common/team.h"
 
-#include <dlfcn.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <optional>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "common/parallel.h"
+#include "common/gomp.h"
+#include "common/thread_limit.h"
 
 namespace eaglerl {
 namespace {
 
-// About 100 us: far more than members that all have a core ever differ by.
-constexpr int kSpins = 4000;
-
-void pause_briefly() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// Returns when `done()` is true.
-template <typename Done>
-void wait_until(const Done& done) {
-  for (int spins = 0; !done();) {
-    if (spins < kSpins) {
-      ++spins;
-      pause_briefly();
-    } else {
-      sched_yield();
-    }
-  }
-}
-
-// What tells the members of a region apart.
-struct Numbers {
-  int (*thread_number)();
-  int (*thread_count)();
-};
-
-template <typename Function>
-Function find(const char* name) {
-  return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
-}
-
-const Numbers& numbers() {
-  static const Numbers found = {find<decltype(Numbers::thread_number)>("omp_get_thread_num"),
-                                find<decltype(Numbers::thread_count)>("omp_get_num_threads")};
-  return found;
-}
-
-struct Region {
+struct Team {
   void (*body)(void*, const TeamMember&);
   void* context;
-  std::optional<Barrier> barrier;
-  std::atomic<bool> ready{false};
+  Region* region;
+  std::optional<Barrier> barrier{};
+  SignalWord ready{};
 };
 
-// The region outlives every member: GOMP_parallel returns when all have returned from here.
+// The team outlives every member: the pool's region ends when all have returned from here.
 void enter(void* argument) {
-  Region& region = *static_cast<Region*>(argument);
-  const int index = numbers().thread_number();
-  const int count = numbers().thread_count();
+  Team& team = *static_cast<Team*>(argument);
+  const int index = gomp()->thread_number();
+  const int count = gomp()->thread_count();
   if (index == 0) {
     // Only now is known how many there are: the pool may give fewer threads than asked for.
-    region.barrier.emplace(count);
-    region.ready.store(true, std::memory_order_release);
+    team.region->enter();
+    team.barrier.emplace(count);
+    team.ready.set(1);
   } else {
-    wait_until([&] { return region.ready.load(std::memory_order_acquire); });
+    team.ready.wait_while(0);
   }
-  region.body(region.context, {index, count, &*region.barrier});
+  const TeamMember member = {index, count, &*team.barrier};
+  team.body(team.context, member);
+  // The pool's own end of a region spins for many milliseconds, on a core that others may need.
+  member.wait();
+  // While one member is missing, all others wait.
+  if (index == 0) team.region->leave(team.barrier->stalled() / std::max(1, count - 1));
 }
 
 }  // namespace
 
 void Barrier::wait() {
-  const uint32_t round = round_.load(std::memory_order_relaxed);
+  const uint32_t round = round_.value();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
+    round_.set(round + 1);
     return;
   }
-  wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+  const double seconds = round_.wait_while(round);
+  if (seconds > 0.0) stalled_.fetch_add(int64_t(seconds * 1e9), std::memory_order_relaxed);
 }
 
 void run_team(int threads, void (*body)(void*, const TeamMember&), void* context) {
-  threads = std::clamp(threads, 1, kMostThreads);
-  const bool found = gomp_parallel() && numbers().thread_number && numbers().thread_count;
-  if (threads == 1 || !found) {
+  Region region(threads);
+  if (region.threads() == 1) {
     Barrier alone(1);
     body(context, {0, 1, &alone});
     return;
   }
-  Region region;
-  region.body = body;
-  region.context = context;
-  gomp_parallel()(enter, &region, unsigned(threads), 0);
+  Team team = {body, context, &region};
+  region.run(enter, &team);
 }
 
 }  // namespace eaglerl

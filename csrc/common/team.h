@@ -1,27 +1,29 @@
 // A group of threads that goes through many short steps together, in one parallel region of the
-// OpenMP pool that torch already runs (see parallel.h). Waking the pool takes about 5 us; a pass of
-// a decoder has some 200 steps, of which many take less than that.
+// OpenMP pool that torch already runs (see gomp.h). Waking the pool takes about 5 us; a pass of a
+// decoder has some 200 steps, of which many take less than that.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
+#include "common/signal_word.h"
+
 namespace eaglerl {
 
-constexpr int kCacheLineBytes = 64;
-
-// All members wait until the last one arrives. Waiting spins for a while, since the others are
-// usually within a microsecond, and then yields the core, on which the missing member may have to
-// run where other processes want the cores, too.
+// All members wait until the last one arrives.
 class Barrier {
  public:
   explicit Barrier(int members) : members_(members) {}
   void wait();
 
+  // Seconds that members have spent in waits that were longer than they are where all have a core.
+  double stalled() const { return double(stalled_.load(std::memory_order_relaxed)) * 1e-9; }
+
  private:
   const int members_;
   alignas(kCacheLineBytes) std::atomic<int> arrived_{0};
-  alignas(kCacheLineBytes) std::atomic<uint32_t> round_{0};
+  std::atomic<int64_t> stalled_{0};  // nanoseconds
+  SignalWord round_;
 };
 
 struct Range {

@@ -80,6 +80,15 @@ def _check_range(source: Source, memory: Memory) -> Step:
     return C.check_range, ["rows", memory.int64(4), 4, 5]
 
 
+def _cycle(threads: int) -> None:
+    C.begin_cycle(threads)
+    C.end_cycle()
+
+
+def _begin_cycle(source: Source, memory: Memory) -> Step:
+    return _cycle, [source.choice((1, 2))]
+
+
 def _philox(source: Source, memory: Memory) -> Step:
     return C.philox4x32_10, [[1, 2, 3, 4], [5, 6]]
 
@@ -274,6 +283,9 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "cpu_isa": _no_arguments("cpu_isa"),
     "available_isas": _no_arguments("available_isas"),
     "threading_backend": _no_arguments("threading_backend"),
+    "begin_cycle": _begin_cycle,
+    "end_cycle": _no_arguments("end_cycle"),
+    "cycle_threads": _no_arguments("cycle_threads"),
     "Policy": _policy,
     "PolicyEncoder": _policy_encoder,
     "TensorGuard": _tensor_guard,

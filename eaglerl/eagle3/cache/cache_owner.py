@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from eaglerl.eagle3.cache.caches import Caches
 from eaglerl.eagle3.fair_lock import FairLock
+from eaglerl.eagle3.thread_limit import begin_cycle, end_cycle
 
 
 class CacheOwner:
@@ -89,6 +90,7 @@ class CacheOwner:
             raise ValueError("this sequence is in the middle of a pass, which has to end first")
         self._at_work, fit = True, False
         try:
+            begin_cycle()
             yield
             fit = True
         except BaseException as error:
@@ -98,6 +100,7 @@ class CacheOwner:
             self._at_work = False
             if self._closed is not None:
                 self._let_go(fit=fit)
+            end_cycle()
 
     def _let_go(self, *, fit: bool) -> None:
         if self._release is not None:

@@ -11,7 +11,7 @@ makes no buffers. With AVX2 a pass takes 1.10 to 1.16 times its products in fp32
 import numpy as np
 import torch
 
-from eaglerl._ext import C
+from eaglerl._ext import C, thread_count
 from eaglerl.eagle3.head.attention_window import first_visible, scratch_window, stable_mask
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
@@ -272,7 +272,7 @@ class PackedDraft(CachedDraft):
             The heads' outputs (M, Hq D), a buffer, and the residual (M, h).
         """
         rows, width = hidden.shape
-        eps, threads = self.head_config.rms_norm_eps, torch.get_num_threads()
+        eps, threads = self.head_config.rms_norm_eps, thread_count()
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         # The layer's input is [embedding | hidden], each normed. Both norms write into one buffer
         # with rows 2 h wide, so nothing is concatenated; the first also gathers the embeddings of a
@@ -315,7 +315,7 @@ class PackedDraft(CachedDraft):
         Returns:
             Features for the next round (M, h) and draft logits (M, Vd).
         """
-        config, threads = self.head_config, torch.get_num_threads()
+        config, threads = self.head_config, thread_count()
         (rows, width), inner, eps = residual.shape, config.intermediate_size, config.rms_norm_eps
         buffers = self._buffers.get(rows) or self._make_buffers(rows)
         normed = buffers.normed_address
@@ -345,7 +345,7 @@ class PackedDraft(CachedDraft):
             return self._fc(features)
         rows, width = features.shape
         chunk = width // len(self._feature_norms)
-        eps, threads = self.head_config.rms_norm_eps, torch.get_num_threads()
+        eps, threads = self.head_config.rms_norm_eps, thread_count()
         normed = torch.empty_like(features)
         for i, norm in enumerate(self._feature_norms):
             x, out = (t.data_ptr() + _FLOAT_BYTES * i * chunk for t in (features, normed))

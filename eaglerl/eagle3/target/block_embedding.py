@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eaglerl._ext import C
+from eaglerl._ext import C, thread_count
 from eaglerl.eagle3.layers.embedding import EmbeddingSource
 
 
@@ -21,7 +21,7 @@ class BlockEmbedding(EmbeddingSource):
         """Return the embeddings of token ids; see `EmbeddingSource.rows`."""
         ids = token_ids.to(torch.int64).contiguous()
         found = torch.empty(*ids.shape, self.shape[1])
-        self.write_rows(ids.data_ptr(), ids.numel(), found.data_ptr(), torch.get_num_threads())
+        self.write_rows(ids.data_ptr(), ids.numel(), found.data_ptr(), thread_count())
         return found
 
     def write_rows(self, token_ids: int, count: int, out: int, threads: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedConfig
 
-from eaglerl._ext import C
+from eaglerl._ext import C, thread_count
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.rope import Angles, RopeTables, config_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
@@ -145,7 +145,7 @@ class BlockTarget(TargetModel):
             last.data_ptr(),
             result.data_ptr(),
             wanted,
-            torch.get_num_threads(),
+            thread_count(),
         )
         return TargetOutput(
             logits=None if logits == "none" else result,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from eaglerl._ext import C
+from eaglerl._ext import C, thread_count
 from eaglerl.eagle3.layers.rope import module_angles
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.target.block_target import BlockTarget
@@ -169,7 +169,7 @@ def _pack(weight: torch.Tensor, dtype: PackedDtype) -> C.BlockMatrix:
             inputs=weight.shape[1],
             file=weight.view(torch.uint8).numpy(),
             rows=None,
-            threads=torch.get_num_threads(),
+            threads=thread_count(),
         )
     except ValueError as error:
         raise NotPackedError(f"a weight cannot be packed: {error}") from error
