@@ -1,14 +1,14 @@
 """Decoding and the fused decision beside processes that keep the cores busy.
 
-    python benchmarks/bench_beside_load.py [--processes 2] [--rounds 8] [--tokens 48]
+    python benchmarks/bench_beside_load.py [--processes 2] [--rounds 4] [--tokens 48]
 
-One process, medians; every round runs all rows of the table in turn. On one thread no thread waits
-for another, so that is what all threads must reach beside load. The processes are stopped where a
-row is without load.
+One process, medians; every round runs all rows of the table in turn, first without load. On one
+thread no thread waits for another, so that is what all threads must reach beside load.
 """
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import subprocess
@@ -28,6 +28,7 @@ from eaglerl.prepare import default_draft_path, prepare_model
 
 PROMPT = "Explain why the sky is blue."
 DECISIONS = 100
+SETTLE_SECONDS = 5.0
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def decide(runners: Runners, name: str) -> Callable[[], float]:
     return run
 
 
-def main(processes: int = 2, rounds: int = 8, tokens: int = 48) -> None:
+def main(processes: int = 2, rounds: int = 4, tokens: int = 48) -> None:
     """Print the table."""
     runners, every = Runners(576), torch.get_num_threads()
     rows = {
@@ -88,28 +89,27 @@ def main(processes: int = 2, rounds: int = 8, tokens: int = 48) -> None:
         for precision in ("native", "float32")
         for mode, tree in (("plain", TreeParams(1)), ("tree of 6/2/4", TreeParams(6, 2, 4)))
     } | {f"{name}, k = 576, us": decide(runners, name) for name in (FUSED, EAGER)}
+    machine, settle = describe_machine(), next(iter(rows.values()))
     results: dict[tuple[str, bool, int], list[float]] = {}
     with busy_processes(processes) as load:
-        for repeat in range(rounds + 1):
-            for name, run in rows.items():
-                for on in (False, True):
-                    load(on)
-                    for threads in (every, 1):
-                        torch.set_num_threads(threads)
-                        value = run()
-                        if repeat:
-                            results.setdefault((name, on, threads), []).append(value)
-    table = Table(title=f"Beside {processes} busy processes ({describe_machine()})")
-    for column in ("", "idle", "idle, 1 thread", "beside load", "beside load, 1 thread"):
+        for _ in range(rounds):
+            for on in (False, True):
+                load(on)
+                torch.set_num_threads(every)
+                # More threads are tried every 4 s where they were too many.
+                began = time.monotonic()
+                while time.monotonic() - began < SETTLE_SECONDS:
+                    settle()
+                for (name, run), threads in itertools.product(rows.items(), (every, 1)):
+                    torch.set_num_threads(threads)
+                    results.setdefault((name, on, threads), []).append(run())
+    table = Table(title=f"Beside {processes} busy processes ({machine})")
+    for column in ("", "idle", "idle, 1 thread", "busy", "busy, 1 thread"):
         table.add_column(column, justify="right")
     for name in rows:
-        values = [
-            statistics.median(results[name, on, threads])
-            for on in (False, True)
-            for threads in (every, 1)
-        ]
-        table.add_row(name, *(f"{value:.1f}" for value in values))
-    Console().print(table)
+        keys = itertools.product([name], (False, True), (every, 1))
+        table.add_row(name, *(f"{statistics.median(results[key]):.1f}" for key in keys))
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

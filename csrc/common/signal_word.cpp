@@ -21,7 +21,8 @@ namespace eaglerl {
 namespace {
 
 constexpr int kSpins = 4000;  // about 100 us
-constexpr double kYieldSeconds = 1e-3;
+constexpr double kYieldSeconds = 4e-3;
+constexpr double kAloneSeconds = 1e-4;  // a yield takes less where no one else wants the core
 constexpr long kSleepNanoseconds = 1'000'000;
 
 void pause_briefly() {
@@ -64,10 +65,12 @@ double SignalWord::wait_while(uint32_t old) {
     pause_briefly();
   }
   const double began = seconds_now();
-  double now = began;
-  while (value() == old && now - began < kYieldSeconds) {
+  double now = began, yielded = 0.0;
+  while (value() == old && now - began < kYieldSeconds && yielded < kAloneSeconds) {
+    const double before = now;
     sched_yield();
     now = seconds_now();
+    yielded = now - before;
   }
   sleepers_.fetch_add(1, std::memory_order_relaxed);
   while (value() == old) sleep_while(value_, old);

@@ -11,10 +11,11 @@ constexpr int kCacheLineBytes = 64;
 // Seconds of a clock that never goes back.
 double seconds_now();
 
-// Waiting spins for about 100 us, far longer than threads that all have a core ever differ by, then
-// yields the core for a millisecond, and then sleeps. A thread that went on would use up its share
-// of the time where other processes want the core, and the thread that it waits for would get one
-// even later; to wake a sleeping one costs up to 100 us on a virtual machine.
+// Waiting spins for about 100 us, far longer than threads that all have a core ever differ by. Then
+// it yields the core, for up to 4 ms as long as no one else wants it, and then sleeps. A thread
+// that went on would use up its share of the time, and the one that it waits for would get a core
+// even later. But on a virtual machine, whose cores are taken away now and then, to wake up takes
+// long.
 class alignas(kCacheLineBytes) SignalWord {
  public:
   uint32_t value() const { return value_.load(std::memory_order_acquire); }

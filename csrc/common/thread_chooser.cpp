@@ -33,39 +33,48 @@ int ThreadChooser::choose(int wanted, double now) {
     trial_ = true;
     trial_began_ = now;
     trial_regions_ = 0;
-    lost_ = kTolerated - kTrialLoss;
+    trial_lost_ = kTolerated - kTrialLoss;
   }
   return std::min(wanted, limit_);
 }
 
 void ThreadChooser::observe(int threads, double now, const RegionTimes& times) {
   if (threads <= 1 || threads > limit_) return;  // more: it began before the limit was lowered
-  if (trial_ && threads <= held_) return;
   const double gained = times.seconds * (1.0 - double(fewer_than(threads)) / threads);
+  const double lost = std::min(times.stalled, times.seconds) - gained;
+  if (trial_ && threads > held_) {
+    trial_lost_ = std::max(0.0, trial_lost_ + lost);
+    ++trial_regions_;
+    const bool long_enough = now - trial_began_ >= kTrialWait && trial_regions_ >= kTrialRegions;
+    if (trial_lost_ > kTolerated) {
+      fail_trial(now);
+    } else if (trial_lost_ == 0.0 || long_enough) {
+      pass_trial();
+    }
+    return;
+  }
   if (lost_ == 0.0) most_ = 0;
   most_ = std::max(most_, threads);
-  lost_ = std::max(0.0, lost_ + std::min(times.stalled, times.seconds) - gained);
-  if (lost_ > kTolerated) return lower(now);
-  if (!trial_) return;
-  ++trial_regions_;
-  const bool long_enough = now - trial_began_ >= kTrialWait && trial_regions_ >= kTrialRegions;
-  if (lost_ == 0.0 || long_enough) pass_trial();
+  lost_ = std::max(0.0, lost_ + lost);
+  if (lost_ > kTolerated) lower(now);
 }
 
 void ThreadChooser::lower(double now) {
-  double interval = kFirstInterval;
-  if (trial_) {
-    ++failures_;
-    limit_ = held_;
-    interval = std::min(kFirstInterval * std::exp2(std::min(failures_, 30)), kUsualInterval);
-    interval = std::max(interval, kSecondsPerLost * (lost_ - kTolerated + kTrialLoss));
-  } else {
-    failures_ = 0;
-    limit_ = fewer_than(most_);
-  }
+  limit_ = fewer_than(most_);
   trial_ = false;
+  failures_ = 0;
   lost_ = 0.0;
-  next_trial_ = now + std::min(interval, kLongestInterval);
+  next_trial_ = now + kFirstInterval;
+}
+
+void ThreadChooser::fail_trial(double now) {
+  limit_ = held_;
+  trial_ = false;
+  ++failures_;
+  const double usual =
+      std::min(kFirstInterval * std::exp2(std::min(failures_, 30)), kUsualInterval);
+  const double cost = trial_lost_ - (kTolerated - kTrialLoss);
+  next_trial_ = now + std::min(std::max(usual, kSecondsPerLost * cost), kLongestInterval);
 }
 
 void ThreadChooser::pass_trial() {

@@ -34,6 +34,7 @@ class ThreadChooser {
 
  private:
   void lower(double now);
+  void fail_trial(double now);
   void pass_trial();
 
   int limit_ = kNoLimit;  // of regions
@@ -44,8 +45,9 @@ class ThreadChooser {
   int trial_regions_ = 0;
   int failures_ = 0;  // trials in a row that failed
   double next_trial_ = 0.0;
-  double lost_ = 0.0;
-  int most_ = 0;  // threads of a region since the loss began
+  double trial_lost_ = 0.0;
+  double lost_ = 0.0;  // by regions that are not on trial
+  int most_ = 0;       // threads of a region since the loss began
 };
 
 }  // namespace eaglerl

@@ -180,6 +180,18 @@ def test_small_regions_do_not_decide_for_large_ones(library: ctypes.CDLL) -> Non
     assert machine.limit == 12
 
 
+def test_small_regions_are_watched_while_larger_ones_are_on_trial(library: ctypes.CDLL) -> None:
+    machine = Machine(library, wanted=16)
+    machine.free = 1
+    while machine.limit == NO_LIMIT:
+        machine.region(0.01)
+    machine.now += 1.0
+    assert machine.region() > 12  # a trial, which no other region ends
+    machine.wanted = 2
+    machine.run(1.0, lambda region: 0.05)
+    assert machine.limit == 1
+
+
 def test_short_regions_pass_a_trial_in_time(library: ctypes.CDLL) -> None:
     # Most of the time is spent outside of regions, as where torch computes the products.
     machine = Machine(library, work=2e-5)
