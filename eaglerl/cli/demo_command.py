@@ -1,4 +1,4 @@
-"""`eaglerl demo`: one prompt decoded plainly, with a constant tree, and with a trained policy."""
+"""`eaglerl demo`: a few prompts decoded plainly, with constant trees, and with the policy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.rule import Rule
+from rich.table import Table
 
+from eaglerl.cli.demo_rounds import Measured, gain_over, take_turns, warm_up
 from eaglerl.cli.shared.cycle_chart import cycle_chart
 from eaglerl.cli.shared.open_policy import (
     check_cost_is_used,
-    default_policy,
-    find_chosen_policy,
-    open_chosen_policy,
+    find_trained_policy,
+    opened_policy,
 )
 from eaglerl.cli.shared.options import (
     CostOption,
@@ -24,36 +25,46 @@ from eaglerl.cli.shared.options import (
     PolicyOption,
     StopAfterOption,
     TreeOption,
-    encode,
     load_decoder,
 )
 from eaglerl.cli.shared.parse_options import parse_tree
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.streaming import statistics_dict, statistics_table, text_streamer
-from eaglerl.cli.shared.terminal import EXIT_FAILED, busy, notes, output
+from eaglerl.cli.shared.terminal import EXIT_FAILED, notes, output
 
 if TYPE_CHECKING:
-    import torch
+    from eaglerl.cli.demo_rounds import Modes
+    from eaglerl.eagle3 import SpeculativeDecoder
 
-    from eaglerl.eagle3 import GenerateOutput, SpeculativeDecoder, TreeParams, TreePolicy
-
-    # None stands for the decoder's default tree.
-    _Modes = dict[str, TreeParams | TreePolicy | None]
-
-DEMO_PROMPT = "Explain in a few sentences why the sky is blue, then list three primary colors."
-WARM_UP_TOKENS = 8
-_STYLES = ("yellow", "blue", "green")
-_PLAIN, _CONSTANT, _POLICY = "plain decoding", "constant tree", "trained policy"
-# The figures of --json keep the names that they have had from the start.
-_JSON_NAMES = {_POLICY: "learned policy"}
+#: A story, a sum and a function: texts of which much, some or little can be guessed. They were
+#: fixed before any of the figures below was seen.
+DEMO_PROMPTS = (
+    "Tell me a story about a lighthouse keeper who finds a message in a bottle.",
+    "A shop sells pens at 3 dollars each. Anna buys 14 pens and pays with a 50 dollar note. How "
+    "much change does she get?",
+    "Add a docstring to this function and return the whole function: def mean(values): return "
+    "sum(values) / len(values)",
+)
+#: The best constant trees on recorded answers, by three kinds of machine and precision.
+DEMO_TREES = ("2/0/2", "4/1/2", "5/3/2", "6/2/4")
+_PLAIN, _POLICY = "plain decoding", "policy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings(DecoderSettings):
     """Options of `eaglerl demo`."""
 
-    prompt: Annotated[str, typer.Argument(help="What to ask.")] = DEMO_PROMPT
-    max_new_tokens: StopAfterOption = 200
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT ...",
+            help="What to ask; default: a story, a sum and a function.",
+            show_default=False,
+        ),
+    ] = None
+    max_new_tokens: StopAfterOption = 128
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How often each mode answers each prompt.")
+    ] = 3
     tree: TreeOption = None
     plain: PlainOption = False
     policy: PolicyOption = None
@@ -68,109 +79,86 @@ class DemoSettings(DecoderSettings):
             raise typer.BadParameter(
                 "give either --policy or --plain, which drafts nothing", param_hint="--policy"
             )
+        check_cost_is_used(self.cost, self.policy)
 
 
 @settings_command
 def demo(settings: DemoSettings) -> None:
-    """Answer a prompt by plain decoding, with a constant tree, and with a trained policy.
+    """Answer a few prompts plainly, with constant trees, and with the policy; compare the speeds.
 
-    Then show what the policy chose in every cycle, and a table of the speeds. The exit code is 1 if
-    the answers differ. The first run measures the cost of a cycle on this machine, which the policy
-    needs. With --plain, only the plain answer is generated.
+    The modes take turns, several times over. The policy's first answers are shown, and what it
+    chose in every cycle of the last one; then a table. The policy needs no preparation: it learns
+    while it decodes. The exit code is 1 if the answers differ. With --plain, only plain answers are
+    generated.
     """
     # With --json, stdout holds nothing but the figures.
     console = notes() if settings.as_json else output()
-    decoder, modes = _load(settings)
-    input_ids = encode(decoder, settings.prompt)
-    with busy("warming up"):
-        _warm_up(decoder, input_ids, settings.max_new_tokens, modes)
-    console.print(settings.prompt, style="bold", markup=False)
-    runs = {
-        name: _stream(console, decoder, input_ids, name, mode, style, settings.max_new_tokens)
-        for (name, mode), style in zip(modes.items(), _STYLES, strict=False)
-    }
-    console.print()
-    if _POLICY in runs:
-        console.print(Rule("what the policy chose in every cycle", align="left"))
-        console.print(cycle_chart(runs[_POLICY].statistics.cycles, console.width))
-        console.print()
-    identical = _compare(console, runs)
+    modes: Modes = {_PLAIN: parse_tree(None, plain=True), **_constant_trees(settings)}
+    files = find_trained_policy(settings.policy)
+    decoder = load_decoder(settings, plain=settings.plain)
+    if settings.plain:
+        measured = _measure(settings, console, decoder, modes)
+    else:
+        with opened_policy(None, settings.policy, files, settings.cost, decoder) as policy:
+            measured = _measure(settings, console, decoder, {**modes, _POLICY: policy})
+    identical = not any(mode.differs for mode in measured.values())
+    _show(console, measured)
     if settings.as_json:
-        figures = {_JSON_NAMES.get(name, name): statistics_dict(run) for name, run in runs.items()}
+        figures = {name: mode.figures() for name, mode in measured.items()}
         output().print_json(json.dumps({"identical": identical, "modes": figures}))
     if not identical:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _load(settings: DemoSettings) -> tuple[SpeculativeDecoder, _Modes]:
-    """Return the decoder, and the modes under the names that the demo shows."""
-    constant = parse_tree(settings.tree, plain=settings.plain)
-    policy = (
-        None
-        if settings.plain
-        else settings.policy or default_policy(settings.model, settings.draft)
+def _constant_trees(settings: DemoSettings) -> Modes:
+    if settings.plain:
+        return {}
+    trees = DEMO_TREES if settings.tree is None else (settings.tree,)
+    parsed = [parse_tree(tree, plain=False) for tree in trees]
+    return {f"tree {tree}": tree for tree in parsed}
+
+
+def _measure(
+    settings: DemoSettings, console: Console, decoder: SpeculativeDecoder, modes: Modes
+) -> dict[str, Measured]:
+    prompts = settings.prompts or list(DEMO_PROMPTS)
+    warm_up(decoder, prompts, modes, settings.max_new_tokens)
+    shown = _POLICY if _POLICY in modes else _PLAIN
+    return take_turns(
+        decoder,
+        prompts,
+        modes,
+        rounds=settings.rounds,
+        max_new_tokens=settings.max_new_tokens,
+        shown=shown,
+        console=console,
     )
-    check_cost_is_used(settings.cost, policy)
-    files = None if policy is None else find_chosen_policy(policy)
-    decoder = load_decoder(settings, plain=settings.plain)
-    modes: _Modes = {_PLAIN: parse_tree(None, plain=True)}
-    if not settings.plain:
-        modes[_CONSTANT] = constant
-    if files is not None:
-        modes[_POLICY] = open_chosen_policy(files, settings.cost, decoder)
-    return decoder, modes
 
 
-def _compare(console: Console, runs: dict[str, GenerateOutput]) -> bool:
-    """Print the table of the runs, and return whether all answers equal the first."""
-    first, *others = (run.sequences.tolist() for run in runs.values())
-    identical = [other == first for other in others]
-    table = statistics_table(runs)
-    cells = ["yes" if same else "no" for same in identical]
-    table.add_row("identical", "", *cells, style=None if all(identical) else "red")
+def _show(console: Console, measured: dict[str, Measured]) -> None:
+    """Print what the policy chose, the table of the modes, and the policy's gain."""
+    console.print()
+    if _POLICY in measured:
+        console.print(Rule("what the policy chose in every cycle of its last answer", align="left"))
+        console.print(cycle_chart(measured[_POLICY].last_cycles, console.width))
+        console.print()
+    table = Table(header_style="bold")
+    for column in ("", "tokens/s", "mean acceptance length", "new tokens", "identical"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, mode in measured.items():
+        table.add_row(
+            name,
+            f"{mode.tokens_per_second:.1f}",
+            f"{mode.mean_acceptance_length:.2f}",
+            str(sum(mode.tokens)),
+            "no" if mode.differs else "yes",
+            style="red" if mode.differs else None,
+        )
     console.print(table)
-    return all(identical)
-
-
-def _warm_up(
-    decoder: SpeculativeDecoder,
-    input_ids: torch.Tensor,
-    max_new_tokens: int,
-    modes: _Modes,
-) -> None:
-    from eaglerl.eagle3.prompt_inputs import all_read
-    from eaglerl.eagle3.sampling import make_verifier
-
-    # Allocate caches of the full size first: growing them later would be timed as part of the
-    # first run.
-    room = min(input_ids.shape[1] + max_new_tokens, decoder.target.max_positions)
-    decoder.new_session(make_verifier(0.0, 1.0, 0, None, "cpu"), room).close()
-    for mode in modes.values():
-        decoder.generate(all_read(input_ids), mode, max_new_tokens=WARM_UP_TOKENS)
-
-
-def _stream(
-    console: Console,
-    decoder: SpeculativeDecoder,
-    input_ids: torch.Tensor,
-    name: str,
-    mode: TreeParams | TreePolicy | None,
-    style: str,
-    max_new_tokens: int,
-) -> GenerateOutput:
-    from eaglerl.eagle3.prompt_inputs import all_read
-
-    console.print()
-    console.print(Rule(name, style=style, align="left"))
-
-    def write(text: str) -> None:
-        console.out(text, style=style, end="", highlight=False)
-
-    generated = decoder.generate(
-        all_read(input_ids),
-        mode,
-        max_new_tokens=max_new_tokens,
-        streamer=text_streamer(decoder.tokenizer, write),
-    )
-    console.print()
-    return generated
+    if _POLICY not in measured:
+        return
+    trees = {name: mode for name, mode in measured.items() if name.startswith("tree ")}
+    best = max(trees, key=lambda name: trees[name].tokens_per_second)
+    for name in (best, _PLAIN):
+        gain = gain_over(measured[_POLICY], measured[name])
+        console.print(f"policy / {name}: {gain}", markup=False)

@@ -11,8 +11,8 @@ import typer
 
 from eaglerl.cli.shared.open_policy import (
     check_cost_is_used,
-    find_chosen_policy,
-    open_chosen_policy,
+    find_trained_policy,
+    opened_policy,
 )
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
@@ -112,11 +112,11 @@ def generate(settings: GenerateSettings) -> None:
     """
     constant = parse_tree(settings.tree, plain=settings.plain)
     prompt = _read_prompt(settings.prompt)
-    files = None if settings.policy is None else find_chosen_policy(settings.policy)
+    files = find_trained_policy(settings.policy)
     decoder = load_decoder(settings, plain=settings.plain)
-    policy = constant if files is None else open_chosen_policy(files, settings.cost, decoder)
     input_ids = encode(decoder, prompt, chat=settings.chat)
-    generated = _generate(settings, decoder, input_ids, policy)
+    with opened_policy(constant, settings.policy, files, settings.cost, decoder) as policy:
+        generated = _generate(settings, decoder, input_ids, policy)
     if settings.as_json:
         _write(json.dumps(_answer(generated, input_ids.shape[1], decoder)) + "\n")
         return
@@ -129,7 +129,7 @@ def _generate(
     settings: GenerateSettings,
     decoder: SpeculativeDecoder,
     input_ids: torch.Tensor,
-    policy: TreeParams | TreePolicy | None,
+    policy: TreeParams | TreePolicy,
 ) -> GenerateOutput:
     from eaglerl.eagle3.prompt_inputs import all_read
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.shared.auto_policy import can_keep_auto_policy, keeping_auto_policy
 from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.shared.options import (
     DRAFTING_PANEL,
@@ -25,7 +26,7 @@ from eaglerl.cli.shared.terminal import say
 
 if TYPE_CHECKING:
     from eaglerl.cost.cost_table import CostTable
-    from eaglerl.eagle3 import SpeculativeDecoder
+    from eaglerl.eagle3 import SpeculativeDecoder, TreePolicy
     from eaglerl.server import Mode, Modes, Service
 
 _LIMITS_PANEL = "Limits"
@@ -59,7 +60,8 @@ class ServeSettings(DecoderSettings):
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Mode for requests that name none; default: the best constant tree, or --tree.",
+            help="Mode for requests that name none; default: auto, which learns while decoding, or "
+            "--tree.",
             show_default=False,
             rich_help_panel=DRAFTING_PANEL,
         ),
@@ -141,8 +143,8 @@ def serve(settings: ServeSettings) -> None:
     from eaglerl.server import run_server
     from eaglerl.server.run import is_local, listen
 
-    with closing(listen(settings.host, settings.port)) as listener:
-        service = _make_service(settings, mode)
+    with closing(listen(settings.host, settings.port)) as listener, ExitStack() as stack:
+        service = _make_service(settings, mode, stack)
         if settings.api_key is None and not is_local(settings.host):
             say("warning: anyone who can reach this port can use it; see --api-key")
         run_server(
@@ -156,15 +158,21 @@ def serve(settings: ServeSettings) -> None:
         say("stopped")
 
 
-def _make_service(settings: ServeSettings, mode: str | None) -> Service:
-    """Load the model and return the service, which begins to work when the server starts."""
+def _make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) -> Service:
+    """Load the model and return the service, which begins to work when the server starts.
+
+    What the automatic policy learns is kept when `stack` is closed.
+    """
     from eaglerl.server import Limits, Service
 
     decoder = load_decoder(settings, plain=settings.plain)
     table = None if decoder.draft_head is None else machine_cost(settings.cost, decoder)
+    auto = None
+    if can_keep_auto_policy(decoder):
+        auto = stack.enter_context(keeping_auto_policy(decoder))
     return Service(
         decoder,
-        _modes(decoder, mode, settings.policies or [], table),
+        _modes(decoder, mode, settings.policies or [], table, auto),
         model_name=served_name(settings.model),
         limits=Limits(
             max_prompt_tokens=settings.max_prompt_tokens,
@@ -196,10 +204,11 @@ def _modes(
     default: str | None,
     folders: list[Path],
     table: CostTable | None,
+    auto: TreePolicy | None = None,
 ) -> Modes:
     """Return the modes that need no training, and those of the policies found in `folders`."""
     from eaglerl.prepare import default_draft_path
-    from eaglerl.server import Modes, find_policies, standard_modes
+    from eaglerl.server import Modes, auto_mode, find_policies, standard_modes
 
     for folder in folders:
         if not folder.is_dir():
@@ -211,6 +220,8 @@ def _modes(
                 "--policies needs a draft head, and --plain without --draft loads none"
             )
         return Modes([mode for mode in modes if mode.name == "plain"], "plain", drafts=False)
+    if auto is not None:
+        modes.insert(0, auto_mode(auto))
     # A source tree may lack the shipped models.
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]

@@ -19,16 +19,9 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
 from eaglerl.eagle3.loading import load_pair
+from eaglerl.eagle3.named_policies import NamedPolicies, PolicyChoice
 from eaglerl.eagle3.output import GenerateOutput
-from eaglerl.eagle3.policy import (
-    NO_DRAFT,
-    ConstantPolicy,
-    DraftPlan,
-    TreeParams,
-    TreePolicy,
-    as_plan,
-    as_policy,
-)
+from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.prompt_inputs import (
     AttentionMask,
     Prompt,
@@ -73,7 +66,7 @@ class SpeculativeDecoder:
         draft_head: Eagle3DraftHead | None,
         *,
         draft_dtype: DraftDtype = "auto",
-        default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
+        default_policy: PolicyChoice | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Join a target and a head.
@@ -84,7 +77,8 @@ class SpeculativeDecoder:
                 plainly, one token per pass of the target, and takes no policy.
             draft_dtype: dtype of the head's products on the packed CPU path. The text does not
                 depend on it.
-            default_policy: a constant tree or a policy; `DEFAULT_TREE` if None.
+            default_policy: a constant tree, a policy, or "auto" for an `AutoPolicy`; "auto" if
+                None, and `DEFAULT_TREE` on a device other than the CPU.
             tokenizer: the target's tokenizer, for stop strings.
 
         Raises:
@@ -95,13 +89,15 @@ class SpeculativeDecoder:
         self.tokenizer = tokenizer
         self.draft_runner: CachedDraft | None = None
         if draft_head is None:
-            self.default_policy = plain_policy(default_policy or NO_DRAFT)
+            self.default_policy: PolicyChoice = plain_policy(default_policy or NO_DRAFT)
             self._sessions = SessionFactory(target, None, None)
             return
         check_fit(target, draft_head)
         if not draft_head.has_embedding:
             draft_head.set_embed_tokens(target.embedding)
-        self.default_policy = as_policy(default_policy or DEFAULT_TREE)
+        vocab_size = draft_head.config.draft_vocab_size
+        self._named = NamedPolicies(vocab_size, target.device.type, DEFAULT_TREE)
+        self.default_policy = self._named.check(default_policy)
         self.draft_runner = make_draft_runner(draft_head, capacity=TREE_ROOM, dtype=draft_dtype)
         self._sessions = SessionFactory(target, draft_head, self.draft_runner)
 
@@ -113,7 +109,7 @@ class SpeculativeDecoder:
         *,
         feature_layers: Sequence[int] | None = None,
         draft_dtype: DraftDtype = "auto",
-        default_policy: TreeParams | DraftPlan | TreePolicy | None = None,
+        default_policy: PolicyChoice | None = None,
         **options: Unpack[TargetOptions],
     ) -> SpeculativeDecoder:
         """Load a target and a draft head from their folders.
@@ -146,7 +142,7 @@ class SpeculativeDecoder:
     def generate(
         self,
         input_ids: PromptIds | None = None,
-        policy: TreeParams | DraftPlan | TreePolicy | None = None,
+        policy: PolicyChoice | None = None,
         *,
         inputs: PromptIds | None = None,
         attention_mask: AttentionMask | None = None,
@@ -164,7 +160,8 @@ class SpeculativeDecoder:
         Args:
             input_ids: token ids (n,) or (1, n) of one prompt, (B, n) of several, or a list of
                 prompts; as tensors, arrays or lists; or a tokenizer's output, which holds them.
-            policy: a constant tree, or a policy that chooses the tree of every cycle.
+            policy: a constant tree, a policy that chooses the tree of every cycle, or "auto" for
+                the decoder's own `AutoPolicy`; `default_policy` if None.
             inputs: transformers' other name of `input_ids`.
             attention_mask: (B, n), 0 for padding, as transformers' tokenizers give it. Without a
                 mask the target's padding token is padding, unless it also ends a text.
@@ -206,7 +203,7 @@ class SpeculativeDecoder:
     def start(
         self,
         input_ids: PromptIds | None = None,
-        policy: TreeParams | DraftPlan | TreePolicy | None = None,
+        policy: PolicyChoice | None = None,
         *,
         inputs: PromptIds | None = None,
         attention_mask: AttentionMask | None = None,
@@ -378,13 +375,14 @@ class SpeculativeDecoder:
     def _check(
         self,
         prompts: Prompts,
-        policy: TreeParams | DraftPlan | TreePolicy | None,
+        policy: PolicyChoice | None,
     ) -> TreePolicy:
         """Check the prompts and the policy of a generation; return the policy to use."""
         check_token_ids(prompts.token_ids, self.target.vocab_size, self.target.max_positions)
-        chosen = self.default_policy if policy is None else as_policy(policy)
+        choice = self.default_policy if policy is None else policy
         if self.draft_head is None:
-            return plain_policy(chosen)
+            return plain_policy(choice)
+        chosen = self._named.find(choice)
         if isinstance(chosen, ConstantPolicy):
             check_top_k(as_plan(chosen.params).params, self.draft_head.config.draft_vocab_size)
         return chosen

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.policy import (
-    ConstantPolicy,
-    DraftPlan,
-    TreeParams,
-    TreePolicy,
-    as_plan,
-    as_policy,
-)
+from eaglerl.eagle3.named_policies import PolicyChoice, check_name
+from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreePolicy, as_plan, as_policy
 from eaglerl.eagle3.target.target_model import TargetModel
 
 
-def plain_policy(policy: TreeParams | DraftPlan | TreePolicy) -> TreePolicy:
-    """Return a policy that drafts nothing, for a decoder without a head.
+def plain_policy(policy: PolicyChoice) -> TreePolicy:
+    """Return a policy that drafts nothing, for a decoder without a head; "auto" is one.
 
     Raises:
         ValueError: `policy` drafts, or could draft.
     """
+    if isinstance(policy, str):
+        check_name(policy)
+        return ConstantPolicy(NO_DRAFT)
     chosen = as_policy(policy)
     if isinstance(chosen, ConstantPolicy):
         plan = as_plan(chosen.params)

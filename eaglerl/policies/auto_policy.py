@@ -8,6 +8,9 @@ from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, common_length
 from eaglerl.policies.online_policy import OnlinePolicy
 
+# Rounds of a draft after the first. Trees of more levels gained nothing on the recorded traces.
+_DEPTH = 5
+
 
 class AutoPolicy(OnlinePolicy):
     """An `OnlinePolicy` that learns the costs as well, and decides whether to draft at all.
@@ -30,7 +33,7 @@ class AutoPolicy(OnlinePolicy):
         self,
         cost: OnlineCost | None = None,
         *,
-        limit: TreeParams = TreeParams(32, 5, 4),  # noqa: B008, it is frozen
+        limit: TreeParams = TreeParams(32, _DEPTH, 4),  # noqa: B008, it is frozen
         lookup_tokens: int = 12,
     ) -> None:
         """Set up.
@@ -101,3 +104,18 @@ class AutoPolicy(OnlinePolicy):
             cost._native,
             cost.width_index(limit.top_k),
         )
+
+
+def make_auto_policy(draft_vocab_size: int, cost: OnlineCost | None = None) -> AutoPolicy:
+    """Return a policy with trees of up to 32 rows, as wide as a head can draft, at most 4.
+
+    Args:
+        draft_vocab_size: number of tokens that the head can draft.
+        cost: see `AutoPolicy`.
+
+    Raises:
+        ValueError: see `AutoPolicy`.
+    """
+    width = min(4, draft_vocab_size)
+    rows = min(32, 1 + width + _DEPTH * width**2)
+    return AutoPolicy(cost, limit=TreeParams(rows, _DEPTH, width))

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from eaglerl.server.app import create_app
-from eaglerl.server.modes import Mode, Modes, standard_modes
+from eaglerl.server.modes import Mode, Modes, auto_mode, standard_modes
 from eaglerl.server.run import run_server
 from eaglerl.server.service import Limits, Service
 from eaglerl.server.trained_policies import find_policies
@@ -23,6 +23,7 @@ __all__ = [
     "Mode",
     "Modes",
     "Service",
+    "auto_mode",
     "create_app",
     "find_policies",
     "run_server",

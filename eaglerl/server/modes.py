@@ -16,6 +16,8 @@ from eaglerl.policies.lookup_rule import LookupRule, lookup_alone
 LARGEST = {"total_tokens": 128, "depth": 16, "top_k": 16}
 # `tree:T/D/K`; other spellings of the tree are also accepted, and tree-T-D-K, the older form.
 _TREE = re.compile(r"tree[:-](\d.*)")
+#: Name of the mode that learns while decoding.
+AUTO = "auto"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _LOOKUP_ALONE = 10
@@ -107,11 +109,12 @@ class Modes:
     def side_by_side(self) -> list[str]:
         """Return the names of the two modes that the live view shows first.
 
-        The first is a trained policy, or else the default mode. The second is the first of these
-        that is neither the same mode nor trained: the default, the best constant tree, plain
-        decoding.
+        The first is the policy that learns while decoding, else a trained one, else the default
+        mode. The second is the first of these that is neither the same mode nor trained: the
+        default, the best constant tree, plain decoding.
         """
-        policy = next((mode.name for mode in self if mode.trained), self.default)
+        trained = (mode.name for mode in self if mode.trained)
+        policy = AUTO if AUTO in self._modes else next(trained, self.default)
         others = (self.default, "best-constant", "plain")
         beside = (
             name
@@ -145,6 +148,15 @@ class Modes:
                 )
         # Not kept, because a client could name any number of them.
         return constant_mode(f"tree:{tree}", tree)
+
+
+def auto_mode(policy: TreePolicy) -> Mode:
+    """Make the mode of a policy that learns while decoding; all requests learn together."""
+    return Mode(
+        AUTO,
+        "Learns from every cycle what drafts cost and which are accepted; drafts where it pays.",
+        getattr(policy, "fork", lambda: policy),
+    )
 
 
 def constant_mode(name: str, tree: TreeParams, description: str | None = None) -> Mode:

@@ -183,7 +183,9 @@ class TestPrepare:
     def test_names_the_folder(self, smollm2_path: Path) -> None:
         result = run("prepare")
         assert result.exit_code == 0
-        assert result.stderr == f"ready: {smollm2_path}\n"
+        assert result.stderr.startswith("ready: ")
+        shown = Path(result.stderr.removeprefix("ready: ").strip())
+        assert shown.resolve() == smollm2_path.resolve()
 
 
 class TestGenerate:
@@ -251,7 +253,11 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("options", "code", "sentence"),
         [
-            (["--policy", "nowhere"], 1, "--policy must be a folder, or one of ['policy-"),
+            (
+                ["--policy", "nowhere"],
+                1,
+                "--policy must be a folder, or one of ['auto', 'none', 'policy-",
+            ),
             (["--policy", "nowhere", "--plain"], 2, "give it, or --tree or --plain"),
         ],
     )
@@ -282,30 +288,60 @@ class TestGenerate:
 
 class TestDemo:
     def test_all_runs_and_the_comparison(self, tiny: SimpleNamespace) -> None:
-        result = run("demo", PROMPT, "-n", "16", *tiny.arguments)
+        result = run("demo", PROMPT, "Why?", "-n", "16", "--rounds", "2", *tiny.arguments)
         assert result.exit_code == 0, result.stderr
-        order = ["plain decoding", "constant tree", "tokens/s", "mean acceptance length"]
-        positions = [result.stdout.index(part) for part in [*order, "cycles", "identical"]]
+        order = [PROMPT, "Why?", "every cycle", "tokens/s", "identical", "plain decoding", "tree "]
+        positions = [result.stdout.index(part) for part in [*order, "policy /"]]
         assert positions == sorted(positions)
-        assert "yes" in result.stdout[positions[-1] :]
-        # Only the shipped head has a shipped policy.
-        assert "trained policy" not in result.stdout
+        rows = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
+        # Plain decoding, four constant trees and the policy; two answers of 16 tokens, twice.
+        assert len(rows) == 6
+        assert {row[-2].strip() for row in rows} == {"yes"}
+        assert {row[-3].strip() for row in rows} == {"64"}
+        assert "over 4 answers" in result.stdout
 
     def test_a_difference_is_a_failure(
         self, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from eaglerl.eagle3 import SpeculativeDecoder
+        from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 
         generate = SpeculativeDecoder.generate
 
         def wrong(self: SpeculativeDecoder, prompt: dict, policy: object, **options: object):
             shorter = {name: tensor[:, :-1] for name, tensor in prompt.items()}
-            return generate(self, prompt if policy is None else shorter, policy, **options)
+            right = isinstance(policy, TreeParams)
+            return generate(self, prompt if right else shorter, policy, **options)
 
         monkeypatch.setattr(SpeculativeDecoder, "generate", wrong)
-        result = run("demo", PROMPT, "-n", "4", *tiny.arguments)
+        result = run("demo", PROMPT, "-n", "4", "--tree", "4/1/2", *tiny.arguments)
         assert result.exit_code == 1
-        assert result.stdout.rstrip().splitlines()[-2].split("│")[-2].strip() == "no"
+        rows = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
+        assert [row[-2].strip() for row in rows] == ["yes", "yes", "no"]
+
+    def test_what_the_policy_learned_is_kept(self, tiny: SimpleNamespace, cache: Path) -> None:
+        for _ in range(2):
+            result = run("generate", PROMPT, "-n", "16", *tiny.arguments)
+            assert result.exit_code == 0, result.stderr
+        from eaglerl.cost import OnlineCost
+
+        (kept,) = (cache / "costs").glob("learned-*.json")
+        first = OnlineCost.from_json(kept).cycles
+        assert run("generate", PROMPT, "-n", "16", *tiny.arguments).exit_code == 0
+        assert OnlineCost.from_json(kept).cycles > first
+        # A constant tree learns nothing.
+        before = kept.read_bytes()
+        assert run("generate", PROMPT, "--policy", "none", *tiny.arguments).exit_code == 0
+        assert kept.read_bytes() == before
+
+    def test_broken_learned_costs_are_reported_and_ignored(
+        self, tiny: SimpleNamespace, cache: Path
+    ) -> None:
+        assert run("generate", PROMPT, "-n", "8", *tiny.arguments).exit_code == 0
+        (kept,) = (cache / "costs").glob("learned-*.json")
+        kept.write_text("{}")
+        result = run("generate", PROMPT, "-n", "8", *tiny.arguments)
+        assert result.exit_code == 0
+        assert "it is ignored" in one_line(result.stderr)
 
 
 class TestDistill:
@@ -450,7 +486,7 @@ class TestCtrlC:
 
     def test_while_text_is_streaming(self, tiny: SimpleNamespace) -> None:
         terminal = Terminal([*EAGLERL, "demo", PROMPT, "-n", "8000", *tiny.arguments])
-        terminal.read_until(b"plain decoding")
+        terminal.read_until(PROMPT.encode())
         terminal.read_more(300)
         terminal.press_ctrl_c()
         assert terminal.wait() == 130

@@ -1,18 +1,70 @@
-"""The option ``--policy``: a trained policy, given by its folder or by its name."""
+"""The option ``--policy``: a trained policy, by its folder or its name, ``auto`` or ``none``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from eaglerl.cli.shared.auto_policy import can_keep_auto_policy, keeping_auto_policy
 from eaglerl.cli.shared.machine_cost import measured_cost
 from eaglerl.packaged_models import MODELS
 
 if TYPE_CHECKING:
-    from eaglerl.eagle3 import SpeculativeDecoder, TreePolicy
+    from eaglerl.eagle3 import SpeculativeDecoder, TreeParams, TreePolicy
     from eaglerl.policies.policy_folder import PolicyFiles
+
+
+#: Names that are no trained policies: the policy that learns while decoding, and a constant tree.
+AUTO, NONE = Path("auto"), Path("none")
+
+
+def find_trained_policy(policy: Path | None) -> PolicyFiles | None:
+    """Find the policy of the option, without loading it; None if it is no trained one.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    return None if policy in (None, AUTO, NONE) else find_chosen_policy(policy)
+
+
+@contextmanager
+def opened_policy(
+    constant: TreeParams | None,
+    policy: Path | None,
+    files: PolicyFiles | None,
+    cost: Path | None,
+    decoder: SpeculativeDecoder,
+) -> Iterator[TreeParams | TreePolicy]:
+    """Open what chooses the trees of a command; what an automatic policy learns is kept.
+
+    Args:
+        constant: a constant tree, if one was given.
+        policy: the option, if it was given; ``auto`` is the default.
+        files: see `find_trained_policy`.
+        cost: file of a cost table, if one was given.
+        decoder: the decoder.
+
+    Raises:
+        ValueError: see `open_chosen_policy`.
+    """
+    from eaglerl.eagle3.decoder import DEFAULT_TREE
+    from eaglerl.eagle3.policy import NO_DRAFT
+
+    if constant is not None:
+        yield constant
+    elif files is not None:
+        yield open_chosen_policy(files, cost, decoder)
+    elif decoder.draft_head is None:
+        yield NO_DRAFT
+    elif policy == NONE or not can_keep_auto_policy(decoder):
+        yield DEFAULT_TREE
+    else:
+        with keeping_auto_policy(decoder) as auto:
+            yield auto
 
 
 def find_chosen_policy(policy: Path) -> PolicyFiles:
@@ -53,8 +105,10 @@ def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:
     Raises:
         typer.BadParameter: it is given without one.
     """
-    if cost is not None and policy is None:
-        raise typer.BadParameter("only policies use it; give --policy", param_hint="--cost")
+    if cost is not None and policy in (None, AUTO, NONE):
+        raise typer.BadParameter(
+            "only trained policies use it; give one with --policy", param_hint="--cost"
+        )
 
 
 def default_policy(model: str, draft: Path | None) -> Path | None:
@@ -73,4 +127,5 @@ def _folder(policy: Path) -> Path:
     shipped = {found.name: found for found in shipped_policies()}
     if str(policy) in shipped:
         return shipped[str(policy)]
-    raise ValueError(f"--policy must be a folder, or one of {sorted(shipped)}, got {str(policy)!r}")
+    names = sorted([*shipped, str(AUTO), str(NONE)])
+    raise ValueError(f"--policy must be a folder, or one of {names}, got {str(policy)!r}")

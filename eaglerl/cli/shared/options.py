@@ -110,8 +110,7 @@ TreeOption = Annotated[
     typer.Option(
         "--tree",
         metavar="T/D/K",
-        help="Draft tree: rows verified per cycle, draft rounds after the first, width; "
-        "default: a small tree that suits a CPU.",
+        help="Constant draft tree: rows verified per cycle, draft rounds after the first, width.",
         show_default=False,
         rich_help_panel=DRAFTING_PANEL,
     ),
@@ -128,9 +127,10 @@ PolicyOption = Annotated[
     Path | None,
     typer.Option(
         "--policy",
-        metavar="FOLDER|NAME",
-        help="Trained policy that chooses the draft tree: its folder, or the name of one that "
-        "comes with eaglerl.",
+        metavar="FOLDER|NAME|auto|none",
+        help="What chooses the draft tree: auto learns while decoding; none is a small constant "
+        "tree; or a trained policy, by its folder or the name of one that comes with eaglerl. "
+        "Default: auto.",
         show_default=False,
         rich_help_panel=DRAFTING_PANEL,
     ),

@@ -24,6 +24,7 @@ from eaglerl.evaluation.modes.runners import (
     Runner,
     TransformersRunner,
 )
+from eaglerl.policies.auto_policy import make_auto_policy
 
 #: Kinds of mode whose tree is chosen by a pass before the comparison.
 SELECTED_KINDS = ("tuned", "hindsight")
@@ -79,6 +80,9 @@ def make_runner(
         return TransformersRunner(resources.transformers_model)
     if mode.kind in SELECTED_KINDS:
         return DecoderRunner(decoder, dict(trees or {}))
+    if mode.kind == "auto":
+        assert decoder.draft_head is not None  # checked before
+        return DecoderRunner(decoder, make_auto_policy(decoder.draft_head.config.draft_vocab_size))
     tree = constant_tree(mode)
     if tree is not None:
         return DecoderRunner(decoder, tree)

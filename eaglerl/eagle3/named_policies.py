@@ -1,0 +1,89 @@
+"""Policies that are given by their names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Literal, TypeAlias, cast
+
+from eaglerl.eagle3.policy import ConstantPolicy, DraftPlan, TreeParams, TreePolicy, as_policy
+
+#: What `SpeculativeDecoder.generate` takes as its policy.
+PolicyChoice: TypeAlias = TreeParams | DraftPlan | TreePolicy | Literal["auto"]
+
+# Policies are built on this package, which therefore names their module instead of importing it.
+_MODULE, _MAKER = "eaglerl.policies.auto_policy", "make_auto_policy"
+
+
+class NamedPolicies:
+    """The policies of a decoder by their names, made when first used.
+
+    All generations with "auto" share one policy or its forks, and learn together.
+    """
+
+    def __init__(self, draft_vocab_size: int, device_type: str, without: TreeParams) -> None:
+        """Set up.
+
+        Args:
+            draft_vocab_size: number of tokens that the head can draft.
+            device_type: type of the target's device.
+            without: the constant tree to use where "auto" cannot decide.
+        """
+        self._draft_vocab_size = draft_vocab_size
+        self._device_type = device_type
+        self._without = without
+        self._auto: TreePolicy | None = None
+
+    def check(self, default: PolicyChoice | None) -> PolicyChoice:
+        """Return a decoder's default policy; a policy that is named is made when first used.
+
+        Args:
+            default: the policy; None for "auto", or for the constant tree on other devices than
+                the CPU.
+
+        Raises:
+            ValueError: `default` is a text, but not "auto".
+            TypeError: `default` is no policy.
+        """
+        if default is None:
+            return "auto" if self._device_type == "cpu" else self._without
+        if isinstance(default, str):
+            check_name(default)
+            return default
+        return as_policy(default)
+
+    def find(self, policy: PolicyChoice) -> TreePolicy:
+        """Return the policy of a name; wrap a tree or a plan.
+
+        Raises:
+            ValueError: `policy` is a text, but not "auto".
+            TypeError: `policy` is no policy.
+        """
+        if not isinstance(policy, str):
+            return as_policy(policy)
+        check_name(policy)
+        if self._auto is None:
+            self._auto = self._make_auto()
+        return self._auto
+
+    def _make_auto(self) -> TreePolicy:
+        if self._device_type != "cpu":
+            warnings.warn(
+                f'policy="auto" decides on the host and drafts on the CPU only; on '
+                f"{self._device_type} it is the constant tree {self._without}",
+                stacklevel=2,
+            )
+            return ConstantPolicy(self._without)
+        make = cast("Callable[[int], TreePolicy]", getattr(import_module(_MODULE), _MAKER))
+        return make(self._draft_vocab_size)
+
+
+def check_name(policy: str) -> None:
+    """Check the name of a policy.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if policy != "auto":
+        raise ValueError(f'policy must be "auto", a tree, a plan or a policy, got {policy[:80]!r}')
