@@ -94,7 +94,7 @@ def test_bad_arguments_are_named_before_anything_is_decoded(target) -> None:
         decoder.start(PROMPT, max_new_tokens=0)
     with pytest.raises(ValueError, match="top_k=40"):
         decoder.start(PROMPT, TreeParams(2, 0, 40))
-    with pytest.raises(TypeError, match="policy must be"):
+    with pytest.raises(ValueError, match='policy must be "auto"'):
         decoder.start(PROMPT, "fast")
     assert torch.equal(
         decoder.generate([PROMPT], max_new_tokens=3).sequences,

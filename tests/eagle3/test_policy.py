@@ -12,8 +12,10 @@ from eaglerl.eagle3 import (
     TreeParams,
     TreePolicy,
 )
+from eaglerl.eagle3.named_policies import NamedPolicies
 from eaglerl.eagle3.policy import as_policy
 from eaglerl.eagle3.target.make_target import make_target
+from eaglerl.policies import AutoPolicy
 
 from .tiny import tiny_head, tiny_model
 
@@ -115,7 +117,31 @@ def test_constant_policy(decoder):
     assert bare.sequences.tolist() == wrapped.sequences.tolist()
 
 
-@pytest.mark.parametrize("policy", [(8, 2, 4), "60/7/10", object()])
+@pytest.mark.parametrize("policy", [(8, 2, 4), object()])
 def test_what_is_no_policy(decoder, policy):
     with pytest.raises(TypeError, match="policy must be TreeParams, a DraftPlan or a TreePolicy"):
         decoder.generate(PROMPT, policy)
+
+
+@pytest.mark.parametrize("name", ["60/7/10", "Auto", ""])
+def test_an_unknown_name_is_refused(decoder, name):
+    with pytest.raises(ValueError, match='policy must be "auto", a tree, a plan or a policy'):
+        decoder.generate(PROMPT, name)
+
+
+def test_auto_is_the_default_and_one_policy_of_a_decoder(decoder):
+    plain = decoder.generate(PROMPT, NO_DRAFT, max_new_tokens=20).sequences.tolist()
+    assert decoder.generate(PROMPT, max_new_tokens=20).sequences.tolist() == plain
+    assert decoder.generate(PROMPT, "auto", max_new_tokens=20).sequences.tolist() == plain
+    assert decoder.default_policy == "auto"
+    policy = decoder._named.find("auto")
+    assert isinstance(policy, AutoPolicy)
+    assert policy is decoder._named.find("auto")
+    assert policy.cost.cycles > 0
+
+
+def test_auto_is_a_constant_tree_on_other_devices_with_a_warning():
+    named = NamedPolicies(24, "cuda", TreeParams(6, 2, 4))
+    assert named.check(None) == TreeParams(6, 2, 4)
+    with pytest.warns(UserWarning, match="on cuda it is the constant tree 6/2/4"):
+        assert named.find("auto") == ConstantPolicy(TreeParams(6, 2, 4))
