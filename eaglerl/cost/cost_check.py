@@ -12,6 +12,8 @@ import numpy as np
 #: machine gives about 0.03 and 0.1. The error of the total has no bound: it includes every
 #: disturbance, to which the medians that a table is fitted to are robust.
 MOST_MEDIAN, MOST_WORST = 0.25, 1.0
+#: Largest errors of a fit that are not reported. An idle machine stays below both.
+MOST_MEDIAN_UNREPORTED, MOST_WORST_UNREPORTED = 0.05, 0.2
 # One pass over T rows may take at most 2.0 times as long as T passes over one row, and at least 0.5
 # times as long as a pass over fewer rows: anything beyond that is noise.
 _MOST_BESIDE_SINGLE, _LEAST_BESIDE_FEWER = 2.0, 0.5
@@ -51,6 +53,16 @@ class Costs(Protocol):
     def error(self) -> CostError | None: ...
 
     def verify_seconds(self, rows: np.ndarray, context_length: int) -> np.ndarray: ...
+
+
+def why_doubtful(error: CostError) -> str | None:
+    """Return why a usable table should be measured again, as a clause; None if it fits well."""
+    if error.median <= MOST_MEDIAN_UNREPORTED and error.worst <= MOST_WORST_UNREPORTED:
+        return None
+    return (
+        f"the table is off by {100 * error.median:.0f} % for half of the kinds of cycle and by up "
+        f"to {100 * error.worst:.0f} %"
+    )
 
 
 def why_unusable(table: Costs) -> str | None:

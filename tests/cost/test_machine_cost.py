@@ -191,3 +191,26 @@ def test_an_unusable_table_is_refused_wherever_it_lies(
     nonsense.to_json(kept)
     with pytest.warns(UserWarning, match=refused):
         assert machine_cost(None, decoder) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "warned"),
+    [(CostError(0.02, 0.09, 0.0), False), (CostError(0.02, 0.34, -0.22), True),
+     (CostError(0.08, 0.1, 0.0), True)],
+)  # fmt: skip
+def test_a_bad_fit_is_reported(
+    decoder: SpeculativeDecoder,
+    table: CostTable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    error: CostError,
+    warned: bool,
+) -> None:
+    bad = replace(table, error=error)
+    monkeypatch.setattr("eaglerl.cost.measure_cost.calibrate", lambda *_, **__: bad)
+    assert measure_cost(decoder, tmp_path / "cost.json") == bad
+    shown = " ".join(capsys.readouterr().err.split())
+    assert ("warning: the table is off by" in shown) == warned
+    if warned:
+        assert f"up to {100 * error.worst:.0f} %" in shown

@@ -65,6 +65,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
         ValueError: see `calibrate`.
         AlreadyLockedError: another process is measuring the same table.
     """
+    from eaglerl.cost.cost_check import why_doubtful
     from eaglerl.cost.measure_cost import calibrate
     from eaglerl.evaluation.running.processor import describe_machine
 
@@ -87,6 +88,11 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
         f"{output}: {table.samples} cycles; half of the kinds within {100 * error.median:.1f} %, "
         f"all within {100 * error.worst:.1f} %; total time {100 * error.total:+.1f} %"
     )
+    if (why := why_doubtful(error)) is not None:
+        say(
+            f"warning: {why}: something else ran meanwhile; measure again when the machine is "
+            "idle (eaglerl calibrate), or use the policy auto, which needs no table"
+        )
     return table
 
 
