@@ -251,7 +251,15 @@ def test_an_unknown_width_is_refused_before_anything_changes() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("mean", []), ("mean", [1e400]), ("spread", [0.0]), ("top_ks", [4, 4]), ("cycles", -1)],
+    [
+        ("mean", []),
+        ("mean", [1e400]),
+        ("spread", [0.0]),
+        ("top_ks", [4, 4]),
+        ("cycles", -1),
+        ("cycles", 1 << 62),
+        ("max_rows", 1 << 40),
+    ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "cost.json"

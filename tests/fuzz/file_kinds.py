@@ -14,6 +14,7 @@ from eaglerl.actions import ActionSpace
 from eaglerl.cli.export_head_command import _architectures
 from eaglerl.cli.shared.prompt_files import read_prompt_files
 from eaglerl.cost.cost_table import CostTable
+from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.feature_layers import other_reading
 from eaglerl.eagle3.policy import TreeParams
@@ -283,6 +284,11 @@ KINDS: dict[str, FileKind] = {
         lambda folder: COST.to_json(folder / "cost.json"),
         lambda folder: CostTable.from_json(folder / "cost.json").seconds(TreeParams(1), 10),
         ("eaglerl.cost.cost_table",),
+    ),
+    "learned costs": FileKind(
+        lambda folder: OnlineCost((2, 4)).to_json(folder / "learned.json"),
+        lambda folder: OnlineCost.from_json(folder / "learned.json").table(),
+        ("eaglerl.cost.online_cost",),
     ),
     "actions": FileKind(
         lambda folder: ACTIONS.to_json(folder / "actions.json"),
