@@ -318,7 +318,7 @@ void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {
       if (!accepted) break;
     }
   }
-  const double passes = passes_seconds();
+  const double passes = passes_seconds(double(known_));
   if (planned_) learn_advantage(double(tokens), passes);
   count_cycle(double(tokens), 1 + drafted + added, known_);
   drafted_depth_ = known_;

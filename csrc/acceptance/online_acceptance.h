@@ -144,8 +144,8 @@ class OnlineCycle : public PythonObject {
   double undrafted_value(int64_t* tokens);
   bool worth_drafting(double advantage, int64_t tokens, int64_t unread);
   void learn_advantage(double tokens, double seconds);
-  // Seconds of the passes that score() saw.
-  double passes_seconds() const;
+  // Seconds of a draft of so many rounds after the first.
+  double passes_seconds(double rounds) const;
   void score_level(const DraftView& draft, int64_t level);
   void score_lookup(const DraftView& draft);
   void rank(const DraftView& draft);

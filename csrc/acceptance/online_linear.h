@@ -61,8 +61,6 @@ class OnlineLinear {
     noise_ += kNewestNoise * (surprise * surprise - noise_);
   }
 
-  const Vector& mean() const { return mean_; }
-
  private:
   static constexpr double kForgotten = 5e-4;
   static constexpr double kNewestNoise = 0.02;

@@ -11,7 +11,9 @@ namespace {
 constexpr double kNewestAdvantage = 0.3;
 // A first pass over up to so many tokens is a usual one: those that a cycle emits.
 constexpr int64_t kUsualTokens = 8;
+// So many drafts are made where a draft might pay, whatever the budget of trials.
 constexpr double kFirstDrafts = 120.0;
+// Share of a token for each that the draft reads late, beside that budget.
 constexpr double kFreeReading = 0.005;
 // Costs known to 3 % are known well enough.
 constexpr double kKnown = 0.03;
@@ -38,7 +40,7 @@ void OnlineCycle::count_cycle(double tokens, int64_t rows, int64_t rounds) {
     shared_->count(tokens, rows, double(context_), rounds);
     return;
   }
-  const double passes = rounds < 0 ? 0.0 : passes_seconds();
+  const double passes = rounds < 0 ? 0.0 : passes_seconds(double(rounds));
   shared_->count(tokens, verify_seconds(rows) + passes);
 }
 
@@ -55,8 +57,7 @@ CyclePlan OnlineCycle::plan(int64_t context_length, const LookupView& lookup, in
   undrafted_ = undrafted_value(&tokens);
   const double plain = 1.0 - shared_->rate() * verify_seconds(1);
   choice_input_ = {1.0, first_survival_, undrafted_ - plain, recent_};
-  const double passes = costs_.first_pass + shared_->choice.rounds() * costs_.later_pass +
-                        double(context_) * costs_.draft_slope * (1.0 + shared_->choice.rounds());
+  const double passes = passes_seconds(shared_->choice.rounds());
   const double advantage =
       shared_->choice.advantage.predict(choice_input_) - shared_->rate() * passes;
   undrafted_tokens_ = tokens;
@@ -156,9 +157,9 @@ bool OnlineCycle::try_pass(double gain, double cost) {
   return true;
 }
 
-double OnlineCycle::passes_seconds() const {
-  return costs_.first_pass + double(known_) * costs_.later_pass +
-         double((1 + known_) * context_) * costs_.draft_slope;
+double OnlineCycle::passes_seconds(double rounds) const {
+  return costs_.first_pass + rounds * costs_.later_pass +
+         (1.0 + rounds) * double(context_) * costs_.draft_slope;
 }
 
 void OnlineCycle::observe_undrafted(int64_t tokens) {
@@ -197,7 +198,7 @@ void OnlineCycle::observe_times(int64_t rows, double verify_seconds, double draf
   if (behind > 0) times.draft_seconds = 0.0;
   learned_->observe(times);
   if (behind > 0 && draft_seconds > 0.0) {
-    const double usual = costs_.first_pass + double(drafted_depth_) * costs_.later_pass;
+    const double usual = passes_seconds(double(drafted_depth_));
     shared_->choice.count_catch_up(double(behind), draft_seconds / learned_->speed() - usual);
   }
 }

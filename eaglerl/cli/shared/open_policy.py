@@ -11,7 +11,6 @@ import typer
 
 from eaglerl.cli.shared.auto_policy import can_keep_auto_policy, keeping_auto_policy
 from eaglerl.cli.shared.machine_cost import measured_cost
-from eaglerl.packaged_models import MODELS
 
 if TYPE_CHECKING:
     from eaglerl.eagle3 import SpeculativeDecoder, TreeParams, TreePolicy
@@ -109,13 +108,6 @@ def check_cost_is_used(cost: Path | None, policy: Path | None) -> None:
         raise typer.BadParameter(
             "only trained policies use it; give one with --policy", param_hint="--cost"
         )
-
-
-def default_policy(model: str, draft: Path | None) -> Path | None:
-    """Return the policy that comes with a model and its head; None if there is none."""
-    from eaglerl.prepare import default_policy_path
-
-    return None if draft is not None or model not in MODELS else default_policy_path(model)
 
 
 def _folder(policy: Path) -> Path:
