@@ -54,7 +54,9 @@ def test_a_client_that_goes_leaves_the_decoder_free(served, kind: str) -> None:
         else:
             with client.stream("POST", url, json=content) as response:
                 assert response.status_code == 200
-                next(response.iter_lines())
+                # The iterator is kept: httpx closes the connection when it is collected.
+                lines = response.iter_lines()
+                next(lines)
                 # The first line may leave a moment before the request is counted.
                 wait_until(lambda: service.engine.load != IDLE)
     wait_until(lambda: service.engine.load == IDLE)
