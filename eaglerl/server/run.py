@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -70,12 +73,31 @@ def run_server(
             shown = f"[{host}]" if ":" in host else host
             # The socket already listens: connections wait until the loop runs.
             on_ready(f"http://{shown}:{listener.getsockname()[1]}")
-        server.run(sockets=[listener])
+        with _sigterm_like_ctrl_c():
+            server.run(sockets=[listener])
     except KeyboardInterrupt:
         # uvicorn raises the signal again after it has stopped.
         pass
     finally:
         listener.close()
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, unless the program has a handler of its own.
+
+    uvicorn raises the signal again after it has stopped, and SIGTERM's default would end the
+    process before the caller has kept what was learned.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def server_config(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import (
     NO_DRAFT,
     CycleState,
+    DraftPlan,
     DraftProgress,
     StepResult,
     TreeParams,
     TreePolicy,
 )
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.policies import AutoPolicy
 
-WIDTH, DEPTH, LOOKUP = 4, 5, 12
+from ..simulated_clock import WIDTH, Clock
+
+DEPTH, LOOKUP = 5, 12
+#: Tokens that the draft does not propose.
+OTHERS = 1000
 #: What a token that the draft has not read adds to its first pass, beside the target's pass.
 CATCH_UP = 0.005
 
@@ -49,6 +54,7 @@ class Text:
         trust: probability that the target agrees with the draft's own probabilities; 0 for a draft
             of chance.
         sharpness: concentration of the draft's probabilities; the smaller, the surer it is.
+        temperature: of the target, whose probabilities are flatter than the draft's accordingly.
         match: share of the cycles in which prompt lookup finds something.
         lookup_right: probability that a looked-up token is right if those before are.
         seed: seed of the text.
@@ -56,6 +62,7 @@ class Text:
 
     trust: float = 1.0
     sharpness: float = 0.3
+    temperature: float = 1.0
     match: float = 0.0
     lookup_right: float = 0.0
     seed: int = 0
@@ -64,67 +71,53 @@ class Text:
     def __post_init__(self) -> None:
         self.draw = np.random.default_rng(self.seed)
 
-    def cycle(self) -> Cycle:
-        """Draw the next cycle."""
+    def cycles(self, count: int) -> list[Cycle]:
+        """Draw the next cycles."""
         draw = self.draw
         # A fifth probability is that of all other tokens.
-        weights = draw.standard_gamma(self.sharpness, (1 + DEPTH * WIDTH, WIDTH + 1)) + 1e-12
-        probs = np.sort(weights / weights.sum(1, keepdims=True), axis=1)[:, ::-1]
-        logs = np.log(probs[:, :WIDTH] + 1e-9)
-        chosen = draw.random(DEPTH + 1)
-        scores = [logs[0]]
-        path: list[int] = []
-        at, begin = 0, 0  # node of `logs` that is the accepted one, and its children's first index
-        alive = True
-        for level in range(DEPTH + 1):
-            if level:
-                parents = np.argsort(-scores[-1], kind="stable")[:WIDTH]
-                nodes = 1 + (level - 1) * WIDTH + np.arange(WIDTH)
-                start = sum(len(each) for each in scores)
-                if alive:
-                    place = np.flatnonzero(parents == path[-1] - (start - len(scores[-1])))
-                    alive = len(place) == 1
-                if alive:
-                    at, begin = int(nodes[place[0]]), start + int(place[0]) * WIDTH
-                scores.append((scores[-1][parents, None] + logs[nodes]).ravel())
-            if alive:
-                child = int(
-                    np.searchsorted(np.cumsum(self.trust * probs[at, :WIDTH]), chosen[level])
-                )
-                alive = child < WIDTH
-                if alive:
-                    path.append(begin + child)
-        lookup, right = NO_LOOKUP, 0
-        if draw.random() < self.match:
-            lookup = Lookup(int(draw.integers(2, 17)), tuple(range(100, 100 + LOOKUP)))
-            right = min(int(draw.geometric(1 - self.lookup_right)) - 1, LOOKUP)
-        return Cycle(np.concatenate(scores).astype(np.float32), path, lookup, right)
+        weights = draw.standard_gamma(self.sharpness, (count, 1 + DEPTH * WIDTH, WIDTH + 1)) + 1e-12
+        probs = np.sort(weights / weights.sum(2, keepdims=True), axis=2)[:, :, ::-1]
+        logs = np.log(probs[:, :, :WIDTH] + 1e-9)
+        reached = np.cumsum(self.trust * self._target(probs), axis=2)
+        chosen = draw.random((count, DEPTH + 1))
+        each = np.arange(count)
+        level = logs[:, 0]
+        scores = [level]
+        # The accepted node so far: its row of `probs`, and its children's first candidate.
+        at, begin = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
+        alive = np.ones(count, dtype=bool)
+        path = np.full((count, DEPTH + 1), -1)
+        start = 0
+        for depth in range(DEPTH + 1):
+            if depth:
+                parents = np.argsort(-level, axis=1, kind="stable")[:, :WIDTH]
+                among = parents == (path[:, depth - 1] - start)[:, None]
+                alive &= among.any(axis=1)
+                place, first = among.argmax(axis=1), 1 + (depth - 1) * WIDTH
+                start += level.shape[1]
+                at, begin = first + place, start + place * WIDTH
+                above = np.take_along_axis(level, parents, axis=1)
+                level = (above[:, :, None] + logs[:, first : first + WIDTH]).reshape(count, -1)
+                scores.append(level)
+            child = (reached[each, at] < chosen[:, depth, None]).sum(axis=1)
+            alive &= child < WIDTH
+            path[:, depth] = np.where(alive, begin + child, -1)
+        all_scores = np.concatenate(scores, axis=1).astype(np.float32)
+        lengths = (path >= 0).sum(axis=1)
+        return [Cycle(all_scores[i], path[i, : lengths[i]].tolist(), *self._lookup()) for i in each]
 
+    def _target(self, probs: np.ndarray) -> np.ndarray:
+        """Return the target's probabilities of the draft's best tokens."""
+        flat = probs ** (1 / self.temperature)
+        flat[:, :, WIDTH] *= OTHERS ** (1 - 1 / self.temperature)
+        return flat[:, :, :WIDTH] / flat.sum(axis=2, keepdims=True)
 
-@dataclass
-class Clock:
-    """Times of a cost table, with noise and stalls.
-
-    Attributes:
-        table: the true costs.
-        noise: standard deviation of the logarithm of a time.
-        stalls: share of the times that are 2 to 10 times as long.
-        seed: seed of noise and stalls.
-    """
-
-    table: CostTable
-    noise: float = 0.05
-    stalls: float = 0.01
-    seed: int = 0
-    draw: np.random.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.draw = np.random.default_rng(self.seed + 1_000_000)
-
-    def measure(self, true: float) -> float:
-        """Return what a stopwatch would show."""
-        stall = self.draw.uniform(2, 10) if self.draw.random() < self.stalls else 1.0
-        return true * math.exp(self.draw.normal(0, self.noise)) * stall
+    def _lookup(self) -> tuple[Lookup, int]:
+        draw = self.draw
+        if draw.random() >= self.match:
+            return NO_LOOKUP, 0
+        lookup = Lookup(int(draw.integers(2, 17)), tuple(range(100, 100 + LOOKUP)))
+        return lookup, min(int(draw.geometric(1 - self.lookup_right)) - 1, LOOKUP)
 
 
 class _State(CycleState):
@@ -138,43 +131,64 @@ class _State(CycleState):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Tokens and true seconds of every cycle."""
+    """Tokens, true seconds and verified rows of every cycle, and whether it drafted."""
 
     tokens: np.ndarray
     seconds: np.ndarray
+    rows: np.ndarray
     drafted: np.ndarray
 
-    def rate(self, begin: int = 0) -> float:
-        """Return the tokens per second of the cycles from `begin` on."""
-        return float(self.tokens[begin:].sum() / self.seconds[begin:].sum())
+    def rate(self, begin: int = 0, end: int | None = None) -> float:
+        """Return the tokens per second of the cycles from `begin` to `end`."""
+        return float(self.tokens[begin:end].sum() / self.seconds[begin:end].sum())
 
 
-def decode(policy: TreePolicy, text: Text, clock: Clock, cycles: int) -> Decoded:
+class Informed(AutoPolicy):
+    """The policy that knows the true costs at every moment."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.true = self._true_costs()
+
+    def choose(self, state: CycleState) -> DraftPlan:
+        if self.clock.later is not None:
+            self.true = self._true_costs()
+        self.cost._native.restore(self.true, np.full(len(self.true), 1e-3), 1)
+        return super().choose(state)
+
+    def _true_costs(self) -> np.ndarray:
+        knots = self.cost._native.knots().tolist()
+        rows = np.log([self.clock.verify_seconds(min(knot, 32)) for knot in knots])
+        first, second = self.clock.draft_seconds(0), self.clock.draft_seconds(1)
+        passes = np.log([first, second - first])
+        return np.concatenate((rows[:1], rows[1:] - rows[0], np.log([1e-9]), passes - rows[0]))
+
+
+def decode(policy: TreePolicy, cycles: Sequence[Cycle], clock: Clock) -> Decoded:
     """Decode with a policy that selects its nodes."""
     policy.reset()
     state = _State(torch.zeros(3), 0, None)
-    context, read, columns = 50, 42, ([], [], [])
-    for _ in range(cycles):
-        cycle = text.cycle()
+    context, read, columns = 50, 42, []
+    for cycle in cycles:
         object.__setattr__(state, "found", cycle.lookup)
         object.__setattr__(state, "context_length", context)
         result, true = _run(policy, cycle, state, clock, context - read)
-        if result.params != NO_DRAFT:
+        drafted = result.params != NO_DRAFT
+        if drafted:
             read = context
         policy.observe(result)
+        clock.cycle += 1
         context += len(result.token_ids)
-        for column, value in zip(
-            columns, (len(result.token_ids), true, result.params != NO_DRAFT), strict=True
-        ):
-            column.append(value)
-    return Decoded(*(np.array(column) for column in columns))
+        columns.append((len(result.token_ids), true, result.rows, drafted))
+    return Decoded(*(np.array(column) for column in zip(*columns, strict=True)))
 
 
 def _run(
     policy: TreePolicy, cycle: Cycle, state: CycleState, clock: Clock, unread: int
 ) -> tuple[StepResult, float]:
     """Return what a cycle reports, and its true seconds."""
-    plan, table, context = policy.choose(state), clock.table, state.context_length
+    plan, context = policy.choose(state), state.context_length
     lookup = cycle.lookup
     if plan.tree is None:
         lookup = Lookup(lookup.match_length, lookup.token_ids[: plan.lookup_tokens])
@@ -198,15 +212,16 @@ def _run(
         accepted_rows = _accepted_rows(selection, cycle, nodes[: depth + 1])
         accepted = len(accepted_rows)
         params = TreeParams(min(rows, 1 + len(progress.scores)), depth, WIDTH)
-        draft = float(table.draft_seconds(depth, WIDTH, context))
-        draft += CATCH_UP * max(unread - 8, 0) * float(table.verify_seconds(1, 0))
-    verify = float(table.verify_seconds(rows, context))
+        draft = clock.draft_seconds(depth, context)
+        draft += CATCH_UP * max(unread - 8, 0) * clock.verify_seconds(1)
+    verify = clock.verify_seconds(rows, context)
     right = range(100, 100 + min(cycle.right, accepted))
     emitted = (*right, *(7,) * (accepted + 1 - len(right)))
     if lookup.match_length and accepted < cycle.right:
         emitted = (*emitted[:-1], 100 + accepted)  # the bonus token, which the text repeats, too
     result = StepResult(
-        emitted, params, accepted, clock.measure(draft), clock.measure(verify), state.features,
+        emitted, params, accepted, clock.measure(draft),
+        clock.measure_verification(rows, context), state.features,
         context + len(emitted), lookup, 0, rows, 0.0, accepted_rows,
     )  # fmt: skip
     return result, verify + draft
@@ -228,19 +243,25 @@ def _accepted_rows(selection, cycle: Cycle, looked_up: np.ndarray) -> tuple[int,
     return tuple(rows)
 
 
-def constant_rate(tree: TreeParams, cycles: list[Cycle], table: CostTable) -> float:
-    """Return the tokens per second of a constant tree of width 4, or of plain decoding."""
-    if tree.total_tokens == 1:
-        return 1 / float(table.verify_seconds(1, 0))
-    size, tokens = WIDTH + tree.depth * WIDTH**2, 0
-    for cycle in cycles:
-        best = set(
-            np.argsort(-cycle.scores[:size], kind="stable")[: tree.total_tokens - 1].tolist()
-        )
-        length = 0
-        while length < len(cycle.path) and cycle.path[length] in best:
-            length += 1
-        tokens += 1 + length
-    seconds = table.verify_seconds(tree.total_tokens, 0)
-    seconds += table.draft_seconds(tree.depth, WIDTH, 0)
-    return tokens / len(cycles) / float(seconds)
+def constant_rates(trees: Sequence[TreeParams], cycles: Sequence[Cycle], clock: Clock) -> list:
+    """Return the tokens per second of constant trees of width 4, or of plain decoding.
+
+    Ancestors score no less than a candidate and come before it, so a path is accepted up to its
+    first candidate that is not among a tree's best.
+    """
+    scores = np.stack([cycle.scores for cycle in cycles])
+    path = np.array([cycle.path + [-1] * (DEPTH + 1 - len(cycle.path)) for cycle in cycles])
+    ranks = []
+    for depth in range(DEPTH + 1):
+        best = np.argsort(-scores[:, : WIDTH + depth * WIDTH**2], axis=1, kind="stable")
+        rank = np.take_along_axis(np.argsort(best, axis=1), np.maximum(path[:, : depth + 1], 0), 1)
+        ranks.append(np.where(path[:, : depth + 1] < 0, scores.shape[1], rank))
+    rates = []
+    for tree in trees:
+        if tree.total_tokens == 1:
+            rates.append(1 / clock.verify_seconds(1))
+            continue
+        accepted = (ranks[tree.depth] < tree.total_tokens - 1).sum()
+        seconds = clock.verify_seconds(tree.total_tokens) + clock.draft_seconds(tree.depth)
+        rates.append(float((1 + accepted / len(cycles)) / seconds))
+    return rates

@@ -1,7 +1,5 @@
 """`AutoPolicy` on made-up texts whose truth is known, and in live decoding."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -9,19 +7,10 @@ from eaglerl.cost import CostTable, OnlineCost
 from eaglerl.eagle3.policy import NO_DRAFT, SelectingPolicy, TreeParams
 from eaglerl.policies import AutoPolicy
 
+from ..simulated_clock import FLAT, ONE_THREAD, STEEP, STEP, WIDTH, Clock
 from ..traces.test_record import tiny_decoder, tiny_prompts
-from .made_up_texts import WIDTH, Clock, Cycle, Decoded, Text, constant_rate, decode
+from .made_up_texts import Decoded, Informed, Text, constant_rates, decode
 
-STEEP = CostTable(
-    "steep", "float32", (1, 2, 4, 8, 16, 32), (0.010, 0.012, 0.016, 0.026, 0.05, 0.09),
-    (0.0,) * 6, (WIDTH,), (1.5e-3,), (6e-4,),
-)  # fmt: skip
-#: A kernel that takes rows in blocks of 8.
-STEP = CostTable(
-    "step", "float32", (1, 8, 9, 32), (0.040, 0.043, 0.060, 0.070), (0.0,) * 4, (WIDTH,),
-    (2e-3,), (1e-3,),
-)  # fmt: skip
-FLAT = CostTable("flat", "float32", (1, 32), (0.010, 0.010), (0.0, 0.0), (WIDTH,), (5e-4,), (5e-4,))
 TREES = [NO_DRAFT] + [
     TreeParams(rows, depth, WIDTH)
     for depth in range(6)
@@ -36,17 +25,12 @@ GOOD_LOOKUP = {"match": 0.7, "lookup_right": 0.9}
 CYCLES, LEARNED = 1500, 500
 
 
-def best_constant_rate(cycles: list[Cycle], table: CostTable) -> float:
-    """Return the rate of plain decoding or of the best constant tree on these very cycles."""
-    return max(constant_rate(tree, cycles, table) for tree in TREES)
-
-
 def gains(text: dict, table: CostTable, seed: int) -> tuple[float, Decoded]:
     """Return the rate after 500 cycles, beside the best of plain and constant trees."""
-    same = Text(seed=seed, **text)
-    cycles = [same.cycle() for _ in range(CYCLES)]
-    decoded = decode(AutoPolicy(), Text(seed=seed, **text), Clock(table, seed=seed), CYCLES)
-    return decoded.rate(LEARNED) / best_constant_rate(cycles[LEARNED:], table), decoded
+    cycles = Text(seed=seed, **text).cycles(CYCLES)
+    clock = Clock(table, seed=seed)
+    decoded = decode(AutoPolicy(), cycles, clock)
+    return decoded.rate(LEARNED) / max(constant_rates(TREES, cycles[LEARNED:], clock)), decoded
 
 
 def check_guard(text: dict, table: CostTable, seeds: range) -> None:
@@ -97,21 +81,15 @@ def test_a_head_that_is_right_is_drafted_with_in_every_cycle() -> None:
 def test_a_machine_that_changes_is_followed_within_200_cycles(
     first: CostTable, least: float
 ) -> None:
-    # Two threads become one: everything takes longer, and rows beside each other as well.
-    second = replace(
-        STEEP, machine="one thread", verify_base=(0.016, 0.022, 0.033, 0.057, 0.11, 0.2),
-        first_pass=(2.5e-3,), later_pass=(9e-4,),
-    )  # fmt: skip
-    text, policy = Text(seed=3), AutoPolicy()
-    decode(policy, text, Clock(first, seed=3), 1000)
-    decode(policy, text, Clock(second, seed=4), 200)
-    after = decode(policy, text, Clock(second, seed=5), 1000)
-    known = AutoPolicy()
-    known.cost.fill(second)
-    text = Text(seed=3)
-    decode(known, text, Clock(second, seed=3), 1200)
+    cycles, policy = Text(seed=3).cycles(2200), AutoPolicy()
+    decode(policy, cycles[:1000], Clock(first, seed=3))
+    decode(policy, cycles[1000:1200], Clock(ONE_THREAD, seed=4))
+    after = decode(policy, cycles[1200:], Clock(ONE_THREAD, seed=5))
+    clock = Clock(ONE_THREAD)
+    known = Informed(clock)
+    decode(known, cycles[:1200], clock)
     # The same 1,000 cycles with costs that were right from the start.
-    assert after.rate() / decode(known, text, Clock(second, seed=5), 1000).rate() > least
+    assert after.rate() / decode(known, cycles[1200:], clock).rate() > least
 
 
 def test_the_text_stays_whatever_is_drafted() -> None:
@@ -129,7 +107,7 @@ def test_the_text_stays_whatever_is_drafted() -> None:
 def test_sequences_learn_together() -> None:
     policy = AutoPolicy()
     other = policy.fork()
-    decode(other, Text(), Clock(STEEP), 50)
+    decode(other, Text().cycles(50), Clock(STEEP))
     assert policy.cost is other.cost
     assert policy.cost.cycles == 50
     assert policy.rate == pytest.approx(other.rate)
@@ -152,6 +130,6 @@ def test_wrong_arguments_are_refused(arguments: dict, message: str) -> None:
 
 
 def test_decisions_are_the_same_in_every_run() -> None:
-    rates = [decode(AutoPolicy(), Text(), Clock(STEP), 200) for _ in range(2)]
+    rates = [decode(AutoPolicy(), Text().cycles(200), Clock(STEP)) for _ in range(2)]
     np.testing.assert_array_equal(rates[0].tokens, rates[1].tokens)
     np.testing.assert_array_equal(rates[0].seconds, rates[1].seconds)

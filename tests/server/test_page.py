@@ -3,10 +3,14 @@
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from .tiny import PATIENCE, greedy_text
+from eaglerl.policies.auto_policy import make_auto_policy
+from eaglerl.server import Modes, Service, auto_mode, standard_modes
+
+from .tiny import NAME, PATIENCE, greedy_text, serving, tiny_decoder
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -32,7 +36,12 @@ def browser():
 @pytest.fixture
 def page(browser, served) -> Iterator:
     """The page, which must complain of nothing."""
-    address, _ = served
+    with opened(browser, served[0]) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser, address: str) -> Iterator:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE * 1000)
     expect.set_options(timeout=PATIENCE * 1000)
@@ -235,3 +244,31 @@ def test_wide_trees_and_long_chains_stay_within_the_panel(page) -> None:
         assert grown[0] + 1 >= larger["width"]
         zoom.nth(1).click()
         assert panel.locator("svg").bounding_box()["width"] == pytest.approx(width)
+
+
+def test_the_policy_that_learns_beside_the_constant_tree(browser) -> None:
+    decoder = tiny_decoder()
+    auto = make_auto_policy(decoder.draft_head.config.draft_vocab_size)
+    modes = Modes([auto_mode(auto), *standard_modes()], "auto")
+    service = Service(decoder, modes, model_name=NAME)
+    with serving(service) as address, opened(browser, address) as page:
+        assert page.locator("#mode").input_value() == "auto"
+        assert page.locator("#mode-second").input_value() == "best-constant"
+        page.get_by_label("Prompt").fill("hello hello")
+        page.get_by_label("New tokens").fill("60")
+        page.get_by_role("button", name="Start").click()
+        for mode in ("auto", "best-constant"):
+            expect(page.get_by_role("heading", name=mode)).to_contain_text("ended: token limit")
+            text = page.get_by_role("region", name=f"Text, {mode}")
+            expect(text).to_have_text(greedy_text(TEMPLATED, 60))
+        lane = page.locator(".lane").first
+        last = int(re.match(r"cycle (\d+) of \1 ", lane.locator(".counter").inner_text())[1])
+        # Cycles that drafted nothing are shown as well: the root alone.
+        rows = set()
+        for _ in range(last - 1):
+            page.keyboard.press("ArrowLeft")
+            tree = lane.get_by_role("img").filter(has=page.locator(".node"))
+            expect(tree.locator(".node.root")).to_have_count(1)
+            rows.add(tree.locator(".node").count())
+        assert min(rows) >= 2
+    assert auto.cost.cycles >= last

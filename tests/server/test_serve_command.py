@@ -1,11 +1,13 @@
-"""`eaglerl serve` as a process: it says where it is, answers, and ends at Ctrl-C."""
+"""`eaglerl serve` as a process: it says where it is, answers, and ends at SIGTERM or Ctrl-C."""
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -14,20 +16,22 @@ from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
 from eaglerl.cli.serve_command import served_name
-from eaglerl.server.run import is_local, listen
+from eaglerl.cost import OnlineCost
+from eaglerl.server.run import is_local, listen, run_server
 
-from .tiny import PATIENCE, tiny_folders
+from .tiny import PATIENCE, tiny_folders, tiny_service
 
 EAGLERL = [sys.executable, "-c", "from eaglerl.cli import main; main()"]
 
 
-def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+def test_it_serves_until_it_is_terminated_and_keeps_what_it_learned(tmp_path: Path) -> None:
     target, head = tiny_folders(tmp_path)
-    arguments = ["--model", str(target), "--draft", str(head), "--port", "0", "--mode", "lookup"]
+    arguments = ["--model", str(target), "--draft", str(head), "--port", "0"]
     process = subprocess.Popen(
         [*EAGLERL, "serve", *arguments, "--draft-dtype", "float32"],
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"EAGLERL_CACHE": str(tmp_path / "cache")},
     )
     try:
         told = ""
@@ -42,7 +46,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         with httpx.stream("POST", url, json=request, timeout=PATIENCE) as response:
             lines = (line for line in response.iter_lines() if line)
             assert json.loads(next(lines).removeprefix("data: "))["model"] == "tiny"
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             # It ended within the cycle that was at work, or was done already.
             last = list(lines)[-1]
         assert "server_stopping" in last or last == "data: [DONE]"
@@ -51,6 +55,21 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+    (kept,) = (tmp_path / "cache" / "costs").iterdir()
+    assert OnlineCost.from_json(kept).cycles > 0
+
+
+def test_ctrl_c_ends_it_as_well() -> None:
+    def interrupt_later(address: str) -> None:
+        def interrupt() -> None:
+            httpx.get(f"{address}/", timeout=PATIENCE)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+
+    before = signal.getsignal(signal.SIGTERM)
+    run_server(tiny_service(), port=0, on_ready=interrupt_later)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """A tiny service whose tokens are single bytes: any text can be said, and characters fall apart."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, CycleState, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target.packed_target import packed_target
-from eaglerl.server import Limits, Mode, Modes, Service, standard_modes
+from eaglerl.server import Limits, Mode, Modes, Service, create_app, standard_modes
 
 from ..eagle3.tiny import tiny_head, tiny_model
 
@@ -76,6 +79,23 @@ def tiny_service(*more_modes: Mode, **limits: object) -> Service:
     """A service of `tiny_decoder`."""
     modes = Modes([*standard_modes(), *more_modes], "best-constant")
     return Service(tiny_decoder(), modes, model_name=NAME, limits=Limits(**limits))
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[str]:
+    """Serve on a free port, and give the address."""
+    config = uvicorn.Config(create_app(service), port=0, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 class Slow(ConstantPolicy):

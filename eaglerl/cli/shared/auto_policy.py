@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from eaglerl.cli.shared.machine_cost import kept_cost_path
 
 if TYPE_CHECKING:
-    from eaglerl.cost.online_cost import OnlineCost
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.policies.auto_policy import AutoPolicy
 
@@ -34,40 +33,43 @@ def can_keep_auto_policy(decoder: SpeculativeDecoder) -> bool:
 def keeping_auto_policy(decoder: SpeculativeDecoder) -> Iterator[AutoPolicy]:
     """Make the policy with the costs that earlier runs learned; keep what it learns at the end.
 
-    Of two processes that end at the same time, one is remembered.
+    Of two processes that end at the same time, one is remembered. Kept costs that cannot be read,
+    or a cache folder that cannot be written, are reported by a warning.
 
     Args:
         decoder: a decoder with a draft head, on the CPU; `can_keep_auto_policy` tells.
     """
-    from eaglerl.policies.auto_policy import make_auto_policy
-
     assert decoder.draft_head is not None
     path = learned_cost_path(decoder)
-    vocab_size = decoder.draft_head.config.draft_vocab_size
-    policy = make_auto_policy(vocab_size)
-    known = _read(path, policy)
-    if known is not None:
-        policy = make_auto_policy(vocab_size, known)
+    policy = _make(path, decoder.draft_head.config.draft_vocab_size)
     before = policy.cost.cycles
     try:
         yield policy
     finally:
         if policy.cost.cycles > before:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            policy.cost.to_json(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                policy.cost.to_json(path)
+            except OSError as error:
+                # The texts are decoded; the next run begins without these costs.
+                warnings.warn(f"the learned costs cannot be kept: {error}", stacklevel=3)
 
 
-def _read(path: Path, policy: AutoPolicy) -> OnlineCost | None:
-    """Return kept costs that have the width and the rows of a policy; None without them."""
+def _make(path: Path, vocab_size: int) -> AutoPolicy:
+    """Make the policy with kept costs, if there are any that it can use."""
     from eaglerl.cost.online_cost import OnlineCost
+    from eaglerl.policies.auto_policy import make_auto_policy
 
-    if not path.is_file():
-        return None
     try:
         cost = OnlineCost.from_json(path)
+    except FileNotFoundError:
+        return make_auto_policy(vocab_size)
     except ValueError as error:
-        warnings.warn(f"{error}; it is ignored", stacklevel=3)
-        return None
-    limit = policy.limit
-    fits = limit.top_k in cost.top_ks and cost.max_rows >= limit.total_tokens
-    return cost if fits else None
+        warnings.warn(f"{error}; it is ignored", stacklevel=4)
+        return make_auto_policy(vocab_size)
+    try:
+        return make_auto_policy(vocab_size, cost)
+    except ValueError as error:
+        # Another version had other trees.
+        warnings.warn(f"the learned costs {str(path)!r} are ignored: {error}", stacklevel=4)
+        return make_auto_policy(vocab_size)

@@ -110,7 +110,9 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
         return CostTable.from_json(cost)
     kept = kept_cost_path(decoder)
     try:
-        return CostTable.from_json(kept) if kept.is_file() else None
+        return CostTable.from_json(kept)
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         warnings.warn(f"{error}; it is ignored", stacklevel=2)
         return None
