@@ -119,6 +119,9 @@ class DraftTreeBuilder:
     ) -> None: ...
     def lookup_nodes(self, lookup_tokens: Sequence[int], levels: int, nodes: int, /) -> None: ...
     def scores(self, out: int, /) -> None: ...
+    def progress(
+        self, lookup_tokens: Sequence[int], levels: int, /
+    ) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 class Policy:
     def __init__(
@@ -234,16 +237,16 @@ class OnlineCycle:
     def plan(
         self, context_length: int, match_length: int, lookup_length: int, unread: int, /
     ) -> tuple[bool, int]: ...
-    def observe_undrafted(self, tokens: int, /) -> None: ...
-    def observe_lookup(self, equal: int, tokens: int, /) -> None: ...
-    def observe_times(self, rows: int, verify_seconds: float, draft_seconds: float, /) -> None: ...
+    def observe_planned(
+        self, drafted: bool, accepted_rows: Sequence[int], token_ids: Sequence[int],
+        looked_up: Sequence[int], rows: int, verify_seconds: float, draft_seconds: float, /,
+    ) -> None: ...  # fmt: skip
     def reset(self) -> None: ...
     def begin(self) -> None: ...
     def score(
         self, scores: np.ndarray, depth: int, context_length: int, match_length: int,
         lookup_length: int, lookup_nodes: np.ndarray | None, /,
-    ) -> None: ...  # fmt: skip
-    def should_continue(self) -> bool: ...
+    ) -> bool: ...  # fmt: skip
     def select(self) -> tuple[np.ndarray, int]: ...
     def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
     def count_lookup(self, first_accepted: bool, /) -> None: ...
@@ -253,6 +256,14 @@ def make_learning_cycle(
     shared: OnlineAcceptance, top_k: int, max_depth: int, max_rows: int, lookup_tokens: int,
     cost: OnlineCost, width: int, /,
 ) -> OnlineCycle: ...  # fmt: skip
+
+class NgramIndex:
+    def __init__(self, longest: int, /) -> None: ...
+    def __len__(self) -> int: ...
+    def extend(self, tokens: Sequence[int], /) -> None: ...
+    def propose(self, max_tokens: int, /) -> tuple[int, tuple[int, ...]]: ...
+    def token_ids(self) -> tuple[int, ...]: ...
+
 def block_formats() -> dict[str, int]: ...
 
 class BlockMatrix:
@@ -276,19 +287,10 @@ _LayerParts = tuple[
 
 class BlockDecoder:
     def __init__(
-        self,
-        intermediate: int,
-        query_heads: int,
-        kv_heads: int,
-        head_dim: int,
-        eps: float,
-        scale: float,
-        activations: str,
-        embedding: BlockMatrix,
-        layers: Sequence[_LayerParts],
-        norm: np.ndarray,
-        head: _ProductParts,
-    ) -> None: ...
+        self, intermediate: int, query_heads: int, kv_heads: int, head_dim: int, eps: float,
+        scale: float, activations: str, embedding: BlockMatrix, layers: Sequence[_LayerParts],
+        norm: np.ndarray, head: _ProductParts,
+    ) -> None: ...  # fmt: skip
     def run(
         self,
         token_ids: int,

@@ -14,6 +14,7 @@ constexpr std::array<double, kAdvantageWeights> kAdvantageSpread = {0.5, 0.5, 0.
 // The bias is that of about 1,000 drafts, after 50 without any.
 constexpr double kFirstExpectations = 50.0, kMostExpectations = 1000.0;
 constexpr double kFirstCatchUp = 0.01, kNewestCatchUp = 0.2;
+constexpr double kFewRows = 16.0, kMostSurprise = 3.0;
 constexpr double kLeastCatchUp = 1e-5, kMostCatchUp = 1.0;
 // Trials may cost 0.35 % of the tokens and three at first. Of what is not spent, so much is kept.
 constexpr double kTrialShare = 0.0035, kFirstBudget = 3.0, kMostBudget = 20.0;
@@ -32,8 +33,10 @@ void DraftChoice::count_expected(double tokens, double expected) {
 }
 
 void DraftChoice::count_catch_up(double rows, double cost) {
-  const double found = std::clamp(cost / rows, kLeastCatchUp, kMostCatchUp);
-  catch_up_ += kNewestCatchUp * (found - catch_up_);
+  // A stall is not taken for reading, and a few tokens tell little.
+  const double found = std::min(cost / rows, kMostSurprise * catch_up_);
+  const double weight = kNewestCatchUp * rows / (rows + kFewRows);
+  catch_up_ = std::clamp(catch_up_ + weight * (found - catch_up_), kLeastCatchUp, kMostCatchUp);
 }
 
 void DraftChoice::earn(double tokens) {

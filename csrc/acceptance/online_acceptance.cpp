@@ -37,7 +37,7 @@ double confidence(double score) {
 // The believed weights at first, and their standard deviations.
 constexpr std::array<double, kNodeWeights> kNodePrior = {0.0, 1.0};
 constexpr std::array<double, kNodeWeights> kNodeSpread = {0.5, 0.2, 0.5, 0.5, 0.5,
-                                                          0.5, 0.5, 0.5, 0.5};
+                                                          0.5, 0.5, 0.5, 0.5, 0.3};
 constexpr std::array<double, kLookupWeights> kLookupPrior = {};
 constexpr std::array<double, kLookupWeights> kLookupSpread = {1.0, 1.0, 1.0, 1.0, 1.0,
                                                               1.0, 1.0, 1.0, 1.0};
@@ -185,6 +185,8 @@ void OnlineCycle::score_level(const DraftView& draft, int64_t level) {
     x[1] = confidence(draft.scores[node]);
     // A head for another model can be sure and wrong: above even chances the slope is its own.
     x[8] = std::max(x[1], 0.0);
+    // What the draft believes too much of each token, it believes of a path once for each level.
+    x[9] = double(level);
     if (match_ > 0) {
       // A lookup that proposes another token is evidence against the candidate.
       const int at = node == looked_up ? 2 : 5;

@@ -16,7 +16,7 @@
 
 namespace eaglerl {
 
-constexpr int kNodeWeights = 9;
+constexpr int kNodeWeights = 10;
 constexpr int kLookupWeights = 9;
 // About the mean of log_match().
 constexpr double kMeanLogMatch = 1.4;

@@ -82,7 +82,7 @@ std::unique_ptr<OnlineCycle> make_cycle(std::shared_ptr<OnlineAcceptance> shared
       read_costs(max_rows, base, slope, first_pass, later_pass, draft_slope));
 }
 
-void score_draft(OnlineCycle& cycle, const py::object& scores, int64_t depth,
+bool score_draft(OnlineCycle& cycle, const py::object& scores, int64_t depth,
                  int64_t context_length, int64_t match_length, int64_t lookup_length,
                  const py::object& nodes) {
   cycle.check_usable();
@@ -93,6 +93,7 @@ void score_draft(OnlineCycle& cycle, const py::object& scores, int64_t depth,
   const DraftView draft =
       read_draft(cycle.sizes(), scores, depth, context_length, match_length, lookup_length, nodes);
   cycle.score(draft);
+  return cycle.should_continue();
 }
 
 py::tuple select(const OnlineCycle& cycle) {
@@ -129,28 +130,34 @@ py::tuple plan(OnlineCycle& cycle, int64_t context_length, int64_t match_length,
   return py::make_tuple(plan.drafts, plan.lookup_tokens);
 }
 
-void check_planned(const OnlineCycle& cycle) {
+int64_t common_length(const std::vector<int64_t>& a, const std::vector<int64_t>& b) {
+  const size_t shorter = std::min(a.size(), b.size());
+  return std::mismatch(a.begin(), a.begin() + ptrdiff_t(shorter), b.begin()).first - a.begin();
+}
+
+// After plan(): learns from all that a cycle showed. `drafted` says whether score() chose the tree.
+void observe_planned(OnlineCycle& cycle, bool drafted, const std::vector<int64_t>& accepted_rows,
+                     const std::vector<int64_t>& token_ids, const std::vector<int64_t>& looked_up,
+                     int64_t rows, double verify_seconds, double draft_seconds) {
   cycle.check_usable();
   if (!cycle.planned()) throw py::value_error("plan() must be called first");
-}
-
-void observe_undrafted(OnlineCycle& cycle, int64_t tokens) {
-  check_planned(cycle);
-  cycle.observe_undrafted(check_between("tokens", tokens, 1, kLargestCount));
-}
-
-void observe_lookup(OnlineCycle& cycle, int64_t equal, int64_t tokens) {
-  check_planned(cycle);
-  check_between("tokens", tokens, 1, kLargestCount);
-  cycle.observe_lookup(check_between("equal", equal, 0, tokens), tokens);
-}
-
-void observe_times(OnlineCycle& cycle, int64_t rows, double verify_seconds, double draft_seconds) {
-  check_planned(cycle);
-  check_between("rows", rows, 1, cycle.sizes().max_rows);
+  check_between("rows", rows, 1, kLargestCount);
   check_seconds("verify_seconds", verify_seconds, 0.0);
   check_seconds("draft_seconds", draft_seconds, 0.0);
-  cycle.observe_times(rows, verify_seconds, draft_seconds);
+  const int64_t tokens = check_between("token_ids", int64_t(token_ids.size()), 1, kLargestCount);
+  if (drafted) {
+    observe(cycle, accepted_rows, tokens);
+  } else {
+    cycle.observe_undrafted(tokens);
+  }
+  if (!looked_up.empty()) {
+    const int64_t equal = common_length(looked_up, token_ids);
+    cycle.observe_lookup(equal, tokens);
+    cycle.count_lookup(equal > 0);
+  }
+  if (rows <= cycle.sizes().max_rows) {
+    cycle.observe_times(rows, verify_seconds, drafted ? draft_seconds : 0.0);
+  }
 }
 
 std::shared_ptr<OnlineCost> make_cost(int64_t max_rows, int64_t widths) {
@@ -264,17 +271,10 @@ void bind_online(py::module_& module) {
       .def("reset", usable(&OnlineCycle::reset))
       .def("begin", usable(&OnlineCycle::begin))
       .def("score", &score_draft)
-      .def("should_continue",
-           [](const OnlineCycle& cycle) {
-             check_scored(cycle);
-             return cycle.should_continue();
-           })
       .def("select", &select)
       .def("survival", &survival)
       .def("plan", &plan)
-      .def("observe_undrafted", &observe_undrafted)
-      .def("observe_lookup", &observe_lookup)
-      .def("observe_times", &observe_times)
+      .def("observe_planned", &observe_planned)
       .def("count_lookup", usable(&OnlineCycle::count_lookup))
       .def("observe", &observe);
   module.def("make_learning_cycle", &make_learning_cycle);

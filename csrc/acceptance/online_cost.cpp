@@ -19,10 +19,13 @@ constexpr double kSpeedSpread = 0.5;
 // 0.03 %, which is 3 % in 10,000 cycles.
 constexpr double kNoise = 0.05, kSpeedDrift = 0.01, kDrift = 3e-4;
 // A time off by more than 3 standard deviations counts as one off by 3. After four cycles in a row
-// the machine has changed: its speed may be off by a factor of 2, its growth by 0.1 as above.
+// the machine has changed: what rows cost may be off by 0.1 as above, and, where drafts were off as
+// well, its speed by a factor of 2.
 constexpr double kMostSurprise = 3.0;
 constexpr double kStall = 0.25;
 constexpr int64_t kSurprises = 4;
+// No cost is known better than to 0.3 %.
+constexpr double kLeast = 3e-3;
 constexpr double kChangedSpeed = 0.5, kChangedGrowth = 0.01;
 
 std::vector<int64_t> knots_to(int64_t max_rows) {
@@ -46,6 +49,8 @@ OnlineCost::OnlineCost(int64_t max_rows, int64_t widths)
   toward_.resize(size);
   verify_.resize(size_t(max_rows));
   deviation_.resize(size_t(max_rows));
+  pooled_.resize(knots_.size());
+  ascending_.resize(knots_.size());
   between_.reserve(size_t(max_rows));
   for (int64_t rows = 1; rows <= max_rows; ++rows) between_.push_back(find_between(rows));
   begin_belief();
@@ -144,17 +149,18 @@ OnlineCost::Observed OnlineCost::learn(double surprise) {
 }
 
 void OnlineCost::widen_after(const Observed& verify, const Observed* draft) {
-  const bool all = verify.clipped &&
-                   (draft == nullptr || (draft->clipped && draft->surprise * verify.surprise > 0));
-  if (!all) {
-    surprises_ = 0;
-    return;
-  }
-  const int64_t sign = verify.surprise > 0 ? 1 : -1;
-  surprises_ = surprises_ * sign > 0 ? surprises_ + sign : sign;
+  const int64_t sign = !verify.clipped ? 0 : verify.surprise > 0 ? 1 : -1;
+  const bool all =
+      draft == nullptr || (draft->clipped && (draft->surprise > 0) == (verify.surprise > 0));
+  const auto count = [](int64_t& in_a_row, int64_t with) {
+    in_a_row = with == 0 ? 0 : in_a_row * with > 0 ? in_a_row + with : with;
+  };
+  count(surprises_, sign);
+  count(all_surprises_, all ? sign : 0);
   if (std::abs(surprises_) < kSurprises) return;
-  surprises_ = 0;
-  covariance(0, 0) += kChangedSpeed;
+  // Where the draft takes as long as it did, only what rows cost has changed.
+  if (std::abs(all_surprises_) >= kSurprises) covariance(0, 0) += kChangedSpeed;
+  surprises_ = all_surprises_ = 0;
   for (size_t i = 1; i < knots_.size(); ++i) {
     for (size_t j = 1; j < knots_.size(); ++j) {
       covariance(i, j) += kChangedGrowth * std::log(double(std::min(knots_[i], knots_[j])));
@@ -166,7 +172,6 @@ void OnlineCost::refresh(int64_t rows) {
   const Between& last = between_[rows - 1];
   for (size_t r = 0; r < between_.size(); ++r) {
     const Between& between = between_[r];
-    verify_[r] = growth(between);
     const size_t at[] = {between.left, between.right, last.left, last.right};
     const double weights[] = {between.left_weight, between.right_weight, -last.left_weight,
                               -last.right_weight};
@@ -176,13 +181,36 @@ void OnlineCost::refresh(int64_t rows) {
     }
     deviation_[r] = std::sqrt(std::max(variance, 0.0));
   }
-  // More rows never cost less. The rows verified last are believed, the others give way.
-  for (size_t r = size_t(rows); r < verify_.size(); ++r) {
-    verify_[r] = std::max(verify_[r], verify_[r - 1]);
+  ascend();
+  for (size_t r = 0; r < between_.size(); ++r) {
+    const Between& between = between_[r];
+    const double left = ascending_[between.left], right = ascending_[between.right];
+    const double share = between.right_weight;
+    verify_[r] = std::exp(left + share * (right - left));
   }
-  for (size_t r = size_t(rows) - 1; r > 0; --r)
-    verify_[r - 1] = std::min(verify_[r - 1], verify_[r]);
-  for (double& seconds : verify_) seconds = std::exp(seconds);
+}
+
+// More rows never cost less: the ascending costs at the knots that are nearest to the believed
+// ones, each weighted by how well it is known (pool adjacent violators: Barlow et al. 1972).
+void OnlineCost::ascend() {
+  size_t blocks = 0;
+  for (size_t i = 0; i < knots_.size(); ++i) {
+    const size_t row = std::min(size_t(knots_[i]), deviation_.size()) - 1;
+    pooled_[blocks++] = {i == 0 ? 0.0 : mean_[i], 1.0 / (square(deviation_[row]) + square(kLeast)),
+                         1};
+    while (blocks > 1 && pooled_[blocks - 2].mean > pooled_[blocks - 1].mean) {
+      Pooled& into = pooled_[blocks - 2];
+      const Pooled& from = pooled_[--blocks];
+      const double weight = into.weight + from.weight;
+      into.mean += (from.mean - into.mean) * from.weight / weight;
+      into.weight = weight;
+      into.knots += from.knots;
+    }
+  }
+  size_t i = 0;
+  for (size_t block = 0; block < blocks; ++block) {
+    for (size_t k = 0; k < pooled_[block].knots; ++k) ascending_[i++] = pooled_[block].mean;
+  }
 }
 
 std::vector<double> OnlineCost::spread() const {
@@ -201,7 +229,7 @@ void OnlineCost::restore(const double* mean, const double* spread, int64_t cycle
   }
   mean_.assign(mean, mean + size());
   cycles_ = cycles;
-  surprises_ = 0;
+  surprises_ = all_surprises_ = 0;
   refresh(1);
 }
 

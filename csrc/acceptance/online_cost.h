@@ -66,6 +66,13 @@ class OnlineCost : public PythonObject {
     double left_weight, right_weight;
   };
 
+  // Neighbouring knots that are believed to cost the same.
+  struct Pooled {
+    double mean;
+    double weight;
+    size_t knots;
+  };
+
   struct Observed {
     double surprise;  // logarithm of found over expected seconds
     bool clipped;
@@ -85,10 +92,15 @@ class OnlineCost : public PythonObject {
   Between find_between(int64_t rows) const;
   // Computes verify() and deviation() anew.
   void refresh(int64_t rows);
+  // Computes the ascending costs at the knots.
+  void ascend();
 
   int64_t widths_;
   int64_t cycles_ = 0;
-  int64_t surprises_ = 0;  // cycles in a row whose times were all off in the same direction
+  // Cycles in a row whose verification was off in the same direction, negative for too fast, and
+  // those whose draft was as well.
+  int64_t surprises_ = 0;
+  int64_t all_surprises_ = 0;
   std::vector<int64_t> knots_;
   std::vector<Between> between_;  // of each number of rows
   Vector mean_;
@@ -97,6 +109,8 @@ class OnlineCost : public PythonObject {
   Vector toward_;
   Vector verify_;
   Vector deviation_;
+  std::vector<Pooled> pooled_;
+  Vector ascending_;  // of the knots
 };
 
 }  // namespace eaglerl

@@ -17,6 +17,7 @@
 #include "common/parallel.h"
 #include "common/tensor_guard.h"
 #include "common/thread_bindings.h"
+#include "lookup/lookup_bindings.h"
 #include "policy/policy_bindings.h"
 #include "target/block_bindings.h"
 #include "tree/tree_bindings.h"
@@ -179,6 +180,7 @@ PYBIND11_MODULE(_C, module) {
   bind_threads(module);
   bind_tensor_guard(module);
   bind_tree(module);
+  bind_lookup(module);
   bind_policy(module);
   bind_acceptance(module);
   bind_online(module);

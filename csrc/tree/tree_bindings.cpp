@@ -1,5 +1,6 @@
 #include "tree/tree_bindings.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -94,6 +95,19 @@ void scores(DraftTreeBuilder& builder, uintptr_t out) {
   builder.scores(element_address<float>("out", out, builder.pool_size()));
 }
 
+// All that a policy sees of the draft so far, in new arrays: one call, since a policy may look
+// after every pass and its time is decoding time.
+py::tuple progress(DraftTreeBuilder& builder, py::handle lookup_tokens, int32_t levels) {
+  check_between("levels", levels, 0, kMostTreeRows);
+  py::array_t<float> scores(builder.pool_size());
+  builder.scores(scores.mutable_data());
+  const std::vector<int64_t> tokens = integers("lookup_tokens", lookup_tokens);
+  if (tokens.empty()) return py::make_tuple(std::move(scores), py::none());
+  py::array_t<int64_t> nodes(levels);
+  builder.lookup_nodes(tokens, levels, nodes.mutable_data());
+  return py::make_tuple(std::move(scores), std::move(nodes));
+}
+
 void bind_builder(py::module_& module) {
   py::class_<DraftTreeBuilder>(module, "DraftTreeBuilder")
       .def(py::init<>())
@@ -106,6 +120,7 @@ void bind_builder(py::module_& module) {
       .def("finish_selected", usable(&finish_selected))
       .def("lookup_nodes", usable(&lookup_nodes))
       .def("scores", usable(&scores))
+      .def("progress", usable(&progress))
       .def_property_readonly("top_k", usable(&DraftTreeBuilder::top_k))
       .def_property_readonly("rounds", usable(&DraftTreeBuilder::rounds))
       .def_property_readonly("pool_size", usable(&DraftTreeBuilder::pool_size));

@@ -211,6 +211,24 @@ class DraftTreeBuilder(NativeState):
         self._native.lookup_nodes(lookup_tokens, levels, nodes.data_ptr())
         return nodes
 
+    def progress(
+        self, lookup_tokens: Sequence[int], levels: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return `scores` and `lookup_nodes` at once, in new arrays.
+
+        Args:
+            lookup_tokens: see `lookup_nodes`.
+            levels: see `lookup_nodes`.
+
+        Returns:
+            float32 (pool size,) scores, and int64 (levels,) nodes; None if nothing was looked up.
+
+        Raises:
+            ValueError: see `lookup_nodes`.
+            TypeError: see `lookup_nodes`.
+        """
+        return self._native.progress(lookup_tokens, levels)
+
     chain_nodes = RenamedAttribute("lookup_nodes")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
-from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, common_length
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
 from eaglerl.policies.online_policy import OnlinePolicy
 
 # Rounds of a draft after the first. Trees of more levels gained nothing on the recorded traces.
@@ -78,20 +78,16 @@ class AutoPolicy(OnlinePolicy):
 
     def observe(self, result: StepResult) -> None:
         """Learn from the cycle's times and tokens."""
-        cycle, count = self._cycle, len(result.token_ids)
         # Without `select` the tree was another's: there was no room for a draft at the end.
-        if self._selected:
-            cycle.observe(result.accepted_rows, count)
-        else:
-            cycle.observe_undrafted(count)
-        if self._lookup.match_length:
-            equal = common_length(self._lookup.token_ids, result.token_ids)
-            cycle.observe_lookup(equal, count)
-            cycle.count_lookup(equal > 0)
-        if result.verify_seconds > 0.0 and result.rows <= self.limit.total_tokens:
-            cycle.observe_times(
-                result.rows, result.verify_seconds, result.draft_seconds if self._selected else 0.0
-            )
+        self._cycle.observe_planned(
+            self._selected,
+            result.accepted_rows,
+            result.token_ids,
+            self._lookup.token_ids,
+            result.rows,
+            result.verify_seconds,
+            result.draft_seconds,
+        )
 
     def _new_cycle(self) -> C.OnlineCycle:
         limit, cost = self.limit, self.cost

@@ -88,6 +88,7 @@ class OnlinePolicy:
         """Begin a sequence: forget its lookups; what was learned stays."""
         self._cycle.reset()
         self._seen: DraftProgress | None = None
+        self._continues = False
         self._selected = False
 
     def choose(self, state: CycleState) -> DraftPlan:
@@ -109,7 +110,7 @@ class OnlinePolicy:
     def should_continue(self, progress: DraftProgress) -> bool:
         """Return whether another round promises more than it costs."""
         self._look_at(progress)
-        return self._cycle.should_continue()
+        return self._continues
 
     def select(self, progress: DraftProgress) -> Selection:
         """Return the most probable candidates, as many as are worth verifying."""
@@ -125,7 +126,7 @@ class OnlinePolicy:
         if self._seen is progress:
             return
         lookup = progress.lookup
-        self._cycle.score(
+        self._continues = self._cycle.score(
             progress.scores,
             progress.depth,
             progress.context_length,

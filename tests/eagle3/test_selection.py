@@ -147,6 +147,9 @@ def test_looked_up_tokens_are_found_as_far_as_the_pool_has_them() -> None:
                 inside = len(start) == level + 1 and start in known
                 expected.append(known.index(start) - 1 if inside else -1)
             assert nodes.tolist() == expected
+            scores, found = builder.progress(looked_up, DEPTH + 1)
+            assert scores.tolist() == builder.scores().tolist()
+            assert (found.tolist() if looked_up else found) == (expected if looked_up else None)
 
 
 class RandomSelection:

@@ -185,6 +185,7 @@ def _draft_tree_builder(source: Source, memory: Memory) -> Step:
         "finish_selected": tree,
         "lookup_nodes": [[1, 2, 3], source.choice((0, 2, 9)), memory.int64(9)],
         "scores": [memory(1000)],
+        "progress": [[1, 2, 3][: source.randrange(4)], source.choice((0, 2, 9))],
     }
 
     def drive(*_: Any) -> None:
@@ -268,6 +269,21 @@ def _block_decoder(source: Source, memory: Memory) -> Step:
     return drive, []
 
 
+def _ngram_index(source: Source, memory: Memory) -> Step:
+    def drive(*numbers: Any) -> None:
+        index = C.NgramIndex(*numbers)
+        calls: list[Callable[[], Any]] = [index.token_ids, lambda: len(index)]
+        for _ in range(6):
+            tokens = [source.randrange(4) for _ in range(source.randrange(30))]
+            calls += [
+                partial(index.extend, spoil_numbers(tokens, source)),
+                partial(index.propose, *spoil_numbers([source.randrange(9)], source)),
+            ]
+        drive_calls(calls)
+
+    return drive, [source.choice((2, 3, 16, 64))]
+
+
 NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "rms_norm": _rms_norm,
     "silu_mul": _silu_mul,
@@ -296,6 +312,7 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "OnlineCost": online_cost,
     "make_learning_cycle": learning_cycle,
     "OnlineCycle": online_cycle,
+    "NgramIndex": _ngram_index,
     "block_formats": _no_arguments("block_formats"),
     "BlockMatrix": _block_matrix,
     "BlockDecoder": _block_decoder,

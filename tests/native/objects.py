@@ -179,6 +179,7 @@ def draft_tree_builder(source: Source) -> str:
             maybe(source.sample(range(20), source.randrange(5))), maybe([1, 2])
         ),
         lambda: builder.lookup_nodes(maybe([1, 2, 3]), maybe(2)),
+        lambda: builder.progress(maybe([1, 2, 3]), maybe(2)),
         lambda: source.choice((copy.copy, copy.deepcopy, pickle.dumps))(builder),
     ]
     if source.random() < 0.8:

@@ -107,13 +107,13 @@ def _drive_cycle(cycle: Any, rows: int, source: Source) -> None:
                 spoiled_array(scores, source, 0.2), *numbers,
                 source.choice((None, spoiled_array(nodes, source, 0.2))),
             ),
-            cycle.should_continue,
             cycle.select,
             cycle.survival,
             lambda accepted=accepted: cycle.observe(*spoil_numbers([accepted, 3], source)),
-            lambda: cycle.observe_undrafted(*spoil_numbers([2], source)),
-            lambda: cycle.observe_lookup(*spoil_numbers([source.randrange(3), 2], source)),
-            lambda: cycle.observe_times(*spoil_numbers([rows, 0.01, 0.001], source)),
+            lambda accepted=accepted: cycle.observe_planned(
+                *spoil_numbers([source.random() < 0.5, accepted, [1, 2], [1, 3], rows, 0.01, 0.001],
+                               source)
+            ),
             lambda: cycle.count_lookup(*spoil_numbers([True], source)),
         ]  # fmt: skip
     drive_calls(calls)

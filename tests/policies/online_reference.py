@@ -5,7 +5,7 @@ import numpy as np
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import DraftProgress, TreeParams
 
-NODE_PRIOR = (np.array([0.0, 1.0] + [0.0] * 7), np.array([0.5, 0.2] + [0.5] * 7))
+NODE_PRIOR = (np.array([0.0, 1.0] + [0.0] * 8), np.array([0.5, 0.2] + [0.5] * 7 + [0.3]))
 LOOKUP_PRIOR = (np.zeros(9), np.ones(9))
 
 
@@ -93,8 +93,8 @@ class Reference:
         at = -1 if progress.lookup_nodes is None else progress.lookup_nodes[level]
         found = []
         for i, value in enumerate(confidence):
-            x = np.zeros(9)
-            x[:2], x[8] = (1, value), max(value, 0)
+            x = np.zeros(10)
+            x[:2], x[8:] = (1, value), (max(value, 0), level)
             if match:
                 kind = 2 if begin + i == at else 5
                 x[kind : kind + 3] = 1, np.log1p(min(match, 16)), self.success

@@ -146,10 +146,8 @@ class TreeDrafter:
         return self._selecting
 
     def _progress(self, top_k: int, depth: int, context: DraftContext) -> DraftProgress:
-        scores = self._builder.scores().numpy()
-        lookup, nodes = context.lookup, None
-        if lookup.token_ids:
-            nodes = self._builder.lookup_nodes(lookup.token_ids, depth + 1).numpy()
+        lookup = context.lookup
+        scores, nodes = self._builder.progress(lookup.token_ids, depth + 1)
         return DraftProgress(top_k, depth, scores, context.context_length, lookup, nodes)
 
     def _begin(
