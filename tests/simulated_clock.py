@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +27,19 @@ ONE_THREAD = CostTable(
     (0.0,) * 6, (4,), (2.5e-3,), (9e-4,),
 )  # fmt: skip
 WIDTH = 4
+
+
+def repriced(table: CostTable, factor: Callable[[int], float], passes: float = 1.0) -> CostTable:
+    """Return a table of 1 to 32 rows that cost `factor(rows)` times as much, and its passes."""
+    rows = range(1, 33)
+    return replace(
+        table,
+        total_tokens=tuple(rows),
+        verify_base=tuple(factor(row) * float(table.verify_seconds(row, 0)) for row in rows),
+        verify_slope=(0.0,) * 32,
+        first_pass=tuple(passes * seconds for seconds in table.first_pass),
+        later_pass=tuple(passes * seconds for seconds in table.later_pass),
+    )
 
 
 @dataclass
