@@ -15,6 +15,7 @@ from scipy.optimize import isotonic_regression
 from eaglerl.cost import CostTable, OnlineCost
 from eaglerl.eagle3.policy import NO_DRAFT, StepResult, TreeParams
 
+from ..closeness import check_close
 from ..simulated_clock import FLAT, ONE_THREAD, STEEP, STEP, Clock
 
 KNOTS = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 17, 20, 24, 32])
@@ -108,11 +109,6 @@ class Reference:
         self.mean = self.mean + gain * surprise
         self.covariance = self.covariance - np.outer(gain, weights @ self.covariance)
         return int(np.sign(surprise)) if abs(surprise) > most else 0
-
-
-def check_close(found: np.ndarray, expected: np.ndarray, rtol: float, atol: float = 0.0) -> None:
-    """Check like `assert_allclose`, which takes 0.3 ms."""
-    assert (np.abs(found - expected) <= atol + rtol * np.abs(expected)).all(), (found, expected)
 
 
 @settings(max_examples=30, deadline=None)

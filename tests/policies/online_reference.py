@@ -14,8 +14,8 @@ class Logistic:
 
     def __init__(self, mean: np.ndarray, deviation: np.ndarray) -> None:
         self.mean = mean.copy()
-        self.prior = np.diag(deviation**2)
-        self.covariance = self.prior.copy()
+        self.prior = deviation**2
+        self.covariance = np.diag(self.prior)
 
     def predict(self, x: np.ndarray) -> float:
         return float(1 / (1 + np.exp(-np.clip(self.mean @ x, -30, 30))))
@@ -24,15 +24,13 @@ class Logistic:
         p = self.predict(x)
         information = max(p * (1 - p), 1e-3)
         # Sherman and Morrison's formula for the inverse of (covariance^-1 + information x x^T).
-        covariance = self.covariance
-        updated = covariance - (
-            information
-            * np.outer(covariance @ x, covariance @ x)
-            / (1 + information * x @ covariance @ x)
+        toward = self.covariance @ x
+        updated = self.covariance - (
+            information * np.outer(toward, toward) / (1 + information * x @ toward)
         )
         self.mean = self.mean + updated @ x * (label - p)
-        diagonal = np.minimum(np.diag(updated) + 1e-5 * np.diag(self.prior), np.diag(self.prior))
-        self.covariance = updated - np.diag(np.diag(updated)) + np.diag(diagonal)
+        np.fill_diagonal(updated, np.minimum(np.diagonal(updated) + 1e-5 * self.prior, self.prior))
+        self.covariance = updated
 
 
 class Reference:

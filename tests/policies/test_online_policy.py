@@ -13,6 +13,7 @@ from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, TreeParams
 from eaglerl.policies.online_policy import OnlinePolicy
 
+from ..closeness import check_close
 from ..traces.test_record import tiny_decoder, tiny_prompts
 from .online_reference import Logistic, Reference
 from .test_acceptance_cycle import progress_of, random_draft, random_model
@@ -52,8 +53,8 @@ def test_cycles_equal_those_in_numpy(seed: int) -> None:
             assert selection.nodes.tolist() == reference.chosen.tolist()
             assert selection.lookup_tokens == reference.verified_lookup
             pool, looked_up = policy._cycle.survival()
-            np.testing.assert_allclose(pool, reference.survival, rtol=1e-9)
-            np.testing.assert_allclose(looked_up, reference.looked_up, rtol=1e-9)
+            check_close(pool, reference.survival, 1e-9)
+            check_close(looked_up, reference.looked_up, 1e-9)
         rows = np.flatnonzero(draw.random(selection.choose_total_tokens(progress) - 1) < 0.5) + 1
         policy._cycle.observe(rows.tolist(), 1 + len(rows))
         reference.observe(rows.tolist(), 1 + len(rows))
@@ -61,10 +62,8 @@ def test_cycles_equal_those_in_numpy(seed: int) -> None:
             right = bool(draw.random() < 0.5)
             policy._cycle.count_lookup(right)
             reference.count_lookup(right)
-        np.testing.assert_allclose(policy._shared.node_weights(), reference.nodes.mean, rtol=1e-7)
-        np.testing.assert_allclose(
-            policy._shared.lookup_weights(), reference.lookups.mean, rtol=1e-7, atol=1e-12
-        )
+        check_close(policy._shared.node_weights(), reference.nodes.mean, 1e-7)
+        check_close(policy._shared.lookup_weights(), reference.lookups.mean, 1e-7, 1e-12)
         assert policy.rate == pytest.approx(reference.rate, rel=1e-9)
 
 
