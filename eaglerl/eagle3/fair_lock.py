@@ -50,8 +50,9 @@ class FairLock:
             if self._owner is None:
                 self._owner, self._depth = me, 1
                 return 0.0
+            # Whoever sees this thread in the queue may rely on its time having begun.
+            started = time.perf_counter()
             self._waiting.append((me, turn))
-        started = time.perf_counter()
         try:
             turn.acquire()
         except BaseException:

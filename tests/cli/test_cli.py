@@ -275,8 +275,11 @@ class TestGenerate:
         assert texts[0] == texts[1] != texts[2]
 
     def test_a_reader_that_goes_away_is_no_error(self, tiny: SimpleNamespace) -> None:
-        command = [*EAGLERL, "generate", PROMPT, "--raw", "-n", "400", *tiny.arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        command = [*EAGLERL, "generate", PROMPT, "--raw", "-n", "8000", *tiny.arguments]
+        # The pipe holds a part of the text only: the rest is still to come when the reader goes.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=4096
+        )
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)

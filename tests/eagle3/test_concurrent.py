@@ -244,9 +244,11 @@ class TestCachesThatAreGone:
 
         generation = decoder.start(PROMPTS[2], Slow(), max_new_tokens=NEW_TOKENS)
         generation.advance()
+        # That of the first cycle says nothing of the one to wait for.
+        inside.clear()
         thread = threading.Thread(target=generation.advance)
         thread.start()
-        inside.wait(20)
+        assert inside.wait(20)
         generation.close()
         closed.set()
         thread.join(20)

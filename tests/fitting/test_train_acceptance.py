@@ -152,7 +152,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.rl.test_train_acceptance import train
+from tests.fitting.test_train_acceptance import train
 train(Path(sys.argv[1]))
 """
 

@@ -111,8 +111,8 @@ SCRIPT = """
 import sys
 import torch
 torch.set_num_threads(1)
-from tests.rl.planted import ACTIONS, COST, planted_traces
-from tests.rl.test_train_policy import small_options
+from tests.traces.planted import ACTIONS, COST, planted_traces
+from tests.sb3.test_train_policy import small_options
 from eaglerl.sb3.train_policy import train_policy
 train_policy(
     planted_traces(4, positions=40), ACTIONS, COST, sys.argv[2], small_options(sys.argv[1], 3200)

@@ -1,5 +1,6 @@
-"""A server on a real port, with the limits of connections that a test wants."""
+"""A server on a real port, with the limits of connections that a test wants, and its clients."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,26 @@ from eaglerl.server.connections import ConnectionLimits
 from eaglerl.server.run import server_config
 
 from .tiny import PATIENCE, wait_until
+
+
+@contextmanager
+def unread_request(address: str, path: str, content: dict) -> Iterator[socket.socket]:
+    """A connection on which a request was sent; it closes at the end, whatever has been answered.
+
+    Args:
+        address: of the server, as "http://HOST:PORT".
+        path: what is asked, as "/v1/completions".
+        content: the body.
+    """
+    host, port = address.removeprefix("http://").split(":")
+    body = json.dumps(content).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as client:
+        client.sendall(head.encode() + body)
+        yield client
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from eaglerl.server.connections import ConnectionLimits
+from eaglerl.server.middleware import RequestChecks
 
 from .connecting import serving
 from .tiny import NAME, PATIENCE, tiny_service, wait_until
@@ -36,11 +37,16 @@ def send(address: tuple[str, int], *parts: bytes, pause: float = 0.0) -> bytes:
             client.sendall(part)
             if select.select([client], [], [], pause)[0] and pause:
                 break
-        said = b""
-        with suppress(ConnectionResetError):
-            while piece := client.recv(65536):
-                said += piece
-        return said
+        return heard_from(client)
+
+
+def heard_from(client: socket.socket) -> bytes:
+    """All that a server says on a connection before it closes."""
+    said = b""
+    with suppress(ConnectionResetError):
+        while piece := client.recv(65536):
+            said += piece
+    return said
 
 
 def refusal(said: bytes) -> tuple[int, dict]:
@@ -80,7 +86,7 @@ def test_a_second_request_has_to_come_in_time_as_well(hasty) -> None:
             said += client.recv(65536)
         assert said.startswith(b"HTTP/1.1 200")
         client.sendall(b"POST /v1")
-        status, error = refusal(client.recv(65536))
+        status, error = refusal(heard_from(client))
     assert (status, error["code"]) == (408, "request_timeout")
 
 
@@ -174,13 +180,20 @@ def test_who_is_answered_keeps_the_place() -> None:
 
 def test_bodies_at_work_are_bounded_together(monkeypatch) -> None:
     monkeypatch.setattr("eaglerl.server.middleware._MOST_BYTES", 300_000)
+    begin, checks = RequestChecks.__init__, []
+
+    def keep(self: RequestChecks, *arguments: object, **options: object) -> None:
+        begin(self, *arguments, **options)
+        checks.append(self)
+
+    monkeypatch.setattr(RequestChecks, "__init__", keep)
     with serving(tiny_service(max_body_bytes=150_000)) as (host, port, _):
         held = []
         for _ in range(3):
             client = socket.create_connection((host, port))
             client.sendall(HEAD + b"Content-Length: 140000\r\n\r\n" + b" " * 100_000)
             held.append(client)
-        time.sleep(0.3)
+        wait_until(lambda: sum(check._bytes for check in checks) == 300_000)
         # A small one is read in any case, another large one is not.
         ask((host, port))
         large = httpx.post(

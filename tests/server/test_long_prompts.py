@@ -1,7 +1,6 @@
 """A prompt that takes long to read: others have their turn, and it can be given up on the way."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -11,7 +10,7 @@ from fastapi.testclient import TestClient
 from eaglerl.server import Service, create_app
 from eaglerl.server.completion import PROMPT_ROWS
 
-from .connecting import serving
+from .connecting import serving, unread_request
 from .tiny import NAME, PATIENCE, greedy_text, tiny_service, wait_until
 
 IDLE = {"active": 0, "waiting": 0, "live": 0}
@@ -93,23 +92,26 @@ def test_others_are_answered_between_its_parts(reading) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stream", "whole", "live"])
-def test_who_goes_while_it_is_read_leaves_the_rest_unread(reading, kind: str) -> None:
+def test_who_goes_while_it_is_read_leaves_the_rest_unread(
+    reading, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address, service, held = reading
-    url, content = f"{address}/v1/completions", body(PROMPT, 8, stream=kind == "stream")
+    path, content = "/v1/completions", body(PROMPT, 8, stream=kind == "stream")
     if kind == "live":
-        url = f"{address}/live/sessions"
+        path = "/live/sessions"
         content = {"prompt": PROMPT, "modes": ["plain", "lookup"], "chat": False, "max_tokens": 9}
-    with (
-        pytest.raises(httpx.ReadTimeout),
-        httpx.stream(
-            "POST", url, json=content, timeout=httpx.Timeout(PATIENCE, read=1.0)
-        ) as response,
-    ):
-        for _ in response.iter_lines():
-            pass
-    wait_until(lambda: held.parts == 1)
-    # It has gone; the part at work is the last one.
-    time.sleep(0.5)
+    withdraw, gone = service.engine.withdraw, threading.Event()
+
+    def noting_it(task: object) -> None:
+        withdraw(task)
+        gone.set()
+
+    monkeypatch.setattr(service.engine, "withdraw", noting_it)
+    with unread_request(address, path, content):
+        wait_until(lambda: held.parts == 1)
+        assert not gone.is_set()
+    # The part at work is the last one.
+    assert gone.wait(PATIENCE)
     held.gate.release()
     wait_until(lambda: service.engine.load == IDLE)
     assert held.parts == 1

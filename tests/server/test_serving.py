@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from eaglerl.server import Mode, Service, create_app
 
+from .connecting import unread_request
 from .tiny import NAME, PATIENCE, greedy_text, tiny_service, wait_until
 
 LONG = {"model": NAME, "prompt": "on and on", "max_tokens": 900, "temperature": 0, "mode": "slow"}
@@ -42,23 +43,15 @@ def test_eight_clients_at_once_get_what_each_would_get_alone(served) -> None:
 @pytest.mark.parametrize("kind", ["stream", "whole", "live"])
 def test_a_client_that_goes_leaves_the_decoder_free(served, kind: str) -> None:
     address, service = served
-    url, content = f"{address}/v1/completions", LONG | {"stream": kind == "stream"}
+    path, content = "/v1/completions", LONG | {"stream": kind == "stream"}
     if kind == "live":
-        url = f"{address}/live/sessions"
+        path = "/live/sessions"
         content = {"prompt": "on", "modes": ["plain", "lookup"], "paused": True}
-    with httpx.Client(timeout=PATIENCE) as client:
-        if kind == "whole":
-            # Long enough for the request to begin, too short for its end.
-            with pytest.raises(httpx.ReadTimeout):
-                client.post(url, json=content, timeout=httpx.Timeout(PATIENCE, read=0.05))
-        else:
-            with client.stream("POST", url, json=content) as response:
-                assert response.status_code == 200
-                # The iterator is kept: httpx closes the connection when it is collected.
-                lines = response.iter_lines()
-                next(lines)
-                # The first line may leave a moment before the request is counted.
-                wait_until(lambda: service.engine.load != IDLE)
+    with unread_request(address, path, content) as client:
+        # It is counted while its answer, 4 s long or without end, is under way.
+        wait_until(lambda: service.engine.load != IDLE)
+        if kind != "whole":
+            assert client.recv(12) == b"HTTP/1.1 200"
     wait_until(lambda: service.engine.load == IDLE)
     again = httpx.post(f"{address}/v1/completions", json=body("x", 2), timeout=PATIENCE)
     assert again.status_code == 200
