@@ -1,4 +1,8 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use.
+
+They import what they need themselves: the process of a parallel run that hands the tests out reads
+this file as well, and would take two seconds of torch's imports and six of transformers' for it.
+"""
 
 import os
 import random
@@ -13,18 +17,15 @@ if _workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
-from eaglerl.prepare import prepare_model
 
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     """Start every test from the same random state, whichever tests ran before."""
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -33,6 +34,8 @@ def _seeds() -> None:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """Folder of SmolLM2-135M-Instruct with its GGUF file, converted on first use."""
+    from eaglerl.prepare import prepare_model
+
     return prepare_model()
 
 
@@ -46,6 +49,11 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folders(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Folders of a small random target with SmolLM2's tokenizer, and of a random head for it."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from eaglerl.eagle3 import Eagle3Config, Eagle3DraftHead
+
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("tiny")
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -85,15 +83,3 @@ def test_a_missing_library_names_its_extra(
         HeadRun(tmp_path).open_logs(0)
     with pytest.raises(ImportError, match=message):
         new_figure(1, 1) if library == "matplotlib" else RunLog(tmp_path)
-
-
-def test_what_trains_is_imported_without_its_extra() -> None:
-    script = (
-        "import sys; import eaglerl.training.train_draft, eaglerl.runs.policy_run; "
-        "import eaglerl.fitting.train_acceptance; "
-        "print([name for name in ('matplotlib', 'tensorboard') if name in sys.modules])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert result.stdout == "[]\n"
