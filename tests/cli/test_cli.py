@@ -1,6 +1,7 @@
 """The command line: what it prints where, its exit codes, and how it answers Ctrl-C."""
 
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -40,6 +41,16 @@ def run(*arguments: str, stdin: str | None = None) -> Result:
 def one_line(text: str) -> str:
     """Undo the wrapping and the frames of what rich has printed."""
     return " ".join(text.replace("│", " ").split())
+
+
+@functools.cache
+def greedy_text(target: Path, text: str, new_tokens: int) -> str:
+    """What transformers' greedy search generates."""
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(target)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 class TestHelp:
@@ -197,12 +208,7 @@ class TestGenerate:
     NEW_TOKENS = 12
 
     def expected(self, tiny: SimpleNamespace, text: str) -> str:
-        """What transformers' greedy search generates."""
-        tokenizer = AutoTokenizer.from_pretrained(tiny.target)
-        model = AutoModelForCausalLM.from_pretrained(tiny.target)
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        out = model.generate(ids, max_new_tokens=self.NEW_TOKENS, do_sample=False, pad_token_id=0)
-        return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+        return greedy_text(tiny.target, text, self.NEW_TOKENS) + "\n"
 
     @pytest.mark.parametrize("options", [["--plain"], [], ["--tree", "6,1,3"]])
     def test_text_is_the_targets_own(self, tiny: SimpleNamespace, options: list[str]) -> None:

@@ -20,7 +20,7 @@ from eaglerl.prepare import default_draft_path
 
 NEW_TOKENS = 24
 #: Tokens of the long prompt: a chunk of 512, and another one that is not full.
-LONG = 700
+LONG = 560
 
 #: Two implementations that sum in different orders disagree on float32 logits in the fifth decimal;
 #: where the two best are closer than this, either may win.

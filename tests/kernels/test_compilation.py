@@ -115,10 +115,8 @@ class Case:
 
 WIDTHS, DTYPES = (576, 2048, 4096), (torch.bfloat16, torch.float32)
 FEW = [
-    # The other pairs are among MANY.
+    # The other pairs are among MANY: here each width and each type is there once.
     Case("fused", 576, torch.bfloat16),
-    Case("fused", 576, torch.float32),
-    Case("fused", 2048, torch.bfloat16),
     Case("fused", 4096, torch.float32),
     Case("fused", 576, torch.bfloat16, rows=8, mode="adaptive"),
     Case("fused, no features", 2048, torch.bfloat16, mode="adaptive"),
@@ -166,7 +164,7 @@ def test_every_nvidia_device(case: Case, target: str, tmp_path: Path) -> None:
     check_nvidia(case, target, tmp_path)
 
 
-@pytest.mark.parametrize("case", [FEW[3], FEW[7]], ids=str)
+@pytest.mark.parametrize("case", [FEW[1], FEW[5]], ids=str)
 def test_gfx942(case: Case) -> None:
     check_amd(case)
 

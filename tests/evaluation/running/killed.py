@@ -1,9 +1,10 @@
 """Does some work, again and again, and kills it at random moments: for `test_killed.py`.
 
-    python killed.py compare|record TARGET HEAD QUESTIONS OUTPUT KILLS SEED
+    python killed.py TARGET HEAD QUESTIONS OUTPUT KILLS SEED
 
-OUTPUT/whole is made by a run that nothing stops, OUTPUT/killed by runs of which KILLS are killed.
-Each is a child of its own, forked from a process that has the model loaded.
+The work is a comparison and a recording. OUTPUT/compare/whole is made by a run that nothing stops,
+OUTPUT/compare/killed by runs of which KILLS are killed, and likewise OUTPUT/record. Each run is a
+child of its own, forked from a process that has the model loaded.
 """
 
 import os
@@ -32,7 +33,7 @@ def pieces(folder: Path) -> int:
 
 
 def main() -> None:
-    work, target, head, questions, output, kills, seed = sys.argv[1:]
+    target, head, questions, output, kills, seed = sys.argv[1:]
     # One thread: a fork has no other.
     torch.set_num_threads(1)
     decoder = SpeculativeDecoder.from_pretrained(target, head, draft_dtype="float32")
@@ -42,29 +43,40 @@ def main() -> None:
     prompts = [Prompt(tuple(decoder.tokenizer(text).input_ids), "made up") for text in texts]
     recorded = RecordOptions(top_ks=(1, 2), max_depth=2, max_new_tokens=16, slots=2)
 
+    def make_comparison(folder: Path) -> None:
+        compare(decoder, target, files, modes, folder, options)
+
+    def make_recording(folder: Path) -> None:
+        record(decoder, prompts, folder, options=recorded)
+
+    for work, make in (("compare", make_comparison), ("record", make_recording)):
+        print(work, *again_and_again(make, Path(output) / work, int(kills), int(seed)))  # noqa: T201
+
+
+def again_and_again(
+    make: Callable[[Path], None], output: Path, kills: int, seed: int
+) -> tuple[int, int]:
+    """Do some work as a whole, then killed; how often it died, and the status of the last run."""
+
     def begin(folder: Path) -> int:
         child = os.fork()
         if child == 0:
             warnings.simplefilter("ignore")
-            if work == "compare":
-                compare(decoder, target, files, modes, folder, options)
-            else:
-                record(decoder, prompts, folder, options=recorded)
+            make(folder)
             os._exit(0)
         return child
 
     started = time.monotonic()
-    os.waitpid(begin(Path(output) / "whole"), 0)
+    os.waitpid(begin(output / "whole"), 0)
     whole = time.monotonic() - started
-    every = pieces(Path(output) / "whole")
-    draw, died, folder = random.Random(int(seed)), 0, Path(output) / "killed"
-    for _ in range(int(kills)):
+    every = pieces(output / "whole")
+    draw, died, folder = random.Random(seed), 0, output / "killed"
+    for _ in range(kills):
         # Together the runs that are killed do less than the whole.
-        wanted = pieces(folder) + draw.randrange(every // int(kills))
+        wanted = pieces(folder) + draw.randrange(every // kills)
         moment = draw.uniform(0, 2 * whole / every)
         died += kill(begin(folder), lambda: pieces(folder) >= wanted, moment)  # noqa: B023
-    status = os.waitpid(begin(folder), 0)[1]
-    print(died, status)  # noqa: T201
+    return died, os.waitpid(begin(folder), 0)[1]
 
 
 def kill(child: int, ready: Callable[[], bool], moment: float) -> bool:
