@@ -238,7 +238,7 @@ class OnlineCycle:
         self, context_length: int, match_length: int, lookup_length: int, unread: int, /
     ) -> tuple[bool, int]: ...
     def observe_planned(
-        self, drafted: bool, accepted_rows: Sequence[int], token_ids: Sequence[int],
+        self, accepted_rows: Sequence[int], token_ids: Sequence[int],
         looked_up: Sequence[int], rows: int, verify_seconds: float, draft_seconds: float, /,
     ) -> None: ...  # fmt: skip
     def reset(self) -> None: ...
@@ -248,6 +248,15 @@ class OnlineCycle:
         lookup_length: int, lookup_nodes: np.ndarray | None, /,
     ) -> bool: ...  # fmt: skip
     def select(self) -> tuple[np.ndarray, int]: ...
+    def look(
+        self, builder: DraftTreeBuilder, context_length: int, match_length: int,
+        looked_up: Sequence[int], /,
+    ) -> bool: ...  # fmt: skip
+    def select_in(
+        self, builder: DraftTreeBuilder, looked_up: Sequence[int], /
+    ) -> tuple[int, int]: ...
+    @property
+    def selected(self) -> bool: ...
     def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
     def count_lookup(self, first_accepted: bool, /) -> None: ...
     def observe(self, rows: Sequence[int], tokens: int, /) -> None: ...
@@ -373,25 +382,8 @@ class CudaFoldedDecision:
     ) -> None: ...
 
 def cuda_action_cache_step(
-    logits: int,
-    action_params: int,
-    features: int,
-    state: int,
-    reference: int,
-    ring: int,
-    slots: int,
-    action: int,
-    params: int,
-    sequences: int,
-    actions: int,
-    horizon: int,
-    slot_count: int,
-    reference_size: int,
-    mode: int,
-    temperature: float,
-    seed: int,
-    offset: int,
-    fallback_action: int,
-    stream: int,
-    /,
-) -> None: ...
+    logits: int, action_params: int, features: int, state: int, reference: int, ring: int,
+    slots: int, action: int, params: int, sequences: int, actions: int, horizon: int,
+    slot_count: int, reference_size: int, mode: int, temperature: float, seed: int, offset: int,
+    fallback_action: int, stream: int, /,
+) -> None: ...  # fmt: skip

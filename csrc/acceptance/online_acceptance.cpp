@@ -140,7 +140,7 @@ void OnlineCycle::reserve() {
 void OnlineCycle::reset() {
   success_ = kFirstSuccess;
   lookups_ = 0;
-  known_ = -1;
+  begin();
   planned_ = false;
   recent_ = 0.0;
 }
@@ -324,7 +324,7 @@ void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {
   if (planned_) learn_advantage(double(tokens), passes);
   count_cycle(double(tokens), 1 + drafted + added, known_);
   drafted_depth_ = known_;
-  known_ = -1;
+  begin();
 }
 
 // Whether all looked-up tokens that the draft proposed too were accepted.

@@ -101,13 +101,25 @@ class OnlineCycle : public PythonObject {
   // Begins a sequence.
   void reset();
   // Begins a cycle, whose first score() has depth 0.
-  void begin() { known_ = -1; }
+  void begin() {
+    known_ = -1;
+    selected_ = false;
+  }
   // Begins a cycle and decides whether it drafts. `unread` is the number of tokens that the
   // draft's first pass would read.
   CyclePlan plan(int64_t context_length, const LookupView& lookup, int64_t unread);
   // Scores the levels that are new since the last call, and plans over all of them.
   void score(const DraftView& draft);
   bool should_continue() const { return should_continue_; }
+  // Whether what score() chose last is what the cycle verifies.
+  void mark_selected() { selected_ = true; }
+  bool selected() const { return selected_; }
+  // Memory for a draft's scores and looked-up nodes.
+  struct Scratch {
+    std::vector<float> scores;
+    std::vector<int64_t> nodes;
+  };
+  Scratch& scratch() { return scratch_; }
   // The candidates to verify, ascending, and the number of leading looked-up tokens.
   const std::vector<int64_t>& nodes() const { return nodes_; }
   int64_t lookup() const { return lookup_; }
@@ -189,6 +201,8 @@ class OnlineCycle : public PythonObject {
   double value_ = 0.0;      // of the best tree so far
   double expected_ = -1.0;  // gain of the next round; negative before there is one
   bool should_continue_ = false;
+  bool selected_ = false;
+  Scratch scratch_;
   std::vector<double> survival_;
   std::vector<double> looked_up_;
   std::vector<OnlineLogistic<kNodeWeights>::Vector> inputs_;

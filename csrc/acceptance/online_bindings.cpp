@@ -13,6 +13,7 @@
 #include "acceptance/online_acceptance.h"
 #include "acceptance/read_arrays.h"
 #include "common/binding_methods.h"
+#include "tree/tree_builder.h"
 
 namespace py = pybind11;
 
@@ -96,8 +97,47 @@ bool score_draft(OnlineCycle& cycle, const py::object& scores, int64_t depth,
   return cycle.should_continue();
 }
 
-py::tuple select(const OnlineCycle& cycle) {
+// score() of what a builder holds: one call after every pass of the draft, without arrays between.
+bool look(OnlineCycle& cycle, const DraftTreeBuilder& builder, int64_t context_length,
+          int64_t match_length, const std::vector<int64_t>& looked_up) {
+  cycle.check_usable();
+  builder.check_usable();
+  const DraftSizes& sizes = cycle.sizes();
+  check_between("context_length", context_length, 0, kLargestCount);
+  check_between("match_length", match_length, 0, kLargestCount);
+  check_between("the builder's top_k", builder.top_k(), sizes.top_k, sizes.top_k);
+  const int64_t depth =
+      check_between("the builder's rounds", builder.rounds(), 1, sizes.max_depth + 1) - 1;
+  const int64_t pool = sizes.pool_size(depth);
+  check_between("the builder's pool_size", builder.pool_size(), pool, pool);
+  OnlineCycle::Scratch& scratch = cycle.scratch();
+  scratch.scores.resize(size_t(pool));
+  builder.scores(scratch.scores.data());
+  scratch.nodes.resize(size_t(depth + 1));
+  if (!looked_up.empty()) {
+    builder.lookup_nodes(looked_up, int32_t(depth + 1), scratch.nodes.data());
+  }
+  cycle.score({scratch.scores.data(), depth, context_length, match_length,
+               int64_t(looked_up.size()), looked_up.empty() ? nullptr : scratch.nodes.data()});
+  return cycle.should_continue();
+}
+
+// Selects, in the builder, what look() chose last. Returns the number of rows of the tree, and of
+// the root and the candidates alone.
+py::tuple select_in(OnlineCycle& cycle, DraftTreeBuilder& builder,
+                    const std::vector<int64_t>& looked_up) {
   check_scored(cycle);
+  builder.check_usable();
+  const size_t wanted = std::min(looked_up.size(), size_t(cycle.lookup()));
+  const int64_t rows =
+      builder.select(cycle.nodes(), {looked_up.begin(), looked_up.begin() + ptrdiff_t(wanted)});
+  cycle.mark_selected();
+  return py::make_tuple(rows, 1 + int64_t(cycle.nodes().size()));
+}
+
+py::tuple select(OnlineCycle& cycle) {
+  check_scored(cycle);
+  cycle.mark_selected();
   const std::vector<int64_t>& nodes = cycle.nodes();
   return py::make_tuple(py::array_t<int64_t>(py::ssize_t(nodes.size()), nodes.data()),
                         cycle.lookup());
@@ -135,8 +175,9 @@ int64_t common_length(const std::vector<int64_t>& a, const std::vector<int64_t>&
   return std::mismatch(a.begin(), a.begin() + ptrdiff_t(shorter), b.begin()).first - a.begin();
 }
 
-// After plan(): learns from all that a cycle showed. `drafted` says whether score() chose the tree.
-void observe_planned(OnlineCycle& cycle, bool drafted, const std::vector<int64_t>& accepted_rows,
+// After plan(): learns from all that a cycle showed. Without a selection the tree was another's, or
+// there was none.
+void observe_planned(OnlineCycle& cycle, const std::vector<int64_t>& accepted_rows,
                      const std::vector<int64_t>& token_ids, const std::vector<int64_t>& looked_up,
                      int64_t rows, double verify_seconds, double draft_seconds) {
   cycle.check_usable();
@@ -144,6 +185,7 @@ void observe_planned(OnlineCycle& cycle, bool drafted, const std::vector<int64_t
   check_between("rows", rows, 1, kLargestCount);
   check_seconds("verify_seconds", verify_seconds, 0.0);
   check_seconds("draft_seconds", draft_seconds, 0.0);
+  const bool drafted = cycle.selected();
   const int64_t tokens = check_between("token_ids", int64_t(token_ids.size()), 1, kLargestCount);
   if (drafted) {
     observe(cycle, accepted_rows, tokens);
@@ -272,6 +314,9 @@ void bind_online(py::module_& module) {
       .def("begin", usable(&OnlineCycle::begin))
       .def("score", &score_draft)
       .def("select", &select)
+      .def("look", &look)
+      .def("select_in", &select_in)
+      .def_property_readonly("selected", usable(&OnlineCycle::selected))
       .def("survival", &survival)
       .def("plan", &plan)
       .def("observe_planned", &observe_planned)

@@ -15,7 +15,7 @@ namespace eaglerl {
 namespace {
 
 std::unique_ptr<NgramIndex> make_index(int64_t longest) {
-  check_between("longest", longest, kShortestNgram, kLongestNgram);
+  check_between("longest", longest, kShortestNgram, kLargestCount);
   return std::make_unique<NgramIndex>(longest);
 }
 
@@ -30,7 +30,7 @@ void extend(NgramIndex& index, const std::vector<int64_t>& tokens) {
   index.extend(tokens.data(), int64_t(tokens.size()));
 }
 
-py::tuple propose(const NgramIndex& index, int64_t max_tokens) {
+py::tuple propose(NgramIndex& index, int64_t max_tokens) {
   index.check_usable();
   check_between("max_tokens", max_tokens, -kLargestCount, kLargestCount);
   const int64_t count = index.match_length() == 0 ? 0 : std::max<int64_t>(max_tokens, 0);

@@ -1,73 +1,79 @@
 #include "lookup/ngram_index.h"
 
 #include <algorithm>
-#include <array>
 
 namespace eaglerl {
 namespace {
 
-constexpr size_t kFirstPlaces = 1024;
+constexpr size_t kFirstPlaces = 256;
 
-// Joins one more token, on the left, to the hash of an n-gram (the finaliser of MurmurHash3).
-uint64_t join(uint64_t hash, int64_t token) {
-  hash = (hash ^ uint64_t(token)) * 0xff51afd7ed558ccdull;
-  return hash ^ (hash >> 32);
+// The finaliser of MurmurHash3.
+uint64_t hash_of(int64_t first, int64_t second) {
+  uint64_t hash = (uint64_t(first) * 0x9e3779b97f4a7c15ull) ^ uint64_t(second);
+  hash = (hash ^ (hash >> 33)) * 0xff51afd7ed558ccdull;
+  return hash ^ (hash >> 33);
 }
 
 }  // namespace
 
 void NgramIndex::extend(const int64_t* tokens, int64_t count) {
-  tokens_.reserve(tokens_.size() + size_t(count));
-  for (int64_t i = 0; i < count; ++i) add(tokens[i]);
+  if (count > 0) found_ = false;
+  for (int64_t i = 0; i < count; ++i) {
+    // At most half of the places are taken.
+    if (2 * (pairs_ + 1) > table_.size()) grow();
+    if (previous_.empty()) previous_.push_back(0);
+    previous_.push_back(0);
+    tokens_.push_back(tokens[i]);
+    if (tokens_.size() >= size_t(kShortestNgram)) add_pair();
+  }
 }
 
-void NgramIndex::add(int64_t token) {
-  // At most half of the places are taken.
-  if (2 * (entries_ + size_t(longest_)) > table_.size()) grow();
-  tokens_.push_back(token);
-  const int64_t end = int64_t(tokens_.size());
-  const int64_t longest = std::min(longest_, end);
+// The place of the pair that ends there, or an empty one.
+size_t NgramIndex::place_of(int64_t end) const {
+  const int64_t first = tokens_[size_t(end - 2)], second = tokens_[size_t(end - 1)];
   const size_t mask = table_.size() - 1;
-  // All places first: they are far apart in memory, and their loads overlap.
-  std::array<uint32_t, kLongestNgram + 1> hashes;
-  uint64_t hash = join(0, token);
-  for (int64_t length = kShortestNgram; length <= longest; ++length) {
-    hash = join(hash, tokens_[size_t(end - length)]);
-    hashes[size_t(length)] = uint32_t(hash);
-    __builtin_prefetch(&table_[uint32_t(hash) & mask], 1);
+  size_t place = size_t(hash_of(first, second)) & mask;
+  while (table_[place] != 0) {
+    const int64_t other = table_[place];
+    if (tokens_[size_t(other - 2)] == first && tokens_[size_t(other - 1)] == second) break;
+    place = (place + 1) & mask;
   }
-  match_length_ = match_end_ = 0;
-  for (int64_t length = kShortestNgram; length <= longest; ++length) {
-    size_t place = hashes[size_t(length)] & mask;
-    while (table_[place].length != 0 && !equal(table_[place], hashes[size_t(length)], length)) {
-      place = (place + 1) & mask;
-    }
-    Entry& entry = table_[place];
-    if (entry.length == 0) {
-      ++entries_;
-    } else {
-      match_length_ = length;
-      match_end_ = entry.end;
-    }
-    entry = {hashes[size_t(length)], int32_t(length), end};
-  }
+  return place;
 }
 
-// Whether an entry is the n-gram at the end of the text.
-bool NgramIndex::equal(const Entry& entry, uint32_t hash, int64_t length) const {
-  return entry.hash == hash && entry.length == length &&
-         std::equal(tokens_.end() - length, tokens_.end(), tokens_.begin() + (entry.end - length));
+void NgramIndex::add_pair() {
+  const int64_t end = int64_t(tokens_.size());
+  int32_t& last = table_[place_of(end)];
+  if (last == 0) ++pairs_;
+  previous_[size_t(end)] = last;
+  last = int32_t(end);
 }
 
 void NgramIndex::grow() {
-  const std::vector<Entry> before = std::move(table_);
-  table_.assign(std::max(kFirstPlaces, 2 * before.size()), Entry{});
-  const size_t mask = table_.size() - 1;
-  for (const Entry& entry : before) {
-    if (entry.length == 0) continue;
-    size_t place = entry.hash & mask;
-    while (table_[place].length != 0) place = (place + 1) & mask;
-    table_[place] = entry;
+  const std::vector<int32_t> before = std::move(table_);
+  table_.assign(std::max(kFirstPlaces, 2 * before.size()), 0);
+  for (const int32_t end : before) {
+    if (end != 0) table_[place_of(end)] = end;
+  }
+}
+
+void NgramIndex::find() {
+  if (found_) return;
+  found_ = true;
+  match_length_ = match_end_ = 0;
+  const int64_t size = int64_t(tokens_.size());
+  if (size < kShortestNgram) return;
+  const int64_t* const back = tokens_.data() + size;
+  // From the last occurrence to the first: of equal lengths the last counts.
+  for (int64_t end = previous_[size_t(size)]; end != 0; end = previous_[size_t(end)]) {
+    const int64_t* const other = tokens_.data() + end;
+    const int64_t most = std::min(longest_, end);
+    int64_t length = kShortestNgram;
+    while (length < most && other[-length - 1] == back[-length - 1]) ++length;
+    if (length <= match_length_) continue;
+    match_length_ = length;
+    match_end_ = end;
+    if (length == longest_) return;
   }
 }
 

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from eaglerl._ext import C
 from eaglerl._renamed import renamed_fields
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup
 
@@ -128,9 +129,10 @@ class DraftPlan:
 
     def limited_to(self, levels: int) -> DraftPlan:
         """Return the same plan without nodes deeper than `levels`."""
-        tree, tokens = self.params.limited_to(levels), min(self.lookup_tokens, max(levels, 0))
+        params = self.params
+        tree, tokens = params.limited_to(levels), min(self.lookup_tokens, max(levels, 0))
         # Most cycles are far from the end and cut nothing; a new plan would be validated again.
-        if tree is self.tree and tokens == self.lookup_tokens:
+        if tree is params and tokens == self.lookup_tokens:
             return self
         return DraftPlan(tree, tokens)
 
@@ -318,6 +320,23 @@ class SelectingPolicy(StagedPolicy, Protocol):
 
     def select(self, progress: DraftProgress) -> Selection:
         """Return the nodes to verify."""
+
+
+@runtime_checkable
+class PlannedPolicy(Protocol):
+    """A `SelectingPolicy` whose decisions between the passes are native.
+
+    The loop asks `native_cycle` instead of `should_continue` and `select`, and makes no
+    `DraftProgress`. It does so for the same decisions: an object that costs 15 us after every pass
+    is not made.
+
+    Attributes:
+        native_cycle: the planner; None if `should_continue` and `select` are to be asked.
+    """
+
+    @property
+    def native_cycle(self) -> C.OnlineCycle | None:
+        """The planner of this sequence."""
 
 
 @dataclass(frozen=True, slots=True)

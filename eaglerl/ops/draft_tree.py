@@ -211,6 +211,51 @@ class DraftTreeBuilder(NativeState):
         self._native.lookup_nodes(lookup_tokens, levels, nodes.data_ptr())
         return nodes
 
+    def look(
+        self,
+        cycle: C.OnlineCycle,
+        context_length: int,
+        match_length: int,
+        lookup_tokens: Sequence[int],
+    ) -> bool:
+        """Let a native planner look at the candidates so far: `progress` without its arrays.
+
+        Args:
+            cycle: the planner.
+            context_length: tokens before the tree, the root included.
+            match_length: length of the lookup's match.
+            lookup_tokens: target ids of a path below the root.
+
+        Returns:
+            Whether another pass of the draft is worth its time.
+
+        Raises:
+            ValueError: if the draft has another top_k than the planner, or more rounds than it
+                knows.
+        """
+        return cycle.look(self._native, context_length, match_length, lookup_tokens)
+
+    def finish_planned(
+        self, cycle: C.OnlineCycle, lookup_tokens: Sequence[int]
+    ) -> tuple[DraftTree, int]:
+        """Return the tree that a native planner has chosen in its last `look`.
+
+        Args:
+            cycle: the planner.
+            lookup_tokens: as for `look`; as many as the planner chose are merged in.
+
+        Returns:
+            The tree, see `finish_selected`, and the number of its rows without those that only the
+            lookup proposed.
+
+        Raises:
+            ValueError: if the planner has not looked, or at another draft.
+        """
+        rows, candidates = cycle.select_in(self._native, lookup_tokens)
+        tree = _empty_tree(rows)
+        self._native.finish_selected(*_addresses(tree))
+        return tree, candidates
+
     def progress(
         self, lookup_tokens: Sequence[int], levels: int
     ) -> tuple[np.ndarray, np.ndarray | None]:

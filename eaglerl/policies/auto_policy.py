@@ -49,6 +49,8 @@ class AutoPolicy(OnlinePolicy):
         """
         self.cost = OnlineCost((limit.top_k,)) if cost is None else cost
         self._begin(limit, lookup_tokens, 1.0)
+        # Made once: a plan checks its fields.
+        self._undrafted = [DraftPlan(None, tokens) for tokens in range(lookup_tokens + 1)]
 
     @property
     def rate(self) -> float:
@@ -64,7 +66,6 @@ class AutoPolicy(OnlinePolicy):
     def choose(self, state: CycleState) -> DraftPlan:
         """Return the largest draft, or the looked-up tokens to verify without one."""
         self._seen = None
-        self._selected = False
         lookup = state.lookup(self.lookup_tokens) if self.lookup_tokens else NO_LOOKUP
         self._lookup = lookup
         context = state.context_length
@@ -74,13 +75,11 @@ class AutoPolicy(OnlinePolicy):
         if drafts:
             self._read = context
             return self._plan
-        return DraftPlan(None, tokens)
+        return self._undrafted[tokens]
 
     def observe(self, result: StepResult) -> None:
         """Learn from the cycle's times and tokens."""
-        # Without `select` the tree was another's: there was no room for a draft at the end.
         self._cycle.observe_planned(
-            self._selected,
             result.accepted_rows,
             result.token_ids,
             self._lookup.token_ids,

@@ -89,19 +89,17 @@ class OnlinePolicy:
         self._cycle.reset()
         self._seen: DraftProgress | None = None
         self._continues = False
-        self._selected = False
 
     def choose(self, state: CycleState) -> DraftPlan:
         """Return the largest tree and the most looked-up tokens that the policy may end with."""
         self._seen = None
-        self._selected = False
         self._cycle.begin()
         return self._plan
 
     def observe(self, result: StepResult) -> None:
         """Learn from the verified candidates, and from the success of the lookup."""
         # Without `select` the tree was another's: there was no room for a draft at the end.
-        if self._selected:
+        if self._cycle.selected:
             self._cycle.observe(result.accepted_rows, len(result.token_ids))
         lookup = result.lookup
         if lookup.match_length:
@@ -115,12 +113,18 @@ class OnlinePolicy:
     def select(self, progress: DraftProgress) -> Selection:
         """Return the most probable candidates, as many as are worth verifying."""
         self._look_at(progress)
-        self._selected = True
         return Selection(*self._cycle.select())
 
     def choose_total_tokens(self, progress: DraftProgress) -> int:
         """Return the number of rows that `select` verifies."""
         return self.select(progress).choose_total_tokens(progress)
+
+    @property
+    def native_cycle(self) -> C.OnlineCycle | None:
+        """What decides between the passes, natively; None if that is overridden."""
+        names = ("should_continue", "select")
+        own = all(getattr(type(self), name) is getattr(OnlinePolicy, name) for name in names)
+        return self._cycle if own and not vars(self).keys() & set(names) else None
 
     def _look_at(self, progress: DraftProgress) -> None:
         if self._seen is progress:

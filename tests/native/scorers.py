@@ -108,15 +108,32 @@ def _drive_cycle(cycle: Any, rows: int, source: Source) -> None:
                 source.choice((None, spoiled_array(nodes, source, 0.2))),
             ),
             cycle.select,
+            lambda: cycle.look(_builder(source), *spoil_numbers([10, 3, [1, 2]], source)),
+            lambda: cycle.select_in(_builder(source), *spoil_numbers([[1, 2]], source)),
+            lambda: cycle.selected,
             cycle.survival,
             lambda accepted=accepted: cycle.observe(*spoil_numbers([accepted, 3], source)),
             lambda accepted=accepted: cycle.observe_planned(
-                *spoil_numbers([source.random() < 0.5, accepted, [1, 2], [1, 3], rows, 0.01, 0.001],
-                               source)
+                *spoil_numbers([accepted, [1, 2], [1, 3], rows, 0.01, 0.001], source)
             ),
             lambda: cycle.count_lookup(*spoil_numbers([True], source)),
         ]  # fmt: skip
     drive_calls(calls)
+
+
+def _builder(source: Source) -> Any:
+    """A draft of up to three rounds, of a width that the cycle has or has not."""
+    width, builder = source.choice((3, 3, 3, 2)), C.DraftTreeBuilder()
+    rounds = source.randrange(5)
+    if rounds:
+        builder.begin(5, width)
+    for depth in range(rounds):
+        logits = source.floats(width, 40)
+        if depth:
+            builder.expand(logits.data_ptr(), 40, 40, 0, 1)
+        else:
+            builder.first(logits.data_ptr(), 40, 0)
+    return source.choice((builder, builder, builder, None))
 
 
 def online_cost(source: Source, memory: Memory) -> Step:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eaglerl._ext import C
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, TreeParams
+from eaglerl.eagle3.policy import NO_DRAFT, DraftProgress, SelectingPolicy, Selection, TreeParams
+from eaglerl.ops import DraftTreeBuilder
 from eaglerl.policies.online_policy import OnlinePolicy
 
 from ..closeness import check_close
@@ -213,3 +215,52 @@ def test_native_code_refuses_what_it_cannot_read() -> None:
         C.OnlineCycle(
             C.OnlineAcceptance(1, 0.01), 2, 2, 4, 3, np.ones(4), np.zeros(4), 1e-3, 5e-4, 0.0
         )
+
+
+class _Asked(OnlinePolicy):
+    """The same policy, asked through its Python methods."""
+
+    def select(self, progress: DraftProgress) -> Selection:
+        return super().select(progress)
+
+
+def test_planning_natively_decides_what_the_methods_decide() -> None:
+    cost = CostTable(
+        "made up", "float32", (1, 8), (0.010, 0.012), (0.0, 0.0), (2,), (5e-4,), (3e-4,)
+    )
+    decoder = tiny_decoder()
+    decided = []
+    for kind in (OnlinePolicy, _Asked):
+        policy = kind(cost, limit=TreeParams(8, 2, 2), lookup_tokens=4)
+        assert (policy.native_cycle is None) == (kind is _Asked)
+        for prompt in tiny_prompts(4, seed=3):
+            output = decoder.generate(
+                list(prompt.token_ids), policy, max_new_tokens=80, eos_token_id=[]
+            )
+            cycles = output.statistics.cycles
+            decided.append([(c.params, c.rows, c.token_ids, c.accepted_rows) for c in cycles])
+    assert decided[:4] == decided[4:]
+    assert len({cycle[:2] for text in decided for cycle in text}) > 4
+    policy = OnlinePolicy(cost, limit=TreeParams(8, 2, 2))
+    policy.should_continue = lambda progress: False  # type: ignore[method-assign]
+    assert policy.native_cycle is None
+
+
+def test_a_planner_refuses_a_draft_of_another_kind() -> None:
+    cycle, builder = native_cycle(), DraftTreeBuilder()
+    with pytest.raises(ValueError, match=r"the builder's top_k must be in 2..2, got 0"):
+        builder.look(cycle, 10, 0, ())
+    builder.begin(3, 2)
+    with pytest.raises(ValueError, match=r"the builder's rounds must be in 1..2, got 0"):
+        builder.look(cycle, 10, 0, ())
+    with pytest.raises(ValueError, match=r"score\(\) must be called first"):
+        builder.finish_planned(cycle, ())
+    for expanded in range(3):
+        logits = torch.randn(2, 9)
+        builder.expand(logits) if expanded else builder.first(logits[0])
+        if expanded < 2:
+            builder.look(cycle, 10, 0, ())
+            tree, candidates = builder.finish_planned(cycle, ())
+            assert len(tree.token_ids) == candidates
+    with pytest.raises(ValueError, match=r"the builder's rounds must be in 1..2, got 3"):
+        builder.look(cycle, 10, 0, ())

@@ -30,11 +30,9 @@ class ContextLookup:
     the text, at least two tokens long, it takes the longest one that occurred before, and of its
     earlier occurrences the last one.
 
-    Instead of searching the text in every cycle, the index enters each new token's n-grams of all
-    lengths from 2 to `longest` into a hash table: at most 15 entries by default, 16 bytes each, so
-    about 0.5 to 1 kB per token of text that does not repeat. The n-grams themselves are compared,
-    so that equal hashes do not mislead. A new token takes at most as many look-ups, however long
-    the text is.
+    Instead of searching the text in every cycle, the index knows where the two tokens at each place
+    occurred before: about 30 bytes per token. A proposal compares the occurrences of the text's
+    last two tokens until one matches over `longest` tokens.
     """
 
     def __init__(self, token_ids: Iterable[int] = (), *, longest: int = 16) -> None:
@@ -42,7 +40,7 @@ class ContextLookup:
 
         Args:
             token_ids: its tokens.
-            longest: longest n-gram that is indexed, 2 to 64; longer matches count as this long.
+            longest: longest match, at least 2; longer ones count as this long.
 
         Raises:
             ValueError: `longest` is out of range.

@@ -6,8 +6,15 @@ from typing import NamedTuple
 
 import torch
 
+from eaglerl._ext import C
 from eaglerl.eagle3.head.draft_runner import DraftRunner
-from eaglerl.eagle3.policy import DraftProgress, SelectingPolicy, StagedPolicy, TreeParams
+from eaglerl.eagle3.policy import (
+    DraftProgress,
+    PlannedPolicy,
+    SelectingPolicy,
+    StagedPolicy,
+    TreeParams,
+)
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.tree.merge import merge_looked_up
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
@@ -48,6 +55,7 @@ class TreeDrafter:
         self._draft_to_target = None if table is None else table.cpu()
         self._asked: StagedPolicy | None = None
         self._selecting: SelectingPolicy | None = None
+        self._planner: C.OnlineCycle | None = None
 
     def root_only(self, root: int) -> DraftTree:
         """Return the tree of the root alone, which drafts nothing."""
@@ -113,6 +121,9 @@ class TreeDrafter:
         Raises:
             ValueError: the policy chose more rows than the pool has, or nodes that are not in it.
         """
+        planner = self._planner_of(policy)
+        if planner is not None:
+            return self._grow_planned(root, hidden, logits, limit, planner, context, slot)
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
         while True:
@@ -137,13 +148,46 @@ class TreeDrafter:
             params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
         return merge_looked_up(self._builder.finish(params.total_tokens), looked_up), params
 
+    def _grow_planned(
+        self,
+        root: int,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        limit: TreeParams,
+        planner: C.OnlineCycle,
+        context: DraftContext,
+        slot: int,
+    ) -> tuple[DraftTree, TreeParams]:
+        """Do what `grow_in_stages` does, with a planner that looks at the builder itself."""
+        hidden = self._begin(root, hidden, logits, limit.top_k)
+        builder, (match, looked_up) = self._builder, context.lookup
+        depth = 0
+        while True:
+            with context.policy_time:
+                go_on = builder.look(planner, context.context_length, match, looked_up)
+            if not go_on or depth == limit.depth:
+                break
+            hidden = self._expand(hidden, depth, slot)
+            depth += 1
+        tree, candidates = builder.finish_planned(planner, looked_up)
+        return tree, TreeParams(candidates, depth, limit.top_k)
+
+    def _planner_of(self, policy: StagedPolicy) -> C.OnlineCycle | None:
+        if policy is not self._asked:
+            self._ask(policy)
+        return self._planner
+
     def _as_selecting(self, policy: StagedPolicy) -> SelectingPolicy | None:
         # isinstance() against a protocol looks up every method by name, tens of microseconds in
         # Python 3.11, so the answer is kept for as long as the policy stays the same.
         if policy is not self._asked:
-            self._asked = policy
-            self._selecting = policy if isinstance(policy, SelectingPolicy) else None
+            self._ask(policy)
         return self._selecting
+
+    def _ask(self, policy: StagedPolicy) -> None:
+        self._asked = policy
+        self._selecting = policy if isinstance(policy, SelectingPolicy) else None
+        self._planner = policy.native_cycle if isinstance(policy, PlannedPolicy) else None
 
     def _progress(self, top_k: int, depth: int, context: DraftContext) -> DraftProgress:
         lookup = context.lookup

@@ -44,5 +44,5 @@ def test_no_match_and_no_room() -> None:
     assert ContextLookup([1, 2, 3]).propose(4) == NO_LOOKUP
     assert ContextLookup([]).propose(4) == NO_LOOKUP
     assert ContextLookup([1, 2, 1, 2]).propose(0) == NO_LOOKUP
-    with pytest.raises(ValueError, match=r"longest must be in 2\.\.64, got 1"):
+    with pytest.raises(ValueError, match=r"longest must be in 2\.\.\d+, got 1"):
         ContextLookup(longest=1)
