@@ -20,9 +20,11 @@ from eaglerl.ops.limits import LARGEST_TREE
 FORMAT = "eaglerl-online-cost"
 VERSION = 1
 # Standard deviation of a logarithm that is taken over from another process or from a table: the
-# machine's speed may have changed by half, and its shape by 15 %. With 5 %, a table that priced
-# rows 1.5 or 2 times too high was never tried against, and 26 % slower than the truth.
+# machine's speed may have changed by half, its passes by 15 %, and what rows cost beside each other
+# by three quarters of what is thought possible at the beginning. With less, row counts that a table
+# priced too high were never tried, and decoding was up to 26 % slower than with the truth.
 _LEAST_SPREAD = 0.15
+_LEAST_SHARE = 0.75
 _SPEED_SPREAD = 0.5
 # Within e^30 of a second.
 _Logarithm = Annotated[float, Field(ge=-30.0, le=30.0)]
@@ -141,8 +143,7 @@ class OnlineCost:
         growth_of[~known[1:]] = np.maximum(growth_of[~known[1:]], np.log(base[-1] / base[0]))
         growth = np.mean(np.asarray(table.verify_slope) / np.asarray(table.verify_base))
         mean[len(knots)] = np.log(max(growth, 1e-9))
-        spread[: len(knots)][known] = _LEAST_SPREAD
-        spread[0] = _SPEED_SPREAD
+        spread[: len(knots)][known] = 0.0
         spread[len(knots)] = _LEAST_SPREAD
         for width, top_k in enumerate(self.top_ks):
             if top_k in table.top_ks:
@@ -150,7 +151,16 @@ class OnlineCost:
                 place = len(knots) + 1 + 2 * width
                 mean[place : place + 2] = np.log(np.maximum((first, later), 1e-9) / base[0])
                 spread[place : place + 2] = _LEAST_SPREAD
-        self._native.restore(mean, spread, max(self.cycles, 1))
+        self._native.restore(mean, self._taken_over(spread), max(self.cycles, 1))
+
+    def _taken_over(self, spread: np.ndarray) -> np.ndarray:
+        """Return standard deviations that leave room for changes."""
+        rows = len(self._native.knots())
+        spread = np.maximum(spread, _LEAST_SPREAD)
+        first = C.OnlineCost(self.max_rows, len(self.top_ks)).belief()[1]
+        spread[:rows] = np.maximum(spread[:rows], _LEAST_SHARE * first[:rows])
+        spread[0] = _SPEED_SPREAD
+        return spread
 
     def to_json(self, path: str | Path) -> None:
         """Write what was learned to a file."""
@@ -178,10 +188,8 @@ class OnlineCost:
         try:
             cost = cls(content.top_ks, content.max_rows)
             mean, spread = np.array(content.mean), np.array(content.spread)
-            if spread.size:
-                spread = np.maximum(spread, _LEAST_SPREAD)
-                spread[0] = _SPEED_SPREAD
-            cost._native.restore(mean, spread, content.cycles)
+            cost._native.restore(mean, spread, content.cycles)  # refuses a wrong size
+            cost._native.restore(mean, cost._taken_over(spread), content.cycles)
         except ValueError as problem:
             raise ValueError(f"the learned costs {str(path)!r}: {problem}") from None
         return cost
