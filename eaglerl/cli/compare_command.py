@@ -70,9 +70,9 @@ class CompareSettings(DecoderSettings):
             "--mode",
             "-M",
             metavar="[LABEL=]MODE",
-            help="Mode of decoding; repeatable: generate, plain, tree:T/D/K, tuned, hindsight, "
-            "policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, uncached:FOLDER, "
-            "shuffled:FOLDER, baseline:NAME, baseline:all. "
+            help="Mode of decoding; repeatable: generate, plain, auto, auto-trees, tree:T/D/K, "
+            "tuned, hindsight, policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, "
+            "uncached:FOLDER, shuffled:FOLDER, baseline:NAME, baseline:all. "
             f"Default: {', '.join(_DEFAULT_MODES)}. plain is always included.",
             show_default=False,
         ),

@@ -101,16 +101,20 @@ class AutoPolicy(OnlinePolicy):
         )
 
 
-def make_auto_policy(draft_vocab_size: int, cost: OnlineCost | None = None) -> AutoPolicy:
+def make_auto_policy(
+    draft_vocab_size: int, cost: OnlineCost | None = None, *, lookup_tokens: int = 12
+) -> AutoPolicy:
     """Return a policy with trees of up to 32 rows, as wide as a head can draft, at most 4.
 
     Args:
         draft_vocab_size: number of tokens that the head can draft.
         cost: see `AutoPolicy`.
+        lookup_tokens: see `AutoPolicy`.
 
     Raises:
         ValueError: see `AutoPolicy`.
     """
     width = min(4, draft_vocab_size)
     rows = min(32, 1 + width + _DEPTH * width**2)
-    return AutoPolicy(cost, limit=TreeParams(rows, _DEPTH, width))
+    limit = TreeParams(rows, _DEPTH, width)
+    return AutoPolicy(cost, limit=limit, lookup_tokens=lookup_tokens)

@@ -183,6 +183,7 @@ KINDS: Mapping[str, Kind] = {
     "generate": Kind("", "transformers' generate with its KV cache", _nothing),
     "plain": Kind("", "one token per cycle, without a draft", _nothing),
     "auto": Kind("", "the policy that learns costs and acceptance while decoding", _nothing),
+    "auto-trees": Kind("", "the same without prompt lookup", _nothing),
     "tree": Kind("T/D/K", "a constant tree", _tree),
     "tuned": Kind(
         "", "the constant tree that was fastest on the questions of the other half", _nothing

@@ -80,9 +80,11 @@ def make_runner(
         return TransformersRunner(resources.transformers_model)
     if mode.kind in SELECTED_KINDS:
         return DecoderRunner(decoder, dict(trees or {}))
-    if mode.kind == "auto":
+    if mode.kind in ("auto", "auto-trees"):
         assert decoder.draft_head is not None  # checked before
-        return DecoderRunner(decoder, make_auto_policy(decoder.draft_head.config.draft_vocab_size))
+        vocab_size = decoder.draft_head.config.draft_vocab_size
+        lookup_tokens = 12 if mode.kind == "auto" else 0
+        return DecoderRunner(decoder, make_auto_policy(vocab_size, lookup_tokens=lookup_tokens))
     tree = constant_tree(mode)
     if tree is not None:
         return DecoderRunner(decoder, tree)

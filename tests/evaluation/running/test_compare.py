@@ -81,7 +81,8 @@ def test_every_mode_decodes_the_same(
 ) -> None:
     extras = Extras(cost=policies.cost, traces=[policies.traces])
     modes = [
-        "generate", "tree:8/2/4", "tuned", "hindsight", f"ppo=policy:{policies.ppo}",
+        "generate", "auto", "auto-trees", "tree:8/2/4", "tuned", "hindsight",
+        f"ppo=policy:{policies.ppo}",
         f"policy:{policies.acceptance}", f"u=unguarded:{policies.acceptance}",
         f"t=trees-only:{policies.acceptance}", f"n=uncached:{policies.ppo}",
         f"s=shuffled:{policies.acceptance}", f"sp=shuffled:{policies.ppo}", "baseline:all",
@@ -92,7 +93,7 @@ def test_every_mode_decodes_the_same(
     found = setting.run(tmp_path, *modes, options=options, extras=extras)
     summary = summarise(found)
     by_label = {mode.mode: mode for mode in summary.modes}
-    assert len(by_label) == 12 + len(BASELINES)
+    assert len(by_label) == 14 + len(BASELINES)
     assert found.missing == 0
     for mode in summary.modes:
         assert (mode.mode, mode.identical) == (mode.mode, 2)
