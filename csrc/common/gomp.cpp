@@ -18,6 +18,7 @@ std::optional<Gomp> find_gomp() {
   if (find("GOMP_parallel", found.parallel) && find("omp_get_thread_num", found.thread_number) &&
       find("omp_get_num_threads", found.thread_count) &&
       find("omp_set_num_threads", found.set_threads)) {
+    find("omp_pause_resource_all", found.pause);
     return found;
   }
   return std::nullopt;

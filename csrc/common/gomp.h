@@ -10,6 +10,7 @@ struct Gomp {
   int (*thread_number)();            // within the innermost region
   int (*thread_count)();             // of the innermost region
   void (*set_threads)(int threads);  // of the calling thread's later regions
+  int (*pause)(int kind);            // ends the calling thread's pool; null before OpenMP 5.0
 };
 
 // Null where the process has no such runtime.

@@ -1,6 +1,7 @@
 #include "common/thread_bindings.h"
 
 #include "common/checks.h"
+#include "common/gomp.h"
 #include "common/parallel.h"
 #include "common/thread_limit.h"
 
@@ -24,6 +25,15 @@ void bind_threads(py::module_& module) {
         return lasting_limit();
       },
       "Gives torch its threads back. Returns the limit if it is no passing disturbance, else 0.");
+  module.def(
+      "release_pool",
+      [] {
+        const Gomp* runtime = gomp();
+        constexpr int kSoftPause = 1;  // omp_pause_soft: settings stay
+        return runtime != nullptr && runtime->pause != nullptr && runtime->pause(kSoftPause) == 0;
+      },
+      "Ends the threads that wait for this thread's next parallel region. Returns whether it "
+      "could.");
   module.def("cycle_threads", &cycle_threads,
              "The threads that begin_cycle() was given on this thread; 0 outside of a cycle.");
 }

@@ -300,6 +300,7 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "available_isas": _no_arguments("available_isas"),
     "threading_backend": _no_arguments("threading_backend"),
     "begin_cycle": _begin_cycle,
+    "release_pool": _no_arguments("release_pool"),
     "end_cycle": _no_arguments("end_cycle"),
     "cycle_threads": _no_arguments("cycle_threads"),
     "Policy": _policy,
