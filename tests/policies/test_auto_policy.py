@@ -56,7 +56,7 @@ GUARDED = [
         ("sure and wrong", SURE_AND_WRONG, None, (STEEP, STEP, FLAT)),
         ("lying lookup", LYING_LOOKUP, None, (STEEP, STEP, FLAT)),
         ("lying lookup, random head", LYING_LOOKUP | RANDOM_HEAD, None, (STEEP, STEP, FLAT)),
-        ("temperature 1.5", FLATTER_TARGET, None, (STEEP, STEP)),
+        ("temperature 1.5", FLATTER_TARGET, None, (STEEP,)),
         ("rows believed twice as dear", OWN_HEAD, 2.0, (STEEP, STEP, FLAT)),
         ("rows believed half as dear", OWN_HEAD, 0.5, (STEEP, STEP, FLAT)),
         ("random head, rows believed half as dear", RANDOM_HEAD, 0.5, (STEEP, STEP, FLAT)),
