@@ -49,7 +49,7 @@ py::tuple token_ids(const NgramIndex& index) {
 void bind_lookup(py::module_& module) {
   py::class_<NgramIndex>(module, "NgramIndex")
       .def(py::init(&make_index))
-      .def("__len__", &length_of)
+      .def_property_readonly("length", &length_of)
       .def("extend", &extend)
       .def("propose", &propose)
       .def("token_ids", &token_ids);

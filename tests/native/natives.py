@@ -272,7 +272,7 @@ def _block_decoder(source: Source, memory: Memory) -> Step:
 def _ngram_index(source: Source, memory: Memory) -> Step:
     def drive(*numbers: Any) -> None:
         index = C.NgramIndex(*numbers)
-        calls: list[Callable[[], Any]] = [index.token_ids, lambda: len(index)]
+        calls: list[Callable[[], Any]] = [index.token_ids, lambda: index.length]
         for _ in range(6):
             tokens = [source.randrange(4) for _ in range(source.randrange(30))]
             calls += [

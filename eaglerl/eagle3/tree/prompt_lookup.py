@@ -49,7 +49,7 @@ class ContextLookup:
         self.extend(token_ids)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return self._index.length
 
     @property
     def token_ids(self) -> tuple[int, ...]:
