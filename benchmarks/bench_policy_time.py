@@ -16,19 +16,12 @@ import numpy as np
 
 from eaglerl import SpeculativeDecoder
 from eaglerl._ext import build_info
+from eaglerl.cli.demo_command import DEMO_PROMPTS
 from eaglerl.cost import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreePolicy
 from eaglerl.policies import AutoPolicy, OnlinePolicy
 from eaglerl.policies.policy_folder import load_policy
 from eaglerl.prepare import default_draft_path, default_policy_path, prepare_model
-
-PROMPTS = (
-    "Tell me a story about a lighthouse keeper who finds a message in a bottle.",
-    "A shop sells pens at 3 dollars each. Anna buys 14 pens and pays with a 50 dollar note. "
-    "How much change does she get?",
-    "Add a docstring to this function and return the whole function: "
-    "def mean(values): return sum(values) / len(values)",
-)
 
 
 def measure(
@@ -37,7 +30,7 @@ def measure(
     """Return each cycle's microseconds in the policy, whether it drafted, and its seconds."""
     cycles = []
     for _ in range(rounds):
-        for prompt in PROMPTS:
+        for prompt in DEMO_PROMPTS:
             messages = [{"role": "user", "content": prompt}]
             ids = decoder.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_dict=False

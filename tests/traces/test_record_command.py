@@ -108,7 +108,11 @@ def test_wrong_usage(tiny: SimpleNamespace, tmp_path: Path) -> None:
 def test_calibrate(tiny: SimpleNamespace, tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     arguments = ["--passes", 3, "--longest-context", 400, *tiny.arguments]
-    result = run("calibrate", path, *arguments)
+    for _ in range(6):
+        result = run("calibrate", path, *arguments)
+        # Beside other tests, the times of so small a model may be refused: then measure again.
+        if result.exit_code == 0 or "Something else kept the machine busy" not in result.stderr:
+            break
     assert result.exit_code == 0, result.output
     cost = CostTable.from_json(path)
     assert cost.draft_dtype == "int8"

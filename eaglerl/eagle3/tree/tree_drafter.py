@@ -121,9 +121,9 @@ class TreeDrafter:
         Raises:
             ValueError: the policy chose more rows than the pool has, or nodes that are not in it.
         """
-        planner = self._planner_of(policy)
-        if planner is not None:
-            return self._grow_planned(root, hidden, logits, limit, planner, context, slot)
+        self._ask(policy)
+        if self._planner is not None:
+            return self._grow_planned(root, hidden, logits, limit, self._planner, context, slot)
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
         while True:
@@ -135,7 +135,7 @@ class TreeDrafter:
             hidden = self._expand(hidden, depth, slot)
             depth += 1
         looked_up = context.lookup.token_ids
-        selecting = self._as_selecting(policy)
+        selecting = self._selecting
         if selecting is not None:
             with context.policy_time:
                 selection = selecting.select(progress)
@@ -172,19 +172,12 @@ class TreeDrafter:
         tree, candidates = builder.finish_planned(planner, looked_up)
         return tree, TreeParams(candidates, depth, limit.top_k)
 
-    def _planner_of(self, policy: StagedPolicy) -> C.OnlineCycle | None:
-        if policy is not self._asked:
-            self._ask(policy)
-        return self._planner
-
-    def _as_selecting(self, policy: StagedPolicy) -> SelectingPolicy | None:
+    def _ask(self, policy: StagedPolicy) -> None:
+        """Find out how a policy decides."""
         # isinstance() against a protocol looks up every method by name, tens of microseconds in
         # Python 3.11, so the answer is kept for as long as the policy stays the same.
-        if policy is not self._asked:
-            self._ask(policy)
-        return self._selecting
-
-    def _ask(self, policy: StagedPolicy) -> None:
+        if policy is self._asked:
+            return
         self._asked = policy
         self._selecting = policy if isinstance(policy, SelectingPolicy) else None
         self._planner = policy.native_cycle if isinstance(policy, PlannedPolicy) else None
