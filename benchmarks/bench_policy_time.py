@@ -1,12 +1,14 @@
 """Time that a policy takes per decoding cycle, in real decoding.
 
-    python benchmarks/bench_policy_time.py [--precision native] [--tokens 150] [--rounds 3]
+    python benchmarks/bench_policy_time.py [--precision native] [--tokens 150] [--rounds 3] \
+        [--cost FILE]
 
 Between two decisions the target reads all of its weights, so nothing of the policy is in a cache:
 the same calls in a loop take a fifth of the time. For each policy, microseconds per cycle over all
 cycles but the first two of each answer: median and 99th percentile, of all cycles, of those that
 drafted and of those that did not; and the median in per cent of the median cycle. The time contains
-all calls of the policy and the preparation of their inputs.
+all calls of the policy and the preparation of their inputs. --cost names a table of `eaglerl
+calibrate`, with which the online policy is timed as well.
 """
 
 import argparse
@@ -20,8 +22,7 @@ from eaglerl.cli.demo_command import DEMO_PROMPTS
 from eaglerl.cost import CostTable
 from eaglerl.eagle3.policy import NO_DRAFT, TreePolicy
 from eaglerl.policies import AutoPolicy, OnlinePolicy
-from eaglerl.policies.policy_folder import load_policy
-from eaglerl.prepare import default_draft_path, default_policy_path, prepare_model
+from eaglerl.prepare import default_draft_path, prepare_model
 
 
 def measure(
@@ -50,16 +51,14 @@ def main() -> None:
     parser.add_argument("--precision", default="native")
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cost")
     arguments = parser.parse_args()
     decoder = SpeculativeDecoder.from_pretrained(
         prepare_model(), default_draft_path(), precision=arguments.precision
     )
-    cost = CostTable.from_json(default_policy_path() / "cost.json")
-    policies = {
-        "auto": AutoPolicy(),
-        "online": OnlinePolicy(cost),
-        "acceptance": load_policy(default_policy_path(), decoder),
-    }
+    policies: dict[str, TreePolicy] = {"auto": AutoPolicy()}
+    if arguments.cost is not None:
+        policies["online"] = OnlinePolicy(CostTable.from_json(arguments.cost))
     sys.stdout.write(
         f"{build_info()}\n\nus per cycle        all p50   p99   drafted p50   p99   not p50   p99\n"
     )

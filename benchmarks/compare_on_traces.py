@@ -4,8 +4,8 @@
         [--policy LABEL=FOLDER] [--output FILE.md]
 
 The constant tree, the lookup rule and the other baselines are tuned on --traces; everything then
-decodes --test. The time of the policies themselves is not counted. The oracle chooses among trees
-alone, so it does not bound policies with prompt lookup.
+decodes --test. The automatic policy begins with nothing. The time of the policies themselves is not
+counted. The oracle chooses among trees alone, so it does not bound policies with prompt lookup.
 """
 
 from __future__ import annotations
@@ -29,14 +29,11 @@ from eaglerl.cli.shared.trace_options import read_traces
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
-from eaglerl.evaluation.modes.shuffled_states import ShuffledProgress
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.evaluation.statistics.summary import loops
 from eaglerl.files import atomic_path
-from eaglerl.policies.acceptance_file import load_acceptance
-from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.auto_policy import AutoPolicy
 from eaglerl.policies.baselines import DraftConfidencePolicy, ShuffledStates, best_constant
-from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.policy_folder import find_policy
 from eaglerl.ratio_intervals import ratio_interval
 from eaglerl.resps.policies.load_saved import load_resps_policy
@@ -78,7 +75,7 @@ def main(
     rule = make_baseline(RULE, inputs)
     study = Study(tested, table, tuned, rule, grid)
     lines = list(study.header())
-    rows = [*policies(policy or [], table), *baselines(grid, inputs), (f"baseline: {RULE}", rule)]
+    rows = [*policies(policy or []), *baselines(grid, inputs), (f"baseline: {RULE}", rule)]
     for label, runner in rows:
         lines.append(study.row(label, runner))
         typer.echo(lines[-1], err=True)
@@ -99,23 +96,17 @@ def few_trees(grid: ActionSpace, table: CostTable, training: Sequence[Trace]) ->
     return BaselineInputs(eight, list(four), table, training)
 
 
-def policies(folders: Sequence[str], table: CostTable) -> Iterator[tuple[str, TreePolicy]]:
-    """Yield trained policies and their controls, by label."""
+def policies(folders: Sequence[str]) -> Iterator[tuple[str, TreePolicy]]:
+    """Yield the automatic policy, and trained policies and their controls, by label."""
+    yield "auto", AutoPolicy()
+    yield "auto, without prompt lookup", AutoPolicy(lookup_tokens=0)
     for text in folders:
         label, sign, path = text.partition("=")
         if not sign:
             raise typer.BadParameter(f"--policy must be LABEL=FOLDER, got {text!r}")
         files = find_policy(path)
-        if files.is_acceptance:
-            model = load_acceptance(files.path)
-            yield label, AcceptancePolicy(model, table)
-            if model.constant is not None:
-                bare = AcceptancePolicy(model, table)
-                yield f"{label}, with fallback", FallbackPolicy(bare, model.constant, model.gain)
-            yield f"{label}, shuffled states", ShuffledProgress(AcceptancePolicy(model, table))
-        else:
-            yield label, load_resps_policy(files.path)
-            yield f"{label}, shuffled states", ShuffledStates(load_resps_policy(files.path))
+        yield label, load_resps_policy(files.path)
+        yield f"{label}, shuffled states", ShuffledStates(load_resps_policy(files.path))
 
 
 def baselines(grid: ActionSpace, inputs: BaselineInputs) -> Iterator[tuple[str, TreePolicy]]:

@@ -1,9 +1,9 @@
-"""Compare `OnlinePolicy`, which nothing was trained for, with a trained policy on traces.
+"""Compare `OnlinePolicy`, which knows the costs, and `AutoPolicy`, which learns them, on traces.
 
     python benchmarks/compare_online_policy.py --traces FOLDER --cost FILE [--cost FILE ...]
 
-Both see every prompt once, in a random order; the online policy begins with each cost table anew.
-The constant tree is the best on these very traces, which favours it. ``flat`` is a made-up table
+Both see every prompt once, in a random order, and begin with each cost table anew. The constant
+tree is the best on these very traces, which favours it. ``flat`` is a made-up table
 like a GPU's: 10 ms for any number of rows up to 32, and 0.5 ms for a pass of the draft.
 """
 
@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost import CostTable
 from eaglerl.eagle3.policy import TreeParams, TreePolicy
-from eaglerl.policies import AcceptancePolicy, OnlinePolicy, best_constant, load_acceptance
-from eaglerl.prepare import default_policy_path
+from eaglerl.policies import AutoPolicy, OnlinePolicy, best_constant
 from eaglerl.traces import TraceSet, simulate
 from eaglerl.traces.simulation import total
 
@@ -27,8 +25,6 @@ FLAT = CostTable(
     "flat", "float32", (1, 32, 64), (0.010, 0.010, 0.016), (0.0, 0.0, 0.0), (1, 2, 4),
     (5e-4,) * 3, (5e-4,) * 3,
 )  # fmt: skip
-# Tokens per second at which the trained policy begins, over those of plain decoding.
-FIRST_GAIN = 1.3
 
 
 def constants() -> ActionSpace:
@@ -49,24 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--traces", required=True, help="folder that `eaglerl record` wrote")
     parser.add_argument("--cost", action="append", default=[], help="file of `eaglerl calibrate`")
-    parser.add_argument("--policy", default=default_policy_path(), help="folder of the trained one")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the prompts")
     given = parser.parse_args()
     traces = list(TraceSet(given.traces))
     random.Random(given.seed).shuffle(traces)
-    trained = load_acceptance(Path(given.policy) / "model.safetensors")
     tables = {Path(file).stem: CostTable.from_json(file) for file in given.cost} | {"flat": FLAT}
-    lines = ["| cost table | best constant tree | plain | constant | trained | online |"]
+    lines = ["| cost table | best constant tree | plain | constant | online | auto |"]
     lines.append("|---|---|---|---|---|---|")
     for name, cost in tables.items():
         constant = best_constant(traces, constants(), cost)
-        # With the rate of this table from the start, which favours it.
-        fitting = replace(trained, rate=FIRST_GAIN / cost.verify_seconds(1, 100))
         policies: list[TreePolicy | TreeParams] = [
             TreeParams(1),
             constant,
-            AcceptancePolicy(fitting, cost),
             OnlinePolicy(cost),
+            AutoPolicy(),
         ]
         rates = [total(simulate(policy, traces, cost)).tokens_per_second for policy in policies]
         cells = " | ".join(f"{rate:.1f}" for rate in rates)

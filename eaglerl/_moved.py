@@ -18,7 +18,6 @@ from typing import Any
 #: Old module -> new module.
 MOVED_MODULES = {
     # eaglerl.cli
-    "eaglerl.cli.acceptance": "eaglerl.cli.train_policy_acceptance",
     "eaglerl.cli.actions": "eaglerl.cli.shared.action_options",
     "eaglerl.cli.calibrate": "eaglerl.cli.calibrate_command",
     "eaglerl.cli.compare": "eaglerl.cli.compare_command",
@@ -99,7 +98,6 @@ MOVED_MODULES = {
     "eaglerl.evaluation.records": "eaglerl.evaluation.results.records",
     "eaglerl.evaluation.selection": "eaglerl.evaluation.running.tree_selection",
     "eaglerl.evaluation.setup": "eaglerl.evaluation.modes.mode_setup",
-    "eaglerl.evaluation.shuffled": "eaglerl.evaluation.modes.shuffled_states",
     # eaglerl.gguf_convert
     "eaglerl.gguf_convert.config": "eaglerl.gguf_convert.gguf_config",
     "eaglerl.gguf_convert.header": "eaglerl.gguf_convert.gguf_file",
@@ -110,30 +108,19 @@ MOVED_MODULES = {
     "eaglerl.kernels.fused_encode": "eaglerl.kernels.fused_encode_kernel",
     "eaglerl.kernels.policy_mlp": "eaglerl.kernels.policy_mlp_kernel",
     # eaglerl.rl
-    "eaglerl.rl.acceptance_cycle": "eaglerl.policies.acceptance_cycle",
-    "eaglerl.rl.acceptance_file": "eaglerl.policies.acceptance_file",
-    "eaglerl.rl.acceptance_model": "eaglerl.policies.acceptance_model",
-    "eaglerl.rl.acceptance_policy": "eaglerl.policies.acceptance_policy",
-    "eaglerl.rl.acceptance_report": "eaglerl.fitting.acceptance_report",
-    "eaglerl.rl.acceptance_walk": "eaglerl.fitting.batch_simulate",
     "eaglerl.rl.actions": "eaglerl.actions",
     "eaglerl.rl.baselines": "eaglerl.policies.baselines",
     "eaglerl.rl.calibrate": "eaglerl.cost.measure_cost",
-    "eaglerl.rl.candidates": "eaglerl.policies.candidates",
     "eaglerl.rl.checkpoints": "eaglerl.runs.checkpoints",
     "eaglerl.rl.cost": "eaglerl.cost.cost_table",
     "eaglerl.rl.cost_check": "eaglerl.cost.cost_check",
-    "eaglerl.rl.cross_validation": "eaglerl.fitting.cross_validation",
     "eaglerl.rl.decisions": "eaglerl.envs.action_repeat",
     "eaglerl.rl.environments": "eaglerl.envs.trace_env",
-    "eaglerl.rl.fit_acceptance": "eaglerl.fitting.fit_acceptance",
     "eaglerl.rl.fit_cost": "eaglerl.cost.fit_cost",
     "eaglerl.rl.greedy": "eaglerl.traces.greedy_continuations",
     "eaglerl.rl.greedy_outcome": "eaglerl.sb3.greedy_outcome",
     "eaglerl.rl.grouped_linear": "eaglerl.traces.rowwise_linear",
-    "eaglerl.rl.guard": "eaglerl.policies.fallback",
     "eaglerl.rl.identity": "eaglerl.fingerprints",
-    "eaglerl.rl.judged": "eaglerl.fitting.scored_positions",
     "eaglerl.rl.live_env": "eaglerl.envs.live_env",
     "eaglerl.rl.lookup_rule": "eaglerl.policies.lookup_rule",
     "eaglerl.rl.observations": "eaglerl.envs.observations",
@@ -147,12 +134,10 @@ MOVED_MODULES = {
     "eaglerl.rl.rewards": "eaglerl.envs.rewards",
     "eaglerl.rl.run_log": "eaglerl.runs.run_log",
     "eaglerl.rl.simulate": "eaglerl.traces.simulation",
-    "eaglerl.rl.small_net": "eaglerl.policies.small_net",
     "eaglerl.rl.standardize": "eaglerl.envs.standardize",
     "eaglerl.rl.trace_index": "eaglerl.traces.trace_index",
     "eaglerl.rl.trace_world": "eaglerl.envs.trace_windows",
     "eaglerl.rl.traces": "eaglerl.traces.trace_set",
-    "eaglerl.rl.train_acceptance": "eaglerl.fitting.train_acceptance",
     "eaglerl.rl.train_online": "eaglerl.resps.train_online",
     "eaglerl.rl.train_policy": "eaglerl.sb3.train_policy",
     "eaglerl.rl.train_reference": "eaglerl.resps.train_reference",
@@ -182,14 +167,11 @@ MOVED_MODULES = {
 }
 #: Name in the old package ``eaglerl.rl`` -> module that defines it, and its new name after a colon.
 MOVED_NAMES = {
-    "AcceptanceModel": "eaglerl.policies.acceptance_model",
-    "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
     "ActionSpace": "eaglerl.actions",
     "Bounds": "eaglerl.traces.oracle",
     "CostTable": "eaglerl.cost.cost_table",
     "DraftConfidencePolicy": "eaglerl.policies.baselines",
     "Exp3Policy": "eaglerl.policies.baselines",
-    "GuardedPolicy": "eaglerl.policies.fallback:FallbackPolicy",
     "LookupRule": "eaglerl.policies.lookup_rule",
     "ObservationSpec": "eaglerl.envs.observations",
     "OptimizedOnlineTreePolicy": "eaglerl.resps.policies",
@@ -210,10 +192,8 @@ MOVED_NAMES = {
     "best_constant": "eaglerl.policies.baselines",
     "best_lookup_rule": "eaglerl.policies.lookup_rule",
     "bounds": "eaglerl.traces.oracle",
-    "load_acceptance": "eaglerl.policies.acceptance_file",
     "load_policy": "eaglerl.resps.policies:load_resps_policy",
     "lookup_alone": "eaglerl.policies.lookup_rule",
-    "save_acceptance": "eaglerl.policies.acceptance_file",
     "simulate": "eaglerl.traces.simulation",
 }
 _RESPS = (
@@ -221,19 +201,6 @@ _RESPS = (
     "OptimizedSB3DiscretePPOOnlineTreePolicy",
     "PolicySettings",
 )
-#: New module -> old name -> new name, for imports from the module's old path.
-RENAMED_IN_MODULES = {
-    "eaglerl.fitting.batch_simulate": {"Walk": "BatchOutcome", "walk_traces": "batch_simulate"},
-    "eaglerl.fitting.fit_acceptance": {"fit_chain_net": "fit_lookup_net"},
-    "eaglerl.fitting.scored_positions": {
-        "Judged": "ScoredPositions",
-        "judge_positions": "score_positions",
-    },
-    "eaglerl.policies.acceptance_cycle": {"CycleJudge": "CycleScorer"},
-    "eaglerl.policies.acceptance_model": {"CHAIN_INPUTS": "LOOKUP_INPUTS"},
-    "eaglerl.policies.candidates": {"chain_features": "lookup_features"},
-    "eaglerl.policies.fallback": {"GuardedPolicy": "FallbackPolicy"},
-}
 _PACKAGES = {
     "eaglerl.rl": MOVED_NAMES,
     "eaglerl.rl.published": dict.fromkeys(_RESPS, "eaglerl.resps.policies")
@@ -281,9 +248,6 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             _warn(name, new)
             # The import system returns what `sys.modules` holds after this call.
             sys.modules[name] = importlib.import_module(new)
-            if new in RENAMED_IN_MODULES:
-                names = {k: f"{new}:{v}" for k, v in RENAMED_IN_MODULES[new].items()}
-                vars(sys.modules[name])["__getattr__"] = _attributes(name, names)
 
 
 def _attributes(old: str, names: dict[str, str]) -> Callable[[str], Any]:

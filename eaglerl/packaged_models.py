@@ -20,7 +20,6 @@ class PackagedModel:
         file_name: GGUF file inside the package.
         file_size: its size in bytes, by which a damaged or different file is recognised.
         draft_head: name of the folder of the draft head trained for it.
-        policy: name of the folder of the policy trained for both.
     """
 
     module: str
@@ -28,7 +27,6 @@ class PackagedModel:
     file_name: str
     file_size: int
     draft_head: str
-    policy: str
 
 
 MODELS = {
@@ -38,6 +36,5 @@ MODELS = {
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         file_size=98_362_432,
         draft_head="eagle3-smollm2-135m-instruct",
-        policy="policy-acceptance-smollm2-135m-instruct",
     )
 }

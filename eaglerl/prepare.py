@@ -187,16 +187,6 @@ def default_draft_path(name: str = DEFAULT_MODEL) -> Path:
     return _shipped(_packaged_model(name).draft_head, "config.json")
 
 
-def default_policy_path(name: str = DEFAULT_MODEL) -> Path:
-    """Return the folder of the policy that comes with a model and its draft head.
-
-    Raises:
-        ValueError: `name` is unknown.
-        FileNotFoundError: the policy is neither in the installed package nor in the source tree.
-    """
-    return _shipped(_packaged_model(name).policy, "cost.json")
-
-
 def shipped_policies() -> list[Path]:
     """Return the folders of all policies that come with the package, sorted by name."""
     return sorted(

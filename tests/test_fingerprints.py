@@ -8,18 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from eaglerl.actions import ActionSpace
 from eaglerl.eagle3 import Eagle3DraftHead
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.fingerprints import head_id, is_same_model, prompt_id, target_id
-from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.policies.policy_file import read_card
 from eaglerl.traces.recording import RecordOptions, record
 
-from .policies.test_acceptance import random_model
 from .traces.tiny import tiny_decoder, tiny_prompts
 
 
@@ -94,20 +91,7 @@ def test_a_quantised_target_is_the_same_and_a_trained_head_is_not() -> None:
 
 def test_policies_of_another_precision_are_warned_about(tmp_path: Path) -> None:
     decoder, other = tiny_decoder(), at_precision(torch.bfloat16)
-    file = tmp_path / "model.safetensors"
-    save_acceptance(
-        random_model(),
-        file,
-        target_id=target_id(decoder.target),
-        head_id=head_id(decoder.draft_head),
-    )
-    load_acceptance(file, target_id=target_id(decoder.target), head_id=head_id(decoder.draft_head))
-    with pytest.warns(UserWarning, match="another precision") as said:
-        load_acceptance(file, target_id=target_id(other.target), head_id=head_id(other.draft_head))
-    assert len(said) == 2
     stranger = at_precision(torch.bfloat16, seed=1)
-    with pytest.raises(ValueError, match="target_id of the policy"):
-        load_acceptance(file, target_id=target_id(stranger.target))
     width = decoder.draft_head.config.hidden_size
     OptimizedSB3DiscretePPOOnlineTreePolicy(
         hidden_size=width, actions=ActionSpace.cpu(), head=decoder.draft_head
@@ -138,7 +122,3 @@ def test_what_ships_knows_its_fingerprints() -> None:
     for card in models.glob("*/policy.json"):
         known = read_card(card.parent)["head_id"]
         assert (known, known.fingerprint) == (head, head.fingerprint)
-    for file in models.glob("policy-acceptance*/model.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            assert opened.metadata()["head_fingerprint"] == head.fingerprint
-            assert "-" in opened.metadata()["target_fingerprint"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from eaglerl._moved import MOVED_MODULES, MOVED_NAMES, RENAMED_IN_MODULES
+from eaglerl._moved import MOVED_MODULES, MOVED_NAMES
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3 import DecodingSession, SpeculativeDecoder, TargetModel, TreeParams
 from eaglerl.eagle3.policy import Selection
@@ -18,7 +18,6 @@ from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.block_target import BlockTarget
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.target.transformers_target import TransformersTarget
-from eaglerl.fitting.fit_acceptance import AcceptanceOptions
 from eaglerl.ops import ActionCache, DraftTreeBuilder, PolicyWeights, action_cache_step
 from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.traces.trace_set import TraceSet
@@ -53,28 +52,13 @@ def test_an_old_name_is_the_new_one(name: str) -> None:
     assert old is getattr(importlib.import_module(module), attribute or name)
 
 
-@pytest.mark.parametrize("new", sorted(RENAMED_IN_MODULES))
-def test_an_old_module_offers_its_old_names(new: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (old,) = (name for name, module in MOVED_MODULES.items() if module == new)
-    monkeypatch.delitem(sys.modules, old, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated"):
-        module = importlib.import_module(old)
-    for name, renamed in RENAMED_IN_MODULES[new].items():
-        with pytest.warns(DeprecationWarning, match=f"{old}.{name} .*import {renamed} from {new}$"):
-            value = getattr(module, name)
-        assert value is getattr(module, renamed)
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = module.Nothing
-
-
 def test_old_arguments_and_fields_work() -> None:
-    with pytest.warns(DeprecationWarning, match="argument chain_length .*use lookup_tokens$"):
-        options = AcceptanceOptions(chain_length=3)
-    assert options == AcceptanceOptions(lookup_tokens=3)
-    with pytest.warns(DeprecationWarning, match=r"AcceptanceOptions.chain_length .*lookup_tokens$"):
-        assert options.chain_length == 3
-    with pytest.warns(DeprecationWarning, match="argument chain_length"):
-        assert replace(options, chain_length=5).lookup_tokens == 5
+    with pytest.warns(DeprecationWarning, match="argument chain_tokens .*use lookup_tokens$"):
+        selection = Selection(np.arange(3), chain_tokens=2)
+    with pytest.warns(DeprecationWarning, match=r"use Selection\.lookup_tokens$"):
+        assert selection.chain_tokens == selection.lookup_tokens == 2
+    with pytest.warns(DeprecationWarning, match="argument chain_tokens"):
+        assert replace(selection, chain_tokens=5).lookup_tokens == 5
 
     class Home:
         old = RenamedAttribute("new")
@@ -119,13 +103,9 @@ def test_old_attributes_work(tmp_path) -> None:
     with pytest.warns(DeprecationWarning, match=r"use TraceSet\.header$"):
         assert traces.index == {"draft_dtype": "int8"}
     (tmp_path / "policy.safetensors").write_bytes(b"weights")
-    files = PolicyFiles(tmp_path / "policy.safetensors", is_acceptance=True)
+    files = PolicyFiles(tmp_path)
     with pytest.warns(DeprecationWarning, match=r"use PolicyFiles\.fingerprint$"):
         assert files.identity == files.fingerprint
-    with pytest.warns(DeprecationWarning, match="argument chain_tokens .*use lookup_tokens$"):
-        selection = Selection(np.arange(3), chain_tokens=2)
-    with pytest.warns(DeprecationWarning, match=r"use Selection\.lookup_tokens$"):
-        assert selection.chain_tokens == selection.lookup_tokens == 2
     builder = DraftTreeBuilder()
     builder.begin(0, 2)
     builder.first(torch.zeros(4))

@@ -65,7 +65,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file_name="model.gguf",
         file_size=3,
         draft_head="no-such-head",
-        policy="no-such-policy",
     )
     monkeypatch.setattr(prepare, "MODELS", {DEFAULT_MODEL: model})
     return folder
@@ -173,10 +172,6 @@ class TestPrepareModel:
     def test_missing_draft_head(self) -> None:
         with pytest.raises(FileNotFoundError, match="'no-such-head' is not in"):
             prepare.default_draft_path()
-
-    def test_missing_policy(self) -> None:
-        with pytest.raises(FileNotFoundError, match="'no-such-policy' is not in"):
-            prepare.default_policy_path()
 
 
 def test_cache_folder_follows_the_environment(

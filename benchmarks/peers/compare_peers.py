@@ -39,7 +39,7 @@ from eaglerl.evaluation.questions.question_files import (
 )
 from eaglerl.evaluation.running.processor import processor_name
 from eaglerl.files import exclusive_folder
-from eaglerl.prepare import default_draft_path, default_policy_path, prepare_model
+from eaglerl.prepare import default_draft_path, prepare_model
 
 HERE = Path(__file__).resolve().parent
 # Of no question, so that a peer that remembers answers has no use of it.
@@ -67,7 +67,6 @@ def read_prompts(
 
 def settings_of(model: Path, count: int, threads: int) -> dict[str, Any]:
     """Return what all measurements of a run have in common."""
-    draft, policy = default_draft_path(), default_policy_path()
     return {
         "processor": processor_name(),
         "threads": threads,
@@ -77,9 +76,7 @@ def settings_of(model: Path, count: int, threads: int) -> dict[str, Any]:
             name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             for name, path in (
                 ("model", model / "model.gguf"),
-                ("head", draft / "model.safetensors"),
-                ("policy", policy / "model.safetensors"),
-                ("policy_cost", policy / "cost.json"),
+                ("head", default_draft_path() / "model.safetensors"),
             )
         },
     }

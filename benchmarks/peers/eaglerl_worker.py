@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from eaglerl import SpeculativeDecoder, TreeParams, load_policy
-from eaglerl.cli.shared.machine_cost import machine_cost
+from eaglerl import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3 import NO_DRAFT
 from eaglerl.eagle3.layers.row_batch import RowBatch
-from eaglerl.prepare import default_draft_path, default_policy_path, prepare_model
+from eaglerl.prepare import default_draft_path, prepare_model
 
 # From this many rows on a pass is part of a prompt: in chunks, with the logits of its last row.
 _PROMPT_ROWS = 512
@@ -34,13 +33,6 @@ def decoder(precision: str) -> SpeculativeDecoder:
     )
 
 
-@functools.cache
-def policy(precision: str) -> Any:
-    """Load the shipped policy, with the costs that `eaglerl calibrate` measured on this machine."""
-    cost = machine_cost(None, decoder(precision))
-    return load_policy(default_policy_path(), decoder(precision), cost=cost)
-
-
 def load(precision: str) -> dict[str, Any]:
     """Load a precision; say so if it is refused."""
     try:
@@ -54,7 +46,8 @@ def decode(precision: str, drafts: str, prompt: list[int], count: int) -> dict[s
     """Decode greedily. The first token is the end of the prompt's time."""
     chosen: Any
     if drafts == "policy":
-        chosen = policy(precision)
+        # One for all answers, which learns from each.
+        chosen = "auto"
     else:
         chosen = NO_DRAFT if drafts == "plain" else TreeParams.from_text(drafts)
     ids = torch.tensor([prompt])

@@ -68,7 +68,7 @@ _add(
     'eaglerl generate "Why is the sky blue?" --stats',
     'eaglerl generate --raw "def fibonacci(n):" -n 64 --tree 16/3/4',
     "cat question.txt | eaglerl generate --temperature 0.7 --seed 1",
-    'eaglerl generate "Name a planet." --policy policy-acceptance-smollm2-135m-instruct',
+    'eaglerl generate "Name a planet." --policy policy-ppo-smollm2-135m-instruct',
 )
 _add(demo, "eaglerl demo", 'eaglerl demo "Tell me a story." --tree 60/7/10')
 _add(

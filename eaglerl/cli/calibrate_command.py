@@ -22,7 +22,7 @@ class CalibrateSettings(DecoderSettings):
         Path | None,
         typer.Argument(
             help="JSON file for the table. Without it the table goes into eaglerl's cache, where "
-            "`demo`, `generate`, `serve` and `compare` find it.",
+            "`serve` finds it for its metrics.",
             show_default=False,
         ),
     ] = None
@@ -40,8 +40,9 @@ class CalibrateSettings(DecoderSettings):
 def calibrate(settings: CalibrateSettings) -> None:
     """Measure what drafting and verifying cost on this machine.
 
-    Takes about a minute, during which nothing else should run. Acceptance policies combine
-    this cost table with the acceptance they predict, so every machine needs its own table.
+    Takes about a minute, during which nothing else should run. `train-policy`, `report` and some
+    baselines of `compare` count time by this cost table. The policy auto needs none: it learns the
+    costs while decoding.
     """
     widths = parse_numbers(settings.top_ks, "--top-k", "K,...")
     decoder = load_decoder(settings)

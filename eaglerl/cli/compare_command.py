@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +11,6 @@ import typer
 
 from eaglerl.cli.shared.action_options import read_actions
 from eaglerl.cli.shared.comparison_table import comparison_tables
-from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     DecoderSettings,
@@ -71,8 +70,8 @@ class CompareSettings(DecoderSettings):
             "-M",
             metavar="[LABEL=]MODE",
             help="Mode of decoding; repeatable: generate, plain, auto, auto-trees, tree:T/D/K, "
-            "tuned, hindsight, policy:FOLDER, unguarded:FOLDER, trees-only:FOLDER, "
-            "uncached:FOLDER, shuffled:FOLDER, baseline:NAME, baseline:all. "
+            "tuned, hindsight, policy:FOLDER, uncached:FOLDER, shuffled:FOLDER, baseline:NAME, "
+            "baseline:all. "
             f"Default: {', '.join(_DEFAULT_MODES)}. plain is always included.",
             show_default=False,
         ),
@@ -143,8 +142,7 @@ class CompareSettings(DecoderSettings):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Cost table from `calibrate`, for acceptance policies (default: the one "
-            "measured on this machine, else the one beside the policy) and some baselines.",
+            help="Cost table from `calibrate`, for some baselines.",
             show_default=False,
             rich_help_panel=_NEEDS_PANEL,
         ),
@@ -198,7 +196,7 @@ def compare(settings: CompareSettings) -> None:
         if (busy := _busy_now()) is not None:
             notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
         decoder = load_decoder(settings, plain=plan.plain)
-        _decode(settings, _with_machine_cost(settings, plan, decoder), decoder)
+        _decode(settings, plan, decoder)
     _show(settings.folder, settings.against, as_json=settings.as_json)
 
 
@@ -272,20 +270,6 @@ def _busy_now() -> str | None:
     from eaglerl.evaluation.statistics.disturbance import busy_now
 
     return busy_now()
-
-
-def _with_machine_cost(
-    settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder
-) -> _Plan:
-    """Return the plan with this machine's cost table, if a policy needs one and none was given."""
-    from eaglerl.evaluation.modes.mode_names import POLICY_KINDS
-
-    if settings.cost is not None or all(one.kind not in POLICY_KINDS for one in plan.modes):
-        return plan
-    table = machine_cost(None, decoder)
-    if table is None:
-        tell_unmeasured()
-    return replace(plan, extras=replace(plan.extras, cost=table))
 
 
 def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder) -> None:

@@ -13,13 +13,8 @@ from rich.table import Table
 
 from eaglerl.cli.demo_rounds import Measured, gain_over, take_turns, warm_up
 from eaglerl.cli.shared.cycle_chart import cycle_chart
-from eaglerl.cli.shared.open_policy import (
-    check_cost_is_used,
-    find_trained_policy,
-    opened_policy,
-)
+from eaglerl.cli.shared.open_policy import find_trained_policy, opened_policy
 from eaglerl.cli.shared.options import (
-    CostOption,
     DecoderSettings,
     PlainOption,
     PolicyOption,
@@ -72,14 +67,12 @@ class DemoSettings(DecoderSettings):
         bool,
         typer.Option("--json", help="Print the figures as JSON; all else goes to stderr."),
     ] = False
-    cost: CostOption = None
 
     def __post_init__(self) -> None:
         if self.plain and self.policy is not None:
             raise typer.BadParameter(
                 "give either --policy or --plain, which drafts nothing", param_hint="--policy"
             )
-        check_cost_is_used(self.cost, self.policy)
 
 
 @settings_command
@@ -99,7 +92,7 @@ def demo(settings: DemoSettings) -> None:
     if settings.plain:
         measured = _measure(settings, console, decoder, modes)
     else:
-        with opened_policy(None, settings.policy, files, settings.cost, decoder) as policy:
+        with opened_policy(None, settings.policy, files, decoder) as policy:
             measured = _measure(settings, console, decoder, {**modes, _POLICY: policy})
     identical = not any(mode.differs for mode in measured.values())
     _show(console, measured)

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.shared.open_policy import (
-    check_cost_is_used,
-    find_trained_policy,
-    opened_policy,
-)
+from eaglerl.cli.shared.open_policy import find_trained_policy, opened_policy
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
-    CostOption,
     DecoderSettings,
     PlainOption,
     PolicyOption,
@@ -96,12 +91,10 @@ class GenerateSettings(DecoderSettings):
     tree: TreeOption = None
     plain: PlainOption = False
     policy: PolicyOption = None
-    cost: CostOption = None
 
     def __post_init__(self) -> None:
         if self.policy is not None and (self.tree is not None or self.plain):
             raise typer.BadParameter("give it, or --tree or --plain", param_hint="--policy")
-        check_cost_is_used(self.cost, self.policy)
 
 
 @settings_command
@@ -115,7 +108,7 @@ def generate(settings: GenerateSettings) -> None:
     files = find_trained_policy(settings.policy)
     decoder = load_decoder(settings, plain=settings.plain)
     input_ids = encode(decoder, prompt, chat=settings.chat)
-    with opened_policy(constant, settings.policy, files, settings.cost, decoder) as policy:
+    with opened_policy(constant, settings.policy, files, decoder) as policy:
         generated = _generate(settings, decoder, input_ids, policy)
     if settings.as_json:
         _write(json.dumps(_answer(generated, input_ids.shape[1], decoder)) + "\n")

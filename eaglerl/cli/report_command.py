@@ -80,17 +80,6 @@ class ReportSettings:
             rich_help_panel=_TRACES_PANEL,
         ),
     ] = None
-    calibration: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--calibration",
-            metavar="FILE",
-            help="A calibration.json, in addition to those in the folders of the policies' runs; "
-            "repeatable.",
-            show_default=False,
-            rich_help_panel=_TRACES_PANEL,
-        ),
-    ] = None
     debug: DebugOption = False
 
     def __post_init__(self) -> None:
@@ -133,7 +122,6 @@ def report(settings: ReportSettings) -> None:
             settings.output,
             traces=[TraceSet(folder) for folder in settings.traces or ()],
             cost=CostTable.from_json(settings.cost) if settings.cost else None,
-            calibration=settings.calibration or (),
             question=settings.question,
             figures=settings.figures,
             progress=show,

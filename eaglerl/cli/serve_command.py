@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eaglerl.cli.shared.auto_policy import can_keep_auto_policy, keeping_auto_policy
-from eaglerl.cli.shared.machine_cost import machine_cost, tell_unmeasured
+from eaglerl.cli.shared.machine_cost import machine_cost
 from eaglerl.cli.shared.options import (
     DRAFTING_PANEL,
     DecoderSettings,
@@ -25,7 +25,6 @@ from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import say
 
 if TYPE_CHECKING:
-    from eaglerl.cost.cost_table import CostTable
     from eaglerl.eagle3 import SpeculativeDecoder, TreePolicy
     from eaglerl.server import Mode, Modes, Service
 
@@ -82,10 +81,9 @@ class ServeSettings(DecoderSettings):
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Cost table from `calibrate`, for acceptance policies; default: the one "
-            "measured on this machine, else the one beside each policy.",
+            help="Cost table from `calibrate`, which /metrics compares the cycles' times with; "
+            "default: the one measured on this machine.",
             show_default=False,
-            rich_help_panel=DRAFTING_PANEL,
         ),
     ] = None
     max_prompt_tokens: Annotated[
@@ -172,7 +170,7 @@ def _make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) -
         auto = stack.enter_context(keeping_auto_policy(decoder))
     return Service(
         decoder,
-        _modes(decoder, mode, settings.policies or [], table, auto),
+        _modes(decoder, mode, settings.policies or [], auto),
         model_name=served_name(settings.model),
         limits=Limits(
             max_prompt_tokens=settings.max_prompt_tokens,
@@ -203,7 +201,6 @@ def _modes(
     decoder: SpeculativeDecoder,
     default: str | None,
     folders: list[Path],
-    table: CostTable | None,
     auto: TreePolicy | None = None,
 ) -> Modes:
     """Return the modes that need no training, and those of the policies found in `folders`."""
@@ -226,9 +223,7 @@ def _modes(
     with suppress(FileNotFoundError):
         folders = [default_draft_path().parent, *folders]
     for folder in folders:
-        _add_policies(modes, folder, find_policies(folder, decoder, cost=table))
-    if table is None and any(mode.trained for mode in modes):
-        tell_unmeasured()
+        _add_policies(modes, folder, find_policies(folder, decoder))
     return Modes(modes, default or modes[0].name)
 
 

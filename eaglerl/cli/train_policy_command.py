@@ -12,7 +12,6 @@ from eaglerl.cli.shared.prompt_files import read_prompt_files
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import progress_bar, say
 from eaglerl.cli.shared.trace_options import read_traces
-from eaglerl.cli.train_policy_acceptance import train_acceptance_policy
 from eaglerl.cli.train_policy_settings import TrainPolicySettings
 
 if TYPE_CHECKING:
@@ -29,21 +28,18 @@ def train_policy(settings: TrainPolicySettings) -> None:
     """Train a policy that chooses the draft tree.
 
     PPO and DQN learn by trial and error: on traces, thousands of windows a second; or live, while
-    a model decodes. Acceptance fits a model of what is accepted to traces, and weighs its
-    predictions against the cost table. The same command continues an interrupted run; on traces
-    the result is the same as without the interruption.
+    a model decodes. The same command continues an interrupted run; on traces the result is the
+    same as without the interruption. The policy auto, the default of other commands, needs no
+    training.
     """
     with progress_bar() as show:
         show("loading libraries", 0.0)
-        if settings.supervised:
-            message = train_acceptance_policy(settings, show)
-        else:
-            message = _train(settings, show)
+        message = _train(settings, show)
     say(message)
 
 
 def _train(settings: TrainPolicySettings, show: _Show) -> str:
-    """Train with PPO or DQN, and return a sentence on where the policy is and its speed."""
+    """Train the policy, and return a sentence on where it is and its speed."""
     _check_extra()
     from eaglerl.cost.cost_table import CostTable
 

@@ -13,13 +13,10 @@ from eaglerl.cli.shared.parse_options import parse_numbers
 
 if TYPE_CHECKING:
     from eaglerl.envs.rewards import RewardName
-    from eaglerl.fitting.fit_acceptance import AcceptanceOptions
     from eaglerl.sb3.train_policy import Algorithm, TrainPolicyOptions
 
-_ALGORITHMS = ("ppo", "dqn", "acceptance")
-_STEPS = 200_000
+_ALGORITHMS = ("ppo", "dqn")
 _LIVE_PANEL = "Live, instead of on traces"
-_ACCEPTANCE_PANEL = "With --algorithm acceptance"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class TrainPolicySettings(DecoderSettings):
         ),
     ] = None
     algorithm: Annotated[
-        str, typer.Option("--algorithm", "-a", metavar="NAME", help="ppo, dqn or acceptance.")
+        str, typer.Option("--algorithm", "-a", metavar="NAME", help="ppo or dqn.")
     ] = "ppo"
     actions: Annotated[
         str,
@@ -80,19 +77,17 @@ class TrainPolicySettings(DecoderSettings):
             max=0.9,
             metavar="X",
             help="Share of the prompts, by their hash, that is held out to choose the best policy "
-            "of the run; acceptance uses --folds instead.",
+            "of the run.",
         ),
     ] = 0.2
     steps: Annotated[
-        int | None,
+        int,
         typer.Option(
             min=1,
             metavar="N",
-            help=f"Cache windows to learn from, default {_STEPS:,}; with acceptance, the steps of "
-            "a net's fit, default 1,200.",
-            show_default=False,
+            help="Cache windows to learn from.",
         ),
-    ] = None
+    ] = 200_000
     cache_steps: Annotated[
         int, typer.Option(min=1, metavar="N", help="Cycles for which a decision is kept.")
     ] = 10
@@ -191,57 +186,6 @@ class TrainPolicySettings(DecoderSettings):
             rich_help_panel=_LIVE_PANEL,
         ),
     ] = 128
-    top_k: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="K", help="Width of the trees.", rich_help_panel=_ACCEPTANCE_PANEL
-        ),
-    ] = 4
-    max_depth: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="D",
-            help="Most draft rounds after the first.",
-            rich_help_panel=_ACCEPTANCE_PANEL,
-        ),
-    ] = 5
-    max_rows: Annotated[
-        int,
-        typer.Option(
-            min=2,
-            metavar="T",
-            help="Most rows to verify per cycle.",
-            rich_help_panel=_ACCEPTANCE_PANEL,
-        ),
-    ] = 32
-    chain_length: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Most looked-up tokens per cycle; 0 switches prompt lookup off.",
-            rich_help_panel=_ACCEPTANCE_PANEL,
-        ),
-    ] = 12
-    hidden: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Width of the nets' hidden layers.",
-            rich_help_panel=_ACCEPTANCE_PANEL,
-        ),
-    ] = 24
-    folds: Annotated[
-        int,
-        typer.Option(
-            min=2,
-            metavar="N",
-            help="Folds of the cross-validation that chooses the stopping rule's penalty.",
-            rich_help_panel=_ACCEPTANCE_PANEL,
-        ),
-    ] = 4
 
     def __post_init__(self) -> None:
         if self.algorithm not in _ALGORITHMS:
@@ -250,18 +194,12 @@ class TrainPolicySettings(DecoderSettings):
                 param_hint="--algorithm",
             )
         self._check_sources()
-        self._check_algorithm()
         changed = self.similarity_threshold is not None or self.horizon > 1 or self.compressed_size
         if self.reference and changed:
             raise typer.BadParameter(
                 "Re-SpS has no --similarity-threshold, --horizon or --compressed-size",
                 param_hint="--reference",
             )
-
-    @property
-    def supervised(self) -> bool:
-        """Whether the policy is fitted to traces, not trained by reinforcement learning."""
-        return self.algorithm == "acceptance"
 
     def trainer_options(self) -> TrainPolicyOptions:
         """Return the options of PPO and DQN.
@@ -274,7 +212,7 @@ class TrainPolicySettings(DecoderSettings):
 
         return TrainPolicyOptions(
             algorithm=cast("Algorithm", self.algorithm),  # checked above
-            total_steps=self.steps or _STEPS,
+            total_steps=self.steps,
             cache_steps=self.cache_steps,
             extras=tuple(name for name in self.extras.split(",") if name),
             similarity_threshold=self.similarity_threshold,
@@ -289,24 +227,6 @@ class TrainPolicySettings(DecoderSettings):
             wandb_project=self.wandb_project,
         )
 
-    def acceptance_options(self) -> AcceptanceOptions:
-        """Return the options of the acceptance model's fit.
-
-        Raises:
-            ValueError: a value out of its range.
-        """
-        from eaglerl.fitting.fit_acceptance import AcceptanceOptions
-
-        return AcceptanceOptions(
-            top_k=self.top_k,
-            max_depth=self.max_depth,
-            max_rows=self.max_rows,
-            lookup_tokens=self.chain_length,
-            hidden=self.hidden,
-            steps=AcceptanceOptions.steps if self.steps is None else self.steps,
-            seed=self.seed,
-        )
-
     def _check_sources(self) -> None:
         if bool(self.traces) == bool(self.prompts):
             raise typer.BadParameter(
@@ -317,15 +237,9 @@ class TrainPolicySettings(DecoderSettings):
                 "traces hold no times: give the table that `eaglerl calibrate` wrote",
                 param_hint="--cost",
             )
-
-    def _check_algorithm(self) -> None:
         for option, given in (
             ("--select", self.select is not None),
             ("--reference", self.reference),
         ):
             if given and self.prompts:
                 raise typer.BadParameter("it needs --traces", param_hint=option)
-            if given and self.supervised:
-                raise typer.BadParameter("it is for ppo and dqn", param_hint=option)
-        if self.supervised and self.prompts:
-            raise typer.BadParameter("it needs --traces", param_hint="--algorithm")

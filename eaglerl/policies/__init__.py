@@ -5,9 +5,6 @@ from typing import TYPE_CHECKING
 from eaglerl._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
-    from eaglerl.policies.acceptance_model import AcceptanceModel
-    from eaglerl.policies.acceptance_policy import AcceptancePolicy
     from eaglerl.policies.auto_policy import AutoPolicy
     from eaglerl.policies.baselines import (
         DraftConfidencePolicy,
@@ -18,17 +15,13 @@ if TYPE_CHECKING:
         UCB1Policy,
         best_constant,
     )
-    from eaglerl.policies.fallback import FallbackPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
     from eaglerl.policies.online_policy import OnlinePolicy
 
 __all__ = [
-    "AcceptanceModel",
-    "AcceptancePolicy",
     "AutoPolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
-    "FallbackPolicy",
     "LookupRule",
     "OnlinePolicy",
     "RandomPolicy",
@@ -37,19 +30,14 @@ __all__ = [
     "UCB1Policy",
     "best_constant",
     "best_lookup_rule",
-    "load_acceptance",
     "lookup_alone",
-    "save_acceptance",
 ]
 __getattr__, __dir__, _ = lazy_names(
     __name__,
     {
-        "AcceptanceModel": "eaglerl.policies.acceptance_model",
-        "AcceptancePolicy": "eaglerl.policies.acceptance_policy",
         "AutoPolicy": "eaglerl.policies.auto_policy",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
-        "FallbackPolicy": "eaglerl.policies.fallback",
         "LookupRule": "eaglerl.policies.lookup_rule",
         "OnlinePolicy": "eaglerl.policies.online_policy",
         "RandomPolicy": "eaglerl.policies.baselines",
@@ -58,8 +46,6 @@ __getattr__, __dir__, _ = lazy_names(
         "UCB1Policy": "eaglerl.policies.baselines",
         "best_constant": "eaglerl.policies.baselines",
         "best_lookup_rule": "eaglerl.policies.lookup_rule",
-        "load_acceptance": "eaglerl.policies.acceptance_file",
         "lookup_alone": "eaglerl.policies.lookup_rule",
-        "save_acceptance": "eaglerl.policies.acceptance_file",
     },
 )

@@ -1,31 +1,23 @@
-"""Trained policies as modes: those in a folder that belong to the target and its head."""
+"""Trained policies as modes: those in a folder that belong to the head."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
 
-from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.policies.policy_folder import NoPolicyError, PolicyFiles, find_policy, load_policy
 from eaglerl.server.modes import NAME, Mode
 
-_DESCRIPTIONS = {
-    True: "Trained: predicts what the target accepts and weighs it against its cost.",
-    False: "Trained by reinforcement learning: chooses the tree from the target's features.",
-}
+_DESCRIPTION = "Trained by reinforcement learning: chooses the tree from the target's features."
 
 
-def find_policies(
-    folder: str | Path, decoder: SpeculativeDecoder, *, cost: CostTable | None = None
-) -> list[Mode]:
+def find_policies(folder: str | Path, decoder: SpeculativeDecoder) -> list[Mode]:
     """Find the trained policies in a folder and in its subfolders.
 
     Args:
         folder: where to look.
-        decoder: the policies must belong to its target and head.
-        cost: cost table of this machine, for acceptance policies; by default each uses the table
-            beside its file.
+        decoder: the policies must belong to its head.
 
     Returns:
         A mode for each policy, named after its folder. A policy that cannot be used with this
@@ -35,7 +27,7 @@ def find_policies(
     found: list[Mode] = []
     for path in [root, *sorted(path for path in root.iterdir() if path.is_dir())]:
         try:
-            found.append(_mode(path.name, find_policy(path), decoder, cost))
+            found.append(_mode(path.name, find_policy(path), decoder))
         except NoPolicyError:
             # The folder holds something else.
             continue
@@ -48,15 +40,8 @@ def find_policies(
     return found
 
 
-def _mode(
-    name: str, files: PolicyFiles, decoder: SpeculativeDecoder, cost: CostTable | None
-) -> Mode:
-    mode = Mode(
-        name,
-        _DESCRIPTIONS[files.is_acceptance],
-        lambda: load_policy(files, decoder, cost=cost),
-        trained=True,
-    )
+def _mode(name: str, files: PolicyFiles, decoder: SpeculativeDecoder) -> Mode:
+    mode = Mode(name, _DESCRIPTION, lambda: load_policy(files, decoder), trained=True)
     if not NAME.fullmatch(name):
         raise ValueError(
             f"the name of its folder must match {NAME.pattern} to name a mode, got {name!r}"

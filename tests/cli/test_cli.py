@@ -74,7 +74,6 @@ class TestHelp:
             # What trains: these two come with an extra.
             ("eaglerl.training.train_draft", {"matplotlib", "tensorboard"}),
             ("eaglerl.runs.policy_run", {"matplotlib", "tensorboard"}),
-            ("eaglerl.fitting.train_acceptance", {"matplotlib", "tensorboard"}),
         ]
         # In one process, of which torch and transformers take eight seconds.
         program = "import sys\n" + "".join(
@@ -126,13 +125,11 @@ class TestErrors:
         "arguments",
         [
             ["generate", PROMPT, "--plain", "--tree", "8,2,4"],
-            ["generate", PROMPT, "--cost", "cost.json"],
-            ["demo", "--plain", "--cost", "cost.json"],
             ["generate", PROMPT, "--max-new-tokens", "0"],
             ["generate", PROMPT, "--temperature", "-1"],
             ["generate", PROMPT, "--no-such-option"],
             ["distill"],
-            ["train-policy", "-a", "reinforce", "--prompts", "p.jsonl", "-o", "x"],
+            ["train-policy", "-a", "acceptance", "--prompts", "p.jsonl", "-o", "x"],
             ["no-such-command"],
         ],
     )

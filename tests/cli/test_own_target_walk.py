@@ -72,12 +72,12 @@ def test_from_a_target_to_a_policy(
     run("record", "traces", "data.jsonl", "--held-out", "--max-positions", "300", "-n", "16", *both)
     run("record", "traces", "questions/*.jsonl", "--split", "train", "-n", "16", *both)
     write_cost(Path("cost.json"))
-    fit = ["--algorithm", "acceptance", "--folds", "3", "--steps", "20"]
-    run("train-policy", *fit, "--traces", "traces", "--cost", "cost.json", "-o", "acceptance-run")
-    policy = ["--policy", "acceptance-run/policy", "--cost", "cost.json"]
+    fit = ["--algorithm", "ppo", "--steps", "64"]
+    run("train-policy", *fit, "--traces", "traces", "--cost", "cost.json", "-o", "ppo-run")
+    policy = ["--policy", "ppo-run/policy"]
     run("demo", "-n", "16", *policy, *both)
     assert run("generate", "Why?", "-n", "16", *policy, *both) == plain
-    modes = ["--mode", "tree:4/1/4", "--mode", "policy:acceptance-run/policy"]
+    modes = ["--mode", "tree:4/1/4", "--mode", "auto", "--mode", "policy:ppo-run/policy"]
     short = ["--per-file", "1", "--repeats", "1", "-n", "8", "--cost", "cost.json"]
     run("compare", "comparison", "questions/", *modes, *short, *both)
     answers = ["--answer-file", "answers.jsonl", "--max-new-token", "8", "--question-end", "1"]

@@ -14,13 +14,11 @@ from eaglerl.cli.shared.machine_cost import (
     kept_cost_path,
     machine_cost,
     measure_cost,
-    measured_cost,
 )
 from eaglerl.cost.cost_check import why_unusable
 from eaglerl.cost.cost_table import CostError, CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.evaluation.running.processor import describe_machine
-from eaglerl.policies.policy_folder import PolicyFiles
 
 FAST = {"passes": 3, "longest_context": 400}
 
@@ -52,12 +50,6 @@ def table(
     _busy: None, decoder: SpeculativeDecoder, tmp_path_factory: pytest.TempPathFactory
 ) -> CostTable:
     return measure_cost(decoder, tmp_path_factory.mktemp("cost") / "new" / "cost.json", **FAST)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> PolicyFiles:
-    """Where an acceptance policy could lie."""
-    return PolicyFiles(tmp_path / "model.safetensors", is_acceptance=True)
 
 
 def test_calibrate_keeps_what_the_others_find(
@@ -93,7 +85,7 @@ def test_the_name_depends_on_all_that_a_cycle_costs(
 
 
 def test_a_given_table_comes_first(
-    decoder: SpeculativeDecoder, table: CostTable, files: PolicyFiles, tmp_path: Path
+    decoder: SpeculativeDecoder, table: CostTable, tmp_path: Path
 ) -> None:
     kept = kept_cost_path(decoder)
     kept.parent.mkdir(parents=True)
@@ -101,45 +93,13 @@ def test_a_given_table_comes_first(
     given = replace(table, machine="given")
     given.to_json(tmp_path / "given.json")
     assert machine_cost(tmp_path / "given.json", decoder) == given
-    assert measured_cost(tmp_path / "given.json", decoder, files) == given
-    given.to_json(tmp_path / "cost.json")
-    assert machine_cost(None, decoder) == measured_cost(None, decoder, files) == table
-
-
-def test_only_an_unknown_machine_is_measured(
-    decoder: SpeculativeDecoder,
-    table: CostTable,
-    files: PolicyFiles,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    measured: list[Path] = []
-
-    def measure(_: SpeculativeDecoder, output: Path) -> CostTable:
-        measured.append(output)
-        return table
-
-    monkeypatch.setattr("eaglerl.cli.shared.machine_cost.measure_cost", measure)
-    assert measured_cost(None, decoder, replace(files, is_acceptance=False)) is None
-    beside = replace(table, samples=7)
-    beside.to_json(tmp_path / "cost.json")
-    assert measured_cost(None, decoder, files) == beside
-    assert measured == []
-    replace(table, machine="another").to_json(tmp_path / "cost.json")
-    assert measured_cost(None, decoder, files) == table
-    (tmp_path / "cost.json").unlink()
-    assert measured_cost(None, decoder, files) == table
-    assert measured == [kept_cost_path(decoder)] * 2
+    assert machine_cost(None, decoder) == table
 
 
 def test_a_machine_that_is_too_busy_keeps_no_table(
     tiny_folders: SimpleNamespace,
     decoder: SpeculativeDecoder,
-    table: CostTable,
-    files: PolicyFiles,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def busy(*_: object, **options: object) -> CostTable:
         options["again"]("verifying 1 to 12 rows takes 0.0 s")
@@ -152,18 +112,11 @@ def test_a_machine_that_is_too_busy_keeps_no_table(
     assert "verifying 1 to 12 rows takes 0.0 s: the machine is busy, measuring more" in said
     assert "error: no cost table was made of 9 cycles" in said
     assert not list(kept_cost_path(decoder).parent.iterdir())
-    # A policy decides by the table beside it then, if there is one.
-    with pytest.raises(ValueError, match="no cost table was made"):
-        measured_cost(None, decoder, files)
-    replace(table, machine="another").to_json(tmp_path / "cost.json")
-    assert measured_cost(None, decoder, files).machine == "another"
-    assert "Until then the policy uses the table" in capsys.readouterr().err
 
 
 def test_an_unusable_table_is_refused_wherever_it_lies(
     decoder: SpeculativeDecoder,
     table: CostTable,
-    files: PolicyFiles,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -176,16 +129,13 @@ def test_an_unusable_table_is_refused_wherever_it_lies(
         machine_cost(given, decoder)
     result = CliRunner().invoke(
         app,
-        ["train-policy", "-a", "acceptance", "--traces", str(tmp_path), "--cost", str(given),
+        ["train-policy", "--traces", str(tmp_path), "--cost", str(given),
          "-o", str(tmp_path / "run")],
         env={"TERM": "dumb"},
     )  # fmt: skip
     assert result.exit_code == 1
     assert "is unusable" in result.stderr.replace("\n", " ")
     assert not (tmp_path / "run").exists()
-    nonsense.to_json(tmp_path / "cost.json")
-    with pytest.raises(ValueError, match=rf"cost\.json.*{refused}"):
-        files.read_cost(None)
     kept = kept_cost_path(decoder)
     kept.parent.mkdir(parents=True)
     nonsense.to_json(kept)

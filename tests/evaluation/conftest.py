@@ -8,12 +8,8 @@ import pytest
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.fingerprints import head_id, target_id
-from eaglerl.policies.acceptance_file import save_acceptance
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy
 from eaglerl.traces.recording import Prompt, RecordOptions, record
-
-from ..policies.test_acceptance import random_model
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 COST = CostTable(
@@ -62,11 +58,8 @@ def decoder(tiny: SimpleNamespace) -> SpeculativeDecoder:
 def policies(
     tiny: SimpleNamespace, decoder: SpeculativeDecoder, tmp_path_factory: pytest.TempPathFactory
 ) -> SimpleNamespace:
-    """Folders of untrained policies for the tiny head, its traces, and a cost table."""
+    """The folder of an untrained policy for the tiny head, its traces, and a cost table."""
     root = tmp_path_factory.mktemp("policies")
-    ids = {"target_id": target_id(decoder.target), "head_id": head_id(decoder.draft_head)}
-    (root / "acceptance").mkdir()
-    save_acceptance(random_model(), root / "acceptance" / "model.safetensors", **ids)
     OptimizedSB3DiscretePPOOnlineTreePolicy(
         hidden_size=32,
         actions=ActionSpace.cpu(),
@@ -79,7 +72,6 @@ def policies(
     traces = record(decoder, prompts, root / "traces", options=options)
     COST.to_json(root / "cost.json")
     return SimpleNamespace(
-        acceptance=root / "acceptance",
         ppo=root / "ppo",
         traces=traces,
         cost=COST,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.target.make_target import load_target
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.questions.question_files import files_digest, read_questions
-from eaglerl.evaluation.report.calibration import read_calibration
 from eaglerl.evaluation.report.evidence import read_answers
 from eaglerl.evaluation.results.records import load_comparison
 from eaglerl.evaluation.statistics.summary import summarise
@@ -31,8 +30,6 @@ from eaglerl.json_file import JsonObject, read_json
 from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
 from eaglerl.ops import PolicyWeights
-from eaglerl.policies.acceptance_file import load_acceptance, save_acceptance
-from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.policy_folder import find_policy
 from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.resps.bench import summarise_answers
@@ -48,10 +45,10 @@ from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, wr
 from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
-from ..policies.test_acceptance import COST, random_model
 from ..resps.small_policies import DQN, PPO, make_policy
 from ..resps.test_policy_files import sequences
 from ..traces.planted import ACTIONS
+from ..traces.test_oracle import COST
 from ..traces.tiny import made_up_trace
 
 
@@ -74,17 +71,6 @@ def _read_policy(folder: Path) -> None:
     files = find_policy(folder)
     assert len(files.fingerprint) == 16
     load_resps_policy(folder).fused()
-
-
-def _write_acceptance(folder: Path) -> None:
-    model = replace(random_model(), constant=TreeParams(4, 1, 2), gain=0.03)
-    save_acceptance(model, folder / "model.safetensors", target_id="a", head_id="b")
-    COST.to_json(folder / "cost.json")
-
-
-def _read_acceptance(folder: Path) -> None:
-    files = find_policy(folder)
-    AcceptancePolicy(load_acceptance(files.path), files.read_cost(None))
 
 
 def _write_head(folder: Path) -> None:
@@ -234,13 +220,6 @@ def _read_checkpoints(policy_class: type) -> Callable[[Path], object]:
     return read
 
 
-def _write_calibration(folder: Path) -> None:
-    bins = [{"candidates": 4, "predicted": 0.25, "found": 0.5}]
-    bins += [{"candidates": 0, "predicted": None, "found": None}]
-    content = {"draft": bins, "acceptance_length": [{"expected": 2.0, "found": 1.9}]}
-    (folder / "calibration.json").write_text(json.dumps(content))
-
-
 def _write_tiles(folder: Path) -> None:
     tiles = {"rows": 1, "columns": 4, "elements": 64, "num_warps": 4, "num_stages": 3}
     content = {"format": 1, "tiles": {"cpu, fused": tiles | {"max_registers": 168}}}
@@ -312,9 +291,6 @@ KINDS: dict[str, FileKind] = {
         PolicyWeights.from_pretrained,
         ("eaglerl.ops._policy_files",),
     ),
-    "acceptance policy": FileKind(
-        _write_acceptance, _read_acceptance, ("eaglerl.policies.acceptance_file",)
-    ),
     "head": FileKind(
         _write_head,
         _read_head,
@@ -375,11 +351,6 @@ KINDS: dict[str, FileKind] = {
         lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
         lambda folder: _check_settings(folder, {"steps": 3, "seed": 0}),
         ("eaglerl.resps.presets",),
-    ),
-    "calibration": FileKind(
-        _write_calibration,
-        lambda folder: read_calibration(folder / "calibration.json"),
-        ("eaglerl.evaluation.report.calibration",),
     ),
     "tiles": FileKind(_write_tiles, _read_tiles, ("eaglerl.kernels.tuning",)),
     "prepared model": FileKind(_write_model, is_prepared, ("eaglerl.prepared_folder",)),

@@ -1,4 +1,4 @@
-"""Trained policies that serve several generations at once: each decides as for one alone."""
+"""Policies that serve several generations at once: each decides as for one alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,22 +7,22 @@ import torch
 
 from eaglerl.eagle3 import NO_DRAFT, TreeParams
 from eaglerl.eagle3.policy import StepResult
-from eaglerl.policies.acceptance_policy import AcceptancePolicy
+from eaglerl.policies.auto_policy import AutoPolicy
 from eaglerl.policies.baselines import TierPolicy
-from eaglerl.policies.fallback import FallbackPolicy
 from eaglerl.policies.lookup_rule import LookupRule
+from eaglerl.policies.online_policy import OnlinePolicy
 
 from ..resps.small_policies import BOTH, policy_for
+from ..traces.test_oracle import COST
 from ..traces.test_record import tiny_decoder, tiny_prompts
-from .test_acceptance import COST, random_model
 
 TREE = TreeParams(4, 1, 2)
 ARGUMENTS = {"max_new_tokens": 40, "eos_token_id": []}
 MAKERS = {
     "lookups": lambda: LookupRule(TREE, 2, 3, 5, 6),
     "tiers": lambda: TierPolicy([TREE, TreeParams(8, 3, 2)], warm_up=1, interval=1),
-    "acceptance": lambda: AcceptancePolicy(random_model(), COST),
-    "fallback": lambda: FallbackPolicy(AcceptancePolicy(random_model(), COST), TREE, 0.1),
+    "online": lambda: OnlinePolicy(COST, limit=TreeParams(8, 2, 2), lookup_tokens=4),
+    "auto": lambda: AutoPolicy(limit=TreeParams(8, 2, 2), lookup_tokens=4),
 }
 
 
@@ -60,26 +60,6 @@ def test_threads_and_interleaved_generations(decoder, prompts, plain, name) -> N
 
 def result(tokens: int, seconds: float = 0.01) -> StepResult:
     return StepResult((1,) * tokens, TREE, tokens - 1, seconds, 0.0, torch.zeros(3), 20)
-
-
-def test_forks_share_the_rate() -> None:
-    alone, policy = MAKERS["acceptance"](), MAKERS["acceptance"]()
-    fork = policy.fork()
-    for place, tokens in enumerate((1, 4, 2, 5)):
-        alone.observe(result(tokens))
-        (policy, fork)[place % 2].observe(result(tokens))
-    assert policy.rate == fork.rate == alone.rate
-
-
-def test_forks_share_what_the_fallback_measures() -> None:
-    alone, policy = MAKERS["fallback"](), MAKERS["fallback"]()
-    fork = policy.fork()
-    for place in range(40):
-        for with_fallback in (alone, (policy, fork)[place % 2]):
-            with_fallback.choose(None)
-            with_fallback.observe(result(1 + with_fallback._uses_policy))
-    assert policy.advantage == fork.advantage == alone.advantage != 0.1
-    assert policy.policy is not fork.policy
 
 
 def test_each_sequence_has_its_own_tier() -> None:

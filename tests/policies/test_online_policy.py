@@ -18,7 +18,7 @@ from eaglerl.policies.online_policy import OnlinePolicy
 from ..closeness import check_close
 from ..traces.test_record import tiny_decoder, tiny_prompts
 from .online_reference import Logistic, Reference
-from .test_acceptance_cycle import progress_of, random_draft, random_model
+from .random_drafts import at_depth, random_draft, random_sizes
 
 ARGUMENTS = {"max_new_tokens": 60, "eos_token_id": []}
 
@@ -34,21 +34,17 @@ def cost_table(flat: bool = False) -> CostTable:
 @given(st.integers(0, 2**32 - 1))
 def test_cycles_equal_those_in_numpy(seed: int) -> None:
     draw = np.random.default_rng(seed)
-    model = random_model(draw, hidden=1)
-    limit = TreeParams(
-        min(model.max_rows + 1, 1 + model.top_k + model.max_depth * model.top_k**2),
-        model.max_depth,
-        model.top_k,
-    )
+    sizes = random_sizes(draw)
+    limit = TreeParams(sizes.rows, sizes.depth, sizes.top_k)
     cost = cost_table()
-    policy = OnlinePolicy(cost, limit=limit, lookup_tokens=model.lookup_tokens)
-    reference = Reference(cost, limit, model.lookup_tokens)
+    policy = OnlinePolicy(cost, limit=limit, lookup_tokens=sizes.lookup_tokens)
+    reference = Reference(cost, limit, sizes.lookup_tokens)
     for _ in range(12):
-        whole = random_draft(draw, model)
+        whole = random_draft(draw, sizes)
         policy.choose(None)
         reference.begin()
-        for depth in range(int(draw.integers(model.max_depth + 1)) + 1):
-            progress = progress_of(whole.at_depth(depth), model.lookup_tokens)
+        for depth in range(int(draw.integers(sizes.depth + 1)) + 1):
+            progress = at_depth(whole, depth)
             reference.look_at(progress)
             assert policy.should_continue(progress) == reference.go
             selection = policy.select(progress)

@@ -1,4 +1,4 @@
-"""The packaged model, head and policy in a pool of threads, as a web application uses them."""
+"""The packaged model, head and policies in a pool of threads, as a web application uses them."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from eaglerl.eagle3 import NO_DRAFT, DraftPlan, SpeculativeDecoder, TreeParams
 from eaglerl.policies.lookup_rule import LookupRule
 from eaglerl.policies.policy_folder import load_policy
-from eaglerl.prepare import DEFAULT_MODEL, default_draft_path, default_policy_path
+from eaglerl.prepare import default_draft_path
 
 TEXTS = [
     "Count to ten:",
@@ -25,7 +25,8 @@ def test_threads_of_all_kinds_of_policies_write_what_plain_decoding_writes(
     smollm2_path: Path,
 ) -> None:
     decoder = SpeculativeDecoder.from_pretrained(smollm2_path, default_draft_path())
-    trained = load_policy(default_policy_path(DEFAULT_MODEL), decoder)
+    models = default_draft_path().parent
+    trained = load_policy(models / "policy-ppo-smollm2-135m-instruct", decoder)
     tree = TreeParams(6, 2, 4)
     policies = [None, tree, DraftPlan(tree, 5), LookupRule(tree, 2, 7, 6, 12), trained, trained]
     prompts = [decoder.tokenizer(text).input_ids for text in TEXTS]

@@ -16,6 +16,7 @@ from eaglerl.traces.oracle import (
     bounds,
     constant_seconds,
     follow,
+    known_actions,
     myopic_seconds,
     oracle_actions,
     select_actions,
@@ -161,3 +162,11 @@ def test_wrong_arguments_are_named() -> None:
         bounds([], ACTIONS, COST)
     with pytest.raises(ValueError, match=r"count must lie in 1..5, got 6"):
         select_actions(ACTIONS, [made_up_trace(3)], COST, 6)
+
+
+def test_actions_missing_from_traces_or_cost_table_are_left_out() -> None:
+    traces = [made_up_trace(5, seed=seed) for seed in range(2)]
+    missing = [TreeParams(9, 1, 4), TreeParams(9, 3, 2), TreeParams(17, 4, 2)]
+    assert known_actions(ActionSpace([*ACTIONS, *missing]), traces, COST) == ACTIONS
+    with pytest.raises(ValueError, match=r"have top_k in \[1, 2\], depth up to 2 and 16 rows"):
+        known_actions(ActionSpace(missing[:1]), traces, COST)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from eaglerl.cli.shared.options import encode
 from eaglerl.cli.shared.terminal import progress_bar, say
-from eaglerl.files import AlreadyLockedError, cache_root, exclusive_file
+from eaglerl.files import cache_root, exclusive_file
 
 if TYPE_CHECKING:
     from eaglerl.cost.cost_table import CostTable
     from eaglerl.eagle3 import SpeculativeDecoder
-    from eaglerl.policies.policy_folder import PolicyFiles
 
 _PROMPT = "Write a long story about a lighthouse keeper and the sea."
 
@@ -78,7 +77,7 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
             encode(decoder, _PROMPT, chat=chat)[0].tolist(),
             machine=describe_machine(),
             progress=lambda done: show("measuring", done),
-            again=lambda why: _tell(f"{why}: the machine is busy, measuring more"),
+            again=lambda why: say(f"{why}: the machine is busy, measuring more"),
             **options,
         )
         table.to_json(output)
@@ -99,8 +98,6 @@ def measure_cost(decoder: SpeculativeDecoder, output: Path, **options: Any) -> C
 def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | None:
     """Return the table in the file, else the one measured on this machine, else None.
 
-    With None, each policy uses the table beside it; `tell_unmeasured` says so.
-
     Raises:
         ValueError: the file holds no cost table.
     """
@@ -116,57 +113,3 @@ def machine_cost(cost: Path | None, decoder: SpeculativeDecoder) -> CostTable | 
     except ValueError as error:
         warnings.warn(f"{error}; it is ignored", stacklevel=2)
         return None
-
-
-def tell_unmeasured() -> None:
-    """Print that policies use tables which may be another machine's."""
-    say(
-        "note: there is no cost table of this machine; acceptance policies use the one beside "
-        "them. `eaglerl calibrate` measures this machine."
-    )
-
-
-def measured_cost(
-    cost: Path | None, decoder: SpeculativeDecoder, policy: PolicyFiles
-) -> CostTable | None:
-    """Return the cost table for one policy; measure this machine first if it has none.
-
-    Returns:
-        The table in the file, else the one measured on this machine, else the policy's own if it is
-        of this machine, else a new one. If this machine is too busy to measure, the policy's own
-        table, whatever its machine. None for a policy that needs no table.
-
-    Raises:
-        ValueError: a file holds no table, or the machine is too busy and there is no other table.
-    """
-    from eaglerl.cost.cost_table import CostTable
-    from eaglerl.evaluation.running.processor import describe_machine
-    from eaglerl.policies.policy_folder import COST_NAME
-
-    if not policy.is_acceptance:
-        return None
-    table = machine_cost(cost, decoder)
-    if table is not None:
-        return table
-    beside = policy.path.with_name(COST_NAME)
-    own = CostTable.from_json(beside) if beside.is_file() else None
-    if own is not None and own.machine == describe_machine():
-        return own
-    kept = kept_cost_path(decoder)
-    say("measuring the cost of a cycle on this machine, once ...")
-    try:
-        return measure_cost(decoder, kept)
-    except AlreadyLockedError:
-        with exclusive_file(kept, waiting=_tell):
-            pass
-    except ValueError as error:
-        if own is None:
-            raise
-        _tell(f"note: {error}. Until then the policy uses the table beside it")
-        return own
-    # The other process has measured the table, unless it failed.
-    return measured_cost(cost, decoder, policy)
-
-
-def _tell(sentence: str) -> None:
-    say(sentence)

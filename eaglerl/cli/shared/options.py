@@ -135,17 +135,6 @@ PolicyOption = Annotated[
         rich_help_panel=DRAFTING_PANEL,
     ),
 ]
-CostOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--cost",
-        metavar="FILE",
-        help="Cost table from `calibrate`; default: the one measured on this machine, else the one "
-        "beside the policy.",
-        show_default=False,
-        rich_help_panel=DRAFTING_PANEL,
-    ),
-]
 TopPOption = Annotated[
     float,
     typer.Option(

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
 from eaglerl.evaluation.modes.baseline_modes import BASELINES
-from eaglerl.evaluation.modes.policy_modes import COST_NAME, find_policy
+from eaglerl.evaluation.modes.policy_modes import find_policy
 from eaglerl.evaluation.results.records import PLAIN
 from eaglerl.prepare import MODELS
 
 #: The name that stands for every baseline.
 ALL_BASELINES = "baseline:all"
 #: Kinds whose argument is a trained policy.
-POLICY_KINDS = ("policy", "unguarded", "trees-only", "uncached", "shuffled")
+POLICY_KINDS = ("policy", "uncached", "shuffled")
 
 # A label is also the name of a folder of answers.
 _LABEL = re.compile(r"[^=/\s][^=\s]*")
@@ -104,7 +104,7 @@ def short_label(kind: str, argument: str) -> str:
     if kind not in POLICY_KINDS:
         return f"{kind}:{argument}" if argument else kind
     path = Path(argument).absolute()
-    name = path.stem if path.suffix == ".safetensors" else path.name
+    name = path.name
     if name == "policy":
         name = path.parent.name
     for model in MODELS:
@@ -155,21 +155,7 @@ def _tree(argument: str) -> tuple[str, ...]:
 
 
 def _policy(argument: str) -> tuple[str, ...]:
-    files = find_policy(Path(argument))
-    # Without a table of this machine, the table of the machine that it was fitted on is used.
-    has_cost = not files.is_acceptance or files.path.with_name(COST_NAME).is_file()
-    return () if has_cost else ("cost",)
-
-
-def _acceptance(argument: str) -> tuple[str, ...]:
-    if not find_policy(Path(argument)).is_acceptance:
-        raise ValueError(f"{argument!r} must be an acceptance policy: others have no fallback")
-    return _policy(argument)
-
-
-def _cached(argument: str) -> tuple[str, ...]:
-    if find_policy(Path(argument)).is_acceptance:
-        raise ValueError(f"{argument!r} must be a PPO or DQN policy: others have no cache")
+    find_policy(Path(argument))
     return ()
 
 
@@ -192,11 +178,7 @@ KINDS: Mapping[str, Kind] = {
         "", "the constant tree that was fastest on the questions of the comparison itself", _nothing
     ),
     "policy": Kind("FOLDER", "a trained policy", _policy),
-    "unguarded": Kind("FOLDER", "an acceptance policy without its fallback", _acceptance),
-    "trees-only": Kind(
-        "FOLDER", "an acceptance policy without fallback and prompt lookup", _acceptance
-    ),
-    "uncached": Kind("FOLDER", "a PPO or DQN policy without its action cache", _cached),
+    "uncached": Kind("FOLDER", "a trained policy without its action cache", _policy),
     "shuffled": Kind(
         "FOLDER", "a trained policy that is shown the states of other cycles", _policy
     ),

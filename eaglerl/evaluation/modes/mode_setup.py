@@ -38,7 +38,7 @@ class Resources:
         decoder: decoder of all modes but ``generate``.
         target: folder of the target.
         decoding: settings of decoding.
-        inputs: inputs of the baselines; policies use its cost table, too.
+        inputs: inputs of the baselines.
         target_id: fingerprint of the target.
         head_id: fingerprint of the head.
         selection_ids: ids of the questions that a tree is chosen on, by kind of mode.
@@ -73,7 +73,7 @@ def make_runner(
         trees: for a kind whose tree is chosen, the tree of each split.
 
     Raises:
-        ValueError: its policy belongs to another target or head, or an input is missing.
+        ValueError: its policy belongs to another head, or an input is missing.
     """
     decoder = resources.decoder
     if mode.kind == "generate":
@@ -94,9 +94,6 @@ def make_runner(
         find_policy(Path(mode.argument)),
         decoder,
         kind=mode.kind,
-        cost=resources.inputs.cost,
-        target_id=resources.target_id,
-        head_id=resources.head_id,
         seed=resources.inputs.seed,
     )
     return DecoderRunner(decoder, policy, counter)
@@ -108,10 +105,7 @@ def mode_fingerprint(mode: ModeSpec, resources: Resources) -> str | None:
     parts: list[Any] = []
     needs: Sequence[str] = mode.needs
     if mode.kind in POLICY_KINDS:
-        files = find_policy(Path(mode.argument))
-        parts.append(files.fingerprint)
-        if files.is_acceptance:
-            parts.append(asdict(files.read_cost(inputs.cost)))
+        parts.append(find_policy(Path(mode.argument)).fingerprint)
     if mode.kind in SELECTED_KINDS:
         parts += [_trees(inputs.grid), list(resources.selection_ids[mode.kind])]
     if mode.kind == "baseline":

@@ -30,8 +30,8 @@ from eaglerl.evaluation.statistics.summary import (
 from eaglerl.json_file import parse_json, read_lines
 from eaglerl.ratio_intervals import Interval
 
-#: Kinds of mode that are trained policies.
-POLICY_KINDS = ("policy", "trees-only")
+#: Kinds of mode that are policies: trained ones, and those that learn while decoding.
+POLICY_KINDS = ("policy", "auto", "auto-trees")
 #: Kinds whose tree never changes.
 CONSTANT_KINDS = ("generate", "plain", "tree", "tuned", "hindsight")
 
@@ -155,7 +155,7 @@ class Evidence:
 
     @property
     def policies(self) -> list[str]:
-        """Labels of the trained policies that did not fail, the fastest first."""
+        """Labels of the policies that did not fail, the fastest first."""
         return [mode.mode for mode in self.ranked if self.kind(mode.mode) in POLICY_KINDS]
 
     def kind(self, label: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from eaglerl.evaluation.report.blocks import Block, Chapter, Paragraph, Section, Table, not_measured
-from eaglerl.evaluation.report.calibration import FILE_NAME, Calibration, calibration_error
+from eaglerl.evaluation.report.calibration import calibration_error
 from eaglerl.evaluation.report.policy_plots import expected_and_found
 from eaglerl.evaluation.report.trace_plots import interval_sweep, reliability, speeds
 from eaglerl.evaluation.report.trace_study import (
@@ -17,14 +17,16 @@ from eaglerl.evaluation.report.trace_study import (
 from eaglerl.evaluation.report.words import NOTHING, number, percent, share
 
 _HOW = "Give traces and a cost table with --traces and --cost."
+_NO_PREDICTION = (
+    "None of the policies predicts acceptance: only auto and auto-trees do, if they draft."
+)
 
 
-def bounds_chapter(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> Chapter:
-    """Make the chapter from traces and calibration files; it says what was not measured.
+def bounds_chapter(study: TraceStudy | None) -> Chapter:
+    """Make the chapter from traces; it says what was not measured.
 
     Args:
         study: study of the traces; None without traces.
-        calibrations: calibration of each policy.
     """
     return Chapter(
         "bounds",
@@ -32,10 +34,8 @@ def bounds_chapter(study: TraceStudy | None, calibrations: Mapping[str, Calibrat
         sections=(
             Section("bounds-headroom", "Headroom and captured share", _headroom(study)),
             Section("bounds-cache", "How long a decision may be kept", _cache(study)),
-            Section(
-                "bounds-expected", "Acceptance expected and found", _expected(study, calibrations)
-            ),
-            Section("bounds-calibration", "Calibration", _calibration(calibrations)),
+            Section("bounds-expected", "Acceptance expected and found", _expected(study)),
+            Section("bounds-calibration", "Calibration", _calibration(study)),
         ),
     )
 
@@ -118,7 +118,8 @@ def _bounds_table(study: TraceStudy, rows: Sequence[tuple[str, float, str]]) -> 
         "with prompt lookup may exceed the oracle of trees. Regret is against the oracle of trees "
         "and prompt lookup. All by the same cost table, without the policies' own time"
         + (f" (measured on: {study.machine})." if study.machine else ".")
-        + " The policies should not have been trained on the prompts of the traces.",
+        + " Trained policies should not have been trained on the prompts of the traces; auto "
+        "begins with nothing and learns on them, one prompt after another.",
     )  # fmt: skip
 
 
@@ -154,55 +155,33 @@ def _cache(study: TraceStudy | None) -> list[Block]:
     return [interval_sweep("bounds-intervals", sweeps), table]
 
 
-def _expected(study: TraceStudy | None, calibrations: Mapping[str, Calibration]) -> list[Block]:
-    blocks: list[Block] = []
-    known = [
-        (policy.label, policy.expected, policy.found)
-        for policy in (study.policies if study else ())
-        if policy.expected is not None and policy.found is not None
-    ]
-    for index, (policy_label, expected, accepted) in enumerate(known):
-        name = f"bounds-expected-{index + 1}"
-        blocks.append(expected_and_found(name, expected, accepted, policy_label))
-    for label, found in calibrations.items():
-        if found.lengths:
-            blocks.append(_lengths_table(label, found.lengths))
-    if study is not None and not known:
-        why = "None of the loaded policies predicts acceptance."
-        blocks.append(not_measured("Acceptance expected and found on the traces", why))
+def _expected(study: TraceStudy | None) -> list[Block]:
     if study is None:
-        blocks.append(not_measured("Acceptance expected and found on traces", _HOW))
-    return blocks
-
-
-def _lengths_table(label: str, lengths: Sequence[tuple[float, float]]) -> Table:
-    return Table(
-        f"Mean acceptance lengths of {label} by depth, on prompts that it was not fitted to",
-        ("rounds after the first", "expected", "found"),
-        [
-            [str(depth), number(expected, 3), number(found, 3)]
-            for depth, (expected, found) in enumerate(lengths)
-        ],
-    )
-
-
-def _calibration(calibrations: Mapping[str, Calibration]) -> list[Block]:
-    known = {label: found.tables for label, found in calibrations.items() if found.tables}
+        return [not_measured("Acceptance expected and found on traces", _HOW)]
+    known = [(policy.label, policy.prediction) for policy in study.policies if policy.prediction]
     if not known:
-        return [
-            not_measured(
-                "Calibration",
-                f"A policy whose training left {FILE_NAME} beside it has one; or name such a file "
-                "with --calibration.",
-            )
-        ]
+        return [not_measured("Acceptance expected and found on the traces", _NO_PREDICTION)]
+    return [
+        expected_and_found(
+            f"bounds-expected-{index + 1}", prediction.expected, prediction.found, label
+        )
+        for index, (label, prediction) in enumerate(known)
+    ]
+
+
+def _calibration(study: TraceStudy | None) -> list[Block]:
+    if study is None:
+        return [not_measured("Calibration", _HOW)]
     blocks: list[Block] = []
-    for index, (label, tables) in enumerate(known.items()):
-        blocks.append(reliability(f"bounds-calibration-{index + 1}", tables, label))
+    for policy in study.policies:
+        if not policy.prediction:
+            continue
+        tables = policy.prediction.tables
+        blocks.append(reliability(f"bounds-calibration-{len(blocks) + 1}", tables, policy.label))
         rows = [
             [name, f"{sum(one.count for one in bins):,}", number(calibration_error(bins), 4)]
             for name, bins in tables.items()
         ]
-        columns = ("predictions", "candidates", "expected calibration error")
-        blocks.append(Table(f"Calibration of {label}", columns, rows))
-    return blocks
+        columns = ("candidates", "verified", "expected calibration error")
+        blocks.append(Table(f"Calibration of {policy.label}", columns, rows))
+    return blocks or [not_measured("Calibration", _NO_PREDICTION)]

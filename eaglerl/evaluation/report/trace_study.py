@@ -1,4 +1,4 @@
-"""Bounds, cached decisions and expected acceptance, computed from traces and a cost table."""
+"""Bounds, cached decisions and what policies predict, computed from traces and a cost table."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ import numpy as np
 
 from eaglerl.actions import ActionSpace
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.eagle3.policy import (
-    CycleState,
-    DraftProgress,
-    Selection,
-    StepResult,
-    TreeParams,
-)
+from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.envs.action_repeat import ActionRepeat
 from eaglerl.evaluation.modes.policy_modes import find_policy
+from eaglerl.evaluation.report.predictions import Prediction, predict_on_traces
 from eaglerl.fingerprints import split_of
-from eaglerl.policies.acceptance_file import load_acceptance
-from eaglerl.policies.acceptance_policy import AcceptancePolicy
 from eaglerl.policies.baselines import best_constant_tree
 from eaglerl.resps.policies.load_saved import load_resps_policy
 from eaglerl.resps.policies.policy_file import read_card
@@ -73,16 +66,14 @@ class PolicyStudy:
         problem: why it could not be loaded; empty if it could.
         seconds: time of all traces by the cost table.
         sweep: runs with different cache intervals; empty for policies without a cache.
-        expected: (cycles,) acceptance lengths that it predicted; None if it predicts none.
-        found: (cycles,) acceptance lengths.
+        prediction: what it predicted and what came of it; None if it predicts nothing.
     """
 
     label: str
     problem: str = ""
     seconds: float | None = None
     sweep: Sequence[CachedRun] = ()
-    expected: np.ndarray | None = None
-    found: np.ndarray | None = None
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,6 @@ def study_traces(
     cost: CostTable,
     policies: Mapping[str, str],
     *,
-    target_id: str,
     head_id: str,
     chosen: Mapping[str, TreeParams] | None = None,
     progress: Progress = lambda stage, fraction: None,
@@ -129,9 +119,8 @@ def study_traces(
     Args:
         traces: traces of prompts that no policy was trained on.
         cost: cost table of the machine.
-        policies: specs such as ``policy:FOLDER`` by label.
-        target_id: fingerprint of the traces' target.
-        head_id: fingerprint of their head.
+        policies: specs such as ``policy:FOLDER`` or ``auto`` by label.
+        head_id: fingerprint of the traces' head.
         chosen: see `tuned_seconds`.
         progress: called with the current stage and the fraction done.
 
@@ -148,7 +137,7 @@ def study_traces(
     for index, (label, spec) in enumerate(policies.items()):
         progress(f"{label} on the traces", (1 + index) / (1 + len(policies)))
         try:
-            studies.append(_study(label, spec, traces, cost, target_id, head_id))
+            studies.append(_study(label, spec, traces, cost, head_id))
         except ValueError as error:
             studies.append(PolicyStudy(label, problem=str(error)))
     return TraceStudy(
@@ -289,49 +278,14 @@ class CachedDecisions:
         self._policy.observe(result)
 
 
-class ExpectingPolicy(AcceptancePolicy):
-    """An acceptance policy that records the acceptance lengths it expects and gets.
-
-    Attributes:
-        expected: expected acceptance length of each cycle, from the survivals of what it selected.
-        found: acceptance length of each cycle.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        """See `AcceptancePolicy`."""
-        self.expected: list[float] = []
-        self.found: list[int] = []
-        self._expectation = 1.0
-        super().__init__(*arguments)
-
-    def select(self, progress: DraftProgress) -> Selection:
-        """Select as the policy does, and compute the expected acceptance length."""
-        selection = super().select(progress)
-        pool, looked_up = self._scorer.survival()
-        self._expectation = 1.0 + float(pool[selection.nodes].sum())
-        self._expectation += float(looked_up[: selection.lookup_tokens].sum())
-        return selection
-
-    def observe(self, result: StepResult) -> None:
-        """Record the cycle."""
-        self.expected.append(self._expectation)
-        self.found.append(result.accepted + 1)
-        super().observe(result)
-
-
 def _study(
-    label: str, spec: str, traces: Sequence[Trace], cost: CostTable, target_id: str, head_id: str
+    label: str, spec: str, traces: Sequence[Trace], cost: CostTable, head_id: str
 ) -> PolicyStudy:
     kind, _, path = spec.partition(":")
+    if kind in ("auto", "auto-trees"):
+        seconds, prediction = predict_on_traces(traces, cost, lookups=kind == "auto")
+        return PolicyStudy(label, seconds=seconds, prediction=prediction)
     files = find_policy(Path(path))
-    if files.is_acceptance:
-        model = load_acceptance(files.path, target_id=target_id, head_id=head_id)
-        if kind == "trees-only":
-            model = model.without_lookups()
-        expecting = ExpectingPolicy(model, cost)
-        seconds = total(simulate(expecting, traces, cost)).seconds
-        expected, found = np.array(expecting.expected), np.array(expecting.found)
-        return PolicyStudy(label, seconds=seconds, expected=expected, found=found)
     own = read_card(files.path)["head_id"]
     if own not in (None, head_id):
         raise ValueError(f"head_id of the policy must be that of the traces, {head_id}, got {own}")

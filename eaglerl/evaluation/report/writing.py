@@ -9,11 +9,6 @@ from pathlib import Path
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.evaluation.report.blocks import Chapter
-from eaglerl.evaluation.report.calibration import (
-    Calibration,
-    find_calibration,
-    read_calibration,
-)
 from eaglerl.evaluation.report.evidence import POLICY_KINDS, Evidence
 from eaglerl.evaluation.report.page import render
 from eaglerl.evaluation.report.sections import comparison_chapter
@@ -29,7 +24,6 @@ def write_report(
     *,
     traces: Sequence[TraceSet] = (),
     cost: CostTable | None = None,
-    calibration: Sequence[str | Path] = (),
     question: str | None = None,
     figures: str | Path | None = None,
     progress: Progress = lambda stage, fraction: None,
@@ -40,9 +34,8 @@ def write_report(
         comparisons: at least one, of distinct names.
         output: the HTML file.
         traces: recorded on prompts that no policy was trained on; for headroom, captured share,
-            cache intervals and expected acceptance.
+            cache intervals, expected acceptance and calibration.
         cost: cost table of the machine; needed with traces.
-        calibration: calibration files besides those in the folders of the policies' runs.
         question: see `comparison_chapter`.
         figures: folder to write the figures to as PNG files; created if it does not exist.
         progress: called with the current stage and the fraction done.
@@ -58,7 +51,6 @@ def write_report(
     output = Path(output)
     _check_arguments(comparisons, output, traces, cost, question)
     policies = policy_specs(comparisons)
-    calibrations = _calibrations(policies, calibration)
     chapters = []
     for index, evidence in enumerate(comparisons):
         progress(f"figures of {evidence.name}", index / len(comparisons))
@@ -67,7 +59,7 @@ def write_report(
     study = None
     if cost is not None and traces:
         study = _study(traces, cost, policies, comparisons, progress)
-    chapters.append(bounds_chapter(study, calibrations))
+    chapters.append(bounds_chapter(study))
     title = _title([evidence.name for evidence in comparisons])
     with exclusive_file(output):
         return _write(output, title, chapters, None if figures is None else Path(figures))
@@ -107,7 +99,6 @@ def _study(
         [trace for folder in traces for trace in folder],
         cost,
         policies,
-        target_id=first.target_id,
         head_id=first.head_id,
         chosen=next((e.tuned_trees for e in comparisons if e.tuned_trees), None),
         progress=progress,
@@ -115,7 +106,7 @@ def _study(
 
 
 def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:
-    """Return all trained policies' specs by label; a repeated label gets its comparison's name."""
+    """Return all policies' specs by label; a repeated label gets its comparison's name."""
     specs: dict[str, str] = {}
     for evidence in comparisons:
         for label, mode in evidence.comparison.manifest.modes.items():
@@ -123,17 +114,6 @@ def policy_specs(comparisons: Sequence[Evidence]) -> dict[str, str]:
                 continue
             specs[label if label not in specs else f"{label} of {evidence.name}"] = mode.spec
     return specs
-
-
-def _calibrations(
-    policies: Mapping[str, str], files: Sequence[str | Path]
-) -> dict[str, Calibration]:
-    found = {str(file): read_calibration(file) for file in files}
-    for label, spec in policies.items():
-        file = find_calibration(spec.partition(":")[2])
-        if file is not None:
-            found[label] = read_calibration(file)
-    return found
 
 
 def _answered(evidence: Evidence) -> set[str]:

@@ -20,8 +20,7 @@ from eaglerl.eagle3.target.make_target import load_target, make_target
 from eaglerl.eagle3.target.packed_target import packed_target
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.target.transformers_target import cache_argument
-from eaglerl.policies.policy_folder import load_policy
-from eaglerl.prepare import DEFAULT_MODEL, default_draft_path, default_policy_path
+from eaglerl.prepare import default_draft_path
 
 from ...gguf_files import VOCAB_SIZE
 from ..tiny import tiny_head, tiny_model, tiny_runner
@@ -279,14 +278,14 @@ def test_caches_of_other_models_are_refused(precision: str, folder: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_packaged_policy_writes_what_plain_decoding_writes(
+def test_the_default_policy_writes_what_plain_decoding_writes(
     name: str, smollm2_path: Path
 ) -> None:
     decoder = SpeculativeDecoder.from_pretrained(
         smollm2_path, default_draft_path(), kv_cache_dtype=name
     )
     assert decoder.target.kv_cache_dtype == getattr(torch, name)
-    policies = [load_policy(default_policy_path(DEFAULT_MODEL), decoder), TreeParams(20, 4, 5)]
+    policies = ["auto", TreeParams(20, 4, 5)]
     for text in ("Rain forms when", "def add(a, b):\n    return a + b\n\ndef add(a, b):"):
         prompt = decoder.tokenizer(text).input_ids
         plain = decoder.generate(prompt, NO_DRAFT, max_new_tokens=64)

@@ -15,12 +15,11 @@ from ..made_up import write_comparison
 @pytest.mark.parametrize(
     ("kind", "argument", "label"),
     [
-        ("policy", "models/policy-acceptance-trees-smollm2-135m-instruct", "acceptance-trees"),
+        ("policy", "models/policy-dqn-of-mine-smollm2-135m-instruct", "dqn-of-mine"),
         ("policy", "models/policy-ppo-smollm2-135m-instruct/", "ppo"),
         ("policy", "runs/first/policy", "first"),
-        ("policy", "runs/first/policy/model.safetensors", "model"),
         ("policy", "runs/of mine=best", "of-mine-best"),
-        ("unguarded", "models/policy-acceptance-smollm2-135m-instruct", "unguarded:acceptance"),
+        ("uncached", "models/policy-ppo-smollm2-135m-instruct", "uncached:ppo"),
         ("baseline", "lookup-rule", "baseline:lookup-rule"),
         ("plain", "", "plain"),
     ],
@@ -30,21 +29,21 @@ def test_short_labels(kind: str, argument: str, label: str) -> None:
 
 
 def test_two_policies_of_one_name_need_a_label(policies: SimpleNamespace, tmp_path: Path) -> None:
-    other = tmp_path / "acceptance"
-    other.symlink_to(policies.acceptance)
-    first, second = f"policy:{policies.acceptance}", f"policy:{other}"
-    with pytest.raises(ValueError, match=f"'acceptance' twice; name one of them: LABEL={second}"):
+    other = tmp_path / "ppo"
+    other.symlink_to(policies.ppo)
+    first, second = f"policy:{policies.ppo}", f"policy:{other}"
+    with pytest.raises(ValueError, match=f"'ppo' twice; name one of them: LABEL={second}"):
         parse_modes([first, second])
     assert parse_mode(f"b={second}").label == "b"
     labels = [mode.label for mode in parse_modes([first, f"b={second}"])]
-    assert labels == ["plain", "acceptance", "b"]
+    assert labels == ["plain", "ppo", "b"]
 
 
 def test_tables_keep_to_80_columns(tmp_path: Path) -> None:
     modes = {
         "plain": ("plain", lambda n: 2.0),
         "tuned": ("tuned", lambda n: 1.0),
-        "acceptance-trees": ("tree:6/2/4", lambda n: 0.8 + 0.01 * (n % 3)),
+        "a-dqn-of-mine": ("tree:6/2/4", lambda n: 0.8 + 0.01 * (n % 3)),
         "a-label-that-somebody-chose-to-be-long": ("tree:4/1/2", lambda n: 1.0),
         "broken": ("tree:8/2/2", lambda n: 0.5),
     }
@@ -67,7 +66,7 @@ def test_tables_keep_to_80_columns(tmp_path: Path) -> None:
         assert lines[number + 1].startswith("mode ")
     # No figure is cut or broken.
     assert "…" not in result.stdout
-    assert any("acceptance-trees" in line and line.count("[") == 2 for line in lines)
+    assert any("a-dqn-of-mine" in line and line.count("[") == 2 for line in lines)
     for domain in domains:
         assert domain in result.stdout
     assert any(line.split()[:2] == ["broken", "failed"] for line in lines)

@@ -20,7 +20,6 @@ from eaglerl.evaluation.questions.question_files import (
     question_files,
     read_questions,
 )
-from eaglerl.fitting.cross_validation import assign_folds
 from eaglerl.prepare import sample_questions_path
 from eaglerl.resps.bench import find_bench
 
@@ -84,15 +83,6 @@ def test_no_half_is_left() -> None:
     message = "leaves none of the 1 questions: add questions, or use --split all"
     with pytest.raises(ValueError, match=message):
         choose_split([question], "test")
-
-
-def test_too_few_prompts_for_the_folds() -> None:
-    traces = [SimpleNamespace(prompt_id=f"{i:016x}") for i in range(3)]
-    assert sorted(assign_folds(traces, 3)) == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"2..3, .* got 5: record more, or take fewer \(--folds\)"):
-        assign_folds(traces, 5)
-    with pytest.raises(ValueError, match="got 5: record more prompts"):
-        assign_folds(traces[:1], 5)
 
 
 def test_too_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,7 @@ from typer.testing import CliRunner, Result
 from eaglerl.cli.app import app
 from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.fingerprints import split_of
-from eaglerl.policies.acceptance_file import save_acceptance
 
-from ...policies.test_acceptance import random_model
 from ...traces.test_oracle import COST
 from ...traces.tiny import made_up_trace
 from ..made_up import write_comparison, write_policy, write_traces
@@ -75,14 +73,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything, and what it was made from."""
     root = tmp_path_factory.mktemp("report")
     write_policy(root / "ppo" / "policy")
-    (root / "acceptance").mkdir()
-    ids = {"target_id": "a" * 16, "head_id": "b" * 16}
-    save_acceptance(random_model(), root / "acceptance" / "model.safetensors", **ids)
-    bins = [{"candidates": 30, "predicted": 0.2, "found": 0.3}]
-    bins.append({"candidates": 0, "predicted": None, "found": None})
-    lengths = [{"expected": 1.5, "found": 1.6}]
-    content = {"draft candidates": bins, "acceptance_length": lengths}
-    (root / "ppo" / "calibration.json").write_text(json.dumps(content))
     traces = [made_up_trace(16, seed=seed, domain=DOMAINS[seed % 2]) for seed in range(4)]
     write_traces(root / "traces", traces)
     COST.to_json(root / "cost.json")
@@ -90,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "plain": ("plain", lambda n: 2.0),
         "tuned": ("tuned", lambda n: 1.0),
         "quick": (f"policy:{root / 'ppo' / 'policy'}", lambda n: 0.8 + 0.01 * (n % 3)),
-        "slow$": (f"policy:{root / 'acceptance'}", lambda n: 1.3 + 0.01 * (n % 3)),
+        "slow$": ("auto", lambda n: 1.3 + 0.01 * (n % 3)),
         "level": ("baseline:ucb1", lambda n: 1.05 if n % 2 else 1 / 1.05),
         "broken": ("tree:8/2/2", lambda n: 0.5),
     }
@@ -162,7 +152,13 @@ def test_the_result_in_words(page: Page) -> None:
 
 
 def test_parts_of_the_whole(page: Page) -> None:
-    for words in ("Headroom H", "oracle of trees", "adaptive", "draft candidates", "1.600"):
+    for words in (
+        "Headroom H",
+        "oracle of trees",
+        "adaptive",
+        "Calibration of slow$",
+        "of the draft",
+    ):
         assert words in page.text
     assert "The worth of the state: not measured" in page.text
 

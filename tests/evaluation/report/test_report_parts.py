@@ -10,30 +10,28 @@ import pytest
 import eaglerl.evaluation.report as report
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams
 from eaglerl.evaluation.report.blocks import Paragraph
-from eaglerl.evaluation.report.calibration import Bin, calibration_error, read_calibration
+from eaglerl.evaluation.report.calibration import BINS, Bin, bin_outcomes, calibration_error
 from eaglerl.evaluation.report.evidence import Evidence
 from eaglerl.evaluation.report.figures import embeddable
 from eaglerl.evaluation.report.multiple_tests import holm, log_ratios, paired_tests, signed_rank
 from eaglerl.evaluation.report.policy_plots import size_bins
+from eaglerl.evaluation.report.predictions import PredictingPolicy, predict_on_traces
 from eaglerl.evaluation.report.speed_plots import Point, pareto_front
 from eaglerl.evaluation.report.trace_sections import bounds_chapter
 from eaglerl.evaluation.report.trace_study import (
     CachedDecisions,
-    ExpectingPolicy,
     TraceStudy,
     tuned_seconds,
     wider_oracle,
 )
 from eaglerl.evaluation.report.words import verdict, with_interval
 from eaglerl.fingerprints import split_of
-from eaglerl.policies.candidates import trace_candidates
 from eaglerl.ratio_intervals import Interval
 from eaglerl.traces.oracle import TraceTable, bounds, constant_seconds, oracle_actions
 from eaglerl.traces.simulation import simulate, total
 
-from ...policies.test_acceptance import random_model
 from ...traces.test_oracle import ACTIONS, COST
-from ...traces.tiny import made_up_trace
+from ...traces.tiny import made_up_trace, with_repetitive_text
 from ..made_up import made_up_record, write_comparison
 
 
@@ -118,13 +116,15 @@ def test_every_size_is_in_one_bin(largest: int) -> None:
         assert sum(low <= size <= high for low, high in bins) == 1
 
 
-def test_calibration_error_by_hand(tmp_path: Path) -> None:
+def test_calibration_error_by_hand() -> None:
     bins = [Bin(30, 0.2, 0.3), Bin(0, math.nan, math.nan), Bin(10, 0.9, 0.7)]
     assert calibration_error(bins) == pytest.approx((30 * 0.1 + 10 * 0.2) / 40)
-    for content in ("nonsense", "[]", '{"a": [{"predicted": 1}]}', "{}"):
-        (tmp_path / "file.json").write_text(content)
-        with pytest.raises(ValueError, match="calibration"):
-            read_calibration(tmp_path / "file.json")
+    chances = np.array([0.31, 0.39, 1.0, 0.95, 0.0])
+    found = bin_outcomes(chances, np.array([True, False, True, True, False]))
+    assert len(found) == BINS
+    assert [one.count for one in found] == [1, 0, 0, 2, 0, 0, 0, 0, 0, 2]
+    assert (found[3].predicted, found[3].found) == pytest.approx((0.35, 0.5))
+    assert (found[9].predicted, found[9].found) == pytest.approx((0.975, 1.0))
 
 
 def test_captured_share_by_hand() -> None:
@@ -200,25 +200,40 @@ def test_a_cached_decision_serves_its_interval() -> None:
     assert cached.decisions == len(traces)
 
 
-def test_expectations_are_the_models() -> None:
-    # Without lookups: those of a made-up trace do not come from its text, which the policy reads.
-    model = random_model().without_lookups()
-    for seed in range(6):
-        trace = made_up_trace(1, seed=seed)
-        trace.lookup_match[:] = 0
-        policy = ExpectingPolicy(model, COST)
-        outcome = total(simulate(policy, [trace], COST))
-        ((_, depth, _),) = outcome.trees
-        candidates = trace_candidates([trace], model.top_k, model.max_depth, model.lookup_tokens)
-        candidates = candidates.at_depth(depth)
-        plan = model.plan(candidates, model.survival(candidates), COST, model.rate)
-        # The policy's nets and survivals are float32.
-        assert policy.expected == pytest.approx(plan.expected, rel=1e-5)
-        assert len(policy.found) == outcome.cycles == 1
+def test_predictions_are_of_what_was_verified() -> None:
+    traces = [with_repetitive_text(made_up_trace(80, seed=seed), seed=seed) for seed in range(6)]
+    policy = PredictingPolicy(limit=TreeParams(11, 2, 2), lookup_tokens=12)
+    seconds = total(simulate(policy, traces, COST)).seconds
+    drafted = len(policy.expected)
+    assert drafted == len(policy.found) > 50
+    assert sum(policy.expected) == pytest.approx(drafted + sum(policy.chances))
+    # All that is emitted but the bonus token was a candidate.
+    assert sum(policy.found) == drafted + sum(policy.accepted)
+    assert 0 < sum(policy.from_lookup) < len(policy.chances)
+    found, prediction = predict_on_traces(traces, COST, lookups=True)
+    assert found == seconds
+    assert prediction.expected.tolist() == policy.expected
+    counts = {name: sum(one.count for one in bins) for name, bins in prediction.tables.items()}
+    of_lookup = sum(policy.from_lookup)
+    assert counts == {"of the draft": len(policy.chances) - of_lookup, "looked up": of_lookup}
+    _, trees_only = predict_on_traces(traces, COST, lookups=False)
+    assert list(trees_only.tables) == ["of the draft"]
+
+
+def test_predictions_come_true_once_they_are_learned() -> None:
+    # The true path of a made-up trace is drawn whatever the scores say.
+    traces = [made_up_trace(80, seed=seed) for seed in range(30)]
+    policy = PredictingPolicy(limit=TreeParams(11, 2, 2), lookup_tokens=0)
+    simulate(policy, traces, COST)
+    later = slice(len(policy.chances) // 3, None)
+    chances, accepted = np.array(policy.chances[later]), np.array(policy.accepted[later])
+    # Within 4 standard deviations of what chance makes of them.
+    deviation = np.sqrt((chances * (1 - chances)).sum())
+    assert abs(chances.sum() - accepted.sum()) < 4 * deviation
 
 
 def test_what_is_missing_is_named() -> None:
-    chapter = bounds_chapter(None, {})
+    chapter = bounds_chapter(None)
     for section in chapter.sections:
         texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
         assert any("not measured" in text for text in texts), section.title

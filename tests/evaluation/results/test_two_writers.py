@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from eaglerl.cli.shared.machine_cost import kept_cost_path, measured_cost
+from eaglerl.cli.shared.machine_cost import kept_cost_path, measure_cost
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.mode_names import parse_modes
@@ -20,9 +20,6 @@ from eaglerl.evaluation.report import Evidence, write_report
 from eaglerl.evaluation.running.comparison import compare
 from eaglerl.evaluation.running.comparison_options import CompareOptions
 from eaglerl.files import AlreadyLockedError
-from eaglerl.fitting.fit_acceptance import AcceptanceOptions
-from eaglerl.fitting.train_acceptance import TrainAcceptanceOptions, train_acceptance
-from eaglerl.policies.policy_folder import PolicyFiles
 from eaglerl.resps.bench import EvaluationOptions, evaluate
 from eaglerl.resps.policies import OptimizedSB3DiscretePPOOnlineTreePolicy, load_resps_policy
 from eaglerl.resps.presets import preset_policies, train_preset
@@ -42,7 +39,6 @@ from ..made_up import write_comparison
 
 PROMPTS = [Prompt((index, index + 1, index + 2), "made up") for index in range(4)]
 DECODING = Decoding(4, 0.0, 1.0)
-IDS = {"target_id": "a" * 16, "head_id": "b" * 16}
 
 
 def data(folder: Path) -> list[Path]:
@@ -106,10 +102,6 @@ WRITERS: dict[str, tuple[str, Callable[[SimpleNamespace], Any]]] = {
         planted_traces(2), ACTIONS, COST, run.folder / "out", TrainPolicyOptions("dqn", 64))),
     "live": ("exclusive_folder", lambda run: train_policy_live(
         run.decoder, PROMPTS, ACTIONS, run.folder / "out", TrainPolicyOptions("ppo", 64))),
-    "acceptance": ("exclusive_folder", lambda run: train_acceptance(
-        planted_traces(4), ACTIONS, COST, run.folder / "out",
-        TrainAcceptanceOptions(
-            AcceptanceOptions(top_k=2, max_depth=1, max_rows=6, lookup_tokens=0), folds=2), **IDS)),
     "as published": ("exclusive_folder", lambda run: train_reference(
         "ppo", planted_traces(2), ACTIONS, COST, run.folder / "out", total_steps=8)),
     "preset": ("exclusive_folder", lambda run: train_preset(
@@ -153,32 +145,17 @@ def test_a_second_writer_changes_nothing(
             assert not locked.exists()
 
 
-def test_calibrate_refuses_and_others_wait_for_it(
-    decoder: SpeculativeDecoder,
-    policies: SimpleNamespace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_second_calibration_is_refused(
+    decoder: SpeculativeDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eaglerl.cli.shared import machine_cost
-
     monkeypatch.setenv("EAGLERL_CACHE", str(tmp_path))
     kept = kept_cost_path(decoder)
-    said: list[str] = []
-    with lock_holder("exclusive_file", kept) as first:
-        with pytest.raises(AlreadyLockedError, match=rf"pid {first.pid}\)"):
-            machine_cost.measure_cost(decoder, kept)
-
-        def tell(sentence: str) -> None:
-            said.append(sentence)
-            policies.cost.to_json(kept)
-            assert first.stdin is not None
-            first.stdin.close()
-
-        monkeypatch.setattr(machine_cost, "_tell", tell)
-        files = PolicyFiles(tmp_path / "model.safetensors", is_acceptance=True)
-        assert measured_cost(None, decoder, files) == policies.cost
-        first.stdin = None
-    assert f"pid {first.pid}" in said[0]
+    with (
+        lock_holder("exclusive_file", kept) as first,
+        pytest.raises(AlreadyLockedError, match=rf"pid {first.pid}\)"),
+    ):
+        measure_cost(decoder, kept)
+    assert not kept.exists()
 
 
 @pytest.mark.slow

@@ -83,9 +83,7 @@ def test_every_mode_decodes_the_same(
     modes = [
         "generate", "auto", "auto-trees", "tree:8/2/4", "tuned", "hindsight",
         f"ppo=policy:{policies.ppo}",
-        f"policy:{policies.acceptance}", f"u=unguarded:{policies.acceptance}",
-        f"t=trees-only:{policies.acceptance}", f"n=uncached:{policies.ppo}",
-        f"s=shuffled:{policies.acceptance}", f"sp=shuffled:{policies.ppo}", "baseline:all",
+        f"n=uncached:{policies.ppo}", f"s=shuffled:{policies.ppo}", "baseline:all",
     ]  # fmt: skip
     options = CompareOptions(
         max_new_tokens=16, repeats=1, per_file=1, validation_per_file=1, grid=GRID, split="all"
@@ -93,7 +91,7 @@ def test_every_mode_decodes_the_same(
     found = setting.run(tmp_path, *modes, options=options, extras=extras)
     summary = summarise(found)
     by_label = {mode.mode: mode for mode in summary.modes}
-    assert len(by_label) == 14 + len(BASELINES)
+    assert len(by_label) == 10 + len(BASELINES)
     assert found.missing == 0
     for mode in summary.modes:
         assert (mode.mode, mode.identical) == (mode.mode, 2)
@@ -113,14 +111,14 @@ def test_every_mode_decodes_the_same(
     assert by_label["tree:8/2/4"].distinct_actions == 1
     assert by_label["ppo"].hit_rate == pytest.approx(0.75, abs=0.1)
     assert by_label["n"].hit_rate == 0
-    assert by_label["sp"].hit_rate == pytest.approx(0.75, abs=0.1)
-    assert 0 < by_label["acceptance"].policy_share < 1
+    assert by_label["s"].hit_rate == pytest.approx(0.75, abs=0.1)
+    assert 0 < by_label["auto"].policy_share < 1
     assert by_label["baseline:random"].distinct_actions > 1
     lookups = [
         sum(turn.cycles.lookup_tokens)
         for record in found.records
         for turn in record.turns
-        if record.mode == "t"
+        if record.mode == "auto-trees"
     ]
     assert sum(lookups) == 0
     for label in ("tuned", "hindsight"):
@@ -323,7 +321,7 @@ def test_questions_are_halved_by_the_hash_of_their_prompt(setting: Setting) -> N
         (["plain:1"], "nothing must follow 'plain'"),
         (["tree:8/2"], "three whole numbers T/D/K"),
         (["tree:50/0/2"], "pool of only"),
-        (["policy:/nowhere"], "must be a folder with policy.json or one acceptance policy"),
+        (["policy:/nowhere"], "must be a folder with policy.json"),
         (["baseline:best"], "a baseline must be one of"),
         (["a=tree:4/1/2", "a=tree:6/2/4"], "labels of modes must be distinct"),
         (["plain=tree:4/1/2"], "the label 'plain' belongs to plain decoding"),
