@@ -188,21 +188,6 @@ class PolicyEncoder:
         /,
     ) -> float: ...
 
-class AcceptanceScorer:
-    def __init__(
-        self, top_k: int, max_depth: int, max_rows: int, lookup_tokens: int,
-        pool_net: tuple[np.ndarray, ...], lookup_net: tuple[np.ndarray, ...] | None,
-        stop_weights: np.ndarray, base: np.ndarray, slope: np.ndarray, /,
-    ) -> None: ...  # fmt: skip
-    def begin(self, success: float, lookups: int, /) -> None: ...
-    def score(
-        self, scores: np.ndarray, depth: int, context_length: int, match_length: int,
-        lookup_length: int, lookup_nodes: np.ndarray | None, rate: float, /,
-    ) -> None: ...  # fmt: skip
-    def should_continue(self) -> bool: ...
-    def select(self) -> tuple[np.ndarray, int]: ...
-    def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
-
 class OnlineAcceptance:
     def __init__(self, max_depth: int, plain_seconds: float, /) -> None: ...
     @property

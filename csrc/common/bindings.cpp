@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "acceptance/acceptance_bindings.h"
 #include "acceptance/online_bindings.h"
 #include "attention/cached_attention.h"
 #include "attention/move_rows.h"
@@ -182,7 +181,6 @@ PYBIND11_MODULE(_C, module) {
   bind_tree(module);
   bind_lookup(module);
   bind_policy(module);
-  bind_acceptance(module);
   bind_online(module);
   bind_blocks(module);
 #if EAGLERL_HAS_CUDA

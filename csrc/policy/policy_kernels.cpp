@@ -1,7 +1,6 @@
 // Compiled once per instruction set, like cpu_kernels.cpp and under its rule for inline functions.
 #include "policy/policy_kernels.h"
 
-#include "acceptance/small_net_kernel.h"
 #include "policy/policy_choose.h"
 #include "policy/policy_features.h"
 #include "policy/policy_layer.h"
@@ -20,7 +19,7 @@ static float read(const void* memory, int64_t bytes) {
   return horizontal_sum(sums[0]);
 }
 
-const PolicyKernels policy = {prepare_features, sketch, layer, to_float,  from_float, dot,
-                              all_finite,       argmax, draw,  small_net, read};
+const PolicyKernels policy = {prepare_features, sketch, layer, to_float, from_float, dot,
+                              all_finite,       argmax, draw,  read};
 
 }  // namespace eaglerl::EAGLERL_ISA

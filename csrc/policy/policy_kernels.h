@@ -35,26 +35,6 @@ struct LayerCall {
   Activation activation;
 };
 
-// A layer of a small net. The rows of its matrix (in, out) are `stride` floats apart, a multiple of
-// kSmallNetPadding, and padded with zeros, as the bias is: kernels need no masks at the ends of
-// rows.
-constexpr int64_t kSmallNetPadding = 16;
-constexpr int kSmallNetRows = 8;  // rows of inputs computed at once
-struct SmallNetLayer {
-  const float* weight;
-  const float* bias;
-  int64_t in;
-  int64_t out;
-  int64_t stride;
-};
-
-struct SmallNetCall {
-  SmallNetLayer hidden[2];
-  const float* last_weight;  // padded as a row of hidden[1]
-  float last_bias;
-  float* scratch;  // kSmallNetRows times both strides
-};
-
 struct PolicyKernels {
   // Normalises and concatenates low, mid and high: writes 3 * width floats.
   void (*prepare_features)(const FeatureRow&, const FeatureNorm&, float* out);
@@ -70,8 +50,6 @@ struct PolicyKernels {
   // The first index at which the cumulative softmax(logits / temperature) exceeds `uniform`.
   int32_t (*draw)(const float* logits, int64_t count, float temperature, float uniform,
                   float* scratch);
-  // Writes a probability for every row of inputs; rows are contiguous.
-  void (*small_net)(const SmallNetCall&, const float* x, int64_t rows, float* out);
   // Reads memory with plain vector loads, for measuring bandwidth. The result only keeps the
   // compiler from removing the loop.
   float (*read)(const void* memory, int64_t bytes);

@@ -15,7 +15,6 @@ import torch
 from arguments import Source
 from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
 from scorers import (
-    acceptance_scorer,
     learning_cycle,
     online_acceptance,
     online_cost,
@@ -308,7 +307,6 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "TensorGuard": _tensor_guard,
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
-    "AcceptanceScorer": acceptance_scorer,
     "OnlineAcceptance": online_acceptance,
     "OnlineCost": online_cost,
     "make_learning_cycle": learning_cycle,

@@ -21,40 +21,6 @@ def _draft(source: Source, top_k: int, max_depth: int) -> tuple[np.ndarray, list
     return scores, numbers, nodes
 
 
-def acceptance_scorer(source: Source, memory: Memory) -> Step:
-    top_k, depth, rows, lookup = 3, 2, source.choice((1, 8)), source.choice((0, 4))
-
-    def net(inputs: int) -> tuple[Any, ...]:
-        shapes = [(inputs, 5), (5,), (5, 6), (6,), (6, 1), (1,)]
-        return tuple(spoiled_array(source.floats(*shape).numpy(), source) for shape in shapes)
-
-    def drive(*_: Any) -> None:
-        sizes = [top_k, depth, rows, lookup]
-        if source.random() < 0.3:
-            sizes = spoil_numbers(sizes, source)
-        scorer = C.AcceptanceScorer(
-            *sizes, net(14), net(13) if source.random() < 0.7 else None,
-            spoiled_array(source.floats(depth, 66).numpy(), source),
-            spoiled_array(np.ones(rows), source), spoiled_array(np.zeros(rows), source),
-        )  # fmt: skip
-        calls: list[Callable[[], Any]] = []
-        for _ in range(6):
-            scores, numbers, nodes = _draft(source, top_k, depth)
-            calls += [
-                lambda: scorer.begin(*spoil_numbers([0.5, 3], source)),
-                lambda scores=scores, numbers=numbers, nodes=nodes: scorer.score(
-                    spoiled_array(scores, source, 0.2), *numbers,
-                    source.choice((None, spoiled_array(nodes, source, 0.2))), 30.0,
-                ),
-                scorer.should_continue,
-                scorer.select,
-                scorer.survival,
-            ]  # fmt: skip
-        drive_calls(calls)
-
-    return drive, []
-
-
 def online_acceptance(source: Source, memory: Memory) -> Step:
     def drive(*numbers: Any) -> None:
         shared = C.OnlineAcceptance(*numbers)

@@ -250,7 +250,6 @@ def test_objects_that_were_not_made_whole_do_nothing() -> None:
     calls = {
         C.PolicyEncoder: ("run", (0, 0, 0, 0, 0, 0)),
         C.DraftTreeBuilder: ("begin", (1, 2)),
-        C.AcceptanceScorer: ("begin", (0.5, 1)),
         C.TensorGuard: ("unchanged", ()),
     }
     for kind, (method, arguments) in calls.items():

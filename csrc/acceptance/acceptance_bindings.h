@@ -1,9 +1,0 @@
-#pragma once
-
-#include <pybind11/pybind11.h>
-
-namespace eaglerl {
-
-void bind_acceptance(pybind11::module_& module);
-
-}  // namespace eaglerl
