@@ -172,7 +172,7 @@ def _without_policy(evidence: Evidence) -> Headline:
     if not evidence.ranked:
         return Headline("No valid mode is left to rank.", "failed")
     best = evidence.ranked[0]
-    text = f"No trained policy was compared. The fastest mode is {best.mode}"
+    text = f"No policy was compared. The fastest mode is {best.mode}"
     if best.mode == evidence.reference:
         return Headline(f"{text}, the reference itself.", "even")
     interval = evidence.gain(best.mode)
