@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from eaglerl.evaluation.report.blocks import Block, Chapter, Paragraph, Section, Table, not_measured
 from eaglerl.evaluation.report.calibration import calibration_error
 from eaglerl.evaluation.report.policy_plots import expected_and_found
+from eaglerl.evaluation.report.predictions import Prediction
 from eaglerl.evaluation.report.trace_plots import interval_sweep, reliability, speeds
 from eaglerl.evaluation.report.trace_study import (
     ADAPTIVE_LIMIT,
@@ -158,7 +159,7 @@ def _cache(study: TraceStudy | None) -> list[Block]:
 def _expected(study: TraceStudy | None) -> list[Block]:
     if study is None:
         return [not_measured("Acceptance expected and found on traces", _HOW)]
-    known = [(policy.label, policy.prediction) for policy in study.policies if policy.prediction]
+    known = _predictions(study)
     if not known:
         return [not_measured("Acceptance expected and found on the traces", _NO_PREDICTION)]
     return [
@@ -169,19 +170,21 @@ def _expected(study: TraceStudy | None) -> list[Block]:
     ]
 
 
+def _predictions(study: TraceStudy) -> list[tuple[str, Prediction]]:
+    return [(policy.label, policy.prediction) for policy in study.policies if policy.prediction]
+
+
 def _calibration(study: TraceStudy | None) -> list[Block]:
     if study is None:
         return [not_measured("Calibration", _HOW)]
     blocks: list[Block] = []
-    for policy in study.policies:
-        if not policy.prediction:
-            continue
-        tables = policy.prediction.tables
-        blocks.append(reliability(f"bounds-calibration-{len(blocks) + 1}", tables, policy.label))
+    for index, (label, prediction) in enumerate(_predictions(study)):
+        tables = prediction.tables
+        blocks.append(reliability(f"bounds-calibration-{index + 1}", tables, label))
         rows = [
             [name, f"{sum(one.count for one in bins):,}", number(calibration_error(bins), 4)]
             for name, bins in tables.items()
         ]
         columns = ("candidates", "verified", "expected calibration error")
-        blocks.append(Table(f"Calibration of {policy.label}", columns, rows))
+        blocks.append(Table(f"Calibration of {label}", columns, rows))
     return blocks or [not_measured("Calibration", _NO_PREDICTION)]
