@@ -1,16 +1,19 @@
 // Learns, while a text is decoded, whether a cycle should draft at all.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include "acceptance/online_linear.h"
 #include "acceptance/online_logistic.h"
+#include "acceptance/trial_budget.h"
 
 namespace eaglerl {
 
 constexpr int kUndraftedWeights = 7;
 constexpr int kAdvantageWeights = 4;
+constexpr int kSurvivals = 31;
 
 // What all sequences share. Values are tokens: what a cycle is expected to emit less what its
 // seconds yield at the rate.
@@ -21,8 +24,24 @@ class DraftChoice {
   // Survival of a looked-up token whose predecessors are accepted, before anything is drafted.
   OnlineLogistic<kUndraftedWeights> lookups;
   // By how much the value of a drafting cycle, but for its passes of the draft, exceeds that of the
-  // best one without a draft.
+  // best one without a draft, beside what typical_gain() promises at the present costs.
   OnlineLinear<kAdvantageWeights> advantage;
+
+  // After a draft: the survivals of its best candidates, descending.
+  void count_survivals(const double* survivals, int64_t count);
+  // What verifying the best candidates of a usual draft gains over plain decoding, were its passes
+  // free. `row_tokens(r)` is what the seconds of verifying r rows yield at the rate.
+  template <class RowTokens>
+  double typical_gain(int64_t max_rows, const RowTokens& row_tokens) const {
+    const int64_t count = std::min(int64_t(survivals_.size()), max_rows - 1);
+    const double plain = row_tokens(1);
+    double length = 0.0, best = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      length += survivals_[i];
+      best = std::max(best, length - (row_tokens(i + 2) - plain));
+    }
+    return best;
+  }
 
   // After a cycle that drafted: its tokens, and how many had been expected.
   void count_expected(double tokens, double expected);
@@ -40,12 +59,14 @@ class DraftChoice {
   // What a further token costs the first pass, beside the verification of a row.
   double catch_up() const { return catch_up_; }
 
-  // Choices that seem worse are tried for what can be learned from them, within a share of all
-  // tokens.
-  void earn(double tokens);
-  bool spend(double tokens);
-  void charge(double tokens) { budget_ -= tokens; }
-  bool affords(double tokens) const { return tokens <= budget_; }
+  // Trials of drafts, and of what costs are not known. Each has a budget of its own: drafts, which
+  // cost little, would otherwise leave nothing for the others.
+  TrialBudget draft_trials{0.0015, 4.0};
+  TrialBudget cost_trials{0.002, 9.0};
+  void earn(double tokens) {
+    draft_trials.earn(tokens);
+    cost_trials.earn(tokens);
+  }
 
  private:
   static constexpr double kNewestRounds = 0.02;
@@ -54,7 +75,9 @@ class DraftChoice {
   double rounds_ = 1.0;
   double expectations_ = 0.0;
   double catch_up_;
-  double budget_;
+  // Mean survivals of a draft's candidates, best first.
+  std::array<double, kSurvivals> survivals_;
+  double survivals_weight_;
 };
 
 }  // namespace eaglerl

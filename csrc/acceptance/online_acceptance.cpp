@@ -256,12 +256,17 @@ void OnlineCycle::rank(const DraftView& draft) {
                     [](const Ranked& a, const Ranked& b) {
                       return a.survival != b.survival ? a.survival > b.survival : a.index < b.index;
                     });
-  best_.clear();
-  for (int64_t i = 0; i < count; ++i) best_.push_back(order_[i].survival);
+  take_best();
   int64_t chosen = 0;
   const double value = best_value(&chosen);
   choose(try_rows(chosen, value), pool);
   should_continue_ = decide(draft.depth, value);
+}
+
+void OnlineCycle::take_best() {
+  const int64_t count = std::min(int64_t(order_.size()), sizes_.max_rows - 1);
+  best_.clear();
+  for (int64_t i = 0; i < count; ++i) best_.push_back(order_[i].survival);
 }
 
 void OnlineCycle::choose(int64_t count, int64_t pool) {
@@ -320,8 +325,7 @@ void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {
       if (!accepted) break;
     }
   }
-  const double passes = passes_seconds(double(known_));
-  if (planned_) learn_advantage(double(tokens), passes);
+  if (planned_) learn_advantage(double(tokens));
   count_cycle(double(tokens), 1 + drafted + added, known_);
   drafted_depth_ = known_;
   begin();

@@ -155,12 +155,14 @@ class OnlineCycle : public PythonObject {
   void refresh_costs();
   double undrafted_value(int64_t* tokens);
   bool worth_drafting(double advantage, int64_t tokens, int64_t unread);
-  void learn_advantage(double tokens, double seconds);
+  void learn_advantage(double tokens);
   // Seconds of a draft of so many rounds after the first.
   double passes_seconds(double rounds) const;
   void score_level(const DraftView& draft, int64_t level);
   void score_lookup(const DraftView& draft);
   void rank(const DraftView& draft);
+  // The survivals of the best candidates, descending, from their order.
+  void take_best();
   double best_value(int64_t* chosen) const;
   void choose(int64_t count, int64_t pool);
   bool decide(int64_t depth, double value);
@@ -182,6 +184,7 @@ class OnlineCycle : public PythonObject {
   bool planned_ = false;
   int64_t unread_ = 0;
   double undrafted_ = 0.0;  // value without a draft
+  double typical_ = 0.0;    // what a usual draft gains at the present costs
   int64_t undrafted_tokens_ = 0;
   double first_survival_ = 0.0;  // of the first looked-up token
   int64_t drafted_depth_ = 0;

@@ -301,6 +301,15 @@ void bind_online(py::module_& module) {
              cost.check_usable();
              return array_of(cost.deviation());
            })
+      .def("trial_deviation",
+           [](const OnlineCost& cost) {
+             cost.check_usable();
+             std::vector<double> deviation;
+             for (int64_t r = 0; r < cost.max_rows(); ++r) {
+               deviation.push_back(cost.trial_deviation(r));
+             }
+             return array_of(deviation);
+           })
       .def("knots",
            [](const OnlineCost& cost) {
              cost.check_usable();

@@ -26,6 +26,10 @@ constexpr double kStall = 0.25;
 constexpr int64_t kSurprises = 4;
 // No cost is known better than to 0.3 %.
 constexpr double kLeast = 3e-3;
+// What rows cost may have changed by so much since they were last verified, if the machine has
+// changed since, or after so many cycles.
+constexpr double kTrialDeviation = 0.15;
+constexpr int64_t kLongAgo = 2000;
 constexpr double kChangedSpeed = 0.5, kChangedGrowth = 0.01;
 
 std::vector<int64_t> knots_to(int64_t max_rows) {
@@ -50,6 +54,7 @@ OnlineCost::OnlineCost(int64_t max_rows, int64_t widths)
   verify_.resize(size_t(max_rows));
   deviation_.resize(size_t(max_rows));
   pooled_.resize(knots_.size());
+  verified_.resize(knots_.size());
   ascending_.resize(knots_.size());
   between_.reserve(size_t(max_rows));
   for (int64_t rows = 1; rows <= max_rows; ++rows) between_.push_back(find_between(rows));
@@ -107,6 +112,7 @@ void OnlineCost::observe(const CycleTimes& times) {
   gradient_[0] = 1.0;
   gradient_[context_index()] = longer / (1.0 + longer);
   const Observed verify = learn(found - expected - mean_[0]);
+  detect_change(times.rows, verify);
   if (times.draft_seconds > 0.0) {
     std::fill(gradient_.begin(), gradient_.end(), 0.0);
     const size_t first = first_index(times.width);
@@ -145,7 +151,8 @@ OnlineCost::Observed OnlineCost::learn(double surprise) {
     mean_[i] += gain * surprise;
     for (size_t j = 0; j < n; ++j) covariance(i, j) -= gain * toward_[j];
   }
-  return {surprise, clipped};
+  const double deviations = surprise / std::sqrt(variance);
+  return {surprise, std::clamp(deviations, -kMostSurprise, kMostSurprise), clipped};
 }
 
 void OnlineCost::widen_after(const Observed& verify, const Observed* draft) {
@@ -161,11 +168,40 @@ void OnlineCost::widen_after(const Observed& verify, const Observed* draft) {
   // Where the draft takes as long as it did, only what rows cost has changed.
   if (std::abs(all_surprises_) >= kSurprises) covariance(0, 0) += kChangedSpeed;
   surprises_ = all_surprises_ = 0;
+  widen_rows();
+}
+
+void OnlineCost::widen_rows() {
   for (size_t i = 1; i < knots_.size(); ++i) {
     for (size_t j = 1; j < knots_.size(); ++j) {
       covariance(i, j) += kChangedGrowth * std::log(double(std::min(knots_[i], knots_[j])));
     }
   }
+}
+
+size_t OnlineCost::nearest_knot(int64_t rows) const {
+  const Between& between = between_[rows - 1];
+  return between.right_weight > 0.5 ? between.right : between.left;
+}
+
+double OnlineCost::trial_deviation(int64_t r) const {
+  const int64_t cycle = verified_[nearest_knot(r + 1)].cycle;
+  const bool outdated = cycle < std::max(last_change_, cycles_ - kLongAgo);
+  return outdated ? std::max(deviation_[r], kTrialDeviation) : deviation_[r];
+}
+
+void OnlineCost::detect_change(int64_t rows, const Observed& verify) {
+  if (changes_.add(verify.deviations)) last_change_ = cycles_;
+  Verified& verified = verified_[nearest_knot(rows)];
+  if (!verify.clipped) {
+    verified = {cycles_, 0};
+    return;
+  }
+  const int64_t sign = verify.surprise > 0.0 ? 1 : -1;
+  verified.surprises = verified.surprises * sign > 0 ? verified.surprises + sign : sign;
+  if (std::abs(verified.surprises) < kSurprises) return;
+  verified.surprises = 0;
+  widen_rows();
 }
 
 void OnlineCost::refresh(int64_t rows) {
@@ -230,6 +266,7 @@ void OnlineCost::restore(const double* mean, const double* spread, int64_t cycle
   mean_.assign(mean, mean + size());
   cycles_ = cycles;
   surprises_ = all_surprises_ = 0;
+  for (Verified& verified : verified_) verified = {cycles_, 0};
   refresh(1);
 }
 

@@ -1,5 +1,5 @@
 // Learns, while a text is decoded, what the passes of draft and target cost.
-// docs/policies.md says how; tests/policies/online_cost_reference.py computes it again.
+// docs/policies.md says how; tests/cost/test_online_cost.py computes it again.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "acceptance/change_detector.h"
 #include "common/checks.h"
 
 namespace eaglerl {
@@ -45,6 +46,8 @@ class OnlineCost : public PythonObject {
   double later_deviation(int64_t width) const { return deviation_of(first_index(width) + 1); }
   // The standard deviation of the logarithm of verify()[r], beside the row count verified last.
   const std::vector<double>& deviation() const { return deviation_; }
+  // The same for trials: more where the machine has changed since about so many rows were verified.
+  double trial_deviation(int64_t r) const;
 
   int64_t max_rows() const { return int64_t(verify_.size()); }
   int64_t widths() const { return widths_; }
@@ -66,6 +69,12 @@ class OnlineCost : public PythonObject {
     double left_weight, right_weight;
   };
 
+  // Of about as many rows as at a knot.
+  struct Verified {
+    int64_t cycle = 0;      // the last in which they took as long as was believed
+    int64_t surprises = 0;  // since, in a row and in the same direction, negative for too fast
+  };
+
   // Neighbouring knots that are believed to cost the same.
   struct Pooled {
     double mean;
@@ -74,7 +83,8 @@ class OnlineCost : public PythonObject {
   };
 
   struct Observed {
-    double surprise;  // logarithm of found over expected seconds
+    double surprise;    // logarithm of found over expected seconds
+    double deviations;  // the same in standard deviations, at most 3
     bool clipped;
   };
 
@@ -88,6 +98,10 @@ class OnlineCost : public PythonObject {
   // The sum of both weights' knots, by the belief's means.
   double growth(const Between& between) const;
   Observed learn(double found);
+  size_t nearest_knot(int64_t rows) const;
+  // Finds changes of what rows cost where not all cycles verify as many.
+  void detect_change(int64_t rows, const Observed& verify);
+  void widen_rows();
   void widen_after(const Observed& verify, const Observed* draft);
   Between find_between(int64_t rows) const;
   // Computes verify() and deviation() anew.
@@ -101,6 +115,9 @@ class OnlineCost : public PythonObject {
   // those whose draft was as well.
   int64_t surprises_ = 0;
   int64_t all_surprises_ = 0;
+  std::vector<Verified> verified_;  // of each knot
+  ChangeDetector changes_;
+  int64_t last_change_ = 0;  // the cycle
   std::vector<int64_t> knots_;
   std::vector<Between> between_;  // of each number of rows
   Vector mean_;

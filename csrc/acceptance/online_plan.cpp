@@ -57,12 +57,15 @@ CyclePlan OnlineCycle::plan(int64_t context_length, const LookupView& lookup, in
   undrafted_ = undrafted_value(&tokens);
   const double plain = 1.0 - shared_->rate() * verify_seconds(1);
   choice_input_ = {1.0, first_survival_, undrafted_ - plain, recent_};
+  typical_ = shared_->choice.typical_gain(
+      sizes_.max_rows, [&](int64_t rows) { return shared_->rate() * verify_seconds(rows); });
   const double passes = passes_seconds(shared_->choice.rounds());
   const double advantage =
-      shared_->choice.advantage.predict(choice_input_) - shared_->rate() * passes;
+      typical_ + shared_->choice.advantage.predict(choice_input_) - shared_->rate() * passes;
   undrafted_tokens_ = tokens;
   if (worth_drafting(advantage, tokens, unread)) return {true, sizes_.lookup_tokens};
-  return {false, tokens};
+  undrafted_tokens_ = try_rows(tokens, undrafted_);
+  return {false, undrafted_tokens_};
 }
 
 // The largest value of a cycle that verifies looked-up tokens alone, and their number.
@@ -71,6 +74,7 @@ double OnlineCycle::undrafted_value(int64_t* tokens) {
   const double match = log_match(match_) - kMeanLogMatch;
   double length = 1.0, best = length - rate * verify_seconds(1), reached = 1.0;
   *tokens = 0;
+  best_.clear();
   first_survival_ = 0.0;
   for (int64_t level = 0; level < offered_; ++level) {
     const double log_level = std::log1p(double(level));
@@ -86,6 +90,7 @@ double OnlineCycle::undrafted_value(int64_t* tokens) {
     if (level == 0) first_survival_ = reached;
     length += reached;
     if (level + 2 > sizes_.max_rows) continue;
+    best_.push_back(reached);
     const double value = length - rate * verify_seconds(level + 2);
     if (value > best) {
       best = value;
@@ -103,7 +108,7 @@ bool OnlineCycle::worth_drafting(double advantage, int64_t tokens, int64_t unrea
     const double deviation = learned_->deviation()[size_t(tokens)];
     const double saved =
         shared_->rate() * verify_seconds(tokens + 1) * (1.0 - std::exp(-deviation));
-    return !(deviation > kKnown && saved > advantage && choice.spend(advantage));
+    return !(deviation > kKnown && saved > advantage && choice.cost_trials.spend(advantage));
   }
   // The first drafts are needed to know what drafts are worth.
   double hoped = advantage + 2.0 * choice.advantage.deviation(choice_input_);
@@ -115,7 +120,7 @@ bool OnlineCycle::worth_drafting(double advantage, int64_t tokens, int64_t unrea
   // What the draft reads late it reads once: up to half a percent of a token each is not counted.
   const double behind = double(std::max<int64_t>(unread - kUsualTokens, 0));
   const double reading = std::max(shared_->rate() * choice.catch_up() - kFreeReading, 0.0);
-  return choice.spend(behind * reading - advantage);
+  return choice.draft_trials.spend(behind * reading - advantage);
 }
 
 // A number of candidates whose rows might, for all that is known of their cost, be worth more than
@@ -128,7 +133,7 @@ int64_t OnlineCycle::try_rows(int64_t chosen, double best) {
   double length = 1.0, most = best, cheapest = 0.0;
   for (int64_t i = 0; i <= count; ++i) {
     if (i > 0) length += best_[i - 1];
-    const double deviation = learned_->deviation()[size_t(i)];
+    const double deviation = learned_->trial_deviation(i);
     const double cost = rate * verify_seconds(i + 1);
     if (deviation <= kKnown) {
       cheapest = cost;
@@ -138,7 +143,7 @@ int64_t OnlineCycle::try_rows(int64_t chosen, double best) {
     const double hoped =
         length - std::max(cost * std::exp(-kHopedDeviations * deviation), cheapest);
     const double loss = best - (length - cost);
-    if (hoped > most && shared_->choice.affords(loss)) {
+    if (hoped > most && shared_->choice.cost_trials.affords(loss)) {
       most = hoped;
       chosen = i;
       trial_loss_ = loss;
@@ -152,7 +157,7 @@ bool OnlineCycle::try_pass(double gain, double cost) {
   if (!learned_ || !planned_) return false;
   const double deviation = learned_->later_deviation(width_);
   if (deviation <= kKnown || gain <= cost * std::exp(-kHopedDeviations * deviation)) return false;
-  if (!shared_->choice.affords(pass_loss_ + cost - gain)) return false;
+  if (!shared_->choice.cost_trials.affords(pass_loss_ + cost - gain)) return false;
   pass_loss_ += cost - gain;
   return true;
 }
@@ -165,6 +170,7 @@ double OnlineCycle::passes_seconds(double rounds) const {
 void OnlineCycle::observe_undrafted(int64_t tokens) {
   count_cycle(double(tokens), 1 + undrafted_tokens_, -1);
   shared_->choice.earn(double(tokens));
+  shared_->choice.cost_trials.charge(trial_loss_);
   shared_->choice.advantage.age();
 }
 
@@ -176,7 +182,7 @@ void OnlineCycle::observe_lookup(int64_t equal, int64_t tokens) {
 }
 
 // After observe() of a cycle that drafted `rounds` rounds after the first.
-void OnlineCycle::learn_advantage(double tokens, double seconds) {
+void OnlineCycle::learn_advantage(double tokens) {
   DraftChoice& choice = shared_->choice;
   double expected = 1.0;
   for (const int64_t node : nodes_) expected += survival_[node];
@@ -185,10 +191,13 @@ void OnlineCycle::learn_advantage(double tokens, double seconds) {
   choice.count_rounds(double(known_));
   const double value = value_ + choice.bias();
   const double plain = 1.0 - shared_->rate() * verify_seconds(1);
-  choice.advantage.update(choice_input_, value - undrafted_);
-  recent_ += kNewestAdvantage * (value - shared_->rate() * seconds - plain - recent_);
+  choice.advantage.update(choice_input_, value - undrafted_ - typical_);
+  take_best();
+  choice.count_survivals(best_.data(), int64_t(best_.size()));
+  // Without prices, which may change before the next draft.
+  recent_ += kNewestAdvantage * (value - plain - typical_ - recent_);
   choice.earn(tokens);
-  choice.charge(trial_loss_ + pass_loss_);
+  choice.cost_trials.charge(trial_loss_ + pass_loss_);
 }
 
 void OnlineCycle::observe_times(int64_t rows, double verify_seconds, double draft_seconds) {

@@ -72,6 +72,8 @@ class Reference:
         self.covariance[0, 0] = 0.25
         self.covariance[1:COUNT, 1:COUNT] = 0.35**2 * np.minimum.outer(steps, steps)
         self.first, self.surprises = True, np.zeros((0, 2))
+        self.cycle, self.changed, self.sums = 0, 0, np.zeros(2)
+        self.verified, self.in_a_row = np.zeros(COUNT), np.zeros(COUNT)
 
     def growth(self, rows: int) -> np.ndarray:
         return np.concatenate((BETWEEN[rows], np.zeros(len(self.mean) - COUNT)))
@@ -84,6 +86,7 @@ class Reference:
             self.mean[0], self.first = math.log(verify) - expected, False
         weights[0], weights[COUNT] = 1, growth / (1 + growth)
         off = [self._learn(weights, math.log(verify) - expected - self.mean[0])]
+        self._detect_change(rows, off[0])
         if draft:
             passes = np.exp(self.mean[COUNT + 1 :]) * (1, depth)
             weights = np.zeros(len(self.mean))
@@ -95,16 +98,40 @@ class Reference:
         self.surprises = np.vstack((self.surprises, (off[0], together)))[-4:]
         changed = np.abs(self.surprises.sum(0)) == 4
         if changed[0]:
-            steps = np.log(KNOTS[1:])
             self.covariance[0, 0] += 0.5 * changed[1]
-            self.covariance[1:COUNT, 1:COUNT] += 0.01 * np.minimum.outer(steps, steps)
+            self._widen_rows()
             self.surprises = np.zeros((0, 2))
+
+    def _widen_rows(self) -> None:
+        steps = np.log(KNOTS[1:])
+        self.covariance[1:COUNT, 1:COUNT] += 0.01 * np.minimum.outer(steps, steps)
+
+    def _detect_change(self, rows: int, off: int) -> None:
+        self.cycle += 1
+        self.sums = np.maximum(self.sums + np.array([1, -1]) * self.deviations - 0.7, 0)
+        if self.sums.max() > 6:
+            self.sums, self.changed = np.zeros(2), self.cycle
+        knot = int(np.abs(KNOTS - rows).argmin())
+        if off == 0:
+            self.verified[knot], self.in_a_row[knot] = self.cycle, 0
+            return
+        before = self.in_a_row[knot]
+        self.in_a_row[knot] = before + off if before * off > 0 else off
+        if abs(self.in_a_row[knot]) == 4:
+            self.in_a_row[knot] = 0
+            self._widen_rows()
+
+    def trial_deviation(self, deviation: np.ndarray) -> np.ndarray:
+        nearest = np.abs(KNOTS - np.arange(1, 33)[:, None]).argmin(axis=1)
+        outdated = self.verified[nearest] < max(self.changed, self.cycle - 2000)
+        return np.where(outdated, np.maximum(deviation, 0.15), deviation)
 
     def _learn(self, weights: np.ndarray, surprise: float) -> int:
         """Return the sign of what was off by more than three standard deviations, or 0."""
         noise = 0.05**2 + (0.25 * max(surprise - 0.15, 0)) ** 2
         variance = weights @ self.covariance @ weights + noise
         most = 3 * math.sqrt(variance)
+        self.deviations = float(np.clip(surprise / math.sqrt(variance), -3, 3))
         gain = self.covariance @ weights / variance * min(1.0, most / max(abs(surprise), 1e-300))
         self.mean = self.mean + gain * surprise
         self.covariance = self.covariance - np.outer(gain, weights @ self.covariance)
@@ -133,7 +160,11 @@ def test_the_belief_equals_that_in_numpy(seed: int) -> None:
         # Beside the last row count, whose own cost is certain.
         weights = growths - reference.growth(rows)
         variance = (weights @ reference.covariance * weights).sum(axis=1)
-        check_close(cost._native.deviation(), np.sqrt(np.maximum(variance, 0)), 1e-5, 1e-8)
+        deviation = np.sqrt(np.maximum(variance, 0))
+        check_close(cost._native.deviation(), deviation, 1e-5, 1e-8)
+        check_close(
+            cost._native.trial_deviation(), reference.trial_deviation(deviation), 1e-5, 1e-8
+        )
         known = 1 / (variance[KNOTS - 1] + 0.003**2)
         ascending = isotonic_regression([0, *reference.mean[1:COUNT]], weights=known).x
         expected = np.exp(np.interp(np.arange(1, 33), KNOTS, ascending))
