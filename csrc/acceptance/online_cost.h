@@ -111,6 +111,7 @@ class OnlineCost : public PythonObject {
 
   int64_t widths_;
   int64_t cycles_ = 0;
+  int64_t unsure_ = 3;  // cycles at the beginning that may have been stalls
   // Cycles in a row whose verification was off in the same direction, negative for too fast, and
   // those whose draft was as well.
   int64_t surprises_ = 0;

@@ -82,6 +82,10 @@ class Reference:
         self.covariance += np.diag([1e-4] + [9e-8] * (len(self.mean) - 1))
         weights, growth = self.growth(rows), math.exp(self.mean[COUNT]) * context
         expected = weights @ self.mean + math.log1p(growth)
+        surprise = math.log(verify) - expected - self.mean[0]
+        if not self.first and self.cycle <= 3 and surprise < -1.386:
+            self.__init__()  # type: ignore[misc]
+            return self.observe(rows, context, verify, depth, draft)
         if self.first:
             self.mean[0], self.first = math.log(verify) - expected, False
         weights[0], weights[COUNT] = 1, growth / (1 + growth)
@@ -309,3 +313,16 @@ def test_a_broken_file_is_refused(tmp_path: Path, key: str, value: object) -> No
     path.write_text(json.dumps(content | {key: value}).replace("Infinity", "1e400"))
     with pytest.raises(ValueError, match=r"cost\.json"):
         OnlineCost.from_json(path)
+
+
+@pytest.mark.parametrize("stalled", [(10, 10), (10, 1), (300, 300)])
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.machine)
+def test_a_stall_in_the_first_cycle_is_not_taken_for_the_speed(
+    table: CostTable, stalled: tuple[int, int]
+) -> None:
+    verify, draft = table.verify_seconds(8, 100), table.draft_seconds(1, 4, 100)
+    found, expected = OnlineCost(max_rows=32), OnlineCost(max_rows=32)
+    found.observe(result_of(8, 1, stalled[0] * verify, stalled[1] * draft))
+    for cost in [found, expected] * 10:
+        cost.observe(result_of(8, 1, verify, draft))
+    np.testing.assert_array_equal(found._native.belief(), expected._native.belief())
