@@ -116,6 +116,7 @@ def online_cost(source: Source, memory: Memory) -> Step:
                 lambda: (cost.speed, cost.context_growth, cost.cycles),
                 cost.verify,
                 cost.deviation,
+                cost.trial_deviation,
                 cost.knots,
             ]
         drive_calls(calls)
