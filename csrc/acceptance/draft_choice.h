@@ -23,8 +23,8 @@ class DraftChoice {
 
   // Survival of a looked-up token whose predecessors are accepted, before anything is drafted.
   OnlineLogistic<kUndraftedWeights> lookups;
-  // By how much the value of a drafting cycle, but for its passes of the draft, exceeds that of the
-  // best one without a draft, beside what typical_gain() promises at the present costs.
+  // By how much the value of a drafting cycle exceeds that of the best one without a draft, beside
+  // what typical_gain() and the passes of a usual draft let expect at the present costs.
   OnlineLinear<kAdvantageWeights> advantage;
 
   // After a draft: the survivals of its best candidates, descending.

@@ -142,7 +142,7 @@ void OnlineCycle::reset() {
   lookups_ = 0;
   begin();
   planned_ = false;
-  recent_ = 0.0;
+  recent_ = tokens_ = seconds_ = 0.0;
 }
 
 void OnlineCycle::score(const DraftView& draft) {
@@ -230,7 +230,7 @@ void OnlineCycle::score_lookup(const DraftView& draft) {
 // The largest expected number of tokens less what its seconds could yield, over all numbers of
 // candidates.
 double OnlineCycle::best_value(int64_t* chosen) const {
-  const double rate = shared_->rate();
+  const double rate = this->rate();
   const int64_t count = std::min(int64_t(best_.size()), sizes_.max_rows - 1);
   double length = 1.0, best = length - rate * verify_seconds(1);
   *chosen = 0;
@@ -306,7 +306,7 @@ bool OnlineCycle::decide(int64_t depth, double value) {
   expected_ = std::max(best_value(&chosen) - value, 0.0);
   const double seconds = costs_.later_pass + double(context_) * costs_.draft_slope;
   const double gain = expected_ * shared_->gain_factor(depth + 1);
-  return gain > shared_->rate() * seconds || try_pass(gain, shared_->rate() * seconds);
+  return gain > rate() * seconds || try_pass(gain, rate() * seconds);
 }
 
 void OnlineCycle::observe(const int64_t* rows, int64_t count, int64_t tokens) {

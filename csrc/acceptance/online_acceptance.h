@@ -170,6 +170,9 @@ class OnlineCycle : public PythonObject {
   bool try_pass(double gain, double cost);
   bool lookup_reached() const;
   void count_cycle(double tokens, int64_t rows, int64_t rounds);
+  // Tokens per second here. The tokens of a text are given: one that is emitted now saves the
+  // seconds that its own neighbours take, and not those of an average text.
+  double rate() const;
   double verify_seconds(int64_t rows) const {
     return costs_.base[rows - 1] + double(context_) * costs_.slope[rows - 1];
   }
@@ -193,6 +196,8 @@ class OnlineCycle : public PythonObject {
   OnlineLinear<kAdvantageWeights>::Vector choice_input_ = {};
   std::vector<OnlineLogistic<kUndraftedWeights>::Vector> undrafted_inputs_;
   double recent_ = 0.0;  // running advantage of this sequence's drafts
+  double tokens_ = 0.0;  // of this sequence's last cycles, and their seconds
+  double seconds_ = 0.0;
   double success_ = 0.0;
   int64_t lookups_ = 0;
   int64_t known_ = -1;

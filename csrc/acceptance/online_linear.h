@@ -24,8 +24,8 @@ class OnlineLinear : public GaussianBelief<kInputs> {
     return std::sqrt(std::max(this->spread(x, toward), 0.0));
   }
 
-  // Values of long ago fade, in 2,000 calls.
-  void age() { this->fade(5e-4); }
+  // Values of long ago fade, in 10,000 calls.
+  void age() { this->fade(1e-4); }
 
   void update(const Vector& x, double value) {
     const double surprise = value - predict(x);

@@ -9,10 +9,16 @@ namespace {
 
 // Weight of a cycle's newest advantage in the running one of its sequence.
 constexpr double kNewestAdvantage = 0.3;
+// The rate of a sequence is that of its last 10 cycles, with the weight of five rows' verification
+// for that of all sequences.
+constexpr double kLocalMemory = 0.9, kLocalPrior = 5.0;
+// Drafts are worth half a standard deviation more than what is believed: what is not drafted is not
+// learned, so that too low a belief would stay.
+constexpr double kHopedAdvantage = 0.5;
 // A first pass over up to so many tokens is a usual one: those that a cycle emits.
 constexpr int64_t kUsualTokens = 8;
 // So many drafts are made where a draft might pay, whatever the budget of trials.
-constexpr double kFirstDrafts = 120.0;
+constexpr double kFirstDrafts = 80.0;
 // Share of a token for each that the draft reads late, beside that budget.
 constexpr double kFreeReading = 0.005;
 // Costs known to 3 % are known well enough.
@@ -36,12 +42,19 @@ void OnlineCycle::refresh_costs() {
 }
 
 void OnlineCycle::count_cycle(double tokens, int64_t rows, int64_t rounds) {
+  const double seconds = verify_seconds(rows) + (rounds < 0 ? 0.0 : passes_seconds(double(rounds)));
+  tokens_ = tokens_ * kLocalMemory + tokens;
+  seconds_ = seconds_ * kLocalMemory + seconds;
   if (learned_) {
     shared_->count(tokens, rows, double(context_), rounds);
-    return;
+  } else {
+    shared_->count(tokens, seconds);
   }
-  const double passes = rounds < 0 ? 0.0 : passes_seconds(double(rounds));
-  shared_->count(tokens, verify_seconds(rows) + passes);
+}
+
+double OnlineCycle::rate() const {
+  const double prior = kLocalPrior * costs_.base[0];
+  return (tokens_ + prior * shared_->rate()) / (seconds_ + prior);
 }
 
 CyclePlan OnlineCycle::plan(int64_t context_length, const LookupView& lookup, int64_t unread) {
@@ -55,13 +68,12 @@ CyclePlan OnlineCycle::plan(int64_t context_length, const LookupView& lookup, in
   if (learned_) refresh_costs();
   int64_t tokens = 0;
   undrafted_ = undrafted_value(&tokens);
-  const double plain = 1.0 - shared_->rate() * verify_seconds(1);
+  const double plain = 1.0 - rate() * verify_seconds(1);
   choice_input_ = {1.0, first_survival_, undrafted_ - plain, recent_};
   typical_ = shared_->choice.typical_gain(
-      sizes_.max_rows, [&](int64_t rows) { return shared_->rate() * verify_seconds(rows); });
-  const double passes = passes_seconds(shared_->choice.rounds());
-  const double advantage =
-      typical_ + shared_->choice.advantage.predict(choice_input_) - shared_->rate() * passes;
+      sizes_.max_rows, [&](int64_t rows) { return rate() * verify_seconds(rows); });
+  typical_ -= rate() * passes_seconds(shared_->choice.rounds());
+  const double advantage = typical_ + shared_->choice.advantage.predict(choice_input_);
   undrafted_tokens_ = tokens;
   if (worth_drafting(advantage, tokens, unread)) return {true, sizes_.lookup_tokens};
   undrafted_tokens_ = try_rows(tokens, undrafted_);
@@ -70,7 +82,7 @@ CyclePlan OnlineCycle::plan(int64_t context_length, const LookupView& lookup, in
 
 // The largest value of a cycle that verifies looked-up tokens alone, and their number.
 double OnlineCycle::undrafted_value(int64_t* tokens) {
-  const double rate = shared_->rate();
+  const double rate = this->rate();
   const double match = log_match(match_) - kMeanLogMatch;
   double length = 1.0, best = length - rate * verify_seconds(1), reached = 1.0;
   *tokens = 0;
@@ -102,24 +114,23 @@ double OnlineCycle::undrafted_value(int64_t* tokens) {
 
 bool OnlineCycle::worth_drafting(double advantage, int64_t tokens, int64_t unread) {
   DraftChoice& choice = shared_->choice;
-  if (advantage > 0.0) {
+  if (advantage + kHopedAdvantage * choice.advantage.deviation(choice_input_) > 0.0) {
     if (!learned_) return true;
     // Were it as cheap as it might be, would the cycle be better off without a draft?
     const double deviation = learned_->deviation()[size_t(tokens)];
-    const double saved =
-        shared_->rate() * verify_seconds(tokens + 1) * (1.0 - std::exp(-deviation));
+    const double saved = rate() * verify_seconds(tokens + 1) * (1.0 - std::exp(-deviation));
     return !(deviation > kKnown && saved > advantage && choice.cost_trials.spend(advantage));
   }
   // The first drafts are needed to know what drafts are worth.
   double hoped = advantage + 2.0 * choice.advantage.deviation(choice_input_);
   if (learned_) {
     const double deviation = learned_->first_deviation(width_);
-    hoped += shared_->rate() * costs_.first_pass * (1.0 - std::exp(-kHopedDeviations * deviation));
+    hoped += rate() * costs_.first_pass * (1.0 - std::exp(-kHopedDeviations * deviation));
   }
   if (hoped > 0.0 && choice.drafts() < kFirstDrafts) return true;
   // What the draft reads late it reads once: up to half a percent of a token each is not counted.
   const double behind = double(std::max<int64_t>(unread - kUsualTokens, 0));
-  const double reading = std::max(shared_->rate() * choice.catch_up() - kFreeReading, 0.0);
+  const double reading = std::max(rate() * choice.catch_up() - kFreeReading, 0.0);
   return choice.draft_trials.spend(behind * reading - advantage);
 }
 
@@ -128,7 +139,7 @@ bool OnlineCycle::worth_drafting(double advantage, int64_t tokens, int64_t unrea
 int64_t OnlineCycle::try_rows(int64_t chosen, double best) {
   trial_loss_ = 0.0;
   if (!learned_ || !planned_) return chosen;
-  const double rate = shared_->rate();
+  const double rate = this->rate();
   const int64_t count = std::min(int64_t(best_.size()), sizes_.max_rows - 1);
   double length = 1.0, most = best, cheapest = 0.0;
   for (int64_t i = 0; i <= count; ++i) {
@@ -189,8 +200,8 @@ void OnlineCycle::learn_advantage(double tokens) {
   for (int64_t level = inside_; level < lookup_; ++level) expected += looked_up_[level];
   choice.count_expected(tokens, expected);
   choice.count_rounds(double(known_));
-  const double value = value_ + choice.bias();
-  const double plain = 1.0 - shared_->rate() * verify_seconds(1);
+  const double value = value_ + choice.bias() - rate() * passes_seconds(double(known_));
+  const double plain = 1.0 - rate() * verify_seconds(1);
   choice.advantage.update(choice_input_, value - undrafted_ - typical_);
   take_best();
   choice.count_survivals(best_.data(), int64_t(best_.size()));

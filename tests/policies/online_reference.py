@@ -39,6 +39,8 @@ class Reference:
     def __init__(self, cost: CostTable, limit: TreeParams, lookup_tokens: int) -> None:
         self.cost, self.limit, self.lookup_tokens = cost, limit, lookup_tokens
         self.nodes, self.lookups = Logistic(*NODE_PRIOR), Logistic(*LOOKUP_PRIOR)
+        self.prior = 5.0 * float(cost.verify_seconds(1, 0))
+        self.local = np.zeros(2)
         self.tokens, self.seconds = 20.0, 20.0 * cost.verify_seconds(1, 0) / 1.3
         self.ratio = np.full(limit.depth + 1, 0.75)
         self.gains = np.full((limit.depth + 1, 2), 5.0)
@@ -46,6 +48,12 @@ class Reference:
 
     @property
     def rate(self) -> float:
+        """Of this sequence."""
+        return (self.local[0] + self.prior * self.shared_rate) / (self.local[1] + self.prior)
+
+    @property
+    def shared_rate(self) -> float:
+        """Of all sequences."""
         return self.tokens / self.seconds
 
     def begin(self) -> None:
@@ -162,6 +170,7 @@ class Reference:
         seconds += self.cost.draft_seconds(depth, self.progress.top_k, context)
         self.tokens = 0.999 * self.tokens + tokens
         self.seconds = 0.999 * self.seconds + float(seconds)
+        self.local = 0.9 * self.local + (tokens, float(seconds))
 
     def count_lookup(self, right: bool) -> None:
         self.success += 0.2 * (right - self.success)

@@ -206,14 +206,14 @@ def check_disturbed(table: CostTable, slower: float, text: dict, seeds: range) -
     table = repriced(table, lambda _: 1.0)
     tokens, seconds = np.zeros(2), np.zeros(2)
     for seed in seeds:
-        cycles = Text(seed=seed, **text).cycles(2400)
+        cycles = Text(seed=seed, **text).cycles(2800)
         for i, informed in enumerate((False, True)):
             clock = Clock(table, seed=seed)
             policy = Informed(clock) if informed else AutoPolicy()
             decode(policy, cycles[:600], clock)
             decode(Informed(Clock(load)) if informed else policy, cycles[600:1000], Clock(load))
-            decode(policy, cycles[1000:1400], clock)
-            after = decode(policy, cycles[1400:], clock)
+            decode(policy, cycles[1000:1800], clock)
+            after = decode(policy, cycles[1800:], clock)
             tokens[i] += after.tokens.sum()
             seconds[i] += after.seconds.sum()
     rates = tokens / seconds
