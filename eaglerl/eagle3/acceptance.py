@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -79,33 +79,58 @@ class HostAcceptance:
         assert output.logits is not None, "the verification asks for all logits"
         walked = tree.on_host() if isinstance(tree, DeviceTree) else tree
         rows, bonus = self._verifier.accept(output.logits, walked)
+        if policy is None:
+            return keep_path(output.features, tree, rows, bonus, cache, slot)
         device = output.features.device
         index, last = torch.tensor(rows).to(device), torch.tensor([len(rows) - 1]).to(device)
-        last_features, decision = output.features[rows[-1]].clone(), None
-        if policy is None:
-            features = output.features[index]
-        else:
-            with self._policy_time:
-                features, params = policy.encode(output.features, index, last)
-            # The draft needs the reduced features with or without a policy: not the policy's time.
-            self._policy_time.seconds -= policy.reduce_seconds
-            decision = TreeParams(*params[0].cpu().tolist())
-        if isinstance(tree, DeviceTree):
-            cache.move_scratch(index, slot)
-            cache.advance(len(rows), slot)
-        else:
-            cache.commit(rows, slot)
-        emitted = (*tree.token_ids[index[1:]].cpu().tolist(), bonus)
-        return Accepted(
-            rows=index,
-            emitted=emitted,
-            token_ids=torch.tensor(emitted).to(device),
+        with self._policy_time:
+            features, params = policy.encode(output.features, index, last)
+        # The draft needs the reduced features with or without a policy: not the policy's time.
+        self._policy_time.seconds -= policy.reduce_seconds
+        return replace(
+            keep_path(output.features, tree, rows, bonus, cache, slot),
             features=features,
-            reduced=policy is not None,
-            last_features=last_features,
-            decision=decision,
-            drafted_rows=tuple(rows[1:]),
+            reduced=True,
+            decision=TreeParams(*params[0].cpu().tolist()),
         )
+
+
+def keep_path(
+    features: torch.Tensor,
+    tree: DraftTree | DeviceTree,
+    rows: list[int],
+    bonus: int,
+    cache: KVCache,
+    slot: int,
+) -> Accepted:
+    """Commit the rows of an accepted path, which the host knows.
+
+    Args:
+        features: (T, 3k) target features of the tree's rows.
+        tree: the verified tree.
+        rows: the path, the root first.
+        bonus: the target's token after the path.
+        cache: the target's cache, whose scratch rows are those of the tree.
+        slot: the sequence.
+    """
+    device = features.device
+    index = torch.tensor(rows).to(device)
+    if isinstance(tree, DeviceTree):
+        cache.move_scratch(index, slot)
+        cache.advance(len(rows), slot)
+    else:
+        cache.commit(rows, slot)
+    emitted = (*tree.token_ids[index[1:]].cpu().tolist(), bonus)
+    return Accepted(
+        rows=index,
+        emitted=emitted,
+        token_ids=torch.tensor(emitted).to(device),
+        features=features[index],
+        reduced=False,
+        last_features=features[rows[-1]].clone(),
+        decision=None,
+        drafted_rows=tuple(rows[1:]),
+    )
 
 
 class DeviceAcceptance:

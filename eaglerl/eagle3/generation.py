@@ -10,16 +10,15 @@ import torch
 from transformers.generation import BaseStreamer
 
 from eaglerl._renamed import renamed_arguments
+from eaglerl.eagle3.continuation import Continuation
 from eaglerl.eagle3.fair_lock import FairLock
-from eaglerl.eagle3.logprobs import LogprobRecorder, TokenLogprobs
-from eaglerl.eagle3.output import DecodingStatistics
-from eaglerl.eagle3.policy import StepResult, TreePolicy
+from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.session_factory import SessionFactory
-from eaglerl.eagle3.stopping import FinishReason, StoppingRules
+from eaglerl.eagle3.stopping import StoppingRules
 
 
-class Generation:
+class Generation(Continuation):
     """A prompt and its continuation so far, which `advance` extends.
 
     A generation holds its own caches. They go back to the decoder when the text ends, on `close`,
@@ -60,8 +59,7 @@ class Generation:
             ValueError: `top_logprobs` is negative, or another generation uses the policy and it
                 cannot fork.
         """
-        self._rules = rules
-        self._logprobs = None if top_logprobs is None else LogprobRecorder(top_logprobs)
+        super().__init__(prompt_ids, rules, top_logprobs)
         # Holding the lock, so that the time of other generations is not counted.
         with sessions.target.turns as waited:
             started = time.perf_counter()
@@ -77,11 +75,7 @@ class Generation:
             self.prefill_seconds = time.perf_counter() - started
         self.session.waited_seconds = waited
         self.session.logprobs = self._logprobs
-        self.token_ids = list(prompt_ids)
-        self.cycles: list[StepResult] = []
-        self.decode_seconds = 0.0
         self._policy_seconds = 0.0
-        self._prompt_length = len(prompt_ids)
         # Two threads may call `advance` of one generation; they take turns.
         self._own_turn = FairLock()
         self._began = False
@@ -97,24 +91,6 @@ class Generation:
         self.session.close("the generation was closed")
 
     @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the sequence ended; None if it has not."""
-        return self._rules.finish_reason
-
-    @property
-    def new_ids(self) -> list[int]:
-        """Tokens of the output so far."""
-        return self.token_ids[self._prompt_length :]
-
-    @property
-    def logprobs(self) -> list[TokenLogprobs]:
-        """Log-probabilities of `new_ids`, in order; empty without `top_logprobs`."""
-        if self._logprobs is None:
-            return []
-        # The last cycle may have emitted tokens beyond the end of the text.
-        return self._logprobs.tokens[: len(self.token_ids) - self._prompt_length]
-
-    @property
     def policy_seconds(self) -> float:
         """The policy's share of `decode_seconds`; see `StepResult`."""
         return self._policy_seconds + self.session.policy_time.seconds
@@ -123,17 +99,6 @@ class Generation:
     def waited_seconds(self) -> float:
         """Time spent waiting while other generations of the target had their turn."""
         return self.session.waited_seconds
-
-    @property
-    def statistics(self) -> DecodingStatistics:
-        """Results and times of the cycles so far."""
-        return DecodingStatistics(
-            cycles=tuple(self.cycles),
-            new_tokens=len(self.token_ids) - self._prompt_length,
-            prefill_seconds=self.prefill_seconds,
-            decode_seconds=self.decode_seconds,
-            waited_seconds=self.waited_seconds,
-        )
 
     def read_chunk(self, most_rows: int | None = None) -> bool:
         """Read one chunk of the prompt unless it is the last one.
@@ -225,8 +190,7 @@ class Generation:
         with self.session.target.turns as waited:
             self.session.waited_seconds += waited
             started = time.perf_counter()
-            left = self._rules.limit - (len(self.token_ids) - self._prompt_length)
-            result = self.session.step(most_tokens=left)
+            result = self.session.step(most_tokens=self.tokens_left)
             self._policy_seconds += result.policy_seconds
             self.cycles.append(result)
             kept = self._keep(result.token_ids)
@@ -234,8 +198,7 @@ class Generation:
             return kept
 
     def _keep(self, emitted: tuple[int, ...]) -> tuple[int, ...]:
-        kept = emitted[: self._rules.accept(self.token_ids, self._prompt_length, emitted)]
-        self.token_ids.extend(kept)
+        kept = self._append(emitted)
         if self.finish_reason is not None:
             self.session.close(f"the sequence has ended: {self.finish_reason}")
         return kept

@@ -66,7 +66,10 @@ class GreedyVerifier:
             logits: (T, V).
             tree: the tree of T rows.
         """
-        choices = self.choices(logits).cpu()
+        return self.follow(self.choices(logits).cpu(), tree)
+
+    def follow(self, choices: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
+        """Do what `accept` does, from the (T,) int64 choices of the rows, on the host."""
         rows = accept_path(tree.parents.int(), tree.token_ids, choices).tolist()
         return rows, int(choices[rows[-1]])
 

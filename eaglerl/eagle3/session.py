@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from eaglerl._renamed import renamed_arguments
@@ -15,7 +14,6 @@ from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.logprobs import LogprobRecorder
-from eaglerl.eagle3.pending_rows import PendingRows
 from eaglerl.eagle3.policy import (
     ConstantPolicy,
     CycleState,
@@ -28,17 +26,16 @@ from eaglerl.eagle3.policy import (
 )
 from eaglerl.eagle3.prompt_reader import PromptReader
 from eaglerl.eagle3.sampling import Verifier
+from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopwatch import TotalTime, clock_of, seconds_between
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
+from eaglerl.eagle3.tree.draft_decisions import DraftContext
 from eaglerl.eagle3.tree.make_tree_drafter import make_tree_drafter
 from eaglerl.eagle3.tree.merge import merge_lookup
-from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup, common_length
-from eaglerl.eagle3.tree.tree_drafter import DraftContext, TreeDrafter, check_top_k
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.tree.tree_drafter import TreeDrafter, check_top_k
 from eaglerl.ops import DraftTree
-
-#: Number of log-probabilities in `CycleState.confidence`.
-_CONFIDENCES = 8
 
 
 class DecodingSession(CacheOwner):
@@ -95,7 +92,6 @@ class DecodingSession(CacheOwner):
         self.target, self.draft, self.verifier = target, draft, verifier
         self.cache, self.slot = cache, slot
         self.tree_policy = tree_policy
-        self.token_ids: list[int] = []
         self.policy_time = TotalTime()
         self.logprobs: LogprobRecorder | None = None
         self.waited_seconds = 0.0
@@ -103,12 +99,7 @@ class DecodingSession(CacheOwner):
         self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
         self._device = target.device
         self._now = clock_of(self._device)
-        self._pending = PendingRows()
-        self._last: StepResult | None = None
-        self._last_features = torch.empty(0)
-        self._decision: TreeParams | None = None
-        self._text: ContextLookup | None = None
-        self._first_logits: torch.Tensor | None = None
+        self._sequence = SequenceState(drafts=draft is not None)
         self._prompt = PromptReader()
         self._tree: DraftTree | DeviceTree | None = None
         if on_device is None:
@@ -121,10 +112,19 @@ class DecodingSession(CacheOwner):
 
     def _let_go(self, *, fit: bool) -> None:
         super()._let_go(fit=fit)
-        self._pending.clear()
+        self._sequence.pending.clear()
         self._prompt.clear()
         # A closed session may be kept for its text; it must not keep the caches alive.
         vars(self).update(_drafter=None, cache=None, draft=None)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and tokens so far; the last one has no row in the target's cache yet."""
+        return self._sequence.token_ids
+
+    @token_ids.setter
+    def token_ids(self, token_ids: list[int]) -> None:
+        self._sequence.token_ids = token_ids
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and choose the first token.
@@ -196,30 +196,18 @@ class DecodingSession(CacheOwner):
         first = self.verifier.next_token(logits[0])
         if self.logprobs is not None:
             self.logprobs.add(logits, (first,))
-        self.token_ids = [*prompt_ids, first]
-        self._text = self._tree = self._first_logits = None
-        self._last_features = features[-1].clone()
-        self._pending.clear()
-        if self.draft is not None:
-            after = torch.tensor(self.token_ids[1:]).to(self._device)
-            self._pending.add(after, features, reduced=False)
+        self._tree = None
+        self._sequence.begin([*prompt_ids, first], features)
         if self._fused is not None:
             first_row = torch.zeros(1, dtype=torch.int64).to(self._device)
-            _, params = self._fused.encode(self._last_features[None], first_row, first_row)
-            self._decision = TreeParams(*params[0].cpu().tolist())
+            _, params = self._fused.encode(self._sequence.last_features[None], first_row, first_row)
+            self._sequence.decision = TreeParams(*params[0].cpu().tolist())
         return first
 
     @property
     def state(self) -> CycleState:
         """The policy's input before the next cycle."""
-        return CycleState(
-            self._last_features,
-            len(self.token_ids),
-            self._last,
-            self._decision,
-            self._indexed_text,
-            self._confidence,
-        )
+        return self._sequence.cycle_state
 
     @property
     def tree(self) -> DraftTree | DeviceTree | None:
@@ -258,13 +246,15 @@ class DecodingSession(CacheOwner):
                 self._make_room(chosen)
                 started = self._now()
                 # Before the draft: a staged policy sees the looked-up tokens between its passes.
-                lookup = self._look_up(chosen.lookup_tokens)
+                lookup = self._sequence.look_up(chosen.lookup_tokens)
                 tree, params = self._draft_tree(chosen.params, staged, lookup)
                 drafted = self._now()
                 output = self._verify_tree(tree)
                 accepted = self._accept(output, tree)
                 seconds = seconds_between(started, drafted, self._now())
-                result = self._result(accepted, tree, params, lookup, seconds)
+                result = self._sequence.result(
+                    accepted, len(tree.token_ids), params, lookup, seconds, self.policy_time.take()
+                )
             with self.policy_time:
                 policy.observe(result)
             return result
@@ -313,9 +303,6 @@ class DecodingSession(CacheOwner):
             self._caches.grow(capacity)
             self.cache = self._caches.target
 
-    def _look_up(self, most_tokens: int) -> Lookup:
-        return self._indexed_text().propose(most_tokens) if most_tokens else NO_LOOKUP
-
     def _draft_tree(
         self,
         params: TreeParams,
@@ -328,9 +315,9 @@ class DecodingSession(CacheOwner):
             return merge_lookup(self._drafter.root_only(root), lookup), params
         # `_check_plan` refuses a tree without a draft, and a staged policy on a device.
         assert self.draft is not None
-        token_ids, hidden = self._pending.take(self.draft.reduce)
+        token_ids, hidden = self._sequence.pending.take(self.draft.reduce)
         hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
-        self._first_logits = logits
+        self._sequence.first_logits = logits
         if staged is None:
             tree = self._drafter.grow(root, hidden, logits, params, self.slot)
             return merge_lookup(tree, lookup), params
@@ -355,46 +342,4 @@ class DecodingSession(CacheOwner):
         return accepted
 
     def _keep(self, accepted: Accepted) -> None:
-        self.token_ids.extend(accepted.emitted)
-        self._last_features = accepted.last_features
-        self._decision = accepted.decision
-        if self.draft is not None:
-            self._pending.add(accepted.token_ids, accepted.features, reduced=accepted.reduced)
-
-    def _result(
-        self,
-        accepted: Accepted,
-        tree: DraftTree | DeviceTree,
-        params: TreeParams,
-        lookup: Lookup,
-        seconds: list[float],
-    ) -> StepResult:
-        self._last = StepResult(
-            token_ids=accepted.emitted,
-            params=params,
-            accepted=len(accepted.emitted) - 1,
-            draft_seconds=seconds[0],
-            verify_seconds=seconds[1],
-            features=self._last_features,
-            context_length=len(self.token_ids),
-            lookup=lookup,
-            lookup_accepted=common_length(lookup.token_ids, accepted.emitted[:-1]),
-            rows=len(tree.token_ids),
-            policy_seconds=self.policy_time.take(),
-            accepted_rows=accepted.drafted_rows,
-        )
-        return self._last
-
-    def _confidence(self) -> np.ndarray | None:
-        """Compute `CycleState.confidence`."""
-        if self._first_logits is None:
-            return None
-        log_probs = torch.log_softmax(self._first_logits.float(), dim=-1)
-        return log_probs.topk(min(_CONFIDENCES, len(log_probs))).values.cpu().numpy()
-
-    def _indexed_text(self) -> ContextLookup:
-        """Return the index of the sequence, root included, with all new tokens added."""
-        if self._text is None:
-            self._text = ContextLookup()
-        self._text.extend(self.token_ids[len(self._text) :])
-        return self._text
+        self._sequence.keep(accepted)

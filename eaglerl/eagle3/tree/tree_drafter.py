@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from eaglerl._ext import C
 from eaglerl.eagle3.head.draft_runner import DraftRunner
-from eaglerl.eagle3.policy import (
-    DraftProgress,
-    PlannedPolicy,
-    SelectingPolicy,
-    StagedPolicy,
-    TreeParams,
-)
-from eaglerl.eagle3.stopwatch import TotalTime
-from eaglerl.eagle3.tree.merge import merge_looked_up
-from eaglerl.eagle3.tree.prompt_lookup import Lookup
+from eaglerl.eagle3.policy import StagedPolicy, TreeParams
+from eaglerl.eagle3.tree.draft_decisions import DraftContext, DraftDecisions
 from eaglerl.ops import DraftTree, DraftTreeBuilder
-
-
-class DraftContext(NamedTuple):
-    """What a policy sees between the passes of a draft, apart from the draft itself.
-
-    Attributes:
-        context_length: tokens before the tree, the root included.
-        lookup: the tokens that were looked up in the text.
-        policy_time: adds up the policy's time, including that of preparing its input.
-    """
-
-    context_length: int
-    lookup: Lookup
-    policy_time: TotalTime
 
 
 class TreeDrafter:
@@ -54,18 +29,10 @@ class TreeDrafter:
         table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.cpu()
         self._asked: StagedPolicy | None = None
-        self._selecting: SelectingPolicy | None = None
-        self._planner: C.OnlineCycle | None = None
 
     def root_only(self, root: int) -> DraftTree:
         """Return the tree of the root alone, which drafts nothing."""
-        return DraftTree(
-            token_ids=torch.tensor([root]),
-            parents=torch.tensor([-1], dtype=torch.int32),
-            levels=torch.tensor([0], dtype=torch.int32),
-            mask=torch.tensor([[1]]),
-            scores=torch.zeros(1),
-        )
+        return root_only(root)
 
     def grow(
         self,
@@ -121,71 +88,18 @@ class TreeDrafter:
         Raises:
             ValueError: the policy chose more rows than the pool has, or nodes that are not in it.
         """
-        self._ask(policy)
-        if self._planner is not None:
-            return self._grow_planned(root, hidden, logits, limit, self._planner, context, slot)
+        if policy is not self._asked:
+            self._asked, self._decisions = policy, DraftDecisions(policy)
+        decisions = self._decisions
+        decisions.begin(limit)
         hidden = self._begin(root, hidden, logits, limit.top_k)
         depth = 0
-        while True:
-            with context.policy_time:
-                progress = self._progress(limit.top_k, depth, context)
-                should_continue = depth < limit.depth and policy.should_continue(progress)
-            if not should_continue:
-                break
+        while decisions.look(self._builder, depth, context):
             hidden = self._expand(hidden, depth, slot)
             depth += 1
-        looked_up = context.lookup.token_ids
-        selecting = self._selecting
-        if selecting is not None:
-            with context.policy_time:
-                selection = selecting.select(progress)
-            # The builder merges them itself: it still has the pool, so no tree of the candidates
-            # alone is made first.
-            wanted = looked_up[: selection.lookup_tokens]
-            tree = self._builder.finish_selected(selection.nodes, wanted)
-            return tree, TreeParams(1 + len(selection.nodes), depth, limit.top_k)
         with context.policy_time:
-            params = TreeParams(policy.choose_total_tokens(progress), depth, limit.top_k)
-        return merge_looked_up(self._builder.finish(params.total_tokens), looked_up), params
-
-    def _grow_planned(
-        self,
-        root: int,
-        hidden: torch.Tensor,
-        logits: torch.Tensor,
-        limit: TreeParams,
-        planner: C.OnlineCycle,
-        context: DraftContext,
-        slot: int,
-    ) -> tuple[DraftTree, TreeParams]:
-        """Do what `grow_in_stages` does, with a planner that looks at the builder itself."""
-        hidden = self._begin(root, hidden, logits, limit.top_k)
-        builder, (match, looked_up) = self._builder, context.lookup
-        depth = 0
-        while True:
-            with context.policy_time:
-                go_on = builder.look(planner, context.context_length, match, looked_up)
-            if not go_on or depth == limit.depth:
-                break
-            hidden = self._expand(hidden, depth, slot)
-            depth += 1
-        tree, candidates = builder.finish_planned(planner, looked_up)
-        return tree, TreeParams(candidates, depth, limit.top_k)
-
-    def _ask(self, policy: StagedPolicy) -> None:
-        """Find out how a policy decides."""
-        # isinstance() against a protocol looks up every method by name, tens of microseconds in
-        # Python 3.11, so the answer is kept for as long as the policy stays the same.
-        if policy is self._asked:
-            return
-        self._asked = policy
-        self._selecting = policy if isinstance(policy, SelectingPolicy) else None
-        self._planner = policy.native_cycle if isinstance(policy, PlannedPolicy) else None
-
-    def _progress(self, top_k: int, depth: int, context: DraftContext) -> DraftProgress:
-        lookup = context.lookup
-        scores, nodes = self._builder.progress(lookup.token_ids, depth + 1)
-        return DraftProgress(top_k, depth, scores, context.context_length, lookup, nodes)
+            decisions.select()
+        return decisions.finish(self._builder)
 
     def _begin(
         self, root: int, hidden: torch.Tensor, logits: torch.Tensor, top_k: int
@@ -213,6 +127,17 @@ class TreeDrafter:
         hidden, logits = self.draft.expand(token_ids, hidden[parents], round_index, mask, slot)
         self._builder.expand(logits.float().cpu(), self._draft_to_target)
         return hidden
+
+
+def root_only(root: int) -> DraftTree:
+    """Return the tree of the root alone."""
+    return DraftTree(
+        token_ids=torch.tensor([root]),
+        parents=torch.tensor([-1], dtype=torch.int32),
+        levels=torch.tensor([0], dtype=torch.int32),
+        mask=torch.tensor([[1]]),
+        scores=torch.zeros(1),
+    )
 
 
 def check_top_k(params: TreeParams, draft_vocab_size: int) -> None:
