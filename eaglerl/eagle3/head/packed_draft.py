@@ -15,7 +15,7 @@ from eaglerl._ext import C, thread_count
 from eaglerl.eagle3.head.attention_window import first_visible, scratch_window, stable_mask
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
-from eaglerl.eagle3.head.packed_rows import NormWeight, Place, RowBuffers, Visible
+from eaglerl.eagle3.head.packed_rows import AttentionCaches, NormWeight, Place, RowBuffers, Visible
 from eaglerl.eagle3.layers.linear import LinearDtype, PackedLinear
 from eaglerl.ops.cached_attention import cache_dtype_number
 
@@ -108,10 +108,9 @@ class PackedDraft(CachedDraft):
         qkv_width = (heads + 2 * key_value_heads) * config.head_dim
         tables = (self._cos.data_ptr(), self._sin.data_ptr(), self._cos.shape[0])
         self._attention_tables = (qkv_width, *tables)
-        # The op takes (slots, keys, values, number of slots, slot stride, capacity, dtype). A pass
-        # stays in one slot, which is presented as a cache of one slot: no slot array, stride 0.
+        # A pass within one slot presents it as a cache of one slot: no slot array, stride 0.
         dtype = cache_dtype_number("cache", cache.data.dtype)
-        self._attention_caches = [
+        self._attention_caches: list[AttentionCaches] = [
             (0, keys.data_ptr(), values.data_ptr(), 1, 0, cache.capacity, dtype)
             for keys, values in zip(cache.keys(0), cache.values(0), strict=True)
         ]
@@ -177,7 +176,7 @@ class PackedDraft(CachedDraft):
             attended, residual = self._attend(
                 token_ids[begin:end].contiguous(),
                 features[begin:end] if reduced else self.reduce(features[begin:end]),
-                slot,
+                self._attention_caches[slot],
                 *self._stable_view(self.lengths[slot], end - begin),
             )
             self.lengths[slot] += end - begin
@@ -229,7 +228,7 @@ class PackedDraft(CachedDraft):
         attended, residual = self._attend(
             token_ids.contiguous(),
             hidden.contiguous(),
-            slot,
+            self._attention_caches[slot],
             Place(self._same_position_address, first_row, first),
             Visible(self._same_length_address, (round + 1) * rows, mask),
         )
@@ -255,7 +254,7 @@ class PackedDraft(CachedDraft):
         self,
         token_ids: torch.Tensor,
         hidden: torch.Tensor,
-        slot: int,
+        caches: AttentionCaches,
         place: Place,
         visible: Visible,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -264,7 +263,7 @@ class PackedDraft(CachedDraft):
         Args:
             token_ids: (M,) int64, contiguous.
             hidden: (M, h) fp32, contiguous.
-            slot: the sequence.
+            caches: the cache that they write and read.
             place: their positions and cache rows.
             visible: what they attend to.
 
@@ -291,11 +290,11 @@ class PackedDraft(CachedDraft):
             self._hidden_norm.address, buffers.pair_right, 2 * width, rows, width, eps, threads,
         )  # fmt: skip
         qkv = self._qkv(buffers.pair)
-        no_slots, keys, values, slots, stride, capacity, dtype = self._attention_caches[slot]
+        row_slots, keys, values, slots, stride, capacity, dtype = caches
         skipped = place.first_row * self._row_bytes
         C.cached_attention(
             qkv.data_ptr(), *self._attention_tables, place.positions, place.cache_rows,
-            no_slots, keys + skipped, values + skipped, slots, stride, capacity, dtype,
+            row_slots, keys + skipped, values + skipped, slots, stride, capacity, dtype,
             *visible.arguments(), *self._qk,
             buffers.attended_address, self._out.in_features, rows, *self._heads, threads,
         )  # fmt: skip

@@ -1,10 +1,15 @@
 """Buffers and arguments of one native pass of a packed draft head, with their addresses."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from eaglerl.eagle3.head.draft_head import RMSNorm
+
+#: A layer's cache as the native attention takes it: the addresses of the rows' slots (0 if all are
+#: in slot 0), of its keys and of its values; number of slots, slot stride, capacity and dtype.
+AttentionCaches: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)

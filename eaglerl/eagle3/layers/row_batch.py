@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
+
+from eaglerl.ops import DraftTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,43 @@ class RowBatch:
         prefix = torch.full((rows,), start, dtype=torch.int32, device=device)
         end = start + rows
         return cls(token_ids, levels + start, cache_rows, prefix, rows, mask, slot=slot, end=end)
+
+    @classmethod
+    def trees(
+        cls, trees: Sequence[DraftTree], starts: Sequence[int], slots: Sequence[int]
+    ) -> RowBatch:
+        """Make the rows of one draft tree in each of several slots, one tree after another.
+
+        The masked block is as long as the largest tree, so every slot needs room for that many
+        rows. Bits beyond a smaller tree are 0.
+
+        Args:
+            trees: the trees on the host, each as `tree` takes it, with masks of bit words.
+            starts: committed tokens of each slot.
+            slots: the slots, all distinct.
+        """
+        if len(trees) == 1:
+            only = trees[0]
+            return cls.tree(only.token_ids, only.levels, only.mask, starts[0], slots[0])
+        sizes = [len(tree.token_ids) for tree in trees]
+        words = max(tree.mask.shape[1] for tree in trees)
+        masks = [pad(tree.mask, (0, words - tree.mask.shape[1])) for tree in trees]
+        spans = zip(starts, sizes, strict=True)
+        ids = torch.tensor(list(slots), dtype=torch.int32)
+        first, counts = torch.tensor(list(starts), dtype=torch.int32), torch.tensor(sizes)
+        prefix = first.repeat_interleave(counts)
+        return cls(
+            token_ids=torch.cat([tree.token_ids for tree in trees]),
+            positions=torch.cat([tree.levels for tree in trees]) + prefix,
+            cache_rows=torch.cat(
+                [torch.arange(start, start + size, dtype=torch.int32) for start, size in spans]
+            ),
+            prefix_lengths=prefix,
+            block_length=max(sizes),
+            mask=torch.cat(masks),
+            slots=ids.repeat_interleave(counts),
+            end=max(starts) + max(sizes),
+        )
 
     @classmethod
     def one_per_slot(cls, token_ids: torch.Tensor, positions: torch.Tensor) -> RowBatch:

@@ -34,6 +34,8 @@ Precision = Literal["native", "bfloat16", "int8"]
 class BlockTarget(TargetModel):
     """Dense Llama-family models on the CPU, in the blocks of their files or as numbers."""
 
+    mixes_slots = True
+
     def __init__(
         self,
         config: PreTrainedConfig,

@@ -98,6 +98,7 @@ class TargetModel(ABC):
         turns: the lock that sequences hold during their passes, so that each pass has all cores
             and its time is its own.
         has_window: whether a layer has a sliding window.
+        mixes_slots: whether a pass may hold trees of several slots.
         precision: of the products: "native", "int8" or a dtype such as "float32".
         weights: what the weights were converted to while loading, see `load_target`.
         kv_cache_dtype: of the caches that `new_cache` makes.
@@ -105,6 +106,7 @@ class TargetModel(ABC):
 
     precision: str = "float32"
     weights: str = "stored"
+    mixes_slots: bool = False
     kv_cache_dtype: torch.dtype = torch.float32
 
     #: Rows of one pass over a long prompt: bounds the buffers, and how long other sequences wait.
