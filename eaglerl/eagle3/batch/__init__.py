@@ -1,0 +1,1 @@
+"""Many sequences of one target, decoded together: shared passes, and a slot for each sequence."""
