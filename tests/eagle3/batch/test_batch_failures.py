@@ -29,6 +29,8 @@ from .batches import (
 
 REQUESTS = make_requests(longest=200)
 OTHERS = REQUESTS[:5]
+PLAIN, TREES = ConstantPolicy(DraftPlan()), ConstantPolicy(TREE)
+CHAIN = ConstantPolicy(TreeParams(4, 2, 1))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,22 @@ def check_slots_are_as_new(session, decoder, alone) -> None:
     assert session.free_slots == session.slots
     assert session.cache.lengths == session.draft.lengths == [0] * session.slots
     assert session.policies._slots == {}
+    run_narrow_beside_wide(session)
     found = run_together(session, decoder, REQUESTS, random.Random(3))
     assert found.new_ids == alone.new_ids
+
+
+def run_narrow_beside_wide(session) -> None:
+    """Every slot drafts a chain beside trees, whose passes reach behind the chain's own rows."""
+    for policies in ((CHAIN, TREES), (TREES, CHAIN)):
+        sequences = [
+            session.join([slot], GreedyVerifier(), rules(12), policies[slot % 2])
+            for slot in range(session.slots)
+        ]
+        assert [s.slot for s in sequences] == list(range(session.slots))
+        while session.sequences:
+            session.step()
+        assert [s.error for s in sequences] == [None] * session.slots
 
 
 class Raising:
@@ -121,7 +137,6 @@ def stopping(calls: int):
     )
 
 
-PLAIN, TREES = ConstantPolicy(DraftPlan()), ConstantPolicy(TREE)
 FAILURES = {
     "processor at the prompt": (processing(0), None, "a processor is broken"),
     "processor": (processing(4), None, "a processor is broken"),
@@ -183,16 +198,20 @@ def test_a_full_context_ends_one_sequence(decoder, alone) -> None:
     session = new_session(decoder, 6, capacity=260)
     request = next(r for r in REQUESTS if len(r.prompt) == 200 and r.greedy)
     prompt = request.prompt
-    full = session.join(prompt, GreedyVerifier(), rules(500), ConstantPolicy(TreeParams(20, 2, 4)))
-    others = [join(session, decoder, r) for r in OTHERS]
+    policy = ConstantPolicy(TreeParams(20, 2, 4))
+    full = session.join(prompt, GreedyVerifier(), rules(500), policy)
+    # It outlasts the full one: at the end, the full one's slot has no room for its tree.
+    beside = session.join([5], GreedyVerifier(), rules(200), policy)
+    others = [join(session, decoder, r) for r in OTHERS[:4]]
     while session.sequences:
         session.step()
     assert "the context is full" in str(full.error)
     # Every row was used: the last token is the root of a tree that found no row.
     assert len(full.token_ids) == 261
-    assert [s.new_ids for s in others] == alone.new_ids[:5]
-    longer = decoder.generate(prompt, TREE, max_new_tokens=80).new_ids[0]
-    assert full.new_ids == longer[:61]
+    assert [s.new_ids for s in others] == alone.new_ids[:4]
+    for sequence, count in ((full, 61), (beside, 200)):
+        start = sequence.token_ids[: -len(sequence.new_ids)]
+        assert sequence.new_ids == decoder.generate(start, TREE, max_new_tokens=count).new_ids[0]
     with pytest.raises(ValueError, match="has 260 tokens; a slot of this batch has room for 259"):
         session.join([1] * 260, GreedyVerifier(), rules())
 

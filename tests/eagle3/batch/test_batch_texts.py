@@ -6,9 +6,11 @@ import pytest
 
 from eaglerl.eagle3 import ConstantPolicy, SpeculativeDecoder
 from eaglerl.eagle3.batch.batch_policy import SlotState
+from eaglerl.eagle3.batch.batch_verification import BatchVerification
 from eaglerl.eagle3.policy import CycleState, DraftPlan, TreeParams
 
 from .batches import (
+    Request,
     by_transformers,
     join,
     make_decoder,
@@ -162,3 +164,36 @@ def test_a_draft_without_a_head() -> None:
         session.step()
     assert sequence.new_ids == by_transformers(model, request)
     assert "no draft" in str(other.error)
+
+
+def test_trees_are_those_of_a_single_sequence(decoder, monkeypatch) -> None:
+    """But for ties that the rounding of a shared pass breaks otherwise."""
+    shapes = [TreeParams(12, 3, 3), TreeParams(6, 2, 4), TreeParams(5, 3, 1)]
+    requests = [
+        Request([n, 2, 5], {"max_new_tokens": 60}, None, lambda shape=shapes[n % 3]: shape)
+        for n in range(9)
+    ]
+    trees: dict[object, list[list[list[int]]]] = {}
+    verify = BatchVerification.verify
+
+    def recorded(self, parts) -> None:
+        for part in parts:
+            trees.setdefault(part.sequence, []).append(rows_of(part.tree))
+        verify(self, parts)
+
+    monkeypatch.setattr(BatchVerification, "verify", recorded)
+    found = run_together(new_session(decoder, 9), decoder, requests, random.Random(1))
+    pairs = []
+    for request, sequence in zip(requests, found.sequences, strict=True):
+        alone = decoder.start(request.prompt, request.new_policy(), **request.options)
+        alone.advance()
+        for tree in trees[sequence]:
+            alone.advance()
+            pairs.append((tree, rows_of(alone.session.tree)))
+        assert alone.new_ids == sequence.new_ids
+    assert len(pairs) > 200
+    assert sum(ours == theirs for ours, theirs in pairs) >= 0.98 * len(pairs)
+
+
+def rows_of(tree) -> list[list[int]]:
+    return [tree.token_ids.tolist(), tree.parents.tolist()]
