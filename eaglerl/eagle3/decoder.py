@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
+from eaglerl.eagle3.batch.decode_prompts import decode_together
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
@@ -20,7 +21,7 @@ from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
 from eaglerl.eagle3.loading import load_pair
 from eaglerl.eagle3.named_policies import NamedPolicies, PolicyChoice
-from eaglerl.eagle3.output import GenerateOutput
+from eaglerl.eagle3.output import DecodedSequence, GenerateOutput
 from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.prompt_inputs import (
     AttentionMask,
@@ -151,7 +152,10 @@ class SpeculativeDecoder:
         streamer: BaseStreamer | None = None,
         **options: Unpack[GenerationOptions],
     ) -> GenerateOutput:
-        """Continue one prompt, or several one after another.
+        """Continue one prompt or several.
+
+        Several greedy prompts are decoded together, on the CPU and with a constant tree or "auto";
+        others one after another.
 
         The text is that of transformers' `generate` for the same arguments. Options that are not
         given come from the target's generation config, with the exceptions that
@@ -191,13 +195,21 @@ class SpeculativeDecoder:
             self._begin(one, prompt, generator, tokenizer)
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
-        generations = []
-        for prompt, (verifier, rules) in zip(prompts, begun, strict=True):
-            with Generation(
-                self._sessions, prompt.token_ids, rules, chosen, verifier
-            ) as generation:
-                generation.run(streamer, prompt.row)
-            generations.append(generation)
+        # Without a draft head, every policy is a constant one.
+        shared = chosen if self.draft_head is None else self._named.for_batch(chosen)
+        generations: list[DecodedSequence] | None = None
+        if shared is not None:
+            generations = decode_together(
+                self.target, self.draft_runner, shared, prompts.token_ids, begun, spare=TREE_ROOM
+            )
+        if generations is None:
+            generations = []
+            for prompt, (verifier, rules) in zip(prompts, begun, strict=True):
+                with Generation(
+                    self._sessions, prompt.token_ids, rules, chosen, verifier
+                ) as generation:
+                    generation.run(streamer, prompt.row)
+                generations.append(generation)
         return GenerateOutput.of(prompts, generations, settings.pad_token_id)
 
     def start(

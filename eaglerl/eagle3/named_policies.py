@@ -34,6 +34,7 @@ class NamedPolicies:
         self._device_type = device_type
         self._without = without
         self._auto: TreePolicy | None = None
+        self._batch_auto: TreePolicy | None = None
 
     def check(self, default: PolicyChoice | None) -> PolicyChoice:
         """Return a decoder's default policy; a policy that is named is made when first used.
@@ -66,6 +67,25 @@ class NamedPolicies:
         if self._auto is None:
             self._auto = self._make_auto()
         return self._auto
+
+    def for_batch(self, policy: TreePolicy) -> TreePolicy | None:
+        """Return the policy to use for sequences that are decoded together.
+
+        Args:
+            policy: the policy for one sequence.
+
+        Returns:
+            A constant policy itself. For "auto" another one of its kind, which does not mix the
+            costs of shared passes with those of passes of one sequence. None for others: what
+            they rest on may not hold for shared passes.
+        """
+        if isinstance(policy, ConstantPolicy):
+            return policy
+        if policy is not self._auto:
+            return None
+        if self._batch_auto is None:
+            self._batch_auto = self._make_auto()
+        return self._batch_auto
 
     def _make_auto(self) -> TreePolicy:
         if self._device_type != "cpu":

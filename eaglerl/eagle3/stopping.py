@@ -131,6 +131,11 @@ class StoppingRules:
         """Whether a rule needs the text: any other than end-of-sequence tokens and the length."""
         return bool(self._criteria) or self._stop_strings is not None
 
+    @property
+    def has_criteria(self) -> bool:
+        """Whether there are stopping criteria, which may remember what they have seen."""
+        return bool(self._criteria)
+
     def ends(self, sequence: Sequence[int], prompt_length: int) -> bool:
         """Check the last token of a sequence. Every new token is checked once, in order.
 

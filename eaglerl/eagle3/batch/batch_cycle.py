@@ -79,7 +79,8 @@ class BatchCycle:
         for part, of_draft, of_verification in zip(parts, draft_shares, verify_shares, strict=True):
             seconds = (of_draft * draft_seconds, of_verification * verify_seconds)
             result = _result(part, seconds)
-            shares.append(CycleShare(result, sum(seconds) / whole))
+            # A clock may stand still over a cycle in which every sequence has failed.
+            shares.append(CycleShare(result, sum(seconds) / whole if whole else 0.0))
         results = [
             (part.slot, share.result)
             for part, share in zip(parts, shares, strict=True)

@@ -252,9 +252,8 @@ class BatchSession:
             return
         started = time.perf_counter()
         shares = self._cycle.run(ready)
-        results = [(s, share) for s, share in zip(ready, shares, strict=True)]
         seconds = time.perf_counter() - started
-        for sequence, share in results:
+        for sequence, share in zip(ready, shares, strict=True):
             sequence.decode_seconds += seconds * share.of_time
             if share.result is None:
                 continue
