@@ -46,18 +46,9 @@ def cached_attention(
     head_dim: int, threads: int, /,
 ) -> None: ...  # fmt: skip
 def move_rows(
-    cache: int,
-    outer: int,
-    outer_stride: int,
-    inner: int,
-    inner_stride: int,
-    row_bytes: int,
-    rows: int,
-    count: int,
-    destination: int,
-    capacity: int,
-    /,
-) -> None: ...
+    cache: int, outer: int, outer_stride: int, inner: int, inner_stride: int, row_bytes: int,
+    rows: int, count: int, destination: int, capacity: int, /,
+) -> None: ...  # fmt: skip
 def accept_path(parents: int, tokens: int, choices: int, rows: int, out_rows: int, /) -> int: ...
 def tree_structure(parents: int, rows: int, levels: int, mask: int, words: int, /) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int], /) -> list[int]: ...
@@ -196,7 +187,7 @@ class OnlineAcceptance:
     def lookup_weights(self) -> np.ndarray: ...
 
 class OnlineCost:
-    def __init__(self, max_rows: int, widths: int, /) -> None: ...
+    def __init__(self, max_rows: int, widths: Sequence[int], /) -> None: ...
     def observe(
         self, rows: int, context_length: int, verify_seconds: float, width: int, depth: int,
         draft_seconds: float, /,
@@ -252,6 +243,36 @@ def make_learning_cycle(
     shared: OnlineAcceptance, top_k: int, max_depth: int, max_rows: int, lookup_tokens: int,
     cost: OnlineCost, width: int, /,
 ) -> OnlineCycle: ...  # fmt: skip
+
+class OnlineBatch:
+    def __init__(
+        self, shared: OnlineAcceptance, top_k: int, max_depth: int, slot_rows: int,
+        lookup_tokens: int, cost: OnlineCost, slots: int, max_rows: int, /,
+    ) -> None: ...  # fmt: skip
+    @property
+    def rate(self) -> float: ...
+    def join(self, slot: int, /) -> None: ...
+    def plan(self, slots: Sequence[tuple[int, int, int, int, int, int]], /) -> list[int]: ...
+    def score(
+        self, slot: int, scores: np.ndarray, depth: int, context_length: int, match_length: int,
+        lookup_length: int, lookup_nodes: np.ndarray | None, /,
+    ) -> None: ...  # fmt: skip
+    def look(
+        self, slot: int, builder: DraftTreeBuilder, context_length: int, match_length: int,
+        looked_up: Sequence[int], /,
+    ) -> None: ...  # fmt: skip
+    def decide(self) -> list[int]: ...
+    def select(self) -> None: ...
+    def survival(self, slot: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+    def selection(self, slot: int, /) -> tuple[np.ndarray, int]: ...
+    def select_in(
+        self, slot: int, builder: DraftTreeBuilder, looked_up: Sequence[int], /
+    ) -> tuple[int, int]: ...
+    def observe(
+        self, slot: int, accepted_rows: Sequence[int], token_ids: Sequence[int],
+        looked_up: Sequence[int], /,
+    ) -> None: ...  # fmt: skip
+    def end_cycle(self, rows: int, verify_seconds: float, draft_seconds: float, /) -> None: ...
 
 class NgramIndex:
     def __init__(self, longest: int, /) -> None: ...

@@ -29,24 +29,28 @@ class DraftChoice {
 
   // After a draft: the survivals of its best candidates, descending.
   void count_survivals(const double* survivals, int64_t count);
-  // What verifying the best candidates of a usual draft gains over plain decoding, were its passes
-  // free. `row_tokens(r)` is what the seconds of verifying r rows yield at the rate.
+  // What verifying the best candidates of so many usual drafts, at most `most_rows`, gains over
+  // plain decoding, were their passes free. `row_tokens(r)` is what the seconds of verifying r rows
+  // beside the roots yield at the rate.
   template <class RowTokens>
-  double typical_gain(int64_t max_rows, const RowTokens& row_tokens) const {
-    const int64_t count = std::min(int64_t(survivals_.size()), max_rows - 1);
-    const double plain = row_tokens(1);
+  double typical_gain(int64_t drafts, int64_t most_rows, const RowTokens& row_tokens) const {
+    const int64_t count = std::min(drafts * int64_t(survivals_.size()), most_rows);
+    const double plain = row_tokens(0);
     double length = 0.0, best = 0.0;
     for (int64_t i = 0; i < count; ++i) {
-      length += survivals_[i];
-      best = std::max(best, length - (row_tokens(i + 2) - plain));
+      length += survivals_[i / drafts];
+      best = std::max(best, length - (row_tokens(i + 1) - plain));
     }
     return best;
   }
+  // Mean survivals of a draft's candidates, best first.
+  const std::array<double, kSurvivals>& survivals() const { return survivals_; }
 
   // After a cycle that drafted: its tokens, and how many had been expected.
   void count_expected(double tokens, double expected);
   // Mean difference between the two.
   double bias() const { return bias_; }
+  // After a draft: its rounds after the first, in passes of as many slots as the first.
   void count_rounds(double rounds) { rounds_ += kNewestRounds * (rounds - rounds_); }
   // Mean number of rounds after a draft's first.
   double rounds() const { return rounds_; }
@@ -75,7 +79,6 @@ class DraftChoice {
   double rounds_ = 1.0;
   double expectations_ = 0.0;
   double catch_up_;
-  // Mean survivals of a draft's candidates, best first.
   std::array<double, kSurvivals> survivals_;
   double survivals_weight_;
 };

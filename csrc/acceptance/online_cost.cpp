@@ -8,7 +8,8 @@ namespace {
 
 // Before the first cycle: 7 % for every further row, within a random walk over the logarithm of the
 // rows whose standard deviation is 0.35 for e times as many; passes of the draft that take 15 % and
-// 6 % of a row's verification, and 0.03 % for a token of context, each within a factor of e.
+// 6 % of a row's verification, and 0.03 % for a token of context, each within a factor of e. Wider
+// passes cost more as more rows do.
 constexpr double kFirstGrowth = 0.07;
 constexpr double kGrowthSpread = 0.35;
 constexpr double kFirstPass = 0.15, kLaterPass = 0.06, kContextGrowth = 3e-4;
@@ -47,9 +48,9 @@ double square(double x) { return x * x; }
 
 }  // namespace
 
-OnlineCost::OnlineCost(int64_t max_rows, int64_t widths)
-    : widths_(widths), knots_(knots_to(max_rows)) {
-  const size_t size = knots_.size() + 1 + 2 * size_t(widths);
+OnlineCost::OnlineCost(int64_t max_rows, std::vector<int64_t> widths)
+    : widths_(std::move(widths)), knots_(knots_to(max_rows)) {
+  const size_t size = knots_.size() + 1 + 2 * widths_.size();
   mean_.assign(size, 0.0);
   gradient_.resize(size);
   toward_.resize(size);
@@ -76,10 +77,19 @@ void OnlineCost::begin_belief() {
     }
   }
   mean_[context_index()] = std::log(kContextGrowth);
-  for (size_t i = context_index(); i < size(); ++i) covariance(i, i) = square(kFirstSpread);
-  for (int64_t width = 0; width < widths_; ++width) {
-    mean_[first_index(width)] = std::log(kFirstPass);
-    mean_[first_index(width) + 1] = std::log(kLaterPass);
+  covariance(context_index(), context_index()) = square(kFirstSpread);
+  const auto growth = [](int64_t rows) { return std::log1p(kFirstGrowth * double(rows - 1)); };
+  for (size_t a = 0; a < widths_.size(); ++a) {
+    const size_t first = first_index(int64_t(a));
+    const double dearer = growth(widths_[a]) - growth(widths_[0]);
+    mean_[first] = std::log(kFirstPass) + dearer;
+    mean_[first + 1] = std::log(kLaterPass) + dearer;
+    for (size_t b = 0; b < widths_.size(); ++b) {
+      const double wider = double(widths_[std::min(a, b)]) / double(widths_[0]);
+      const double common = square(kFirstSpread) + square(kGrowthSpread) * std::log(wider);
+      for (size_t later : {0, 1})
+        covariance(first + later, first_index(int64_t(b)) + later) = common;
+    }
   }
 }
 
@@ -96,9 +106,27 @@ double OnlineCost::growth(const Between& between) const {
 
 double OnlineCost::speed() const { return std::exp(mean_[0]); }
 double OnlineCost::context_growth() const { return std::exp(mean_[context_index()]); }
-double OnlineCost::first_pass(int64_t width) const { return std::exp(mean_[first_index(width)]); }
-double OnlineCost::later_pass(int64_t width) const {
-  return std::exp(mean_[first_index(width) + 1]);
+
+PassSize OnlineCost::pass_size(int64_t rows) const {
+  const auto above = std::upper_bound(widths_.begin(), widths_.end(), rows);
+  const int64_t width = std::max<int64_t>(above - widths_.begin() - 1, 0);
+  if (above == widths_.end() || rows <= widths_[width]) return {width};
+  const double from = double(widths_[width]);
+  return {width, std::log(double(rows) / from) / std::log(double(*above) / from)};
+}
+
+double OnlineCost::log_pass(const PassSize& size, size_t later) const {
+  return (1.0 - size.above) * mean_[first_index(size.width) + later] +
+         size.above * mean_[first_index(next_width(size)) + later];
+}
+
+double OnlineCost::pass_deviation(const PassSize& size, size_t later) const {
+  const size_t at = first_index(size.width) + later, next = first_index(next_width(size)) + later;
+  const double below = 1.0 - size.above;
+  const double variance = below * below * covariance(at, at) +
+                          2.0 * below * size.above * covariance(at, next) +
+                          size.above * size.above * covariance(next, next);
+  return std::sqrt(std::max(variance, 0.0));
 }
 
 void OnlineCost::observe(const CycleTimes& times) {
@@ -108,7 +136,7 @@ void OnlineCost::observe(const CycleTimes& times) {
   std::fill(gradient_.begin(), gradient_.end(), 0.0);
   gradient_[between.left] = between.left_weight;
   gradient_[between.right] = between.right_weight;
-  const double longer = context_growth() * double(times.context_length);
+  const double longer = context_growth() * times.context_length;
   const double expected = growth(between) + std::log1p(longer);
   const double found = std::log(times.verify_seconds);
   if (cycles_ > 0 && cycles_ <= unsure_ && found - expected - mean_[0] < -kFirstStall) {
@@ -123,20 +151,31 @@ void OnlineCost::observe(const CycleTimes& times) {
   gradient_[context_index()] = longer / (1.0 + longer);
   const Observed verify = learn(found - expected - mean_[0]);
   detect_change(times.rows, verify);
-  if (times.draft_seconds > 0.0) {
-    std::fill(gradient_.begin(), gradient_.end(), 0.0);
-    const size_t first = first_index(times.width);
-    const double once = std::exp(mean_[first]);
-    const double later = std::exp(mean_[first + 1]) * double(times.depth);
-    gradient_[0] = 1.0;
-    gradient_[first] = once / (once + later);
-    gradient_[first + 1] = later / (once + later);
-    const Observed draft = learn(std::log(times.draft_seconds) - std::log(once + later) - mean_[0]);
+  if (times.draft_seconds > 0.0 && !times.passes.empty()) {
+    const Observed draft = learn_passes(times);
     widen_after(verify, &draft);
   } else {
     widen_after(verify, nullptr);
   }
   refresh(times.rows);
+}
+
+OnlineCost::Observed OnlineCost::learn_passes(const CycleTimes& times) {
+  double sum = 0.0;
+  for (const CycleTimes::Passes& passes : times.passes) {
+    sum += passes.first * first_pass(passes.size);
+    sum += passes.later * later_pass(passes.size);
+  }
+  std::fill(gradient_.begin(), gradient_.end(), 0.0);
+  gradient_[0] = 1.0;
+  for (const auto& [size, first, later] : times.passes) {
+    const double shares[] = {first * first_pass(size) / sum, later * later_pass(size) / sum};
+    for (size_t i : {0, 1}) {
+      gradient_[first_index(size.width) + i] += (1.0 - size.above) * shares[i];
+      gradient_[first_index(next_width(size)) + i] += size.above * shares[i];
+    }
+  }
+  return learn(std::log(times.draft_seconds) - std::log(sum) - mean_[0]);
 }
 
 // One step with `gradient_`, given the logarithm of found over expected seconds.

@@ -12,13 +12,25 @@
 
 namespace eaglerl {
 
+// The size of a draft's pass: `above` of the way, in logarithms, from a width to the next one.
+struct PassSize {
+  int64_t width;  // its index
+  double above = 0.0;
+};
+
 // What a cycle measured. Seconds of 0 were not measured.
 struct CycleTimes {
+  // Passes of one size: how many are a draft's first one, and how many are later ones.
+  struct Passes {
+    PassSize size;
+    double first;
+    double later;
+  };
+
   int64_t rows;
-  int64_t context_length;
+  double context_length;
   double verify_seconds;
-  int64_t width;  // index of the draft's width
-  int64_t depth;
+  std::vector<Passes> passes;
   double draft_seconds;
 };
 
@@ -28,8 +40,8 @@ struct CycleTimes {
 // slows all of a cycle alike moves the speed alone.
 class OnlineCost : public PythonObject {
  public:
-  // `widths` is the number of widths of the draft.
-  OnlineCost(int64_t max_rows, int64_t widths);
+  // `widths` are rows of the draft's passes, ascending.
+  OnlineCost(int64_t max_rows, std::vector<int64_t> widths);
 
   void observe(const CycleTimes& times);
 
@@ -39,18 +51,20 @@ class OnlineCost : public PythonObject {
   const std::vector<double>& verify() const { return verify_; }
   // What a token of context adds to a verification without context.
   double context_growth() const;
-  double first_pass(int64_t width) const;
-  double later_pass(int64_t width) const;
+  double first_pass(const PassSize& size) const { return std::exp(log_pass(size, 0)); }
+  double later_pass(const PassSize& size) const { return std::exp(log_pass(size, 1)); }
   // The standard deviations of their logarithms.
-  double first_deviation(int64_t width) const { return deviation_of(first_index(width)); }
-  double later_deviation(int64_t width) const { return deviation_of(first_index(width) + 1); }
+  double first_deviation(const PassSize& size) const { return pass_deviation(size, 0); }
+  double later_deviation(const PassSize& size) const { return pass_deviation(size, 1); }
+  // The size of a pass of so many rows, at least the smallest width and at most the largest.
+  PassSize pass_size(int64_t rows) const;
   // The standard deviation of the logarithm of verify()[r], beside the row count verified last.
   const std::vector<double>& deviation() const { return deviation_; }
   // The same for trials: more where the machine has changed since about so many rows were verified.
   double trial_deviation(int64_t r) const;
 
   int64_t max_rows() const { return int64_t(verify_.size()); }
-  int64_t widths() const { return widths_; }
+  const std::vector<int64_t>& widths() const { return widths_; }
   int64_t cycles() const { return cycles_; }
   const std::vector<int64_t>& knots() const { return knots_; }
 
@@ -92,12 +106,19 @@ class OnlineCost : public PythonObject {
   double deviation_of(size_t i) const { return std::sqrt(std::max(covariance(i, i), 0.0)); }
   size_t context_index() const { return knots_.size(); }
   size_t first_index(int64_t width) const { return knots_.size() + 1 + 2 * size_t(width); }
+  // Of a first (0) or later (1) pass.
+  double log_pass(const PassSize& size, size_t later) const;
+  double pass_deviation(const PassSize& size, size_t later) const;
+  int64_t next_width(const PassSize& size) const {
+    return std::min(size.width + 1, int64_t(widths_.size()) - 1);
+  }
   double& covariance(size_t i, size_t j) { return covariance_[i * size() + j]; }
   double covariance(size_t i, size_t j) const { return covariance_[i * size() + j]; }
   void begin_belief();
   // The sum of both weights' knots, by the belief's means.
   double growth(const Between& between) const;
-  Observed learn(double found);
+  Observed learn(double surprise);
+  Observed learn_passes(const CycleTimes& times);
   size_t nearest_knot(int64_t rows) const;
   // Finds changes of what rows cost where not all cycles verify as many.
   void detect_change(int64_t rows, const Observed& verify);
@@ -109,7 +130,7 @@ class OnlineCost : public PythonObject {
   // Computes the ascending costs at the knots.
   void ascend();
 
-  int64_t widths_;
+  std::vector<int64_t> widths_;
   int64_t cycles_ = 0;
   int64_t unsure_ = 3;  // cycles at the beginning that may have been stalls
   // Cycles in a row whose verification was off in the same direction, negative for too fast, and

@@ -75,11 +75,4 @@ inline DraftView read_draft(const DraftSizes& sizes, pybind11::handle scores, in
   return draft;
 }
 
-// Checks a scorer's methods that need a draft.
-template <class Scorer>
-void check_scored(const Scorer& scorer) {
-  scorer.check_usable();
-  if (scorer.known_depth() < 0) throw pybind11::value_error("score() must be called first");
-}
-
 }  // namespace eaglerl

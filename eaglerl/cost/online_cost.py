@@ -42,6 +42,9 @@ class OnlineCost:
     deviations counts as one off by three; four cycles in a row that are off in the same direction
     mean that the machine has changed, and widen the belief.
 
+    Where sequences draft together, a pass has rows of several: its width is that of one draft times
+    their number, and between two widths its cost is interpolated.
+
     Attributes:
         top_ks: widths of the draft, ascending.
         max_rows: most rows.
@@ -49,6 +52,8 @@ class OnlineCost:
 
     def __init__(self, top_ks: Sequence[int] = (4,), max_rows: int = 64) -> None:
         """Begin without knowledge: 7 % more for every row, and passes of 15 % and 6 % of a row.
+
+        What is learned of one width is believed of the others, too, the less the more they differ.
 
         Args:
             top_ks: widths of the draft, ascending.
@@ -62,7 +67,7 @@ class OnlineCost:
             raise ValueError(f"top_ks must ascend from at least 1, got {list(top_ks)}")
         self.top_ks = top_ks
         self.max_rows = max_rows
-        self._native = C.OnlineCost(max_rows, len(top_ks))
+        self._native = C.OnlineCost(max_rows, top_ks)
 
     @property
     def cycles(self) -> int:
@@ -157,7 +162,7 @@ class OnlineCost:
         """Return standard deviations that leave room for changes."""
         rows = len(self._native.knots())
         spread = np.maximum(spread, _LEAST_SPREAD)
-        first = C.OnlineCost(self.max_rows, len(self.top_ks)).belief()[1]
+        first = C.OnlineCost(self.max_rows, self.top_ks).belief()[1]
         spread[:rows] = np.maximum(spread[:rows], _LEAST_SHARE * first[:rows])
         spread[0] = _SPEED_SPREAD
         return spread

@@ -1,7 +1,7 @@
 """Bookkeeping of EAGLE-3's dynamic draft tree (Li et al., 2025), in native code."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,25 @@ class DraftTree(NamedTuple):
     levels: Tensor
     mask: Tensor
     scores: Tensor
+
+
+class TreePlanner(Protocol):
+    """What decides natively between the passes of a draft."""
+
+    def look(
+        self,
+        builder: C.DraftTreeBuilder,
+        context_length: int,
+        match_length: int,
+        looked_up: Sequence[int],
+        /,
+    ) -> bool:
+        """Look at the candidates so far; return whether another pass is worth its time."""
+
+    def select_in(
+        self, builder: C.DraftTreeBuilder, looked_up: Sequence[int], /
+    ) -> tuple[int, int]:
+        """Select the nodes to verify; return the rows of the tree, and those without lookups."""
 
 
 class DraftTreeBuilder(NativeState):
@@ -213,7 +232,7 @@ class DraftTreeBuilder(NativeState):
 
     def look(
         self,
-        cycle: C.OnlineCycle,
+        planner: TreePlanner,
         context_length: int,
         match_length: int,
         lookup_tokens: Sequence[int],
@@ -221,7 +240,7 @@ class DraftTreeBuilder(NativeState):
         """Let a native planner look at the candidates so far: `progress` without its arrays.
 
         Args:
-            cycle: the planner.
+            planner: the planner.
             context_length: tokens before the tree, the root included.
             match_length: length of the lookup's match.
             lookup_tokens: target ids of a path below the root.
@@ -233,15 +252,15 @@ class DraftTreeBuilder(NativeState):
             ValueError: if the draft has another top_k than the planner, or more rounds than it
                 knows.
         """
-        return cycle.look(self._native, context_length, match_length, lookup_tokens)
+        return planner.look(self._native, context_length, match_length, lookup_tokens)
 
     def finish_planned(
-        self, cycle: C.OnlineCycle, lookup_tokens: Sequence[int]
+        self, planner: TreePlanner, lookup_tokens: Sequence[int]
     ) -> tuple[DraftTree, int]:
         """Return the tree that a native planner has chosen in its last `look`.
 
         Args:
-            cycle: the planner.
+            planner: the planner.
             lookup_tokens: as for `look`; as many as the planner chose are merged in.
 
         Returns:
@@ -251,7 +270,7 @@ class DraftTreeBuilder(NativeState):
         Raises:
             ValueError: if the planner has not looked, or at another draft.
         """
-        rows, candidates = cycle.select_in(self._native, lookup_tokens)
+        rows, candidates = planner.select_in(self._native, lookup_tokens)
         tree = _empty_tree(rows)
         self._native.finish_selected(*_addresses(tree))
         return tree, candidates

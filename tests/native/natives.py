@@ -17,6 +17,7 @@ from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
 from scorers import (
     learning_cycle,
     online_acceptance,
+    online_batch,
     online_cost,
     online_cycle,
 )
@@ -308,6 +309,7 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "storage_holds": _storage_holds,
     "DraftTreeBuilder": _draft_tree_builder,
     "OnlineAcceptance": online_acceptance,
+    "OnlineBatch": online_batch,
     "OnlineCost": online_cost,
     "make_learning_cycle": learning_cycle,
     "OnlineCycle": online_cycle,

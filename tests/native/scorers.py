@@ -48,12 +48,66 @@ def learning_cycle(source: Source, memory: Memory) -> Step:
 
     def drive(*_: Any) -> None:
         cycle = C.make_learning_cycle(
-            C.OnlineAcceptance(2, 1.0), *_sizes(rows, source), C.OnlineCost(8, 2),
+            C.OnlineAcceptance(2, 1.0), *_sizes(rows, source), C.OnlineCost(8, [3, 6]),
             source.choice((0, 0, 1, 2, -1)),
         )  # fmt: skip
         _drive_cycle(cycle, rows, source)
 
     return drive, []
+
+
+def online_batch(source: Source, memory: Memory) -> Step:
+    slots, rows = source.choice((1, 2, 5)), source.choice((5, 8))
+
+    def drive(*_: Any) -> None:
+        limits: list[Any] = [slots, rows]
+        batch = C.OnlineBatch(
+            C.OnlineAcceptance(2, 1.0), *_sizes(source.choice((1, 4, 8)), source),
+            C.OnlineCost(8, source.choice(([3, 6, 12], [3], [1, 2]))),
+            *(spoil_numbers(limits, source) if source.random() < 0.1 else limits),
+        )  # fmt: skip
+        _drive_batch(batch, slots, source)
+
+    return drive, []
+
+
+def _drive_batch(batch: Any, slots: int, source: Source) -> None:
+    calls: list[Callable[[], Any]] = [lambda: batch.rate, batch.decide, batch.select]
+    for _ in range(6):
+        calls.append(lambda: batch.join(*spoil_numbers([source.randrange(slots)], source)))
+        chosen = source.sample(range(slots), source.randrange(1, slots + 1))
+        entries = [
+            [slot, 10, source.randrange(4), source.randrange(6), source.choice((2, 90)),
+             source.choice((0, 1, 50))] for slot in chosen
+        ]  # fmt: skip
+        if source.random() < 0.1:
+            entries[0] = spoil_numbers(entries[0], source)
+        calls.append(lambda entries=entries: batch.plan(entries))
+        for slot in source.sample(range(slots), source.randrange(slots + 1)):
+            calls += _slot_calls(batch, slot, source)
+        calls += [
+            lambda: batch.decide(),
+            lambda: batch.select(),
+            lambda: batch.selection(*spoil_numbers([source.randrange(slots)], source)),
+            lambda: batch.survival(*spoil_numbers([source.randrange(slots)], source)),
+            lambda: batch.end_cycle(*spoil_numbers([slots + 3, 0.01, 0.001], source)),
+        ]
+    drive_calls(calls)
+
+
+def _slot_calls(batch: Any, slot: int, source: Source) -> list[Callable[[], Any]]:
+    scores, numbers, nodes = _draft(source, 3, 2)
+    accepted = sorted(source.randrange(5) for _ in range(source.randrange(3)))
+    return [
+        lambda: batch.score(
+            slot, spoiled_array(scores, source, 0.2), *numbers,
+            source.choice((None, spoiled_array(nodes, source, 0.2))),
+        ),
+        lambda: batch.look(slot, _builder(source), *spoil_numbers([10, 3, [1, 2]], source)),
+        source.choice((batch.decide, batch.select)),
+        lambda: batch.select_in(slot, _builder(source), *spoil_numbers([[1, 2]], source)),
+        lambda: batch.observe(slot, *spoil_numbers([accepted, [1, 2], [1, 3]], source)),
+    ]  # fmt: skip
 
 
 def _sizes(rows: int, source: Source) -> list[Any]:
@@ -121,4 +175,7 @@ def online_cost(source: Source, memory: Memory) -> Step:
             ]
         drive_calls(calls)
 
-    return drive, [source.choice((1, 8, 40)), 2]
+    return drive, [
+        source.choice((1, 8, 40)),
+        source.choice(([2, 4], [1, 3], [4, 2], [0, 1], [], [-1, 2**63])),
+    ]
