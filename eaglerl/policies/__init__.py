@@ -15,11 +15,13 @@ if TYPE_CHECKING:
         UCB1Policy,
         best_constant,
     )
+    from eaglerl.policies.batch_auto import BatchAutoPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
     from eaglerl.policies.online_policy import OnlinePolicy
 
 __all__ = [
     "AutoPolicy",
+    "BatchAutoPolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
     "LookupRule",
@@ -36,6 +38,7 @@ __getattr__, __dir__, _ = lazy_names(
     __name__,
     {
         "AutoPolicy": "eaglerl.policies.auto_policy",
+        "BatchAutoPolicy": "eaglerl.policies.batch_auto",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
         "LookupRule": "eaglerl.policies.lookup_rule",

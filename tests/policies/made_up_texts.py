@@ -13,6 +13,7 @@ from eaglerl.eagle3.policy import (
     CycleState,
     DraftPlan,
     DraftProgress,
+    Selection,
     StepResult,
     TreeParams,
     TreePolicy,
@@ -120,7 +121,7 @@ class Text:
         return lookup, min(int(draw.geometric(1 - self.lookup_right)) - 1, LOOKUP)
 
 
-class _State(CycleState):
+class MadeUpState(CycleState):
     """A state whose lookup is made up."""
 
     found: Lookup
@@ -168,7 +169,7 @@ class Informed(AutoPolicy):
 def decode(policy: TreePolicy, cycles: Sequence[Cycle], clock: Clock) -> Decoded:
     """Decode with a policy that selects its nodes."""
     policy.reset()
-    state = _State(torch.zeros(3), 0, None)
+    state = MadeUpState(torch.zeros(3), 0, None)
     context, read, columns = 50, 42, []
     for cycle in cycles:
         object.__setattr__(state, "found", cycle.lookup)
@@ -191,15 +192,10 @@ def _run(
     plan, context = policy.choose(state), state.context_length
     lookup = cycle.lookup
     if plan.tree is None:
-        lookup = Lookup(lookup.match_length, lookup.token_ids[: plan.lookup_tokens])
-        rows, params, accepted = 1 + len(lookup.token_ids), NO_DRAFT, 0
-        accepted = min(cycle.right, len(lookup.token_ids))
-        accepted_rows = tuple(range(1, 1 + accepted))
-        draft = 0.0
+        lookup, accepted_rows = cut_lookup(cycle, plan)
+        rows, params, draft = 1 + len(lookup.token_ids), NO_DRAFT, 0.0
     else:
-        nodes = np.full(DEPTH + 1, -1)
-        inside = min(cycle.right, len(cycle.path))
-        nodes[:inside] = cycle.path[:inside]
+        nodes = looked_up_nodes(cycle)
         for depth in range(DEPTH + 1):
             progress = DraftProgress(
                 WIDTH, depth, cycle.scores[: WIDTH + depth * WIDTH**2], context, lookup,
@@ -209,25 +205,46 @@ def _run(
                 break
         selection = policy.select(progress)
         rows = selection.choose_total_tokens(progress)
-        accepted_rows = _accepted_rows(selection, cycle, nodes[: depth + 1])
-        accepted = len(accepted_rows)
+        accepted_rows = accepted_rows_of(selection, cycle, nodes[: depth + 1])
         params = TreeParams(min(rows, 1 + len(progress.scores)), depth, WIDTH)
         draft = clock.draft_seconds(depth, context)
         draft += CATCH_UP * max(unread - 8, 0) * clock.verify_seconds(1)
     verify = clock.verify_seconds(rows, context)
-    right = range(100, 100 + min(cycle.right, accepted))
-    emitted = (*right, *(7,) * (accepted + 1 - len(right)))
-    if lookup.match_length and accepted < cycle.right:
-        emitted = (*emitted[:-1], 100 + accepted)  # the bonus token, which the text repeats, too
+    emitted = emitted_tokens(cycle, lookup, len(accepted_rows))
     result = StepResult(
-        emitted, params, accepted, clock.measure(draft),
+        emitted, params, len(accepted_rows), clock.measure(draft),
         clock.measure_verification(rows, context), state.features,
         context + len(emitted), lookup, 0, rows, 0.0, accepted_rows,
     )  # fmt: skip
     return result, verify + draft
 
 
-def _accepted_rows(selection, cycle: Cycle, looked_up: np.ndarray) -> tuple[int, ...]:
+def cut_lookup(cycle: Cycle, plan: DraftPlan) -> tuple[Lookup, tuple[int, ...]]:
+    """Return what is verified without a draft, and its accepted rows."""
+    match, tokens = cycle.lookup
+    lookup = Lookup(match, tokens[: plan.lookup_tokens])
+    return lookup, tuple(range(1, 1 + min(cycle.right, len(lookup.token_ids))))
+
+
+def looked_up_nodes(cycle: Cycle) -> np.ndarray:
+    """Return each level's candidate that holds the looked-up token, or -1."""
+    nodes = np.full(DEPTH + 1, -1)
+    inside = min(cycle.right, len(cycle.path))
+    nodes[:inside] = cycle.path[:inside]
+    return nodes
+
+
+def emitted_tokens(cycle: Cycle, lookup: Lookup, accepted: int) -> tuple[int, ...]:
+    """Return the accepted tokens, which are the looked-up ones as far as those are right."""
+    right = range(100, 100 + min(cycle.right, accepted))
+    emitted = (*right, *(7,) * (accepted + 1 - len(right)))
+    if lookup.match_length and accepted < cycle.right:
+        emitted = (*emitted[:-1], 100 + accepted)  # the bonus token, which the text repeats, too
+    return emitted
+
+
+def accepted_rows_of(selection: Selection, cycle: Cycle, looked_up: np.ndarray) -> tuple[int, ...]:
+    """Return the accepted rows of a selection's tree."""
     row_of = {int(node): 1 + row for row, node in enumerate(np.sort(selection.nodes))}
     shared = 0
     while shared < len(looked_up) and int(looked_up[shared]) in row_of:
@@ -244,7 +261,17 @@ def _accepted_rows(selection, cycle: Cycle, looked_up: np.ndarray) -> tuple[int,
 
 
 def constant_rates(trees: Sequence[TreeParams], cycles: Sequence[Cycle], clock: Clock) -> list:
-    """Return the tokens per second of constant trees of width 4, or of plain decoding.
+    """Return the tokens per second of constant trees of width 4, or of plain decoding."""
+    return [
+        tokens / (clock.verify_seconds(tree.total_tokens) + clock.draft_seconds(tree.depth))
+        if tree != NO_DRAFT
+        else 1 / clock.verify_seconds(1)
+        for tree, tokens in zip(trees, constant_tokens(trees, cycles), strict=True)
+    ]
+
+
+def constant_tokens(trees: Sequence[TreeParams], cycles: Sequence[Cycle]) -> list[float]:
+    """Return the mean tokens of a cycle with constant trees of width 4.
 
     Ancestors score no less than a candidate and come before it, so a path is accepted up to its
     first candidate that is not among a tree's best.
@@ -256,12 +283,5 @@ def constant_rates(trees: Sequence[TreeParams], cycles: Sequence[Cycle], clock: 
         best = np.argsort(-scores[:, : WIDTH + depth * WIDTH**2], axis=1, kind="stable")
         rank = np.take_along_axis(np.argsort(best, axis=1), np.maximum(path[:, : depth + 1], 0), 1)
         ranks.append(np.where(path[:, : depth + 1] < 0, scores.shape[1], rank))
-    rates = []
-    for tree in trees:
-        if tree.total_tokens == 1:
-            rates.append(1 / clock.verify_seconds(1))
-            continue
-        accepted = (ranks[tree.depth] < tree.total_tokens - 1).sum()
-        seconds = clock.verify_seconds(tree.total_tokens) + clock.draft_seconds(tree.depth)
-        rates.append(float((1 + accepted / len(cycles)) / seconds))
-    return rates
+    accepted = [(ranks[tree.depth] < tree.total_tokens - 1).sum() for tree in trees]
+    return [float(1 + count / len(cycles)) for count in accepted]
