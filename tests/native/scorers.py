@@ -157,8 +157,11 @@ def _builder(source: Source) -> Any:
 
 
 def online_cost(source: Source, memory: Memory) -> Step:
+    wrong = ([4, 2], [0, 1], [], [-1, 2**63], None, [0.5])
+    widths = source.choice(([2, 4], [1, 3, 9])) if source.random() < 0.9 else source.choice(wrong)
+
     def drive(*numbers: Any) -> None:
-        cost = C.OnlineCost(*numbers)
+        cost = C.OnlineCost(*numbers, widths)
         calls: list[Callable[[], Any]] = []
         for _ in range(4):
             calls += [
@@ -175,7 +178,4 @@ def online_cost(source: Source, memory: Memory) -> Step:
             ]
         drive_calls(calls)
 
-    return drive, [
-        source.choice((1, 8, 40)),
-        source.choice(([2, 4], [1, 3], [4, 2], [0, 1], [], [-1, 2**63])),
-    ]
+    return drive, [source.choice((1, 8, 40))]
