@@ -152,6 +152,7 @@ void bind_batch(py::module_& module) {
   py::class_<OnlineBatch>(module, "OnlineBatch")
       .def(py::init(&make_batch))
       .def_property_readonly("rate", usable(&OnlineBatch::rate))
+      .def_property_readonly("mean_rate", usable(&OnlineBatch::mean_rate))
       .def("join", &join)
       .def("plan", &plan)
       .def("score", &score)

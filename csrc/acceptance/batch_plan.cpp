@@ -10,10 +10,16 @@ namespace {
 
 // Weight of a cycle's newest advantage in the running one of its sequence.
 constexpr double kNewestAdvantage = 0.3;
+// The recent rate is that of the last 10 cycles, with the weight of five plain ones for that of
+// all.
+constexpr double kRecentMemory = 0.9, kRecentPrior = 5.0;
+// Drafts are thought to be worth half a standard deviation more than is believed, and two at first:
+// what is not drafted is not learned, so that too low a belief would stay.
+constexpr double kHopedAdvantage = 0.5, kFirstHopes = 2.0;
 // A first pass over up to so many tokens of a slot is a usual one: those that a cycle emits.
 constexpr int64_t kUsualTokens = 8;
 // So many drafts are made where a draft might pay, whatever the budget of trials.
-constexpr double kFirstDrafts = 120.0;
+constexpr double kFirstDrafts = 80.0;
 // Share of a token for each that the draft reads late, beside that budget.
 constexpr double kFreeReading = 0.005;
 // A trial of all slots that costs more tokens of each is none.
@@ -35,6 +41,12 @@ void OnlineBatch::refresh_costs() {
   shared_->rate_of(roots()).reprice(costs_);
 }
 
+double OnlineBatch::rate() const {
+  const int64_t slots = std::max<int64_t>(roots(), 1);
+  const double prior = kRecentPrior * costs_.base[size_t(slots - 1)];
+  return (recent_tokens_ + prior * shared_->rate(slots)) / (recent_seconds_ + prior);
+}
+
 void OnlineBatch::plan(const std::vector<BatchEntry>& entries) {
   begin(entries);
   planned_ = true;
@@ -45,7 +57,9 @@ void OnlineBatch::plan(const std::vector<BatchEntry>& entries) {
   const int64_t drafting = choose_drafts();
   for (const int64_t slot : cycle_) slots_[slot].drafts = false;
   for (int64_t i = 0; i < drafting; ++i) slots_[order_[size_t(i)]].drafts = true;
-  if (drafting > 0) typical_ = typical_gain(drafting) / double(drafting);
+  if (drafting > 0) {
+    typical_ = (typical_gain(drafting) - typical_passes(drafting)) / double(drafting);
+  }
   divide_lookups(drafting);
 }
 
@@ -84,32 +98,36 @@ double OnlineBatch::typical_gain(int64_t drafting) const {
   });
 }
 
-// What drafts of so many slots are expected to be worth more than none.
-double OnlineBatch::advantage_of(int64_t drafting, double promised) const {
-  const double passes = costs_.passes_seconds(drafting, shared_->choice.rounds(), context_);
-  return typical_gain(drafting) + promised - rate() * passes;
+// What the seconds of a usual draft's passes yield at the rate.
+double OnlineBatch::typical_passes(int64_t drafting) const {
+  return rate() * costs_.passes_seconds(drafting, shared_->choice.rounds(), context_);
 }
 
-// The best number of drafts, at least one, of the most promising slots; or, `hoping`, that which
-// might be best for all that is known.
-OnlineBatch::Drafts OnlineBatch::best_drafts(bool hoping) const {
+// What drafts of so many slots are expected to be worth more than none.
+double OnlineBatch::advantage_of(int64_t drafting, double promised) const {
+  return typical_gain(drafting) + promised - typical_passes(drafting);
+}
+
+// The number of drafts, at least one, of the most promising slots, which is best if they are better
+// than they seem. `first` hopes for more, and for cheaper passes.
+OnlineBatch::Drafts OnlineBatch::best_drafts(bool first) const {
   Drafts best;
   double promised = 0.0;
   OnlineLinear<kAdvantageWeights>::Vector inputs = {};
   for (int64_t drafting = 1; drafting <= int64_t(order_.size()); ++drafting) {
     const Slot& slot = slots_[order_[size_t(drafting - 1)]];
     promised += slot.promise;
-    double advantage = advantage_of(drafting, promised);
-    if (hoping) {
-      for (size_t i = 0; i < inputs.size(); ++i) inputs[i] += slot.input[i];
-      advantage += 2.0 * shared_->choice.advantage.deviation(inputs);
-      if (learned_) {
-        const double deviation = learned_->first_deviation(pass_sizes_[size_t(drafting - 1)]);
-        advantage += rate() * costs_.first_pass[size_t(drafting - 1)] *
-                     (1.0 - std::exp(-kHopedDeviations * deviation));
-      }
+    for (size_t i = 0; i < inputs.size(); ++i) inputs[i] += slot.input[i];
+    const double advantage = advantage_of(drafting, promised);
+    double hoped = advantage + (first ? kFirstHopes : kHopedAdvantage) *
+                                   shared_->choice.advantage.deviation(inputs) /
+                                   (first ? 1.0 : double(drafting));
+    if (first && learned_) {
+      const double deviation = learned_->first_deviation(pass_sizes_[size_t(drafting - 1)]);
+      hoped += rate() * costs_.first_pass[size_t(drafting - 1)] *
+               (1.0 - std::exp(-kHopedDeviations * deviation));
     }
-    if (drafting == 1 || advantage > best.advantage) best = {drafting, advantage, promised};
+    if (drafting == 1 || hoped > best.hoped) best = {drafting, advantage, hoped, promised};
   }
   return best;
 }
@@ -117,7 +135,7 @@ OnlineBatch::Drafts OnlineBatch::best_drafts(bool hoping) const {
 // How many of `order_` draft, the first ones.
 int64_t OnlineBatch::choose_drafts() {
   Drafts best = best_drafts(false);
-  if (best.advantage > 0.0) {
+  if (best.hoped > 0.0) {
     if (try_undrafted(best.advantage)) return 0;
   } else {
     best = {};
@@ -125,7 +143,7 @@ int64_t OnlineBatch::choose_drafts() {
   // The first drafts are needed to know what drafts are worth.
   if (shared_->choice.drafts() < kFirstDrafts) {
     const Drafts hoped = best_drafts(true);
-    if (hoped.advantage > 0.0) return hoped.slots;
+    if (hoped.hoped > 0.0) return hoped.slots;
   }
   return best.slots + try_slots(best);
 }
@@ -218,12 +236,31 @@ void OnlineBatch::observe(int64_t slot, const int64_t* rows, int64_t count, int6
 void OnlineBatch::learn_advantage(Slot& slot, double tokens) {
   DraftChoice& choice = shared_->choice;
   choice.count_expected(tokens, slot.sequence.expected_tokens());
-  const double value = slot.value + choice.bias();
+  const double value = slot.value + choice.bias() - rate() * passes_of(slot);
   choice.advantage.update(slot.input, value - slot.undrafted_value - typical_);
   const std::vector<double>& best = slot.sequence.best();
   choice.count_survivals(best.data(), int64_t(best.size()));
   // Without prices, which may change before the next draft.
   slot.recent += kNewestAdvantage * (value - plain_value() - typical_ - slot.recent);
+}
+
+int64_t OnlineBatch::slots_of_pass(int64_t depth) const {
+  int64_t slots = 0;
+  for (const int64_t at : cycle_) {
+    slots += slots_[at].selected && slots_[at].sequence.known_depth() >= depth;
+  }
+  return slots;
+}
+
+double OnlineBatch::passes_of(const Slot& slot) const {
+  double seconds = 0.0;
+  for (int64_t depth = 0; depth <= slot.sequence.known_depth(); ++depth) {
+    const int64_t slots = slots_of_pass(depth);
+    const double pass = depth == 0 ? costs_.passes_seconds(slots, 0.0, context_)
+                                   : costs_.later_seconds(slots, context_);
+    seconds += pass / double(slots);
+  }
+  return seconds;
 }
 
 void OnlineBatch::end_cycle(int64_t rows, double verify_seconds, double draft_seconds) {
@@ -245,10 +282,7 @@ void OnlineBatch::end_cycle(int64_t rows, double verify_seconds, double draft_se
 void OnlineBatch::count_passes() {
   passes_.clear();
   for (int64_t depth = 0; depth <= sizes_.max_depth; ++depth) {
-    int64_t slots = 0;
-    for (const int64_t at : cycle_) {
-      slots += slots_[at].selected && slots_[at].sequence.known_depth() >= depth;
-    }
+    const int64_t slots = slots_of_pass(depth);
     if (slots == 0) return;
     passes_.add(slots);
   }
@@ -279,11 +313,14 @@ void OnlineBatch::count_rate() {
     rows += slot.selected ? slot.sequence.tree_rows() : 1 + slot.undrafted;
   }
   rows = std::min(rows, limits_.max_rows);
+  const double seconds = costs_.verify_seconds(rows, context_) + usual_passes();
+  recent_tokens_ = recent_tokens_ * kRecentMemory + tokens_;
+  recent_seconds_ = recent_seconds_ * kRecentMemory + seconds;
   OnlineRate& rate = shared_->rate_of(roots());
   if (learned_) {
     rate.count(tokens_, rows, context_, passes_);
   } else {
-    rate.count(tokens_, costs_.verify_seconds(rows, context_) + usual_passes());
+    rate.count(tokens_, seconds);
   }
 }
 

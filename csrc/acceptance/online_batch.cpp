@@ -42,6 +42,8 @@ void OnlineBatch::join(int64_t slot) {
   slots_[slot].sequence.reset();
   slots_[slot].recent = 0.0;
   slots_[slot].idle = 0;
+  // The rate of other texts is that of all of them.
+  if (limits_.slots == 1) recent_tokens_ = recent_seconds_ = 0.0;
 }
 
 void OnlineBatch::begin(const std::vector<BatchEntry>& entries) {

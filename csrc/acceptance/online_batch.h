@@ -68,8 +68,12 @@ class OnlineBatch : public PythonObject {
   // Then, once. Learns the costs from its times; seconds of 0 were not measured.
   void end_cycle(int64_t rows, double verify_seconds, double draft_seconds);
 
-  // Tokens per second of cycles of as many slots as the last one.
-  double rate() const { return shared_->rate(std::max<int64_t>(roots(), 1)); }
+  // Tokens per second here: of this batch's last cycles, with those of all cycles of as many slots
+  // as prior. The tokens of a text are given: one that is emitted now saves the seconds that its
+  // own neighbours take, and not those of an average text.
+  double rate() const;
+  // Of all cycles of as many slots as the last one.
+  double mean_rate() const { return shared_->rate(std::max<int64_t>(roots(), 1)); }
   OnlineSequence& sequence(int64_t slot) { return slots_[slot].sequence; }
   const OnlineSequence& sequence(int64_t slot) const { return slots_[slot].sequence; }
   // Whether the slot is part of the present cycle.
@@ -111,6 +115,7 @@ class OnlineBatch : public PythonObject {
   struct Drafts {
     int64_t slots = 0;
     double advantage = 0.0;
+    double hoped = 0.0;  // the advantage, were they better than they seem
     double promised = 0.0;
   };
 
@@ -155,8 +160,9 @@ class OnlineBatch : public PythonObject {
   void look_up(const std::vector<BatchEntry>& entries);
   void predict_advantage();
   double typical_gain(int64_t drafting) const;
+  double typical_passes(int64_t drafting) const;
   double advantage_of(int64_t drafting, double promised) const;
-  Drafts best_drafts(bool hoping) const;
+  Drafts best_drafts(bool first) const;
   int64_t choose_drafts();
   bool try_undrafted(double advantage);
   int64_t try_slots(const Drafts& best);
@@ -171,6 +177,9 @@ class OnlineBatch : public PythonObject {
 
   // After the cycle.
   void learn_advantage(Slot& slot, double tokens);
+  // A slot's share of the seconds of its passes.
+  double passes_of(const Slot& slot) const;
+  int64_t slots_of_pass(int64_t depth) const;
   void count_passes();
   void learn_cycle();
   void count_rate();
@@ -185,6 +194,8 @@ class OnlineBatch : public PythonObject {
   std::shared_ptr<OnlineCost> learned_;  // null: costs are given
   std::vector<PassSize> pass_sizes_;
   std::vector<Slot> slots_;
+  double recent_tokens_ = 0.0;
+  double recent_seconds_ = 0.0;
 
   // Of the cycle.
   bool planned_ = false;

@@ -126,7 +126,7 @@ class BatchAutoPolicy:
     @property
     def rate(self) -> float:
         """Tokens per second of the last 1,000 cycles of as many sequences as the last one."""
-        return self._native.rate / self.cost._native.speed
+        return self._native.mean_rate / self.cost._native.speed
 
     def join(self, slot: int) -> None:
         """Begin a sequence: what was learned stays."""
