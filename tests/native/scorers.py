@@ -72,7 +72,11 @@ def online_batch(source: Source, memory: Memory) -> Step:
 
 
 def _drive_batch(batch: Any, slots: int, source: Source) -> None:
-    calls: list[Callable[[], Any]] = [lambda: (batch.rate, batch.mean_rate), batch.decide, batch.select]
+    calls: list[Callable[[], Any]] = [
+        lambda: (batch.rate, batch.mean_rate),
+        batch.decide,
+        batch.select,
+    ]
     for _ in range(6):
         calls.append(lambda: batch.join(*spoil_numbers([source.randrange(slots)], source)))
         chosen = source.sample(range(slots), source.randrange(1, slots + 1))
