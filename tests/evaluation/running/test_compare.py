@@ -107,7 +107,7 @@ def test_every_mode_decodes_the_same(
         assert record.prefill_seconds > 0
     assert by_label["plain"].acceptance_length == 1.0
     assert by_label["generate"].acceptance_length == 1.0
-    assert by_label["plain"].policy_share < 0.1
+    assert 0 < by_label["plain"].policy_share < 1
     assert by_label["tree:8/2/4"].distinct_actions == 1
     assert by_label["ppo"].hit_rate == pytest.approx(0.75, abs=0.1)
     assert by_label["n"].hit_rate == 0
