@@ -18,7 +18,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from eaglerl._renamed import renamed_attributes
 from eaglerl.eagle3.policy import TreeParams
@@ -227,7 +227,9 @@ def shard_tensors(trace: Trace) -> dict[str, torch.Tensor]:
 def write_shard(path: Path, trace: Trace) -> None:
     """Write one trace as a safetensors file."""
     with atomic_path(path) as temporary:
-        save_file(shard_tensors(trace), temporary)
+        # Not by `save_file`, which writes a file of its own beside this one first: a killed process
+        # would leave that behind.
+        temporary.write_bytes(save(shard_tensors(trace)))
 
 
 def read_shard(path: Path, shard: Mapping[str, Any], index: Mapping[str, Any]) -> Trace:

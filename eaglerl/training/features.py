@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, ConfigDict
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import Count, Items, JsonObject, Schema, read_json
@@ -290,7 +290,8 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
         "final_hidden": _joined([item.final_hidden for item in features]),
     }
     with atomic_path(folder / shard.file) as temporary:
-        save_file(tensors, temporary)
+        # See `traces.trace_set`: `save_file` would leave a file behind in a killed process.
+        temporary.write_bytes(save(tensors))
     return shard
 
 
