@@ -1,4 +1,4 @@
-"""Reading safetensors files of unknown origin: first the header, then the tensors.
+"""Writing safetensors files, and reading those of unknown origin: header first, then the tensors.
 
 The library checks that the header fits the file, so a tensor never takes more memory than the file
 has bytes. Dtypes, shapes and values are checked here before they are used.
@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, JsonValue
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from eaglerl.files import atomic_path
 from eaglerl.json_file import Schema, check_json, parse_json, read_json
 from eaglerl.regular_file import check_regular, open_regular, unreadable
 
@@ -26,6 +28,23 @@ _MAX_INDEX_BYTES = 1 << 25
 #: Files from this size on have their length checked before they are mapped; and the longest
 #: header that the format allows.
 _LARGE_BYTES, _MAX_HEADER_BYTES = 1 << 28, 100_000_000
+
+
+def write_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, the whole or nothing.
+
+    The library's own `save_file` writes a file of another name beside the given one first, which a
+    killed process would leave behind.
+
+    Args:
+        path: the file.
+        tensors: contiguous tensors on the CPU by their names.
+        metadata: strings for the file's header.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
 
 
 @contextmanager

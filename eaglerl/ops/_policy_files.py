@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eaglerl.files import atomic_path
 from eaglerl.json_file import Schema, read_json
 from eaglerl.ops._policy_fields import Activation, MlpInput, gather_fields
 from eaglerl.ops.limits import MAX_ACTIONS, MAX_HORIZON
-from eaglerl.tensor_file import read_tensors
+from eaglerl.tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION: Final = 1
 MODEL_TYPE: Final = "eaglerl_policy"
@@ -44,8 +43,8 @@ def write_policy(folder: Path, tensors: Mapping[str, Tensor], settings: object) 
     """
     config: dict[str, Any] = {"format": FORMAT_VERSION, "model_type": MODEL_TYPE}
     config |= {name: getattr(settings, name) for name in _SETTINGS}
-    with atomic_path(folder / _WEIGHTS_NAME) as temporary:
-        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, temporary)
+    contiguous = {name: t.contiguous().cpu() for name, t in tensors.items()}
+    write_tensors(folder / _WEIGHTS_NAME, contiguous)
     with atomic_path(folder / _CONFIG_NAME) as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

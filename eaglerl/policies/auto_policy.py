@@ -6,10 +6,7 @@ from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
-from eaglerl.policies.online_policy import OnlinePolicy
-
-# Rounds of a draft after the first. Trees of more levels gained nothing on the recorded traces.
-_DEPTH = 5
+from eaglerl.policies.online_policy import DEFAULT_LIMIT, OnlinePolicy
 
 
 class AutoPolicy(OnlinePolicy):
@@ -33,7 +30,7 @@ class AutoPolicy(OnlinePolicy):
         self,
         cost: OnlineCost | None = None,
         *,
-        limit: TreeParams = TreeParams(32, _DEPTH, 4),  # noqa: B008, it is frozen
+        limit: TreeParams = DEFAULT_LIMIT,
         lookup_tokens: int = 12,
     ) -> None:
         """Set up.
@@ -114,7 +111,7 @@ def make_auto_policy(
     Raises:
         ValueError: see `AutoPolicy`.
     """
-    width = min(4, draft_vocab_size)
-    rows = min(32, 1 + width + _DEPTH * width**2)
-    limit = TreeParams(rows, _DEPTH, width)
+    rows, depth, most = DEFAULT_LIMIT.total_tokens, DEFAULT_LIMIT.depth, DEFAULT_LIMIT.top_k
+    width = min(most, draft_vocab_size)
+    limit = TreeParams(min(rows, 1 + width + depth * width**2), depth, width)
     return AutoPolicy(cost, limit=limit, lookup_tokens=lookup_tokens)

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
-from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
+from eaglerl.eagle3.batch.batch_policy import SlotState
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
+from eaglerl.eagle3.policy import DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
+from eaglerl.policies.online_policy import DEFAULT_LIMIT
 
-# Rounds of a draft after the first, as in `AutoPolicy`.
-_DEPTH = 5
-# Up to 64 rows, a pass of the target gives every row the bits that it gets alone.
-_ROWS = 64
 # No cycle emits more tokens.
 _ANY_ROOM = 1 << 30
-
-
-class SlotState(Protocol):
-    """What the policy sees of a sequence before a cycle.
-
-    Attributes:
-        slot: its slot.
-        state: its features and its text.
-        most_tokens: most tokens that it may still emit.
-    """
-
-    @property
-    def slot(self) -> int: ...
-    @property
-    def state(self) -> CycleState: ...
-    @property
-    def most_tokens(self) -> int: ...
-
-    def cut(self, plan: DraftPlan) -> DraftPlan:
-        """Return the plan without what there is no room for."""
 
 
 class _Slot:
@@ -89,9 +67,9 @@ class BatchAutoPolicy:
         slots: int,
         cost: OnlineCost | None = None,
         *,
-        limit: TreeParams = TreeParams(32, _DEPTH, 4),  # noqa: B008, it is frozen
+        limit: TreeParams = DEFAULT_LIMIT,
         lookup_tokens: int = 12,
-        max_rows: int = _ROWS,
+        max_rows: int = MOST_EXACT_ROWS,
     ) -> None:
         """Set up.
 
@@ -214,7 +192,7 @@ class BatchAutoPolicy:
             self._native.end_cycle(rows, verify_seconds, draft_seconds)
 
 
-def batch_cost(slots: int, top_k: int = 4, max_rows: int = _ROWS) -> OnlineCost:
+def batch_cost(slots: int, top_k: int = 4, max_rows: int = MOST_EXACT_ROWS) -> OnlineCost:
     """Return costs without knowledge, for passes of 1, 2, 4, ... drafts.
 
     Args:

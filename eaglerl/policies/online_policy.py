@@ -15,6 +15,10 @@ from eaglerl.eagle3.policy import (
     TreeParams,
 )
 
+#: Largest draft of the policies that learn while decoding. Trees of more levels gained nothing on
+#: the recorded traces.
+DEFAULT_LIMIT = TreeParams(32, 5, 4)
+
 
 class OnlinePolicy:
     """A policy that drafts and verifies while it is worth the cost, and needs no training.
@@ -45,7 +49,7 @@ class OnlinePolicy:
         self,
         cost: CostTable,
         *,
-        limit: TreeParams = TreeParams(32, 5, 4),  # noqa: B008, it is frozen
+        limit: TreeParams = DEFAULT_LIMIT,
         lookup_tokens: int = 12,
     ) -> None:
         """Set up.

@@ -18,13 +18,11 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from safetensors.torch import save
 
 from eaglerl._renamed import renamed_attributes
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.files import atomic_path
 from eaglerl.fingerprints import ModelId
-from eaglerl.tensor_file import check_tensor, open_tensors
+from eaglerl.tensor_file import check_tensor, open_tensors, write_tensors
 from eaglerl.traces.trace_index import read_index
 
 #: Rank of a node outside the pool.
@@ -226,10 +224,7 @@ def shard_tensors(trace: Trace) -> dict[str, torch.Tensor]:
 
 def write_shard(path: Path, trace: Trace) -> None:
     """Write one trace as a safetensors file."""
-    with atomic_path(path) as temporary:
-        # Not by `save_file`, which writes a file of its own beside this one first: a killed process
-        # would leave that behind.
-        temporary.write_bytes(save(shard_tensors(trace)))
+    write_tensors(path, shard_tensors(trace))
 
 
 def read_shard(path: Path, shard: Mapping[str, Any], index: Mapping[str, Any]) -> Trace:

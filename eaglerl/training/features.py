@@ -26,11 +26,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, ConfigDict
 from safetensors import safe_open
-from safetensors.torch import save
 
 from eaglerl.files import atomic_path, exclusive_folder
 from eaglerl.json_file import Count, Items, JsonObject, Schema, read_json
-from eaglerl.tensor_file import open_tensors
+from eaglerl.tensor_file import open_tensors, write_tensors
 from eaglerl.training.batches import FeatureSequence, draft_row_count
 from eaglerl.training.data import Row, is_held_out, split_rows
 from eaglerl.training.feature_model import FeatureModel
@@ -289,9 +288,7 @@ def _write_shard(folder: Path, rows: Sequence[Row], model: FeatureModel) -> Shar
         "taps": _joined([item.features for item in features]),
         "final_hidden": _joined([item.final_hidden for item in features]),
     }
-    with atomic_path(folder / shard.file) as temporary:
-        # See `traces.trace_set`: `save_file` would leave a file behind in a killed process.
-        temporary.write_bytes(save(tensors))
+    write_tensors(folder / shard.file, tensors)
     return shard
 
 

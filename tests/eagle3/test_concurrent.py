@@ -15,12 +15,12 @@ from eaglerl.eagle3 import (
     DraftPlan,
     FusedPolicy,
     SpeculativeDecoder,
-    StepResult,
     TreeParams,
 )
 from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.make_target import make_target
 
+from .batch.batches import Deepening
 from .test_device_loop import HEAD, MODEL
 from .test_device_loop import policies as fused_policies
 from .tiny import tiny_head, tiny_model
@@ -29,19 +29,6 @@ VOCAB = 12
 PROMPTS = [[(5 * i * i + 3 * n + i) % VOCAB for i in range(3 + 4 * n)] for n in range(5)]
 NEW_TOKENS = 16
 TREES = [NO_DRAFT, TreeParams(6, 2, 4), DraftPlan(TreeParams(4, 1, 3), 5), DraftPlan(None, 4)]
-
-
-class Deepening:
-    """A policy that remembers its sequence and cannot fork."""
-
-    def reset(self) -> None:
-        self.depth = 1
-
-    def choose(self, state) -> TreeParams:
-        return TreeParams(2 + 2 * self.depth, self.depth, 2)
-
-    def observe(self, result: StepResult) -> None:
-        self.depth = min(self.depth + 1, 4) if result.accepted else 1
 
 
 @pytest.fixture(scope="module")

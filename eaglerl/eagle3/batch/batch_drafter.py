@@ -12,10 +12,8 @@ from eaglerl.eagle3.batch.batched_sequence import CyclePart, alive, failing, sha
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.packed_draft import PackedDraft
 from eaglerl.eagle3.head.packed_slots import PackedSlots, SlotRows
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.ops import DraftTreeBuilder
-
-#: Rows of a pass of several slots: from 65 on, int8 products go another way, which is for prompts.
-MOST_ROWS = 64
 
 
 class BatchDrafter:
@@ -37,7 +35,7 @@ class BatchDrafter:
         if isinstance(draft, PackedDraft) and draft.head_config.sliding_window is None:
             self._shared = PackedSlots(draft)
         self._builders = [DraftTreeBuilder() for _ in draft.lengths]
-        self._most_rows = 0 if self._shared is None else MOST_ROWS
+        self._most_rows = 0 if self._shared is None else MOST_EXACT_ROWS
 
     def draft(self, parts: Sequence[CyclePart]) -> int:
         """Draft the trees of these parts, looked-up tokens included.

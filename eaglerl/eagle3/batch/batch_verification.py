@@ -15,14 +15,10 @@ from eaglerl.eagle3.batch.batched_sequence import (
     shared_passes,
 )
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS, RowBatch
 from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.ops import DraftTree
-
-#: Rows of a pass of several slots. Up to here the logits of a row are, bit by bit, those that it
-#: gets alone.
-MOST_ROWS = 64
 
 
 class BatchVerification:
@@ -37,7 +33,7 @@ class BatchVerification:
         """
         self._target = target
         self._cache = cache
-        self._most_rows = MOST_ROWS if target.mixes_slots else 0
+        self._most_rows = MOST_EXACT_ROWS if target.mixes_slots else 0
         self._greedy = GreedyVerifier()
 
     def verify(self, parts: Sequence[CyclePart]) -> None:

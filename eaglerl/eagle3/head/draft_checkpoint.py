@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.weight_files import read_weight_folder
 from eaglerl.files import atomic_path, exclusive_folder
+from eaglerl.tensor_file import write_tensors
 
 SAFETENSORS_NAME = "model.safetensors"
 
@@ -220,8 +220,7 @@ def write_checkpoint(
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     text = json.dumps(config.to_dict() if data is None else dict(data), indent=2) + "\n"
     with exclusive_folder(folder):
-        with atomic_path(folder / SAFETENSORS_NAME) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
+        write_tensors(folder / SAFETENSORS_NAME, tensors, {"format": "pt"})
         with atomic_path(folder / "config.json") as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -10,6 +10,10 @@ from torch.nn.functional import pad
 
 from eaglerl.ops import DraftTree
 
+#: A pass of up to so many rows gives every row the bits that it gets alone. With more, products and
+#: attention sum in another order, which is for prompts.
+MOST_EXACT_ROWS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
