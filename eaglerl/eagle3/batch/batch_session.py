@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from eaglerl.eagle3.batch.batch_cycle import BatchCycle
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
+from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.policy import TreePolicy
@@ -120,7 +121,8 @@ class BatchSession:
             prompt_ids: at least one token id.
             verifier: greedy or sampling, for this sequence alone if it reads the text.
             rules: decide when the sequence ends.
-            policy: the sequence's own policy, where `policies` are `PerSlotPolicies`.
+            policy: the sequence's own policy, where `policies` are `PerSlotPolicies` or
+                `MixedPolicies`.
             top_logprobs: see `Generation`.
 
         Returns:
@@ -224,7 +226,7 @@ class BatchSession:
     def _join_policy(self, slot: int, policy: TreePolicy | None) -> None:
         if policy is None:
             self.policies.join(slot)
-        elif isinstance(self.policies, PerSlotPolicies):
+        elif isinstance(self.policies, PerSlotPolicies | MixedPolicies):
             self.policies.join(slot, policy)
         else:
             raise ValueError(
