@@ -1,0 +1,44 @@
+"""How much of a batch fits into memory."""
+
+from __future__ import annotations
+
+import os
+
+from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3.session_factory import TREE_ROOM
+
+#: Bytes of KV cache for the answers that are decoded at a time, where nothing else is said.
+_DEFAULT_BYTES = 4 << 30
+
+
+def token_bytes(decoder: SpeculativeDecoder) -> int:
+    """Return the bytes that a token takes in the caches of target and draft."""
+    target = decoder.target
+    values = 2 * target.num_layers * target.num_kv_heads * target.head_dim
+    draft = 0
+    if decoder.draft_runner is not None:
+        cache = decoder.draft_runner.cache
+        draft = cache.data.nbytes // (cache.slots * cache.capacity)
+    return values * target.kv_cache_dtype.itemsize + draft
+
+
+def default_tokens(decoder: SpeculativeDecoder) -> int:
+    """Return how many tokens 4 GiB of caches hold, but no fewer than the target's context."""
+    return max(decoder.target.max_positions, _DEFAULT_BYTES // token_bytes(decoder))
+
+
+def slot_length(decoder: SpeculativeDecoder, slots: int, most_tokens: int) -> int:
+    """Return the longest sequence of a slot: a longer one is decoded outside of the batch.
+
+    The slots are of one size and side by side. Memory is taken as rows are written, but where a
+    system refuses to promise more than it has, all slots together must stay below that: they take
+    no more than half of it.
+
+    Args:
+        decoder: the decoder.
+        slots: number of slots.
+        most_tokens: most tokens of all sequences together.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = memory // 2 // slots // token_bytes(decoder) - TREE_ROOM
+    return max(2, min(decoder.target.max_positions, most_tokens, room))
