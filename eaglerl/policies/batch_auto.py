@@ -27,7 +27,6 @@ class _Slot:
     def begin(self) -> None:
         """Begin a sequence."""
         self._batch.join(self._number)
-        self.read = 0  # tokens that the draft has read
         self.lookup = NO_LOOKUP
         self.depth = 0
 
@@ -129,11 +128,9 @@ class BatchAutoPolicy:
             cut.append(each.cut(self._plan))
             # A draft of n levels may emit n + 1 tokens.
             room = 0 if cut[-1].tree is None else min(each.most_tokens - 1, _ANY_ROOM)
-            entries.append((each.slot, context, match, len(looked_up), context - kept.read, room))
+            entries.append((each.slot, context, match, len(looked_up), each.unread, room))
         plans = []
-        for tokens, entry, plan in zip(self._native.plan(entries), entries, cut, strict=True):
-            if tokens < 0:
-                self._slots[entry[0]].read = entry[1]
+        for tokens, plan in zip(self._native.plan(entries), cut, strict=True):
             plans.append(plan if tokens < 0 else self._undrafted[tokens])
         return plans
 

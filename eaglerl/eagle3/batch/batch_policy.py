@@ -23,12 +23,14 @@ class SlotState:
         state: what a policy of one sequence sees; ``state.lookup(n)`` looks up tokens.
         most_tokens: most tokens that the sequence may still emit.
         room: free rows of the slot in the KV caches.
+        unread: tokens of the text that the draft has not processed.
     """
 
     slot: int
     state: CycleState
     most_tokens: int
     room: int
+    unread: int
 
     def cut(self, plan: DraftPlan) -> DraftPlan:
         """Return the plan without what the sequence or its caches have no room for.
