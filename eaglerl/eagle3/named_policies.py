@@ -7,6 +7,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Literal, TypeAlias, cast
 
+from eaglerl.eagle3.batch.batch_policy import BatchPolicy
+from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
+from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.policy import ConstantPolicy, DraftPlan, TreeParams, TreePolicy, as_policy
 
 #: What `SpeculativeDecoder.generate` takes as its policy.
@@ -14,6 +17,7 @@ PolicyChoice: TypeAlias = TreeParams | DraftPlan | TreePolicy | Literal["auto"]
 
 # Policies are built on this package, which therefore names their module instead of importing it.
 _MODULE, _MAKER = "eaglerl.policies.auto_policy", "make_auto_policy"
+_BATCH_MODULE, _BATCH_MAKER = "eaglerl.policies.batch_auto", "make_batch_auto"
 
 
 class NamedPolicies:
@@ -87,6 +91,27 @@ class NamedPolicies:
             self._batch_auto = self._make_auto()
         return self._batch_auto
 
+    def for_slots(self, policy: PolicyChoice | BatchPolicy, slots: int) -> BatchPolicy:
+        """Return what decides for a batch's sequences that have no policy of their own.
+
+        Args:
+            policy: "auto" decides for all of them together, as every `BatchPolicy` does; of another
+                policy, every sequence takes it or a fork of it.
+            slots: most sequences.
+
+        Raises:
+            ValueError: `policy` is a text, but not "auto"; or "auto" has more slots than rows.
+            TypeError: `policy` is no policy.
+        """
+        if isinstance(policy, str):
+            check_name(policy)
+            make = cast(
+                "Callable[[int, int], BatchPolicy]",
+                getattr(import_module(_BATCH_MODULE), _BATCH_MAKER),
+            )
+            return MixedPolicies(make(self._draft_vocab_size, slots))
+        return share_policy(policy)
+
     def _make_auto(self) -> TreePolicy:
         if self._device_type != "cpu":
             warnings.warn(
@@ -97,6 +122,20 @@ class NamedPolicies:
             return ConstantPolicy(self._without)
         make = cast("Callable[[int], TreePolicy]", getattr(import_module(_MODULE), _MAKER))
         return make(self._draft_vocab_size)
+
+
+def share_policy(policy: TreeParams | DraftPlan | TreePolicy | BatchPolicy) -> BatchPolicy:
+    """Return a batch's policy, beside which sequences may have their own.
+
+    Raises:
+        TypeError: `policy` is no policy.
+    """
+    if isinstance(policy, PerSlotPolicies | MixedPolicies):
+        return policy
+    # A protocol of methods without values: of the policies of one sequence, none has `plan`.
+    if hasattr(policy, "plan"):
+        return MixedPolicies(cast("BatchPolicy", policy))
+    return PerSlotPolicies(policy)
 
 
 def check_name(policy: str) -> None:

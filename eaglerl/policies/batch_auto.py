@@ -11,7 +11,7 @@ from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
-from eaglerl.policies.online_policy import DEFAULT_LIMIT
+from eaglerl.policies.online_policy import DEFAULT_LIMIT, limit_for
 
 # No cycle emits more tokens.
 _ANY_ROOM = 1 << 30
@@ -187,6 +187,22 @@ class BatchAutoPolicy:
             self._native.observe(slot, result.accepted_rows, result.token_ids, looked_up)
         if results:
             self._native.end_cycle(rows, verify_seconds, draft_seconds)
+
+
+def make_batch_auto(
+    draft_vocab_size: int, slots: int, cost: OnlineCost | None = None
+) -> BatchAutoPolicy:
+    """Return a policy with trees of up to 32 rows each, as wide as a head can draft, at most 4.
+
+    Args:
+        draft_vocab_size: number of tokens that the head can draft.
+        slots: see `BatchAutoPolicy`.
+        cost: see `BatchAutoPolicy`.
+
+    Raises:
+        ValueError: see `BatchAutoPolicy`.
+    """
+    return BatchAutoPolicy(slots, cost, limit=limit_for(draft_vocab_size))
 
 
 def batch_cost(slots: int, top_k: int = 4, max_rows: int = MOST_EXACT_ROWS) -> OnlineCost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from eaglerl.eagle3.batch.batch_cycle import BatchCycle
@@ -102,6 +103,8 @@ class BatchSession:
         self._cycle = BatchCycle(target, self.draft, policies, self.cache)
         # In the order in which they joined.
         self._sequences: list[BatchedSequence] = []
+        # Those whose prompts are not read, the one whose turn it is first.
+        self._readers: deque[BatchedSequence] = deque()
         self._end_uses: dict[int, Callable[[], None]] = {}
         self._at_work = False
 
@@ -186,6 +189,7 @@ class BatchSession:
             sequence.wait(waited)
             self._end_uses[slot] = end_use
             self._sequences.append(sequence)
+            self._readers.append(sequence)
             return sequence
 
     def step(self) -> list[tuple[BatchedSequence, tuple[int, ...]]]:
@@ -257,18 +261,20 @@ class BatchSession:
     def _read_prompts(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
         # Chunks begin where the prompt alone says, whatever was read before it in this step.
         chunk, left = min(self._target.chunk_size, self.prompt_rows), self.prompt_rows
-        for sequence in self._sequences:
+        while self._readers and (rows := self._readers[0].next_chunk(chunk)) <= left:
+            # The prompts take turns, so that a long one holds up no other by more than a chunk.
+            sequence = self._readers.popleft()
+            if sequence.ended:
+                continue
+            left -= rows
             try:
-                while sequence.unread and sequence.next_chunk(chunk) <= left:
-                    left -= sequence.next_chunk(chunk)
-                    if first := sequence.read_chunk(self._target, self.cache, chunk):
-                        new[sequence] = first
-                        self._keep_prefix(sequence)
+                if first := sequence.read_chunk(self._target, self.cache, chunk):
+                    new[sequence] = first
+                    self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
-            # No other prompt overtakes one that waits for its chunk.
-            if not sequence.ended and sequence.unread:
-                return
+            if sequence.unread and not sequence.ended:
+                self._readers.append(sequence)
 
     def _run_cycle(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
         ready = [s for s in self._sequences if not s.ended and not s.unread]
@@ -298,6 +304,8 @@ class BatchSession:
         """Free the slots of the sequences that have ended."""
         for sequence in [s for s in self._sequences if s.ended]:
             self._sequences.remove(sequence)
+            if sequence in self._readers:
+                self._readers.remove(sequence)
             slot = sequence.slot
             sequence.let_go()
             self._end_uses.pop(slot)()
