@@ -204,7 +204,7 @@ class SpeculativeDecoder(EagleSignature):
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
         # Without a draft head, every policy is a constant one.
-        shared = chosen if self.draft_head is None else self._named.for_batch(chosen)
+        shared = share_policy(chosen) if self.draft_head is None else self._named.for_batch(chosen)
         generations: list[DecodedSequence] | None = None
         if shared is not None:
             generations = decode_together(

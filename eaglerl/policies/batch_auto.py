@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from eaglerl._ext import C
@@ -85,20 +86,41 @@ class BatchAutoPolicy:
         """
         if limit.total_tokens == 1:
             raise ValueError("limit must draft at least one node, got total_tokens=1")
-        self.slots, self.limit = slots, limit
+        self.limit = limit
         self.lookup_tokens, self.max_rows = lookup_tokens, max_rows
         self.cost = batch_cost(slots, limit.top_k, max_rows) if cost is None else cost
         for width in _widths(slots, limit.top_k):
             self.cost.width_index(width)
         self._shared = C.OnlineAcceptance(limit.depth, 1.0)
-        self._native = C.OnlineBatch(
-            self._shared, limit.top_k, limit.depth, limit.total_tokens, lookup_tokens,
-            self.cost._native, slots, max_rows,
-        )  # fmt: skip
-        self._slots = [_Slot(self._native, slot) for slot in range(slots)]
+        self._open(slots)
         self._plan = DraftPlan(limit, lookup_tokens)
         # Made once: a plan checks its fields.
         self._undrafted = [DraftPlan(None, tokens) for tokens in range(lookup_tokens + 1)]
+
+    def fork(self, slots: int | None = None) -> BatchAutoPolicy:
+        """Return the same policy for another batch at the same time; both learn together.
+
+        Args:
+            slots: most sequences of that batch; `slots` if None.
+
+        Raises:
+            ValueError: there are more of them than here, or less than 1.
+        """
+        chosen = self.slots if slots is None else slots
+        if not 1 <= chosen <= self.slots:
+            raise ValueError(f"slots must be in 1..{self.slots}, got {chosen}")
+        other = copy.copy(self)
+        other._open(chosen)
+        return other
+
+    def _open(self, slots: int) -> None:
+        """Begin without sequences."""
+        self.slots = slots
+        self._native = C.OnlineBatch(
+            self._shared, self.limit.top_k, self.limit.depth, self.limit.total_tokens,
+            self.lookup_tokens, self.cost._native, slots, self.max_rows,
+        )  # fmt: skip
+        self._slots = [_Slot(self._native, slot) for slot in range(slots)]
 
     @property
     def rate(self) -> float:

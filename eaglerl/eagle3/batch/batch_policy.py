@@ -10,6 +10,9 @@ from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
+#: Most prompts that `generate` decodes at once: more share the cost of reading the weights no
+#: better.
+MOST_SLOTS = 16
 #: One token in the next cycle, without a draft.
 _PLAIN = DraftPlan()
 
