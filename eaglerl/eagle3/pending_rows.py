@@ -17,13 +17,15 @@ class PendingRows:
 
     def __init__(self) -> None:
         self._parts: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+        self._rows = 0
 
     def __len__(self) -> int:
-        return sum(len(tokens) for tokens, _, _ in self._parts)
+        return self._rows
 
     def clear(self) -> None:
         """Forget all rows."""
         self._parts.clear()
+        self._rows = 0
 
     def add(self, token_ids: torch.Tensor, features: torch.Tensor, *, reduced: bool) -> None:
         """Append rows.
@@ -34,6 +36,7 @@ class PendingRows:
             reduced: whether the FC has run over them.
         """
         self._parts.append((token_ids, features, reduced))
+        self._rows += len(token_ids)
 
     def take(
         self, reduce: Callable[[torch.Tensor], torch.Tensor]
@@ -56,7 +59,7 @@ class PendingRows:
             _flush(raw, hidden, reduce)
             hidden.append(features)
         _flush(raw, hidden, reduce)
-        self._parts.clear()
+        self.clear()
         return _join(tokens), _join(hidden)
 
 

@@ -138,7 +138,7 @@ class BatchedSequence(Continuation):
         logits = self._prompt.read_chunk(target, cache, self.slot, most_rows)
         kept: tuple[int, ...] = ()
         if logits is not None:
-            check_logits(logits)
+            check_logits(bool(logits.isnan().any()))
             first = self.verifier.next_token(logits[0])
             self.record_logprobs(logits, (first,))
             prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
@@ -186,13 +186,16 @@ class BatchedSequence(Continuation):
             self.block_features[position] = features[position - first].clone()
 
 
-def check_logits(logits: torch.Tensor) -> None:
+def check_logits(has_nan: bool) -> None:
     """Check logits that a token is chosen from.
 
+    Args:
+        has_nan: whether there is a NaN among them.
+
     Raises:
-        ValueError: there is a NaN among them.
+        ValueError: there is.
     """
-    if bool(logits.isnan().any()):
+    if has_nan:
         raise ValueError("the target's logits hold NaN: no token can be chosen from them")
 
 
