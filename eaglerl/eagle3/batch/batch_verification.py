@@ -81,7 +81,8 @@ class BatchVerification:
             check_logits(path.has_nan)
             rows, bonus = path.rows, path.tokens[-1]
         accepted = keep_path(output.features, tree, rows, bonus, self._cache, part.slot)
-        sequence.record_logprobs(logits[accepted.rows], accepted.emitted)
+        if sequence.records_logprobs:
+            sequence.record_logprobs(logits[accepted.rows], accepted.emitted)
         sequence.keep(accepted, part.tree_rows)
         part.accepted = accepted
 

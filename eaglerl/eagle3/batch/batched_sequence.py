@@ -149,6 +149,11 @@ class BatchedSequence(Continuation):
         self.prefill_seconds += time.perf_counter() - started
         return kept
 
+    @property
+    def records_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self._logprobs is not None
+
     def record_logprobs(self, logits: torch.Tensor, token_ids: Sequence[int]) -> None:
         """Record tokens that were chosen from (R, V) logits, if that is wanted."""
         if self._logprobs is not None:
