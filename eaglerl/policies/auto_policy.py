@@ -111,7 +111,11 @@ def make_auto_policy(
     Raises:
         ValueError: see `AutoPolicy`.
     """
+    return AutoPolicy(cost, limit=auto_limit(draft_vocab_size), lookup_tokens=lookup_tokens)
+
+
+def auto_limit(draft_vocab_size: int) -> TreeParams:
+    """Return the largest tree of up to 32 rows that a head can draft, at most 4 wide."""
     rows, depth, most = DEFAULT_LIMIT.total_tokens, DEFAULT_LIMIT.depth, DEFAULT_LIMIT.top_k
     width = min(most, draft_vocab_size)
-    limit = TreeParams(min(rows, 1 + width + depth * width**2), depth, width)
-    return AutoPolicy(cost, limit=limit, lookup_tokens=lookup_tokens)
+    return TreeParams(min(rows, 1 + width + depth * width**2), depth, width)
