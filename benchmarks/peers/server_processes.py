@@ -228,6 +228,7 @@ def _vllm(folder: Path, model: Path, weights: str, threads: int, most: int) -> _
     command += ["--served-model-name", "model", "--host", "127.0.0.1"]
     return command, {
         "VLLM_CPU_KVCACHE_SPACE": str(_VLLM_CACHE),
+        "LD_PRELOAD": os.pathsep.join(map(str, _preloaded(programs.parent))),
         # By default it leaves a core to its HTTP server, and has one thread on two cores.
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
         "VLLM_NO_USAGE_STATS": "1",
@@ -236,6 +237,16 @@ def _vllm(folder: Path, model: Path, weights: str, threads: int, most: int) -> _
         "PYTHONPATH": "",
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
     }
+
+
+def _preloaded(environment: Path) -> list[Path]:
+    """Return the libraries that vLLM's documents tell to preload, as far as they are installed."""
+    # The first comes with vLLM, the other with Debian's libtcmalloc-minimal4.
+    found = [
+        environment / "lib" / "libiomp5.so",
+        *Path("/usr/lib").glob("*/libtcmalloc_minimal.so.4"),
+    ]
+    return [path for path in found if path.exists()]
 
 
 def _llama_cpp(folder: Path, model: Path, weights: str, threads: int, most: int) -> _Command:
