@@ -1,5 +1,8 @@
 """EAGLE-3 speculative decoding: a target, a draft head, and the loop that joins them."""
 
+from eaglerl.eagle3.batch.batch_policy import BatchPolicy, SlotState
+from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
+from eaglerl.eagle3.batch.decoder_batch import DecoderBatch
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.generation import Generation
@@ -24,9 +27,12 @@ from eaglerl.eagle3.tree.prompt_lookup import ContextLookup, Lookup
 
 __all__ = [
     "NO_DRAFT",
+    "BatchPolicy",
+    "BatchedSequence",
     "ConstantPolicy",
     "ContextLookup",
     "CycleState",
+    "DecoderBatch",
     "DecodingSession",
     "DecodingStatistics",
     "DraftPlan",
@@ -37,6 +43,7 @@ __all__ = [
     "GenerateOutput",
     "Generation",
     "Lookup",
+    "SlotState",
     "SpeculativeDecoder",
     "StagedPolicy",
     "StepResult",

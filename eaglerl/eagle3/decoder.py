@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack, cast
 
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from eaglerl._renamed import RenamedAttribute, renamed_arguments
+from eaglerl.eagle3.batch.batch_policy import BatchPolicy
+from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.batch.decode_prompts import decode_together
+from eaglerl.eagle3.batch.decoder_batch import Beginning, DecoderBatch
+from eaglerl.eagle3.begin_prompt import begin_prompt, read_for_target
+from eaglerl.eagle3.eagle_signature import EagleSignature
 from eaglerl.eagle3.fit import check_fit, plain_policy
 from eaglerl.eagle3.generation import Generation
 from eaglerl.eagle3.generation_config.generation_options import GenerationOptions
@@ -19,22 +23,20 @@ from eaglerl.eagle3.generation_config.generation_settings import GenerationSetti
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.loading import load_pair
-from eaglerl.eagle3.named_policies import NamedPolicies, PolicyChoice
+from eaglerl.eagle3.named_policies import NamedPolicies, PolicyChoice, share_policy
 from eaglerl.eagle3.output import DecodedSequence, GenerateOutput
 from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.prompt_inputs import (
     AttentionMask,
-    Prompt,
     PromptIds,
     Prompts,
     check_token_ids,
-    read_prompts,
 )
-from eaglerl.eagle3.sampling import ProcessingVerifier, Verifier, seeded_generator
+from eaglerl.eagle3.sampling import Verifier, seeded_generator
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.session_factory import TREE_ROOM, SessionFactory
-from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.make_target import TargetOptions
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
@@ -43,7 +45,7 @@ from eaglerl.eagle3.tree.tree_drafter import check_top_k
 DEFAULT_TREE = TreeParams(6, 2, 4)
 
 
-class SpeculativeDecoder:
+class SpeculativeDecoder(EagleSignature):
     """A target and an EAGLE-3 draft head that generate together; the text is the target's own.
 
     Any number of threads may use one decoder: every generation has its own caches, and generations
@@ -186,17 +188,23 @@ class SpeculativeDecoder:
             TypeError: `policy` is no policy, or there is no such argument.
         """
         settings = self.read_options(**options)
-        prompts = self._read(input_ids, attention_mask, inputs, settings)
+        prompts = read_for_target(self.target, settings, input_ids, attention_mask, inputs)
         if streamer is not None and len(prompts) > 1:
             raise ValueError(f"streamer takes one prompt at a time, got {len(prompts)}")
         chosen = self._check(prompts, policy)
         generator = seeded_generator(seed, self.target.device)
         begun = [
-            self._begin(one, prompt, generator, tokenizer)
+            begin_prompt(
+                one,
+                prompt,
+                self.target.max_positions,
+                generator=generator,
+                tokenizer=tokenizer or self.tokenizer,
+            )
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
         # Without a draft head, every policy is a constant one.
-        shared = chosen if self.draft_head is None else self._named.for_batch(chosen)
+        shared = share_policy(chosen) if self.draft_head is None else self._named.for_batch(chosen)
         generations: list[DecodedSequence] | None = None
         if shared is not None:
             generations = decode_together(
@@ -244,15 +252,57 @@ class SpeculativeDecoder:
             ValueError: see `generate`.
             TypeError: see `generate`.
         """
-        settings = self.read_options(**options)
-        prompts = self._read(input_ids, attention_mask, inputs, settings)
-        prompt = prompts.only("start")
-        chosen = self._check(prompts, policy)
-        generator = seeded_generator(seed, self.target.device)
-        verifier, rules = self._begin(settings, prompt, generator, tokenizer)
-        return Generation(
-            self._sessions, prompt.token_ids, rules, chosen, verifier, top_logprobs=top_logprobs
+        prompt_ids, chosen, verifier, rules = self._begin_one(
+            "start",
+            input_ids,
+            policy,
+            inputs=inputs,
+            attention_mask=attention_mask,
+            seed=seed,
+            tokenizer=tokenizer,
+            **options,
         )
+        return Generation(
+            self._sessions, prompt_ids, rules, chosen, verifier, top_logprobs=top_logprobs
+        )
+
+    def start_batch(
+        self,
+        *,
+        slots: int = 8,
+        max_length: int | None = None,
+        policy: PolicyChoice | BatchPolicy | None = None,
+    ) -> DecoderBatch:
+        """Open slots for prompts that are decoded together and begin and end at any time.
+
+        Args:
+            slots: most sequences at once.
+            max_length: tokens of the longest sequence, prompt included; the target's context length
+                if None. A slot's caches have room for it; memory is taken as it is written.
+            policy: decides for the sequences that are given none. "auto", or another `BatchPolicy`,
+                decides for all of them together; of any other policy, each takes it or a fork.
+                `default_policy` if None.
+
+        Raises:
+            ValueError: the target is not on the CPU, a number is out of range, or see `generate`.
+            TypeError: `policy` is no policy.
+        """
+        most = self.target.max_positions
+        length = most if max_length is None else min(max_length, most)
+        choice = self.default_policy if policy is None else policy
+        if self.draft_head is None:
+            policies = share_policy(plain_policy(cast("PolicyChoice", choice)))
+        else:
+            policies = self._named.for_slots(choice, slots)
+        session = BatchSession(
+            self.target,
+            self.draft_runner,
+            policies,
+            slots=slots,
+            capacity=length + TREE_ROOM,
+            prompt_rows=MOST_EXACT_ROWS,
+        )
+        return DecoderBatch(session, self._begin_one, length)
 
     def read_options(self, **options: Unpack[GenerationOptions]) -> GenerationSettings:
         """Merge the options of a call with the target's generation config.
@@ -265,62 +315,6 @@ class SpeculativeDecoder:
         return GenerationSettings.read(
             target.config, target.generation_config, target.device, **options
         )
-
-    def eagenerate(
-        self,
-        input_ids: PromptIds,
-        temperature: float = 0.0,
-        top_p: float = 0.0,
-        top_k: float = 0.0,
-        max_new_tokens: int = 512,
-        max_length: int = 2048,
-        log: bool = False,
-        is_llama3: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, int, int]:
-        """Call `generate` with the signature of EAGLE's ``EaModel.eagenerate``.
-
-        Args:
-            input_ids: (1, n) token ids, or one prompt in another form that `generate` takes.
-            temperature: 0 decodes greedily.
-            top_p: nucleus mass; 0 is off, as in EAGLE.
-            top_k: 0 is off.
-            max_new_tokens: longest continuation.
-            max_length: longest sequence, prompt included.
-            log: also return the number of new tokens and the index of the last cycle.
-            is_llama3: also stop at ``<|eot_id|>``.
-
-        Returns:
-            (1, length) token ids, or (token ids, new tokens, last cycle's index) with `log`.
-
-        Raises:
-            ValueError: see `generate`; or `is_llama3` without ``<|eot_id|>`` in the tokenizer.
-        """
-        eos_token_ids = list(self.read_options().eos_token_ids)
-        if is_llama3:
-            eot = None
-            if self.tokenizer is not None:
-                # One token has one id.
-                eot = cast("int | None", self.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
-            if eot is None or eot == getattr(self.tokenizer, "unk_token_id", None):
-                raise ValueError("is_llama3=True needs a tokenizer with the token <|eot_id|>")
-            eos_token_ids = [*eos_token_ids, eot]
-        settings = self.read_options(eos_token_id=eos_token_ids)
-        prompt = self._read(input_ids, None, None, settings).only("eagenerate")
-        room = max_length - len(prompt.row)
-        if room < 1:
-            raise ValueError(f"max_length={max_length} leaves no room after the prompt")
-        output = self.generate(
-            input_ids,
-            max_new_tokens=min(max_new_tokens, room),
-            temperature=temperature,
-            top_p=top_p or 1.0,
-            # EAGLE's signature has a float; `generate` refuses one that is not whole.
-            top_k=cast("int", top_k),
-            eos_token_id=eos_token_ids,
-        )
-        if not log:
-            return output.sequences
-        return output.sequences, output.statistics.new_tokens, output.statistics.num_cycles - 1
 
     def new_session(
         self, verifier: Verifier, length: int, policy: TreePolicy | None = None
@@ -344,45 +338,32 @@ class SpeculativeDecoder:
             raise ValueError(f"length must be 0 or positive, got {length}")
         return self._sessions.new_session(verifier, length, policy)
 
-    def _read(
+    def _begin_one(
         self,
+        caller: str,
         input_ids: PromptIds | None,
-        attention_mask: AttentionMask | None,
+        policy: PolicyChoice | None,
+        *,
         inputs: PromptIds | None,
-        settings: GenerationSettings,
-    ) -> Prompts:
-        prompts = read_prompts(
-            input_ids,
-            attention_mask,
-            inputs=inputs,
-            pad_token_id=settings.config.pad_token_id,
-            eos_token_ids=settings.eos_token_ids,
-        )
-        for prompt in prompts:
-            if prompt.has_holes and self.target.has_window:
-                prompt.refuse_holes("the target has a sliding window")
-        return prompts
-
-    def _begin(
-        self,
-        settings: GenerationSettings,
-        prompt: Prompt,
-        generator: torch.Generator | None,
+        attention_mask: AttentionMask | None,
+        seed: int | None,
         tokenizer: PreTrainedTokenizerBase | None,
-    ) -> tuple[Verifier, StoppingRules]:
-        """Make the verifier and the stopping rules of one prompt."""
-        verifier, rules = settings.start(
-            prompt.token_ids,
-            self.target.max_positions - len(prompt.token_ids),
-            generator=generator,
+        longest: int | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Beginning:
+        """Read the arguments of `start`; a text ends at `longest` tokens, prompt included."""
+        settings = self.read_options(**options)
+        prompts = read_for_target(self.target, settings, input_ids, attention_mask, inputs)
+        prompt = prompts.only(caller)
+        chosen = self._check(prompts, policy)
+        verifier, rules = begin_prompt(
+            settings,
+            prompt,
+            longest or self.target.max_positions,
+            generator=seeded_generator(seed, self.target.device),
             tokenizer=tokenizer or self.tokenizer,
-            padding=prompt.hidden,
         )
-        if prompt.has_holes and (rules.reads_text or isinstance(verifier, ProcessingVerifier)):
-            prompt.refuse_holes(
-                "logits processors, stopping criteria or stop strings read the text"
-            )
-        return verifier, rules
+        return prompt.token_ids, chosen, verifier, rules
 
     def _check(
         self,

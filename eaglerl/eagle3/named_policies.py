@@ -5,8 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from typing import Literal, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
+from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
+from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
+from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.policy import ConstantPolicy, DraftPlan, TreeParams, TreePolicy, as_policy
 
 #: What `SpeculativeDecoder.generate` takes as its policy.
@@ -14,12 +17,21 @@ PolicyChoice: TypeAlias = TreeParams | DraftPlan | TreePolicy | Literal["auto"]
 
 # Policies are built on this package, which therefore names their module instead of importing it.
 _MODULE, _MAKER = "eaglerl.policies.auto_policy", "make_auto_policy"
+_BATCH_MODULE, _BATCH_MAKER = "eaglerl.policies.batch_auto", "make_batch_auto"
+
+
+class JointPolicy(BatchPolicy, Protocol):
+    """A policy of a batch that other batches may share."""
+
+    def fork(self, slots: int) -> BatchPolicy:
+        """Return the policy of another batch; both learn together."""
 
 
 class NamedPolicies:
     """The policies of a decoder by their names, made when first used.
 
-    All generations with "auto" share one policy or its forks, and learn together.
+    All generations with "auto" share one policy or its forks, and learn together; so do all
+    batches. What a pass costs one sequence says little of what it costs several.
     """
 
     def __init__(self, draft_vocab_size: int, device_type: str, without: TreeParams) -> None:
@@ -34,7 +46,7 @@ class NamedPolicies:
         self._device_type = device_type
         self._without = without
         self._auto: TreePolicy | None = None
-        self._batch_auto: TreePolicy | None = None
+        self._batch_auto: JointPolicy | None = None
 
     def check(self, default: PolicyChoice | None) -> PolicyChoice:
         """Return a decoder's default policy; a policy that is named is made when first used.
@@ -68,24 +80,48 @@ class NamedPolicies:
             self._auto = self._make_auto()
         return self._auto
 
-    def for_batch(self, policy: TreePolicy) -> TreePolicy | None:
-        """Return the policy to use for sequences that are decoded together.
+    def for_batch(self, policy: TreePolicy) -> BatchPolicy | None:
+        """Return what decides for prompts that `generate` decodes together, at most `MOST_SLOTS`.
 
         Args:
             policy: the policy for one sequence.
 
         Returns:
-            A constant policy itself. For "auto" another one of its kind, which does not mix the
-            costs of shared passes with those of passes of one sequence. None for others: what
-            they rest on may not hold for shared passes.
+            A constant policy for every slot. For "auto" a policy that decides for all slots
+            together. None for others: what they rest on may not hold for shared passes.
         """
         if isinstance(policy, ConstantPolicy):
-            return policy
-        if policy is not self._auto:
-            return None
+            return PerSlotPolicies(policy)
+        return self._joint(MOST_SLOTS) if policy is self._auto else None
+
+    def for_slots(self, policy: PolicyChoice | BatchPolicy, slots: int) -> BatchPolicy:
+        """Return what decides for a batch's sequences that have no policy of their own.
+
+        Args:
+            policy: "auto" decides for all of them together, as every `BatchPolicy` does; of another
+                policy, every sequence takes it or a fork of it.
+            slots: most sequences.
+
+        Raises:
+            ValueError: `policy` is a text, but not "auto"; or "auto" has more slots than rows.
+            TypeError: `policy` is no policy.
+        """
+        if isinstance(policy, str):
+            check_name(policy)
+            return MixedPolicies(self._joint(slots))
+        return share_policy(policy)
+
+    def _joint(self, slots: int) -> BatchPolicy:
+        """Return an automatic policy of a batch; all of up to `MOST_SLOTS` slots learn together."""
+        make = cast(
+            "Callable[[int, int], JointPolicy]",
+            getattr(import_module(_BATCH_MODULE), _BATCH_MAKER),
+        )
+        if slots > MOST_SLOTS:
+            return make(self._draft_vocab_size, slots)
         if self._batch_auto is None:
-            self._batch_auto = self._make_auto()
-        return self._batch_auto
+            self._batch_auto = make(self._draft_vocab_size, MOST_SLOTS)
+        return self._batch_auto.fork(slots)
 
     def _make_auto(self) -> TreePolicy:
         if self._device_type != "cpu":
@@ -97,6 +133,20 @@ class NamedPolicies:
             return ConstantPolicy(self._without)
         make = cast("Callable[[int], TreePolicy]", getattr(import_module(_MODULE), _MAKER))
         return make(self._draft_vocab_size)
+
+
+def share_policy(policy: TreeParams | DraftPlan | TreePolicy | BatchPolicy) -> BatchPolicy:
+    """Return a batch's policy, beside which sequences may have their own.
+
+    Raises:
+        TypeError: `policy` is no policy.
+    """
+    if isinstance(policy, PerSlotPolicies | MixedPolicies):
+        return policy
+    # A protocol of methods without values: of the policies of one sequence, none has `plan`.
+    if hasattr(policy, "plan"):
+        return MixedPolicies(cast("BatchPolicy", policy))
+    return PerSlotPolicies(policy)
 
 
 def check_name(policy: str) -> None:

@@ -18,6 +18,9 @@ class PendingRows:
     def __init__(self) -> None:
         self._parts: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
 
+    def __len__(self) -> int:
+        return sum(len(tokens) for tokens, _, _ in self._parts)
+
     def clear(self) -> None:
         """Forget all rows."""
         self._parts.clear()

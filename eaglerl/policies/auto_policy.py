@@ -6,7 +6,7 @@ from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
-from eaglerl.policies.online_policy import DEFAULT_LIMIT, OnlinePolicy
+from eaglerl.policies.online_policy import DEFAULT_LIMIT, OnlinePolicy, limit_for
 
 
 class AutoPolicy(OnlinePolicy):
@@ -111,11 +111,4 @@ def make_auto_policy(
     Raises:
         ValueError: see `AutoPolicy`.
     """
-    return AutoPolicy(cost, limit=auto_limit(draft_vocab_size), lookup_tokens=lookup_tokens)
-
-
-def auto_limit(draft_vocab_size: int) -> TreeParams:
-    """Return the largest tree of up to 32 rows that a head can draft, at most 4 wide."""
-    rows, depth, most = DEFAULT_LIMIT.total_tokens, DEFAULT_LIMIT.depth, DEFAULT_LIMIT.top_k
-    width = min(most, draft_vocab_size)
-    return TreeParams(min(rows, 1 + width + depth * width**2), depth, width)
+    return AutoPolicy(cost, limit=limit_for(draft_vocab_size), lookup_tokens=lookup_tokens)

@@ -155,3 +155,14 @@ class OnlinePolicy:
             *self.cost.verify_lines(limit.total_tokens),
             *self.cost.draft_passes(limit.top_k),
         )
+
+
+def limit_for(draft_vocab_size: int) -> TreeParams:
+    """Return `DEFAULT_LIMIT`, or the largest tree within it of a head that drafts fewer tokens.
+
+    Args:
+        draft_vocab_size: number of tokens that the head can draft.
+    """
+    rows, depth, most = DEFAULT_LIMIT.total_tokens, DEFAULT_LIMIT.depth, DEFAULT_LIMIT.top_k
+    width = min(most, draft_vocab_size)
+    return TreeParams(min(rows, 1 + width + depth * width**2), depth, width)

@@ -119,6 +119,7 @@ class BatchCycle:
                     part.sequence.state.cycle_state,
                     part.sequence.tokens_left,
                     self._room(part),
+                    len(part.sequence.state.pending),
                 )
                 for part in choosing
             ]

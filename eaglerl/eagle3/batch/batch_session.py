@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from eaglerl.eagle3.batch.batch_cycle import BatchCycle
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
+from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
+from eaglerl.eagle3.batch.session_prefixes import SessionPrefixes
 from eaglerl.eagle3.head.cached_draft import CachedDraft
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import use_verifier
 from eaglerl.eagle3.sampling import Verifier
@@ -35,6 +39,7 @@ class BatchSession:
         cache: the target's KV cache.
         draft: the draft's runner with its cache; None without a draft.
         prompt_rows: most rows of prompts that one `step` reads.
+        prefixes: rows of texts that were read before; None if none are kept.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class BatchSession:
         slots: int,
         capacity: int,
         prompt_rows: int | None = None,
+        prefix_tokens: int = 0,
     ) -> None:
         """Allocate the caches of all slots.
 
@@ -59,10 +65,15 @@ class BatchSession:
                 left, it fails.
             prompt_rows: most rows of prompts that one `step` reads; the target's `chunk_size` if
                 None. Prompts are read in chunks of this many rows, at most `chunk_size`.
+            prefix_tokens: most tokens whose rows are kept when their sequence has ended, for
+                prompts that begin with them; 0 for none. The text is the same. It needs
+                `prompt_rows` of at most `MOST_EXACT_ROWS`, up to which a row does not depend on
+                how a prompt is divided.
 
         Raises:
-            ValueError: the target is not on the CPU, or `slots`, `capacity` or `prompt_rows` is
-                less than 1.
+            ValueError: the target is not on the CPU; `slots`, `capacity` or `prompt_rows` is
+                less than 1; or prefixes are to be kept with larger `prompt_rows` or a target whose
+                rows depend on how a prompt is divided.
         """
         if target.device.type != "cpu":
             raise ValueError(f"a batch decodes on the CPU, the target is on {target.device}")
@@ -75,13 +86,25 @@ class BatchSession:
                 "verifies them one after another, which is slower",
                 stacklevel=2,
             )
+        if prefix_tokens and not (target.mixes_slots and self.prompt_rows <= MOST_EXACT_ROWS):
+            raise ValueError(
+                f"prefix_tokens must be 0 for a {type(target).__name__} with "
+                f"prompt_rows={self.prompt_rows}; prefixes are kept where prompts are read by a "
+                f"target that mixes slots, in chunks of at most {MOST_EXACT_ROWS}"
+            )
         self.policies = policies
         self.cache = target.new_cache(capacity, slots)
         self.draft = None if draft_runner is None else draft_runner.with_own_cache(capacity, slots)
+        self.prefixes: SessionPrefixes | None = None
+        if prefix_tokens:
+            width = len(target.feature_layers) * target.hidden_size
+            self.prefixes = SessionPrefixes(prefix_tokens, self.cache, self.draft, width)
         self._target = target
         self._cycle = BatchCycle(target, self.draft, policies, self.cache)
         # In the order in which they joined.
         self._sequences: list[BatchedSequence] = []
+        # Those whose prompts are not read, the one whose turn it is first.
+        self._readers: deque[BatchedSequence] = deque()
         self._end_uses: dict[int, Callable[[], None]] = {}
         self._at_work = False
 
@@ -120,7 +143,8 @@ class BatchSession:
             prompt_ids: at least one token id.
             verifier: greedy or sampling, for this sequence alone if it reads the text.
             rules: decide when the sequence ends.
-            policy: the sequence's own policy, where `policies` are `PerSlotPolicies`.
+            policy: the sequence's own policy, where `policies` are `PerSlotPolicies` or
+                `MixedPolicies`.
             top_logprobs: see `Generation`.
 
         Returns:
@@ -160,9 +184,12 @@ class BatchSession:
             except BaseException:
                 end_use()
                 raise
+            if self.prefixes is not None:
+                self.prefixes.reuse(sequence)
             sequence.wait(waited)
             self._end_uses[slot] = end_use
             self._sequences.append(sequence)
+            self._readers.append(sequence)
             return sequence
 
     def step(self) -> list[tuple[BatchedSequence, tuple[int, ...]]]:
@@ -224,7 +251,7 @@ class BatchSession:
     def _join_policy(self, slot: int, policy: TreePolicy | None) -> None:
         if policy is None:
             self.policies.join(slot)
-        elif isinstance(self.policies, PerSlotPolicies):
+        elif isinstance(self.policies, PerSlotPolicies | MixedPolicies):
             self.policies.join(slot, policy)
         else:
             raise ValueError(
@@ -234,17 +261,20 @@ class BatchSession:
     def _read_prompts(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
         # Chunks begin where the prompt alone says, whatever was read before it in this step.
         chunk, left = min(self._target.chunk_size, self.prompt_rows), self.prompt_rows
-        for sequence in self._sequences:
+        while self._readers and (rows := self._readers[0].next_chunk(chunk)) <= left:
+            # The prompts take turns, so that a long one holds up no other by more than a chunk.
+            sequence = self._readers.popleft()
+            if sequence.ended:
+                continue
+            left -= rows
             try:
-                while sequence.unread and sequence.next_chunk(chunk) <= left:
-                    left -= sequence.next_chunk(chunk)
-                    if first := sequence.read_chunk(self._target, self.cache, chunk):
-                        new[sequence] = first
+                if first := sequence.read_chunk(self._target, self.cache, chunk):
+                    new[sequence] = first
+                    self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
-            # No other prompt overtakes one that waits for its chunk.
-            if not sequence.ended and sequence.unread:
-                return
+            if sequence.unread and not sequence.ended:
+                self._readers.append(sequence)
 
     def _run_cycle(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
         ready = [s for s in self._sequences if not s.ended and not s.unread]
@@ -259,27 +289,28 @@ class BatchSession:
                 continue
             try:
                 kept = sequence.add_cycle(share.result)
+                if sequence.ended:
+                    self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
             else:
                 new[sequence] = (*new.get(sequence, ()), *kept)
 
+    def _keep_prefix(self, sequence: BatchedSequence) -> None:
+        if self.prefixes is not None:
+            self.prefixes.keep(sequence)
+
     def _settle(self) -> None:
         """Free the slots of the sequences that have ended."""
         for sequence in [s for s in self._sequences if s.ended]:
             self._sequences.remove(sequence)
+            if sequence in self._readers:
+                self._readers.remove(sequence)
             slot = sequence.slot
             sequence.let_go()
             self._end_uses.pop(slot)()
-            self.cache.truncate(0, slot)
+            # Zeros: a NaN of a failed sequence would spread where its weight is 0.
+            self.cache.release(slot)
             if self.draft is not None:
-                self.draft.reset(slot)
-            if sequence.error is not None:
-                self._clear(slot)
+                self.draft.cache.release(slot)
             self.policies.leave(slot)
-
-    def _clear(self, slot: int) -> None:
-        """Overwrite what a failed sequence left: a NaN would spread where its weight is 0."""
-        caches = [self.cache] if self.draft is None else [self.cache, self.draft.cache]
-        for cache in caches:
-            cache.data[slot].zero_()

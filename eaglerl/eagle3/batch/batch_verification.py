@@ -82,7 +82,7 @@ class BatchVerification:
             check_logits(logits[rows])
         accepted = keep_path(output.features, tree, rows, bonus, self._cache, part.slot)
         sequence.record_logprobs(logits[accepted.rows], accepted.emitted)
-        sequence.state.keep(accepted)
+        sequence.keep(accepted, part.tree_rows)
         part.accepted = accepted
 
 

@@ -29,8 +29,9 @@ from eaglerl.evaluation.modes.runners import (
     Runner,
     TransformersRunner,
 )
-from eaglerl.policies.auto_policy import auto_limit, make_auto_policy
+from eaglerl.policies.auto_policy import make_auto_policy
 from eaglerl.policies.batch_auto import BatchAutoPolicy
+from eaglerl.policies.online_policy import limit_for
 
 #: Kinds of mode whose tree is chosen by a pass before the comparison.
 SELECTED_KINDS = ("tuned", "hindsight")
@@ -116,7 +117,7 @@ def _batch_policies(
     if mode.kind in SELECTED_KINDS:
         return SplitPolicies(dict(trees or {}))
     if mode.kind in AUTO_LOOKUPS:
-        limit = auto_limit(_head_of(resources.decoder).config.draft_vocab_size)
+        limit = limit_for(_head_of(resources.decoder).config.draft_vocab_size)
         lookup_tokens = AUTO_LOOKUPS[mode.kind]
         return BatchAutoPolicy(mode.concurrency, limit=limit, lookup_tokens=lookup_tokens)
     policy, _ = _policy_of_one(mode, resources)
