@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
+from rich.text import Text
 
 from eaglerl.cli.shared.action_options import read_actions
-from eaglerl.cli.shared.comparison_table import comparison_tables
+from eaglerl.cli.shared.comparison_table import apart, comparison_tables
+from eaglerl.cli.shared.many_at_once_tables import many_at_once_tables
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     DecoderSettings,
@@ -21,7 +24,7 @@ from eaglerl.cli.shared.options import (
     resolve_draft,
     resolve_model,
 )
-from eaglerl.cli.shared.parse_options import parse_trees
+from eaglerl.cli.shared.parse_options import parse_numbers, parse_trees
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import notes, output, progress_bar, say
 from eaglerl.resps.commands.preset_options import (
@@ -86,6 +89,26 @@ class CompareSettings(DecoderSettings):
     repeats: Annotated[
         int, typer.Option(min=1, metavar="N", help="Number of times that each question is decoded.")
     ] = 3
+    concurrency: Annotated[
+        str,
+        typer.Option(
+            "--concurrency",
+            "-c",
+            metavar="N,...",
+            help="Questions that every mode decodes at once, in one batch. 1 is always included, "
+            "as reference.",
+        ),
+    ] = "1"
+    group: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --concurrency: modes take turns with groups of at least N questions; "
+            "default: twice the largest concurrency.",
+            show_default=False,
+        ),
+    ] = None
     max_new_tokens: Annotated[
         int,
         typer.Option("--max-new-tokens", "-n", min=2, metavar="N", help="Longest answer."),
@@ -190,6 +213,9 @@ def compare(settings: CompareSettings) -> None:
     reverses. Outputs are compared with those of plain decoding. Every measurement is kept in
     FOLDER: the same command continues an interrupted comparison, and with one more --mode it
     extends a complete one without repeating the rest.
+
+    With --concurrency 1,4,16 every mode also decodes 4 and 16 questions at once, a new one joining
+    as soon as one ends. Modes then take turns with groups of questions.
     """
     if settings.questions:
         plan = _make_plan(settings)
@@ -206,7 +232,14 @@ def _make_plan(settings: CompareSettings) -> _Plan:
         show("loading libraries", 0.0)
         from eaglerl.evaluation.questions.question_files import question_files, read_questions
 
-        modes = _parse_modes(settings.mode or (PRESET_MODES if settings.preset else _DEFAULT_MODES))
+        at_once = parse_numbers(settings.concurrency, "--concurrency")
+        modes = _parse_modes(
+            settings.mode or (PRESET_MODES if settings.preset else _DEFAULT_MODES), at_once
+        )
+        if settings.preset and max(at_once) > 1:
+            raise typer.BadParameter(
+                "the policies of --preset decide for one sequence", param_hint="--concurrency"
+            )
         labels = {one.label for one in modes}
         labels |= preset_labels(
             settings.preset,
@@ -230,7 +263,9 @@ def _make_plan(settings: CompareSettings) -> _Plan:
 def _compare_options(settings: CompareSettings) -> CompareOptions:
     from eaglerl.evaluation.running.comparison_options import DEFAULT_GRID, CompareOptions
 
+    most = max(parse_numbers(settings.concurrency, "--concurrency"))
     return CompareOptions(
+        group=settings.group or (2 * most if most > 1 else None),
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -309,21 +344,28 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
     from eaglerl.evaluation.results.records import load_comparison
+    from eaglerl.evaluation.statistics.many_at_once import serial_part, throughputs
     from eaglerl.evaluation.statistics.summary import summarise
 
-    comparison = load_comparison(folder)
+    whole = load_comparison(folder)
+    comparison, many = serial_part(whole), throughputs(whole)
     summary = summarise(comparison, against or ())
     if as_json:
-        output().print_json(json.dumps(summary.to_dict()))
-    else:
-        output().print(comparison_tables(comparison.manifest, summary))
+        several = {"at_once": [one.to_dict() for one in many]} if many else {}
+        output().print_json(json.dumps(summary.to_dict() | several))
+        return
+    output().print(comparison_tables(comparison.manifest, summary))
+    if many:
+        output().print(Group(Text(), *apart(many_at_once_tables(many))))
 
 
-def _parse_modes(texts: list[str] | tuple[str, ...]) -> tuple[ModeSpec, ...]:
-    from eaglerl.evaluation.modes.mode_names import parse_modes
+def _parse_modes(
+    texts: list[str] | tuple[str, ...], at_once: tuple[int, ...]
+) -> tuple[ModeSpec, ...]:
+    from eaglerl.evaluation.modes.mode_names import at_concurrencies, parse_modes
 
     try:
-        return parse_modes(texts)
+        return at_concurrencies(parse_modes(texts), at_once)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--mode") from error
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from typing import Literal, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast
 
-from eaglerl.eagle3.batch.batch_policy import BatchPolicy
+from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
 from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
+from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.policy import ConstantPolicy, DraftPlan, TreeParams, TreePolicy, as_policy
 
 #: What `SpeculativeDecoder.generate` takes as its policy.
@@ -20,25 +21,41 @@ _MODULE, _MAKER = "eaglerl.policies.auto_policy", "make_auto_policy"
 _BATCH_MODULE, _BATCH_MAKER = "eaglerl.policies.batch_auto", "make_batch_auto"
 
 
+class JointPolicy(BatchPolicy, Protocol):
+    """A policy of a batch that other batches may share."""
+
+    def fork(self, slots: int) -> BatchPolicy:
+        """Return the policy of another batch; both learn together."""
+
+
 class NamedPolicies:
     """The policies of a decoder by their names, made when first used.
 
-    All generations with "auto" share one policy or its forks, and learn together.
+    All generations with "auto" share one policy or its forks, and learn together; so do all
+    batches. What a pass costs one sequence says little of what it costs several.
     """
 
-    def __init__(self, draft_vocab_size: int, device_type: str, without: TreeParams) -> None:
+    def __init__(
+        self,
+        draft_vocab_size: int,
+        device_type: str,
+        without: TreeParams,
+        fuse: Callable[[FusedPolicy, int], BatchPolicy],
+    ) -> None:
         """Set up.
 
         Args:
             draft_vocab_size: number of tokens that the head can draft.
             device_type: type of the target's device.
             without: the constant tree to use where "auto" cannot decide.
+            fuse: makes of a policy the one of a batch with so many slots.
         """
         self._draft_vocab_size = draft_vocab_size
+        self._fuse = fuse
         self._device_type = device_type
         self._without = without
         self._auto: TreePolicy | None = None
-        self._batch_auto: TreePolicy | None = None
+        self._batch_auto: JointPolicy | None = None
 
     def check(self, default: PolicyChoice | None) -> PolicyChoice:
         """Return a decoder's default policy; a policy that is named is made when first used.
@@ -72,31 +89,30 @@ class NamedPolicies:
             self._auto = self._make_auto()
         return self._auto
 
-    def for_batch(self, policy: TreePolicy) -> TreePolicy | None:
-        """Return the policy to use for sequences that are decoded together.
+    def for_batch(self, policy: TreePolicy) -> BatchPolicy | None:
+        """Return what decides for prompts that `generate` decodes together, at most `MOST_SLOTS`.
 
         Args:
             policy: the policy for one sequence.
 
         Returns:
-            A constant policy itself. For "auto" another one of its kind, which does not mix the
-            costs of shared passes with those of passes of one sequence. None for others: what
-            they rest on may not hold for shared passes.
+            A constant policy for every slot. For "auto" a policy that decides for all slots
+            together; for a `FusedPolicy` one that reads the features of all of them. None for
+            others: what they rest on may not hold for shared passes.
         """
         if isinstance(policy, ConstantPolicy):
-            return policy
-        if policy is not self._auto:
-            return None
-        if self._batch_auto is None:
-            self._batch_auto = self._make_auto()
-        return self._batch_auto
+            return PerSlotPolicies(policy)
+        if isinstance(policy, FusedPolicy):
+            return self._fuse(policy, MOST_SLOTS)
+        return self._joint(MOST_SLOTS) if policy is self._auto else None
 
     def for_slots(self, policy: PolicyChoice | BatchPolicy, slots: int) -> BatchPolicy:
         """Return what decides for a batch's sequences that have no policy of their own.
 
         Args:
-            policy: "auto" decides for all of them together, as every `BatchPolicy` does; of another
-                policy, every sequence takes it or a fork of it.
+            policy: "auto" decides for all of them together, as every `BatchPolicy` does; a
+                `FusedPolicy` reads the features of all of them in one call; of another policy,
+                every sequence takes it or a fork of it.
             slots: most sequences.
 
         Raises:
@@ -105,12 +121,22 @@ class NamedPolicies:
         """
         if isinstance(policy, str):
             check_name(policy)
-            make = cast(
-                "Callable[[int, int], BatchPolicy]",
-                getattr(import_module(_BATCH_MODULE), _BATCH_MAKER),
-            )
-            return MixedPolicies(make(self._draft_vocab_size, slots))
+            return MixedPolicies(self._joint(slots))
+        if isinstance(policy, FusedPolicy):
+            return self._fuse(policy, slots)
         return share_policy(policy)
+
+    def _joint(self, slots: int) -> BatchPolicy:
+        """Return an automatic policy of a batch; all of up to `MOST_SLOTS` slots learn together."""
+        make = cast(
+            "Callable[[int, int], JointPolicy]",
+            getattr(import_module(_BATCH_MODULE), _BATCH_MAKER),
+        )
+        if slots > MOST_SLOTS:
+            return make(self._draft_vocab_size, slots)
+        if self._batch_auto is None:
+            self._batch_auto = make(self._draft_vocab_size, MOST_SLOTS)
+        return self._batch_auto.fork(slots)
 
     def _make_auto(self) -> TreePolicy:
         if self._device_type != "cpu":

@@ -18,15 +18,28 @@ class PromptReader:
         token_ids: the prompt.
     """
 
-    def __init__(self, token_ids: Sequence[int] = ()) -> None:
-        """Take a prompt; nothing is read yet."""
+    def __init__(
+        self,
+        token_ids: Sequence[int] = (),
+        *,
+        read: int = 0,
+        features: torch.Tensor | None = None,
+    ) -> None:
+        """Take a prompt.
+
+        Args:
+            token_ids: the prompt.
+            read: tokens at its beginning whose rows are in the cache already.
+            features: (R, 3k) features of the last R of those.
+        """
         self.token_ids = list(token_ids)
-        self._features: list[torch.Tensor] = []
+        self._read = read
+        self._features = [] if features is None else [features]
 
     @property
     def unread(self) -> int:
         """Number of tokens that have not been read."""
-        return len(self.token_ids) - sum(len(part) for part in self._features)
+        return len(self.token_ids) - self._read
 
     def read_chunk(
         self, target: TargetModel, cache: KVCache, slot: int, most_rows: int | None
@@ -42,7 +55,7 @@ class PromptReader:
         Returns:
             (1, V) logits after the prompt if this was the last chunk, else None.
         """
-        start = len(self.token_ids) - self.unread
+        start = self._read
         size = min(target.chunk_size, most_rows or target.chunk_size)
         chunk = self.token_ids[start : start + size]
         last = start + len(chunk) == len(self.token_ids)
@@ -51,10 +64,15 @@ class PromptReader:
         cache.commit(range(len(chunk)), slot)
         # A copy: the features are a view of a buffer that the next pass overwrites.
         self._features.append(output.features.clone())
+        self._read += len(chunk)
         return output.logits if last else None
 
     def take_features(self) -> torch.Tensor:
-        """Return the (n, 3k) features of the n tokens that were read, and forget them."""
+        """Return the features of the tokens that were read, and forget them.
+
+        Returns:
+            (n, 3k); behind a prefix whose rows were there, those that came with it and all further.
+        """
         features = torch.cat(self._features)
         self._features.clear()
         return features

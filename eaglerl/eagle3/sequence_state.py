@@ -47,14 +47,15 @@ class SequenceState:
 
         Args:
             token_ids: the n tokens of the prompt, and the first new one.
-            features: (n, 3k) target features of the prompt; kept, not copied.
+            features: (m, 3k) target features of the last m tokens of the prompt, those that the
+                draft has not processed; kept, not copied.
         """
         self.token_ids = token_ids
         self._text = self.first_logits = None
         self.last_features = features[-1].clone()
         self.pending.clear()
         if self._drafts:
-            after = torch.tensor(token_ids[1:]).to(features.device)
+            after = torch.tensor(token_ids[-len(features) :]).to(features.device)
             self.pending.add(after, features, reduced=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from eaglerl._ext import C
@@ -27,7 +28,6 @@ class _Slot:
     def begin(self) -> None:
         """Begin a sequence."""
         self._batch.join(self._number)
-        self.read = 0  # tokens that the draft has read
         self.lookup = NO_LOOKUP
         self.depth = 0
 
@@ -86,20 +86,41 @@ class BatchAutoPolicy:
         """
         if limit.total_tokens == 1:
             raise ValueError("limit must draft at least one node, got total_tokens=1")
-        self.slots, self.limit = slots, limit
+        self.limit = limit
         self.lookup_tokens, self.max_rows = lookup_tokens, max_rows
         self.cost = batch_cost(slots, limit.top_k, max_rows) if cost is None else cost
         for width in _widths(slots, limit.top_k):
             self.cost.width_index(width)
         self._shared = C.OnlineAcceptance(limit.depth, 1.0)
-        self._native = C.OnlineBatch(
-            self._shared, limit.top_k, limit.depth, limit.total_tokens, lookup_tokens,
-            self.cost._native, slots, max_rows,
-        )  # fmt: skip
-        self._slots = [_Slot(self._native, slot) for slot in range(slots)]
+        self._open(slots)
         self._plan = DraftPlan(limit, lookup_tokens)
         # Made once: a plan checks its fields.
         self._undrafted = [DraftPlan(None, tokens) for tokens in range(lookup_tokens + 1)]
+
+    def fork(self, slots: int | None = None) -> BatchAutoPolicy:
+        """Return the same policy for another batch at the same time; both learn together.
+
+        Args:
+            slots: most sequences of that batch; `slots` if None.
+
+        Raises:
+            ValueError: there are more of them than here, or less than 1.
+        """
+        chosen = self.slots if slots is None else slots
+        if not 1 <= chosen <= self.slots:
+            raise ValueError(f"slots must be in 1..{self.slots}, got {chosen}")
+        other = copy.copy(self)
+        other._open(chosen)
+        return other
+
+    def _open(self, slots: int) -> None:
+        """Begin without sequences."""
+        self.slots = slots
+        self._native = C.OnlineBatch(
+            self._shared, self.limit.top_k, self.limit.depth, self.limit.total_tokens,
+            self.lookup_tokens, self.cost._native, slots, self.max_rows,
+        )  # fmt: skip
+        self._slots = [_Slot(self._native, slot) for slot in range(slots)]
 
     @property
     def rate(self) -> float:
@@ -129,11 +150,9 @@ class BatchAutoPolicy:
             cut.append(each.cut(self._plan))
             # A draft of n levels may emit n + 1 tokens.
             room = 0 if cut[-1].tree is None else min(each.most_tokens - 1, _ANY_ROOM)
-            entries.append((each.slot, context, match, len(looked_up), context - kept.read, room))
+            entries.append((each.slot, context, match, len(looked_up), each.unread, room))
         plans = []
-        for tokens, entry, plan in zip(self._native.plan(entries), entries, cut, strict=True):
-            if tokens < 0:
-                self._slots[entry[0]].read = entry[1]
+        for tokens, plan in zip(self._native.plan(entries), cut, strict=True):
             plans.append(plan if tokens < 0 else self._undrafted[tokens])
         return plans
 

@@ -74,6 +74,7 @@ class State:
     slot: int
     state: MadeUpState
     most_tokens: int = 1000
+    unread: int = 1
 
     def cut(self, plan: DraftPlan) -> DraftPlan:
         return plan
@@ -106,6 +107,8 @@ class Batch:
     def __init__(self, policy: BatchAutoPolicy, clock: BatchClock, slots: int) -> None:
         self.policy, self.clock, self.slots = policy, clock, slots
         self.contexts, self.read = [50] * slots, [42] * slots
+        # As `AutoPolicy` counts: at its beginning the draft has read nothing.
+        self.told = [0] * slots
         for slot in range(slots):
             policy.join(slot)
 
@@ -123,7 +126,7 @@ class Batch:
         for slot, (cycle, plan) in enumerate(zip(cycles, plans, strict=True)):
             if slot in drafting:
                 unread += max(self.contexts[slot] - self.read[slot] - 8, 0)
-                self.read[slot] = self.contexts[slot]
+                self.read[slot] = self.told[slot] = self.contexts[slot]
             results.append((slot, self._verify(slot, cycle, plan, depths.get(slot))))
         rows = sum(result.rows for _, result in results)
         draft = clock.passes_seconds(passes) if passes else 0.0
@@ -139,7 +142,11 @@ class Batch:
 
     def _states(self, cycles: Sequence[Cycle]) -> list[State]:
         return [
-            State(slot, made_up_state(self.contexts[slot], cycle.lookup))
+            State(
+                slot,
+                made_up_state(self.contexts[slot], cycle.lookup),
+                unread=self.contexts[slot] - self.told[slot],
+            )
             for slot, cycle in enumerate(cycles)
         ]
 

@@ -290,6 +290,23 @@ def test_a_slot_at_its_end_drafts_nothing() -> None:
     assert policy.plan([]) == []
 
 
+def test_forks_learn_together_with_slots_of_their_own() -> None:
+    policy = BatchAutoPolicy(8)
+    clock = clock_of("flat", 0)
+    Batch(policy, clock, 8).decode(texts_of(HEADS["own head"], 8, 0, 300))
+    fork = policy.fork(4)
+    assert (fork.slots, policy.slots) == (4, 8)
+    assert fork.cost is policy.cost
+    texts = texts_of(HEADS["own head"], 4, 1, 60)
+    found = Batch(fork, clock, 4).decode(texts)
+    # It begins with what was learned; one without knowledge tries first.
+    fresh = Batch(BatchAutoPolicy(4), clock_of("flat", 0), 4).decode(texts)
+    assert found.rate() > 1.05 * fresh.rate()
+    for slots in (0, 9):
+        with pytest.raises(ValueError, match=rf"slots must be in 1..8, got {slots}"):
+            policy.fork(slots)
+
+
 def test_decisions_are_the_same_in_every_run() -> None:
     texts = texts_of(HEADS["lookups"], 4, 0, 100)
     first, second = (decoded("step", texts, 0) for _ in range(2))

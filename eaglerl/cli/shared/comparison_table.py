@@ -53,10 +53,10 @@ def comparison_tables(manifest: Manifest, summary: Summary) -> RenderableType:
     if references and len(summary.by_domain) > 1:
         parts += _domains(summary)
     notes = [Text(note) for note in _notes(manifest, summary)]
-    return Group(*_apart(parts), Text(), *notes)
+    return Group(*apart(parts), Text(), *notes)
 
 
-def _apart(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
+def apart(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
     """Yield the parts, with an empty line before each table.
 
     Titles and captions become lines of their own: rich would wrap them at the table's width.
@@ -90,14 +90,14 @@ def _speeds(
 ) -> Iterator[RenderableType]:
     """Yield tables of the speeds, each with as many references as fit, and which outputs differ."""
     ranked = sorted(modes, key=lambda mode: (mode.failed, -mode.tokens_per_second))
-    for some in _batched(references, _REFERENCES) if references else [()]:
-        table = _table(title)
+    for some in batched(references, _REFERENCES) if references else [()]:
+        table = new_table(title)
         for name in ("tokens/s", *(f"/ {name}" for name in some)):
             table.add_column(name, justify="right")
         for mode in ranked:
             cells = [
                 f"{mode.tokens_per_second:.1f}",
-                *(_interval(mode.ratios.get(name)) for name in some),
+                *(interval_text(mode.ratios.get(name)) for name in some),
             ]
             # A mode with a wrong answer has no speed.
             style = "red" if mode.failed else None
@@ -117,7 +117,7 @@ def _identical(mode: ModeSummary) -> str:
 
 
 def _times(modes: Sequence[ModeSummary]) -> Table:
-    table = _table("Tokens and times")
+    table = new_table("Tokens and times")
     for name in ("all-in", "length", "p50 ms", "p99 ms"):
         table.add_column(name, justify="right")
     for mode in modes:
@@ -136,7 +136,7 @@ def _times(modes: Sequence[ModeSummary]) -> Table:
 
 
 def _behaviour(modes: Sequence[ModeSummary]) -> Table:
-    table = _table("What the modes did")
+    table = new_table("What the modes did")
     for name in ("policy", "hit rate", "actions", "switches", "wasted", "syncs"):
         table.add_column(name, justify="right")
     for mode in modes:
@@ -158,13 +158,13 @@ def _behaviour(modes: Sequence[ModeSummary]) -> Table:
 
 def _domains(summary: Summary) -> Iterator[Table]:
     failed = {mode.mode for mode in summary.modes if mode.failed}
-    for some in _batched(summary.by_domain.items(), _DOMAINS):
-        table = _table(f"tokens/s / {summary.references[0]}, by file")
+    for some in batched(summary.by_domain.items(), _DOMAINS):
+        table = new_table(f"tokens/s / {summary.references[0]}, by file")
         for domain, _ in some:
             table.add_column(domain, justify="right", overflow="fold")
         for mode in summary.modes:
             if mode.mode not in failed:
-                cells = (_interval(found.get(mode.mode), "\n") for _, found in some)
+                cells = (interval_text(found.get(mode.mode), "\n") for _, found in some)
                 table.add_row(mode.mode, *cells)
         yield table
 
@@ -190,7 +190,7 @@ def _notes(manifest: Manifest, summary: Summary) -> Iterator[str]:
         )
 
 
-def _batched(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
+def batched(items: Iterable[_T], size: int) -> Iterator[tuple[_T, ...]]:
     """Yield the items in order, `size` at a time, like `itertools.batched` of Python 3.12."""
     rest = iter(items)
     while batch := tuple(islice(rest, size)):
@@ -201,7 +201,8 @@ def _trees(trees: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{'/'.join(map(str, tree))} for {split}" for split, tree in trees.items())
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """Return an empty table with a column for the modes."""
     table = Table(
         title=title, header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -210,7 +211,8 @@ def _table(title: str) -> Table:
     return table
 
 
-def _interval(interval: Interval | None, between: str = " ") -> str:
+def interval_text(interval: Interval | None, between: str = " ") -> str:
+    """Return a ratio with its interval behind `between`; empty if there is none."""
     if interval is None or not math.isfinite(interval.ratio):
         return ""
     if not math.isfinite(interval.low):

@@ -10,6 +10,9 @@ from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.ops import DraftTree, DraftTreeBuilder
 
+#: Most prompts that `generate` decodes at once: more share the cost of reading the weights no
+#: better.
+MOST_SLOTS = 16
 #: One token in the next cycle, without a draft.
 _PLAIN = DraftPlan()
 
@@ -23,12 +26,14 @@ class SlotState:
         state: what a policy of one sequence sees; ``state.lookup(n)`` looks up tokens.
         most_tokens: most tokens that the sequence may still emit.
         room: free rows of the slot in the KV caches.
+        unread: tokens of the text that the draft has not processed.
     """
 
     slot: int
     state: CycleState
     most_tokens: int
     room: int
+    unread: int
 
     def cut(self, plan: DraftPlan) -> DraftPlan:
         """Return the plan without what the sequence or its caches have no room for.

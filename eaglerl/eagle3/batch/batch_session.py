@@ -12,7 +12,9 @@ from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
 from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
+from eaglerl.eagle3.batch.session_prefixes import SessionPrefixes
 from eaglerl.eagle3.head.cached_draft import CachedDraft
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import use_verifier
 from eaglerl.eagle3.sampling import Verifier
@@ -37,6 +39,7 @@ class BatchSession:
         cache: the target's KV cache.
         draft: the draft's runner with its cache; None without a draft.
         prompt_rows: most rows of prompts that one `step` reads.
+        prefixes: rows of texts that were read before; None if none are kept.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class BatchSession:
         slots: int,
         capacity: int,
         prompt_rows: int | None = None,
+        prefix_tokens: int = 0,
     ) -> None:
         """Allocate the caches of all slots.
 
@@ -61,10 +65,15 @@ class BatchSession:
                 left, it fails.
             prompt_rows: most rows of prompts that one `step` reads; the target's `chunk_size` if
                 None. Prompts are read in chunks of this many rows, at most `chunk_size`.
+            prefix_tokens: most tokens whose rows are kept when their sequence has ended, for
+                prompts that begin with them; 0 for none. The text is the same. It needs
+                `prompt_rows` of at most `MOST_EXACT_ROWS`, up to which a row does not depend on
+                how a prompt is divided.
 
         Raises:
-            ValueError: the target is not on the CPU, or `slots`, `capacity` or `prompt_rows` is
-                less than 1.
+            ValueError: the target is not on the CPU; `slots`, `capacity` or `prompt_rows` is
+                less than 1; or prefixes are to be kept with larger `prompt_rows` or a target whose
+                rows depend on how a prompt is divided.
         """
         if target.device.type != "cpu":
             raise ValueError(f"a batch decodes on the CPU, the target is on {target.device}")
@@ -77,9 +86,19 @@ class BatchSession:
                 "verifies them one after another, which is slower",
                 stacklevel=2,
             )
+        if prefix_tokens and not (target.mixes_slots and self.prompt_rows <= MOST_EXACT_ROWS):
+            raise ValueError(
+                f"prefix_tokens must be 0 for a {type(target).__name__} with "
+                f"prompt_rows={self.prompt_rows}; prefixes are kept where prompts are read by a "
+                f"target that mixes slots, in chunks of at most {MOST_EXACT_ROWS}"
+            )
         self.policies = policies
         self.cache = target.new_cache(capacity, slots)
         self.draft = None if draft_runner is None else draft_runner.with_own_cache(capacity, slots)
+        self.prefixes: SessionPrefixes | None = None
+        if prefix_tokens:
+            width = len(target.feature_layers) * target.hidden_size
+            self.prefixes = SessionPrefixes(prefix_tokens, self.cache, self.draft, width)
         self._target = target
         self._cycle = BatchCycle(target, self.draft, policies, self.cache)
         # In the order in which they joined.
@@ -165,6 +184,8 @@ class BatchSession:
             except BaseException:
                 end_use()
                 raise
+            if self.prefixes is not None:
+                self.prefixes.reuse(sequence)
             sequence.wait(waited)
             self._end_uses[slot] = end_use
             self._sequences.append(sequence)
@@ -249,6 +270,7 @@ class BatchSession:
             try:
                 if first := sequence.read_chunk(self._target, self.cache, chunk):
                     new[sequence] = first
+                    self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
             if sequence.unread and not sequence.ended:
@@ -267,10 +289,16 @@ class BatchSession:
                 continue
             try:
                 kept = sequence.add_cycle(share.result)
+                if sequence.ended:
+                    self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
             else:
                 new[sequence] = (*new.get(sequence, ()), *kept)
+
+    def _keep_prefix(self, sequence: BatchedSequence) -> None:
+        if self.prefixes is not None:
+            self.prefixes.keep(sequence)
 
     def _settle(self) -> None:
         """Free the slots of the sequences that have ended."""
@@ -281,15 +309,8 @@ class BatchSession:
             slot = sequence.slot
             sequence.let_go()
             self._end_uses.pop(slot)()
-            self.cache.truncate(0, slot)
+            # Zeros: a NaN of a failed sequence would spread where its weight is 0.
+            self.cache.release(slot)
             if self.draft is not None:
-                self.draft.reset(slot)
-            if sequence.error is not None:
-                self._clear(slot)
+                self.draft.cache.release(slot)
             self.policies.leave(slot)
-
-    def _clear(self, slot: int) -> None:
-        """Overwrite what a failed sequence left: a NaN would spread where its weight is 0."""
-        caches = [self.cache] if self.draft is None else [self.cache, self.draft.cache]
-        for cache in caches:
-            cache.data[slot].zero_()

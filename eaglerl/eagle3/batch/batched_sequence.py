@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ import torch
 
 from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.eagle3.continuation import Continuation
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.prompt_reader import PromptReader
 from eaglerl.eagle3.sampling import Verifier
@@ -32,6 +35,10 @@ class BatchedSequence(Continuation):
         error: what ended the sequence, if it failed.
         state: its text with all emitted tokens, and what the next cycle needs.
         policy_time: the policy's time since the last cycle.
+        reused_tokens: tokens at the beginning of the prompt whose rows were known; see
+            `PrefixCache`.
+        block_features: (3k,) features by position, of the last token of every block of the text.
+        exact_length: tokens at the beginning whose rows have the bits that they get alone.
     """
 
     def __init__(
@@ -51,6 +58,9 @@ class BatchedSequence(Continuation):
         self.error: BaseException | None = None
         self.state = SequenceState(drafts=drafts)
         self.policy_time = TotalTime()
+        self.reused_tokens = 0
+        self.block_features: dict[int, torch.Tensor] = {}
+        self.exact_length = sys.maxsize
         self._prompt = PromptReader(prompt_ids)
         self._waited = 0.0
         self._left: str | None = None
@@ -93,6 +103,18 @@ class BatchedSequence(Continuation):
         """Count time spent waiting for the target."""
         self._waited += seconds
 
+    def reuse(self, length: int, features: torch.Tensor) -> None:
+        """Begin behind a prefix whose rows are in the caches.
+
+        Args:
+            length: its tokens, fewer than the prompt's.
+            features: (B, 3k) features of the last token of each of its blocks.
+        """
+        self.reused_tokens = length
+        for block, own in enumerate(features):
+            self.block_features[(block + 1) * BLOCK_ROWS - 1] = own
+        self._prompt = PromptReader(self._prompt.token_ids, read=length, features=features[-1:])
+
     def next_chunk(self, most_rows: int) -> int:
         """Return the number of rows that `read_chunk` would read."""
         return min(self.unread, most_rows)
@@ -116,20 +138,39 @@ class BatchedSequence(Continuation):
         logits = self._prompt.read_chunk(target, cache, self.slot, most_rows)
         kept: tuple[int, ...] = ()
         if logits is not None:
-            check_logits(logits)
+            check_logits(bool(logits.isnan().any()))
             first = self.verifier.next_token(logits[0])
             self.record_logprobs(logits, (first,))
             prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
             self._prompt = PromptReader()
             self.state.begin([*prompt_ids, first], features)
+            self._mark_blocks(len(prompt_ids) - len(features), features)
             kept = self._append((first,))
         self.prefill_seconds += time.perf_counter() - started
         return kept
+
+    @property
+    def records_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self._logprobs is not None
 
     def record_logprobs(self, logits: torch.Tensor, token_ids: Sequence[int]) -> None:
         """Record tokens that were chosen from (R, V) logits, if that is wanted."""
         if self._logprobs is not None:
             self._logprobs.add(logits, token_ids)
+
+    def keep(self, accepted: Accepted, tree_rows: int) -> None:
+        """Append the tokens of a verification.
+
+        Args:
+            accepted: what was accepted.
+            tree_rows: rows of the tree.
+        """
+        root = len(self.state.token_ids) - 1
+        if tree_rows > MOST_EXACT_ROWS:
+            self.exact_length = min(self.exact_length, root)
+        self._mark_blocks(root, accepted.features)
+        self.state.keep(accepted)
 
     def add_cycle(self, result: StepResult) -> tuple[int, ...]:
         """Append the result of a cycle; return its tokens as far as the sequence goes."""
@@ -141,15 +182,25 @@ class BatchedSequence(Continuation):
         """Forget what only further cycles would need."""
         self._prompt.clear()
         self.state.pending.clear()
+        self.block_features.clear()
+
+    def _mark_blocks(self, first: int, features: torch.Tensor) -> None:
+        """Keep the features of tokens that end a block; the first ones are at position `first`."""
+        for position in range(first | (BLOCK_ROWS - 1), first + len(features), BLOCK_ROWS):
+            # A copy, so that not all of them are kept.
+            self.block_features[position] = features[position - first].clone()
 
 
-def check_logits(logits: torch.Tensor) -> None:
+def check_logits(has_nan: bool) -> None:
     """Check logits that a token is chosen from.
 
+    Args:
+        has_nan: whether there is a NaN among them.
+
     Raises:
-        ValueError: there is a NaN among them.
+        ValueError: there is.
     """
-    if bool(logits.isnan().any()):
+    if has_nan:
         raise ValueError("the target's logits hold NaN: no token can be chosen from them")
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
 from eaglerl.eagle3.batch.batch_session import BatchSession
-from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.output import DecodedSequence
-from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.sampling import GreedyVerifier, Verifier
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
 
-#: Most prompts at once: more share the cost of reading the weights no better.
-MOST_SLOTS = 16
 #: Most bytes of the target's KV cache for all slots. They are taken when they are first written.
 MOST_BYTES = 4 << 30
 
@@ -48,7 +45,7 @@ def slots_for(target: TargetModel, begun: Begun, capacity: int) -> int:
 def decode_together(
     target: TargetModel,
     draft_runner: CachedDraft | None,
-    policy: TreePolicy,
+    policies: BatchPolicy,
     prompts: Sequence[list[int]],
     begun: Begun,
     *,
@@ -59,7 +56,7 @@ def decode_together(
     Args:
         target: the target.
         draft_runner: a runner of the draft head; None without a head.
-        policy: every sequence takes it or a fork of it.
+        policies: decides for all of them; of at least `MOST_SLOTS` slots.
         prompts: token ids.
         begun: verifier and rules of every prompt.
         spare: rows of a slot behind the longest sequence, for the trees of its last cycles.
@@ -75,9 +72,7 @@ def decode_together(
     slots = slots_for(target, begun, capacity)
     if slots == 1:
         return None
-    session = BatchSession(
-        target, draft_runner, PerSlotPolicies(policy), slots=slots, capacity=capacity
-    )
+    session = BatchSession(target, draft_runner, policies, slots=slots, capacity=capacity)
     waiting = list(zip(prompts, begun, strict=True))[::-1]
     sequences: list[DecodedSequence] = []
     try:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
+from eaglerl.eagle3.cache.slot_memory import SlotMemory
 from eaglerl.ops import move_rows
 
 #: Dtypes of a target's KV cache, by torch's names; "auto" is the dtype of the target's activations.
@@ -51,7 +52,8 @@ class KVCache:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         shape = (slots, num_layers, 2, num_kv_heads, capacity, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self._memory = SlotMemory(shape, dtype, device)
+        self.data = self._memory.data
         self.lengths = [0] * slots
 
     @property
@@ -168,6 +170,11 @@ class KVCache:
             raise ValueError(f"{longest} committed rows do not fit a capacity of {self.capacity}")
         self.data[..., :longest, :] = other.data[..., :longest, :]
         self.lengths[:] = other.lengths
+
+    def release(self, slot: int = 0) -> None:
+        """Forget a slot's rows, overwrite them with zeros and give their memory back."""
+        self.lengths[slot] = 0
+        self._memory.clear(slot)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Forget the rows from `length` on.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eaglerl.eagle3.policy import NO_DRAFT, TreeParams
@@ -31,12 +31,14 @@ class ModeSpec:
         kind: a name in `KINDS`.
         argument: what follows the kind; empty if there is nothing.
         needs: "cost" and "traces", if these must be given for it.
+        concurrency: questions that it decodes at once.
     """
 
     label: str
     kind: str
     argument: str = ""
     needs: tuple[str, ...] = ()
+    concurrency: int = 1
 
     @property
     def spec(self) -> str:
@@ -136,6 +138,33 @@ def parse_modes(texts: Iterable[str]) -> tuple[ModeSpec, ...]:
                 f"LABEL={mode.spec}"
             )
     return tuple(by_label.values())
+
+
+def at_concurrencies(modes: Sequence[ModeSpec], numbers: Iterable[int]) -> tuple[ModeSpec, ...]:
+    """Return the modes one question after another, and once more for every larger number at once.
+
+    transformers' ``generate`` decodes one after another only.
+
+    Args:
+        modes: modes of one question at a time.
+        numbers: how many questions to decode at once; 1 is always included.
+
+    Raises:
+        ValueError: a label of several at once, such as ``plain@8``, is also another mode's.
+    """
+    found = {mode.label: mode for mode in modes}
+    for number in sorted(set(numbers) - {1}):
+        for mode in modes:
+            if mode.kind == "generate":
+                continue
+            several = replace(mode, label=f"{mode.label}@{number}", concurrency=number)
+            if several.label in found:
+                raise ValueError(
+                    f"the label {several.label!r} is that of {mode.label!r} {number} at once: call "
+                    "the other mode something else"
+                )
+            found[several.label] = several
+    return tuple(found.values())
 
 
 def constant_tree(mode: ModeSpec) -> TreeParams | None:

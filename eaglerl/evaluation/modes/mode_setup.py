@@ -12,10 +12,15 @@ from typing import Any
 
 import torch
 
+from eaglerl.eagle3.batch.batch_policy import BatchPolicy
+from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.policy import TreeParams, TreePolicy
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
+from eaglerl.evaluation.modes.batch_runner import BatchRunner
+from eaglerl.evaluation.modes.batches import Batches, SplitPolicies, check_for_batch
 from eaglerl.evaluation.modes.mode_names import POLICY_KINDS, ModeSpec, constant_tree
 from eaglerl.evaluation.modes.policy_modes import find_policy, load_live_policy
 from eaglerl.evaluation.modes.runners import (
@@ -25,9 +30,13 @@ from eaglerl.evaluation.modes.runners import (
     TransformersRunner,
 )
 from eaglerl.policies.auto_policy import make_auto_policy
+from eaglerl.policies.batch_auto import BatchAutoPolicy
+from eaglerl.policies.online_policy import limit_for
 
 #: Kinds of mode whose tree is chosen by a pass before the comparison.
 SELECTED_KINDS = ("tuned", "hindsight")
+#: Most looked-up tokens of the kinds that learn costs and acceptance while decoding.
+AUTO_LOOKUPS = {"auto": 12, "auto-trees": 0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Resources:
         target_id: fingerprint of the target.
         head_id: fingerprint of the head.
         selection_ids: ids of the questions that a tree is chosen on, by kind of mode.
+        longest: tokens of the longest conversation that is decoded, answers included.
     """
 
     decoder: SpeculativeDecoder
@@ -51,6 +61,12 @@ class Resources:
     target_id: str
     head_id: str
     selection_ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    longest: int = 0
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The batches of the modes that decode several questions at once."""
+        return Batches(self.decoder, self.longest)
 
     @cached_property
     def transformers_model(self) -> Any:
@@ -64,7 +80,7 @@ class Resources:
 
 def make_runner(
     mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None = None
-) -> Runner:
+) -> Runner | BatchRunner:
     """Make the runner of a mode.
 
     Args:
@@ -73,30 +89,60 @@ def make_runner(
         trees: for a kind whose tree is chosen, the tree of each split.
 
     Raises:
-        ValueError: its policy belongs to another head, or an input is missing.
+        ValueError: its policy belongs to another head or cannot decide for several sequences, the
+            target is not on the CPU, or an input is missing.
     """
     decoder = resources.decoder
+    if mode.concurrency > 1:
+        policies = _batch_policies(mode, resources, trees)
+        return BatchRunner(decoder, resources.batches, mode.concurrency, policies)
     if mode.kind == "generate":
         return TransformersRunner(resources.transformers_model)
     if mode.kind in SELECTED_KINDS:
         return DecoderRunner(decoder, dict(trees or {}))
-    if mode.kind in ("auto", "auto-trees"):
-        assert decoder.draft_head is not None  # checked before
-        vocab_size = decoder.draft_head.config.draft_vocab_size
-        lookup_tokens = 12 if mode.kind == "auto" else 0
+    if mode.kind in AUTO_LOOKUPS:
+        vocab_size = _head_of(decoder).config.draft_vocab_size
+        lookup_tokens = AUTO_LOOKUPS[mode.kind]
         return DecoderRunner(decoder, make_auto_policy(vocab_size, lookup_tokens=lookup_tokens))
+    policy, counter = _policy_of_one(mode, resources)
+    return DecoderRunner(decoder, policy, counter)
+
+
+def _batch_policies(
+    mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None
+) -> BatchPolicy:
+    """Make what decides for several sequences."""
+    # Made first: a target that is not on the CPU is reported before anything is decoded.
+    resources.batches.take(mode.concurrency)
+    if mode.kind in SELECTED_KINDS:
+        return SplitPolicies(dict(trees or {}))
+    if mode.kind in AUTO_LOOKUPS:
+        limit = limit_for(_head_of(resources.decoder).config.draft_vocab_size)
+        lookup_tokens = AUTO_LOOKUPS[mode.kind]
+        return BatchAutoPolicy(mode.concurrency, limit=limit, lookup_tokens=lookup_tokens)
+    policy, _ = _policy_of_one(mode, resources)
+    check_for_batch(policy, mode.label)
+    return PerSlotPolicies(policy)
+
+
+def _policy_of_one(mode: ModeSpec, resources: Resources) -> tuple[TreeParams | TreePolicy, Any]:
+    """Make the policy of one sequence, and what counts its cached decisions."""
     tree = constant_tree(mode)
     if tree is not None:
-        return DecoderRunner(decoder, tree)
+        return tree, None
     if mode.kind == "baseline":
-        return DecoderRunner(decoder, make_baseline(mode.argument, resources.inputs))
-    policy, counter = load_live_policy(
+        return make_baseline(mode.argument, resources.inputs), None
+    return load_live_policy(
         find_policy(Path(mode.argument)),
-        decoder,
+        resources.decoder,
         kind=mode.kind,
         seed=resources.inputs.seed,
     )
-    return DecoderRunner(decoder, policy, counter)
+
+
+def _head_of(decoder: SpeculativeDecoder) -> Eagle3DraftHead:
+    assert decoder.draft_head is not None  # checked before
+    return decoder.draft_head
 
 
 def mode_fingerprint(mode: ModeSpec, resources: Resources) -> str | None:

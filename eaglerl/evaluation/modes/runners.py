@@ -111,7 +111,7 @@ class DecoderRunner:
             finish_reason=str(output.finish_reasons[0]),
             prefill_seconds=statistics.prefill_seconds,
             decode_seconds=statistics.decode_seconds,
-            cycles=_cycles(statistics.cycles, policy),
+            cycles=cycles_of(statistics.cycles, policy),
         )
 
     def cache_counts(self) -> tuple[int, int] | None:
@@ -191,7 +191,14 @@ class _TokenClock:
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
-def _cycles(results: Sequence[StepResult], policy: TreeParams | TreePolicy) -> Cycles:
+def cycles_of(results: Sequence[StepResult], policy: TreeParams | TreePolicy | None) -> Cycles:
+    """Return cycles as a record holds them.
+
+    Args:
+        results: the cycles.
+        policy: the policy of the one sequence; None for one of several sequences.
+    """
+
     def column(value: Callable[[StepResult], Any]) -> tuple[Any, ...]:
         return tuple(map(value, results))
 

@@ -139,9 +139,7 @@ def prepare_questions(
     prepared = []
     for question in questions:
         first = chat_ids(tokenizer, question.turns[:1], ())
-        later = sum(len(tokenizer(turn).input_ids) for turn in question.turns[1:])
-        longest = len(first) + later + max_new_tokens * len(question.turns)
-        longest += _TEMPLATE_ROOM * (len(question.turns) - 1)
+        longest = most_tokens(question, tokenizer, max_new_tokens)
         if longest > max_positions:
             raise ValueError(
                 f"the conversation of {question.id} may take {longest} tokens, more than the "
@@ -150,6 +148,20 @@ def prepare_questions(
         known = prompt_id(first)
         prepared.append(replace(question, prompt_id=known, split=split_of(known)))
     return prepared
+
+
+def most_tokens(question: Question, tokenizer: Any, max_new_tokens: int) -> int:
+    """Return a bound of the tokens of a conversation, all answers included.
+
+    Args:
+        question: the conversation.
+        tokenizer: tokenizer of the target, with a chat template.
+        max_new_tokens: longest answer.
+    """
+    first = chat_ids(tokenizer, question.turns[:1], ())
+    later = sum(len(tokenizer(turn).input_ids) for turn in question.turns[1:])
+    count = len(question.turns)
+    return len(first) + later + max_new_tokens * count + _TEMPLATE_ROOM * (count - 1)
 
 
 def choose_split(

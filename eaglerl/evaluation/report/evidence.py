@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from eaglerl.evaluation.results.records import (
     Record,
     load_comparison,
 )
+from eaglerl.evaluation.statistics.many_at_once import Throughput, serial_part, throughputs
 from eaglerl.evaluation.statistics.summary import (
     FEWEST_QUESTIONS,
     ModeSummary,
@@ -42,8 +43,10 @@ class Evidence:
 
     Attributes:
         name: its name in the report.
-        comparison: the manifest, and the records of what all modes have decoded.
+        comparison: the manifest, and the records of what all modes have decoded, one question after
+            another.
         summary: summary of the records.
+        at_once: figures of several questions at once; empty if none were measured.
         answers: texts of the answers of the first repeat, by mode and question; empty if there are
             no answer files.
         prompts: the user's turns by question; empty if no question files were given.
@@ -52,6 +55,7 @@ class Evidence:
     name: str
     comparison: Comparison
     summary: Summary
+    at_once: Sequence[Throughput] = ()
     answers: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -79,7 +83,8 @@ class Evidence:
         if resamples is not None:
             warn_of_resampling("Evidence.read")
         folder = Path(folder)
-        comparison = load_comparison(folder)
+        whole = load_comparison(folder)
+        comparison = serial_part(whole)
         if not comparison.records:
             raise ValueError(
                 f"a comparison must hold at least one record, {str(folder)!r} holds none"
@@ -95,7 +100,12 @@ class Evidence:
             )
         name = name or folder.resolve().name
         return cls(
-            name, complete_part(comparison), summary, read_answers(folder / ANSWERS_NAME), prompts
+            name,
+            complete_part(comparison),
+            summary,
+            throughputs(whole),
+            read_answers(folder / ANSWERS_NAME),
+            prompts,
         )
 
     @property

@@ -14,6 +14,7 @@ from eaglerl.evaluation.report.blocks import (
     not_measured,
 )
 from eaglerl.evaluation.report.evidence import CONSTANT_KINDS, PLAIN, TUNED, Evidence
+from eaglerl.evaluation.report.many_at_once_section import many_at_once_sections
 from eaglerl.evaluation.report.multiple_tests import PairedTest, paired_tests
 from eaglerl.evaluation.report.policy_sections import policy_sections
 from eaglerl.evaluation.report.speed_plots import (
@@ -60,6 +61,7 @@ def comparison_chapter(evidence: Evidence, anchor: str, *, question: str | None 
     sections = [
         _speed(evidence, anchor, tests),
         _domains(evidence, anchor),
+        *many_at_once_sections(evidence, anchor),
         _pareto(evidence, anchor),
         _components(evidence, anchor),
         *policy_sections(evidence, anchor, question),

@@ -44,7 +44,7 @@ def read_whole_lines(
 class LineWriter:
     """A writer that appends JSON lines; the caller holds the lock of the file or its folder.
 
-    Each line is written in one call and synced to the disk.
+    What is appended together is written in one call and synced to the disk.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -57,12 +57,14 @@ class LineWriter:
             _warn_of_rest(self._path, len(content) - whole)
             os.ftruncate(self._descriptor, whole)
 
-    def append(self, content: Mapping[str, Any]) -> None:
-        """Write one line."""
-        line = json.dumps(content, separators=(",", ":")).encode() + b"\n"
-        written = os.write(self._descriptor, line)
-        if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes were written to {self._path}")
+    def append(self, *contents: Mapping[str, Any]) -> None:
+        """Write one line, or several that belong together."""
+        lines = b"".join(
+            json.dumps(content, separators=(",", ":")).encode() + b"\n" for content in contents
+        )
+        written = os.write(self._descriptor, lines)
+        if written != len(lines):
+            raise OSError(f"only {written} of {len(lines)} bytes were written to {self._path}")
         os.fsync(self._descriptor)
 
     def close(self) -> None:

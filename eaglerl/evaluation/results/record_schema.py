@@ -37,6 +37,7 @@ class CyclesSchema(Schema):
     draft_seconds: Items[Seconds]
     verify_seconds: Items[Seconds]
     policy_seconds: Items[Seconds] | None
+    gap_seconds: Items[Seconds] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -70,6 +71,7 @@ class TurnSchema(Schema):
     prefill_seconds: Annotated[Seconds, Field(gt=0.0)]
     decode_seconds: Seconds
     cycles: CyclesSchema
+    first_token_seconds: Seconds | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,6 +103,8 @@ class RecordSchema(Schema):
     cache_misses: Count | None = None
     host_syncs: Count | None = None
     processor_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    concurrency: _Positive = 1
+    group: Count | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -119,6 +123,7 @@ class ModeSchema(Schema):
     description: str
     fingerprint: str | None = Field(alias="identity")
     trees: dict[str, Annotated[TreeRow, AfterValidator(_as_row)]] | None
+    concurrency: _Positive = 1
 
 
 class ConfigurationSchema(Schema):

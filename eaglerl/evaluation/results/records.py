@@ -65,6 +65,8 @@ class Cycles:
         verify_seconds: the target's pass, the acceptance, and the cache's compaction.
         policy_seconds: all calls of the policy and the preparation of their inputs, without the
             encoder if one call on the CPU does both. None if not known.
+        gap_seconds: of many at once, from the arrival of the tokens before to that of the cycle's;
+            the other columns of seconds hold the answer's share. None for one after another.
     """
 
     tokens: tuple[int, ...] = ()
@@ -77,6 +79,7 @@ class Cycles:
     draft_seconds: tuple[float, ...] = ()
     verify_seconds: tuple[float, ...] = ()
     policy_seconds: tuple[float, ...] | None = None
+    gap_seconds: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -86,6 +89,7 @@ class Cycles:
         return {
             name: values if values is None else [_rounded(value) for value in values]
             for name, values in asdict(self).items()
+            if values is not None or name == "policy_seconds"
         }
 
 
@@ -98,8 +102,10 @@ class Turn:
         output_ids: tokens of the answer, a stop token included.
         finish_reason: see `StoppingRules`.
         prefill_seconds: time of reading the prompt, the answer's first token included.
-        decode_seconds: time of everything after it, the policy included.
+        decode_seconds: time of everything after it, the policy included. Of many at once, the
+            answer's share: over a group, both times add up to the time on the clock.
         cycles: the cycles that gave the other tokens.
+        first_token_seconds: of many at once, from the joining of the batch to the first token.
     """
 
     prompt_tokens: int
@@ -108,10 +114,11 @@ class Turn:
     prefill_seconds: float
     decode_seconds: float
     cycles: Cycles
+    first_token_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values."""
-        own = {name: _rounded(value) for name, value in vars(self).items()}
+        own = {name: _rounded(value) for name, value in vars(self).items() if value is not None}
         return own | {"output_ids": list(self.output_ids), "cycles": self.cycles.to_dict()}
 
 
@@ -137,6 +144,8 @@ class Record:
             device, None if not known.
         processor_share: share of the answers' time in which the decoding thread had a processor;
             None if not known, as with a device.
+        concurrency: questions that were decoded at once.
+        group: index of the questions that the modes decoded in turns; None for single questions.
     """
 
     question: str
@@ -153,6 +162,8 @@ class Record:
     cache_misses: int | None = None
     host_syncs: int | None = None
     processor_share: float | None = None
+    concurrency: int = 1
+    group: int | None = None
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -193,6 +204,8 @@ class Record:
         """Convert to JSON values, without the fields that are None."""
         own = {column.name: getattr(self, column.name) for column in fields(self)}
         own["turns"] = [turn.to_dict() for turn in self.turns]
+        if self.concurrency == 1:
+            del own["concurrency"]
         return {name: _rounded(value) for name, value in own.items() if value is not None}
 
     @classmethod
@@ -214,16 +227,19 @@ class Mode:
         fingerprint: hash of everything it is made from; None if the spec says it all.
         trees: for ``tuned`` and ``hindsight``, the constant trees [T, D, K] chosen for the
             questions of each split, "train" and "test".
+        concurrency: questions that it decodes at once. Above 1, ``@`` and the number end its label.
     """
 
     spec: str
     description: str
     fingerprint: str | None = None
     trees: Mapping[str, tuple[int, int, int]] | None = None
+    concurrency: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON values, in which the fingerprint is called identity."""
-        return {
+        several = {} if self.concurrency == 1 else {"concurrency": self.concurrency}
+        return several | {
             "spec": self.spec,
             "description": self.description,
             "identity": self.fingerprint,

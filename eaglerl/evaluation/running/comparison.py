@@ -21,6 +21,7 @@ from eaglerl.evaluation.questions.question_files import (
     Question,
     choose_split,
     files_digest,
+    most_tokens,
     prepare_questions,
     read_questions,
 )
@@ -38,6 +39,7 @@ from eaglerl.evaluation.running.agreement import check_agreement
 from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
 from eaglerl.evaluation.running.comparison_process import Progress, Run
 from eaglerl.evaluation.running.processor import describe_machine
+from eaglerl.evaluation.running.question_groups import check_groups
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id, target_id
 
@@ -56,7 +58,8 @@ def compare(
     """Decode questions with several modes and write every measurement to a folder.
 
     In each repeat, all modes decode a question before the next question begins. Their order rotates
-    from question to question and is reversed in every other repeat. Records that are already in the
+    from question to question and is reversed in every other repeat. With ``options.group`` they
+    take turns with groups of questions, see `question_groups`. Records that are already in the
     folder are not decoded again: the same call continues an interrupted comparison, and a call with
     one more mode extends a finished one. A policy that learns keeps its state between questions but
     not between processes, and modes share no state.
@@ -84,7 +87,7 @@ def compare(
     run = _prepare(decoder, Path(target), files, modes, output, options, extras or Extras())
     with exclusive_folder(output), LineWriter(output / RECORDS_NAME) as writer:
         done = {record.key for record in read_records(output / RECORDS_NAME)}
-        labels = {mode.label for _, _, mode in run.missing(done)}
+        labels = {task.mode.label for task in run.missing(done)}
         runners = run.runners(labels, run.manifest, selected=False)
         manifest = run.begin(output)
         try:
@@ -128,6 +131,7 @@ def _prepare(
                     f"the mode {mode.label!r} needs {need}: none was given, or every trace is of a "
                     "question that is decoded"
                 )
+    check_groups(len(scored), options.group, [mode.concurrency for mode in modes])
     manifest = Manifest(
         configuration=_configuration(files, options, decoder.target),
         questions=tuple(question.to_dict() for question in scored),
@@ -136,7 +140,12 @@ def _prepare(
         machine=describe_machine(),
         versions=_versions(),
         modes={
-            mode.label: Mode(mode.spec, mode.description, mode_fingerprint(mode, resources))
+            mode.label: Mode(
+                mode.spec,
+                mode.description,
+                mode_fingerprint(mode, resources),
+                concurrency=mode.concurrency,
+            )
             for mode in modes
         },
     )
@@ -170,7 +179,12 @@ def _resources(
         "hindsight": [question.id for question in scored],
     }
     decoding = Decoding(options.max_new_tokens, options.temperature, options.top_p)
-    return Resources(decoder, target, decoding, inputs, **ids, selection_ids=selection_ids)
+    longest = max(
+        most_tokens(question, decoder.tokenizer, options.max_new_tokens) for question in scored
+    )
+    return Resources(
+        decoder, target, decoding, inputs, **ids, selection_ids=selection_ids, longest=longest
+    )
 
 
 def _configuration(
@@ -180,6 +194,8 @@ def _configuration(
     # Only the modes whose tree is chosen depend on these: they count in those modes' fingerprints.
     for name in ("grid", "validation_per_file"):
         del own[name]
+    if options.group is None:
+        del own["group"]
     # Models of the same weights: `target_id` does not tell them apart.
     own |= {"precision": target.precision, "kv_cache_dtype": str(target.kv_cache_dtype)}
     return own | {"threads": torch.get_num_threads(), "files": files_digest(files)}

@@ -34,6 +34,7 @@ class CompareOptions:
         grid: trees that ``tuned`` and ``hindsight`` choose from.
         draft_dtype: precision with which the decoder's head was loaded.
         seed: seed of all random numbers.
+        group: modes take turns with groups of at least this many questions; None for one by one.
     """
 
     max_new_tokens: int = 128
@@ -46,9 +47,11 @@ class CompareOptions:
     grid: tuple[TreeParams, ...] = DEFAULT_GRID
     draft_dtype: str = "auto"
     seed: int = 0
+    group: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "repeats", "validation_per_file"):
+        counts = ("max_new_tokens", "repeats", "validation_per_file")
+        for name in counts if self.group is None else (*counts, "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:

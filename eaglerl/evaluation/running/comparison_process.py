@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.evaluation.modes.batch_runner import Answers, BatchRunner
 from eaglerl.evaluation.modes.mode_names import ModeSpec
 from eaglerl.evaluation.modes.mode_setup import SELECTED_KINDS, Resources, make_runner
 from eaglerl.evaluation.modes.runners import Runner, answer
@@ -18,6 +19,7 @@ from eaglerl.evaluation.results.json_lines import LineWriter
 from eaglerl.evaluation.results.records import MANIFEST_NAME, Manifest, Record
 from eaglerl.evaluation.running.agreement import add_modes, check_agreement
 from eaglerl.evaluation.running.comparison_options import CompareOptions
+from eaglerl.evaluation.running.question_groups import Task, tasks
 from eaglerl.evaluation.running.tree_selection import WARM_UP_TOKENS, Selector
 from eaglerl.evaluation.statistics.disturbance import processors
 
@@ -64,16 +66,10 @@ class Run:
         manifest.to_json(output)
         return manifest
 
-    def missing(self, done: Iterable[tuple[str, int, str]]) -> list[tuple[Question, int, ModeSpec]]:
+    def missing(self, done: Iterable[tuple[str, int, str]]) -> list[Task]:
         """Return what is still to be decoded, in the order of decoding."""
-        done = set(done)
-        found = []
-        for repeat in range(self.options.repeats):
-            for index, question in enumerate(self.questions):
-                for mode in in_turn(self.modes, index, repeat):
-                    if (question.id, repeat, mode.label) not in done:
-                        found.append((question, repeat, mode))
-        return found
+        options = self.options
+        return list(tasks(self.questions, self.modes, options.repeats, options.group, done))
 
     def select(self, manifest: Manifest, output: Path, progress: Progress) -> Manifest:
         """Choose the trees of ``tuned`` and ``hindsight`` unless the manifest already has them."""
@@ -99,7 +95,9 @@ class Run:
         manifest.to_json(output)
         return manifest
 
-    def runners(self, labels: set[str], manifest: Manifest, *, selected: bool) -> dict[str, Runner]:
+    def runners(
+        self, labels: set[str], manifest: Manifest, *, selected: bool
+    ) -> dict[str, Runner | BatchRunner]:
         """Make the runners of the modes whose tree is chosen beforehand, or of all others.
 
         Args:
@@ -108,7 +106,8 @@ class Run:
             selected: True for the modes whose tree is chosen, False for the others.
 
         Raises:
-            ValueError: a policy belongs to another target or head.
+            ValueError: a policy belongs to another target or head, or cannot decide for several
+                sequences.
         """
         made = {}
         for mode in self.modes:
@@ -121,7 +120,7 @@ class Run:
     def decode(
         self,
         manifest: Manifest,
-        runners: Mapping[str, Runner],
+        runners: Mapping[str, Runner | BatchRunner],
         writer: LineWriter,
         done: Iterable[tuple[str, int, str]],
         progress: Progress,
@@ -137,52 +136,49 @@ class Run:
         """
         missing = self.missing(done)
         self._warm_up(runners, progress)
-        place, last = 0, None
-        for count, (question, repeat, mode) in enumerate(missing):
-            progress(f"repeat {repeat + 1}: {question.id}, {mode.label}", count / len(missing))
-            place = place + 1 if last == (question.id, repeat) else 0
-            last = (question.id, repeat)
-            run = len(manifest.runs) - 1
-            record = self._decode(question, repeat, mode.label, run, place, runners)
-            writer.append(record.to_dict())
+        run = len(manifest.runs) - 1
+        for count, task in enumerate(missing):
+            runner = runners[task.mode.label]
+            several = isinstance(runner, BatchRunner)
+            asked = f"group {task.group}" if several else task.questions[0].id
+            stage = f"repeat {task.repeat + 1}: {asked}, {task.mode.label}"
+            progress(stage, count / len(missing))
+            writer.append(*(one.to_dict() for one in self._decode(task, run, runner)))
 
-    def _decode(
-        self,
-        question: Question,
-        repeat: int,
-        label: str,
-        run: int,
-        place: int,
-        runners: Mapping[str, Runner],
-    ) -> Record:
-        decoder, runner = self.resources.decoder, runners[label]
+    def _decode(self, task: Task, run: int, runner: Runner | BatchRunner) -> list[Record]:
+        decoder, decoding = self.resources.decoder, self.resources.decoding
         before, started, load = runner.cache_counts(), time.time(), os.getloadavg()[0]
-        seed = self.options.seed + _SEEDS_PER_REPEAT * repeat
+        seed = self.options.seed + _SEEDS_PER_REPEAT * task.repeat
         watch = time.perf_counter(), time.thread_time()
-        turns = answer(runner, question, decoder.tokenizer, self.resources.decoding, seed)
+        answers: Answers
+        if isinstance(runner, BatchRunner):
+            answers = runner.answer(task.questions, decoding, seed)
+        else:
+            (question,) = task.questions
+            answers = {question.id: answer(runner, question, decoder.tokenizer, decoding, seed)}
         took, ran = time.perf_counter() - watch[0], time.thread_time() - watch[1]
         host = decoder.target.device.type == "cpu"
         hits, misses = _difference(runner.cache_counts(), before)
-        return Record(
-            question.id, question.domain, question.category, repeat, label, run, place, started,
-            load, tuple(turns), hits, misses,
-            0 if host else None, min(ran / took, 1.0) if host else None,
-        )  # fmt: skip
+        return [
+            Record(
+                question.id, question.domain, question.category, task.repeat, task.mode.label,
+                run, task.place, started, load, tuple(answers[question.id]), hits, misses,
+                0 if host else None, min(ran / took, 1.0) if host else None,
+                task.mode.concurrency, task.group,
+            )
+            for question in task.questions
+        ]  # fmt: skip
 
-    def _warm_up(self, runners: Mapping[str, Runner], progress: Progress) -> None:
+    def _warm_up(self, runners: Mapping[str, Runner | BatchRunner], progress: Progress) -> None:
         """Run every mode once, so that packing, compilation and first calls are not timed."""
-        question = replace(self.questions[0], turns=self.questions[0].turns[:1])
+        first_turns = [replace(question, turns=question.turns[:1]) for question in self.questions]
         decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)
         for label, runner in runners.items():
             progress(f"warming up {label}", 0.0)
-            answer(runner, question, self.resources.decoder.tokenizer, decoding, seed=0)
-
-
-def in_turn(modes: Sequence[ModeSpec], index: int, repeat: int) -> list[ModeSpec]:
-    """Order the modes for a question: rotated by its index, reversed in odd repeats."""
-    shift = (index + repeat) % len(modes)
-    turned = [*modes[shift:], *modes[:shift]]
-    return turned[::-1] if repeat % 2 else turned
+            if isinstance(runner, BatchRunner):
+                runner.answer(first_turns[: runner.slots], decoding, seed=0)
+            else:
+                answer(runner, first_turns[0], self.resources.decoder.tokenizer, decoding, seed=0)
 
 
 def _difference(

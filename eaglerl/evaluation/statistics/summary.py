@@ -139,7 +139,7 @@ class Summary:
         first = {"disturbed": list(self.disturbed), "preliminary": self.preliminary}
         return (
             first
-            | _without_nan(asdict(self))
+            | without_nan(asdict(self))
             | {"failed": [mode.mode for mode in self.modes if mode.failed]}
         )
 
@@ -377,9 +377,10 @@ def _over(amount: float, per: float) -> float:
     return amount / per if per else math.nan
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return JSON values with None for figures that do not exist."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

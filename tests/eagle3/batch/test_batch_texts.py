@@ -143,12 +143,12 @@ def test_statistics_and_logprobs(decoder) -> None:
 def test_a_plan_is_cut_to_the_room_that_there_is() -> None:
     state = CycleState(None, 10, None)
     plan = DraftPlan(TreeParams(12, 3, 4), 5)
-    assert SlotState(0, state, 100, 17).cut(plan) is plan
-    assert SlotState(0, state, 100, 16).cut(plan) == DraftPlan()
-    assert SlotState(0, state, 2, 100).cut(plan) == DraftPlan(TreeParams(5, 0, 4), 1)
-    assert SlotState(0, state, 1, 100).cut(plan).most_rows == 1
+    assert SlotState(0, state, 100, 17, 1).cut(plan) is plan
+    assert SlotState(0, state, 100, 16, 1).cut(plan) == DraftPlan()
+    assert SlotState(0, state, 2, 100, 1).cut(plan) == DraftPlan(TreeParams(5, 0, 4), 1)
+    assert SlotState(0, state, 1, 100, 1).cut(plan).most_rows == 1
     # Three rounds of 10 rows each, although only 4 are verified.
-    assert SlotState(0, state, 100, 29).cut(DraftPlan(TreeParams(4, 3, 10))) == DraftPlan()
+    assert SlotState(0, state, 100, 29, 1).cut(DraftPlan(TreeParams(4, 3, 10))) == DraftPlan()
 
 
 def test_a_draft_without_a_head() -> None:

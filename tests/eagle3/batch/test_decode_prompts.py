@@ -1,5 +1,6 @@
 """`generate` with several prompts: together where that gives the same texts, else in turn."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,27 @@ def test_auto_learns_apart_from_single_sequences(decoder, sessions) -> None:
     decoder.generate(PROMPTS[:2], max_new_tokens=8)
     assert named._batch_auto is before
     assert [session.slots for session in sessions] == [16, 2]
+    first, second = (session.policies for session in sessions)
+    assert first is not second
+    assert first.cost is second.cost is before.cost
+
+
+def test_two_batches_at_once(decoder, sessions) -> None:
+    """Each has its own slots; what they learn is common."""
+    expected = [decoder.generate([prompt], max_new_tokens=40).new_ids[0] for prompt in PROMPTS]
+    found: list[list[list[int]]] = [[], []]
+
+    def run(index: int) -> None:
+        for _ in range(3):
+            found[index] = list(decoder.generate(PROMPTS, max_new_tokens=40).new_ids)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected, expected]
+    assert len(sessions) == 6
 
 
 def test_without_a_head(model, sessions) -> None:
