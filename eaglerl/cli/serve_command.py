@@ -140,6 +140,18 @@ class ServeSettings(DecoderSettings):
         ),
     ] = None
 
+    prefix_cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Most tokens of earlier prompts and answers that are kept for prompts that begin "
+            "with them; 0 for none. Default: 1 GiB of KV cache.",
+            show_default=False,
+            rich_help_panel=_LIMITS_PANEL,
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         if self.mode is not None and (self.tree is not None or self.plain):
             raise typer.BadParameter("give it, or --tree or --plain", param_hint="--mode")
@@ -195,6 +207,7 @@ def _make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) -
             queue_size=settings.queue_size,
             max_batch=settings.max_batch,
             max_tokens_in_flight=settings.max_tokens_in_flight,
+            prefix_cache_tokens=settings.prefix_cache_tokens,
         ),
         cost=table,
         new_joint_policy=joint,

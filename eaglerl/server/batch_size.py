@@ -9,6 +9,8 @@ from eaglerl.eagle3.session_factory import TREE_ROOM
 
 #: Bytes of KV cache for the answers that are decoded at a time, where nothing else is said.
 _DEFAULT_BYTES = 4 << 30
+#: The same for rows of earlier prompts and answers, which later prompts may begin with.
+_PREFIX_BYTES = 1 << 30
 
 
 def token_bytes(decoder: SpeculativeDecoder) -> int:
@@ -25,6 +27,11 @@ def token_bytes(decoder: SpeculativeDecoder) -> int:
 def default_tokens(decoder: SpeculativeDecoder) -> int:
     """Return how many tokens 4 GiB of caches hold, but no fewer than the target's context."""
     return max(decoder.target.max_positions, _DEFAULT_BYTES // token_bytes(decoder))
+
+
+def default_prefix_tokens(decoder: SpeculativeDecoder) -> int:
+    """Return how many tokens 1 GiB of caches hold; 0 where a batch cannot keep prefixes."""
+    return _PREFIX_BYTES // token_bytes(decoder) if decoder.target.mixes_slots else 0
 
 
 def slot_length(decoder: SpeculativeDecoder, slots: int, most_tokens: int) -> int:

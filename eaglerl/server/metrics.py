@@ -156,6 +156,10 @@ class Metrics:
             return Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
 
         self._prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts that were read.")
+        self._prefix_asked = counter("vllm:prefix_cache_queries", "The same.")
+        self._prefix_known = counter(
+            "vllm:prefix_cache_hits", "Those of them that were known from earlier texts."
+        )
         self._generated = counter("vllm:generation_tokens", "Tokens of answers.")
         self._success = counter(
             "vllm:request_success", "Requests that ended, by their reason.", "finished_reason"
@@ -177,7 +181,13 @@ class Metrics:
         self._queue = seconds("vllm:request_queue_time_seconds", "Time in the queue.")
         self._prefill = seconds("vllm:request_prefill_time_seconds", "Time of reading prompts.")
         self._decode = seconds("vllm:request_decode_time_seconds", "Time of decoding.")
-        for metric in (self._prompt_tokens, self._generated, self._failures):
+        for metric in (
+            self._prompt_tokens,
+            self._prefix_asked,
+            self._prefix_known,
+            self._generated,
+            self._failures,
+        ):
             metric.labels(**self._labels)
         for histogram in (
             self._first_token,
@@ -272,10 +282,12 @@ class RequestMetrics:
         """Begin to count one of the request's answers."""
         return AnswerMetrics(self)
 
-    def _read_prompt(self) -> None:
+    def _read_prompt(self, reused: int) -> None:
         """Note that the prompt has been read for an answer, which has its first token."""
         labels = self._metrics._labels
         self._metrics._prompt_tokens.labels(**labels).inc(self._prompt_tokens)
+        self._metrics._prefix_asked.labels(**labels).inc(self._prompt_tokens)
+        self._metrics._prefix_known.labels(**labels).inc(reused)
         if self._silent:
             self._silent = False
             self._observe(self._metrics._first_token, time.perf_counter() - self._arrived)
@@ -328,7 +340,7 @@ class AnswerMetrics:
         metrics, now = self._request._metrics, time.perf_counter()
         metrics._generated.labels(**metrics._labels).inc(tokens)
         if self._told is None:
-            self._request._read_prompt()
+            self._request._read_prompt(getattr(continuation, "reused_tokens", 0))
         else:
             # The tokens of a cycle come together; each counts, so that the mean is one of tokens.
             for _ in range(tokens):

@@ -14,9 +14,10 @@ import torch
 
 from eaglerl.cost.cost_table import CostTable
 from eaglerl.eagle3 import NO_DRAFT, BatchPolicy, DecoderBatch, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.fingerprints import target_id
 from eaglerl.server.admission import Admission
-from eaglerl.server.batch_size import default_tokens, slot_length
+from eaglerl.server.batch_size import default_prefix_tokens, default_tokens, slot_length
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError
 from eaglerl.server.metrics import Metrics
@@ -40,6 +41,8 @@ class Limits:
         max_tokens_in_flight: most tokens of these answers together, prompts included, if each is as
             long as it may become; None for as many as 4 GiB of caches hold, and at least the
             target's context.
+        prefix_cache_tokens: most tokens of earlier prompts and answers that are kept for prompts
+            that begin with them; 0 for none, None for as many as 1 GiB of caches hold.
         live_sessions: most live sessions at a time, each with its own caches.
         live_max_tokens: longest text of a live session, prompt included.
         live_idle_seconds: time after which a paused live session is closed.
@@ -51,6 +54,7 @@ class Limits:
     queue_size: int = 32
     max_batch: int = 16
     max_tokens_in_flight: int | None = None
+    prefix_cache_tokens: int | None = None
     live_sessions: int = 2
     live_max_tokens: int = 2048
     live_idle_seconds: float = 600.0
@@ -63,6 +67,11 @@ class Limits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.prefix_cache_tokens is not None and 0 != self.prefix_cache_tokens < BLOCK_ROWS:
+            raise ValueError(
+                f"prefix_cache_tokens must be 0 or at least {BLOCK_ROWS}, got "
+                f"{self.prefix_cache_tokens}"
+            )
         if not self.live_idle_seconds > 0:
             raise ValueError(f"live_idle_seconds must be positive, got {self.live_idle_seconds}")
 
@@ -240,7 +249,12 @@ class Service:
             policy = "auto" if self._new_joint_policy is None else self._new_joint_policy()
         slots = self.limits.max_batch
         length = slot_length(self.decoder, slots, self.most_tokens)
-        return self.decoder.start_batch(slots=slots, max_length=length, policy=policy)
+        kept = self.limits.prefix_cache_tokens
+        if kept is None:
+            kept = default_prefix_tokens(self.decoder)
+        return self.decoder.start_batch(
+            slots=slots, max_length=length, policy=policy, prefix_tokens=kept
+        )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._encoding:

@@ -67,7 +67,7 @@ class _Client:
 @pytest.fixture(scope="module")
 def asked() -> Iterator[tuple[_Client, Service]]:
     """A server that decodes up to eight answers together."""
-    service = auto_service(max_batch=8, queue_size=200)
+    service = auto_service(max_batch=8, queue_size=200, prefix_cache_tokens=2000)
     with serving(service) as (host, port, _):
         yield _Client(f"http://{host}:{port}"), service
 
@@ -184,8 +184,20 @@ class _Stepping:
             self.steps += 1
             return advance()
 
+        self._load = lambda: service.engine.load
         service.batch.advance = one_by_one
         service.stepping = self
+
+    def until(self, active: int, waiting: int) -> None:
+        """Let steps through until so many requests are at work and wait."""
+
+        def reached() -> bool:
+            if self._load() == {"active": active, "waiting": waiting, "live": 0}:
+                return True
+            self.gate.release()
+            return False
+
+        wait_until(reached)
 
 
 class _Tasks:
@@ -328,7 +340,7 @@ def test_tokens_in_flight_are_bounded() -> None:
     stepping = _Stepping(service)
     for _ in range(5):
         tasks.submit("0123456789", 30)
-    wait_until(lambda: service.engine.load == {"active": 2, "waiting": 3, "live": 0})
+    stepping.until(active=2, waiting=3)
     assert service.engine.usage == 0.8
     with pytest.raises(ValueError, match="never fits"):
         tasks.submit("0123456789", 91)
@@ -410,14 +422,11 @@ def test_stopping_ends_all_that_are_decoded_and_all_that_wait() -> None:
 def test_a_withdrawn_answer_frees_its_slot_for_the_next(tasks: _Tasks) -> None:
     stepping = _Stepping(tasks.service)
     requests = [tasks.submit(f"request {index}", 500) for index in range(6)]
-    wait_until(lambda: tasks.service.engine.load == {"active": 4, "waiting": 2, "live": 0})
-    stepping.gate.release(3)
+    stepping.until(active=4, waiting=2)
     tasks.service.engine.withdraw(requests[1])
-    stepping.gate.release(3)
-    wait_until(lambda: tasks.service.engine.load == {"active": 4, "waiting": 1, "live": 0})
+    stepping.until(active=4, waiting=1)
     tasks.service.engine.withdraw(requests[5])
-    stepping.gate.release()
-    wait_until(lambda: tasks.service.engine.load == {"active": 4, "waiting": 0, "live": 0})
+    stepping.until(active=4, waiting=0)
     for place in (1, 5):
         assert isinstance(tasks.events[place][-1].error, WithdrawnError)
     for request in requests:
