@@ -67,8 +67,7 @@ def greedy_texts(
     Yields:
         The texts, in the order of completion.
     """
-    if not isinstance(target, BlockTarget):
-        slots = 1
+    slots = slots_of(target, slots)
     batch = _Batch(target, slots, max_new_tokens, tail, frozenset(eos_token_ids), settings)
     waiting = enumerate(prompts)
     exhausted = False
@@ -82,6 +81,11 @@ def greedy_texts(
             return
         batch.advance()
         yield from batch.finished()
+
+
+def slots_of(target: TargetModel, slots: int) -> int:
+    """Return how many of the slots asked for `greedy_texts` uses."""
+    return slots if isinstance(target, BlockTarget) else 1
 
 
 @dataclass(slots=True)

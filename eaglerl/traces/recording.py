@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from eaglerl.eagle3.prompt_inputs import check_token_ids
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.files import exclusive_folder
 from eaglerl.fingerprints import head_id, prompt_id, target_id
-from eaglerl.traces.greedy_continuations import GreedyText, greedy_texts
+from eaglerl.traces.greedy_continuations import GreedyText, greedy_texts, slots_of
 from eaglerl.traces.replay import DraftReplay, ReplayDtype
 from eaglerl.traces.token_paths import find_path, future_tokens, look_up, pool_ranks
 from eaglerl.traces.trace_index import FORMAT, INDEX_NAME, VERSION, read_index, write_index
@@ -167,6 +168,97 @@ class RecordProgress:
     positions: int
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What one prompt gave.
+
+    Attributes:
+        prompt_id: see `prompt_id`.
+        domain: domain of the prompt.
+        new_tokens: number of tokens of its continuation.
+        trace: its trace; None if there is nothing to draft.
+    """
+
+    prompt_id: str
+    domain: str
+    new_tokens: int
+    trace: Trace | None
+
+
+#: How the traces of prompts are made: they come in the order in which `Recorder.run` gives them.
+RunPrompts = Callable[[Iterable[Prompt]], Generator[Recorded, None, None]]
+
+
+class Recorder:
+    """Decodes prompts and makes their traces.
+
+    Attributes:
+        header: content of the index without its shards.
+        slots: number of prompts that are decoded side by side.
+    """
+
+    def __init__(self, decoder: SpeculativeDecoder, options: RecordOptions) -> None:
+        """Set up.
+
+        Args:
+            decoder: target, head and precision of the draft's matrix products.
+            options: what to record.
+
+        Raises:
+            ValueError: an option is out of range, the decoder has no draft head, or the target's
+                texts end by other conditions than tokens and lengths.
+        """
+        self._settings = decoder.read_options(max_new_tokens=options.max_new_tokens)
+        self._settings.check_ends_by_tokens()
+        head, draft = decoder.draft_head, decoder.draft_runner
+        if head is None or draft is None:
+            raise ValueError("decoder must have a draft head to record, got one without")
+        # The target's products may be bfloat16, the draft's may not.
+        dtype = cast("ReplayDtype", products_dtype(draft))
+        self._target = decoder.target
+        self._options = options
+        self._builder = TraceBuilder(head, dtype, options)
+        self.header = _header(decoder.target, head, dtype, options)
+        self.slots = slots_of(decoder.target, options.slots)
+
+    def check(self, prompt: Prompt) -> None:
+        """Check that a prompt can be recorded.
+
+        Raises:
+            ValueError: it has unknown tokens or is too long for the target.
+        """
+        target, count = self._target, len(prompt.token_ids)
+        new_tokens = self._options.max_new_tokens + self._options.tail
+        check_token_ids([list(prompt.token_ids)], target.vocab_size, target.max_positions)
+        if count + new_tokens > target.max_positions:
+            raise ValueError(
+                f"a prompt of {count} tokens and {new_tokens} to decode exceed the target's "
+                f"context of {target.max_positions}"
+            )
+
+    def run(self, prompts: Iterable[Prompt]) -> Generator[Recorded, None, None]:
+        """Yield what prompts give, in the order in which their continuations are complete."""
+        domains: list[str] = []
+
+        def token_ids() -> Iterator[tuple[int, ...]]:
+            for prompt in prompts:
+                domains.append(prompt.domain)
+                yield prompt.token_ids
+
+        for text in greedy_texts(
+            self._target,
+            token_ids(),
+            max_new_tokens=self._options.max_new_tokens,
+            tail=self._options.tail,
+            eos_token_ids=self._settings.eos_token_ids,
+            slots=self._options.slots,
+            settings=self._settings,
+        ):
+            domain = domains[text.index]
+            trace = self._builder.build(text, domain) if text.new_tokens > 1 else None
+            yield Recorded(prompt_id(text.prompt_ids), domain, text.new_tokens, trace)
+
+
 def record(
     decoder: SpeculativeDecoder,
     prompts: Iterable[Prompt],
@@ -175,6 +267,7 @@ def record(
     options: RecordOptions | None = None,
     max_positions: int | None = None,
     progress: Callable[[RecordProgress], None] | None = None,
+    run: Callable[[Recorder], RunPrompts] | None = None,
 ) -> TraceSet:
     """Record traces into a folder, one shard per prompt, or resume a recording.
 
@@ -188,6 +281,7 @@ def record(
         options: what to record; a resumed recording must have the same options.
         max_positions: number of positions in the folder at which to stop.
         progress: called after every prompt.
+        run: returns what makes the traces in place of `Recorder.run`, such as other machines.
 
     Returns:
         The traces of the folder.
@@ -199,57 +293,34 @@ def record(
         AlreadyLockedError: another process is recording into the folder.
     """
     with exclusive_folder(folder):
-        return _record(
-            decoder, prompts, Path(folder), options or RecordOptions(), max_positions, progress
-        )
+        recorder = Recorder(decoder, options or RecordOptions())
+        run_prompts = recorder.run if run is None else run(recorder)
+        return _record(recorder, run_prompts, prompts, Path(folder), max_positions, progress)
 
 
 def _record(
-    decoder: SpeculativeDecoder,
+    recorder: Recorder,
+    run_prompts: RunPrompts,
     prompts: Iterable[Prompt],
     folder: Path,
-    options: RecordOptions,
     max_positions: int | None,
     progress: Callable[[RecordProgress], None] | None,
 ) -> TraceSet:
-    settings = decoder.read_options(max_new_tokens=options.max_new_tokens)
-    settings.check_ends_by_tokens()
-    head, draft = decoder.draft_head, decoder.draft_runner
-    if head is None or draft is None:
-        raise ValueError("decoder must have a draft head to record, got one without")
-    # The target's products may be bfloat16, the draft's may not.
-    dtype = cast("ReplayDtype", products_dtype(draft))
-    header = _header(decoder.target, head, dtype, options)
-    shards = _open_folder(folder, header)
-    builder = TraceBuilder(head, dtype, options)
+    shards = _open_folder(folder, recorder.header)
     known = {str(shard["prompt_id"]) for shard in shards}
-    waiting = _unseen(decoder.target, prompts, known, options.max_new_tokens + options.tail)
-    domains: list[str] = []
-
-    def token_ids() -> Iterable[tuple[int, ...]]:
-        for prompt in waiting:
-            domains.append(prompt.domain)
-            yield prompt.token_ids
-
     held = sum(shard["positions"] for shard in shards)
     if max_positions is not None and held >= max_positions:
         return TraceSet(folder)
-    for text in greedy_texts(
-        decoder.target,
-        token_ids(),
-        max_new_tokens=options.max_new_tokens,
-        tail=options.tail,
-        eos_token_ids=settings.eos_token_ids,
-        slots=options.slots,
-        settings=settings,
-    ):
-        shards.append(_record_one(builder, text, domains[text.index], folder))
-        write_index(folder, header | {"shards": shards})
-        held += shards[-1]["positions"]
-        if progress is not None:
-            progress(RecordProgress(len(shards), held))
-        if max_positions is not None and held >= max_positions:
-            break
+    # Closed at once when enough is recorded: what is still being decoded elsewhere is cancelled.
+    with closing(run_prompts(_unseen(recorder, prompts, known))) as results:
+        for result in results:
+            shards.append(_write_one(result, folder))
+            write_index(folder, recorder.header | {"shards": shards})
+            held += shards[-1]["positions"]
+            if progress is not None:
+                progress(RecordProgress(len(shards), held))
+            if max_positions is not None and held >= max_positions:
+                break
     return TraceSet(folder)
 
 
@@ -274,18 +345,15 @@ def _header(
     }
 
 
-def _record_one(
-    builder: TraceBuilder, text: GreedyText, domain: str, folder: Path
-) -> dict[str, Any]:
+def _write_one(result: Recorded, folder: Path) -> dict[str, Any]:
     """Write a shard, unless there is nothing to draft, and return its entry in the index."""
-    name = prompt_id(text.prompt_ids)
-    if text.new_tokens > 1:
-        write_shard(folder / f"{name}.safetensors", builder.build(text, domain))
+    if result.trace is not None:
+        write_shard(folder / f"{result.prompt_id}.safetensors", result.trace)
     return {
-        "file": f"{name}.safetensors",
-        "prompt_id": name,
-        "domain": domain,
-        "positions": text.new_tokens - 1,
+        "file": f"{result.prompt_id}.safetensors",
+        "prompt_id": result.prompt_id,
+        "domain": result.domain,
+        "positions": result.new_tokens - 1,
     }
 
 
@@ -306,18 +374,10 @@ def _open_folder(folder: Path, header: dict[str, object]) -> list[dict[str, Any]
     return list(index["shards"])
 
 
-def _unseen(
-    target: TargetModel, prompts: Iterable[Prompt], known: set[str], new_tokens: int
-) -> Iterator[Prompt]:
+def _unseen(recorder: Recorder, prompts: Iterable[Prompt], known: set[str]) -> Iterator[Prompt]:
     """Check the prompts, and yield those that are not `known`."""
     for prompt in prompts:
-        count = len(prompt.token_ids)
-        check_token_ids([list(prompt.token_ids)], target.vocab_size, target.max_positions)
-        if count + new_tokens > target.max_positions:
-            raise ValueError(
-                f"a prompt of {count} tokens and {new_tokens} to decode exceed the target's "
-                f"context of {target.max_positions}"
-            )
+        recorder.check(prompt)
         name = prompt_id(prompt.token_ids)
         if name not in known:
             known.add(name)

@@ -1,31 +1,21 @@
-"""Self-distillation: the target writes its own prompts and answers.
-
-Every slot of a batch is a state machine: it samples a user turn after the chat template's opening,
-reads the template's turn change, and writes the answer. One forward pass per step serves all slots,
-whatever their states.
-"""
+"""Self-distillation: the target writes its own prompts and answers into a file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, LogitsProcessorList, PreTrainedTokenizerBase
-
-from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
-from eaglerl.eagle3.sampling import process_row
-from eaglerl.eagle3.stopping import read_token_ids
 from eaglerl.eagle3.target.target_files import read_target_config
-from eaglerl.eagle3.target.target_model import TargetModel, checked_feature_layers
+from eaglerl.eagle3.target.target_model import checked_feature_layers
 from eaglerl.files import exclusive_file
 from eaglerl.json_file import read_lines
 from eaglerl.training.data import parse_row
-from eaglerl.training.prompt_pieces import ChatTemplatePieces, PromptPieces, prompt_pieces
-from eaglerl.training.slot_engine import SlotEngine, load_slot_target
+from eaglerl.training.prompt_pieces import ChatTemplatePieces
+from eaglerl.training.row_writer import Row, RowOptions, RowWriter, choose_tokens, read_pieces
 
 __all__ = [
     "DEFAULT_OPENINGS",
@@ -57,8 +47,8 @@ DEFAULT_OPENINGS: tuple[str, ...] = (
     "How many",
     "Translate",
 )
-# Most tokens of a user turn, and the fewest that the target's context must have room for.
-_MOST_ROOM, _LEAST_ROOM = 256, 16
+#: What writes the rows of a stream, in the order in which they are complete, without an end.
+WriteRows = Callable[[RowOptions, int], Generator[Row, None, None]]
 
 
 @dataclass
@@ -68,24 +58,6 @@ class DistillProgress:
     rows: int
     response_tokens: int
     prompt_tokens: int
-
-
-@dataclass
-class _Slot:
-    """State of one sequence: its tokens so far, and what it writes."""
-
-    tokens: list[int] = field(default_factory=list)
-    forced: list[int] = field(default_factory=list)
-    turning: bool = False
-    prompt_length: int = 0
-    prompt_limit: int = 0
-    temperature: float = 1.0
-    position: int = 0
-    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-
-    @property
-    def answering(self) -> bool:
-        return self.prompt_length > 0
 
 
 def append_row(path: Path, prompt: Sequence[int], response: Sequence[int]) -> None:
@@ -130,128 +102,6 @@ def recover(path: Path) -> DistillProgress:
     return progress
 
 
-class _Writer:
-    """The state machine of the slots: what each reads next, and what becomes of its prediction."""
-
-    def __init__(
-        self,
-        pieces: PromptPieces,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        openings: Sequence[str],
-        room: int,
-        target: TargetModel,
-    ) -> None:
-        settings = _generation_settings(target, max_new_tokens)
-        self.settings = settings
-        self.pieces = pieces
-        eos = read_token_ids(tokenizer.eos_token_id, "eos_token_id")
-        self.stop_ids = {*settings.eos_token_ids, *eos}
-        self.max_new_tokens = max_new_tokens
-        # Most tokens of a user turn.
-        self.room = room
-        self.openings = [
-            tokenizer(text, add_special_tokens=False).input_ids[: max(room - 8, 0)]
-            for text in openings
-        ]
-        self.generator = torch.Generator()
-        # Tokens of the longest row.
-        around = len(pieces.opening) + len(pieces.turn_change)
-        self.longest = around + room + max_new_tokens + 1
-
-    def _random(self) -> float:
-        return float(torch.rand((), generator=self.generator))
-
-    def start(self) -> _Slot:
-        """Return a new slot; its cache holds the template's opening except the last token."""
-        opening = self.pieces.opening
-        steering: Sequence[int] = []
-        if self.openings and self._random() < 0.5:
-            steering = self.openings[int(self._random() * len(self.openings))]
-        # Half of the user turns have up to 48 tokens, 35 % up to 96, 15 % up to 192.
-        draw = self._random()
-        limit = 48 if draw < 0.5 else 96 if draw < 0.85 else 192
-        return _Slot(
-            tokens=[*opening],
-            forced=[*steering],
-            prompt_limit=len(opening) + min(max(limit, len(steering) + 8), self.room),
-            temperature=0.6 + 0.4 * self._random(),
-            position=len(opening) - 1,
-        )
-
-    def advance(self, slot: _Slot, predicted: int) -> bool:
-        """Advance a slot by one token; return whether its answer is finished."""
-        slot.position += 1
-        if not slot.forced and not slot.answering and self._ends_prompt(slot, predicted):
-            slot.forced = [*self.pieces.turn_change]
-            slot.turning = True
-            if not slot.forced and predicted in self.stop_ids:
-                slot.prompt_length = len(slot.tokens)
-        if slot.forced:
-            slot.tokens.append(slot.forced.pop(0))
-        else:
-            slot.tokens.append(predicted)
-        if slot.turning and not slot.forced and not slot.answering:
-            slot.prompt_length = len(slot.tokens)
-            slot.temperature = 0.0 if self._random() < 2 / 3 else 0.7
-            slot.processors = self.settings.processors(slot.tokens)
-            return False
-        return slot.answering and (
-            predicted in self.stop_ids
-            or len(slot.tokens) - slot.prompt_length >= self.max_new_tokens
-        )
-
-    def _ends_prompt(self, slot: _Slot, predicted: int) -> bool:
-        return predicted in self.stop_ids or len(slot.tokens) + 1 >= slot.prompt_limit
-
-
-def choose_tokens(
-    logits: torch.Tensor, temperatures: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Choose the next token of every row: the argmax at temperature 0, else a draw.
-
-    Args:
-        logits: (B, V) float.
-        temperatures: (B,) float32, >= 0.
-        generator: source of the draws.
-
-    Returns:
-        (B,) int64.
-    """
-    chosen = logits.argmax(-1)
-    sampled = (temperatures > 0).nonzero().squeeze(-1)
-    if len(sampled):
-        scaled = logits[sampled].float() / temperatures[sampled, None]
-        cumulative = torch.softmax(scaled, -1).cumsum(-1)
-        uniform = torch.rand(len(sampled), 1, generator=generator) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, uniform).squeeze(-1)
-        chosen[sampled] = drawn.clamp_max(logits.shape[-1] - 1)
-    return chosen
-
-
-def _generate_rows(
-    engine: SlotEngine, writer: _Writer, slots: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield (prompt ids, response ids) endlessly, in the order in which answers finish."""
-    states = [writer.start() for _ in range(slots)]
-    for index in range(slots):
-        engine.restart(index)
-    while True:
-        tokens = torch.tensor([state.tokens[-1] for state in states])
-        positions = torch.tensor([state.position for state in states], dtype=torch.int32)
-        logits = engine.step(tokens, positions)
-        for index, state in enumerate(states):
-            if state.processors:
-                logits[index] = process_row(state.processors, state.tokens, logits[index])
-        temperatures = torch.tensor([state.temperature for state in states])
-        chosen = choose_tokens(logits, temperatures, writer.generator).tolist()
-        for index, (state, predicted) in enumerate(zip(states, chosen, strict=True)):
-            if writer.advance(state, predicted):
-                yield state.tokens[: state.prompt_length], state.tokens[state.prompt_length :]
-                states[index] = writer.start()
-                engine.restart(index)
-
-
 def distill(
     target: str | Path,
     output: str | Path,
@@ -264,6 +114,7 @@ def distill(
     openings: Sequence[str] = DEFAULT_OPENINGS,
     feature_layers: Sequence[int] | None = None,
     progress: Callable[[DistillProgress], None] | None = None,
+    write: WriteRows | None = None,
 ) -> DistillProgress:
     """Let the target write training data for its own draft head.
 
@@ -283,11 +134,13 @@ def distill(
         response_tokens: response tokens that the file holds in the end, at least.
         slots: sequences that are decoded side by side.
         max_new_tokens: longest response, in tokens.
-        seed: seed of all draws; a resumed run draws from a stream of its own.
+        seed: seed of all draws; a resumed run draws from a stream of its own. Every row has its own
+            random numbers.
         dtype: "float32", "bfloat16", or "auto": bfloat16 on the packed path if the CPU supports it.
         openings: texts with which half of the user turns begin; empty for none.
         feature_layers: of the head to be trained; only checked, before hours of decoding.
         progress: called after every row.
+        write: what writes the rows in place of this process, such as other machines.
 
     Returns:
         What the file holds now.
@@ -297,86 +150,42 @@ def distill(
             file that is not such JSONL, or a target with stop rules beyond tokens and length.
         AlreadyLockedError: another process appends to `output`.
     """
-    limits = _Limits(response_tokens, slots, max_new_tokens)
-    config = read_target_config(target)
+    if response_tokens < 1:
+        raise ValueError(f"response_tokens must be at least 1, got {response_tokens}")
+    options = RowOptions(Path(target), slots, max_new_tokens, seed, dtype, tuple(openings))
     if feature_layers is not None:
-        checked_feature_layers(feature_layers, config.num_hidden_layers)
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    pieces = prompt_pieces(tokenizer)
-    room = _prompt_room(pieces, config.max_position_embeddings, max_new_tokens)
+        layers = read_target_config(target).num_hidden_layers
+        checked_feature_layers(feature_layers, layers)
+    # Before hours are spent: the target's files may not do.
+    pieces = read_pieces(options)
 
-    def start() -> tuple[TargetModel, _Writer]:
-        model = load_slot_target(target, dtype)
-        return model, _Writer(pieces, tokenizer, max_new_tokens, openings, room, model)
+    def write_here(options: RowOptions, stream: int) -> Generator[Row, None, None]:
+        yield from RowWriter(options, pieces).rows(stream)
 
     with exclusive_file(output):
-        return _append_rows(Path(output), start, limits, seed, progress)
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """How much is written, and in how many slots."""
-
-    response_tokens: int
-    slots: int
-    max_new_tokens: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _prompt_room(pieces: PromptPieces, max_positions: int, max_new_tokens: int) -> int:
-    """Return the tokens that a user turn may have.
-
-    Raises:
-        ValueError: the target's context has no room for a prompt.
-    """
-    around = len(pieces.opening) + len(pieces.turn_change)
-    room = max_positions - around - max_new_tokens - 1
-    if room < _LEAST_ROOM:
-        most = max_new_tokens + room - _LEAST_ROOM
-        raise ValueError(
-            f"max_new_tokens must be at most {most}, so that a prompt fits the target's context of "
-            f"{max_positions}, got {max_new_tokens}"
-        )
-    return min(room, _MOST_ROOM)
-
-
-def _generation_settings(target: TargetModel, max_new_tokens: int) -> GenerationSettings:
-    settings = GenerationSettings.read(
-        target.config,
-        target.generation_config,
-        target.device,
-        max_new_tokens=max_new_tokens,
-    )
-    settings.check_ends_by_tokens()
-    return settings
+        return _append_rows(Path(output), options, response_tokens, write or write_here, progress)
 
 
 def _append_rows(
     output: Path,
-    start: Callable[[], tuple[TargetModel, _Writer]],
-    limits: _Limits,
-    seed: int,
+    options: RowOptions,
+    response_tokens: int,
+    write: WriteRows,
     progress: Callable[[DistillProgress], None] | None,
 ) -> DistillProgress:
     """Append rows until the file holds enough; load the target only if rows are missing."""
     written = recover(output)
-    if written.response_tokens >= limits.response_tokens:
+    if written.response_tokens >= response_tokens:
         return written
-    target, writer = start()
-    writer.generator.manual_seed(seed + 1_000_003 * written.rows)
-    with torch.inference_mode():
-        engine = SlotEngine(target, writer.pieces.opening[:-1], limits.slots, writer.longest)
-        for prompt, response in _generate_rows(engine, writer, limits.slots):
-            append_row(output, prompt, response)
+    # Closed at once when there are enough: what is still being written elsewhere is cancelled.
+    with closing(write(options, written.rows)) as rows:
+        for row in rows:
+            append_row(output, row.prompt, row.response)
             written.rows += 1
-            written.prompt_tokens += len(prompt)
-            written.response_tokens += len(response)
+            written.prompt_tokens += len(row.prompt)
+            written.response_tokens += len(row.response)
             if progress is not None:
                 progress(written)
-            if written.response_tokens >= limits.response_tokens:
+            if written.response_tokens >= response_tokens:
                 return written
     raise AssertionError("the stream of rows does not end by itself")

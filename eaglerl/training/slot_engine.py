@@ -58,6 +58,19 @@ class SlotEngine:
         return logits
 
 
+def slot_dtype(dtype: str) -> PackedDtype:
+    """Return what "auto" stands for on this machine, and other dtypes as they are.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    if dtype == "auto":
+        return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "float32"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
+    return cast("PackedDtype", dtype)
+
+
 def load_slot_target(path: str | Path, dtype: str) -> TargetModel:
     """Load a target that decodes many sequences side by side, without features.
 
@@ -69,16 +82,12 @@ def load_slot_target(path: str | Path, dtype: str) -> TargetModel:
     Raises:
         ValueError: an unknown dtype, or a model that is refused; see `load_transformers_model`.
     """
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f'dtype must be "auto", "float32" or "bfloat16", got {dtype!r}')
+    wanted = slot_dtype(dtype)
     model = load_transformers_model(path, torch.float32)
     reason = why_not_packed(model)
     if reason is None:
-        fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        wants_bfloat16 = fast if dtype == "auto" else dtype == "bfloat16"
-        packed_dtype: PackedDtype = "bfloat16" if wants_bfloat16 else "float32"
         try:
-            return packed_target(model, (), dtype=packed_dtype)
+            return packed_target(model, (), dtype=wanted)
         except NotPackedError as error:
             reason = error.reason
     warnings.warn(

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Sequence
 
 import torch
+
+# Linux's number; Python has a name for it from 3.13 on. Slots are as long as the longest sequence,
+# and together may be larger than the machine: what is never written takes no memory.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class SlotMemory:
@@ -24,6 +29,9 @@ class SlotMemory:
             shape: of the tensor; the first axis counts slots.
             dtype: of the tensor.
             device: pages of a CPU alone are given back.
+
+        Raises:
+            MemoryError: the system does not provide as much.
         """
         self._pages: mmap.mmap | None = None
         size = dtype.itemsize
@@ -33,8 +41,13 @@ class SlotMemory:
             self.data = torch.zeros(tuple(shape), dtype=dtype, device=device)
             return
         # Private: pages of shared memory, which is the default, stay when they are not needed.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._pages = mmap.mmap(-1, max(size, 1), flags=flags)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        try:
+            self._pages = mmap.mmap(-1, max(size, 1), flags=flags)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(
+                f"{shape[0]} slots of {size // max(shape[0], 1):,} bytes cannot be had: {error}"
+            ) from error
         self.data = torch.frombuffer(self._pages, dtype=dtype, count=size // dtype.itemsize)
         self.data = self.data.view(tuple(shape))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,13 @@ def test_views_outlive_the_cache() -> None:
     keys[:] = 2.0
     del cache
     assert (keys == 2.0).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reserves memory elsewhere")
+def test_slots_may_be_longer_than_the_machine_has_memory() -> None:
+    """More than any machine: what is written is there."""
+    memory = SlotMemory((16, 1 << 38), torch.float32, "cpu")
+    memory.data[15, -5:] = 3.0
+    assert memory.data[15, -6:].tolist() == [0.0, 3.0, 3.0, 3.0, 3.0, 3.0]
+    with pytest.raises(MemoryError, match="4 slots of"):
+        SlotMemory((4, 1 << 60), torch.float32, "cpu")
