@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
 from eaglerl.eagle3 import SpeculativeDecoder
-from eaglerl.eagle3.session_factory import TREE_ROOM
 
 #: Bytes of KV cache for the answers that are decoded at a time, where nothing else is said.
 _DEFAULT_BYTES = 4 << 30
@@ -32,20 +29,3 @@ def default_tokens(decoder: SpeculativeDecoder) -> int:
 def default_prefix_tokens(decoder: SpeculativeDecoder) -> int:
     """Return how many tokens 1 GiB of caches hold; 0 where a batch cannot keep prefixes."""
     return _PREFIX_BYTES // token_bytes(decoder) if decoder.target.mixes_slots else 0
-
-
-def slot_length(decoder: SpeculativeDecoder, slots: int, most_tokens: int) -> int:
-    """Return the longest sequence of a slot: a longer one is decoded outside of the batch.
-
-    The slots are of one size and side by side. Memory is taken as rows are written, but where a
-    system refuses to promise more than it has, all slots together must stay below that: they take
-    no more than half of it.
-
-    Args:
-        decoder: the decoder.
-        slots: number of slots.
-        most_tokens: most tokens of all sequences together.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    room = memory // 2 // slots // token_bytes(decoder) - TREE_ROOM
-    return max(2, min(decoder.target.max_positions, most_tokens, room))

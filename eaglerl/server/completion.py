@@ -115,7 +115,7 @@ class CompletionRequest(Request):
 
     Answers join the batch, where all requests share the passes. What cannot join it is decoded in
     turns with the batch: a policy that decides within the cycle of one sequence (`FusedPolicy`),
-    a sequence longer than a slot, and everything where there is no batch.
+    and everything where there is no batch.
     """
 
     def __init__(
@@ -173,10 +173,9 @@ class CompletionRequest(Request):
         self._open.append(answer)
         options = self._sampling | {"seed": derived_seed(self._seed, index)}
         batch = self._service.batch
-        fits = batch is not None and self.tokens <= batch.max_length
-        if not (fits and self._mode.joint):
+        if batch is None or not self._mode.joint:
             answer.policy = self._mode.take()
-        if batch is not None and fits and not isinstance(answer.policy, FusedPolicy):
+        if batch is not None and not isinstance(answer.policy, FusedPolicy):
             answer.continuation = batch.start(answer, self._prompt_ids, answer.policy, **options)
             return
         answer.continuation = self._service.decoder.start(

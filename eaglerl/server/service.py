@@ -17,7 +17,7 @@ from eaglerl.eagle3 import NO_DRAFT, BatchPolicy, DecoderBatch, SpeculativeDecod
 from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.fingerprints import target_id
 from eaglerl.server.admission import Admission
-from eaglerl.server.batch_size import default_prefix_tokens, default_tokens, slot_length
+from eaglerl.server.batch_size import default_prefix_tokens, default_tokens
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError
 from eaglerl.server.metrics import Metrics
@@ -247,13 +247,14 @@ class Service:
         policy: BatchPolicy | TreeParams | Literal["auto"] = NO_DRAFT
         if any(mode.joint for mode in self.modes):
             policy = "auto" if self._new_joint_policy is None else self._new_joint_policy()
-        slots = self.limits.max_batch
-        length = slot_length(self.decoder, slots, self.most_tokens)
         kept = self.limits.prefix_cache_tokens
         if kept is None:
             kept = default_prefix_tokens(self.decoder)
         return self.decoder.start_batch(
-            slots=slots, max_length=length, policy=policy, prefix_tokens=kept
+            slots=self.limits.max_batch,
+            max_length=self.most_tokens,
+            policy=policy,
+            prefix_tokens=kept,
         )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -58,11 +58,6 @@ class SharedBatch(Task):
         """The number of sequences."""
         return max(1, len(self._receivers))
 
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest sequence, prompt included."""
-        return self._open().max_length
-
     def start(
         self,
         receiver: Receiver,

@@ -11,12 +11,21 @@ import httpx
 import psutil
 import pytest
 
-from eaglerl.eagle3 import NO_DRAFT, ConstantPolicy, FusedPolicy, TreeParams
+from eaglerl.eagle3 import ConstantPolicy, FusedPolicy, TreeParams
 from eaglerl.server import Limits, Mode, Modes, Service, auto_mode, standard_modes
 from eaglerl.server.tasks import WithdrawnError
 
 from .connecting import serving, unread_request
-from .tiny import NAME, PATIENCE, Slow, byte_tokenizer, tiny_decoder, tiny_service, wait_until
+from .tiny import (
+    NAME,
+    PATIENCE,
+    Slow,
+    byte_tokenizer,
+    greedy_text,
+    tiny_decoder,
+    tiny_service,
+    wait_until,
+)
 
 IDLE = {"active": 0, "waiting": 0, "live": 0}
 
@@ -376,28 +385,37 @@ class _Fused(FusedPolicy):
         pass
 
 
-def test_what_cannot_join_the_batch_takes_turns_with_it(monkeypatch) -> None:
-    """A policy of one sequence, and a sequence longer than a slot."""
-    monkeypatch.setattr("eaglerl.server.service.slot_length", lambda *_: 200)
-    made: list[object] = []
-    service = tiny_service(Mode("own", "Alone.", lambda: made[-1]), max_batch=4)
+def test_what_cannot_join_the_batch_takes_turns_with_it() -> None:
+    """A fused policy gets a generation of its own; this one cannot decode, and fails there."""
+    service = tiny_service(Mode("own", "Alone.", _Fused), max_batch=4)
     service.engine.start()
     tasks = _Tasks(service)
-    long, short = tasks.submit("x" * 300, 20), tasks.submit("x" * 100, 20)
-    wait_until(lambda: service.engine.load == IDLE)
-    decoder = service.decoder
-    for prompt, events in zip((300, 100), tasks.events, strict=True):
-        ids = decoder.tokenizer("x" * prompt).input_ids
-        expected = decoder.generate([ids], NO_DRAFT, max_new_tokens=20).new_ids[0]
-        assert texts(events) == decoder.tokenizer.decode(expected)
-    assert long.failure is None
-    assert short.failure is None
-    # A fused policy gets a generation of its own; this one cannot decode, and fails there.
-    made.append(_Fused())
-    fused = tasks.submit("hello", 20, "own")
+    beside, fused = tasks.submit("hello", 200), tasks.submit("hello", 20, "own")
     wait_until(lambda: service.engine.load == IDLE)
     assert isinstance(fused.failure, Exception)
+    assert beside.failure is None
     assert not service.batch._receivers
+    service.engine.stop()
+
+
+def test_without_a_batch_all_take_turns() -> None:
+    service = tiny_service(max_batch=3)
+    service.batch = service.engine._batch = None
+    service.engine.start()
+    tasks = _Tasks(service)
+    requests = [tasks.submit(f"request {i}", 20, answers=2, mode="lookup") for i in range(5)]
+    most = 0
+    while service.engine.load != IDLE:
+        most = max(most, service.engine.answers)
+    assert most == 3
+    for index, request in enumerate(requests):
+        assert request.failure is None
+        assert texts(tasks.events[index]) != ""
+        pieces = ["", ""]
+        for event in tasks.events[index]:
+            if type(event).__name__ == "Piece":
+                pieces[event.index] += event.text
+        assert pieces == [greedy_text(f"request {index}", 20)] * 2
     service.engine.stop()
 
 
