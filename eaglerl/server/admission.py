@@ -113,8 +113,9 @@ class Admission:
                 f"{self.max_tokens}"
             )
         # Requests that the thread can take at once do not count as waiting.
-        if self._left_waiting([*self._queue, request]) > self._queue_size:
-            raise BusyError(f"{self.waiting} requests are waiting: the queue is full")
+        waiting = self._left_waiting([*self._queue, request]) - 1
+        if waiting >= self._queue_size:
+            raise BusyError(f"{waiting} requests are waiting: the queue is full")
         self._queue.append(request)
 
     def take(self) -> Request | None:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from eaglerl.cli.shared.auto_policy import keeping_auto_policy, learned_cost_path
+from eaglerl.cli.shared.auto_policy import (
+    keeping_auto_policy,
+    keeping_batch_policy,
+    learned_cost_path,
+)
 from eaglerl.cost import OnlineCost
 from eaglerl.eagle3 import SpeculativeDecoder
 
@@ -98,3 +102,34 @@ def test_nothing_is_told_without_a_reason(decoder: SpeculativeDecoder) -> None:
         warnings.simplefilter("error")
         learn(decoder)
         learn(decoder)
+
+
+def learn_together(decoder: SpeculativeDecoder, slots: int = 2) -> int:
+    """The same with a batch, whose policy is made anew for every text."""
+    with keeping_batch_policy(decoder, slots) as new_policy:
+        for _ in range(2):
+            with decoder.start_batch(slots=slots, max_length=100, policy=new_policy()) as batch:
+                batch.start([1, 2, 3], max_new_tokens=12, eos_token_id=[])
+                while batch.sequences:
+                    batch.step()
+    return new_policy().cost.cycles
+
+
+def test_costs_of_batches_are_kept_apart(decoder: SpeculativeDecoder, cache: Path) -> None:
+    with keeping_batch_policy(decoder, 2):
+        pass
+    assert not (cache / "costs").exists()
+    first = learn_together(decoder)
+    assert first > 0
+    assert learn_together(decoder) > first
+    learn_together(decoder, slots=3)
+    learn(decoder)
+    assert len(os.listdir(cache / "costs")) == 3
+
+
+def test_damaged_costs_of_a_batch_are_told_and_replaced(decoder: SpeculativeDecoder) -> None:
+    first = learn_together(decoder)
+    path = learned_cost_path(decoder)
+    path.with_name(f"batch-of-2-{path.name}").write_text("{}")
+    with pytest.warns(UserWarning, match=r"batch-of-2-learned-.*it is ignored"):
+        assert learn_together(decoder) <= first + 2

@@ -41,6 +41,11 @@ def test_what_was_decoded_is_counted() -> None:
         for name in (
             "vllm:num_requests_running",
             "vllm:num_requests_waiting",
+            "vllm:kv_cache_usage_perc",
+            "eaglerl:sequences",
+            "vllm:inter_token_latency_seconds_count",
+            "vllm:prefix_cache_queries_total",
+            "vllm:prefix_cache_hits_total",
             "vllm:prompt_tokens_total",
             "vllm:generation_tokens_total",
             "vllm:request_success_total",
@@ -83,6 +88,11 @@ def test_what_was_decoded_is_counted() -> None:
         assert value(after, "eaglerl:drafted_in_vain_tokens_total", mode="plain") == 0
         assert value(after, "vllm:prompt_tokens_total") == totals["prompt"]
         assert value(after, "vllm:generation_tokens_total") == totals["answer"]
+        assert value(after, "vllm:prefix_cache_queries_total") == totals["prompt"]
+        # Each of eight answers has a first token, and those after it.
+        between = "vllm:inter_token_latency_seconds_count"
+        assert value(after, between) >= totals["answer"] - 8 * 32
+        assert value(after, between) < totals["answer"]
         assert value(after, "vllm:request_success_total", finished_reason="length") == 4
         for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
             assert value(after, f"vllm:{name}_seconds_count") == 4
@@ -127,6 +137,16 @@ def test_the_cost_table_is_held_against_the_clock() -> None:
         assert client.post("/v1/completions", json=body).status_code == 200
         # No cycle takes a nanosecond.
         assert value(told(client), "eaglerl:cost_error") > 100
+
+
+def test_prompts_that_begin_like_earlier_ones_are_counted() -> None:
+    with TestClient(create_app(tiny_service())) as client:
+        body = {"model": NAME, "prompt": "system prompt " * 10, "max_tokens": 5, "temperature": 0}
+        texts = [client.post("/v1/completions", json=body).json()["choices"] for _ in range(2)]
+        assert texts[0] == texts[1]
+        assert value(told(client), "vllm:prefix_cache_queries_total") == 280
+        # Whole blocks of 32 tokens.
+        assert value(told(client), "vllm:prefix_cache_hits_total") == 128
 
 
 def test_health_follows_the_engine() -> None:
