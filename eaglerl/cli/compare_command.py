@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -344,12 +344,14 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
     from eaglerl.evaluation.results.records import load_comparison
+    from eaglerl.evaluation.statistics.disturbance import disturbances
     from eaglerl.evaluation.statistics.many_at_once import serial_part, throughputs
     from eaglerl.evaluation.statistics.summary import summarise
 
     whole = load_comparison(folder)
     comparison, many = serial_part(whole), throughputs(whole)
-    summary = summarise(comparison, against or ())
+    # What disturbed several questions at once disturbed the comparison.
+    summary = replace(summarise(comparison, against or ()), disturbed=disturbances(whole))
     if as_json:
         several = {"at_once": [one.to_dict() for one in many]} if many else {}
         output().print_json(json.dumps(summary.to_dict() | several))

@@ -83,6 +83,13 @@ def test_a_stream_is_read_wherever_it_is_cut() -> None:
             found = read_stream(pieces, sent=9.0, began=8.0)
             assert (found.text, found.tokens, found.sent) == (text + "b", 3, 1.0)
             assert len(found.arrivals) == 2
+    cached = body.replace(
+        b'"completion_tokens": 3',
+        b'"completion_tokens": 3, "prompt_tokens": 9, '
+        b'"prompt_tokens_details": {"cached_tokens": 2}',
+    )
+    with pytest.raises(RuntimeError, match="read only 7 of the prompt's 9 tokens"):
+        read_stream([(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + cached)], 0.0, 0.0)
     for broken in (body[:-8], body.replace(b"usage", b"other")):
         with pytest.raises(RuntimeError, match="a stream must have text, usage and an end"):
             read_stream([(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + broken)], 0.0, 0.0)

@@ -208,11 +208,14 @@ def test_two_modes_of_one_label_are_refused() -> None:
 
 
 def test_groups_take_questions_of_every_file_and_modes_take_turns() -> None:
-    questions = [SimpleNamespace(id=f"{file}/{n}") for file in "ab" for n in range(11)]
+    ids = [(file, n) for file in "ab" for n in range(11)]
+    questions = [SimpleNamespace(id=f"{f}/{n}", prompt_id=f"{n * 7 % 11}{f}") for f, n in ids]
     groups = question_groups(questions, 5)
     assert [len(group) for group in groups] == [6, 6, 5, 5]
     assert sorted(q.id for group in groups for q in group) == sorted(q.id for q in questions)
-    assert all({q.id[0] for q in group} == {"a", "b"} for group in groups)
+    for group in groups:
+        assert {q.id[0] for q in group} == {"a", "b"}
+        assert [q.prompt_id for q in group] == sorted(q.prompt_id for q in group)
     modes = at_concurrencies(parse_modes(["auto"]), (1, 4))
     order = list(tasks(questions, modes, 1, 5, ()))
     assert [len(task.questions) for task in order if task.mode.label == "auto@4"] == [6, 6, 5, 5]
