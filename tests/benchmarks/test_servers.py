@@ -163,8 +163,9 @@ def test_what_is_missing_is_measured_in_turn(
     prompts = {1: {"q0": [1]}, 4: {"q0": [1], "q1": [2]}}
     with LoadRecords(tmp_path, {}) as records:
         records.add(load("vLLM float32", 1, 0, 1.0, "a"))
-        arguments = (servers, runners, prompts, records)
-        compare_servers.measure_all(*arguments, count=8, repeats=1, warm_up=[])
+        tasks = compare_servers.missing_tasks(runners, [*prompts], 1, records)
+        compare_servers.measure_all(servers, tasks, prompts, records, count=8, warm_up=[])
+        assert not compare_servers.missing_tasks(runners, [*prompts], 1, records)
         assert asked == [
             ("eaglerl native auto", 1), ("vLLM float32", 4), ("eaglerl native auto", 4),
         ]  # fmt: skip
