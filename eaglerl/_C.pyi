@@ -53,28 +53,16 @@ def accept_path(parents: int, tokens: int, choices: int, rows: int, out_rows: in
 def tree_structure(parents: int, rows: int, levels: int, mask: int, words: int, /) -> None: ...
 def philox4x32_10(counter: Sequence[int], key: Sequence[int], /) -> list[int]: ...
 def read_seconds(memory: int, bytes: int, threads: int, /) -> float: ...
+def greedy_paths(
+    logits: int, logit_rows: int, stride: int, vocab: int,
+    trees: Sequence[tuple[int, int, int, int]], threads: int, /,
+) -> list[tuple[list[int], list[int], bool]]: ...  # fmt: skip
 def action_cache_step(
-    logits: int,
-    action_params: int,
-    features: int,
-    state: int,
-    reference: int,
-    ring: int,
-    slots: int,
-    action: int,
-    params: int,
-    sequences: int,
-    actions: int,
-    horizon: int,
-    slot_count: int,
-    reference_size: int,
-    mode: int,
-    temperature: float,
-    seed: int,
-    offset: int,
-    fallback_action: int,
-    /,
-) -> None: ...
+    logits: int, action_params: int, features: int, state: int, reference: int, ring: int,
+    slots: int, action: int, params: int, sequences: int, actions: int, horizon: int,
+    slot_count: int, reference_size: int, mode: int, temperature: float, seed: int, offset: int,
+    fallback_action: int, /,
+) -> None: ...  # fmt: skip
 
 class TensorGuard:
     def __init__(self, tensors: Sequence[Tensor], direct: bool = True) -> None: ...

@@ -5,6 +5,7 @@
 
 #include "attention/attention_kernels.h"
 #include "attention/norm_kernels.h"
+#include "tree/argmax_kernel.h"
 #include "tree/top_k_kernel.h"
 
 namespace eaglerl::EAGLERL_ISA {
@@ -13,7 +14,7 @@ extern const CpuKernels kernels;
 
 const CpuKernels kernels = {
     // in the order of the struct's members
-    kLanes, kBlockQueries, rms_norm, silu_mul, write_keys_values, attend, combine, top_k,
+    kLanes, kBlockQueries, rms_norm, silu_mul, write_keys_values, attend, combine, top_k, argmax,
 };
 
 }  // namespace eaglerl::EAGLERL_ISA

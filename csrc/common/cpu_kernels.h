@@ -89,6 +89,9 @@ struct CpuKernels {
   // block_maxima is scratch of (vocab + 63) / 64 floats, twice.
   TopKResult (*top_k)(const float* logits, int64_t vocab, int top_k, float* values, int32_t* ids,
                       float* block_maxima);
+  // The index of the largest of at least one value, the first of equal ones; of the first NaN if
+  // there is one.
+  int64_t (*argmax)(const float* values, int64_t count);
 };
 
 // The kernels in use: the widest instruction set of this processor, unless set_isa chose another.

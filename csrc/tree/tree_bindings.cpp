@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "common/binding_methods.h"
 #include "common/parallel.h"
+#include "tree/greedy_paths.h"
 #include "tree/tree_builder.h"
 #include "tree/tree_common.h"
 
@@ -148,6 +150,32 @@ int32_t bind_accept_path(uintptr_t parents, uintptr_t tokens, uintptr_t choices,
                      element_address<int32_t>("out_rows", out_rows, rows));
 }
 
+// Trees are (parents, tokens, rows, first row of the logits).
+py::list bind_greedy_paths(
+    uintptr_t logits, int64_t logit_rows, int64_t stride, int64_t vocab,
+    const std::vector<std::tuple<uintptr_t, uintptr_t, int32_t, int64_t>>& trees, int threads) {
+  check_between("logit_rows", logit_rows, 1, kLargestCount);
+  check_between("vocab", vocab, 1, kLargestCount);
+  check_between("stride", stride, vocab, kLargestCount);
+  check_product("logits", {logit_rows, stride});
+  check_between("threads", threads, 1, kMostThreads);
+  const float* first = element_address<const float>("logits", logits, logit_rows);
+  std::vector<VerifiedTree> verified;
+  for (const auto& [parents, tokens, rows, first_row] : trees) {
+    const int32_t* checked = checked_parents(parents, rows);
+    check_between("first_row", first_row, 0, logit_rows - rows);
+    verified.push_back({checked, element_address<const int64_t>("tokens", tokens, rows),
+                        first + first_row * stride, rows});
+  }
+  std::vector<GreedyPath> paths(verified.size());
+  greedy_paths(verified.data(), int64_t(verified.size()), stride, vocab, threads, paths.data());
+  py::list found;
+  for (GreedyPath& path : paths) {
+    found.append(py::make_tuple(std::move(path.rows), std::move(path.tokens), path.has_nan));
+  }
+  return found;
+}
+
 void bind_tree_structure(uintptr_t parents, int32_t rows, uintptr_t levels, uintptr_t mask,
                          int32_t words) {
   const int32_t* checked = checked_parents(parents, rows);
@@ -166,6 +194,7 @@ void bind_tree(py::module_& module) {
   module.attr("max_tree_rows") = kMostTreeRows;
   module.attr("max_candidates") = kMostCandidates;
   module.def("accept_path", &bind_accept_path);
+  module.def("greedy_paths", &bind_greedy_paths);
   module.def("tree_structure", &bind_tree_structure);
 }
 

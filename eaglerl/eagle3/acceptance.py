@@ -120,7 +120,8 @@ def keep_path(
         cache.advance(len(rows), slot)
     else:
         cache.commit(rows, slot)
-    emitted = (*tree.token_ids[index[1:]].cpu().tolist(), bonus)
+    drafted = tree.token_ids[index[1:]].cpu().tolist() if len(rows) > 1 else ()
+    emitted = (*drafted, bonus)
     return Accepted(
         rows=index,
         emitted=emitted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack, cast
 
@@ -14,6 +15,7 @@ from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.batch.decode_prompts import decode_together
 from eaglerl.eagle3.batch.decoder_batch import Beginning, DecoderBatch
+from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.begin_prompt import begin_prompt, read_for_target
 from eaglerl.eagle3.eagle_signature import EagleSignature
 from eaglerl.eagle3.fit import check_fit, plain_policy
@@ -99,9 +101,10 @@ class SpeculativeDecoder(EagleSignature):
         if not draft_head.has_embedding:
             draft_head.set_embed_tokens(target.embedding)
         vocab_size = draft_head.config.draft_vocab_size
-        self._named = NamedPolicies(vocab_size, target.device.type, DEFAULT_TREE)
-        self.default_policy = self._named.check(default_policy)
         self.draft_runner = make_draft_runner(draft_head, capacity=TREE_ROOM, dtype=draft_dtype)
+        fuse = partial(FusedSlots, head=draft_head, reduce=self.draft_runner.reduce)
+        self._named = NamedPolicies(vocab_size, target.device.type, DEFAULT_TREE, fuse)
+        self.default_policy = self._named.check(default_policy)
         self._sessions = SessionFactory(target, draft_head, self.draft_runner)
 
     @classmethod
@@ -156,8 +159,8 @@ class SpeculativeDecoder(EagleSignature):
     ) -> GenerateOutput:
         """Continue one prompt or several.
 
-        Several greedy prompts are decoded together, on the CPU and with a constant tree or "auto";
-        others one after another.
+        Several greedy prompts are decoded together, on the CPU and with a constant tree, "auto" or
+        a `FusedPolicy`; others one after another.
 
         The text is that of transformers' `generate` for the same arguments. Options that are not
         given come from the target's generation config, with the exceptions that
@@ -272,6 +275,7 @@ class SpeculativeDecoder(EagleSignature):
         slots: int = 8,
         max_length: int | None = None,
         policy: PolicyChoice | BatchPolicy | None = None,
+        prefix_tokens: int = 0,
     ) -> DecoderBatch:
         """Open slots for prompts that are decoded together and begin and end at any time.
 
@@ -282,9 +286,12 @@ class SpeculativeDecoder(EagleSignature):
             policy: decides for the sequences that are given none. "auto", or another `BatchPolicy`,
                 decides for all of them together; of any other policy, each takes it or a fork.
                 `default_policy` if None.
+            prefix_tokens: most tokens whose cache rows are kept for prompts that begin with them;
+                0 for none. The text is the same.
 
         Raises:
-            ValueError: the target is not on the CPU, a number is out of range, or see `generate`.
+            ValueError: the target is not on the CPU, a number is out of range, the target keeps no
+                prefixes (see `BatchSession`), or see `generate`.
             TypeError: `policy` is no policy.
         """
         most = self.target.max_positions
@@ -301,6 +308,7 @@ class SpeculativeDecoder(EagleSignature):
             slots=slots,
             capacity=length + TREE_ROOM,
             prompt_rows=MOST_EXACT_ROWS,
+            prefix_tokens=prefix_tokens,
         )
         return DecoderBatch(session, self._begin_one, length)
 

@@ -71,7 +71,6 @@ class FusedPolicy:
         self.seed = seed
         self._new_cache = partial(
             ActionCache,
-            1,
             interval=action_cache_steps,
             mode=cache_mode,
             threshold=threshold,
@@ -83,15 +82,18 @@ class FusedPolicy:
         self._forks = 0
         self._bound: BoundPolicy | None = None
 
-    def fork(self) -> FusedPolicy:
-        """Return the same policy with its own action cache, for one more sequence.
+    def fork(self, slots: int = 1) -> FusedPolicy:
+        """Return the same policy with its own action cache, for one more sequence or several.
 
         Its seed is another, so that its draws differ.
+
+        Args:
+            slots: sequences of the cache.
         """
         self._forks += 1
         other = copy.copy(self)
         other.seed = self.seed + self._forks
-        other.cache = self._new_cache()
+        other.cache = self._new_cache(slots)
         other._steps, other._bound = 0, None
         return other
 
@@ -153,7 +155,7 @@ class BoundPolicy:
         _check_fit(policy.weights, head)
         device = head.fc.weight.device
         if policy.cache.device != device:
-            policy.cache = policy._new_cache(device=device)
+            policy.cache = policy._new_cache(policy.cache.slots, device=device)
         self._policy = policy
         self._reduces = policy.weights.mlp_input == "features"
         weights = policy.weights.to(device)
@@ -166,11 +168,44 @@ class BoundPolicy:
                 self._weights,
                 policy.cache,
                 max_rows=_MOST_ROWS,
+                max_sequences=policy.cache.slots,
                 temperature=policy.temperature,
                 seed=policy.seed,
                 return_features=self._reduces,
             )
         self.head = head
+
+    @property
+    def cache(self) -> ActionCache:
+        """The policy's action cache."""
+        return self._policy.cache
+
+    def encode_slots(
+        self, features: torch.Tensor, last: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Reduce the accepted rows of several sequences on the CPU and decide for each.
+
+        Args:
+            features: (R, 3k) target features, one sequence after another; where R exceeds 512, only
+                the last ones of each are read.
+            last: (S,) int64 last row of every sequence.
+            slots: (S,) int64 distinct slots of the cache.
+
+        Returns:
+            (R, h) reduced features, or None if the policy reads the target's or R exceeds 512; and
+            the chosen trees as (S, 3) int32.
+        """
+        assert self._encoder is not None, "slots are decoded on the CPU"
+        policy = self._policy
+        policy._steps += 1
+        whole = len(features) <= _MOST_ROWS
+        if not whole:
+            features, last = features[last], torch.arange(len(last))
+        self._encoder.encode(features, last=last, slots=slots, offset=policy._steps)
+        self.reduce_seconds = self._encoder.reduce_seconds
+        hidden = self._encoder.features
+        params = self._encoder.params[: len(last)].clone()
+        return None if hidden is None or not whole else hidden[: len(features)].clone(), params
 
     def encode(
         self, features: torch.Tensor, rows: torch.Tensor, last: torch.Tensor

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
 from eaglerl.eagle3.batch.mixed_policies import MixedPolicies
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
+from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.policy import ConstantPolicy, DraftPlan, TreeParams, TreePolicy, as_policy
 
 #: What `SpeculativeDecoder.generate` takes as its policy.
@@ -34,15 +35,23 @@ class NamedPolicies:
     batches. What a pass costs one sequence says little of what it costs several.
     """
 
-    def __init__(self, draft_vocab_size: int, device_type: str, without: TreeParams) -> None:
+    def __init__(
+        self,
+        draft_vocab_size: int,
+        device_type: str,
+        without: TreeParams,
+        fuse: Callable[[FusedPolicy, int], BatchPolicy],
+    ) -> None:
         """Set up.
 
         Args:
             draft_vocab_size: number of tokens that the head can draft.
             device_type: type of the target's device.
             without: the constant tree to use where "auto" cannot decide.
+            fuse: makes of a policy the one of a batch with so many slots.
         """
         self._draft_vocab_size = draft_vocab_size
+        self._fuse = fuse
         self._device_type = device_type
         self._without = without
         self._auto: TreePolicy | None = None
@@ -88,18 +97,22 @@ class NamedPolicies:
 
         Returns:
             A constant policy for every slot. For "auto" a policy that decides for all slots
-            together. None for others: what they rest on may not hold for shared passes.
+            together; for a `FusedPolicy` one that reads the features of all of them. None for
+            others: what they rest on may not hold for shared passes.
         """
         if isinstance(policy, ConstantPolicy):
             return PerSlotPolicies(policy)
+        if isinstance(policy, FusedPolicy):
+            return self._fuse(policy, MOST_SLOTS)
         return self._joint(MOST_SLOTS) if policy is self._auto else None
 
     def for_slots(self, policy: PolicyChoice | BatchPolicy, slots: int) -> BatchPolicy:
         """Return what decides for a batch's sequences that have no policy of their own.
 
         Args:
-            policy: "auto" decides for all of them together, as every `BatchPolicy` does; of another
-                policy, every sequence takes it or a fork of it.
+            policy: "auto" decides for all of them together, as every `BatchPolicy` does; a
+                `FusedPolicy` reads the features of all of them in one call; of another policy,
+                every sequence takes it or a fork of it.
             slots: most sequences.
 
         Raises:
@@ -109,6 +122,8 @@ class NamedPolicies:
         if isinstance(policy, str):
             check_name(policy)
             return MixedPolicies(self._joint(slots))
+        if isinstance(policy, FusedPolicy):
+            return self._fuse(policy, slots)
         return share_policy(policy)
 
     def _joint(self, slots: int) -> BatchPolicy:

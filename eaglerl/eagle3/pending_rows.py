@@ -17,13 +17,15 @@ class PendingRows:
 
     def __init__(self) -> None:
         self._parts: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+        self._rows = 0
 
     def __len__(self) -> int:
-        return sum(len(tokens) for tokens, _, _ in self._parts)
+        return self._rows
 
     def clear(self) -> None:
         """Forget all rows."""
         self._parts.clear()
+        self._rows = 0
 
     def add(self, token_ids: torch.Tensor, features: torch.Tensor, *, reduced: bool) -> None:
         """Append rows.
@@ -34,6 +36,27 @@ class PendingRows:
             reduced: whether the FC has run over them.
         """
         self._parts.append((token_ids, features, reduced))
+        self._rows += len(token_ids)
+
+    def reduce_last(self, features: torch.Tensor) -> None:
+        """Replace the features of the rows that were added last by (R, h) reduced ones."""
+        token_ids, _, _ = self._parts[-1]
+        self._parts[-1] = (token_ids, features, True)
+
+    def take_as_they_are(
+        self, reduce: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """Return all rows and forget them; reduce them only if some are reduced already.
+
+        Args:
+            reduce: maps (R, 3k) features to (R, h).
+
+        Returns:
+            Token ids (R,) int64, features (R, 3k) or (R, h), and whether they are reduced.
+        """
+        if any(reduced for _, _, reduced in self._parts):
+            return (*self.take(reduce), True)
+        return (*self.take(lambda raw: raw), False)
 
     def take(
         self, reduce: Callable[[torch.Tensor], torch.Tensor]
@@ -56,7 +79,7 @@ class PendingRows:
             _flush(raw, hidden, reduce)
             hidden.append(features)
         _flush(raw, hidden, reduce)
-        self._parts.clear()
+        self.clear()
         return _join(tokens), _join(hidden)
 
 

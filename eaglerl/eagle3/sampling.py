@@ -16,7 +16,7 @@ from transformers import (
 
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.device_tree import TreeRows
-from eaglerl.ops import DraftTree, accept_path
+from eaglerl.ops import DraftTree, accept_path, greedy_paths
 
 #: Below this temperature, logits divided by it come near the largest float32, 3.4e38.
 _COLD = 1e-30
@@ -66,10 +66,10 @@ class GreedyVerifier:
             logits: (T, V).
             tree: the tree of T rows.
         """
-        return self.follow(self.choices(logits).cpu(), tree)
-
-    def follow(self, choices: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
-        """Do what `accept` does, from the (T,) int64 choices of the rows, on the host."""
+        if logits.device.type == "cpu" and isinstance(tree, DraftTree):
+            (path,) = greedy_paths(logits.float().contiguous(), [tree])
+            return path.rows, path.tokens[-1]
+        choices = self.choices(logits).cpu()
         rows = accept_path(tree.parents.int(), tree.token_ids, choices).tolist()
         return rows, int(choices[rows[-1]])
 

@@ -8,6 +8,7 @@ from eaglerl.ops.cached_attention import cached_attention, cached_attention_ref
 from eaglerl.ops.draft_tree import DraftTree, DraftTreeBuilder, Frontier, tree_structure
 from eaglerl.ops.encoder import FusedEncoder
 from eaglerl.ops.fused_encode import FusedEncodeOutput, fused_encode, fused_encode_ref
+from eaglerl.ops.greedy_paths import GreedyPath, greedy_paths, greedy_paths_ref
 from eaglerl.ops.move_rows import move_rows, move_rows_ref
 from eaglerl.ops.policy_mlp import PolicyMlpOutput, policy_mlp, policy_mlp_ref
 from eaglerl.ops.policy_weights import PolicyWeights
@@ -22,6 +23,7 @@ __all__ = [
     "Frontier",
     "FusedEncodeOutput",
     "FusedEncoder",
+    "GreedyPath",
     "PolicyMlpOutput",
     "PolicyWeights",
     "accept_path",
@@ -32,6 +34,8 @@ __all__ = [
     "check_reproduced",
     "fused_encode",
     "fused_encode_ref",
+    "greedy_paths",
+    "greedy_paths_ref",
     "move_rows",
     "move_rows_ref",
     "policy_mlp",

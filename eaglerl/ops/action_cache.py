@@ -236,12 +236,19 @@ class ActionCache:
                 f"{ {name: int(records[slot, word]) for name, word in WORDS.items()} }"
             )
 
-    def stats(self) -> CacheStats:
-        """Return the counts over all slots. This is the only method that waits for the device."""
+    def stats(self, slots: Sequence[int] | None = None) -> CacheStats:
+        """Return the counts over some slots, or all. No other method waits for the device.
+
+        Args:
+            slots: as for `reset`.
+
+        Raises:
+            ValueError: a number is outside 0..slots - 1.
+        """
         self._check_memory()
         columns = [WORDS[name] for name in ("hits", "misses", "fallbacks")]
         # The counters are unsigned.
-        counts = self.state.cpu()[:, columns].to(torch.int64) & 0xFFFFFFFF
+        counts = self.state[self._rows(slots)].cpu()[:, columns].to(torch.int64) & 0xFFFFFFFF
         return CacheStats(*counts.sum(0).tolist())
 
     def _rows(self, slots: Sequence[int] | Tensor | None) -> Tensor | slice:

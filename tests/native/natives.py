@@ -63,6 +63,11 @@ def _accept_path(source: Source, memory: Memory) -> Step:
     ]  # fmt: skip
 
 
+def _greedy_paths(source: Source, memory: Memory) -> Step:
+    trees = [(memory.int32(3), memory.int64(3), 3, 0), (memory.int32(2), memory.int64(2), 2, 3)]
+    return C.greedy_paths, [memory(40), 5, 8, 8, trees, source.choice((1, 2))]
+
+
 def _tree_structure(source: Source, memory: Memory) -> Step:
     return C.tree_structure, [memory.int32(70), 70, memory.int32(70), memory.int64(140), 2]
 
@@ -290,6 +295,7 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "cached_attention": _cached_attention,
     "move_rows": _move_rows,
     "accept_path": _accept_path,
+    "greedy_paths": _greedy_paths,
     "tree_structure": _tree_structure,
     "action_cache_step": _action_cache_step,
     "check_range": _check_range,

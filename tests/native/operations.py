@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,6 +106,33 @@ def accept_path(source: Source) -> Call:
     }
     # Of children with one token the first is taken by both.
     return ops.accept_path, arguments, lambda: ops.accept_path_ref(**arguments)
+
+
+def greedy_paths(source: Source) -> Call:
+    rows, first, vocab = source.choice((1, 9, 30)), source.choice((0, 2)), source.choice((1, 600))
+    parents = [-1, *(source.randrange(row) for row in range(1, rows))]
+    arguments = {
+        "logits": source.integers(-2, 3, first + rows, vocab, dtype=torch.float32),
+        "parents": torch.tensor(parents, dtype=torch.int32),
+        "token_ids": source.integers(0, 3, rows, dtype=torch.int64),
+        "first_row": first,
+    }
+
+    def of_two(
+        compute: Callable[..., Any],
+        logits: Tensor,
+        parents: Tensor,
+        token_ids: Tensor,
+        first_row: int,
+    ) -> Tensor:
+        tree = ops.DraftTree(token_ids, parents, *[torch.empty(0)] * 3)
+        paths = compute(logits, [tree, tree], [first_row] * 2)
+        return torch.tensor([n for rows, tokens, nan in paths for n in (*rows, *tokens, nan)])
+
+    def expected() -> object:
+        return of_two(ops.greedy_paths_ref, **arguments)
+
+    return partial(of_two, ops.greedy_paths), arguments, expected
 
 
 def tree_structure(source: Source) -> Call:
@@ -288,6 +316,7 @@ PUBLIC = {
     "silu_mul": silu_mul,
     "move_rows": move_rows,
     "accept_path": accept_path,
+    "greedy_paths": greedy_paths,
     "tree_structure": tree_structure,
     "cached_attention": cached_attention,
     "fused_encode": fused_encode,

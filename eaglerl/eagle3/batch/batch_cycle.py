@@ -10,6 +10,7 @@ from eaglerl.eagle3.batch.batch_drafter import BatchDrafter
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy, SlotState
 from eaglerl.eagle3.batch.batch_verification import BatchVerification
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence, CyclePart, alive, failing
+from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.policy import DraftPlan, StepResult
@@ -51,6 +52,7 @@ class BatchCycle:
         """
         self._draft = draft
         self._policies = policies
+        self._fused = policies if isinstance(policies, FusedSlots) else None
         self._cache = cache
         self._drafter = None if draft is None else BatchDrafter(draft, policies)
         self._verification = BatchVerification(target, cache)
@@ -65,11 +67,13 @@ class BatchCycle:
             One share per sequence, in the same order.
         """
         parts = [CyclePart(sequence) for sequence in sequences]
+        self._decide([part for part in parts if part.sequence.state.decision is None])
         self._choose(parts)
         started = time.perf_counter()
         rounds, drafting = self._draft_trees(alive(parts))
         drafted = time.perf_counter()
         self._verification.verify(alive(parts))
+        self._decide([part for part in alive(parts) if part.accepted is not None])
         verified = time.perf_counter()
         draft_seconds, verify_seconds = drafted - started, verified - drafted
         draft_shares = _shares([part.draft_rows for part in parts])
@@ -99,6 +103,27 @@ class BatchCycle:
             if part.error is not None:
                 part.sequence.fail(part.error)
         return shares
+
+    def _decide(self, parts: Sequence[CyclePart]) -> None:
+        """Let a fused policy read the features of the accepted tokens, or of a prompt's last."""
+        fused = self._fused
+        deciding = [] if fused is None else [part for part in parts if fused.decides(part.slot)]
+        if fused is None or not deciding:
+            return
+        began = time.perf_counter()
+        with failing(*deciding):
+            features = [
+                part.sequence.state.last_features[None]
+                if part.accepted is None
+                else part.accepted.features
+                for part in deciding
+            ]
+            reduced, trees = fused.read([part.slot for part in deciding], features)
+            for row, (part, tree) in enumerate(zip(deciding, trees, strict=True)):
+                part.sequence.state.decision = tree
+                if reduced is not None and part.accepted is not None:
+                    part.sequence.state.pending.reduce_last(reduced[row])
+        _add_policy_time(deciding, time.perf_counter() - began)
 
     def _choose(self, parts: Sequence[CyclePart]) -> None:
         """Let the policy choose a plan for every part."""

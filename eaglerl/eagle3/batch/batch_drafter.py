@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -82,11 +82,9 @@ class BatchDrafter:
         """Run the first pass over all rows that the head has not processed."""
         taken = []
         for part in parts:
-            # No `FusedPolicy` decides in a batch, so no features are reduced yet.
-            token_ids, features = part.sequence.state.pending.take(lambda raw: raw)
-            part.draft_rows += len(token_ids)
-            taken.append((token_ids, features))
-        counts = [len(token_ids) for token_ids, _ in taken]
+            taken.append(part.sequence.state.pending.take_as_they_are(self._draft.reduce))
+            part.draft_rows += len(taken[-1][0])
+        counts = [len(token_ids) for token_ids, _, _ in taken]
         rooms = [self._room(part) for part in parts]
         # Stable rows have no masked block.
         for group in shared_passes(counts, [0] * len(counts), rooms, self._most_rows):
@@ -98,19 +96,20 @@ class BatchDrafter:
                         self._begin(part, hidden[row : row + 1], logits[row])
 
     def _first_pass(
-        self, parts: Sequence[CyclePart], taken: Sequence[tuple[torch.Tensor, torch.Tensor]]
+        self, parts: Sequence[CyclePart], taken: Sequence[tuple[torch.Tensor, torch.Tensor, bool]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._shared is None or len(parts) == 1:
             # A prompt may be longer than a pass: `extend` reads it in pieces.
-            (part,), ((token_ids, features),) = parts, taken
-            hidden, logits = self._draft.extend(token_ids, features, part.slot)
+            (part,), ((token_ids, features, done),) = parts, taken
+            hidden, logits = self._draft.extend(token_ids, features, part.slot, reduced=done)
             return hidden[None], logits[None]
-        reduced = self._draft.reduce(torch.cat([features for _, features in taken]))
-        counts = [len(token_ids) for token_ids, _ in taken]
-        pieces = reduced.split(counts)
+        raw = [features for _, features, done in taken if not done]
+        pieces: Iterator[torch.Tensor] = iter(())
+        if raw:
+            pieces = iter(self._draft.reduce(torch.cat(raw)).split([len(part) for part in raw]))
         rows = [
-            SlotRows(part.slot, token_ids, piece)
-            for part, (token_ids, _), piece in zip(parts, taken, pieces, strict=True)
+            SlotRows(part.slot, token_ids, features if done else next(pieces))
+            for part, (token_ids, features, done) in zip(parts, taken, strict=True)
         ]
         return self._shared.extend_slots(rows)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-import torch
-
 from eaglerl.eagle3.acceptance import keep_path
 from eaglerl.eagle3.batch.batched_sequence import (
     CyclePart,
@@ -18,7 +16,7 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS, RowBatch
 from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
-from eaglerl.ops import DraftTree
+from eaglerl.ops import DraftTree, GreedyPath, greedy_paths
 
 
 class BatchVerification:
@@ -34,7 +32,6 @@ class BatchVerification:
         self._target = target
         self._cache = cache
         self._most_rows = MOST_EXACT_ROWS if target.mixes_slots else 0
-        self._greedy = GreedyVerifier()
 
     def verify(self, parts: Sequence[CyclePart]) -> None:
         """Verify the trees of these parts; commit and append what is accepted."""
@@ -51,37 +48,41 @@ class BatchVerification:
         rows = RowBatch.trees(trees, starts, [part.slot for part in parts])
         output = self._target.forward(rows, self._cache, "all")
         assert output.logits is not None, "the verification asks for all logits"
-        choices: torch.Tensor | None = None
-        if any(type(part.sequence.verifier) is GreedyVerifier for part in parts):
-            choices = self._greedy.choices(output.logits)
-        bounds = accumulate((part.tree_rows for part in parts), initial=0)
-        for part, (begin, end) in zip(parts, pairwise(bounds), strict=True):
+        ends = list(accumulate((part.tree_rows for part in parts), initial=0))
+        greedy = [
+            index
+            for index, part in enumerate(parts)
+            if type(part.sequence.verifier) is GreedyVerifier
+        ]
+        paths: dict[int, GreedyPath] = {}
+        if greedy:
+            logits = output.logits.float().contiguous()
+            chosen = [trees[index] for index in greedy]
+            found = greedy_paths(logits, chosen, [ends[index] for index in greedy])
+            paths = dict(zip(greedy, found, strict=True))
+        for index, (part, (begin, end)) in enumerate(zip(parts, pairwise(ends), strict=True)):
             with failing(part):
-                self._accept(part, _rows_of(output, begin, end), choices, begin)
+                self._accept(part, _rows_of(output, begin, end), paths.get(index))
 
-    def _accept(
-        self, part: CyclePart, output: TargetOutput, choices: torch.Tensor | None, begin: int
-    ) -> None:
+    def _accept(self, part: CyclePart, output: TargetOutput, path: GreedyPath | None) -> None:
         """Accept rows of one tree.
 
         Args:
             part: the tree's part.
             output: the T rows of the tree.
-            choices: most probable token after every row of the pass; None if no slot is greedy.
-            begin: first row of the tree in the pass.
+            path: the greedy path; None if the part's verifier is another one.
         """
         tree, logits, sequence = _tree_of(part), output.logits, part.sequence
         assert logits is not None, "checked for the whole pass"
-        if choices is not None and type(sequence.verifier) is GreedyVerifier:
-            own = choices[begin : begin + len(logits)]
-            rows, bonus = self._greedy.follow(own, tree)
-            # An argmax finds a NaN wherever there is one.
-            check_logits(logits[rows, own[rows]])
-        else:
+        if path is None:
             rows, bonus = sequence.verifier.accept(logits, tree)
-            check_logits(logits[rows])
+            check_logits(bool(logits[rows].isnan().any()))
+        else:
+            check_logits(path.has_nan)
+            rows, bonus = path.rows, path.tokens[-1]
         accepted = keep_path(output.features, tree, rows, bonus, self._cache, part.slot)
-        sequence.record_logprobs(logits[accepted.rows], accepted.emitted)
+        if sequence.records_logprobs:
+            sequence.record_logprobs(logits[accepted.rows], accepted.emitted)
         sequence.keep(accepted, part.tree_rows)
         part.accepted = accepted
 

@@ -138,7 +138,7 @@ class BatchedSequence(Continuation):
         logits = self._prompt.read_chunk(target, cache, self.slot, most_rows)
         kept: tuple[int, ...] = ()
         if logits is not None:
-            check_logits(logits)
+            check_logits(bool(logits.isnan().any()))
             first = self.verifier.next_token(logits[0])
             self.record_logprobs(logits, (first,))
             prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
@@ -148,6 +148,11 @@ class BatchedSequence(Continuation):
             kept = self._append((first,))
         self.prefill_seconds += time.perf_counter() - started
         return kept
+
+    @property
+    def records_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self._logprobs is not None
 
     def record_logprobs(self, logits: torch.Tensor, token_ids: Sequence[int]) -> None:
         """Record tokens that were chosen from (R, V) logits, if that is wanted."""
@@ -186,13 +191,16 @@ class BatchedSequence(Continuation):
             self.block_features[position] = features[position - first].clone()
 
 
-def check_logits(logits: torch.Tensor) -> None:
+def check_logits(has_nan: bool) -> None:
     """Check logits that a token is chosen from.
 
+    Args:
+        has_nan: whether there is a NaN among them.
+
     Raises:
-        ValueError: there is a NaN among them.
+        ValueError: there is.
     """
-    if bool(logits.isnan().any()):
+    if has_nan:
         raise ValueError("the target's logits hold NaN: no token can be chosen from them")
 
 

@@ -61,7 +61,8 @@ class PerSlotPolicies:
         chosen = self._default if policy is None else policy
         if isinstance(chosen, FusedPolicy):
             raise ValueError(
-                "policy must not be a FusedPolicy, which decides inside a session of one sequence"
+                "policy must not be a FusedPolicy, which decides for all sequences of a batch in "
+                "one call: give it to the batch"
             )
         used, end_use = begin_use(chosen)
         try:

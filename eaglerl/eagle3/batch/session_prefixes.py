@@ -64,7 +64,6 @@ class SessionPrefixes:
         pending = sequence.state.pending
         if len(pending) < 2:
             return
-        # No `FusedPolicy` decides in a batch, so no features are reduced yet.
-        token_ids, features = pending.take(lambda raw: raw)
-        draft.extend(token_ids[:-1], features[:-1], sequence.slot)
-        pending.add(token_ids[-1:], features[-1:], reduced=False)
+        token_ids, features, reduced = pending.take_as_they_are(draft.reduce)
+        draft.extend(token_ids[:-1], features[:-1], sequence.slot, reduced=reduced)
+        pending.add(token_ids[-1:], features[-1:], reduced=reduced)
