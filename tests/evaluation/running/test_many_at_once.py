@@ -157,6 +157,22 @@ def test_an_interrupted_comparison_goes_on(setting: Setting, tmp_path: Path) -> 
         )
 
 
+def test_a_fused_policy_decides_for_all(
+    setting: Setting, policies: SimpleNamespace, tmp_path: Path
+) -> None:
+    modes = (f"ppo=policy:{policies.ppo}", f"bare=uncached:{policies.ppo}", "tree:4/1/2")
+    found = setting.run(tmp_path, modes, (3,))
+    assert found.missing == 0
+    trees = {"ppo@3": set(), "bare@3": set()}
+    for record in found.records:
+        if record.mode in trees:
+            for turn in record.turns:
+                trees[record.mode] |= set(turn.cycles.total_tokens[:3])
+    assert all(each - {1} for each in trees.values())
+    for one in throughputs(found):
+        assert (one.identical, one.compared) == (12, 12)
+
+
 def test_sampling_is_that_of_one_after_another(setting: Setting, tmp_path: Path) -> None:
     options = CompareOptions(**vars(OPTIONS) | {"temperature": 0.8, "repeats": 2})
     found = setting.run(tmp_path, ("tree:4/1/2",), (3,), options=options)
@@ -171,7 +187,7 @@ def test_sampling_is_that_of_one_after_another(setting: Setting, tmp_path: Path)
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("ppo=policy:PPO", "'ppo@2' cannot decode several questions at once: its policy is fused"),
+        ("s=shuffled:PPO", "'s@2' cannot decode several questions at once: its policy, a Shuffled"),
         ("baseline:ucb1", "its policy, a UCB1Policy, decides for one sequence"),
     ],
 )
