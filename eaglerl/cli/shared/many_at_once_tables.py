@@ -31,7 +31,8 @@ def many_at_once_tables(figures: Sequence[Throughput]) -> Iterator[RenderableTyp
     groups = max(one.groups for one in figures)
     several = sorted({one.concurrency for one in figures if one.concurrency > 1})
     yield from _tables(
-        f"Questions at once, {groups} groups: tokens/s, and with the prompts",
+        f"Questions at once, {'1 group' if groups == 1 else f'{groups} groups'}: tokens/s, and "
+        "with the prompts",
         figures,
         lambda one: f"{one.tokens_per_second:.1f}\n{one.all_in_tokens_per_second:.1f}",
     )
