@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -236,10 +236,6 @@ def _make_plan(settings: CompareSettings) -> _Plan:
         modes = _parse_modes(
             settings.mode or (PRESET_MODES if settings.preset else _DEFAULT_MODES), at_once
         )
-        if settings.preset and max(at_once) > 1:
-            raise typer.BadParameter(
-                "the policies of --preset decide for one sequence", param_hint="--concurrency"
-            )
         labels = {one.label for one in modes}
         labels |= preset_labels(
             settings.preset,
@@ -308,6 +304,7 @@ def _busy_now() -> str | None:
 
 
 def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder) -> None:
+    from eaglerl.evaluation.modes.mode_names import at_concurrencies
     from eaglerl.evaluation.running.comparison import compare as run
 
     target = resolve_model(settings.model)
@@ -315,7 +312,7 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
     try:
         with progress_bar() as show:
             if settings.preset is not None:
-                modes += learn_preset(
+                learned = learn_preset(
                     settings.preset,
                     decoder,
                     plan.files,
@@ -327,6 +324,8 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
                     text_model=settings.text_model,
                     show=show,
                 )
+                at_once = parse_numbers(settings.concurrency, "--concurrency")
+                modes += at_concurrencies(learned, at_once)
             run(
                 decoder,
                 target,
@@ -344,12 +343,14 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
 
 def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
     from eaglerl.evaluation.results.records import load_comparison
+    from eaglerl.evaluation.statistics.disturbance import disturbances
     from eaglerl.evaluation.statistics.many_at_once import serial_part, throughputs
     from eaglerl.evaluation.statistics.summary import summarise
 
     whole = load_comparison(folder)
     comparison, many = serial_part(whole), throughputs(whole)
-    summary = summarise(comparison, against or ())
+    # What disturbed several questions at once disturbed the comparison.
+    summary = replace(summarise(comparison, against or ()), disturbed=disturbances(whole))
     if as_json:
         several = {"at_once": [one.to_dict() for one in many]} if many else {}
         output().print_json(json.dumps(summary.to_dict() | several))
