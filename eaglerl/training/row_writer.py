@@ -69,11 +69,13 @@ class Row:
     """A prompt and the target's response.
 
     Attributes:
+        number: its number in its stream.
         prompt: token ids of the chat template up to the answer.
         response: token ids of the answer.
         passes: number of passes that wrote it.
     """
 
+    number: int
     prompt: list[int]
     response: list[int]
     passes: int
@@ -175,8 +177,8 @@ class RowWriter:
             for index in sorted(self._step(slots), key=lambda index: slots[index].number):
                 slot = slots[index]
                 assert slot is not None  # it has finished
-                prompt, response = slot.tokens[: slot.prompt_length], slot.tokens
-                yield Row(prompt, response[slot.prompt_length :], slot.passes)
+                length = slot.prompt_length
+                yield Row(slot.number, slot.tokens[:length], slot.tokens[length:], slot.passes)
                 slots[index] = self._next(index, numbers, base)
 
     @torch.inference_mode()
