@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.ray_cluster import cluster_of
 from eaglerl.cli.shared.action_options import read_actions
 from eaglerl.cli.shared.comparison_table import comparison_tables
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     DecoderSettings,
+    RayOption,
     SplitOption,
     TopPOption,
     load_decoder,
@@ -35,6 +37,7 @@ from eaglerl.resps.commands.preset_options import (
 )
 
 if TYPE_CHECKING:
+    from eaglerl.distributed.cluster import Cluster
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.evaluation.modes.mode_names import ModeSpec
     from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
@@ -169,6 +172,12 @@ class CompareSettings(DecoderSettings):
     preset_steps: PresetStepsOption = 2000
     preset_context: PresetContextOption = True
     text_model: TextModelOption = None
+    ray: RayOption = None
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and self.preset is not None:
+            message = "the policies of --preset learn on this machine, not on a cluster"
+            raise typer.BadParameter(message, param_hint="--ray")
 
 
 @dataclass(frozen=True)
@@ -193,10 +202,14 @@ def compare(settings: CompareSettings) -> None:
     """
     if settings.questions:
         plan = _make_plan(settings)
-        if (busy := _busy_now()) is not None:
-            notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
-        decoder = load_decoder(settings, plain=plan.plain)
-        _decode(settings, plan, decoder)
+        with cluster_of(settings.ray, settings.threads) as cluster:
+            if cluster is not None:
+                # The driver decodes nothing: its number of threads is that of the workers.
+                settings = replace(settings, threads=cluster.threads)
+            elif (busy := _busy_now()) is not None:
+                notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
+            decoder = load_decoder(settings, plain=plan.plain)
+            _decode(settings, plan, decoder, cluster)
     _show(settings.folder, settings.against, as_json=settings.as_json)
 
 
@@ -272,9 +285,19 @@ def _busy_now() -> str | None:
     return busy_now()
 
 
-def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder) -> None:
+def _decode(
+    settings: CompareSettings,
+    plan: _Plan,
+    decoder: SpeculativeDecoder,
+    cluster: Cluster | None,
+) -> None:
     from eaglerl.evaluation.running.comparison import compare as run
 
+    elsewhere = None
+    if cluster is not None:
+        from eaglerl.distributed.compare import ClusterRun
+
+        elsewhere = ClusterRun(cluster, settings)
     target = resolve_model(settings.model)
     modes = plan.modes
     try:
@@ -301,6 +324,7 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
                 plan.options,
                 plan.extras,
                 progress=show,
+                elsewhere=elsewhere,
             )
     except KeyboardInterrupt:
         say(f"the measurements so far are in {settings.folder}; the same command continues")

@@ -8,7 +8,6 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any, TypeVar
 
 _U = TypeVar("_U")
@@ -69,20 +68,20 @@ class Cluster:
         nodes = len(self._counts)
         return f"a Ray cluster of {nodes} node{'s' * (nodes > 1)}, workers"
 
-    @cached_property
-    def _one_per_node(self) -> Any:
-        """A placement group with room for one unit on every node."""
+    @contextmanager
+    def one_per_node(self) -> Iterator[Any]:
+        """Reserve room for one unit on every node; yield it as the argument `nodes` of `map`.
+
+        It is given back when the block ends.
+        """
         import ray
 
         bundles = [{"CPU": self.threads}] * len(self._counts)
-        return ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
-
-    def close(self) -> None:
-        """Give back what was reserved."""
-        import ray
-
-        if "_one_per_node" in vars(self):
-            ray.util.remove_placement_group(self._one_per_node)
+        group = ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
+        try:
+            yield group
+        finally:
+            ray.util.remove_placement_group(group)
 
     def map(
         self,
@@ -90,7 +89,7 @@ class Cluster:
         shared: _S,
         units: Iterable[_U],
         *,
-        one_per_node: bool = False,
+        nodes: Any = None,
     ) -> Generator[_R, None, None]:
         """Yield `function(shared, unit)` of every unit, in their order.
 
@@ -101,7 +100,7 @@ class Cluster:
             function: a function of a module that the nodes have as well.
             shared: first argument of every call; sent once.
             units: second arguments, taken as workers become free.
-            one_per_node: a node does one unit at a time, however many CPUs it has.
+            nodes: from `one_per_node`: a node does one unit at a time, however many CPUs it has.
 
         Raises:
             Exception: what `function` raised.
@@ -109,12 +108,11 @@ class Cluster:
         """
         import ray
 
-        placement, workers = "SPREAD", sum(count // self.threads for count in self._counts)
-        if one_per_node:
+        workers = sum(count // self.threads for count in self._counts)
+        placement: Any = "SPREAD"
+        if nodes is not None:
             workers = len(self._counts)
-            placement = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
-                self._one_per_node
-            )
+            placement = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(nodes)
         task = ray.remote(_do).options(
             num_cpus=self.threads,
             max_retries=_RETRIES,
@@ -165,9 +163,7 @@ def connected(address: str, threads: int | None = None) -> Iterator[Cluster]:
         if not ray.is_initialized():
             ray.init(address=address, **options)
             stack.callback(ray.shutdown)
-        cluster = Cluster(threads)
-        stack.callback(cluster.close)
-        yield cluster
+        yield Cluster(threads)
 
 
 def node_cpus() -> list[int]:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,15 +16,24 @@ PATIENCE = 120.0
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """eaglerl's cache folder on the nodes."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def address(cache: Path) -> Iterator[str]:
     """The address of a cluster of two nodes with one CPU each."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster as LocalCluster
+    with pytest.MonkeyPatch.context() as patch:
+        # The nodes' processes inherit it.
+        patch.setenv("EAGLERL_CACHE", str(cache))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster as LocalCluster
 
-    head = {"num_cpus": 1, "include_dashboard": False}
-    local = LocalCluster(initialize_head=True, head_node_args=head)
-    local.add_node(num_cpus=1)
+        head = {"num_cpus": 1, "include_dashboard": False}
+        local = LocalCluster(initialize_head=True, head_node_args=head)
+        local.add_node(num_cpus=1)
     yield local.address
     local.shutdown()
 

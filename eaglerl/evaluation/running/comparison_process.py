@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.mode_names import ModeSpec
@@ -22,6 +23,37 @@ from eaglerl.evaluation.running.tree_selection import WARM_UP_TOKENS, Selector
 from eaglerl.evaluation.statistics.disturbance import processors
 
 Progress = Callable[[str, float], None]
+
+
+class Elsewhere(Protocol):
+    """Other machines that decode in place of this process.
+
+    Attributes:
+        machine: describes them in the manifest.
+        configuration: what joins the manifest's configuration.
+    """
+
+    machine: str
+    configuration: Mapping[str, object]
+
+    def decode(
+        self,
+        run: Run,
+        output: Path,
+        writer: LineWriter,
+        done: set[tuple[str, int, str]],
+        progress: Progress,
+    ) -> None:
+        """Begin the run, and decode and write its missing records.
+
+        Args:
+            run: what is decoded.
+            output: folder of the comparison.
+            writer: writer of the records.
+            done: keys of the records that the folder already holds.
+            progress: called with the current stage and the fraction done.
+        """
+
 
 # The turns of a conversation have consecutive seeds.
 _SEEDS_PER_REPEAT = 1000
@@ -54,15 +86,18 @@ class Run:
             before = Manifest.from_json(output)
             check_agreement(before, manifest, output)
             manifest = add_modes(before, manifest.modes)
-        this = {
+        manifest = replace(manifest, runs=(*manifest.runs, self.describe()))
+        manifest.to_json(output)
+        return manifest
+
+    def describe(self) -> dict[str, Any]:
+        """Describe this process as one of `Manifest.runs`."""
+        return {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "load": list(os.getloadavg()),
             "processors": processors(),
             "modes": [mode.label for mode in self.modes],
         }
-        manifest = replace(manifest, runs=(*manifest.runs, this))
-        manifest.to_json(output)
-        return manifest
 
     def missing(self, done: Iterable[tuple[str, int, str]]) -> list[tuple[Question, int, ModeSpec]]:
         """Return what is still to be decoded, in the order of decoding."""
@@ -75,10 +110,16 @@ class Run:
                         found.append((question, repeat, mode))
         return found
 
-    def select(self, manifest: Manifest, output: Path, progress: Progress) -> Manifest:
+    def select(
+        self,
+        manifest: Manifest,
+        output: Path,
+        progress: Progress,
+        selector_type: Callable[..., Selector] = Selector,
+    ) -> Manifest:
         """Choose the trees of ``tuned`` and ``hindsight`` unless the manifest already has them."""
         modes = dict(manifest.modes)
-        selector = Selector(
+        selector = selector_type(
             self.resources, self.options.grid, self.options.seed, output,
             len(manifest.runs) - 1, progress,
         )  # fmt: skip
@@ -136,17 +177,17 @@ class Run:
             progress: called with the current stage and the fraction done.
         """
         missing = self.missing(done)
-        self._warm_up(runners, progress)
+        self.warm_up(runners, progress)
         place, last = 0, None
         for count, (question, repeat, mode) in enumerate(missing):
             progress(f"repeat {repeat + 1}: {question.id}, {mode.label}", count / len(missing))
             place = place + 1 if last == (question.id, repeat) else 0
             last = (question.id, repeat)
             run = len(manifest.runs) - 1
-            record = self._decode(question, repeat, mode.label, run, place, runners)
+            record = self.measure(question, repeat, mode.label, run, place, runners)
             writer.append(record.to_dict())
 
-    def _decode(
+    def measure(
         self,
         question: Question,
         repeat: int,
@@ -155,6 +196,7 @@ class Run:
         place: int,
         runners: Mapping[str, Runner],
     ) -> Record:
+        """Decode a question with a mode."""
         decoder, runner = self.resources.decoder, runners[label]
         before, started, load = runner.cache_counts(), time.time(), os.getloadavg()[0]
         seed = self.options.seed + _SEEDS_PER_REPEAT * repeat
@@ -169,7 +211,7 @@ class Run:
             0 if host else None, min(ran / took, 1.0) if host else None,
         )  # fmt: skip
 
-    def _warm_up(self, runners: Mapping[str, Runner], progress: Progress) -> None:
+    def warm_up(self, runners: Mapping[str, Runner], progress: Progress) -> None:
         """Run every mode once, so that packing, compilation and first calls are not timed."""
         question = replace(self.questions[0], turns=self.questions[0].turns[:1])
         decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)
