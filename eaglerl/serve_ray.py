@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 PREFIX = "EAGLERL_"
 #: Settings of `eaglerl serve` that are Ray Serve's here.
 _OF_RAY_SERVE = ("host", "port", "debug")
-# Requests that Ray Serve passes to a replica at once. What the engine has no room for, it refuses
-# itself, as `eaglerl serve` does, so that no request waits twice.
-_REQUESTS_PER_REPLICA = 256
+_OF_DEPLOYMENT = ("replicas", "max_ongoing_requests")
+# Requests that Ray Serve gives a replica before it turns to one of another node: it prefers the
+# node that received them. Twice as many as are decoded at once by default, so that the next ones
+# wait where they are decoded.
+_ONGOING_REQUESTS = 8
 # Seconds in which a replica that is stopped may finish its answers.
 _SHUTDOWN_SECONDS = 60.0
 
@@ -79,25 +81,25 @@ def build(arguments: Mapping[str, Any]) -> Application:
 
     Args:
         arguments: options of `eaglerl serve` by name, such as ``{"precision": "int8"}``, before the
-            environment's; and ``replicas``, their number. By default there is one for every node of
-            the cluster, or one if there is no cluster yet.
+            environment's. ``replicas`` is their number: by default one for every node of the
+            cluster, or one if there is no cluster yet. ``max_ongoing_requests`` is that of Ray
+            Serve, 8 by default.
 
     Raises:
         ValueError: an unknown argument, or a value of the wrong type.
     """
     given = {name.replace("-", "_"): value for name, value in arguments.items()}
-    replicas = given.pop("replicas", os.environ.get(f"{PREFIX}REPLICAS"))
+    replicas, ongoing = (_number(name, given.pop(name, None)) for name in _OF_DEPLOYMENT)
     settings = read_settings(given)
-    counts = _cluster_cpus()
+    counts = [] if replicas and settings.threads else _cluster_cpus()
     threads = settings.threads or min(counts, default=os.cpu_count() or 1)
-    if replicas is None:
-        replicas = max(1, sum(count >= threads for count in counts))
+    replicas = replicas or max(1, sum(count >= threads for count in counts))
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="eaglerl",
-        num_replicas=int(replicas),
+        num_replicas=replicas,
         max_replicas_per_node=1,
-        max_ongoing_requests=_REQUESTS_PER_REPLICA,
+        max_ongoing_requests=ongoing or _ONGOING_REQUESTS,
         # Ray gives a replica without CPUs of its own a single thread.
         ray_actor_options={"num_cpus": threads},
         graceful_shutdown_timeout_s=_SHUTDOWN_SECONDS,
@@ -119,7 +121,9 @@ def read_settings(given: Mapping[str, Any]) -> ServeSettings:
     names = [name for name in names if name not in _OF_RAY_SERVE]
     for name in given:
         if name not in names:
-            raise ValueError(f"an argument must be one of {['replicas', *names]}, got {name!r}")
+            raise ValueError(
+                f"an argument must be one of {[*_OF_DEPLOYMENT, *names]}, got {name!r}"
+            )
     found = {name: os.environ[PREFIX + name.upper()] for name in names if _is_set(name)} | given
     if isinstance(folders := found.get("policies"), str):
         found["policies"] = folders.split(os.pathsep)
@@ -132,6 +136,20 @@ def read_settings(given: Mapping[str, Any]) -> ServeSettings:
     # Before a model is loaded on every node.
     parse_tree(settings.tree, plain=settings.plain)
     return settings
+
+
+def _number(name: str, value: Any) -> int | None:
+    """Return a number of the deployment, from the arguments or the environment.
+
+    Raises:
+        ValueError: it is no number from 1.
+    """
+    value = os.environ.get(PREFIX + name.upper()) if value is None else value
+    if value is None:
+        return None
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+    return int(value)
 
 
 def _is_set(name: str) -> bool:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import typer
 
 from eaglerl.distributed.cluster import Cluster
 
@@ -36,7 +37,8 @@ def start(cluster: Cluster, tiny_folders: SimpleNamespace) -> Iterator[Callable[
 
     def run() -> str:
         model, draft = str(tiny_folders.target), str(tiny_folders.head)
-        application = serve_ray.build({"model": model, "draft": draft, "threads": "1"})
+        settings = {"model": model, "draft": draft, "threads": "1", "max_ongoing_requests": "3"}
+        application = serve_ray.build(settings)
         serve.run(application, name="eaglerl")
         return f"http://127.0.0.1:{port}"
 
@@ -53,11 +55,15 @@ def post(url: str, **fields: object) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=QUESTION | fields, timeout=PATIENCE)
 
 
-def metric(url: str, name: str) -> float:
-    """A sum over a metric's labels, of the replica that happens to answer."""
-    text = httpx.get(f"{url}/metrics", timeout=PATIENCE).text
-    lines = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (.+)$", text, re.MULTILINE)
-    return sum(map(float, lines))
+def metric(url: str, line: str) -> set[float]:
+    """What replicas say of a metric: of requests at once, each takes three before the next one."""
+
+    def ask(_: int) -> float:
+        text = httpx.get(f"{url}/metrics", timeout=PATIENCE).text
+        return float(re.search(rf"^{re.escape(line)} (.+)$", text, re.MULTILINE)[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        return {*pool.map(ask, range(8))}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -68,15 +74,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_both_replicas_answer(url: str) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        answers = [*pool.map(lambda _: post(url, max_tokens=300), range(16))]
+    # An odd number: each replica has its own share.
+    with ThreadPoolExecutor(17) as pool:
+        answers = [*pool.map(lambda _: post(url, max_tokens=300), range(17))]
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
     seen: set[float] = set()
 
     def all_seen() -> bool:
-        seen.add(metric(url, "vllm:generation_tokens_total"))
-        return 0 not in seen and sum(seen) * (3 - len(seen)) == 16 * 300
+        seen.update(metric(url, 'vllm:generation_tokens_total{model_name="target"}'))
+        return 0 not in seen and sum(seen) == 17 * 300
 
     wait_until(all_seen)
 
@@ -105,7 +112,8 @@ def test_a_request_ends_when_its_client_disconnects(url: str) -> None:
     with httpx.stream("POST", where, json=body, timeout=PATIENCE) as response:
         for line, _ in zip(response.iter_lines(), range(8), strict=False):
             assert "[DONE]" not in line
-    wait_until(lambda: 'finished_reason="abort"} 1' in httpx.get(f"{url}/metrics").text)
+    ended = 'vllm:request_success_total{finished_reason="abort",model_name="target"}'
+    wait_until(lambda: 1 in metric(url, ended))
 
 
 def test_answers_are_finished_when_it_stops(
@@ -148,10 +156,12 @@ class TestSettings:
         [
             ({"quick": "1"}, "an argument must be one of .* got 'quick'"),
             ({"port": "1"}, "got 'port'"),
+            ({"replicas": "0"}, "replicas must be a whole number from 1, got '0'"),
             ({"queue_size": "many"}, "queue_size: .* got 'many'"),
             ({"tree": "8/2"}, "three whole numbers"),
         ],
     )
     def test_wrong_ones_are_refused(self, given, message):
-        with pytest.raises(Exception, match=message):
-            serve_ray.read_settings(given)
+        # typer's for a tree, as on the command line.
+        with pytest.raises((ValueError, typer.BadParameter), match=message):
+            serve_ray.build(given)
