@@ -124,7 +124,10 @@ def read_settings(given: Mapping[str, Any]) -> ServeSettings:
             raise ValueError(
                 f"an argument must be one of {[*_OF_DEPLOYMENT, *names]}, got {name!r}"
             )
-    found = {name: os.environ[PREFIX + name.upper()] for name in names if _is_set(name)} | given
+    found: dict[str, Any] = {
+        name: os.environ[PREFIX + name.upper()] for name in names if _is_set(name)
+    }
+    found |= given
     if isinstance(folders := found.get("policies"), str):
         found["policies"] = folders.split(os.pathsep)
     try:

@@ -31,5 +31,5 @@ def cluster_of(address: str | None, threads: int | None) -> Iterator[Cluster | N
     from eaglerl.distributed.cluster import connected
 
     with connected(address, threads) as cluster:
-        say(f"{cluster} of {cluster.threads} threads")
+        say(str(cluster))
         yield cluster

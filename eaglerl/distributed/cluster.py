@@ -65,8 +65,11 @@ class Cluster:
             )
 
     def __str__(self) -> str:
-        nodes = len(self._counts)
-        return f"a Ray cluster of {nodes} node{'s' * (nodes > 1)}, workers"
+        nodes, threads = len(self._counts), self.threads
+        return (
+            f"a Ray cluster of {nodes} node{'s' * (nodes > 1)}, with {threads} "
+            f"thread{'s' * (threads > 1)} for each worker"
+        )
 
     @contextmanager
     def one_per_node(self) -> Iterator[Any]:
@@ -161,7 +164,11 @@ def connected(address: str, threads: int | None = None) -> Iterator[Cluster]:
         options["runtime_env"] = {"env_vars": known}
     with ExitStack() as stack:
         if not ray.is_initialized():
-            ray.init(address=address, **options)
+            try:
+                ray.init(address=address, **options)
+            except ConnectionError as error:
+                message = f"there is no Ray cluster at {address!r}; `ray start --head` starts one"
+                raise ConnectionError(message) from error
             stack.callback(ray.shutdown)
         yield Cluster(threads)
 

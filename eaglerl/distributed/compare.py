@@ -90,7 +90,7 @@ class ClusterRun:
         """
         self._cluster = cluster
         self._settings = for_nodes(settings, cluster.threads)
-        self.machine = f"Ray cluster, workers of {cluster.threads} threads"
+        self.machine = f"Ray cluster, {cluster.threads} threads for each worker"
         self.configuration: Mapping[str, object] = {"ray": True}
 
     def decode(

@@ -2,8 +2,9 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,18 +46,26 @@ def cluster(address: str) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def kill() -> Callable[[str], None]:
-    """Kill one process that is doing a unit of the named function."""
+@contextmanager
+def one_killed(function: str) -> Iterator[None]:
+    """Kill the first process that is seen to do a unit of the named function, at work on it."""
+    stop = threading.Event()
+    killed: list[int] = []
 
-    def kill_one(function: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not (at_work := _processes(f"ray::{function}")):
-            assert time.monotonic() < deadline, "no worker is doing a unit"
-            time.sleep(0.002)
-        os.kill(at_work[0], signal.SIGKILL)
+    def watch() -> None:
+        while not killed and not stop.wait(0.002):
+            killed.extend(_processes(f"ray::{function}")[:1])
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
 
-    return kill_one
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+    assert killed, "no worker was seen at work"
 
 
 def _processes(title: str) -> list[int]:

@@ -20,6 +20,8 @@ from eaglerl.evaluation.results.records import RECORDS_NAME, Comparison, Record
 from eaglerl.evaluation.running.comparison import compare
 from eaglerl.evaluation.running.comparison_options import CompareOptions
 
+from .conftest import one_killed
+
 GRID = (TreeParams(4, 1, 2), TreeParams(6, 2, 4))
 OPTIONS = CompareOptions(
     max_new_tokens=10, repeats=2, validation_per_file=1, grid=GRID, split="all", temperature=0.7
@@ -104,20 +106,17 @@ def test_killed_workers_and_commands(
     settings: DecoderSettings,
     run: Callable[..., Comparison],
     tmp_path: Path,
-    kill: Callable[[str], None],
 ) -> None:
     decoded = []
 
     def interfere(stage: str, fraction: float) -> None:
         if stage.startswith("repeat"):
             decoded.append(stage)
-            if len(decoded) == 1:
-                kill("_measure_unit")
             if len(decoded) == 5:
                 raise KeyboardInterrupt
 
     elsewhere = ClusterRun(cluster, settings)
-    with pytest.raises(KeyboardInterrupt):
+    with one_killed("_measure_unit"), pytest.raises(KeyboardInterrupt):
         run(tmp_path / "there", *CONSTANT, elsewhere=elsewhere, progress=interfere)
     lines = (tmp_path / "there" / RECORDS_NAME).read_text().splitlines()
     assert len(lines) == 5 * len(CONSTANT)
@@ -136,7 +135,7 @@ def test_the_command(
     arguments = ["compare", str(tmp_path / "new"), str(questions), "-M", "tree:4/1/2", *options]
     result = CliRunner().invoke(app, [*arguments, "--ray", "auto", *tiny_folders.arguments])
     assert result.exit_code == 0, result.output
-    assert "Ray cluster, workers of 1 threads" in result.stdout
+    assert "Ray cluster, 1 threads for each worker" in result.stdout
 
 
 def test_presets_are_refused(questions: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Rows that a cluster writes are those of one machine, byte by byte."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,10 @@ from typer.testing import CliRunner
 from eaglerl.cli.app import app
 from eaglerl.distributed.cluster import Cluster
 from eaglerl.distributed.distill import distill_on
-from eaglerl.training.distill import DistillProgress, WriteRows, distill
+from eaglerl.training.distill import WriteRows, distill
 
 from ..training.test_distill import target
+from .conftest import one_killed
 
 __all__ = ["target"]
 
@@ -21,11 +21,10 @@ def run(
     output: Path,
     response_tokens: int,
     write: WriteRows | None = None,
-    progress: Callable[[DistillProgress], None] | None = None,
 ) -> bytes:
     distill(
         target, output, response_tokens=response_tokens, slots=5, max_new_tokens=12,
-        openings=("abc", "who"), progress=progress, write=write,
+        openings=("abc", "who"), write=write,
     )  # fmt: skip
     return output.read_bytes()
 
@@ -37,20 +36,12 @@ def test_files_are_equal(cluster: Cluster, target: Path, tmp_path: Path) -> None
     assert run(target, tmp_path / "a", 700) == run(target, tmp_path / "b", 700, write)
 
 
-@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_done_again(
-    cluster: Cluster, target: Path, tmp_path: Path, kill: Callable[[str], None]
+    cluster: Cluster, target: Path, tmp_path: Path
 ) -> None:
-    seen = []
-
-    def interfere(progress: DistillProgress) -> None:
-        seen.append(progress.rows)
-        if len(seen) == 1:
-            kill("_write_unit")
-
-    there = run(target, tmp_path / "b", 900, distill_on(cluster, str(target)), interfere)
+    with one_killed("_write_unit"):
+        there = run(target, tmp_path / "b", 900, distill_on(cluster, str(target)))
     assert there == run(target, tmp_path / "a", 900)
-    assert seen == list(range(1, there.count(b"\n") + 1))
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,8 @@ from eaglerl.distributed.cluster import Cluster
 from eaglerl.distributed.record import record_on
 from eaglerl.eagle3 import SpeculativeDecoder
 from eaglerl.traces.recording import Prompt, RecordOptions, RecordProgress, record
+
+from .conftest import one_killed
 
 OPTIONS = RecordOptions(top_ks=(1, 2), max_depth=2, max_new_tokens=40, slots=3)
 
@@ -73,29 +74,26 @@ def test_a_limit_of_positions_holds_at_the_same_prompt(
     assert len(contents(tmp_path / "here")) < 18
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_done_again(
-    cluster: Cluster,
-    settings: DecoderSettings,
-    decoder: SpeculativeDecoder,
-    tmp_path: Path,
-    kill: Callable[[str], None],
+    cluster: Cluster, settings: DecoderSettings, decoder: SpeculativeDecoder, tmp_path: Path
 ) -> None:
     seen = []
 
-    def interfere(progress: RecordProgress) -> None:
+    def count(progress: RecordProgress) -> None:
         seen.append(progress.prompts)
-        if len(seen) == 1:
-            kill("_record_unit")
 
     elsewhere = record_on(cluster, settings, OPTIONS)
     record(decoder, prompts(), tmp_path / "here", options=OPTIONS)
-    record(
-        decoder, prompts(), tmp_path / "there", options=OPTIONS, progress=interfere, run=elsewhere
-    )
+    with one_killed("_record_unit"):
+        record(
+            decoder, prompts(), tmp_path / "there", options=OPTIONS, progress=count, run=elsewhere
+        )
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
     assert seen == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_the_command(cluster: Cluster, tiny_folders: SimpleNamespace, tmp_path: Path) -> None:
     questions = [{"question_id": i, "turns": [f"What is {i}?"]} for i in range(6)]
     file = tmp_path / "sums.jsonl"
@@ -105,7 +103,7 @@ def test_the_command(cluster: Cluster, tiny_folders: SimpleNamespace, tmp_path: 
         arguments = ["record", str(tmp_path / name), str(file), *options, *more]
         result = CliRunner().invoke(app, [*arguments, *tiny_folders.arguments, "--threads", "1"])
         assert result.exit_code == 0, result.output
-    assert "a Ray cluster of 2 nodes, workers of 1 threads" in result.stderr
+    assert "a Ray cluster of 2 nodes, with 1 thread for each worker" in result.stderr
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
