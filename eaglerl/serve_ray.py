@@ -34,9 +34,9 @@ PREFIX = "EAGLERL_"
 _OF_RAY_SERVE = ("host", "port", "debug")
 _OF_DEPLOYMENT = ("replicas", "max_ongoing_requests")
 # Requests that Ray Serve gives a replica before it turns to one of another node: it prefers the
-# node that received them. Twice as many as are decoded at once by default, so that the next ones
-# wait where they are decoded.
-_ONGOING_REQUESTS = 8
+# node that received them. So many times `max_batch`, so that the next ones wait where they are
+# decoded.
+_ONGOING_REQUESTS = 2
 # Seconds in which a replica that is stopped may finish its answers.
 _SHUTDOWN_SECONDS = 60.0
 
@@ -83,7 +83,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         arguments: options of `eaglerl serve` by name, such as ``{"precision": "int8"}``, before the
             environment's. ``replicas`` is their number: by default one for every node of the
             cluster, or one if there is no cluster yet. ``max_ongoing_requests`` is that of Ray
-            Serve, 8 by default.
+            Serve, twice `max_batch` by default.
 
     Raises:
         ValueError: an unknown argument, or a value of the wrong type.
@@ -99,7 +99,7 @@ def build(arguments: Mapping[str, Any]) -> Application:
         name="eaglerl",
         num_replicas=replicas,
         max_replicas_per_node=1,
-        max_ongoing_requests=ongoing or _ONGOING_REQUESTS,
+        max_ongoing_requests=ongoing or _ONGOING_REQUESTS * settings.max_batch,
         # Ray gives a replica without CPUs of its own a single thread.
         ray_actor_options={"num_cpus": threads},
         graceful_shutdown_timeout_s=_SHUTDOWN_SECONDS,

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.shared.auto_policy import can_keep_auto_policy, keeping_auto_policy
+from eaglerl.cli.shared.auto_policy import (
+    can_keep_auto_policy,
+    keeping_auto_policy,
+    keeping_batch_policy,
+)
 from eaglerl.cli.shared.machine_cost import machine_cost
 from eaglerl.cli.shared.options import (
     DRAFTING_PANEL,
@@ -114,15 +118,39 @@ class ServeSettings(DecoderSettings):
             rich_help_panel=_LIMITS_PANEL,
         ),
     ] = 32
-    at_once: Annotated[
+    max_batch: Annotated[
         int,
         typer.Option(
             min=1,
+            max=64,
             metavar="N",
-            help="Most requests decoded in turns, each with its own caches.",
+            help="Most answers decoded together; further ones wait in the queue.",
             rich_help_panel=_LIMITS_PANEL,
         ),
-    ] = 4
+    ] = 16
+    max_tokens_in_flight: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Most tokens of the answers that are decoded, prompts and max_tokens together: it "
+            "bounds the memory of their KV caches. Default: 4 GiB of it, or the model's context.",
+            show_default=False,
+            rich_help_panel=_LIMITS_PANEL,
+        ),
+    ] = None
+
+    prefix_cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Most tokens of earlier prompts and answers that are kept for prompts that begin "
+            "with them; 0 for none. Default: 1 GiB of KV cache.",
+            show_default=False,
+            rich_help_panel=_LIMITS_PANEL,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.mode is not None and (self.tree is not None or self.plain):
@@ -167,15 +195,16 @@ def make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) ->
     Args:
         settings: options of `eaglerl serve`.
         mode: from `default_mode`.
-        stack: keeps what the automatic policy has learned when it is closed.
+        stack: keeps what the automatic policies have learned when it is closed.
     """
     from eaglerl.server import Limits, Service
 
     decoder = load_decoder(settings, plain=settings.plain)
     table = None if decoder.draft_head is None else machine_cost(settings.cost, decoder)
-    auto = None
+    auto = joint = None
     if can_keep_auto_policy(decoder):
         auto = stack.enter_context(keeping_auto_policy(decoder))
+        joint = stack.enter_context(keeping_batch_policy(decoder, settings.max_batch))
     return Service(
         decoder,
         _modes(decoder, mode, settings.policies or [], auto),
@@ -184,9 +213,12 @@ def make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) ->
             max_prompt_tokens=settings.max_prompt_tokens,
             max_body_bytes=settings.max_body_bytes,
             queue_size=settings.queue_size,
-            at_once=settings.at_once,
+            max_batch=settings.max_batch,
+            max_tokens_in_flight=settings.max_tokens_in_flight,
+            prefix_cache_tokens=settings.prefix_cache_tokens,
         ),
         cost=table,
+        new_joint_policy=joint,
     )
 
 

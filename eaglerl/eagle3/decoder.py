@@ -288,6 +288,7 @@ class SpeculativeDecoder(EagleSignature):
                 `default_policy` if None.
             prefix_tokens: most tokens whose cache rows are kept for prompts that begin with them;
                 0 for none. The text is the same.
+            prefix_tokens: tokens whose rows are kept for later prompts; see `BatchSession`.
 
         Raises:
             ValueError: the target is not on the CPU, a number is out of range, the target keeps no

@@ -1,22 +1,26 @@
-"""The task that decodes the answers of one request."""
+"""A request for answers: how they are decoded, and the events that tell of them."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eaglerl.eagle3 import DecodingStatistics, Generation, TreePolicy
+from eaglerl.eagle3 import BatchedSequence, DecodingStatistics, FusedPolicy, Generation, TreePolicy
+from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.prompt_inputs import all_read
-from eaglerl.server.engine import Task
+from eaglerl.server.admission import Request
+from eaglerl.server.metrics import AnswerMetrics
 from eaglerl.server.modes import Mode
 from eaglerl.server.service import Service
 from eaglerl.server.text import AnswerText, PlacedToken
 
-#: Rows of the prompt that are read in one step: a fraction of a second for a small model on one
-#: core. Larger chunks are hardly faster, because matrix products reach their peak with fewer rows.
-PROMPT_ROWS = 128
+#: Rows of a prompt that are read in one step: a fraction of a second for a small model on one core.
+#: The batch reads as many, and every row of them has the bits that it gets alone: no answer depends
+#: on how it was decoded.
+PROMPT_ROWS = MOST_EXACT_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +77,45 @@ class Failed:
 Event = Piece | AnswerEnd | Finished | Failed
 
 
-@dataclass
 class _Answer:
-    """The answer that is being decoded."""
+    """One answer from its beginning to its end."""
 
-    index: int
-    policy: TreePolicy
-    generation: Generation
-    text: AnswerText
+    def __init__(self, request: CompletionRequest, index: int, measured: AnswerMetrics) -> None:
+        self.request = request
+        self.index = index
+        self.text = request.new_text()
+        # Taken for this answer alone; None if the joint policy of the batch decides.
+        self.policy: TreePolicy | None = None
+        self.continuation: BatchedSequence | Generation | None = None
+        self._measured = measured
+
+    def receive(self, kept: Sequence[int], *, beside: int = 0) -> bool:
+        """Take new tokens and tell of them; see `Receiver`."""
+        continuation = self.continuation
+        assert continuation is not None
+        if self.request.failure is not None:
+            return True
+        self._measured.advanced(continuation, len(kept), beside)
+        self.text.push(kept, continuation)
+        piece = Piece(self.index, *self.text.take())
+        if piece.text or piece.logprobs:
+            self.request.emit(piece)
+        if self.text.finish_reason is None:
+            return False
+        self.request.end(self, continuation, self.text.finish_reason)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Fail the request."""
+        self.request.failure = error
 
 
-class CompletionTask(Task):
-    """Decodes the answers of a request one after another, and emits events as they come.
+class CompletionRequest(Request):
+    """Decodes the answers to a request and emits events as they come, from the engine's thread.
 
-    The events are emitted from the engine's thread.
+    Answers join the batch, where all requests share the passes. What cannot join it is decoded in
+    turns with the batch: a policy that decides within the cycle of one sequence (`FusedPolicy`),
+    and everything where there is no batch.
     """
 
     def __init__(
@@ -96,6 +125,7 @@ class CompletionTask(Task):
         prompt_ids: Sequence[int],
         emit: Callable[[Event], None],
         *,
+        max_new_tokens: int,
         answers: int = 1,
         stops: Sequence[str] = (),
         seed: int | None = None,
@@ -108,83 +138,97 @@ class CompletionTask(Task):
             mode: mode of drafting.
             prompt_ids: token ids of the prompt.
             emit: called with every event; the last one is `Finished` or `Failed`.
+            max_new_tokens: longest answer.
             answers: number of answers.
             stops: texts that end an answer.
             seed: seed of the first answer; the others' are derived from it.
-            sampling: options of `SpeculativeDecoder.start`.
+            sampling: further options of `SpeculativeDecoder.start`.
         """
+        super().__init__(tokens=service.reserved(prompt_ids, max_new_tokens), answers=answers)
+        self.emit = emit
         self._service = service
         self._mode = mode
         self._prompt_ids = prompt_ids
-        self._emit = emit
-        self._answers = answers
         self._stops = stops
         self._seed = seed
-        self._sampling = sampling
-        self._answer: _Answer | None = None
+        self._sampling = sampling | {"max_new_tokens": max_new_tokens}
+        self._answers = answers
+        # Those that have begun and not ended, and of these the ones with turns of their own.
+        self._open: list[_Answer] = []
+        self._turns: deque[_Answer] = deque()
         self._done: list[DecodingStatistics] = []
         self._policy_seconds = 0.0
         self._tokens = 0
         self._measured = service.metrics.request(mode.name, len(prompt_ids))
 
+    def new_text(self) -> AnswerText:
+        """Return the empty text of an answer."""
+        return AnswerText(self._service.tokenizer, self._stops)
+
+    def begin(self) -> None:
+        """Begin the next answer, in the batch if it can join that."""
+        self._measured.begun()
+        index = self._answers - self.unbegun - 1
+        answer = _Answer(self, index, self._measured.answer())
+        self._open.append(answer)
+        options = self._sampling | {"seed": derived_seed(self._seed, index)}
+        batch = self._service.batch
+        if batch is None or not self._mode.joint:
+            answer.policy = self._mode.take()
+        if batch is not None and not isinstance(answer.policy, FusedPolicy):
+            answer.continuation = batch.start(answer, self._prompt_ids, answer.policy, **options)
+            return
+        answer.continuation = self._service.decoder.start(
+            all_read(self._prompt_ids), answer.policy, **options
+        )
+        self._turns.append(answer)
+
     @property
     def ready(self) -> bool:
-        """Always true: a completion never waits for its client."""
-        return True
+        """Whether an answer has turns of its own: a completion never waits for its client."""
+        return bool(self._turns)
 
     def advance(self) -> bool:
-        """Read a part of the prompt or run one cycle; return whether that was the last step."""
-        answer = self._answer or self._begin()
-        if answer.generation.read_chunk(PROMPT_ROWS):
-            return False
-        kept = answer.generation.advance()
-        self._measured.advanced(answer.generation, len(kept))
-        answer.text.push(kept, answer.generation)
-        piece = Piece(answer.index, *answer.text.take())
-        if piece.text or piece.logprobs:
-            self._emit(piece)
-        if answer.text.finish_reason is None:
-            return False
-        return self._end(answer)
+        """Read a part of the prompt of one answer, or run one cycle of it."""
+        answer = self._turns.popleft()
+        generation = answer.continuation
+        assert isinstance(generation, Generation)
+        if generation.read_chunk(PROMPT_ROWS) or not answer.receive(generation.advance()):
+            self._turns.append(answer)
+        return self.over
 
-    def close(self, error: Exception | None) -> None:
-        """Give policy and caches back."""
-        self._give_back()
-        if error is not None:
-            self._measured.failed(error)
-            self._emit(Failed(error))
-
-    def _begin(self) -> _Answer:
-        self._measured.begun()
-        index = len(self._done)
-        decoder, policy = self._service.decoder, self._mode.take()
-        seed = derived_seed(self._seed, index)
-        generation = decoder.start(all_read(self._prompt_ids), policy, seed=seed, **self._sampling)
-        text = AnswerText(decoder.tokenizer, self._stops)
-        self._answer = _Answer(index, policy, generation, text)
-        return self._answer
-
-    def _end(self, answer: _Answer) -> bool:
-        reason = answer.text.finish_reason
-        assert reason is not None
+    def end(self, answer: _Answer, continuation: BatchedSequence | Generation, reason: str) -> None:
+        """Tell of the end of an answer, and of that of all answers after the last one."""
         self._tokens += answer.text.tokens
-        self._done.append(answer.generation.statistics)
-        self._policy_seconds += answer.generation.policy_seconds
-        self._measured.answered(reason, answer.generation)
-        self._give_back()
-        last = len(self._done) == self._answers
-        statistics = self._statistics() if last else None
-        self._emit(AnswerEnd(answer.index, reason, statistics))
+        self._done.append(continuation.statistics)
+        self._policy_seconds += continuation.policy_seconds
+        self._measured.answered(reason, continuation)
+        self._give_back(answer)
+        self.running -= 1
+        statistics = self._statistics() if self.over else None
+        self.emit(AnswerEnd(answer.index, reason, statistics))
         if statistics is not None:
             self._measured.finished()
-            self._emit(Finished(self._tokens, statistics))
-        return last
+            self.emit(Finished(self._tokens, statistics))
 
-    def _give_back(self) -> None:
-        if self._answer is not None:
-            self._answer.generation.close()
-            self._mode.give_back(self._answer.policy)
-        self._answer = None
+    def close(self, error: Exception | None) -> None:
+        """Give policies, slots and caches back."""
+        for answer in [*self._open]:
+            self._give_back(answer)
+        self._turns.clear()
+        if error is not None:
+            self._measured.failed(error)
+            self.emit(Failed(error))
+
+    def _give_back(self, answer: _Answer) -> None:
+        self._open.remove(answer)
+        continuation = answer.continuation
+        if isinstance(continuation, Generation):
+            continuation.close()
+        elif continuation is not None and self._service.batch is not None:
+            self._service.batch.leave(continuation)
+        if answer.policy is not None:
+            self._mode.give_back(answer.policy)
 
     def _statistics(self) -> dict[str, Any]:
         statistics = DecodingStatistics.total(self._done)

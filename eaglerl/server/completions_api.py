@@ -8,20 +8,22 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from eaglerl.server.answers import CHAT, TEXT, Shape
-from eaglerl.server.completion import AnswerEnd, CompletionTask, Event, Failed, Finished, Piece
-from eaglerl.server.engine import BusyError, StoppedError, Task
+from eaglerl.server.completion import AnswerEnd, CompletionRequest, Event, Failed, Finished, Piece
 from eaglerl.server.errors import ApiError, internal_error, json_response
 from eaglerl.server.penalties import LogitBias, Penalties
 from eaglerl.server.schemas import ChatRequest, Sampling, TextRequest
 from eaglerl.server.service import Service
 from eaglerl.server.streams import Channel, EventStream, server_sent_event, while_connected
+from eaglerl.server.tasks import BusyError, StoppedError, Task
 from eaglerl.server.text import PlacedToken
+
+_Task = TypeVar("_Task", bound=Task)
 
 
 def completion_routes(service: Service) -> APIRouter:
@@ -62,7 +64,7 @@ def completion_routes(service: Service) -> APIRouter:
     return router
 
 
-def admit(add: Callable[[Task], None], task: Task) -> None:
+def admit(add: Callable[[_Task], None], task: _Task) -> None:
     """Give a task to the engine.
 
     Args:
@@ -104,8 +106,10 @@ async def _answer(
 ) -> Response:
     mode = service.find_mode(body.model, body.mode)
     service.check_prompt(prompt_ids, parameter)
+    longest = body.longest or service.limits.default_max_tokens
+    service.check_length(prompt_ids, longest)
     channel: Channel[Event] = Channel()
-    task = CompletionTask(
+    task = CompletionRequest(
         service,
         mode,
         prompt_ids,
@@ -113,7 +117,7 @@ async def _answer(
         answers=body.n,
         stops=body.stop,
         seed=body.seed,
-        max_new_tokens=body.longest or service.limits.default_max_tokens,
+        max_new_tokens=longest,
         top_logprobs=body.likeliest,
         **_options(service, body, len(prompt_ids)),
     )

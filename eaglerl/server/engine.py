@@ -1,20 +1,18 @@
-"""Single decoding thread.
-
-Completions run one at a time or in turns; live sessions are interleaved with them, one cycle each.
-"""
+"""The thread that decodes: all requests in one batch, and live sessions in turns with it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from eaglerl._ext import C
+from eaglerl.server.admission import Admission, Request
+from eaglerl.server.tasks import BusyError, StoppedError, Task, WithdrawnError
 
 log = logging.getLogger("eaglerl.server")
 
@@ -23,74 +21,37 @@ log = logging.getLogger("eaglerl.server")
 _EVEN = 0.05
 
 
-class BusyError(Exception):
-    """The server is at a limit; the message says which."""
-
-
-class Task(ABC):
-    """A decoding task. All methods but the constructor run on the engine's thread."""
-
-    @property
-    @abstractmethod
-    def ready(self) -> bool:
-        """Whether the task has a step to run now."""
-
-    @abstractmethod
-    def advance(self) -> bool:
-        """Read a part of the prompt or run one cycle; return whether that was the last step."""
-
-    @abstractmethod
-    def close(self, error: Exception | None) -> None:
-        """Release what the task holds; called exactly once.
-
-        Args:
-            error: why the task ends early; None if it has finished.
-        """
-
-
-class StoppedError(Exception):
-    """The engine is stopping."""
-
-
-class WithdrawnError(Exception):
-    """The client has gone, or has cancelled the task."""
-
-
 class Engine:
-    """Runs a few completions at a time, interleaved with live sessions.
+    """Admits requests, and runs the batch in turns with what decodes outside of it.
 
-    The task that has used the least processor time is next, so that a long prompt takes no more
-    than its share. A withdrawn task is not advanced again: what it holds is released after the step
-    at work.
+    The task that has used the least processor time for each of its sequences is next, so that a
+    long prompt, or a live session, takes no more than its share. A withdrawn task is not advanced
+    again: what it holds is released after the step at work.
     """
 
-    def __init__(self, *, queue_size: int, live_sessions: int, at_once: int = 1) -> None:
+    def __init__(
+        self, admission: Admission, *, live_sessions: int, batch: Task | None = None
+    ) -> None:
         """Set up; `start` starts the thread.
 
         Args:
-            queue_size: most completions that wait.
+            admission: the queue and the limits of the requests; the engine's from now on.
             live_sessions: most live sessions at a time.
-            at_once: most completions that are decoded in turns.
+            batch: decodes the answers that have no turns of their own; it never ends.
 
         Raises:
-            ValueError: a number is negative, or `at_once` is 0.
+            ValueError: `live_sessions` is negative.
         """
-        for name, value, least in (
-            ("queue_size", queue_size, 0),
-            ("live_sessions", live_sessions, 0),
-            ("at_once", at_once, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self._queue_size = queue_size
+        if live_sessions < 0:
+            raise ValueError(f"live_sessions must be at least 0, got {live_sessions}")
+        self._admission = admission
         self._live_sessions = live_sessions
-        self._at_once = at_once
+        self._batch = batch
         self._condition = threading.Condition()
-        self._waiting: deque[Task] = deque()
-        self._active: list[Task] = []
         self._live: list[Task] = []
         self._withdrawn: set[Task] = set()
-        # Seconds that every task at work has used, counted from the least used when it arrived.
+        # Seconds that every task at work has used for each of its sequences, counted from the least
+        # used when it arrived.
         self._spent: dict[Task, float] = {}
         self._least = 0.0
         self._were_ready: set[Task] = set()
@@ -127,28 +88,37 @@ class Engine:
 
     @property
     def load(self) -> dict[str, int]:
-        """Number of active, waiting and live tasks."""
+        """Number of requests at work, of waiting requests, and of live sessions."""
         with self._condition:
             return {
-                "active": len(self._active),
-                "waiting": len(self._waiting),
+                "active": len(self._admission.active),
+                "waiting": self._admission.waiting,
                 "live": len(self._live),
             }
 
-    def submit(self, task: Task) -> None:
-        """Queue a completion.
+    @property
+    def answers(self) -> int:
+        """Number of answers that are decoded at the moment."""
+        with self._condition:
+            return self._admission.answers
+
+    @property
+    def usage(self) -> float:
+        """Share of the tokens that may be decoded at a time which the answers have reserved."""
+        with self._condition:
+            return self._admission.tokens / self._admission.max_tokens
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
 
         Raises:
             BusyError: the queue is full.
             StoppedError: the engine is stopping.
+            ValueError: the request is too long to be ever admitted.
         """
         with self._condition:
             self._check_going()
-            # Tasks that the thread can take at once do not count as waiting.
-            places = self._at_once - len(self._active)
-            if len(self._waiting) >= self._queue_size + places:
-                raise BusyError(f"{len(self._waiting)} requests are waiting: the queue is full")
-            self._waiting.append(task)
+            self._admission.add(request)
             self._condition.notify_all()
 
     def attach(self, task: Task) -> None:
@@ -166,9 +136,9 @@ class Engine:
             self._condition.notify_all()
 
     def withdraw(self, task: Task) -> None:
-        """Cancel a task; no effect if it has ended."""
+        """Cancel a request or a live session; no effect if it has ended."""
         with self._condition:
-            if task in self._waiting or task in self._active or task in self._live:
+            if task in self._all():
                 self._withdrawn.add(task)
                 self._condition.notify_all()
 
@@ -182,39 +152,56 @@ class Engine:
         if self._stopping:
             raise StoppedError("the server is shutting down")
 
+    def _all(self) -> list[Task]:
+        return [*self._admission, *self._live]
+
     def _run(self) -> None:
         # A new thread starts with OpenMP's default number of threads, not the main thread's.
         torch.set_num_threads(torch.get_num_threads())
-        while (task := self._next()) is not None:
-            started = time.thread_time()
-            try:
-                over, error = task.advance(), None
-            except Exception as failure:
-                # One request's failure must not affect another.
-                log.exception("a request failed")
-                over, error = True, failure
-            self._spent[task] += time.thread_time() - started
-            if over:
-                with self._condition:
-                    self._remove(task)
-                task.close(error)
+        while (action := self._next()) is not None:
+            action()
+            self._close_ended()
+        if self._batch is not None:
+            self._batch.close(StoppedError("the server is shutting down"))
 
-    def _next(self) -> Task | None:
-        """Wait for a ready task and return the next one, or None when the engine stops."""
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for something to do and return it; None after everything is closed."""
         with self._condition:
             while True:
-                for task in [*self._withdrawn]:
-                    self._remove(task)
-                    task.close(WithdrawnError())
+                if self._withdrawn:
+                    return partial(self._close, self._withdrawn.pop(), WithdrawnError())
                 if self._stopping:
-                    self._close_all()
-                    return None
-                while len(self._active) < self._at_once and self._waiting:
-                    self._active.append(self._waiting.popleft())
-                ready = [task for task in (*self._active, *self._live) if task.ready]
+                    left = self._all()
+                    stopped = StoppedError("the server is shutting down")
+                    return partial(self._close, left[0], stopped) if left else None
+                if (request := self._admission.take()) is not None:
+                    return partial(self._begin, request)
+                working: list[Task] = [*self._admission.active, *self._live]
+                if self._batch is not None:
+                    working.append(self._batch)
+                ready = [task for task in working if task.ready]
                 if ready:
-                    return self._behind(ready)
+                    return partial(self._advance, self._behind(ready))
                 self._condition.wait()
+
+    def _begin(self, request: Request) -> None:
+        try:
+            request.begin()
+        except Exception as failure:
+            log.exception("a request failed")
+            request.failure = failure
+
+    def _advance(self, task: Task) -> None:
+        started, weight = time.thread_time(), task.weight
+        try:
+            over, error = task.advance(), None
+        except Exception as failure:
+            # One request's failure must not affect another.
+            log.exception("a request failed")
+            over, error = task is not self._batch, failure
+        self._spent[task] += (time.thread_time() - started) / weight
+        if over:
+            self._close(task, error)
 
     def _behind(self, ready: list[Task]) -> Task:
         """Return the task whose turn it is among those that have used the least time."""
@@ -231,16 +218,23 @@ class Engine:
         self._last_turn[chosen] = self._turn
         return chosen
 
-    def _close_all(self) -> None:
-        for task in [*self._active, *self._waiting, *self._live]:
-            self._remove(task)
-            task.close(StoppedError("the server is shutting down"))
+    def _close_ended(self) -> None:
+        """Close the requests whose answers have all ended, or of which one has failed."""
+        # Only this thread changes the requests at work.
+        for request in self._admission.active:
+            if request.over:
+                self._close(request, request.failure)
 
-    def _remove(self, task: Task) -> None:
-        self._withdrawn.discard(task)
-        self._were_ready.discard(task)
-        self._spent.pop(task, None)
-        self._last_turn.pop(task, None)
-        for tasks in (self._active, self._live, self._waiting):
-            if task in tasks:
-                tasks.remove(task)
+    def _close(self, task: Task, error: Exception | None) -> None:
+        with self._condition:
+            if task not in self._all():
+                return
+            self._withdrawn.discard(task)
+            self._were_ready.discard(task)
+            self._spent.pop(task, None)
+            self._last_turn.pop(task, None)
+            if task in self._live:
+                self._live.remove(task)
+            else:
+                self._admission.remove(task)
+        task.close(error)

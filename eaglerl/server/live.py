@@ -10,10 +10,10 @@ from eaglerl.eagle3 import Generation, TreePolicy
 from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.server.completion import PROMPT_ROWS
 from eaglerl.server.cycle_events import CycleDescriber
-from eaglerl.server.engine import Task
 from eaglerl.server.modes import Mode
 from eaglerl.server.plain_reference import PlainReference
 from eaglerl.server.service import Service
+from eaglerl.server.tasks import Task
 from eaglerl.server.text import IncrementalText
 
 
@@ -81,7 +81,9 @@ class LiveSession(Task):
     """Decodes the same prompt in every lane; the lane that has used the least time is next.
 
     Both lanes have therefore had about the same time at any moment, and the faster one is ahead in
-    its text. The speed of plain decoding is measured alongside.
+    its text. The speed of plain decoding is measured alongside. A session does not join the batch
+    of the requests but has its turns beside it: in shared passes both lanes would advance cycle by
+    cycle, whatever their drafts cost, and no pass would have a time of one lane alone.
 
     Attributes:
         service: the service with the decoder.
@@ -185,6 +187,7 @@ class LiveSession(Task):
         policy = lane.generation.policy_seconds - before
         content = self._describer.cycle(lane.generation, kept, lane.text, policy)
         plain = self._plain.tokens_per_second
+        content["answers"] = self.service.engine.answers
         totals = content["totals"]
         totals["times_plain"] = None if plain is None else totals["tokens_per_second"] / plain
         self.emit(LiveEvent("cycle", {"lane": place, **content}))

@@ -12,12 +12,12 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
 from eaglerl.server.completions_api import admit, told_error
-from eaglerl.server.engine import WithdrawnError
 from eaglerl.server.errors import ApiError, json_response
 from eaglerl.server.live import LiveEvent, LiveFailed, LiveSession
 from eaglerl.server.schemas import ControlRequest, LiveRequest
 from eaglerl.server.service import Service
 from eaglerl.server.streams import Channel, EventStream, server_sent_event
+from eaglerl.server.tasks import WithdrawnError
 
 _STATIC = Path(__file__).parent / "static"
 _MEDIA_TYPES = {

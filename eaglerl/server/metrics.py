@@ -15,12 +15,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.eagle3 import Generation, StepResult
-from eaglerl.server.engine import WithdrawnError
+from eaglerl.eagle3 import StepResult
+from eaglerl.eagle3.continuation import Continuation
+from eaglerl.server.tasks import WithdrawnError
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 # Number of cycles that a rate is computed over.
 _RECENT_CYCLES = 200
@@ -55,16 +57,22 @@ class Metrics:
         self._make_request_metrics()
         self._make_cycle_metrics()
 
-    def watch(self, load: Callable[[], Mapping[str, int]]) -> None:
+    def watch(self, load: Callable[[], Mapping[str, float]]) -> None:
         """Expose the numbers of requests and live sessions.
 
         Args:
-            load: returns `Engine.load`.
+            load: returns `Engine.load`, with `Engine.answers` and `Engine.usage` as well.
         """
         for name, key, help_text in (
             ("vllm:num_requests_running", "active", "Requests at work."),
             ("vllm:num_requests_waiting", "waiting", "Requests in the queue."),
             ("eaglerl:live_sessions", "live", "Sessions of the live view."),
+            ("eaglerl:sequences", "answers", "Answers that are decoded together."),
+            (
+                "vllm:kv_cache_usage_perc",
+                "usage",
+                "Share of the tokens in flight that the answers at work have reserved; 1 is all.",
+            ),
         ):
             gauge = Gauge(name, help_text, self._labels, registry=self.registry)
             gauge.labels(**self._labels).set_function(partial(_reading, load, key))
@@ -82,12 +90,13 @@ class Metrics:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
-    def cycle(self, mode: str, result: StepResult) -> None:
+    def cycle(self, mode: str, result: StepResult, beside: int) -> None:
         """Count a cycle.
 
         Args:
             mode: its mode of drafting.
             result: its result.
+            beside: number of other sequences that were decoded in it.
         """
         mode = mode if mode in self._mode_names else _TREES
         labels = self._labels | {"mode": mode}
@@ -108,7 +117,9 @@ class Metrics:
             self._part_seconds.labels(**labels, part=part).inc(seconds)
         self._recent.append((len(result.token_ids), result.seconds))
         self._set_arm(mode, result)
-        self._compare_cost(result)
+        # The table has the costs of passes of one sequence.
+        if not beside:
+            self._compare_cost(result)
 
     def _set_arm(self, mode: str, result: StepResult) -> None:
         params = result.params
@@ -145,6 +156,10 @@ class Metrics:
             return Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
 
         self._prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts that were read.")
+        self._prefix_asked = counter("vllm:prefix_cache_queries", "The same.")
+        self._prefix_known = counter(
+            "vllm:prefix_cache_hits", "Those of them that were known from earlier texts."
+        )
         self._generated = counter("vllm:generation_tokens", "Tokens of answers.")
         self._success = counter(
             "vllm:request_success", "Requests that ended, by their reason.", "finished_reason"
@@ -153,16 +168,30 @@ class Metrics:
         self._first_token = seconds(
             "vllm:time_to_first_token_seconds", "From a request's arrival to its first token."
         )
+        self._between_tokens = Histogram(
+            "vllm:inter_token_latency_seconds",
+            "From a token of an answer to the next; tokens of one cycle share its time.",
+            labels,
+            buckets=_TOKEN_SECONDS,
+            registry=self.registry,
+        )
         self._latency = seconds(
             "vllm:e2e_request_latency_seconds", "From a request's arrival to its end."
         )
         self._queue = seconds("vllm:request_queue_time_seconds", "Time in the queue.")
         self._prefill = seconds("vllm:request_prefill_time_seconds", "Time of reading prompts.")
         self._decode = seconds("vllm:request_decode_time_seconds", "Time of decoding.")
-        for metric in (self._prompt_tokens, self._generated, self._failures):
+        for metric in (
+            self._prompt_tokens,
+            self._prefix_asked,
+            self._prefix_known,
+            self._generated,
+            self._failures,
+        ):
             metric.labels(**self._labels)
         for histogram in (
             self._first_token,
+            self._between_tokens,
             self._latency,
             self._queue,
             self._prefill,
@@ -249,28 +278,25 @@ class RequestMetrics:
             self.queue_seconds = time.perf_counter() - self._arrived
             self._observe(self._metrics._queue, self.queue_seconds)
 
-    def advanced(self, generation: Generation, tokens: int) -> None:
-        """Count the reading of the prompt, or a cycle.
+    def answer(self) -> AnswerMetrics:
+        """Begin to count one of the request's answers."""
+        return AnswerMetrics(self)
 
-        Args:
-            generation: the generation after it.
-            tokens: number of tokens that it added to the answer.
-        """
-        metrics, labels = self._metrics, self._metrics._labels
-        metrics._generated.labels(**labels).inc(tokens)
-        if not generation.cycles:
-            metrics._prompt_tokens.labels(**labels).inc(self._prompt_tokens)
-        else:
-            metrics.cycle(self._mode, generation.cycles[-1])
+    def _read_prompt(self, reused: int) -> None:
+        """Note that the prompt has been read for an answer, which has its first token."""
+        labels = self._metrics._labels
+        self._metrics._prompt_tokens.labels(**labels).inc(self._prompt_tokens)
+        self._metrics._prefix_asked.labels(**labels).inc(self._prompt_tokens)
+        self._metrics._prefix_known.labels(**labels).inc(reused)
         if self._silent:
             self._silent = False
-            self._observe(metrics._first_token, time.perf_counter() - self._arrived)
+            self._observe(self._metrics._first_token, time.perf_counter() - self._arrived)
 
-    def answered(self, reason: str, generation: Generation) -> None:
+    def answered(self, reason: str, continuation: Continuation) -> None:
         """Note the end of one answer."""
         self._reason = reason
-        self._prefill += generation.prefill_seconds
-        self._decode += generation.decode_seconds
+        self._prefill += continuation.prefill_seconds
+        self._decode += continuation.decode_seconds
 
     def finished(self) -> None:
         """Note the end of the request."""
@@ -294,7 +320,40 @@ class RequestMetrics:
         histogram.labels(**self._metrics._labels).observe(value)
 
 
-def _reading(load: Callable[[], Mapping[str, int]], key: str) -> float:
+class AnswerMetrics:
+    """Metrics of one answer while it is decoded."""
+
+    def __init__(self, request: RequestMetrics) -> None:
+        self._request = request
+        self._cycles = 0
+        # When the last tokens came; None before the first.
+        self._told: float | None = None
+
+    def advanced(self, continuation: Continuation, tokens: int, beside: int) -> None:
+        """Count new tokens and the cycles since the last call.
+
+        Args:
+            continuation: the answer's sequence, with the tokens.
+            tokens: their number.
+            beside: number of other sequences that were decoded meanwhile.
+        """
+        metrics, now = self._request._metrics, time.perf_counter()
+        metrics._generated.labels(**metrics._labels).inc(tokens)
+        if self._told is None:
+            self._request._read_prompt(getattr(continuation, "reused_tokens", 0))
+        else:
+            # The tokens of a cycle come together; each counts, so that the mean is one of tokens.
+            for _ in range(tokens):
+                metrics._between_tokens.labels(**metrics._labels).observe(
+                    (now - self._told) / tokens
+                )
+        self._told = now
+        for result in continuation.cycles[self._cycles :]:
+            metrics.cycle(self._request._mode, result, beside)
+        self._cycles = len(continuation.cycles)
+
+
+def _reading(load: Callable[[], Mapping[str, float]], key: str) -> float:
     return load()[key]
 
 

@@ -34,12 +34,14 @@ class Mode:
         description: one sentence.
         make: makes its policy.
         trained: whether the policy was trained.
+        joint: whether, in a batch, the batch's joint policy takes the place of this one.
     """
 
     name: str
     description: str
     make: Callable[[], TreePolicy]
     trained: bool = False
+    joint: bool = False
     _free: list[TreePolicy] = field(default_factory=list, repr=False, compare=False)
     # `trained` under its old name.
     learned: InitVar[bool | None] = None
@@ -151,11 +153,16 @@ class Modes:
 
 
 def auto_mode(policy: TreePolicy) -> Mode:
-    """Make the mode of a policy that learns while decoding; all requests learn together."""
+    """Make the mode of a policy that learns while decoding; all requests learn together.
+
+    Args:
+        policy: decides for what is decoded outside of the batch, as by live sessions.
+    """
     return Mode(
         AUTO,
         "Learns from every cycle what drafts cost and which are accepted; drafts where it pays.",
         getattr(policy, "fork", lambda: policy),
+        joint=True,
     )
 
 

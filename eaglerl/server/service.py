@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from eaglerl.cost.cost_table import CostTable
-from eaglerl.eagle3 import SpeculativeDecoder
+from eaglerl.eagle3 import NO_DRAFT, BatchPolicy, DecoderBatch, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.fingerprints import target_id
+from eaglerl.server.admission import Admission
+from eaglerl.server.batch_size import default_prefix_tokens, default_tokens
 from eaglerl.server.engine import Engine
 from eaglerl.server.errors import ApiError
 from eaglerl.server.metrics import Metrics
 from eaglerl.server.modes import Mode, Modes
+from eaglerl.server.shared_batch import SharedBatch
 from eaglerl.server.text import TokenTexts
 
 _MODE_SEPARATOR = ":"
@@ -33,7 +37,12 @@ class Limits:
         max_prompt_tokens: longest prompt; None for the target's context length.
         default_max_tokens: longest answer of a request that sets no limit.
         queue_size: most requests that wait.
-        at_once: most requests that are decoded in turns, each with its own caches.
+        max_batch: most answers that are decoded together.
+        max_tokens_in_flight: most tokens of these answers together, prompts included, if each is as
+            long as it may become; None for as many as 4 GiB of caches hold, and at least the
+            target's context.
+        prefix_cache_tokens: most tokens of earlier prompts and answers that are kept for prompts
+            that begin with them; 0 for none, None for as many as 1 GiB of caches hold.
         live_sessions: most live sessions at a time, each with its own caches.
         live_max_tokens: longest text of a live session, prompt included.
         live_idle_seconds: time after which a paused live session is closed.
@@ -43,17 +52,26 @@ class Limits:
     max_prompt_tokens: int | None = None
     default_max_tokens: int = 512
     queue_size: int = 32
-    at_once: int = 4
+    max_batch: int = 16
+    max_tokens_in_flight: int | None = None
+    prefix_cache_tokens: int | None = None
     live_sessions: int = 2
     live_max_tokens: int = 2048
     live_idle_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("max_body_bytes", "default_max_tokens", "live_max_tokens", "at_once"):
+        for name in ("max_body_bytes", "default_max_tokens", "live_max_tokens", "max_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens must be at least 1, got {self.max_prompt_tokens}")
+        for name in ("max_prompt_tokens", "max_tokens_in_flight"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.prefix_cache_tokens is not None and 0 != self.prefix_cache_tokens < BLOCK_ROWS:
+            raise ValueError(
+                f"prefix_cache_tokens must be 0 or at least {BLOCK_ROWS}, got "
+                f"{self.prefix_cache_tokens}"
+            )
         if not self.live_idle_seconds > 0:
             raise ValueError(f"live_idle_seconds must be positive, got {self.live_idle_seconds}")
 
@@ -67,6 +85,7 @@ class Service:
         model_name: name of the model in the API.
         modes: modes of drafting.
         limits: limits of requests.
+        batch: the batch that all requests share; None on a device, where there are no batches.
         engine: runs the decoding.
         metrics: metrics of the server.
         token_texts: texts of single tokens.
@@ -81,6 +100,7 @@ class Service:
         model_name: str,
         limits: Limits | None = None,
         cost: CostTable | None = None,
+        new_joint_policy: Callable[[], BatchPolicy] | None = None,
     ) -> None:
         """Set up; nothing runs yet.
 
@@ -90,9 +110,12 @@ class Service:
             model_name: name of the model in the API, without a colon.
             limits: limits of requests.
             cost: cost table of this machine, for the metrics.
+            new_joint_policy: makes the policy that decides for all answers of the modes that are
+                `Mode.joint`; None for one that begins without knowledge.
 
         Raises:
-            ValueError: there is no tokenizer, or the name is empty or has a colon.
+            ValueError: there is no tokenizer, the name is empty or has a colon, or the batch has
+                more slots than the joint policy can decide for.
         """
         if decoder.tokenizer is None:
             raise ValueError("decoder must have a tokenizer")
@@ -103,13 +126,20 @@ class Service:
         self.modes = modes
         self.model_name = model_name
         self.limits = limits or Limits()
-        self.engine = Engine(
+        self._new_joint_policy = new_joint_policy
+        self.most_tokens = self.limits.max_tokens_in_flight or default_tokens(decoder)
+        self.batch = SharedBatch(self._new_batch) if decoder.target.device.type == "cpu" else None
+        admission = Admission(
             queue_size=self.limits.queue_size,
-            live_sessions=self.limits.live_sessions,
-            at_once=self.limits.at_once,
+            max_batch=self.limits.max_batch,
+            max_tokens=self.most_tokens,
         )
+        self.engine = Engine(admission, live_sessions=self.limits.live_sessions, batch=self.batch)
         self.metrics = Metrics(model_name, {mode.name for mode in modes}, cost)
-        self.metrics.watch(lambda: self.engine.load)
+        engine = self.engine
+        self.metrics.watch(
+            lambda: {**engine.load, "answers": engine.answers, "usage": engine.usage}
+        )
         self.token_texts = TokenTexts(decoder.tokenizer)
         self.fingerprint = _fingerprint(decoder)
         # Every call changes and restores settings of the tokenizer, so calls must not overlap.
@@ -183,6 +213,23 @@ class Service:
             message = f"{parameter} must hold token ids of 0 to {vocabulary - 1}"
             raise ApiError(400, message, code="invalid_value", parameter=parameter)
 
+    def reserved(self, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
+        """Return the tokens of an answer that is as long as it may become, prompt included."""
+        return min(len(prompt_ids) + max_new_tokens, self.decoder.target.max_positions)
+
+    def check_length(self, prompt_ids: Sequence[int], max_new_tokens: int) -> None:
+        """Check that an answer can ever be decoded.
+
+        Raises:
+            ApiError: 413 if it needs more room than there is for all answers together.
+        """
+        if self.reserved(prompt_ids, max_new_tokens) > self.most_tokens:
+            message = (
+                f"the prompt has {len(prompt_ids)} tokens; with max_tokens={max_new_tokens} that "
+                f"is more than the {self.most_tokens} of all answers together"
+            )
+            raise ApiError(413, message, code="context_length_exceeded", parameter="max_tokens")
+
     def read_token(self, text: str) -> int:
         """Parse a key of ``logit_bias`` as a token id.
 
@@ -195,6 +242,20 @@ class Service:
             message = f"logit_bias must have token ids of 0 to {vocabulary - 1} for keys"
             raise ApiError(400, message, code="invalid_value", parameter="logit_bias")
         return token
+
+    def _new_batch(self) -> DecoderBatch:
+        policy: BatchPolicy | TreeParams | Literal["auto"] = NO_DRAFT
+        if any(mode.joint for mode in self.modes):
+            policy = "auto" if self._new_joint_policy is None else self._new_joint_policy()
+        kept = self.limits.prefix_cache_tokens
+        if kept is None:
+            kept = default_prefix_tokens(self.decoder)
+        return self.decoder.start_batch(
+            slots=self.limits.max_batch,
+            max_length=self.most_tokens,
+            policy=policy,
+            prefix_tokens=kept,
+        )
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with self._encoding:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from eaglerl.eagle3 import Generation
+from eaglerl.eagle3.continuation import Continuation
 from eaglerl.eagle3.logprobs import TokenLogprobs
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -125,9 +125,9 @@ class AnswerText:
         # Tokens whose first character has not been passed on yet.
         self._held: deque[PlacedToken] = deque()
 
-    def push(self, token_ids: Sequence[int], generation: Generation) -> None:
-        """Add the tokens that a generation has just emitted; the answer may end with them."""
-        logprobs = generation.logprobs[-len(token_ids) :]
+    def push(self, token_ids: Sequence[int], continuation: Continuation) -> None:
+        """Add the tokens that a sequence has just emitted; the answer may end with them."""
+        logprobs = continuation.logprobs[-len(token_ids) :]
         for place, token in enumerate(token_ids):
             self.tokens += 1
             if logprobs:
@@ -136,15 +136,15 @@ class AnswerText:
             if self._stops.found:
                 self.finish_reason = "stop"
                 return
-        if generation.finish_reason is None:
+        if continuation.finish_reason is None:
             return
-        if generation.finish_reason == "stop" and self._held:
+        if continuation.finish_reason == "stop" and self._held:
             # The end token is not part of the text.
             self._held.pop()
         self._add(self._text.finish())
         if not self._stops.found:
             self._pass(self._stops.finish())
-        stopped = self._stops.found or generation.finish_reason not in ("length", "context")
+        stopped = self._stops.found or continuation.finish_reason not in ("length", "context")
         self.finish_reason = "stop" if stopped else "length"
 
     def take(self) -> tuple[str, tuple[PlacedToken, ...]]:

@@ -8,15 +8,26 @@ import pytest
 from fastapi.testclient import TestClient
 
 from eaglerl.server import create_app
-from eaglerl.server.engine import BusyError, Engine, StoppedError, Task, WithdrawnError
+from eaglerl.server.admission import Admission, Request
+from eaglerl.server.engine import Engine
+from eaglerl.server.tasks import BusyError, StoppedError, WithdrawnError
 
 from .tiny import NAME, PATIENCE, tiny_service, wait_until
 
 
-class FakeTask(Task):
-    """A task of some cycles, each of which waits to be let through."""
+class FakeTask(Request):
+    """A request that decodes in its own turns, in cycles that each wait to be let through."""
 
-    def __init__(self, cycles: int = 1000, *, held: bool = False, log: list | None = None) -> None:
+    def __init__(
+        self,
+        cycles: int = 1000,
+        *,
+        held: bool = False,
+        log: list | None = None,
+        tokens: int = 0,
+        answers: int = 1,
+    ) -> None:
+        super().__init__(tokens=tokens, answers=answers)
         self.left = cycles
         self.done = 0
         self.log = log
@@ -25,6 +36,9 @@ class FakeTask(Task):
         self.gate = threading.Event()
         if not held:
             self.gate.set()
+
+    def begin(self) -> None:
+        pass
 
     @property
     def ready(self) -> bool:
@@ -43,9 +57,16 @@ class FakeTask(Task):
         self.closed.append(error)
 
 
+def new_engine(
+    *, queue_size: int = 4, max_batch: int = 1, max_tokens: int = 100, live_sessions: int = 1
+) -> Engine:
+    admission = Admission(queue_size=queue_size, max_batch=max_batch, max_tokens=max_tokens)
+    return Engine(admission, live_sessions=live_sessions)
+
+
 @pytest.fixture
 def engine():
-    engine = Engine(queue_size=2, live_sessions=1)
+    engine = new_engine(queue_size=2)
     engine.start()
     yield engine
     engine.stop()
@@ -116,7 +137,7 @@ def test_a_failure_is_told_and_the_next_task_goes_on(engine: Engine) -> None:
 
 
 def test_stopping_closes_all_and_takes_nothing_more() -> None:
-    engine = Engine(queue_size=4, live_sessions=1)
+    engine = new_engine()
     engine.start()
     active, waiting = FakeTask(held=True), FakeTask()
     engine.submit(active)
@@ -132,7 +153,7 @@ def test_stopping_closes_all_and_takes_nothing_more() -> None:
 
 
 def test_a_client_is_told_that_there_is_no_place() -> None:
-    service = tiny_service(queue_size=0, live_sessions=0, at_once=1)
+    service = tiny_service(queue_size=0, live_sessions=0, max_batch=1)
     with TestClient(create_app(service)) as client:
         blocker = FakeTask(held=True)
         service.engine.submit(blocker)
@@ -167,7 +188,7 @@ class BusyTask(FakeTask):
 
 
 def test_long_steps_take_no_more_than_their_share_of_the_time() -> None:
-    engine = Engine(queue_size=4, live_sessions=1, at_once=2)
+    engine = new_engine(max_batch=2)
     engine.start()
     log: list[FakeTask] = []
     long, short, later = BusyTask(0.1, 6, log), BusyTask(0.01, 30, log), BusyTask(0.01, 10, log)
@@ -184,7 +205,7 @@ def test_long_steps_take_no_more_than_their_share_of_the_time() -> None:
 
 
 def test_a_stop_comes_between_two_steps() -> None:
-    engine = Engine(queue_size=4, live_sessions=1)
+    engine = new_engine()
     engine.start()
     task = BusyTask(0.05, 10_000, [])
     engine.submit(task)
@@ -197,7 +218,7 @@ def test_a_stop_comes_between_two_steps() -> None:
     assert [type(error) for error in task.closed] == [StoppedError]
 
 
-@pytest.mark.parametrize("name", ["queue_size", "live_sessions", "at_once"])
+@pytest.mark.parametrize("name", ["queue_size", "live_sessions", "max_batch", "max_tokens"])
 def test_fewer_than_none(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least"):
-        Engine(**({"queue_size": 1, "live_sessions": 1} | {name: -1}))
+        new_engine(**{name: -1})

@@ -88,10 +88,11 @@ export class Lane {
 
   // The lane's own cycles: with two lanes one is ahead.
   count(index) {
-    const { totals } = this.cycles[index];
+    const { answers, totals } = this.cycles[index];
     const cycles = `cycle ${index} of ${this.last}`;
     if (!totals) return cycles;
-    return `${cycles} · ${totals.tokens} tokens · ${totals.decode_seconds.toFixed(2)} s`;
+    const beside = answers ? ` · in turns with a batch of ${answers}` : "";
+    return `${cycles} · ${totals.tokens} tokens · ${totals.decode_seconds.toFixed(2)} s${beside}`;
   }
 
   setZoom(step) {
