@@ -151,6 +151,14 @@ class TestSettings:
         assert (settings.precision, settings.queue_size, settings.plain) == ("float32", 7, True)
         assert settings.policies == [Path("a"), Path("b")]
 
+    def test_the_application_is_built_when_it_is_asked_for(self, cluster: Cluster, monkeypatch):
+        assert isinstance(serve_ray.app, serve.Application)
+        monkeypatch.setenv("EAGLERL_REPLICAS", "none")
+        with pytest.raises(ValueError, match="replicas must be a whole number from 1, got 'none'"):
+            _ = serve_ray.app
+        with pytest.raises(AttributeError, match="no attribute 'other'"):
+            _ = serve_ray.other
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
