@@ -139,7 +139,7 @@ def test_answers_are_finished_when_it_stops(
     assert "data: [DONE]" in lines
     assert len(lines) > before
     # What both replicas have learned of the same models on the same machine.
-    assert len([*(cache / "costs").glob("learned-*")]) == 1
+    assert len([*(cache / "costs").glob("batch-of-*-learned-*")]) == 1
 
 
 class TestSettings:
