@@ -77,6 +77,23 @@ class PromptReader:
         self._features.clear()
         return features
 
+    @property
+    def last_chunk(self) -> torch.Tensor:
+        """(R, 3k) features of the chunk that was read last."""
+        return self._features[-1]
+
+    def take_all_but_last(self) -> tuple[list[int], torch.Tensor]:
+        """Return the rows that were read, but the last one, and forget them.
+
+        Returns:
+            The token after each of R rows, and their (R, 3k) features.
+        """
+        features = torch.cat(self._features)
+        # A copy, so that the others are not kept.
+        self._features = [features[-1:].clone()]
+        first = self._read - len(features)
+        return self.token_ids[first + 1 : self._read], features[:-1]
+
     def clear(self) -> None:
         """Forget the features."""
         self._features.clear()

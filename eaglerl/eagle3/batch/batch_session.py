@@ -270,7 +270,9 @@ class BatchSession:
             try:
                 if first := sequence.read_chunk(self._target, self.cache, chunk):
                     new[sequence] = first
-                    self._keep_prefix(sequence)
+                elif self.draft is not None:
+                    sequence.draft_ahead(self.draft)
+                self._keep_prefix(sequence)
             except Exception as error:
                 sequence.fail(error)
             if sequence.unread and not sequence.ended:

@@ -14,6 +14,7 @@ from eaglerl.eagle3.acceptance import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.eagle3.continuation import Continuation
+from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.prompt_reader import PromptReader
@@ -115,6 +116,16 @@ class BatchedSequence(Continuation):
             self.block_features[(block + 1) * BLOCK_ROWS - 1] = own
         self._prompt = PromptReader(self._prompt.token_ids, read=length, features=features[-1:])
 
+    def draft_ahead(self, draft: CachedDraft) -> None:
+        """Let the draft process what was read of a prompt that goes on.
+
+        All of a long prompt at once would hold up the first cycle of all sequences: 5,000 tokens by
+        a second.
+        """
+        after, features = self._prompt.take_all_but_last()
+        if after:
+            draft.extend(torch.tensor(after), features, self.slot)
+
     def next_chunk(self, most_rows: int) -> int:
         """Return the number of rows that `read_chunk` would read."""
         return min(self.unread, most_rows)
@@ -135,7 +146,9 @@ class BatchedSequence(Continuation):
             ValueError: the target's logits hold NaN.
         """
         started = time.perf_counter()
+        begin = cache.lengths[self.slot]
         logits = self._prompt.read_chunk(target, cache, self.slot, most_rows)
+        self._mark_blocks(begin, self._prompt.last_chunk)
         kept: tuple[int, ...] = ()
         if logits is not None:
             check_logits(bool(logits.isnan().any()))
@@ -144,7 +157,6 @@ class BatchedSequence(Continuation):
             prompt_ids, features = self._prompt.token_ids, self._prompt.take_features()
             self._prompt = PromptReader()
             self.state.begin([*prompt_ids, first], features)
-            self._mark_blocks(len(prompt_ids) - len(features), features)
             kept = self._append((first,))
         self.prefill_seconds += time.perf_counter() - started
         return kept

@@ -11,8 +11,8 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 class SessionPrefixes:
     """Gives sequences of a batch the rows that are known, and keeps theirs for later ones.
 
-    A system prompt is there for the next request as soon as it was read, and a conversation for its
-    next turn when its answer has ended.
+    A system prompt is there for the next request chunk by chunk, as it is read, and a conversation
+    for its next turn when its answer has ended.
 
     Attributes:
         asked_tokens: tokens of all prompts so far.
@@ -51,12 +51,13 @@ class SessionPrefixes:
             sequence.reuse(found.length, self._prefixes.restore(found, sequence.slot))
 
     def keep(self, sequence: BatchedSequence) -> None:
-        """Keep the rows of a sequence whose prompt was read."""
-        state, slot = sequence.state, sequence.slot
+        """Keep the rows of a sequence, or those of its prompt that were read."""
+        slot = sequence.slot
+        token_ids = sequence.state.token_ids or sequence.token_ids
         length = min(self._cache.lengths[slot], sequence.exact_length)
         if self._draft is not None:
             self._catch_up(self._draft, sequence)
-        self._prefixes.store(state.token_ids[:length], slot, sequence.block_features)
+        self._prefixes.store(token_ids[:length], slot, sequence.block_features)
 
     @staticmethod
     def _catch_up(draft: CachedDraft, sequence: BatchedSequence) -> None:
