@@ -41,8 +41,10 @@ RANKS = {
     "eaglerl.resps": 13,
     "eaglerl.server": 13,
     "eaglerl.cli.shared": 14,
+    "eaglerl.distributed": 15,
     "eaglerl.resps.commands": 15,
     "eaglerl.cli": 16,
+    "eaglerl.serve_ray": 17,
     "eaglerl.__main__": 17,
 }
 FORBIDDEN_LIBRARIES = {

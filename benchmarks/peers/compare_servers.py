@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,43 +127,58 @@ def measure(
     ], seconds
 
 
+@dataclass(frozen=True)
+class Task:
+    """A load that is still to be measured."""
+
+    runner: Runner
+    concurrency: int
+    repeat: int
+
+
+def missing_tasks(
+    runners: Sequence[Runner], numbers: Sequence[int], repeats: int, records: LoadRecords
+) -> list[Task]:
+    """Return what is still to be measured, in order: runners take turns at every concurrency."""
+    return [
+        Task(runner, number, repeat)
+        for repeat in range(repeats)
+        for place, number in enumerate(numbers)
+        for runner in in_turn(runners, place + repeat)
+        if (runner.name, number, repeat) not in records.loads
+    ]
+
+
 def measure_all(
     servers: dict[tuple[str, str], Server],
-    runners: Sequence[Runner],
+    tasks: Sequence[Task],
     prompts: dict[int, dict[str, list[int]]],
     records: LoadRecords,
     *,
     count: int,
-    repeats: int,
     warm_up: Sequence[list[int]],
 ) -> None:
-    """Measure what is missing.
+    """Measure loads, and keep each as soon as it has ended.
 
     Args:
         servers: started, and paused.
-        runners: the runners.
+        tasks: the loads.
         prompts: questions by concurrency.
         records: gets the loads.
         count: most tokens of an answer.
-        repeats: number of repeats.
         warm_up: prompts that are no questions.
     """
-    missing = [
-        (number, repeat, runner)
-        for repeat in range(repeats)
-        for place, number in enumerate(prompts)
-        for runner in in_turn(runners, place + repeat)
-        if (runner.name, number, repeat) not in records.loads
-    ]
-    for number, repeat, runner in track(missing, description="loads"):
+    for task in track(tasks, description="loads"):
+        number = task.concurrency
+        server = servers[task.runner.server]
         answers, seconds = measure(
-            runner, servers[runner.server], prompts[number], number, count=count, warm_up=warm_up
+            task.runner, server, prompts[number], number, count=count, warm_up=warm_up
         )
         records.add(
             Load(
-                runner=runner.name,
+                runner=task.runner.name,
                 concurrency=number,
-                repeat=repeat,
+                repeat=task.repeat,
                 session=records.session,
                 seconds=seconds,
                 answers=tuple(answers),
@@ -245,17 +261,12 @@ def main(
         exclusive_folder(folder / run),
         LoadRecords(folder / run, settings) as records,
     ):
-        servers = make_servers(folder, model, runners, threads, max(numbers[-1], LEAST_SLOTS))
+        tasks = missing_tasks(runners, numbers, repeats, records)
+        needed = [task.runner for task in tasks]
+        servers = make_servers(folder, model, needed, threads, max(numbers[-1], LEAST_SLOTS))
         with started(servers.values(), console):
-            measure_all(
-                servers,
-                runners,
-                prompts,
-                records,
-                count=max_new_tokens,
-                repeats=repeats,
-                warm_up=warm_up_prompts(model, numbers[-1]),
-            )
+            warm_up = warm_up_prompts(model, numbers[-1])
+            measure_all(servers, tasks, prompts, records, count=max_new_tokens, warm_up=warm_up)
         text = markdown(records.loads, [runner.name for runner in runners], REFERENCE)
         (folder / run / "tables.md").write_text(text, encoding="utf-8")
         # Not through the console, which would break lines.

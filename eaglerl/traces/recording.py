@@ -39,6 +39,11 @@ class Prompt:
     token_ids: tuple[int, ...]
     domain: str
 
+    @property
+    def id(self) -> str:
+        """Hash of the token ids."""
+        return prompt_id(self.token_ids)
+
 
 @dataclass(frozen=True)
 class RecordOptions:
@@ -378,7 +383,7 @@ def _unseen(recorder: Recorder, prompts: Iterable[Prompt], known: set[str]) -> I
     """Check the prompts, and yield those that are not `known`."""
     for prompt in prompts:
         recorder.check(prompt)
-        name = prompt_id(prompt.token_ids)
+        name = prompt.id
         if name not in known:
             known.add(name)
             yield prompt

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,11 +69,13 @@ class Row:
     """A prompt and the target's response.
 
     Attributes:
+        number: its number in its stream.
         prompt: token ids of the chat template up to the answer.
         response: token ids of the answer.
         passes: number of passes that wrote it.
     """
 
+    number: int
     prompt: list[int]
     response: list[int]
     passes: int
@@ -168,20 +170,20 @@ class RowWriter:
             begin: number of the first row of the stream to write.
             end: number behind the last one; None for rows without an end.
         """
-        numbers = itertools.count(begin) if end is None else iter(range(begin, end))
+        numbers: Iterator[int] = itertools.count(begin)
+        if end is not None:
+            numbers = iter(range(begin, end))
         base = _stream_seed(self._options.seed, stream)
         slots = [self._next(index, numbers, base) for index in range(self._options.slots)]
         while any(slots):
-            for index in sorted(self._step(slots), key=lambda index: slots[index].number):
-                slot = slots[index]
-                assert slot is not None  # it has finished
-                prompt, response = slot.tokens[: slot.prompt_length], slot.tokens
-                yield Row(prompt, response[slot.prompt_length :], slot.passes)
+            for slot, index in sorted(self._step(slots), key=lambda entry: entry[0].number):
+                length = slot.prompt_length
+                yield Row(slot.number, slot.tokens[:length], slot.tokens[length:], slot.passes)
                 slots[index] = self._next(index, numbers, base)
 
     @torch.inference_mode()
-    def _step(self, slots: Sequence[_Slot | None]) -> list[int]:
-        """Advance all slots by a token; return the indices of those that have finished."""
+    def _step(self, slots: Sequence[_Slot | None]) -> list[tuple[_Slot, int]]:
+        """Advance all slots by a token; return those that have finished, with their indices."""
         # A slot without a row takes part: passes of another size would sum in another order.
         opening = self._pieces.opening
         tokens = torch.tensor([slot.tokens[-1] if slot else opening[-1] for slot in slots])
@@ -197,10 +199,12 @@ class RowWriter:
             [slot.generator for _, slot in busy],
         )
         pairs = zip(busy, chosen.tolist(), strict=True)
-        return [index for (index, slot), predicted in pairs if self._advance(slot, predicted)]
+        return [
+            (slot, index) for (index, slot), predicted in pairs if self._advance(slot, predicted)
+        ]
 
     @torch.inference_mode()
-    def _next(self, index: int, numbers: itertools.count[int] | range, base: int) -> _Slot | None:
+    def _next(self, index: int, numbers: Iterator[int], base: int) -> _Slot | None:
         """Begin the next row in a slot; None if there is none."""
         number = next(numbers, None)
         if number is None:

@@ -83,6 +83,13 @@ def test_a_stream_is_read_wherever_it_is_cut() -> None:
             found = read_stream(pieces, sent=9.0, began=8.0)
             assert (found.text, found.tokens, found.sent) == (text + "b", 3, 1.0)
             assert len(found.arrivals) == 2
+    cached = body.replace(
+        b'"completion_tokens": 3',
+        b'"completion_tokens": 3, "prompt_tokens": 9, '
+        b'"prompt_tokens_details": {"cached_tokens": 2}',
+    )
+    with pytest.raises(RuntimeError, match="read only 7 of the prompt's 9 tokens"):
+        read_stream([(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + cached)], 0.0, 0.0)
     for broken in (body[:-8], body.replace(b"usage", b"other")):
         with pytest.raises(RuntimeError, match="a stream must have text, usage and an end"):
             read_stream([(0.0, b"HTTP/1.1 200 OK\r\n\r\n" + broken)], 0.0, 0.0)
@@ -156,8 +163,9 @@ def test_what_is_missing_is_measured_in_turn(
     prompts = {1: {"q0": [1]}, 4: {"q0": [1], "q1": [2]}}
     with LoadRecords(tmp_path, {}) as records:
         records.add(load("vLLM float32", 1, 0, 1.0, "a"))
-        arguments = (servers, runners, prompts, records)
-        compare_servers.measure_all(*arguments, count=8, repeats=1, warm_up=[])
+        tasks = compare_servers.missing_tasks(runners, [*prompts], 1, records)
+        compare_servers.measure_all(servers, tasks, prompts, records, count=8, warm_up=[])
+        assert not compare_servers.missing_tasks(runners, [*prompts], 1, records)
         assert asked == [
             ("eaglerl native auto", 1), ("vLLM float32", 4), ("eaglerl native auto", 4),
         ]  # fmt: skip

@@ -140,6 +140,11 @@ def test_one_command_trains_and_compares(
     again = run(*command)
     assert again.stdout == result.stdout
     assert (folder / "records.jsonl").read_bytes() == records
+    together = run(*command[:1], tmp_path / "together", *command[2:], "-c", 2, "--group", 2)
+    assert together.exit_code == 0, together.output
+    assert "Questions at once, 1 group:" in together.stdout
+    assert "outputs of all modes identical to plain decoding" in together.stdout
+    assert "failed" not in together.stdout
 
 
 @pytest.mark.parametrize(

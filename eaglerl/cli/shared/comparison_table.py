@@ -97,7 +97,7 @@ def _speeds(
         for mode in ranked:
             cells = [
                 f"{mode.tokens_per_second:.1f}",
-                *(interval_text(mode.ratios.get(name)) for name in some),
+                *(_interval(mode.ratios.get(name)) for name in some),
             ]
             # A mode with a wrong answer has no speed.
             style = "red" if mode.failed else None
@@ -164,7 +164,7 @@ def _domains(summary: Summary) -> Iterator[Table]:
             table.add_column(domain, justify="right", overflow="fold")
         for mode in summary.modes:
             if mode.mode not in failed:
-                cells = (interval_text(found.get(mode.mode), "\n") for _, found in some)
+                cells = (_interval(found.get(mode.mode), "\n") for _, found in some)
                 table.add_row(mode.mode, *cells)
         yield table
 
@@ -211,8 +211,7 @@ def new_table(title: str) -> Table:
     return table
 
 
-def interval_text(interval: Interval | None, between: str = " ") -> str:
-    """Return a ratio with its interval behind `between`; empty if there is none."""
+def _interval(interval: Interval | None, between: str = " ") -> str:
     if interval is None or not math.isfinite(interval.ratio):
         return ""
     if not math.isfinite(interval.low):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from eaglerl.cli.shared.comparison_table import batched, interval_text, new_table
+from eaglerl.cli.shared.comparison_table import batched, new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from eaglerl.evaluation.statistics.many_at_once import Throughput
 
 # What fits beside a label into 80 columns, in two lines.
-_CONCURRENCIES = 4
+_CONCURRENCIES = 5
 
 
 def many_at_once_tables(figures: Sequence[Throughput]) -> Iterator[RenderableType]:
@@ -31,7 +31,8 @@ def many_at_once_tables(figures: Sequence[Throughput]) -> Iterator[RenderableTyp
     groups = max(one.groups for one in figures)
     several = sorted({one.concurrency for one in figures if one.concurrency > 1})
     yield from _tables(
-        f"Questions at once, {groups} groups: tokens/s, and with the prompts",
+        f"Questions at once, {'1 group' if groups == 1 else f'{groups} groups'}: tokens/s, and "
+        "with the prompts",
         figures,
         lambda one: f"{one.tokens_per_second:.1f}\n{one.all_in_tokens_per_second:.1f}",
     )
@@ -98,8 +99,11 @@ def _ratio(name: str, whole: bool) -> Callable[[Throughput], str]:
     def text(one: Throughput) -> str:
         if name not in one.ratios:
             return ""
-        ratio = one.ratios[name]
-        return interval_text(ratio.whole if whole else ratio.decoding, "\n")
+        interval = one.ratios[name].whole if whole else one.ratios[name].decoding
+        told = f"{interval.ratio:.3f}"
+        if math.isfinite(interval.low):
+            told += f"\n[{interval.low:.2f}, {interval.high:.2f}]"
+        return told
 
     return text
 

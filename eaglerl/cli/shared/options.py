@@ -94,6 +94,16 @@ ThreadsOption = Annotated[
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Decode on the nodes of a Ray cluster: auto for the one that this machine belongs to, "
+        "local for one of this machine alone, or ray://HOST:10001. Needs the extra ray.",
+        show_default=False,
+    ),
+]
 FeatureLayersOption = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -131,26 +130,21 @@ class BatchRunner:
             Exception: what ended a sequence, and with it all others.
         """
         group = _Group(self._decoder, questions, decoding, seed)
-        session, policies = self._batches.take(self.slots)
-        policies.at_work = self._policies
+        session = self._batches.take(self.slots, self._policies)
         try:
             while group.waiting or session.sequences:
                 while group.waiting and session.free_slots:
                     answer = group.waiting.popleft()
-                    policies.join_at_work = self._joining(answer.question)
+                    if isinstance(self._policies, SplitPolicies):
+                        self._policies.split = answer.question.split
                     group.join(session, answer)
                 group.step(session)
         finally:
             session.close()
         return group.answers()
 
-    def _joining(self, question: Question) -> Any:
-        if isinstance(self._policies, SplitPolicies):
-            return partial(self._policies.join_for, split=question.split)
-        return self._policies.join
-
     def cache_counts(self) -> None:
-        """Return None: no policy that decides for several has a cache."""
+        """Return None: of a batch, cached decisions are not counted."""
 
 
 #: The answers of every question, by its id.

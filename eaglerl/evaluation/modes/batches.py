@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy, SlotState
 from eaglerl.eagle3.batch.batch_session import BatchSession
+from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.policy import DraftPlan, StepResult, TreeParams, TreePolicy, as_policy
 from eaglerl.eagle3.session_factory import TREE_ROOM
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
@@ -21,24 +21,22 @@ class ModePolicies:
     A batch's caches outlive a mode's turn, so that all modes use the same memory.
 
     Attributes:
-        at_work: the mode's policy.
-        join_at_work: gives a slot to the sequence that joins.
+        mode: the mode's policy.
     """
 
-    at_work: BatchPolicy
-    join_at_work: Callable[[int], None]
+    mode: BatchPolicy
 
     def join(self, slot: int) -> None:
         """See `BatchPolicy`."""
-        self.join_at_work(slot)
+        self.mode.join(slot)
 
     def leave(self, slot: int) -> None:
         """See `BatchPolicy`."""
-        self.at_work.leave(slot)
+        self.mode.leave(slot)
 
     def plan(self, states: Sequence[SlotState]) -> Sequence[DraftPlan | Exception]:
         """See `BatchPolicy`."""
-        return self.at_work.plan(states)
+        return self.mode.plan(states)
 
     def look(
         self,
@@ -49,21 +47,21 @@ class ModePolicies:
         lookup: Lookup,
     ) -> None:
         """See `BatchPolicy`."""
-        self.at_work.look(slot, builder, depth, context_length, lookup)
+        self.mode.look(slot, builder, depth, context_length, lookup)
 
     def continuing(self) -> list[int]:
         """See `BatchPolicy`."""
-        return self.at_work.continuing()
+        return self.mode.continuing()
 
     def select(self) -> None:
         """See `BatchPolicy`."""
-        self.at_work.select()
+        self.mode.select()
 
     def finish(
         self, slot: int, builder: DraftTreeBuilder, lookup: Lookup
     ) -> tuple[DraftTree, TreeParams]:
         """See `BatchPolicy`."""
-        return self.at_work.finish(slot, builder, lookup)
+        return self.mode.finish(slot, builder, lookup)
 
     def observe(
         self,
@@ -75,11 +73,15 @@ class ModePolicies:
         drafting: int,
     ) -> None:
         """See `BatchPolicy`."""
-        self.at_work.observe(results, rows, draft_seconds, verify_seconds, rounds, drafting)
+        self.mode.observe(results, rows, draft_seconds, verify_seconds, rounds, drafting)
 
 
 class Batches:
-    """One batch for every number of slots, made when first used."""
+    """The batches of a comparison, made when first used.
+
+    Modes share one for every number of slots, but for those with a `FusedPolicy`: a batch knows
+    from its beginning that it reads the features for such a policy.
+    """
 
     def __init__(self, decoder: SpeculativeDecoder, longest: int) -> None:
         """Set up.
@@ -90,31 +92,48 @@ class Batches:
         """
         self._decoder = decoder
         self._capacity = longest + TREE_ROOM
-        self._made: dict[int, tuple[BatchSession, ModePolicies]] = {}
+        self._shared: dict[int, tuple[BatchSession, ModePolicies]] = {}
+        self._own: dict[FusedSlots, BatchSession] = {}
 
-    def take(self, slots: int) -> tuple[BatchSession, ModePolicies]:
-        """Return the empty batch with as many slots, and what its policy is set in.
+    def take(self, slots: int, policies: BatchPolicy) -> BatchSession:
+        """Return the empty batch in which a mode decodes.
+
+        Args:
+            slots: most sequences at once.
+            policies: decides for all of them.
 
         Raises:
             ValueError: the target is not on the CPU.
         """
-        if slots not in self._made:
-            policies = ModePolicies()
-            session = BatchSession(
-                self._decoder.target,
-                self._decoder.draft_runner,
-                policies,
-                slots=slots,
-                capacity=self._capacity,
-            )
-            self._made[slots] = session, policies
-        session, policies = self._made[slots]
-        session.close()
-        return session, policies
+        if isinstance(policies, FusedSlots):
+            if policies not in self._own:
+                self._own[policies] = self._new(slots, policies)
+            return self._own[policies]
+        if slots not in self._shared:
+            at_work = ModePolicies()
+            self._shared[slots] = self._new(slots, at_work), at_work
+        session, at_work = self._shared[slots]
+        at_work.mode = policies
+        return session
+
+    def _new(self, slots: int, policies: BatchPolicy) -> BatchSession:
+        return BatchSession(
+            self._decoder.target,
+            self._decoder.draft_runner,
+            policies,
+            slots=slots,
+            capacity=self._capacity,
+        )
 
 
 class SplitPolicies(PerSlotPolicies):
-    """One policy per slot: that of the split that its question belongs to."""
+    """One policy per slot: that of the split that its question belongs to.
+
+    Attributes:
+        split: split of the question that joins next.
+    """
+
+    split: str
 
     def __init__(self, trees: Mapping[str, TreeParams]) -> None:
         """Set up.
@@ -125,9 +144,9 @@ class SplitPolicies(PerSlotPolicies):
         super().__init__(next(iter(trees.values())))
         self._of_split = {split: as_policy(tree) for split, tree in trees.items()}
 
-    def join_for(self, slot: int, split: str) -> None:
-        """Begin a sequence of a question of this split."""
-        self.join(slot, self._of_split[split])
+    def join(self, slot: int, policy: TreePolicy | None = None) -> None:
+        """Begin a sequence of a question of `split`."""
+        super().join(slot, self._of_split[self.split] if policy is None else policy)
 
 
 def check_for_batch(policy: TreeParams | TreePolicy, label: str) -> None:
@@ -138,13 +157,8 @@ def check_for_batch(policy: TreeParams | TreePolicy, label: str) -> None:
         label: the mode's, for the message.
 
     Raises:
-        ValueError: it decides inside a session of one sequence, or there can be no second one.
+        ValueError: there can be no second one.
     """
-    if isinstance(policy, FusedPolicy):
-        raise ValueError(
-            f"the mode {label!r} cannot decode several questions at once: its policy is fused with "
-            "the cycle of one sequence. Leave it out, or use --concurrency 1"
-        )
     if not isinstance(policy, TreeParams) and not hasattr(policy, "fork"):
         raise ValueError(
             f"the mode {label!r} cannot decode several questions at once: its policy, a "

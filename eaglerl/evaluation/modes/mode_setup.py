@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy
+from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
 from eaglerl.eagle3.decoder import SpeculativeDecoder
+from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import TreeParams, TreePolicy
 from eaglerl.eagle3.target.target_files import load_transformers_model
@@ -95,6 +97,8 @@ def make_runner(
     decoder = resources.decoder
     if mode.concurrency > 1:
         policies = _batch_policies(mode, resources, trees)
+        # Made first: a target that is not on the CPU is reported before anything is decoded.
+        resources.batches.take(mode.concurrency, policies)
         return BatchRunner(decoder, resources.batches, mode.concurrency, policies)
     if mode.kind == "generate":
         return TransformersRunner(resources.transformers_model)
@@ -112,8 +116,6 @@ def _batch_policies(
     mode: ModeSpec, resources: Resources, trees: Mapping[str, TreeParams] | None
 ) -> BatchPolicy:
     """Make what decides for several sequences."""
-    # Made first: a target that is not on the CPU is reported before anything is decoded.
-    resources.batches.take(mode.concurrency)
     if mode.kind in SELECTED_KINDS:
         return SplitPolicies(dict(trees or {}))
     if mode.kind in AUTO_LOOKUPS:
@@ -121,6 +123,11 @@ def _batch_policies(
         lookup_tokens = AUTO_LOOKUPS[mode.kind]
         return BatchAutoPolicy(mode.concurrency, limit=limit, lookup_tokens=lookup_tokens)
     policy, _ = _policy_of_one(mode, resources)
+    if isinstance(policy, FusedPolicy):
+        decoder = resources.decoder
+        assert decoder.draft_runner is not None  # as there is a head
+        reduce = decoder.draft_runner.reduce
+        return FusedSlots(policy, mode.concurrency, _head_of(decoder), reduce)
     check_for_batch(policy, mode.label)
     return PerSlotPolicies(policy)
 

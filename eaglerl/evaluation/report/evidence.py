@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from eaglerl.evaluation.results.records import (
     Record,
     load_comparison,
 )
+from eaglerl.evaluation.statistics.disturbance import disturbances
 from eaglerl.evaluation.statistics.many_at_once import Throughput, serial_part, throughputs
 from eaglerl.evaluation.statistics.summary import (
     FEWEST_QUESTIONS,
@@ -92,7 +93,7 @@ class Evidence:
         prompts = {}
         if paths := list(questions):
             prompts = {q.id: q.turns for q in read_questions(question_files(paths))}
-        summary = _summarise(comparison)
+        summary = replace(_summarise(comparison), disturbed=disturbances(whole))
         if summary.preliminary:
             raise ValueError(
                 f"a report needs {FEWEST_QUESTIONS} complete questions or more in {str(folder)!r}: "

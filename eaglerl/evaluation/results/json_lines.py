@@ -58,7 +58,7 @@ class LineWriter:
             os.ftruncate(self._descriptor, whole)
 
     def append(self, *contents: Mapping[str, Any]) -> None:
-        """Write one line, or several that belong together."""
+        """Write a line for each content, all in one call: a killed process leaves all or none."""
         lines = b"".join(
             json.dumps(content, separators=(",", ":")).encode() + b"\n" for content in contents
         )

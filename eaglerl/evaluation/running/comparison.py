@@ -37,7 +37,7 @@ from eaglerl.evaluation.results.records import (
 )
 from eaglerl.evaluation.running.agreement import check_agreement
 from eaglerl.evaluation.running.comparison_options import CompareOptions, Extras
-from eaglerl.evaluation.running.comparison_process import Progress, Run
+from eaglerl.evaluation.running.comparison_process import Elsewhere, Progress, Run
 from eaglerl.evaluation.running.processor import describe_machine
 from eaglerl.evaluation.running.question_groups import check_groups
 from eaglerl.files import exclusive_folder
@@ -54,6 +54,7 @@ def compare(
     extras: Extras | None = None,
     *,
     progress: Progress | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Comparison:
     """Decode questions with several modes and write every measurement to a folder.
 
@@ -73,6 +74,7 @@ def compare(
         options: settings of the comparison.
         extras: further inputs of some modes.
         progress: called with the current stage and the fraction done.
+        elsewhere: other machines that decode in place of this process.
 
     Returns:
         All records in the folder, earlier ones included.
@@ -84,20 +86,34 @@ def compare(
     """
     progress = progress or (lambda stage, fraction: None)
     output = Path(output)
-    run = _prepare(decoder, Path(target), files, modes, output, options, extras or Extras())
+    run = _prepare(
+        decoder, Path(target), files, modes, output, options, extras or Extras(), elsewhere
+    )
     with exclusive_folder(output), LineWriter(output / RECORDS_NAME) as writer:
         done = {record.key for record in read_records(output / RECORDS_NAME)}
-        labels = {task.mode.label for task in run.missing(done)}
-        runners = run.runners(labels, run.manifest, selected=False)
-        manifest = run.begin(output)
+        decode = _decode_here if elsewhere is None else elsewhere.decode
         try:
-            if labels:
-                manifest = run.select(manifest, output, progress)
-                runners |= run.runners(labels, manifest, selected=True)
-                run.decode(manifest, runners, writer, done, progress)
+            decode(run, output, writer, done, progress)
         finally:
-            write_answers(output, load_comparison(output), decoder.tokenizer)
+            if (output / MANIFEST_NAME).exists():
+                write_answers(output, load_comparison(output), decoder.tokenizer)
     return load_comparison(output)
+
+
+def _decode_here(
+    run: Run,
+    output: Path,
+    writer: LineWriter,
+    done: set[tuple[str, int, str]],
+    progress: Progress,
+) -> None:
+    labels = {task.mode.label for task in run.missing(done)}
+    runners = run.runners(labels, run.manifest, selected=False)
+    manifest = run.begin(output)
+    if labels:
+        manifest = run.select(manifest, output, progress)
+        runners |= run.runners(labels, manifest, selected=True)
+        run.decode(manifest, runners, writer, done, progress)
 
 
 def _prepare(
@@ -108,6 +124,7 @@ def _prepare(
     output: Path,
     options: CompareOptions,
     extras: Extras,
+    elsewhere: Elsewhere | None,
 ) -> Run:
     every = prepare_questions(
         read_questions(files),
@@ -133,11 +150,12 @@ def _prepare(
                 )
     check_groups(len(scored), options.group, [mode.concurrency for mode in modes])
     manifest = Manifest(
-        configuration=_configuration(files, options, decoder.target),
+        configuration=_configuration(files, options, decoder.target)
+        | ({} if elsewhere is None else dict(elsewhere.configuration)),
         questions=tuple(question.to_dict() for question in scored),
         target_id=resources.target_id,
         head_id=resources.head_id,
-        machine=describe_machine(),
+        machine=describe_machine() if elsewhere is None else elsewhere.machine,
         versions=_versions(),
         modes={
             mode.label: Mode(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.evaluation.modes.batch_runner import Answers, BatchRunner
@@ -24,6 +25,37 @@ from eaglerl.evaluation.running.tree_selection import WARM_UP_TOKENS, Selector
 from eaglerl.evaluation.statistics.disturbance import processors
 
 Progress = Callable[[str, float], None]
+
+
+class Elsewhere(Protocol):
+    """Other machines that decode in place of this process.
+
+    Attributes:
+        machine: describes them in the manifest.
+        configuration: what joins the manifest's configuration.
+    """
+
+    machine: str
+    configuration: Mapping[str, object]
+
+    def decode(
+        self,
+        run: Run,
+        output: Path,
+        writer: LineWriter,
+        done: set[tuple[str, int, str]],
+        progress: Progress,
+    ) -> None:
+        """Begin the run, and decode and write its missing records.
+
+        Args:
+            run: what is decoded.
+            output: folder of the comparison.
+            writer: writer of the records.
+            done: keys of the records that the folder already holds.
+            progress: called with the current stage and the fraction done.
+        """
+
 
 # The turns of a conversation have consecutive seeds.
 _SEEDS_PER_REPEAT = 1000
@@ -56,25 +88,34 @@ class Run:
             before = Manifest.from_json(output)
             check_agreement(before, manifest, output)
             manifest = add_modes(before, manifest.modes)
-        this = {
+        manifest = replace(manifest, runs=(*manifest.runs, self.describe()))
+        manifest.to_json(output)
+        return manifest
+
+    def describe(self) -> dict[str, Any]:
+        """Describe this process as one of `Manifest.runs`."""
+        return {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "load": list(os.getloadavg()),
             "processors": processors(),
             "modes": [mode.label for mode in self.modes],
         }
-        manifest = replace(manifest, runs=(*manifest.runs, this))
-        manifest.to_json(output)
-        return manifest
 
     def missing(self, done: Iterable[tuple[str, int, str]]) -> list[Task]:
         """Return what is still to be decoded, in the order of decoding."""
         options = self.options
         return list(tasks(self.questions, self.modes, options.repeats, options.group, done))
 
-    def select(self, manifest: Manifest, output: Path, progress: Progress) -> Manifest:
+    def select(
+        self,
+        manifest: Manifest,
+        output: Path,
+        progress: Progress,
+        selector_type: Callable[..., Selector] = Selector,
+    ) -> Manifest:
         """Choose the trees of ``tuned`` and ``hindsight`` unless the manifest already has them."""
         modes = dict(manifest.modes)
-        selector = Selector(
+        selector = selector_type(
             self.resources, self.options.grid, self.options.seed, output,
             len(manifest.runs) - 1, progress,
         )  # fmt: skip
@@ -135,7 +176,7 @@ class Run:
             progress: called with the current stage and the fraction done.
         """
         missing = self.missing(done)
-        self._warm_up(runners, progress)
+        self.warm_up(runners, progress)
         run = len(manifest.runs) - 1
         for count, task in enumerate(missing):
             runner = runners[task.mode.label]
@@ -143,9 +184,16 @@ class Run:
             asked = f"group {task.group}" if several else task.questions[0].id
             stage = f"repeat {task.repeat + 1}: {asked}, {task.mode.label}"
             progress(stage, count / len(missing))
-            writer.append(*(one.to_dict() for one in self._decode(task, run, runner)))
+            writer.append(*(one.to_dict() for one in self.measure(task, run, runner)))
 
-    def _decode(self, task: Task, run: int, runner: Runner | BatchRunner) -> list[Record]:
+    def measure(self, task: Task, run: int, runner: Runner | BatchRunner) -> list[Record]:
+        """Decode a task's questions with its mode.
+
+        Args:
+            task: the task.
+            run: number of the run that its records name.
+            runner: runner of the mode.
+        """
         decoder, decoding = self.resources.decoder, self.resources.decoding
         before, started, load = runner.cache_counts(), time.time(), os.getloadavg()[0]
         seed = self.options.seed + _SEEDS_PER_REPEAT * task.repeat
@@ -169,7 +217,7 @@ class Run:
             for question in task.questions
         ]  # fmt: skip
 
-    def _warm_up(self, runners: Mapping[str, Runner | BatchRunner], progress: Progress) -> None:
+    def warm_up(self, runners: Mapping[str, Runner | BatchRunner], progress: Progress) -> None:
         """Run every mode once, so that packing, compilation and first calls are not timed."""
         first_turns = [replace(question, turns=question.turns[:1]) for question in self.questions]
         decoding = replace(self.resources.decoding, max_new_tokens=WARM_UP_TOKENS)

@@ -57,11 +57,17 @@ def check_groups(questions: int, group: int | None, concurrencies: Iterable[int]
 def question_groups(questions: Sequence[Question], group: int | None) -> list[tuple[Question, ...]]:
     """Divide questions into as many groups of at least `group` as there can be.
 
-    Each takes questions of every file, as a server gets them: those that follow one another go to
-    different groups. Without `group`, every question is one.
+    Each takes questions of every file, since those that follow one another go to different groups.
+    Within a group they are ordered by the hash of their prompt: otherwise all long prompts of one
+    file would come together. Without `group`, every question is one.
     """
-    count = len(questions) if group is None else max(len(questions) // group, 1)
-    return [tuple(questions[index::count]) for index in range(count)]
+    if group is None:
+        return [(question,) for question in questions]
+    count = max(len(questions) // group, 1)
+    return [
+        tuple(sorted(questions[index::count], key=lambda question: question.prompt_id))
+        for index in range(count)
+    ]
 
 
 def tasks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,14 +65,18 @@ class Selector:
                 for label in self._in_turn(index)
                 if (question.id, 0, label) not in records
             ]
-            if missing:
-                self._warm_up(missing[0][0])
-            for count, (question, label) in enumerate(missing):
-                self._progress(f"choosing a tree: {question.id}, {label}", count / len(missing))
-                record = self._decode(question, label)
+            for record in self.measure(missing):
                 writer.append(record.to_dict())
                 records[record.key] = record
         return self._trees[_fastest(records.values(), self._trees, {q.id for q in questions})]
+
+    def measure(self, missing: Sequence[tuple[Question, str]]) -> Iterator[Record]:
+        """Decode questions with trees, given by their label, after a warm-up of all trees."""
+        if missing:
+            self._warm_up(missing[0][0])
+        for count, (question, label) in enumerate(missing):
+            self._progress(f"choosing a tree: {question.id}, {label}", count / len(missing))
+            yield self._decode(question, label)
 
     def _in_turn(self, index: int) -> list[str]:
         labels = list(self._trees)

@@ -92,6 +92,9 @@ def _of_stalls(records: Sequence[Record]) -> Iterator[str]:
     alike: dict[tuple[str, int], list[float]] = defaultdict(list)
     whole: dict[str, float] = defaultdict(float)
     for record in records:
+        if record.concurrency > 1:
+            # A share of a shared cycle depends on how many sequences share it.
+            continue
         for turn in record.turns:
             parts = zip(turn.cycles.draft_seconds, turn.cycles.verify_seconds, strict=True)
             for rows, took in zip(turn.cycles.rows, map(sum, parts), strict=True):

@@ -157,6 +157,22 @@ def test_an_interrupted_comparison_goes_on(setting: Setting, tmp_path: Path) -> 
         )
 
 
+def test_a_fused_policy_decides_for_all(
+    setting: Setting, policies: SimpleNamespace, tmp_path: Path
+) -> None:
+    modes = (f"ppo=policy:{policies.ppo}", f"bare=uncached:{policies.ppo}", "tree:4/1/2")
+    found = setting.run(tmp_path, modes, (3,))
+    assert found.missing == 0
+    trees = {"ppo@3": set(), "bare@3": set()}
+    for record in found.records:
+        if record.mode in trees:
+            for turn in record.turns:
+                trees[record.mode] |= set(turn.cycles.total_tokens[:3])
+    assert all(each - {1} for each in trees.values())
+    for one in throughputs(found):
+        assert (one.identical, one.compared) == (12, 12)
+
+
 def test_sampling_is_that_of_one_after_another(setting: Setting, tmp_path: Path) -> None:
     options = CompareOptions(**vars(OPTIONS) | {"temperature": 0.8, "repeats": 2})
     found = setting.run(tmp_path, ("tree:4/1/2",), (3,), options=options)
@@ -171,7 +187,7 @@ def test_sampling_is_that_of_one_after_another(setting: Setting, tmp_path: Path)
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("ppo=policy:PPO", "'ppo@2' cannot decode several questions at once: its policy is fused"),
+        ("s=shuffled:PPO", "'s@2' cannot decode several questions at once: its policy, a Shuffled"),
         ("baseline:ucb1", "its policy, a UCB1Policy, decides for one sequence"),
     ],
 )
@@ -208,11 +224,14 @@ def test_two_modes_of_one_label_are_refused() -> None:
 
 
 def test_groups_take_questions_of_every_file_and_modes_take_turns() -> None:
-    questions = [SimpleNamespace(id=f"{file}/{n}") for file in "ab" for n in range(11)]
+    ids = [(file, n) for file in "ab" for n in range(11)]
+    questions = [SimpleNamespace(id=f"{f}/{n}", prompt_id=f"{n * 7 % 11}{f}") for f, n in ids]
     groups = question_groups(questions, 5)
     assert [len(group) for group in groups] == [6, 6, 5, 5]
     assert sorted(q.id for group in groups for q in group) == sorted(q.id for q in questions)
-    assert all({q.id[0] for q in group} == {"a", "b"} for group in groups)
+    for group in groups:
+        assert {q.id[0] for q in group} == {"a", "b"}
+        assert [q.prompt_id for q in group] == sorted(q.prompt_id for q in group)
     modes = at_concurrencies(parse_modes(["auto"]), (1, 4))
     order = list(tasks(questions, modes, 1, 5, ()))
     assert [len(task.questions) for task in order if task.mode.label == "auto@4"] == [6, 6, 5, 5]

@@ -1,0 +1,1 @@
+"""Work on several machines, as tasks of Ray; it needs the extra ``ray``."""
