@@ -56,6 +56,8 @@ def test_the_cycles_tell_the_text_and_how_it_came(client, mode: str) -> None:
         assert sum(node["accepted"] for node in chain) == cycle["lookup"]["accepted"]
         accepted += len(path) - 1
         looked += cycle["lookup"]["accepted"]
+        # No request is decoded beside it.
+        assert cycle["answers"] == 0
         last = emitted[-1]
     assert (accepted > 0) == (mode != "plain")
     assert (looked > 0) == ("lookup" in mode)
