@@ -206,10 +206,8 @@ class SpeculativeDecoder(EagleSignature):
             )
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
-        # Without a draft head, every policy is a constant one.
-        shared = share_policy(chosen) if self.draft_head is None else self._named.for_batch(chosen)
         generations: list[DecodedSequence] | None = None
-        if shared is not None:
+        if len(prompts) > 1 and (shared := self._share(chosen)) is not None:
             generations = decode_together(
                 self.target, self.draft_runner, shared, prompts.token_ids, begun, spare=TREE_ROOM
             )
@@ -373,6 +371,13 @@ class SpeculativeDecoder(EagleSignature):
             tokenizer=tokenizer or self.tokenizer,
         )
         return prompt.token_ids, chosen, verifier, rules
+
+    def _share(self, policy: TreePolicy) -> BatchPolicy | None:
+        """Return what decides for several prompts; None if they are decoded one by one."""
+        if self.target.device.type != "cpu":
+            return None
+        # Without a draft head, every policy is a constant one.
+        return share_policy(policy) if self.draft_head is None else self._named.for_batch(policy)
 
     def _check(
         self,

@@ -12,6 +12,7 @@ from eaglerl.eagle3 import (
     TreeParams,
     TreePolicy,
 )
+from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.named_policies import NamedPolicies
 from eaglerl.eagle3.policy import as_policy
 from eaglerl.eagle3.target.make_target import make_target
@@ -141,7 +142,7 @@ def test_auto_is_the_default_and_one_policy_of_a_decoder(decoder):
 
 
 def test_auto_is_a_constant_tree_on_other_devices_with_a_warning():
-    named = NamedPolicies(24, "cuda", TreeParams(6, 2, 4))
+    named = NamedPolicies(24, "cuda", TreeParams(6, 2, 4), FusedSlots)
     assert named.check(None) == TreeParams(6, 2, 4)
     with pytest.warns(UserWarning, match="on cuda it is the constant tree 6/2/4"):
         assert named.find("auto") == ConstantPolicy(TreeParams(6, 2, 4))

@@ -25,11 +25,11 @@ class CycleShare:
 
     Attributes:
         result: its result; None if the sequence failed.
-        of_time: the sequence's share of the cycle's time.
+        seconds: its share of the time of draft and verification, by rows.
     """
 
     result: StepResult | None
-    of_time: float
+    seconds: float
 
 
 class BatchCycle:
@@ -78,13 +78,11 @@ class BatchCycle:
         draft_seconds, verify_seconds = drafted - started, verified - drafted
         draft_shares = _shares([part.draft_rows for part in parts])
         verify_shares = _shares([part.tree_rows for part in parts])
-        whole = draft_seconds + verify_seconds
         shares = []
         for part, of_draft, of_verification in zip(parts, draft_shares, verify_shares, strict=True):
             seconds = (of_draft * draft_seconds, of_verification * verify_seconds)
             result = _result(part, seconds)
-            # A clock may stand still over a cycle in which every sequence has failed.
-            shares.append(CycleShare(result, sum(seconds) / whole if whole else 0.0))
+            shares.append(CycleShare(result, sum(seconds)))
         results = [
             (part.slot, share.result)
             for part, share in zip(parts, shares, strict=True)

@@ -285,8 +285,10 @@ class BatchSession:
         started = time.perf_counter()
         shares = self._cycle.run(ready)
         seconds = time.perf_counter() - started
+        # What is left is mostly the policy's time, which is divided evenly as well.
+        rest = (seconds - sum(share.seconds for share in shares)) / len(ready)
         for sequence, share in zip(ready, shares, strict=True):
-            sequence.decode_seconds += seconds * share.of_time
+            sequence.decode_seconds += share.seconds + rest
             if share.result is None:
                 continue
             try:
