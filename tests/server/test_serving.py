@@ -96,13 +96,17 @@ def test_memory_stays_flat_over_500_requests(service: Service, client: TestClien
                 live = {"prompt": "a", "modes": ["plain", "lookup"], "max_tokens": 3}
                 assert client.post("/live/sessions", json=live).status_code == 200
 
+    def growth() -> int:
+        gc.collect()
+        before = process.memory_info().rss
+        for _ in range(5):
+            hundred_requests()
+        gc.collect()
+        return process.memory_info().rss - before
+
     hundred_requests()
-    gc.collect()
-    before = process.memory_info().rss
-    for _ in range(5):
-        hundred_requests()
-    gc.collect()
     # 10 KB a request: the smallest thing that a request has is a session's caches, 400 KB here; an
-    # allocator's own growth stays below this.
-    assert process.memory_info().rss - before < 500 * 10_000
+    # allocator's own growth stays below this. Where other processes keep the cores busy, decoding
+    # takes threads anew, whose buffers are 10 MB once; what is lost is lost in every round.
+    assert min(growth() for _ in range(2)) < 500 * 10_000
     wait_until(lambda: service.engine.load == IDLE)
