@@ -60,10 +60,12 @@ class Finished:
 
     Attributes:
         completion_tokens: tokens of all answers, including those of a stop text or an end token.
+        cached_tokens: tokens of the prompt that the first answer did not read again.
         statistics: statistics of drafting.
     """
 
     completion_tokens: int
+    cached_tokens: int
     statistics: dict[str, Any]
 
 
@@ -158,7 +160,7 @@ class CompletionRequest(Request):
         self._turns: deque[_Answer] = deque()
         self._done: list[DecodingStatistics] = []
         self._policy_seconds = 0.0
-        self._tokens = 0
+        self._tokens = self._cached_tokens = 0
         self._measured = service.metrics.request(mode.name, len(prompt_ids))
 
     def new_text(self) -> AnswerText:
@@ -200,6 +202,8 @@ class CompletionRequest(Request):
     def end(self, answer: _Answer, continuation: BatchedSequence | Generation, reason: str) -> None:
         """Tell of the end of an answer, and of that of all answers after the last one."""
         self._tokens += answer.text.tokens
+        if answer.index == 0:
+            self._cached_tokens = getattr(continuation, "reused_tokens", 0)
         self._done.append(continuation.statistics)
         self._policy_seconds += continuation.policy_seconds
         self._measured.answered(reason, continuation)
@@ -209,7 +213,7 @@ class CompletionRequest(Request):
         self.emit(AnswerEnd(answer.index, reason, statistics))
         if statistics is not None:
             self._measured.finished()
-            self.emit(Finished(self._tokens, statistics))
+            self.emit(Finished(self._tokens, self._cached_tokens, statistics))
 
     def close(self, error: Exception | None) -> None:
         """Give policies, slots and caches back."""

@@ -263,9 +263,10 @@ class _Writer:
             logprobs = self.shape.logprobs(tokens, self.service.token_texts)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
-    def _usage(self, end: Finished) -> dict[str, int]:
+    def _usage(self, end: Finished) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": end.completion_tokens,
             "total_tokens": self.prompt_tokens + end.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
         }

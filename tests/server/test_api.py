@@ -51,6 +51,7 @@ class TestAnswers:
             "prompt_tokens": 11,
             "completion_tokens": 40,
             "total_tokens": 51,
+            "prompt_tokens_details": {"cached_tokens": 0},
         }
         speculative = answer["speculative"]
         assert speculative["mode"] == mode

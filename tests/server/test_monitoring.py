@@ -142,8 +142,10 @@ def test_the_cost_table_is_held_against_the_clock() -> None:
 def test_prompts_that_begin_like_earlier_ones_are_counted() -> None:
     with TestClient(create_app(tiny_service())) as client:
         body = {"model": NAME, "prompt": "system prompt " * 10, "max_tokens": 5, "temperature": 0}
-        texts = [client.post("/v1/completions", json=body).json()["choices"] for _ in range(2)]
-        assert texts[0] == texts[1]
+        first, again = (client.post("/v1/completions", json=body).json() for _ in range(2))
+        assert first["choices"] == again["choices"]
+        for answer, cached in ((first, 0), (again, 128)):
+            assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": cached}
         assert value(told(client), "vllm:prefix_cache_queries_total") == 280
         # Whole blocks of 32 tokens.
         assert value(told(client), "vllm:prefix_cache_hits_total") == 128
