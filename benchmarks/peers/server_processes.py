@@ -65,7 +65,7 @@ class Runner:
 RUNNERS = (
     *(
         Runner("eaglerl", precision, mode)
-        for precision in ("native", "int8")
+        for precision in ("native", "int8", "bfloat16")
         for mode in ("plain", "auto")
     ),
     Runner("vLLM", "float32"),
@@ -212,6 +212,8 @@ _Command = tuple[list[str | Path], dict[str, str]]
 def _eaglerl(folder: Path, model: Path, weights: str, threads: int, most: int) -> _Command:
     command: list[str | Path] = [Path(sys.executable).with_name("eaglerl"), "serve", "--threads"]
     command += [str(threads), "--precision", weights, MOST_AT_ONCE, str(most)]
+    if weights == "bfloat16":
+        command += ["--weights", "bf16"]
     # No answer may profit from one before it: all servers get the same prompts.
     command += ["--prefix-cache-tokens", "0"]
     return [*command, "--queue-size", str(2 * most)], {}

@@ -14,7 +14,7 @@ from eaglerl._renamed import RenamedAttribute, renamed_arguments
 from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.batch.decode_prompts import decode_together
-from eaglerl.eagle3.batch.decoder_batch import Beginning, DecoderBatch
+from eaglerl.eagle3.batch.decoder_batch import PROMPT_SECONDS, Beginning, DecoderBatch
 from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.begin_prompt import begin_prompt, read_for_target
 from eaglerl.eagle3.eagle_signature import EagleSignature
@@ -286,7 +286,6 @@ class SpeculativeDecoder(EagleSignature):
                 `default_policy` if None.
             prefix_tokens: most tokens whose cache rows are kept for prompts that begin with them;
                 0 for none. The text is the same.
-            prefix_tokens: tokens whose rows are kept for later prompts; see `BatchSession`.
 
         Raises:
             ValueError: the target is not on the CPU, a number is out of range, the target keeps no
@@ -307,6 +306,7 @@ class SpeculativeDecoder(EagleSignature):
             slots=slots,
             capacity=length + TREE_ROOM,
             prompt_rows=MOST_EXACT_ROWS,
+            prompt_seconds=PROMPT_SECONDS if self.target.mixes_slots else None,
             prefix_tokens=prefix_tokens,
         )
         return DecoderBatch(session, self._begin_one, length)

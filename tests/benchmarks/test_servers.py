@@ -223,10 +223,12 @@ def test_requests_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     arguments = (tmp_path, tmp_path / "model", server_processes.RUNNERS, 2, 16)
     servers = server_processes.make_servers(*arguments)
     assert [server.name for server in servers.values()] == [
-        "eaglerl native", "eaglerl int8", "vLLM float32", "vLLM bfloat16", "llama.cpp Q4_1",
-        "llama.cpp Q8_0",
+        "eaglerl native", "eaglerl int8", "eaglerl bfloat16", "vLLM float32", "vLLM bfloat16",
+        "llama.cpp Q4_1", "llama.cpp Q8_0",
     ]  # fmt: skip
     texts = {name: " ".join(map(str, server.command)) for name, server in servers.items()}
     assert f"{server_processes.MOST_AT_ONCE} 16" in texts["eaglerl", "int8"]
+    assert "--precision bfloat16" in texts["eaglerl", "bfloat16"]
+    assert "--weights bf16" in texts["eaglerl", "bfloat16"]
     assert "--no-enable-prefix-caching" in texts["vLLM", "float32"]
     assert "-np 16 -c 32768 --cache-ram 0" in texts["llama.cpp", "Q4_1"]

@@ -156,7 +156,8 @@ def test_hundreds_of_cancelled_requests_leave_nothing(asked) -> None:
     threads, memory = process.num_threads(), process.memory_info().rss
     for _ in range(3):
         hundred()
-    assert process.num_threads() <= threads + 2
+    # asyncio's pool grows to its six threads by and by; one that every request left would be 300.
+    assert process.num_threads() <= threads + 6
     assert process.memory_info().rss - memory < 30e6
     assert client.ask(REQUESTS[0]) == client.ask(REQUESTS[0])
 

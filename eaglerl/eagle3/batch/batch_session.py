@@ -39,6 +39,7 @@ class BatchSession:
         cache: the target's KV cache.
         draft: the draft's runner with its cache; None without a draft.
         prompt_rows: most rows of prompts that one `step` reads.
+        prompt_seconds: about how long reading them may take; None for no bound.
         prefixes: rows of texts that were read before; None if none are kept.
     """
 
@@ -51,6 +52,7 @@ class BatchSession:
         slots: int,
         capacity: int,
         prompt_rows: int | None = None,
+        prompt_seconds: float | None = None,
         prefix_tokens: int = 0,
     ) -> None:
         """Allocate the caches of all slots.
@@ -65,6 +67,8 @@ class BatchSession:
                 left, it fails.
             prompt_rows: most rows of prompts that one `step` reads; the target's `chunk_size` if
                 None. Prompts are read in chunks of this many rows, at most `chunk_size`.
+            prompt_seconds: about how long a step may read prompts; a chunk has fewer rows if the
+                one before took longer, as behind a long text. It needs small `prompt_rows`, too.
             prefix_tokens: most tokens whose rows are kept when their sequence has ended, for
                 prompts that begin with them; 0 for none. The text is the same. It needs
                 `prompt_rows` of at most `MOST_EXACT_ROWS`, up to which a row does not depend on
@@ -72,8 +76,9 @@ class BatchSession:
 
         Raises:
             ValueError: the target is not on the CPU; `slots`, `capacity` or `prompt_rows` is
-                less than 1; or prefixes are to be kept with larger `prompt_rows` or a target whose
-                rows depend on how a prompt is divided.
+                less than 1; `prompt_seconds` is not positive; or chunks are to be bounded by time,
+                or prefixes kept, with larger `prompt_rows` or a target whose rows depend on how a
+                prompt is divided.
         """
         if target.device.type != "cpu":
             raise ValueError(f"a batch decodes on the CPU, the target is on {target.device}")
@@ -86,7 +91,14 @@ class BatchSession:
                 "verifies them one after another, which is slower",
                 stacklevel=2,
             )
-        if prefix_tokens and not (target.mixes_slots and self.prompt_rows <= MOST_EXACT_ROWS):
+        exact = target.mixes_slots and self.prompt_rows <= MOST_EXACT_ROWS
+        if prompt_seconds is not None and not (exact and prompt_seconds > 0):
+            raise ValueError(
+                f"prompt_seconds must be positive, and None for a {type(target).__name__} with "
+                f"prompt_rows={self.prompt_rows}, got {prompt_seconds}"
+            )
+        self.prompt_seconds = prompt_seconds
+        if prefix_tokens and not exact:
             raise ValueError(
                 f"prefix_tokens must be 0 for a {type(target).__name__} with "
                 f"prompt_rows={self.prompt_rows}; prefixes are kept where prompts are read by a "
@@ -259,16 +271,18 @@ class BatchSession:
             )
 
     def _read_prompts(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
-        # Chunks begin where the prompt alone says, whatever was read before it in this step.
+        # Chunks begin where the prompt alone says, whatever was read before it in this step; or, if
+        # their time is bounded, anywhere, which changes no bit of their rows.
         chunk, left = min(self._target.chunk_size, self.prompt_rows), self.prompt_rows
-        while self._readers and (rows := self._readers[0].next_chunk(chunk)) <= left:
+        bound, started = self.prompt_seconds, time.perf_counter()
+        while self._readers and (rows := self._readers[0].next_chunk(chunk, bound)) <= left:
             # The prompts take turns, so that a long one holds up no other by more than a chunk.
             sequence = self._readers.popleft()
             if sequence.ended:
                 continue
             left -= rows
             try:
-                if first := sequence.read_chunk(self._target, self.cache, chunk):
+                if first := sequence.read_chunk(self._target, self.cache, rows):
                     new[sequence] = first
                 elif self.draft is not None:
                     sequence.draft_ahead(self.draft)
@@ -277,6 +291,9 @@ class BatchSession:
                 sequence.fail(error)
             if sequence.unread and not sequence.ended:
                 self._readers.append(sequence)
+            # Another chunk may take as long as this one.
+            if bound is not None and time.perf_counter() - started > bound / 2:
+                break
 
     def _run_cycle(self, new: dict[BatchedSequence, tuple[int, ...]]) -> None:
         ready = [s for s in self._sequences if not s.ended and not s.unread]

@@ -26,6 +26,9 @@ from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.ops import DraftTree
 
+# A chunk has as many rows at least: fewer take hardly less time.
+_LEAST_CHUNK = 8
+
 
 class BatchedSequence(Continuation):
     """A prompt in a slot of a `BatchSession`, and its continuation so far.
@@ -64,6 +67,7 @@ class BatchedSequence(Continuation):
         self.exact_length = sys.maxsize
         self._prompt = PromptReader(prompt_ids)
         self._waited = 0.0
+        self._row_seconds = 0.0
         self._left: str | None = None
         self._policy_seconds = 0.0
 
@@ -126,9 +130,17 @@ class BatchedSequence(Continuation):
         if after:
             draft.extend(torch.tensor(after), features, self.slot)
 
-    def next_chunk(self, most_rows: int) -> int:
-        """Return the number of rows that `read_chunk` would read."""
-        return min(self.unread, most_rows)
+    def next_chunk(self, most_rows: int, seconds: float | None = None) -> int:
+        """Return the number of rows of the next chunk.
+
+        Args:
+            most_rows: most rows of a chunk.
+            seconds: about how long it may take, by the rows of the chunk before; None for no bound.
+        """
+        rows = min(self.unread, most_rows)
+        if seconds is not None and self._row_seconds:
+            rows = min(rows, max(_LEAST_CHUNK, int(seconds / self._row_seconds)))
+        return rows
 
     def read_chunk(self, target: TargetModel, cache: KVCache, most_rows: int) -> tuple[int, ...]:
         """Read the next chunk of the prompt.
@@ -136,8 +148,8 @@ class BatchedSequence(Continuation):
         Args:
             target: the target.
             cache: its KV cache.
-            most_rows: most tokens of the chunk, the same in every call: a row's logits may depend
-                on where the chunks begin.
+            most_rows: most tokens of the chunk. A row's logits may depend on where chunks of more
+                than `MOST_EXACT_ROWS` begin.
 
         Returns:
             The first token, if this was the last chunk.
@@ -158,7 +170,9 @@ class BatchedSequence(Continuation):
             self._prompt = PromptReader()
             self.state.begin([*prompt_ids, first], features)
             kept = self._append((first,))
-        self.prefill_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._row_seconds = seconds / (cache.lengths[self.slot] - begin)
+        self.prefill_seconds += seconds
         return kept
 
     @property

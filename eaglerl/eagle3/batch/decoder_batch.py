@@ -17,6 +17,9 @@ from eaglerl.eagle3.prompt_inputs import AttentionMask, PromptIds
 from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.stopping import StoppingRules
 
+#: About how long a step reads prompts before the others go on. On two cores 64 rows behind 5,000
+#: tokens take longer.
+PROMPT_SECONDS = 0.25
 #: What a sequence begins with: its prompt, the policy it asks for, its verifier and its rules.
 Beginning = tuple[list[int], TreePolicy, Verifier, StoppingRules]
 
