@@ -97,7 +97,7 @@ class Cluster:
         """Yield `function(shared, unit)` of every unit, in their order.
 
         The units of a worker that is killed are done again. Units that are under way when the
-        generator is closed are cancelled.
+        generator is closed go on until they are done or the connection ends; nothing comes of them.
 
         Args:
             function: a function of a module that the nodes have as well.
@@ -125,18 +125,16 @@ class Cluster:
         sent = ray.put(shared)
         running: deque[Any] = deque()
         waiting = iter(units)
-        try:
-            while True:
-                for unit in _first(waiting, _UNITS_PER_WORKER * workers - len(running)):
-                    running.append(task.remote(function, self.threads, sent, unit))
-                if not running:
-                    return
-                result = _get(running[0])
-                running.popleft()
-                yield result
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+        # None is cancelled at the end: if a task completes while it is cancelled, a check of Ray 2.60
+        # fails and ends this process ("Tried to complete task that was not pending").
+        while True:
+            for unit in _first(waiting, _UNITS_PER_WORKER * workers - len(running)):
+                running.append(task.remote(function, self.threads, sent, unit))
+            if not running:
+                return
+            result = _get(running[0])
+            running.popleft()
+            yield result
 
 
 @contextmanager

@@ -148,9 +148,11 @@ def test_hundreds_of_cancelled_requests_leave_nothing(asked) -> None:
         wait_until(lambda: service.engine.load == IDLE)
         assert service.engine.answers == 0
         session = service.batch._open().session
-        assert session.free_slots == session.slots == 8
+        assert session.slots == 8
         assert not service.batch._receivers
-        assert session.cache.lengths == [0] * 8
+        # What leaves during a cycle has its slot until the end of the cycle, and then its rows go.
+        wait_until(lambda: session.free_slots == 8)
+        wait_until(lambda: session.cache.lengths == [0] * 8)
 
     hundred()
     threads, memory = process.num_threads(), process.memory_info().rss
