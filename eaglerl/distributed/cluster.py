@@ -125,8 +125,8 @@ class Cluster:
         sent = ray.put(shared)
         running: deque[Any] = deque()
         waiting = iter(units)
-        # None is cancelled at the end: if a task completes while it is cancelled, a check of Ray 2.60
-        # fails and ends this process ("Tried to complete task that was not pending").
+        # None is cancelled at the end: if a task completes while it is, a check of Ray 2.60 fails
+        # and ends this process ("Tried to complete task that was not pending").
         while True:
             for unit in _first(waiting, _UNITS_PER_WORKER * workers - len(running)):
                 running.append(task.remote(function, self.threads, sent, unit))
