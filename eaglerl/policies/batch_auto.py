@@ -191,8 +191,6 @@ class BatchAutoPolicy:
         rows: int,
         draft_seconds: float,
         verify_seconds: float,
-        rounds: int,
-        drafting: int,
     ) -> None:
         """Learn from a cycle.
 
@@ -201,8 +199,6 @@ class BatchAutoPolicy:
             rows: rows of all trees.
             draft_seconds: time of all passes of the draft.
             verify_seconds: time of the verification.
-            rounds: rounds after the first; those that were looked at are known.
-            drafting: slots that drafted; known as well.
         """
         for slot, result in results:
             looked_up = self._slots[slot].lookup.token_ids

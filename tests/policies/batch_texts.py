@@ -132,7 +132,7 @@ class Batch:
         draft = clock.passes_seconds(passes) if passes else 0.0
         draft += CATCH_UP * unread * clock.verify_seconds(1)
         measured = clock.measure(draft), clock.measure_verification(rows)
-        policy.observe(results, rows, *measured, max(len(passes) - 1, 0), len(drafting))
+        policy.observe(results, rows, *measured)
         clock.cycle += 1
         tokens = [len(result.token_ids) for _, result in results]
         self.contexts = [a + b for a, b in zip(self.contexts, tokens, strict=True)]

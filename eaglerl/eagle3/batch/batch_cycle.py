@@ -70,7 +70,7 @@ class BatchCycle:
         self._decide([part for part in parts if part.sequence.state.decision is None])
         self._choose(parts)
         started = time.perf_counter()
-        rounds, drafting = self._draft_trees(alive(parts))
+        self._draft_trees(alive(parts))
         drafted = time.perf_counter()
         self._verification.verify(alive(parts))
         self._decide([part for part in alive(parts) if part.accepted is not None])
@@ -93,9 +93,7 @@ class BatchCycle:
         if results:
             living = alive(parts)
             with failing(*living):
-                self._policies.observe(
-                    results, rows, draft_seconds, verify_seconds, rounds, drafting
-                )
+                self._policies.observe(results, rows, draft_seconds, verify_seconds)
             _add_policy_time(living, time.perf_counter() - began)
         for part in parts:
             if part.error is not None:
@@ -163,19 +161,17 @@ class BatchCycle:
                 f"this batch has no draft: total_tokens must be 1, got {plan.params.total_tokens}"
             )
 
-    def _draft_trees(self, parts: Sequence[CyclePart]) -> tuple[int, int]:
-        """Look up and draft; return the rounds after the first, and how many slots drafted."""
+    def _draft_trees(self, parts: Sequence[CyclePart]) -> None:
+        """Look up and draft."""
         for part in parts:
             with failing(part):
                 part.lookup = part.sequence.state.look_up(part.plan.lookup_tokens)
         drafting = [part for part in alive(parts) if part.plan.params.total_tokens > 1]
-        rounds = 0
         if drafting and self._drafter is not None:
-            rounds = self._drafter.draft(drafting)
+            self._drafter.draft(drafting)
         for part in alive(parts):
             if part.tree is None:
                 part.tree = merge_looked_up(root_only(part.root), part.lookup.token_ids)
-        return rounds, len(drafting)
 
     def _room(self, part: CyclePart) -> int:
         return self._cache.capacity - self._cache.lengths[part.slot]

@@ -37,12 +37,8 @@ class BatchDrafter:
         self._builders = [DraftTreeBuilder() for _ in draft.lengths]
         self._most_rows = 0 if self._shared is None else MOST_EXACT_ROWS
 
-    def draft(self, parts: Sequence[CyclePart]) -> int:
-        """Draft the trees of these parts, looked-up tokens included.
-
-        Returns:
-            The number of rounds after the first one.
-        """
+    def draft(self, parts: Sequence[CyclePart]) -> None:
+        """Draft the trees of these parts, looked-up tokens included."""
         rounds = 0
         self._extend(parts)
         drafted = going = alive(parts)
@@ -57,7 +53,6 @@ class BatchDrafter:
             with failing(part):
                 builder = self._builders[part.slot]
                 part.tree, part.params = self._policies.finish(part.slot, builder, part.lookup)
-        return rounds
 
     def _continuing(self, parts: Sequence[CyclePart], depth: int) -> list[CyclePart]:
         """Show the policy the last pass; return the parts that draft another round."""

@@ -105,8 +105,6 @@ class BatchPolicy(Protocol):
         rows: int,
         draft_seconds: float,
         verify_seconds: float,
-        rounds: int,
-        drafting: int,
     ) -> None:
         """Receive the results of a cycle.
 
@@ -116,6 +114,4 @@ class BatchPolicy(Protocol):
             rows: rows of all trees.
             draft_seconds: of the whole cycle.
             verify_seconds: of the whole cycle, acceptance included.
-            rounds: rounds of drafting after the first one.
-            drafting: slots that drafted.
         """

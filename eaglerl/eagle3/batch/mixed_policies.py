@@ -113,14 +113,12 @@ class MixedPolicies:
         rows: int,
         draft_seconds: float,
         verify_seconds: float,
-        rounds: int,
-        drafting: int,
     ) -> None:
         """Give every policy the results of its slots; see `BatchPolicy.observe`."""
         own = [each for each in results if each[0] in self._own_slots]
         joint = [each for each in results if each[0] not in self._own_slots]
         if own:
-            self._own.observe(own, rows, draft_seconds, verify_seconds, rounds, drafting)
+            self._own.observe(own, rows, draft_seconds, verify_seconds)
         if joint:
             # Seconds of 0 count as not measured: the draft's passes had rows of others in them, or
             # the trees of all took more than one pass.
@@ -129,6 +127,4 @@ class MixedPolicies:
                 rows,
                 0.0 if self._own_drafted else draft_seconds,
                 0.0 if own and rows > MOST_EXACT_ROWS else verify_seconds,
-                rounds,
-                drafting,
             )

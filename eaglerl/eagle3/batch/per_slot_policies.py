@@ -130,8 +130,6 @@ class PerSlotPolicies:
         rows: int,
         draft_seconds: float,
         verify_seconds: float,
-        rounds: int,
-        drafting: int,
     ) -> None:
         """Give every slot's policy its own result."""
         for slot, result in results:

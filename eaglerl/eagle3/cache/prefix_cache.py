@@ -114,11 +114,8 @@ class PrefixCache:
                 raise ValueError(f"slot {slot} holds {cache.lengths[slot]} rows, it must be empty")
             cache.check_room(prefix.length, slot)
             for number, place in enumerate(prefix.places):
-                block = self._rows[index][place]
-                begin = number * BLOCK_ROWS - index
-                if begin < 0:
-                    block, begin = block[..., 1:, :], 0
-                cache.data[slot, ..., begin : begin + block.shape[-2], :] = block
+                block, rows = self._block(index, place, number)
+                cache.data[slot, ..., rows, :] = block
             cache.advance(max(prefix.length - index, 0), slot)
         return self._features[list(prefix.places)]
 
@@ -174,11 +171,17 @@ class PrefixCache:
 
     def _copy_in(self, place: int, slot: int, number: int) -> None:
         for index, cache in enumerate(self._caches):
-            block = self._rows[index][place]
-            begin = number * BLOCK_ROWS - index
-            if begin < 0:
-                block, begin = block[..., 1:, :], 0
-            block[...] = cache.data[slot, ..., begin : begin + block.shape[-2], :]
+            block, rows = self._block(index, place, number)
+            block[...] = cache.data[slot, ..., rows, :]
+
+    def _block(self, index: int, place: int, number: int) -> tuple[torch.Tensor, slice]:
+        """Return the memory of a text's block, and its rows in a slot of the cache of this index.
+
+        The draft's, of index 1, begin one row earlier; in the first block that row is missing.
+        """
+        begin, end = number * BLOCK_ROWS - index, (number + 1) * BLOCK_ROWS - index
+        missing = max(-begin, 0)
+        return self._rows[index][place][..., missing:, :], slice(begin + missing, end)
 
 
 def _tokens_of(token_ids: Sequence[int], number: int) -> tuple[int, ...]:

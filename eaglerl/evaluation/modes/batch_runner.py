@@ -15,9 +15,10 @@ from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
 from eaglerl.eagle3.decoder import SpeculativeDecoder
 from eaglerl.eagle3.sampling import Verifier, seeded_generator
+from eaglerl.eagle3.session_factory import TREE_ROOM
 from eaglerl.eagle3.stopping import StoppingRules
-from eaglerl.evaluation.modes.batches import Batches, SplitPolicies
 from eaglerl.evaluation.modes.runners import Decoding, cycles_of
+from eaglerl.evaluation.modes.split_policies import SplitPolicies
 from eaglerl.evaluation.questions.question_files import Question, chat_ids
 from eaglerl.evaluation.results.records import Turn
 
@@ -88,31 +89,38 @@ class _Answer:
 
 
 class BatchRunner:
-    """Runner of one mode with several questions at once, in a batch that modes share.
+    """Runner of one mode with several questions at once.
+
+    Every mode has a batch of its own, whose slots take memory only while sequences are in them.
 
     Attributes:
         slots: questions at once.
     """
 
     def __init__(
-        self,
-        decoder: SpeculativeDecoder,
-        batches: Batches,
-        slots: int,
-        policies: BatchPolicy,
+        self, decoder: SpeculativeDecoder, slots: int, longest: int, policies: BatchPolicy
     ) -> None:
-        """Set up.
+        """Open the batch.
 
         Args:
             decoder: the decoder.
-            batches: the comparison's batches.
             slots: questions at once.
+            longest: tokens of the longest conversation, answers included.
             policies: decides for all of them.
+
+        Raises:
+            ValueError: the target is not on the CPU.
         """
         self._decoder = decoder
-        self._batches = batches
         self.slots = slots
         self._policies = policies
+        self._session = BatchSession(
+            decoder.target,
+            decoder.draft_runner,
+            policies,
+            slots=slots,
+            capacity=longest + TREE_ROOM,
+        )
 
     def answer(self, questions: Sequence[Question], decoding: Decoding, seed: int) -> Answers:
         """Answer conversations, each as soon as there is a slot for it.
@@ -130,7 +138,7 @@ class BatchRunner:
             Exception: what ended a sequence, and with it all others.
         """
         group = _Group(self._decoder, questions, decoding, seed)
-        session = self._batches.take(self.slots, self._policies)
+        session = self._session
         try:
             while group.waiting or session.sequences:
                 while group.waiting and session.free_slots:

@@ -22,7 +22,6 @@ from eaglerl.eagle3.policy import TreeParams, TreePolicy
 from eaglerl.eagle3.target.target_files import load_transformers_model
 from eaglerl.evaluation.modes.baseline_modes import BASELINES, BaselineInputs, make_baseline
 from eaglerl.evaluation.modes.batch_runner import BatchRunner
-from eaglerl.evaluation.modes.batches import Batches, SplitPolicies, check_for_batch
 from eaglerl.evaluation.modes.mode_names import POLICY_KINDS, ModeSpec, constant_tree
 from eaglerl.evaluation.modes.policy_modes import find_policy, load_live_policy
 from eaglerl.evaluation.modes.runners import (
@@ -31,6 +30,7 @@ from eaglerl.evaluation.modes.runners import (
     Runner,
     TransformersRunner,
 )
+from eaglerl.evaluation.modes.split_policies import SplitPolicies, check_for_batch
 from eaglerl.policies.auto_policy import make_auto_policy
 from eaglerl.policies.batch_auto import BatchAutoPolicy
 from eaglerl.policies.online_policy import limit_for
@@ -66,11 +66,6 @@ class Resources:
     longest: int = 0
 
     @cached_property
-    def batches(self) -> Batches:
-        """The batches of the modes that decode several questions at once."""
-        return Batches(self.decoder, self.longest)
-
-    @cached_property
     def transformers_model(self) -> Any:
         """The target as transformers runs it, with the decoder's dtype and device."""
         target = self.decoder.target
@@ -97,9 +92,7 @@ def make_runner(
     decoder = resources.decoder
     if mode.concurrency > 1:
         policies = _batch_policies(mode, resources, trees)
-        # Made first: a target that is not on the CPU is reported before anything is decoded.
-        resources.batches.take(mode.concurrency, policies)
-        return BatchRunner(decoder, resources.batches, mode.concurrency, policies)
+        return BatchRunner(decoder, mode.concurrency, resources.longest, policies)
     if mode.kind == "generate":
         return TransformersRunner(resources.transformers_model)
     if mode.kind in SELECTED_KINDS:

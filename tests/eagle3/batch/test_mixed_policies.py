@@ -24,10 +24,10 @@ class Recording(BatchAutoPolicy):
         super().__init__(slots)
         self.observed: list[tuple[set[int], int, float, float]] = []
 
-    def observe(self, results, rows, draft_seconds, verify_seconds, rounds, drafting) -> None:
+    def observe(self, results, rows, draft_seconds, verify_seconds) -> None:
         slots = {slot for slot, _ in results}
         self.observed.append((slots, rows, draft_seconds, verify_seconds))
-        super().observe(results, rows, draft_seconds, verify_seconds, rounds, drafting)
+        super().observe(results, rows, draft_seconds, verify_seconds)
 
 
 @pytest.fixture(scope="module")
