@@ -235,7 +235,7 @@ def make_learning_cycle(
 class OnlineBatch:
     def __init__(
         self, shared: OnlineAcceptance, top_k: int, max_depth: int, slot_rows: int,
-        lookup_tokens: int, cost: OnlineCost, slots: int, max_rows: int, /,
+        lookup_tokens: int, cost: OnlineCost, slots: int, max_rows: int, chains: bool, /,
     ) -> None: ...  # fmt: skip
     @property
     def rate(self) -> float: ...
@@ -261,6 +261,10 @@ class OnlineBatch:
     def observe(
         self, slot: int, accepted_rows: Sequence[int], token_ids: Sequence[int],
         looked_up: Sequence[int], /,
+    ) -> None: ...  # fmt: skip
+    def observe_chains(
+        self, slot: int, drafted: Sequence[int], looked_up: Sequence[int],
+        token_ids: Sequence[int], /,
     ) -> None: ...  # fmt: skip
     def end_cycle(self, rows: int, verify_seconds: float, draft_seconds: float, /) -> None: ...
 

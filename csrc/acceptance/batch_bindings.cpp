@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
@@ -23,10 +24,12 @@ constexpr int64_t kMostSlots = 1024;
 std::unique_ptr<OnlineBatch> make_batch(std::shared_ptr<OnlineAcceptance> shared, int64_t top_k,
                                         int64_t max_depth, int64_t slot_rows, int64_t lookup_tokens,
                                         std::shared_ptr<OnlineCost> cost, int64_t slots,
-                                        int64_t max_rows) {
+                                        int64_t max_rows, bool chains) {
   if (cost == nullptr) throw py::type_error("cost must be an OnlineCost, got None");
   cost->check_usable();
-  const DraftSizes sizes = check_sizes(shared, top_k, max_depth, slot_rows, lookup_tokens);
+  DraftSizes sizes = check_sizes(shared, top_k, max_depth, slot_rows, lookup_tokens);
+  if (chains) check_between("top_k", top_k, 1, 1);
+  sizes.chains = chains;
   check_between("max_rows", max_rows, 1, cost->max_rows());
   check_between("slots", slots, 1, std::min(max_rows, kMostSlots));
   check_product("the candidates of all slots", {slots, max_depth + 1, top_k, top_k}, kMostScored);
@@ -138,6 +141,28 @@ void observe(OnlineBatch& batch, int64_t slot, const std::vector<int64_t>& accep
   observe_looked_up(batch.sequence(slot), looked_up, token_ids);
 }
 
+int64_t equal_tokens(const std::vector<int64_t>& chain, const std::vector<int64_t>& token_ids) {
+  const auto end = chain.begin() + ptrdiff_t(std::min(chain.size(), token_ids.size()));
+  return std::mismatch(chain.begin(), end, token_ids.begin()).first - chain.begin();
+}
+
+// The drafted tokens are all of the slot's passes, whether or not they were verified.
+void observe_chains(OnlineBatch& batch, int64_t slot, const std::vector<int64_t>& drafted,
+                    const std::vector<int64_t>& looked_up, const std::vector<int64_t>& token_ids) {
+  check_present(batch, slot);
+  if (!batch.sizes().chains) throw py::value_error("the batch was not made for chains");
+  const int64_t tokens = check_between("token_ids", int64_t(token_ids.size()), 1, kLargestCount);
+  OnlineSequence& sequence = batch.sequence(slot);
+  if (batch.selected(slot)) {
+    check_scored(sequence);
+    const int64_t passes = sequence.known_depth() + 1;
+    check_between("the number of drafted tokens", int64_t(drafted.size()), passes, passes);
+  }
+  batch.observe_chains(slot, equal_tokens(drafted, token_ids), equal_tokens(looked_up, token_ids),
+                       tokens);
+  observe_looked_up(sequence, looked_up, token_ids);
+}
+
 void end_cycle(OnlineBatch& batch, int64_t rows, double verify_seconds, double draft_seconds) {
   batch.check_usable();
   check_between("rows", rows, 1, kLargestCount);
@@ -163,6 +188,7 @@ void bind_batch(py::module_& module) {
       .def("selection", &selection)
       .def("select_in", &select_in)
       .def("observe", &observe)
+      .def("observe_chains", &observe_chains)
       .def("end_cycle", &end_cycle);
 }
 

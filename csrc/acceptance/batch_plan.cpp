@@ -52,6 +52,7 @@ void OnlineBatch::plan(const std::vector<BatchEntry>& entries) {
   planned_ = true;
   trial_loss_ = pass_loss_ = 0.0;
   if (learned_) refresh_costs();
+  find_row_price();
   look_up(entries);
   predict_advantage();
   const int64_t drafting = choose_drafts();
@@ -118,6 +119,8 @@ OnlineBatch::Drafts OnlineBatch::best_drafts(bool first) const {
     const Slot& slot = slots_[order_[size_t(drafting - 1)]];
     promised += slot.promise;
     for (size_t i = 0; i < inputs.size(); ++i) inputs[i] += slot.input[i];
+    // A pass has the rows of all slots.
+    if (sizes_.chains && drafting < int64_t(order_.size())) continue;
     const double advantage = advantage_of(drafting, promised);
     double hoped = advantage + (first ? kFirstHopes : kHopedAdvantage) *
                                    shared_->choice.advantage.deviation(inputs) /
@@ -127,7 +130,7 @@ OnlineBatch::Drafts OnlineBatch::best_drafts(bool first) const {
       hoped += rate() * costs_.first_pass[size_t(drafting - 1)] *
                (1.0 - std::exp(-kHopedDeviations * deviation));
     }
-    if (drafting == 1 || hoped > best.hoped) best = {drafting, advantage, hoped, promised};
+    if (best.slots == 0 || hoped > best.hoped) best = {drafting, advantage, hoped, promised};
   }
   return best;
 }
@@ -164,7 +167,7 @@ int64_t OnlineBatch::try_slots(const Drafts& best) {
   TrialBudget& budget = shared_->choice.draft_trials;
   const auto others = order_.begin() + ptrdiff_t(best.slots);
   const int64_t count = order_.end() - others;
-  if (count > 1 && all_tried_next_) {
+  if (count > 0 && (sizes_.chains || (count > 1 && all_tried_next_))) {
     double promised = best.promised, reading = 0.0;
     for (auto at = others; at != order_.end(); ++at) {
       promised += slots_[*at].promise;
@@ -177,6 +180,7 @@ int64_t OnlineBatch::try_slots(const Drafts& best) {
       all_tried_next_ = false;
       return count;
     }
+    if (sizes_.chains) return 0;
   }
   std::stable_sort(others, order_.end(),
                    [&](int64_t a, int64_t b) { return slots_[a].idle > slots_[b].idle; });
@@ -230,6 +234,15 @@ void OnlineBatch::observe(int64_t slot, const int64_t* rows, int64_t count, int6
   Slot& observed = slots_[slot];
   if (!observed.selected) return;
   observed.sequence.observe(rows, count);
+  if (planned_) learn_advantage(observed, double(tokens));
+}
+
+void OnlineBatch::observe_chains(int64_t slot, int64_t drafted_equal, int64_t looked_up_equal,
+                                 int64_t tokens) {
+  tokens_ += double(tokens);
+  Slot& observed = slots_[slot];
+  if (!observed.selected) return;
+  observed.sequence.observe_chains(drafted_equal, looked_up_equal, tokens);
   if (planned_) learn_advantage(observed, double(tokens));
 }
 

@@ -16,6 +16,9 @@ struct DraftSizes {
   int64_t max_depth;
   int64_t max_rows;
   int64_t lookup_tokens;  // longest lookup
+  // One chain is verified, of drafted tokens or of looked-up ones, and a pass has the rows of all
+  // sequences. top_k is 1.
+  bool chains = false;
 
   int64_t pool_size(int64_t depth) const { return top_k + depth * top_k * top_k; }
   int64_t level_begin(int64_t level) const { return level == 0 ? 0 : pool_size(level - 1); }

@@ -6,6 +6,12 @@
 #include "acceptance/trial_limits.h"
 
 namespace eaglerl {
+namespace {
+
+// The price of a row is the mean one up to so many rows of every slot.
+constexpr int64_t kPricedRows = 3;
+
+}  // namespace
 
 OnlineBatch::OnlineBatch(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes,
                          const BatchLimits& limits, OnlineCosts costs)
@@ -63,8 +69,15 @@ void OnlineBatch::begin(const std::vector<BatchEntry>& entries) {
   planned_ = chosen_ = false;
   shared_->rate_of(roots());
   find_context();
+  if (!learned_) find_row_price();
   tokens_ = 0.0;
   expected_ = -1.0;
+}
+
+void OnlineBatch::find_row_price() {
+  const int64_t most = std::min(limits_.max_rows, kPricedRows * roots());
+  const int64_t rows = most - roots();
+  row_price_ = rows > 0 ? (row_tokens(most) - row_tokens(roots())) / double(rows) : 0.0;
 }
 
 void OnlineBatch::find_context() {
@@ -82,6 +95,7 @@ void OnlineBatch::score(int64_t slot, const DraftView& draft) {
     scored.context = draft.context_length;
     find_context();
   }
+  scored.sequence.set_row_price(row_price_);
   scored.sequence.score(draft);
 }
 
@@ -200,7 +214,7 @@ const std::vector<int64_t>& OnlineBatch::decide() {
   value_ = value;
   expected_ = -1.0;
   find_next(depth, value);
-  const Round round = best_round(depth, value);
+  const Round round = sizes_.chains ? chain_round(depth) : best_round(depth, value);
   for (int64_t i = 0; i < round.slots; ++i) going_.push_back(next_[size_t(i)].slot);
   return going_;
 }
@@ -228,7 +242,7 @@ void OnlineBatch::find_next(int64_t depth, double value) {
     for (int64_t i = 0; i < sizes_.top_k; ++i) hopes[i] = top[i] * shared_->ratio(depth + 1);
     next_.push_back({0.0, at});
   }
-  if (next_.size() < 2) return;
+  if (sizes_.chains || next_.size() < 2) return;
   for (Next& next : next_) {
     int64_t chosen = 0;
     more_ = rows_;
@@ -261,6 +275,43 @@ OnlineBatch::Round OnlineBatch::best_round(int64_t depth, double value) {
   }
   if (best.slots == 0) return best;
   look_further(depth, value, best);
+  return afford(best, tried);
+}
+
+// The best number of further levels for all slots, each of which verifies the better of its chains.
+OnlineBatch::Round OnlineBatch::chain_round(int64_t depth) {
+  Round best, tried;
+  if (next_.empty()) return best;
+  int64_t drafting = 0;
+  for (const int64_t at : cycle_) drafting += slots_[at].drafts;
+  const double factor = shared_->gain_factor(depth + 1);
+  const double cost = rate() * costs_.later_seconds(drafting, context_);
+  for (Next& next : next_) next.gain = slots_[next.slot].sequence.drafted_value();
+  for (int64_t levels = 1; depth + levels <= sizes_.max_depth; ++levels) {
+    double expected = 0.0;
+    for (Next& next : next_) {
+      const Slot& slot = slots_[next.slot];
+      double& hope = hopes_[size_t(next.slot)];
+      if (levels > 1) hope *= shared_->ratio(depth + levels);
+      if (depth + levels < slot.room) next.gain += std::max(hope - row_price_, 0.0);
+      const double looked_up = slot.sequence.looked_up_value();
+      expected +=
+          std::max(next.gain, looked_up) - std::max(slot.sequence.drafted_value(), looked_up);
+    }
+    const double gain = expected * factor, passes = double(levels) * cost;
+    if (levels == 1) tried = {int64_t(next_.size()), expected, gain, passes};
+    if (levels == 1 || gain - passes > best.gain - best.cost) {
+      best = {int64_t(next_.size()), tried.expected, gain, passes};
+    }
+  }
+  const double deviation =
+      learned_ && planned_ ? learned_->later_deviation(pass_sizes_[size_t(drafting - 1)]) : 0.0;
+  const bool unknown =
+      deviation > kKnownCost && tried.gain > tried.cost * std::exp(-kHopedDeviations * deviation);
+  return afford(best, unknown ? tried : Round{});
+}
+
+OnlineBatch::Round OnlineBatch::afford(const Round& best, const Round& tried) {
   expected_ = best.expected;
   if (best.gain > best.cost) return best;
   // Another pass that seems too expensive might, for all that is known, pay.

@@ -62,6 +62,8 @@ class OnlineBatch : public PythonObject {
   void mark_selected(int64_t slot) { slots_[slot].selected = true; }
   bool selected(int64_t slot) const { return slots_[slot].selected; }
 
+  // After the cycle, for each slot: see OnlineSequence::observe_chains.
+  void observe_chains(int64_t slot, int64_t drafted_equal, int64_t looked_up_equal, int64_t tokens);
   // After the cycle, for each slot: see OnlineSequence::observe. `tokens` is the number of emitted
   // ones; the rows count where the tree was selected.
   void observe(int64_t slot, const int64_t* rows, int64_t count, int64_t tokens);
@@ -136,6 +138,7 @@ class OnlineBatch : public PythonObject {
   void reserve();
   void refresh_costs();
   void find_context();
+  void find_row_price();
   int64_t roots() const { return int64_t(cycle_.size()); }
   // What the seconds of verifying so many rows yield at the rate.
   double row_tokens(int64_t rows) const { return rate() * costs_.verify_seconds(rows, context_); }
@@ -173,6 +176,8 @@ class OnlineBatch : public PythonObject {
   void learn_round(int64_t depth, double value);
   void find_next(int64_t depth, double value);
   Round best_round(int64_t depth, double value);
+  Round chain_round(int64_t depth);
+  Round afford(const Round& best, const Round& tried);
   void look_further(int64_t depth, double value, Round& best);
 
   // After the cycle.
@@ -203,6 +208,7 @@ class OnlineBatch : public PythonObject {
   bool all_tried_next_ = false;
   std::vector<int64_t> cycle_;  // its slots
   double context_ = 0.0;        // their mean
+  double row_price_ = 0.0;      // tokens that one of the next rows costs
   std::vector<int64_t> order_;  // slots that may draft, the most promising first
   double undrafted_ = 0.0;      // value without a draft
   int64_t undrafted_rows_ = 0;  // of looked-up tokens

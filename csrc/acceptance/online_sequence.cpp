@@ -96,7 +96,11 @@ void OnlineSequence::score(const DraftView& draft) {
   }
   for (int64_t level = next; level <= draft.depth; ++level) score_level(draft, level);
   score_lookup(draft);
-  rank(sizes_.pool_size(draft.depth));
+  if (sizes_.chains) {
+    rank_chain(draft.depth + 1);
+  } else {
+    rank(sizes_.pool_size(draft.depth));
+  }
   known_ = draft.depth;
 }
 
@@ -177,6 +181,30 @@ void OnlineSequence::rank(int64_t pool) {
   for (int64_t i = 0; i < count; ++i) best_.push_back(order_[i].survival);
 }
 
+// After the tokens that both share, those of the chain that is worth more. Survivals descend along
+// a chain.
+void OnlineSequence::rank_chain(int64_t drafted) {
+  const int64_t looked_up = std::max(offered_ - inside_, int64_t(0));
+  drafted_value_ = chain_value(survival_.data() + inside_, drafted - inside_);
+  looked_up_value_ = chain_value(looked_up_.data() + inside_, looked_up);
+  order_.clear();
+  for (int64_t i = 0; i < inside_; ++i) order_.push_back({survival_[i], i});
+  if (looked_up_value_ > drafted_value_) {
+    for (int64_t i = inside_; i < offered_; ++i) order_.push_back({looked_up_[i], drafted + i});
+  } else {
+    for (int64_t i = inside_; i < drafted; ++i) order_.push_back({survival_[i], i});
+  }
+  const int64_t count = std::min(int64_t(order_.size()), sizes_.max_rows - 1);
+  best_.clear();
+  for (int64_t i = 0; i < count; ++i) best_.push_back(order_[i].survival);
+}
+
+double OnlineSequence::chain_value(const double* survivals, int64_t count) const {
+  double value = 0.0;
+  for (int64_t i = 0; i < count; ++i) value += std::max(survivals[i] - row_price_, 0.0);
+  return value;
+}
+
 void OnlineSequence::choose(int64_t count) {
   const int64_t pool = sizes_.pool_size(known_);
   nodes_.clear();
@@ -230,6 +258,20 @@ bool OnlineSequence::lookup_reached() const {
   const int64_t last = lookup_nodes_[inside_ - 1];
   const auto place = std::lower_bound(nodes_.begin(), nodes_.end(), last);
   return place != nodes_.end() && *place == last && accepted_[1 + (place - nodes_.begin())];
+}
+
+void OnlineSequence::observe_chains(int64_t drafted_equal, int64_t looked_up_equal,
+                                    int64_t tokens) {
+  for (int64_t level = 0; level <= known_; ++level) {
+    // Nothing is known of what would have followed the emitted tokens.
+    if (level >= tokens && drafted_equal >= tokens) break;
+    shared_->nodes.update(inputs_[level], level < drafted_equal);
+  }
+  if (looked_up_equal < inside_) return;
+  for (int64_t level = inside_; level < std::min(offered_, tokens); ++level) {
+    shared_->lookups.update(lookup_inputs_[level], level < looked_up_equal);
+    if (level >= looked_up_equal) break;
+  }
 }
 
 void OnlineSequence::observe_lookup(int64_t equal, int64_t tokens) {

@@ -35,6 +35,12 @@ class OnlineSequence {
   // Survivals of the best candidates and looked-up tokens, descending; after look_up() those of
   // the looked-up tokens alone.
   const std::vector<double>& best() const { return best_; }
+  // Of chains: the tokens that a row costs, for the next score().
+  void set_row_price(double tokens) { row_price_ = tokens; }
+  // What the drafted chain is worth beside the tokens that the lookup shares with it, and what the
+  // looked-up one is; best() has the tokens of the better one.
+  double drafted_value() const { return drafted_value_; }
+  double looked_up_value() const { return looked_up_value_; }
   // Chooses so many of the best.
   void choose(int64_t count);
 
@@ -57,6 +63,9 @@ class OnlineSequence {
   // Learns from the chosen tree. `rows` are its accepted rows without the root, each below
   // tree_rows().
   void observe(const int64_t* rows, int64_t count);
+  // Learns from both chains, whichever was verified: the leading tokens of the drafted one and of
+  // the looked-up one that are among the first of so many emitted ones.
+  void observe_chains(int64_t drafted_equal, int64_t looked_up_equal, int64_t tokens);
   // Learns, after look_up(), from its tokens: the leading ones that are what was emitted.
   void observe_lookup(int64_t equal, int64_t tokens);
   // Counts a lookup of this sequence, whether or not its tokens were verified.
@@ -84,6 +93,8 @@ class OnlineSequence {
   void score_level(const DraftView& draft, int64_t level);
   void score_lookup(const DraftView& draft);
   void rank(int64_t pool);
+  void rank_chain(int64_t drafted);
+  double chain_value(const double* survivals, int64_t count) const;
   bool lookup_reached() const;
 
   std::shared_ptr<OnlineAcceptance> shared_;
@@ -96,6 +107,9 @@ class OnlineSequence {
   int64_t offered_ = 0;  // looked-up tokens
   int64_t lookup_ = 0;
   double first_survival_ = 0.0;
+  double row_price_ = 0.0;
+  double drafted_value_ = 0.0;
+  double looked_up_value_ = 0.0;
   Scratch scratch_;
   std::vector<double> survival_;
   std::vector<double> looked_up_;

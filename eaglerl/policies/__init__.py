@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         best_constant,
     )
     from eaglerl.policies.batch_auto import BatchAutoPolicy
+    from eaglerl.policies.batch_chains import BatchChainPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
     from eaglerl.policies.online_policy import OnlinePolicy
 
 __all__ = [
     "AutoPolicy",
     "BatchAutoPolicy",
+    "BatchChainPolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
     "LookupRule",
@@ -39,6 +41,7 @@ __getattr__, __dir__, _ = lazy_names(
     {
         "AutoPolicy": "eaglerl.policies.auto_policy",
         "BatchAutoPolicy": "eaglerl.policies.batch_auto",
+        "BatchChainPolicy": "eaglerl.policies.batch_chains",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
         "LookupRule": "eaglerl.policies.lookup_rule",

@@ -118,7 +118,7 @@ class BatchAutoPolicy:
         self.slots = slots
         self._native = C.OnlineBatch(
             self._shared, self.limit.top_k, self.limit.depth, self.limit.total_tokens,
-            self.lookup_tokens, self.cost._native, slots, self.max_rows,
+            self.lookup_tokens, self.cost._native, slots, self.max_rows, False,
         )  # fmt: skip
         self._slots = [_Slot(self._native, slot) for slot in range(slots)]
 

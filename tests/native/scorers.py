@@ -15,7 +15,7 @@ from eaglerl._ext import C
 def _draft(source: Source, top_k: int, max_depth: int) -> tuple[np.ndarray, list[Any], np.ndarray]:
     """Scores, spoiled numbers and looked-up nodes of a draft of any depth."""
     depth = source.randrange(max_depth + 1)
-    nodes = np.full(depth + 1, -1) if source.random() < 0.7 else np.arange(depth + 1) * 3
+    nodes = np.full(depth + 1, -1) if source.random() < 0.7 else np.arange(depth + 1) * top_k
     scores = -np.abs(source.floats(top_k + depth * top_k**2).numpy())
     numbers = spoil_numbers([depth, 10, source.randrange(4), source.randrange(9)], source)
     return scores, numbers, nodes
@@ -58,20 +58,22 @@ def learning_cycle(source: Source, memory: Memory) -> Step:
 
 def online_batch(source: Source, memory: Memory) -> Step:
     slots, rows = source.choice((1, 2, 5)), source.choice((5, 8))
+    chains = source.random() < 0.4
+    width = 3 if not chains or source.random() < 0.1 else 1
 
     def drive(*_: Any) -> None:
-        limits: list[Any] = [slots, rows]
+        limits: list[Any] = [slots, rows, chains]
         batch = C.OnlineBatch(
-            C.OnlineAcceptance(2, 1.0), *_sizes(source.choice((1, 4, 8)), source),
+            C.OnlineAcceptance(2, 1.0), *_sizes(source.choice((1, 4, 8)), source, width),
             C.OnlineCost(8, source.choice(([3, 6, 12], [3], [1, 2]))),
             *(spoil_numbers(limits, source) if source.random() < 0.1 else limits),
         )  # fmt: skip
-        _drive_batch(batch, slots, source)
+        _drive_batch(batch, slots, source, width)
 
     return drive, []
 
 
-def _drive_batch(batch: Any, slots: int, source: Source) -> None:
+def _drive_batch(batch: Any, slots: int, source: Source, width: int) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: (batch.rate, batch.mean_rate),
         batch.decide,
@@ -88,7 +90,7 @@ def _drive_batch(batch: Any, slots: int, source: Source) -> None:
             entries[0] = spoil_numbers(entries[0], source)
         calls.append(lambda entries=entries: batch.plan(entries))
         for slot in source.sample(range(slots), source.randrange(slots + 1)):
-            calls += _slot_calls(batch, slot, source)
+            calls += _slot_calls(batch, slot, source, width)
         calls += [
             lambda: batch.decide(),
             lambda: batch.select(),
@@ -99,8 +101,9 @@ def _drive_batch(batch: Any, slots: int, source: Source) -> None:
     drive_calls(calls)
 
 
-def _slot_calls(batch: Any, slot: int, source: Source) -> list[Callable[[], Any]]:
-    scores, numbers, nodes = _draft(source, 3, 2)
+def _slot_calls(batch: Any, slot: int, source: Source, width: int) -> list[Callable[[], Any]]:
+    scores, numbers, nodes = _draft(source, width, 2)
+    drafted = [source.randrange(4) for _ in range(source.randrange(1, 4))]
     accepted = sorted(source.randrange(5) for _ in range(source.randrange(3)))
     return [
         lambda: batch.score(
@@ -111,11 +114,12 @@ def _slot_calls(batch: Any, slot: int, source: Source) -> list[Callable[[], Any]
         source.choice((batch.decide, batch.select)),
         lambda: batch.select_in(slot, _builder(source), *spoil_numbers([[1, 2]], source)),
         lambda: batch.observe(slot, *spoil_numbers([accepted, [1, 2], [1, 3]], source)),
+        lambda: batch.observe_chains(slot, *spoil_numbers([drafted, [1, 3], [1, 2]], source)),
     ]  # fmt: skip
 
 
-def _sizes(rows: int, source: Source) -> list[Any]:
-    sizes = [3, 2, rows, source.choice((0, 4))]
+def _sizes(rows: int, source: Source, width: int = 3) -> list[Any]:
+    sizes = [width, 2, rows, source.choice((0, 4))]
     return spoil_numbers(sizes, source) if source.random() < 0.3 else sizes
 
 

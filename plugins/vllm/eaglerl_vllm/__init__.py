@@ -1,0 +1,1 @@
+"""eaglerl's choice of drafts inside vLLM."""

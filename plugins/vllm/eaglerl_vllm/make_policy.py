@@ -1,0 +1,47 @@
+"""The policy that the settings name."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+from pathlib import Path
+from typing import Any
+
+from eaglerl.cost.online_cost import OnlineCost
+from eaglerl.policies.batch_chains import BatchChainPolicy, chain_cost
+from eaglerl_vllm.fixed_chains import FixedChains
+from eaglerl_vllm.settings import Settings
+
+
+def make_policy(settings: Settings, slots: int, tokens: int) -> Any:
+    """Return a policy with the methods of `BatchChainPolicy`.
+
+    Args:
+        settings: the plugin's settings.
+        slots: most requests of a step.
+        tokens: most tokens of a chain, vLLM's num_speculative_tokens.
+
+    Raises:
+        ValueError: the settings do not fit vLLM's, or the file of costs is none.
+    """
+    if settings.policy == "auto":
+        return _learning(settings.costs, slots, tokens)
+    chosen = tokens if settings.tokens is None else settings.tokens
+    if chosen > tokens:
+        raise ValueError(f"eaglerl's tokens must be at most num_speculative_tokens={tokens}, got {chosen}")
+    if settings.policy == "fixed":
+        return FixedChains(slots, chosen)
+    module, name = settings.policy.split(":", 1)
+    return getattr(importlib.import_module(module), name)(slots, chosen)
+
+
+def _learning(costs: str | None, slots: int, tokens: int) -> BatchChainPolicy:
+    """Return a policy that learns, with the costs of the last start if they are those of as many."""
+    cost = chain_cost(slots, tokens)
+    if costs is not None:
+        if Path(costs).exists():
+            known = OnlineCost.from_json(costs)
+            if (known.top_ks, known.max_rows) == (cost.top_ks, cost.max_rows):
+                cost = known
+        atexit.register(cost.to_json, costs)
+    return BatchChainPolicy(slots, tokens, cost=cost)
