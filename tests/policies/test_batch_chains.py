@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eaglerl._ext import C
-from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup, common_length
 from eaglerl.policies import BatchChainPolicy
 from eaglerl.policies.batch_chains import Chain, ChainState, chain_cost
 
@@ -112,7 +112,7 @@ def test_it_is_faster_than_the_best_length_in_hindsight(
     drive(policy, Engine(slots, row, seed=2), 150)
     rate, sources = drive(policy, Engine(slots, row, seed=3), 500)
     assert rate > more * best
-    assert sources["head"] and sources["lookup"]
+    assert min(sources["head"], sources["lookup"]) > 0
     assert policy.rate == pytest.approx(rate, rel=0.1)
 
 
@@ -136,84 +136,82 @@ def test_a_lookup_that_is_right_replaces_the_head() -> None:
     assert sources["lookup"] > 0.6 * sum(sources.values())
 
 
-def values(survivals: np.ndarray, price: float) -> float:
-    return float(np.maximum(survivals - price, 0.0).sum())
+class Judge:
+    """What a policy of two sequences has chosen, computed again with NumPy."""
+
+    def __init__(self, policy: BatchChainPolicy) -> None:
+        native = policy._native
+        self.policy = policy
+        self.verify = policy.cost._native.verify()
+        self.rate = native.rate * (1.0 + 100 * policy.cost._native.context_growth)
+        slots = policy.slots
+        more = self.verify[3 * slots - 1] - self.verify[slots - 1]
+        self.price = self.rate * more / (2 * slots)
+
+    def value(self, survivals: np.ndarray) -> float:
+        return float(np.maximum(survivals - self.price, 0.0).sum())
+
+    def path(self, slot: int, head: list[int], looked_up: tuple[int, ...]) -> np.ndarray:
+        """The survivals of the better chain; the policy has chosen no other."""
+        drafted, found = self.policy._native.survival(slot)
+        shared = common_length(head, looked_up)
+        tail, other = drafted[shared:], found[shared : len(looked_up)]
+        lookup_leads = self.value(other) > self.value(tail)
+        source, length = self.policy.chain(slot)
+        if length > shared:
+            assert source == ("lookup" if lookup_leads else "head")
+        return np.concatenate([drafted[:shared], other if lookup_leads else tail])
+
+    def worth(self, paths: list[np.ndarray], lengths: tuple[int, ...]) -> float:
+        tokens = sum(path[:length].sum() for path, length in zip(paths, lengths, strict=True))
+        return float(tokens - self.rate * self.verify[len(paths) + sum(lengths) - 1])
 
 
 def test_the_choice_is_the_best_of_all() -> None:
     """Each sequence takes the chain that is worth more at the price of a row; the lengths are the
-    best of all combinations for the true costs."""
-    slots = 2
-    policy = BatchChainPolicy(slots, 3)
-    engine = Engine(slots, 0.004, seed=7, lookups=0.8)
-    source = np.random.default_rng(0)
+    best of all combinations for the true costs, once these are known."""
+    slots, known, best = 2, 0, 0
+    policy, engine = BatchChainPolicy(slots, 3), Engine(slots, 0.001, seed=7, lookups=0.5)
     seen = {"head": 0, "lookup": 0, "none": 0}
-    for _ in range(150):
+    for step in range(300):
         states, truth, head, logprobs = engine.step()
         states = [
-            state._replace(
-                room=3, lookup=Lookup(state.lookup.match_length, state.lookup.token_ids[:3])
-            )
+            state._replace(room=3, lookup=Lookup(state.lookup[0], state.lookup.token_ids[:3]))
             for state in states
         ]
-        chains = [Chain("none", 0)] * slots
-        passes = 0
-        if policy.plan(states):
-            passes = int(source.integers(1, 4))
-            for level in range(passes):
-                for slot in range(slots):
-                    policy.look(slot, int(head[slot, level]), float(logprobs[slot, level]))
-                policy.continues()
+        passes = 1 + step % 3 if policy.plan(states) else 0
+        for level in range(passes):
+            for slot in range(slots):
+                policy.look(slot, int(head[slot, level]), float(logprobs[slot, level]))
+            policy.continues()
+        if passes:
             policy.select()
-            native, verify = policy._native, policy.cost._native.verify()
-            growth = 1.0 + 100 * policy.cost._native.context_growth
-            rate = native.rate
-            price = rate * growth * (verify[3 * slots - 1] - verify[slots - 1]) / (2 * slots)
-            paths = []
-            for slot, state in enumerate(states):
-                drafted, looked_up = native.survival(slot)
-                looked_up = looked_up[: len(state.lookup.token_ids)]
-                shared = 0
-                pairs = zip(head[slot, :passes], state.lookup.token_ids, strict=False)
-                for a, b in pairs:
-                    if a != b:
-                        break
-                    shared += 1
-                tail, other = drafted[shared:], looked_up[shared:]
-                leads = values(other, price) > values(tail, price)
-                paths.append(np.concatenate([drafted[:shared], other if leads else tail]))
-                chains[slot] = policy.chain(slot)
-                if chains[slot].length > shared:
-                    assert chains[slot].source == ("lookup" if leads else "head")
-
-            def worth(lengths: tuple[int, ...], paths=paths, rate=rate, verify=verify) -> float:
-                tokens = sum(
-                    path[:length].sum() for path, length in zip(paths, lengths, strict=True)
-                )
-                return float(tokens - rate * growth * verify[slots + sum(lengths) - 1])
-
-            everything = [range(len(path) + 1) for path in paths]
-            best = max(map(worth, itertools.product(*everything)))
-            if policy.cost.cycles > 60:  # before, lengths are tried whose cost is not known
-                got = worth(tuple(chain.length for chain in chains))
-                assert got == pytest.approx(best, abs=1e-9) or got > best - 0.2
-                seen["exact"] = seen.get("exact", 0) + (abs(got - best) < 1e-9)
-                seen["all"] = seen.get("all", 0) + 1
-        else:
-            chains = [policy.chain(slot) for slot in range(slots)]
+            judge = Judge(policy)
+            paths = [
+                judge.path(slot, head[slot, :passes].tolist(), states[slot].lookup.token_ids)
+                for slot in range(slots)
+            ]
+            lengths = itertools.product(*(range(len(path) + 1) for path in paths))
+            most = max(judge.worth(paths, each) for each in lengths)
+            got = judge.worth(paths, tuple(policy.chain(slot).length for slot in range(slots)))
+            assert got <= most + 1e-9
+            if policy.cost.cycles > 60:
+                known, best = known + 1, best + (got > most - 1e-9)
         rows = 0
-        for slot, (kind, length) in enumerate(chains):
-            seen[kind] += 1
-            own = head[slot].tolist() if kind == "head" else states[slot].lookup.token_ids
+        for slot in range(slots):
+            source, length = policy.chain(slot)
+            seen[source] += 1
+            own = head[slot].tolist() if source == "head" else states[slot].lookup.token_ids
             policy.observe(slot, engine.emitted(truth[slot], [*own[:length]]))
             rows += 1 + length
         policy.end_step(rows, *engine.seconds(rows, passes))
-    assert seen["head"] > 10 and seen["lookup"] > 10
-    assert seen["exact"] > 0.9 * seen["all"]
+    assert min(seen["head"], seen["lookup"]) > 10
+    # Now and then a length is tried for what it teaches of its cost.
+    assert best > 0.9 * known > 50
 
 
 def test_the_chain_that_was_not_verified_teaches_too() -> None:
-    """Whichever chain is verified, the lookup is believed more where the text went on as it says."""
+    """Whichever chain is verified, a lookup that the text went on with is believed more."""
     believed = {}
     for right in (True, False):
         cost = chain_cost(1, 3)
@@ -234,7 +232,7 @@ def test_the_chain_that_was_not_verified_teaches_too() -> None:
 def test_wrong_calls_are_refused() -> None:
     cost = chain_cost(2, 3)
     shared = C.OnlineAcceptance(2, 1.0)
-    with pytest.raises(ValueError, match="top_k must be in 1..1, got 2"):
+    with pytest.raises(ValueError, match=r"top_k must be in 1\.\.1, got 2"):
         C.OnlineBatch(shared, 2, 2, 4, 3, cost._native, 2, 8, True)
     trees = C.OnlineBatch(shared, 1, 2, 4, 3, cost._native, 2, 8, False)
     trees.plan([(0, 5, 0, 0, 1, 3)])
