@@ -6,22 +6,21 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.policies.batch_chains import ChainState
 from eaglerl_vllm.draft_tokens import Drafted, chain_probs
 from eaglerl_vllm.requests import KnownRequests, look_up, update_text
-from eaglerl_vllm.step_log import StepLog
 from eaglerl_vllm.statistics import Statistics
+from eaglerl_vllm.step_log import StepLog
 from eaglerl_vllm.unread_rows import Rows, UnreadRows
 
 # Rows that a pause in drafting may keep, beside which a pass still has room for a step.
 _KEPT_SHARE = 2
 
 
-class StopDrafting(Exception):
+class StopDraftingError(Exception):
     """Ends vLLM's loop over the passes of the head."""
 
 
@@ -143,8 +142,9 @@ class AdaptiveProposer:
             observed += 1
             self._statistics.observe(planned, tokens, price)
             if self._step_log is not None:
-                self._step_log.add(name, planned, tokens, len(self._planned), rows, seconds,
-                                   self._draft_seconds)
+                self._step_log.add(
+                    name, planned, tokens, len(self._planned), rows, seconds, self._draft_seconds
+                )
         if observed:
             self.policy.end_step(rows, self._draft_seconds if seconds else 0.0, seconds)
             self._statistics.end_step(self.policy.rate)
@@ -213,7 +213,7 @@ class AdaptiveProposer:
         """Take the tokens of a pass of the head.
 
         Raises:
-            StopDrafting: no further pass pays.
+            StopDraftingError: no further pass pays.
         """
         self._passes.append(drafted)
         token_ids, logprobs = drafted.token_ids.tolist(), drafted.logprobs.tolist()
@@ -224,7 +224,7 @@ class AdaptiveProposer:
                 planned.logprobs.append(logprob)
                 self.policy.look(planned.slot, token, logprob)
         if len(self._passes) == self.most_tokens or not self.policy.continues():
-            raise StopDrafting
+            raise StopDraftingError
 
     def select(self) -> Tensor | None:
         """Choose the chains; return the distributions of their tokens, see `chain_probs`."""

@@ -58,7 +58,9 @@ def unsupported(config: Any) -> list[str]:
     if speculative.method != "eagle3":
         found.append(f"the speculative method is {speculative.method}, not eagle3")
     if scheduler.async_scheduling:
-        found.append("asynchronous scheduling keeps drafts on the device; add --no-async-scheduling")
+        found.append(
+            "asynchronous scheduling keeps drafts on the device; add --no-async-scheduling"
+        )
     sizes = {
         "tensor": parallel.tensor_parallel_size,
         "pipeline": parallel.pipeline_parallel_size,

@@ -28,7 +28,9 @@ def make_policy(settings: Settings, slots: int, tokens: int) -> Any:
         return _learning(settings.costs, slots, tokens)
     chosen = tokens if settings.tokens is None else settings.tokens
     if chosen > tokens:
-        raise ValueError(f"eaglerl's tokens must be at most num_speculative_tokens={tokens}, got {chosen}")
+        raise ValueError(
+            f"eaglerl's tokens must be at most num_speculative_tokens={tokens}, got {chosen}"
+        )
     if settings.policy == "fixed":
         return FixedChains(slots, chosen)
     module, name = settings.policy.split(":", 1)

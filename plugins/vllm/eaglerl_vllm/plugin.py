@@ -20,8 +20,9 @@ _MARK = "_eaglerl_patched"
 
 def register() -> None:
     """Wait for a worker whose configuration turns the plugin on; vLLM calls this in each process."""
-    from eaglerl_vllm.statistics import share_folder
     from vllm.v1.worker.worker_base import WorkerBase
+
+    from eaglerl_vllm.statistics import share_folder
 
     if getattr(WorkerBase, _MARK, False):
         return
@@ -41,6 +42,7 @@ def register() -> None:
 
 def _register_metrics() -> None:
     import prometheus_client
+
     from eaglerl_vllm.statistics import Collector
 
     prometheus_client.REGISTRY.register(Collector())
@@ -51,9 +53,11 @@ def _activate(config: Any) -> None:
     problems = unsupported(config)
     if not problems:
         classes = _classes()
-        problems = changed_signatures(classes) if classes is not None else [
-            "vLLM's EAGLE proposer is not where it was"
-        ]
+        problems = (
+            changed_signatures(classes)
+            if classes is not None
+            else ["vLLM's EAGLE proposer is not where it was"]
+        )
         if not problems:
             _patch(classes["EagleProposer"], classes["GPUModelRunner"])
             return
@@ -128,7 +132,7 @@ def _propose_draft_token_ids(original: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _propose(original: Callable[..., Any]) -> Callable[..., Any]:
-    from eaglerl_vllm.adaptive_proposer import StopDrafting
+    from eaglerl_vllm.adaptive_proposer import StopDraftingError
     from eaglerl_vllm.unread_rows import Rows
 
     @functools.wraps(original)
@@ -163,7 +167,7 @@ def _propose(original: Callable[..., Any]) -> Callable[..., Any]:
                 next_token_ids, rows.last, rows.metadata, sampling_metadata, mm_embed_inputs,
                 num_rejected_tokens_gpu, slot_mappings,
             )  # fmt: skip
-        except StopDrafting:
+        except StopDraftingError:
             drafted = torch.empty(len(next_token_ids), 0, dtype=torch.int64)
         if adaptive is not None and adaptive.working:
             self._last_draft_probs = adaptive.select()
@@ -173,7 +177,7 @@ def _propose(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _sample_draft_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
-    from eaglerl_vllm.adaptive_proposer import StopDrafting
+    from eaglerl_vllm.adaptive_proposer import StopDraftingError
     from eaglerl_vllm.draft_tokens import draft_tokens
 
     @functools.wraps(original)
@@ -183,7 +187,7 @@ def _sample_draft_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, hidden_states, sampling_metadata)
         if not adaptive.drafting:
             # The head has read the prompt; nothing is to be drafted.
-            raise StopDrafting
+            raise StopDraftingError
         drafted = draft_tokens(self, hidden_states, sampling_metadata, original)
         adaptive.look(drafted)
         return drafted.token_ids, drafted.probs

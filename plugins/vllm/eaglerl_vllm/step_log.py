@@ -62,8 +62,7 @@ class StepLog:
                 "accepted": _equal(planned.lookup.token_ids, tokens),
             }
         if verify_seconds > 0.0:
-            line |= {"verify_seconds": verify_seconds, "draft_seconds": draft_seconds,
-                     "rows": rows}
+            line |= {"verify_seconds": verify_seconds, "draft_seconds": draft_seconds, "rows": rows}
         self._file.write(json.dumps(line) + "\n")
         self._waiting += 1
         if self._waiting >= _LINES:
