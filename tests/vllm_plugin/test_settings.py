@@ -25,7 +25,7 @@ from eaglerl.policies import BatchChainPolicy
         ({}, "true", Settings()),
         ({"eaglerl": True}, "", Settings()),
         ({"eaglerl": False}, "1", None),
-        ({"eaglerl": {"costs": "a", "step_log": "b"}}, '{"policy": "fixed"}', Settings(costs="a", step_log="b")),
+        ({"eaglerl": {"costs": "a"}}, '{"policy": "fixed"}', Settings(costs="a")),
         ({"other": 1}, "", None),
     ],
 )  # fmt: skip

@@ -38,7 +38,7 @@ def make_policy(settings: Settings, slots: int, tokens: int) -> Any:
 
 
 def _learning(costs: str | None, slots: int, tokens: int) -> BatchChainPolicy:
-    """Return a policy that learns, with the costs of the last start if they are those of as many."""
+    """Return a policy that learns, with the last start's costs if they are of as many requests."""
     cost = chain_cost(slots, tokens)
     if costs is not None:
         if Path(costs).exists():

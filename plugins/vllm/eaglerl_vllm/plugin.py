@@ -19,7 +19,7 @@ _MARK = "_eaglerl_patched"
 
 
 def register() -> None:
-    """Wait for a worker whose configuration turns the plugin on; vLLM calls this in each process."""
+    """Wait for a worker whose configuration turns the plugin on; vLLM calls this everywhere."""
     from vllm.v1.worker.worker_base import WorkerBase
 
     from eaglerl_vllm.statistics import share_folder

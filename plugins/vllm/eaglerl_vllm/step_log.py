@@ -21,7 +21,7 @@ class StepLog:
         Raises:
             OSError: it cannot be written.
         """
-        self._file = Path(path).open("a", encoding="utf-8")
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115  open to the end
         self._waiting = 0
 
     def add(

@@ -1,0 +1,61 @@
+"""vLLM's side of comparisons and tests; runs in an environment of its own.
+
+Argument: a JSON object with the options of vLLM's `LLM`. Reads tasks and writes answers, one JSON
+object a line: {"prompts": lists of token ids, "sampling": options of `SamplingParams`, or one such
+object for each prompt} gives {"tokens", "texts", "seconds", "metrics", "speculative"}.
+"""
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+# Results go to the stdout of the beginning; what libraries print goes to stderr.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+import prometheus_client  # noqa: E402
+from vllm import LLM, SamplingParams  # noqa: E402
+from vllm.sampling_params import StructuredOutputsParams  # noqa: E402
+
+
+def params(options: dict[str, Any]) -> SamplingParams:
+    """Make the parameters of a request."""
+    given = dict(options)
+    if "json" in given:
+        given["structured_outputs"] = StructuredOutputsParams(json=given.pop("json"))
+    return SamplingParams(**given)
+
+
+def metrics() -> dict[str, float]:
+    """Return the plugin's counts."""
+    text = prometheus_client.generate_latest().decode()
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("eaglerl:")]
+    return {name: float(value) for name, value in lines}
+
+
+def decode(prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
+    """Decode all prompts, as many at a time as the engine takes."""
+    several = (
+        [params(each) for each in sampling] if isinstance(sampling, list) else params(sampling)
+    )
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    before = time.perf_counter()
+    outputs = llm.generate(inputs, several, use_tqdm=False)
+    seconds = time.perf_counter() - before
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "texts": [output.outputs[0].text for output in outputs],
+        "preemptions": sum(
+            metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
+        ),
+        "seconds": seconds,
+        "metrics": metrics(),
+    }
+
+
+llm = LLM(**json.loads(sys.argv[1]))
+for line in sys.stdin:
+    answers.write(json.dumps(decode(**json.loads(line))) + "\n")
+    answers.flush()
