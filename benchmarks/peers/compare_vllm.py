@@ -1,0 +1,306 @@
+"""vLLM with eaglerl's plugin beside vLLM alone: plain, fixed lengths, and lengths by batch size.
+
+    python benchmarks/peers/compare_vllm.py FOLDER [--dtype bfloat16] [--concurrency 1,8,16]
+
+FOLDER gets vLLM in an environment of its own, the model, the head, and a folder for every run. An
+interrupted run goes on where it was. All engines are loaded once, each in a process of its own,
+and answer the same groups of questions in turns, in an order that rotates: greedily, up to an end
+token, as many at once as the concurrency says. The lengths by batch size are the best fixed ones
+of other questions, measured at the beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from compare_peers import read_prompts
+from peer_environments import environment
+from peer_process import Worker
+from peer_records import code_digest
+from rich.console import Console
+from rich.progress import track
+from server_processes import VLLM
+
+from eaglerl.eagle3 import Eagle3DraftHead
+from eaglerl.eagle3.head.export_head import export_head
+from eaglerl.evaluation.running.processor import processor_name
+from eaglerl.files import exclusive_folder
+from eaglerl.prepare import default_draft_path, prepare_model
+from eaglerl.ratio_intervals import ratio_interval
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LENGTHS = (1, 2, 3, 5)
+PLAIN, SCHEDULE, PLUGIN, FORCED = "plain", "by batch size", "eaglerl", "eaglerl, forced"
+_CONTEXT = 1024
+_Measured = dict[tuple[int, int, str], dict[str, Any]]
+
+
+def fixed(length: int) -> str:
+    """Return the name of a mode with chains of one length."""
+    return f"k = {length}"
+
+
+def options_of(
+    mode: str, model: Path, head: Path, dtype: str, most: int, schedule: Sequence[Sequence[int]],
+    longest: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the options of a mode's engine.
+
+    Args:
+        mode: its name.
+        model: folder of the target.
+        head: folder of the head.
+        dtype: of the target and the head.
+        most: most requests at once.
+        schedule: of `SCHEDULE`: first and last batch size, and the length.
+        longest: longest chain that the plugin may choose.
+    """
+    options: dict[str, Any] = {
+        "model": str(model), "dtype": dtype, "max_model_len": _CONTEXT, "max_num_seqs": most,
+        "enable_prefix_caching": False, "generation_config": "vllm", "disable_log_stats": False,
+        "num_gpu_blocks_override": most * (_CONTEXT // 128 + 1) + 1,
+    }  # fmt: skip
+    if mode == PLAIN:
+        return options
+    speculative: dict[str, Any] = {"method": "eagle3", "model": str(head)}
+    # In vLLM, asynchronous scheduling is off on the CPU with speculative decoding.
+    options |= {"speculative_config": speculative, "async_scheduling": False}
+    if mode == SCHEDULE:
+        speculative["num_speculative_tokens"] = max(1, *(entry[2] for entry in schedule))
+        speculative["num_speculative_tokens_per_batch_size"] = [*map(list, schedule)]
+    elif mode == PLUGIN:
+        speculative["num_speculative_tokens"] = longest
+        options["additional_config"] = {"eaglerl": {"policy": "auto"}}
+    elif mode == FORCED:
+        speculative["num_speculative_tokens"] = 3
+        options["additional_config"] = {"eaglerl": {"policy": "fixed"}}
+    else:
+        speculative["num_speculative_tokens"] = int(mode.removeprefix("k = "))
+    return options
+
+
+def start(folder: Path, mode: str, options: dict[str, Any], threads: int) -> Worker:
+    """Start a mode's engine."""
+    programs = environment(folder / "vllm", VLLM, ["torchvision", "torchaudio", "torchcodec"])
+    variables = {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads),
+        "LD_PRELOAD": str(programs.parent / "lib" / "libiomp5.so"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins" / "vllm")]),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    command = ["env", *settings, programs / "python", HERE / "vllm_worker.py", json.dumps(options)]
+    return Worker(f"vLLM {mode}", command, folder / "logs" / f"vllm-{mode.replace(' ', '')}.log")
+
+
+@contextmanager
+def started(
+    folder: Path, modes: Sequence[str], warm_up: list[list[int]], console: Console, threads: int,
+    **options: Any,
+) -> Iterator[dict[str, Worker]]:  # fmt: skip
+    """Start engines, one after another, and let each answer some prompts; end them at the end."""
+    with ExitStack() as stack:
+        workers = {}
+        for mode in modes:
+            console.print(f"starting vLLM {mode}")
+            worker = start(folder, mode, options_of(mode, **options), threads)
+            stack.callback(worker.close)
+            workers[mode] = worker
+            for prompts in (warm_up[:1], warm_up):
+                worker.ask(prompts=prompts, sampling={"temperature": 0.0, "max_tokens": 64})
+        yield workers
+
+
+def measure(
+    workers: dict[str, Worker], groups: dict[int, list[list[list[int]]]], measured: _Measured,
+    path: Path, count: int,
+) -> None:  # fmt: skip
+    """Let all engines answer all groups in turns, and keep each result as soon as it is there."""
+    sampling = {"temperature": 0.0, "max_tokens": count}
+    turns = [(number, index) for number in groups for index in range(len(groups[number]))]
+    for number, index in track(turns, description="groups"):
+        modes = [*workers]
+        for mode in modes[index % len(modes) :] + modes[: index % len(modes)]:
+            if (number, index, mode) in measured:
+                continue
+            group = groups[number][index]
+            tokens, seconds = [], 0.0
+            # Never more at once than the concurrency.
+            for begin in range(0, len(group), number):
+                answer = workers[mode].ask(prompts=group[begin : begin + number], sampling=sampling)
+                tokens += answer["tokens"]
+                seconds += answer["seconds"]
+            record = {
+                "concurrency": number, "group": index, "mode": mode, "seconds": seconds,
+                "tokens": sum(map(len, tokens)),
+                "texts": [hashlib.sha256(str(each).encode()).hexdigest()[:12] for each in tokens],
+            }  # fmt: skip
+            measured[number, index, mode] = record
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def read_measured(path: Path) -> _Measured:
+    """Return what an earlier call has measured."""
+    if not path.exists():
+        return {}
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(each["concurrency"], each["group"], each["mode"]): each for each in records}
+
+
+def speeds(measured: _Measured, number: int) -> dict[str, np.ndarray]:
+    """Return (groups, 2) tokens and seconds of each mode."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (concurrency, _, mode), record in sorted(measured.items()):
+        if concurrency == number:
+            found[mode].append((record["tokens"], record["seconds"]))
+    return {mode: np.array(pairs) for mode, pairs in found.items()}
+
+
+def best_length(measured: _Measured, number: int) -> int:
+    """Return the best fixed length at a concurrency; 0 for none."""
+    rates = {
+        mode: pairs[:, 0].sum() / pairs[:, 1].sum()
+        for mode, pairs in speeds(measured, number).items()
+    }
+    return max((0, *LENGTHS), key=lambda length: rates[fixed(length) if length else PLAIN])
+
+
+def table(measured: _Measured, numbers: Sequence[int]) -> str:
+    """Return tokens per second, and the plugin over every mode, as Markdown."""
+    modes = list(dict.fromkeys(mode for _, _, mode in measured))
+    lines = ["| | " + " | ".join(f"{number} at once" for number in numbers) + " |"]
+    lines += ["|---" * (1 + len(numbers)) + "|"]
+    known = {number: speeds(measured, number) for number in numbers}
+    for mode in modes:
+        rates = [known[n][mode][:, 0].sum() / known[n][mode][:, 1].sum() for n in numbers]
+        lines.append(f"| {mode}, tokens/s | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
+    pairs = [(PLUGIN, mode) for mode in modes if mode not in (PLUGIN, FORCED)]
+    if FORCED in modes:
+        pairs.append((FORCED, fixed(3)))
+    for mine, other in pairs:
+        cells = []
+        for number in numbers:
+            interval = ratio_interval(np.hstack([known[number][mine], known[number][other]]))
+            cells.append(f"{interval.ratio:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
+        lines.append(f"| {mine} over {other} | " + " | ".join(cells) + " |")
+    same = []
+    for number in numbers:
+        texts = defaultdict(list)
+        for (concurrency, _, mode), record in sorted(measured.items()):
+            if concurrency == number:
+                texts[mode] += record["texts"]
+        equal = sum(a == b for a, b in zip(texts[PLUGIN], texts[PLAIN], strict=True))
+        same.append(f"{equal} of {len(texts[PLAIN])}")
+    return "\n".join([*lines, "| texts equal to plain | " + " | ".join(same) + " |"]) + "\n"
+
+
+def groups_of(prompts: list[list[int]], numbers: Sequence[int], fewest: int) -> dict:
+    """Return groups of questions for every concurrency, each of them at least `fewest`."""
+    groups = {}
+    for number in numbers:
+        size = max(fewest, number)
+        groups[number] = [prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size)]
+    return groups
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder for vLLM and the runs.")],
+    questions: Annotated[
+        list[Path] | None, typer.Option(help="Question files or folders; the samples by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    concurrency: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,16",
+    count: Annotated[int, typer.Option(help="Most questions.", min=2)] = 95,
+    group: Annotated[int, typer.Option(help="Fewest questions of a turn.", min=1)] = 4,
+    longest: Annotated[int, typer.Option(help="Longest chain of the plugin.", min=1)] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    run: Annotated[str, typer.Option(help="Name of the run; one that exists is resumed.")] = "vllm",
+) -> None:
+    """Measure all modes and print the table."""
+    console, folder = Console(), folder.resolve()
+    numbers = sorted({int(part) for part in concurrency.split(",")})
+    model = prepare_model(cache_dir=folder / "float32", float32=True)
+    head = folder / "head-vllm"
+    if not head.exists():
+        export_head(Eagle3DraftHead.from_pretrained(default_draft_path()), head, "vllm")
+    paths = questions or [ROOT / "questions"]
+    test = _questions(paths, "test", model, max_new_tokens)[:count]
+    others = _questions(paths, "train", model, max_new_tokens)[: 2 * max(numbers)]
+    settings = {
+        "processor": processor_name(), "eaglerl": code_digest(), "dtype": dtype, "longest": longest,
+        "threads": threads, "max_new_tokens": max_new_tokens, "group": group,
+    }  # fmt: skip
+    common = {
+        "model": model, "head": head, "dtype": dtype, "most": max(numbers), "longest": longest,
+        "threads": threads,
+    }  # fmt: skip
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    with exclusive_folder(folder / run):
+        _keep_settings(folder / run / "settings.json", settings)
+        before = read_measured(folder / run / "before.jsonl")
+        measured = read_measured(folder / run / "measured.jsonl")
+        modes = [PLAIN, *map(fixed, LENGTHS), PLUGIN, FORCED]
+        with started(folder, modes, others[:8], console, schedule=(), **common) as workers:
+            first = {mode: workers[mode] for mode in modes if mode not in (PLUGIN, FORCED)}
+            measure(
+                first, {n: groups_of(others, [n], n)[n][:2] for n in numbers}, before,
+                folder / run / "before.jsonl", max_new_tokens,
+            )  # fmt: skip
+            schedule = schedule_of(before, numbers)
+            console.print("lengths by batch size:", schedule)
+            with started(
+                folder, [SCHEDULE], others[:8], console, schedule=schedule, **common
+            ) as more:
+                measure(
+                    workers | more, groups_of(test, numbers, group), measured,
+                    folder / run / "measured.jsonl", max_new_tokens,
+                )  # fmt: skip
+        text = table(measured, numbers)
+        (folder / run / "table.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{processor_name()}, {threads} threads, {dtype}\n\n{text}")
+
+
+def schedule_of(measured: _Measured, numbers: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return the best fixed length of each concurrency, for all batch sizes up to it."""
+    entries, first = [], 1
+    for number in numbers:
+        entries.append((first, number, best_length(measured, number)))
+        first = number + 1
+    return entries
+
+
+def _questions(paths: list[Path], split: str, model: Path, count: int) -> list[list[int]]:
+    """Return prompts in an order that does not depend on their files."""
+    prompts = read_prompts(paths, split, None, model, count).values()
+    fitting = [ids for ids in prompts if len(ids) + count <= _CONTEXT]
+    return sorted(fitting, key=lambda ids: hashlib.sha256(str(ids).encode()).hexdigest())
+
+
+def _keep_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write what a run's measurements have in common.
+
+    Raises:
+        typer.BadParameter: the run was begun with other settings.
+    """
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise typer.BadParameter(f"{path} has other settings: choose another --run")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
