@@ -2,7 +2,7 @@
 
 Argument: a JSON object with the options of vLLM's `LLM`. Reads tasks and writes answers, one JSON
 object a line: {"prompts": lists of token ids, "sampling": options of `SamplingParams`, or one such
-object for each prompt} gives {"tokens", "texts", "seconds", "metrics", "speculative"}.
+object for each prompt} gives {"tokens", "texts", "preemptions", "seconds", "metrics"}.
 """
 
 import json
@@ -11,13 +11,9 @@ import sys
 import time
 from typing import Any
 
-# Results go to the stdout of the beginning; what libraries print goes to stderr.
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-
-import prometheus_client  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.sampling_params import StructuredOutputsParams  # noqa: E402
+import prometheus_client
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
 
 
 def params(options: dict[str, Any]) -> SamplingParams:
@@ -35,7 +31,7 @@ def metrics() -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def decode(prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
+def decode(llm: LLM, prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
     """Decode all prompts, as many at a time as the engine takes."""
     several = (
         [params(each) for each in sampling] if isinstance(sampling, list) else params(sampling)
@@ -44,18 +40,26 @@ def decode(prompts: list[list[int]], sampling: Any) -> dict[str, Any]:
     before = time.perf_counter()
     outputs = llm.generate(inputs, several, use_tqdm=False)
     seconds = time.perf_counter() - before
+    preempted = [each.value for each in llm.get_metrics() if each.name == "vllm:num_preemptions"]
     return {
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
         "texts": [output.outputs[0].text for output in outputs],
-        "preemptions": sum(
-            metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"
-        ),
+        "preemptions": sum(preempted),
         "seconds": seconds,
         "metrics": metrics(),
     }
 
 
-llm = LLM(**json.loads(sys.argv[1]))
-for line in sys.stdin:
-    answers.write(json.dumps(decode(**json.loads(line))) + "\n")
-    answers.flush()
+def main() -> None:
+    """Answer tasks until there are no more."""
+    # Results go to the stdout of the beginning; what libraries print goes to stderr.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    llm = LLM(**json.loads(sys.argv[1]))
+    for line in sys.stdin:
+        answers.write(json.dumps(decode(llm, **json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
