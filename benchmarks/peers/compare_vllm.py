@@ -40,7 +40,6 @@ from eaglerl.ratio_intervals import ratio_interval
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-LENGTHS = (1, 2, 3, 5)
 PLAIN, SCHEDULE, PLUGIN, FORCED = "plain", "by batch size", "eaglerl", "eaglerl, forced"
 _CONTEXT = 1024
 _Measured = dict[tuple[int, int, str], dict[str, Any]]
@@ -170,13 +169,13 @@ def speeds(measured: _Measured, number: int) -> dict[str, np.ndarray]:
     return {mode: np.array(pairs) for mode, pairs in found.items()}
 
 
-def best_length(measured: _Measured, number: int) -> int:
+def best_length(measured: _Measured, number: int, lengths: Sequence[int]) -> int:
     """Return the best fixed length at a concurrency; 0 for none."""
     rates = {
         mode: pairs[:, 0].sum() / pairs[:, 1].sum()
         for mode, pairs in speeds(measured, number).items()
     }
-    return max((0, *LENGTHS), key=lambda length: rates[fixed(length) if length else PLAIN])
+    return max((0, *lengths), key=lambda length: rates[fixed(length) if length else PLAIN])
 
 
 def table(measured: _Measured, numbers: Sequence[int]) -> str:
@@ -226,6 +225,7 @@ def main(
     concurrency: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,16",
     count: Annotated[int, typer.Option(help="Most questions.", min=2)] = 95,
     group: Annotated[int, typer.Option(help="Fewest questions of a turn.", min=1)] = 4,
+    lengths: Annotated[str, typer.Option(help="Fixed lengths.")] = "1,2,3,5",
     longest: Annotated[int, typer.Option(help="Longest chain of the plugin.", min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
     threads: Annotated[int, typer.Option(min=1)] = 2,
@@ -234,6 +234,8 @@ def main(
     """Measure all modes and print the table."""
     console, folder = Console(), folder.resolve()
     numbers = sorted({int(part) for part in concurrency.split(",")})
+    # The forced chain of three is compared with vLLM's own.
+    chosen = sorted({int(part) for part in lengths.split(",")} | {3})
     model = prepare_model(cache_dir=folder / "float32", float32=True)
     head = folder / "head-vllm"
     if not head.exists():
@@ -254,14 +256,14 @@ def main(
         _keep_settings(folder / run / "settings.json", settings)
         before = read_measured(folder / run / "before.jsonl")
         measured = read_measured(folder / run / "measured.jsonl")
-        modes = [PLAIN, *map(fixed, LENGTHS), PLUGIN, FORCED]
+        modes = [PLAIN, *map(fixed, chosen), PLUGIN, FORCED]
         with started(folder, modes, others[:8], console, schedule=(), **common) as workers:
             first = {mode: workers[mode] for mode in modes if mode not in (PLUGIN, FORCED)}
             measure(
                 first, {n: groups_of(others, [n], n)[n][:2] for n in numbers}, before,
                 folder / run / "before.jsonl", max_new_tokens,
             )  # fmt: skip
-            schedule = schedule_of(before, numbers)
+            schedule = schedule_of(before, numbers, chosen)
             console.print("lengths by batch size:", schedule)
             with started(
                 folder, [SCHEDULE], others[:8], console, schedule=schedule, **common
@@ -275,11 +277,13 @@ def main(
     sys.stdout.write(f"{processor_name()}, {threads} threads, {dtype}\n\n{text}")
 
 
-def schedule_of(measured: _Measured, numbers: Sequence[int]) -> list[tuple[int, int, int]]:
+def schedule_of(
+    measured: _Measured, numbers: Sequence[int], lengths: Sequence[int]
+) -> list[tuple[int, int, int]]:
     """Return the best fixed length of each concurrency, for all batch sizes up to it."""
     entries, first = [], 1
     for number in numbers:
-        entries.append((first, number, best_length(measured, number)))
+        entries.append((first, number, best_length(measured, number, lengths)))
         first = number + 1
     return entries
 

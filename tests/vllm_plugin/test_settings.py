@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from eaglerl_vllm.compatibility import SIGNATURES, changed_signatures, unsupported
+from eaglerl_vllm.cost_file import CostFile
 from eaglerl_vllm.fixed_chains import FixedChains
 from eaglerl_vllm.make_policy import make_policy
 from eaglerl_vllm.settings import Settings, read_settings
@@ -137,16 +139,23 @@ def test_policies_are_made(tmp_path: Any) -> None:
     assert isinstance(own, OwnPolicy)
 
 
-def test_costs_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start with as many requests and tokens begins with what the last one learned."""
-    at_exit: list[Any] = []
-    monkeypatch.setattr("atexit.register", lambda *call: at_exit.append(call))
-    path = tmp_path / "costs.json"
-    first = make_policy(Settings(costs=str(path)), 2, 3)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("atexit.register", lambda *call: None)
+    settings = Settings(costs=str(tmp_path / "costs.json"))
+    first = make_policy(settings, 2, 3)
+    file = CostFile(first.cost, settings.costs)
     for _ in range(30):
         first.cost._native.observe(3, 10, 0.5, 0, 1, 0.01)
-    (write, where), *_ = at_exit
-    write(where)
-    again = make_policy(Settings(costs=str(path)), 2, 3)
+    file.end_step()
+    assert not Path(settings.costs).exists()
+    now[0] = 31.0
+    file.end_step()
+    again = make_policy(settings, 2, 3)
     assert again.cost.speed == pytest.approx(first.cost.speed)
-    assert make_policy(Settings(costs=str(path)), 4, 3).cost.cycles == 0
+    assert make_policy(settings, 4, 3).cost.cycles == 0
+    Path(settings.costs).write_text("{}")
+    with pytest.raises(ValueError, match="learned costs"):
+        make_policy(settings, 2, 3)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
 from eaglerl.policies.batch_chains import ChainState
+from eaglerl_vllm.cost_file import CostFile
 from eaglerl_vllm.draft_tokens import Drafted, chain_probs
 from eaglerl_vllm.requests import KnownRequests, look_up, update_text
 from eaglerl_vllm.statistics import Statistics
@@ -70,6 +71,7 @@ class AdaptiveProposer:
         shared_block: int | None,
         statistics: Statistics,
         step_log: StepLog | None = None,
+        cost_file: CostFile | None = None,
     ) -> None:
         """Set up.
 
@@ -82,6 +84,7 @@ class AdaptiveProposer:
                 requests, so that they must be read at once; None where they are not.
             statistics: counts what was chosen.
             step_log: gets every step; None for none.
+            cost_file: keeps the policy's costs; None for none.
         """
         self.policy = policy
         self.most_tokens = most_tokens
@@ -90,6 +93,7 @@ class AdaptiveProposer:
         self._shared_block = shared_block
         self._statistics = statistics
         self._step_log = step_log
+        self._cost_file = cost_file
         self._requests = KnownRequests(slots)
         self._planned: dict[str, Planned] = {}
         self._names: list[str] = []
@@ -148,6 +152,8 @@ class AdaptiveProposer:
         if observed:
             self.policy.end_step(rows, self._draft_seconds if seconds else 0.0, seconds)
             self._statistics.end_step(self.policy.rate)
+            if self._cost_file is not None:
+                self._cost_file.end_step()
         self._planned = {}
 
     def _continued(self, places: dict[str, int]) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
-from pathlib import Path
 from typing import Any
 
-from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.policies.batch_chains import BatchChainPolicy, chain_cost
+from eaglerl_vllm.cost_file import kept_cost
 from eaglerl_vllm.fixed_chains import FixedChains
 from eaglerl_vllm.settings import Settings
 
@@ -25,7 +23,10 @@ def make_policy(settings: Settings, slots: int, tokens: int) -> Any:
         ValueError: the settings do not fit vLLM's, or the file of costs is none.
     """
     if settings.policy == "auto":
-        return _learning(settings.costs, slots, tokens)
+        cost = chain_cost(slots, tokens)
+        if settings.costs is not None:
+            cost = kept_cost(settings.costs, cost)
+        return BatchChainPolicy(slots, tokens, cost=cost)
     chosen = tokens if settings.tokens is None else settings.tokens
     if chosen > tokens:
         raise ValueError(
@@ -35,15 +36,3 @@ def make_policy(settings: Settings, slots: int, tokens: int) -> Any:
         return FixedChains(slots, chosen)
     module, name = settings.policy.split(":", 1)
     return getattr(importlib.import_module(module), name)(slots, chosen)
-
-
-def _learning(costs: str | None, slots: int, tokens: int) -> BatchChainPolicy:
-    """Return a policy that learns, with the last start's costs if they are of as many requests."""
-    cost = chain_cost(slots, tokens)
-    if costs is not None:
-        if Path(costs).exists():
-            known = OnlineCost.from_json(costs)
-            if (known.top_ks, known.max_rows) == (cost.top_ks, cost.max_rows):
-                cost = known
-        atexit.register(cost.to_json, costs)
-    return BatchChainPolicy(slots, tokens, cost=cost)

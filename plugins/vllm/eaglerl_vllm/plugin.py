@@ -98,6 +98,7 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _make(settings: Settings, config: Any) -> Any:
     from eaglerl_vllm.adaptive_proposer import AdaptiveProposer
+    from eaglerl_vllm.cost_file import CostFile
     from eaglerl_vllm.make_policy import make_policy
     from eaglerl_vllm.statistics import Statistics
     from eaglerl_vllm.step_log import StepLog
@@ -106,6 +107,7 @@ def _make(settings: Settings, config: Any) -> Any:
     tokens = config.speculative_config.num_speculative_tokens
     cache = config.cache_config
     policy = make_policy(settings, slots, tokens)
+    keeps = settings.costs is not None and settings.policy == "auto"
     log.info("eaglerl chooses chains of up to %d tokens: policy %s", tokens, settings.policy)
     return AdaptiveProposer(
         policy,
@@ -115,6 +117,7 @@ def _make(settings: Settings, config: Any) -> Any:
         shared_block=cache.block_size if cache.enable_prefix_caching else None,
         statistics=Statistics(),
         step_log=StepLog(settings.step_log) if settings.step_log else None,
+        cost_file=CostFile(policy.cost, settings.costs) if keeps else None,
     )
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eaglerl_vllm.adaptive_proposer import Planned
 
-_LINES = 64
-
 
 class StepLog:
     """Adds one JSON object a line; docs/engines.md describes them."""
@@ -21,8 +19,8 @@ class StepLog:
         Raises:
             OSError: it cannot be written.
         """
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115  open to the end
-        self._waiting = 0
+        # A line at a time: vLLM's processes end without closing their files.
+        self._file = Path(path).open("a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
     def add(
         self,
@@ -64,10 +62,6 @@ class StepLog:
         if verify_seconds > 0.0:
             line |= {"verify_seconds": verify_seconds, "draft_seconds": draft_seconds, "rows": rows}
         self._file.write(json.dumps(line) + "\n")
-        self._waiting += 1
-        if self._waiting >= _LINES:
-            self._file.flush()
-            self._waiting = 0
 
 
 def _equal(chain: Any, tokens: list[int]) -> int:
