@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from transformers import AutoTokenizer
 
+from eaglerl.cost import OnlineCost
 from eaglerl.eagle3 import Eagle3DraftHead
 from eaglerl.eagle3.head.export_head import export_head
 from eaglerl.prepare import default_draft_path, prepare_model
 
-from .engines import VARIABLE, Engine
+from .engines import VARIABLE, Engine, Server
 
 pytestmark = [
     pytest.mark.slow,
@@ -265,6 +267,35 @@ def test_without_being_turned_on_it_does_nothing(start: Start, prompts: list, pl
     assert answer["tokens"] == plain[:8]
     assert answer["metrics"] == {}
     assert "eaglerl" not in engine.log.replace(str(Path(__file__).parents[2]), "")
+
+
+def test_a_server_shows_the_metrics_and_keeps_the_costs(
+    target: Path, head: Path, prompts: list, plain: list, tmp_path: Path
+) -> None:
+    """Turned on by the environment; the choices are made in another process than /metrics."""
+    speculative = {"method": "eagle3", "model": str(head), "num_speculative_tokens": 5}
+    costs = tmp_path / "costs.json"
+    arguments = [
+        "--model", str(target), "--dtype", "float32", "--max-model-len", "1024",
+        "--max-num-seqs", "8", "--no-enable-prefix-caching", "--generation-config", "vllm",
+        "--enforce-eager", "--no-async-scheduling", "--served-model-name", "tiny",
+        "--speculative-config", json.dumps(speculative),
+    ]  # fmt: skip
+    settings = json.dumps({"policy": "auto", "costs": str(costs)})
+    server = Server(arguments, tmp_path / "server.log", EAGLERL_VLLM=settings)
+    try:
+        body = {"model": "tiny", "prompt": prompts[:8], "temperature": 0, "max_tokens": 48}
+        body |= {"return_token_ids": True}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300).json()
+        text = httpx.get(f"{server.url}/metrics", timeout=60).text
+    finally:
+        server.close()
+    assert [choice["token_ids"] for choice in answer["choices"]] == plain[:8]
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
+    assert float(found["eaglerl:steps_total"]) > 20
+    assert float(found['eaglerl:accepted_total{source="head"}']) > 0
+    assert any(name.startswith("vllm:spec_decode_num_drafts") for name in found)
+    assert OnlineCost.from_json(costs).cycles > 10
 
 
 def test_the_log_of_steps_adds_up(start: Start, prompts: list, plain: list, tmp_path: Path) -> None:
