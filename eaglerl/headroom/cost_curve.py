@@ -50,9 +50,9 @@ class _Surface:
             groups.setdefault((batch, context), {}).setdefault(rows, []).append(seconds)
         self._lines: dict[int, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
         for (batch, context), line in sorted(groups.items()):
-            rows = sorted(line)
-            seconds = [float(np.median(line[each])) for each in rows]
-            self._lines.setdefault(batch, {})[context] = np.array(rows), np.array(seconds)
+            grid = np.array(sorted(line))
+            medians = np.array([np.median(line[each]) for each in grid.tolist()])
+            self._lines.setdefault(batch, {})[context] = grid, medians
         self.batches = np.array(sorted(self._lines))
 
     def most_rows(self, batch: int) -> int:
@@ -70,10 +70,11 @@ class _Surface:
         )
 
     def __call__(self, rows: np.ndarray, batch: int, context: np.ndarray) -> np.ndarray:
-        return sum(
+        parts = [
             share * self._of_batch(near, rows, context)
             for near, share in self._near(self.batches, batch)
-        )
+        ]
+        return np.add.reduce(parts)
 
     def _of_batch(self, batch: int, rows: np.ndarray, context: np.ndarray) -> np.ndarray:
         lines = self._lines[batch]

@@ -164,9 +164,13 @@ def _of_csv(data: bytes, name: str) -> CostCurve:
 
     The kind is verify (the default) or draft; a line of a draft pass needs no rows.
     """
-    text = data.decode("utf-8-sig")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not text in UTF-8") from None
     lines = csv.DictReader(io.StringIO(text, newline=""), restkey="more", strict=True)
-    verification, passes = [], []
+    verification: list[tuple[int, int, int, float]] = []
+    passes: list[tuple[int, int, float]] = []
     names = {"kind", "rows", "batch", "context", "seconds"}
     given = set(lines.fieldnames or ())
     if not {"rows", "seconds"} <= given <= names:
@@ -178,6 +182,8 @@ def _of_csv(data: bytes, name: str) -> CostCurve:
         if len(verification) + len(passes) >= _MOST_POINTS:
             raise ValueError(f"there must be at most {_MOST_POINTS:,} lines, got more")
         where = f"line {number}"
+        if "more" in line:
+            raise ValueError(f"{where} must have {len(given)} columns, got more")
         kind = (line.get("kind") or "verify").strip()
         batch = _whole(line, "batch", where, 1)
         context, seconds = _whole(line, "context", where, 0), _seconds(line, where)

@@ -105,9 +105,9 @@ def _policy_seconds(
         known = OnlineCost((limit.top_k,), max(64, limit.total_tokens))
         known.fill(cost)
         policy = AutoPolicy(known, limit=limit, lookup_tokens=tokens)
-        _decode(policy, [traces[at] for at in np.flatnonzero(fold != each)], cost)
+        _decode(policy, [traces[at] for at in np.flatnonzero(fold != each).tolist()], cost)
         here = np.flatnonzero(fold == each)
-        seconds[here] = _decode(policy, [traces[at] for at in here], cost)
+        seconds[here] = _decode(policy, [traces[at] for at in here.tolist()], cost)
     return seconds
 
 
@@ -129,7 +129,7 @@ def _lookup_rule(
     for each in np.unique(fold):
         others = np.flatnonzero(fold != each)
         tree = space[int(constants[others].sum(axis=0).argmin())]
-        rule = best_lookup_rule([traces[at] for at in others], cost, [tree])
+        rule = best_lookup_rule([traces[at] for at in others.tolist()], cost, [tree])
         here = np.flatnonzero(fold == each)
-        seconds[here] = _decode(rule, [traces[at] for at in here], cost)
+        seconds[here] = _decode(rule, [traces[at] for at in here.tolist()], cost)
     return Way("rule of tree and lookup, tuned on other requests", "constant", seconds)
