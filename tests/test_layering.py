@@ -35,6 +35,7 @@ RANKS = {
     "eaglerl.envs": 8,
     "eaglerl.resps.policies": 9,
     "eaglerl.policies": 10,
+    "eaglerl.policy_export": 11,
     "eaglerl.sb3": 11,
     "eaglerl.training": 11,
     "eaglerl.evaluation": 12,
