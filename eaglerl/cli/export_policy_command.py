@@ -40,8 +40,8 @@ class ExportPolicySettings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="For sglang: seconds of a step by batch size and drafted tokens, or a cost "
-            "table. Default: the server's clock, on one GPU.",
+            help="For sglang: seconds of a step by batch size and drafted tokens, or any costs that "
+            "headroom reads. Default: the server's clock, on one GPU.",
             show_default=False,
         ),
     ] = None

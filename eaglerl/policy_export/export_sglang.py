@@ -33,7 +33,7 @@ def export_sglang(
     Args:
         path: a file whose name, without ``.py``, is to be the module's.
         version: the release of SGLang.
-        costs: file of step costs, see `StepCosts.from_json`; None to learn them by the clock.
+        costs: file of step costs, see `StepCosts.from_file`; None to learn them by the clock.
         survivals: share of drafts whose first, second, ... token is accepted, to begin with.
 
     Raises:
@@ -48,7 +48,7 @@ def export_sglang(
         )
     _check_path(path)
     begin = check_survivals(FIRST_SURVIVALS if survivals is None else survivals)
-    table = None if costs is None else StepCosts.from_json(costs)
+    table = None if costs is None else StepCosts.from_file(costs)
     made_from = {
         "engine": "sglang",
         "version": version,

@@ -11,14 +11,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from eaglerl.cost.cost_table import FORMAT as TABLE_FORMAT
-from eaglerl.cost.cost_table import CostTable
+from eaglerl.headroom.cost_curve import StepCost
+from eaglerl.headroom.cost_files import read_cost
 from eaglerl.json_file import MAX_BYTES, AnyObject, Items, Seconds, VersionedSchema, read_json
 from eaglerl.regular_file import read_regular
 
 FORMAT = "eaglerl-step-costs"
 VERSION = 1
-#: Longest chains that are priced by a cost table of trees.
+#: Longest chains that are priced by the costs of passes.
 _MOST_STEPS = 7
 #: Context at which they are priced.
 _CONTEXT = 512
@@ -68,15 +68,24 @@ class StepCosts:
             raise ValueError(f"seconds must be positive and finite, got {wrong[0]}")
 
     @classmethod
-    def from_json(cls, path: str | Path) -> StepCosts:
-        """Read a file of step costs, or a cost table of `eaglerl calibrate`.
+    def from_file(cls, path: str | Path) -> StepCosts:
+        """Read a file of step costs, or any that `eaglerl headroom` reads as costs.
 
         Raises:
-            ValueError: the file is neither, or its times are unusable.
+            ValueError: the file is none of them, or its times are unusable.
         """
-        found = read_json(path, AnyObject, "step costs", allow_nan=True)
-        if found.get("format") == TABLE_FORMAT:
-            return cls.from_cost_table(CostTable.from_json(path))
+        if Path(path).suffix == ".json":
+            found = read_json(path, AnyObject, "step costs", allow_nan=True)
+            if found.get("format") == FORMAT:
+                return cls._of_schema(path)
+        cost = read_cost(path)
+        try:
+            return cls.from_cost(cost)
+        except ValueError as problem:
+            raise ValueError(f"the costs {str(path)!r}: {problem}") from None
+
+    @classmethod
+    def _of_schema(cls, path: str | Path) -> StepCosts:
         content = read_json(path, _Schema, "step costs", form=(FORMAT, VERSION))
         try:
             return cls(content.batch_sizes, content.steps, content.seconds, content.machine)
@@ -84,43 +93,40 @@ class StepCosts:
             raise ValueError(f"the step costs {str(path)!r}: {problem}") from None
 
     @classmethod
-    def from_cost_table(cls, table: CostTable, context_length: int = _CONTEXT) -> StepCosts:
-        """Price chains of up to 7 tokens by a cost table of trees.
+    def from_cost(cls, cost: StepCost, context_length: int = _CONTEXT) -> StepCosts:
+        """Price chains of up to 7 tokens: k passes of the draft, and b (k + 1) rows to verify.
 
-        A batch of b requests that draft k tokens verifies b (k + 1) rows, after k passes over b
-        nodes each; a pass between two measured widths is interpolated. The batch sizes are the
-        powers of two whose rows and widths the table has.
+        The batch sizes b are the powers of two for which plain steps and chains of one token are
+        covered. Longer chains than are covered continue the last slope.
 
         Args:
-            table: the table.
+            cost: what passes cost.
             context_length: tokens of context of each request.
 
         Raises:
-            ValueError: the table lacks the rows of a single chain, or the width of its passes.
+            ValueError: no batch size is covered.
         """
-        rows = table.total_tokens[-1]
-        most = min(rows - 1, _MOST_STEPS)
-        sizes = [
-            size for size in (1 << power for power in range(17))
-            if table.top_ks[0] <= size <= table.top_ks[-1] and size * (most + 1) <= rows
-        ]  # fmt: skip
-        if most < 1 or not sizes:
-            raise ValueError(
-                f"a cost table must have at least 2 rows and a width of 1, 2, 4, ... nodes whose "
-                f"chains of {most} it can verify, got up to {rows} rows and the widths "
-                f"{list(table.top_ks)}"
-            )
-        steps = np.arange(most + 1)
-        lines = []
-        for size in sizes:
-            verify = table.verify_seconds(size * (steps + 1), context_length)
-            first, later = (
-                float(np.interp(size, table.top_ks, column))
-                for column in (table.first_pass, table.later_pass)
-            )
-            draft = first + (steps - 1) * later + table.draft_slope * steps * context_length
-            lines.append(tuple((verify + np.where(steps > 0, draft, 0.0)).tolist()))
-        return cls(tuple(sizes), tuple(steps.tolist()), tuple(lines), table.machine)
+        known = {size: _line(cost, size, context_length) for size in (1 << n for n in range(17))}
+        lines = {size: line for size, line in known.items() if len(line) > 1}
+        if not lines:
+            raise ValueError("they must cover plain steps and chains of one token of some batch")
+        longest = max(map(len, lines.values()))
+        for line in lines.values():
+            slope = max(line[-1] - line[-2], 0.0)
+            line += [line[-1] + slope * step for step in range(1, longest - len(line) + 1)]
+        seconds = tuple(tuple(line) for line in lines.values())
+        return cls(tuple(lines), tuple(range(longest)), seconds, cost.name)
+
+
+def _line(cost: StepCost, size: int, context_length: int) -> list[float]:
+    """Return the seconds of chains of 0, 1, ... tokens, as many as are covered."""
+    steps = np.arange(min(cost.most_rows(size) // size, _MOST_STEPS + 1))
+    context = np.array(context_length)
+    try:
+        seconds = cost.verify(size * (steps + 1), size, context)
+    except ValueError:
+        return []  # plain steps are not covered
+    return (seconds + cost.draft(steps, size, context)).tolist()
 
 
 def file_digest(path: str | Path) -> str:

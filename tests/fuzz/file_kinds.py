@@ -322,7 +322,7 @@ KINDS: dict[str, FileKind] = {
     ),
     "step costs": FileKind(
         _write_step_costs,
-        lambda folder: StepCosts.from_json(folder / "costs.json"),
+        lambda folder: StepCosts.from_file(folder / "costs.json"),
         ("eaglerl.policy_export.step_costs",),
     ),
     "actions": FileKind(

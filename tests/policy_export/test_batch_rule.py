@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eaglerl.actions import ActionSpace
 from eaglerl.cost import CostTable
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.headroom.cost_curve import TableCost
 from eaglerl.policies import best_constant
 from eaglerl.policy_export.sglang_policy import (
     Acceptance,
@@ -184,28 +185,22 @@ def chain_costs() -> CostTable:
 
 def test_costs_of_chains_are_those_of_the_cost_table() -> None:
     cost = chain_costs()
-    costs = StepCosts.from_cost_table(cost, 300)
-    assert costs.batch_sizes == (1, 2, 4, 8)
+    costs = StepCosts.from_cost(TableCost(cost), 300)
+    assert costs.batch_sizes == (1, 2, 4, 8, 16, 32)
     assert costs.steps == tuple(range(8))
     for steps in range(8):
         tree = TreeParams(1) if steps == 0 else TreeParams(steps + 1, steps - 1, 1)
         assert costs.seconds[0][steps] == pytest.approx(cost.seconds(tree, 300), rel=1e-12)
-    # A batch of 8 that drafts 3 tokens verifies 32 rows after 3 passes over 8 nodes.
-    expected = cost.verify_seconds(32, 300) + cost.draft_seconds(2, 8, 300)
+    # A batch of 8 that drafts 3 tokens verifies 32 rows after 3 passes.
+    expected = cost.verify_seconds(32, 300) + cost.draft_seconds(2, 1, 300)
     assert costs.seconds[3][3] == pytest.approx(expected, rel=1e-12)
-
-
-def test_a_table_without_chains_is_refused() -> None:
-    cost = CostTable("made up", "int8", (1, 4), (0.02, 0.02), (0.0, 0.0), (3,), (0.1,), (0.1,))
-    with pytest.raises(ValueError, match="chains of 3"):
-        StepCosts.from_cost_table(cost)
 
 
 def test_on_traces_it_agrees_with_the_best_constant() -> None:
     """Expected tokens and rates from counts are those that the core finds by decoding traces."""
     cost = chain_costs()
     traces = [made_up_trace(400, seed=seed, top_ks=(1,), max_depth=3) for seed in range(6)]
-    table = StepCosts.from_cost_table(cost, 300)
+    table = StepCosts.from_cost(TableCost(cost), 300)
     trees = [TreeParams(1), *(TreeParams(k + 1, k - 1, 1) for k in (1, 2, 3, 4))]
     lengths = [trace.accepted_lengths([trees[4]])[:, 0] - 1 for trace in traces]
     # The newest 128 requests count, so the mean over all of them is compared.

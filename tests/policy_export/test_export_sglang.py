@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from eaglerl.cli.app import app
+from eaglerl.headroom.cost_curve import TableCost
 from eaglerl.policy_export.step_costs import StepCosts
 
 from .test_batch_rule import chain_costs
@@ -98,10 +99,28 @@ def test_a_cost_table_of_trees_is_taken(tmp_path: Path) -> None:
     chain_costs().to_json(tmp_path / "cost.json")
     output = tmp_path / "chain_lengths.py"
     assert run("--for", "sglang", "--costs", tmp_path / "cost.json", output)[0] == 0
-    expected = StepCosts.from_cost_table(chain_costs())
+    expected = StepCosts.from_cost(TableCost(chain_costs()))
     values = runpy.run_path(str(output))
     assert values["COSTS"]["seconds"] == [list(row) for row in expected.seconds]
     assert values["MADE_FROM"]["machine"] == "made up"
+
+
+def test_costs_of_headroom_are_taken(tmp_path: Path) -> None:
+    lines = ["kind,rows,batch,seconds", "draft,,1,0.001", "draft,,4,0.002"]
+    lines += [f"verify,{rows},1,{0.01 + rows / 1000}" for rows in (1, 2, 4)]
+    lines += [f"verify,{rows},4,{0.01 + rows / 1000}" for rows in (4, 8)]
+    (tmp_path / "costs.csv").write_text("\n".join(lines) + "\n")
+    costs = StepCosts.from_file(tmp_path / "costs.csv")
+    assert costs.steps == (0, 1, 2, 3)
+    # 2 requests lie between the measured 1 and 4, whose common rows are 4.
+    assert costs.batch_sizes == (1, 4)
+    assert costs.seconds[0] == pytest.approx((0.011, 0.013, 0.015, 0.017))
+    # Beyond the rows of 4 requests, the last slope continues.
+    assert costs.seconds[1] == pytest.approx((0.014, 0.020, 0.026, 0.032))
+    (tmp_path / "costs.csv").write_text("rows,seconds\n1,0.01\n")
+    code, told = run("--for", "sglang", "--costs", tmp_path / "costs.csv", tmp_path / "a.py")
+    assert code == 1
+    assert "must cover plain steps and chains of one token" in told
 
 
 @pytest.mark.parametrize(
@@ -142,7 +161,7 @@ def _set(name: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("format", "other"), '"format" must be "eaglerl-step-costs"'),
+        (_set("format", "other"), '"format" must be "eaglerl-cost-curve"'),
         (_set("version", 2), "version"),
         (_set("steps", [1, 2, 3]), "must begin with 0"),
         (_set("steps", [0, 3, 1]), "steps must ascend"),
