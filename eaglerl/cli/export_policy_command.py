@@ -40,7 +40,7 @@ class ExportPolicySettings:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="For sglang: seconds of a step by batch size and drafted tokens, or any costs that "
+            help="For sglang: seconds of a step by batch size and drafted tokens, or costs that "
             "headroom reads. Default: the server's clock, on one GPU.",
             show_default=False,
         ),
