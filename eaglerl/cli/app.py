@@ -14,7 +14,9 @@ from eaglerl.cli.compare_command import compare
 from eaglerl.cli.demo_command import demo
 from eaglerl.cli.distill_command import distill
 from eaglerl.cli.export_head_command import export_head
+from eaglerl.cli.export_policy_command import export_policy
 from eaglerl.cli.generate_command import generate
+from eaglerl.cli.headroom_command import headroom
 from eaglerl.cli.prepare_command import prepare
 from eaglerl.cli.record_command import record
 from eaglerl.cli.report_command import report
@@ -103,6 +105,11 @@ _add(
     "eaglerl export-head models/eagle3-smollm2-135m-instruct --for sglang -o head-for-sglang",
     "eaglerl export-head someones-head --for eaglerl --taps 1,14,26 -o head --model llama --check",
 )
+_add(
+    export_policy,
+    "eaglerl export-policy --for sglang --acceptance 0.7,0.5,0.35 chain_lengths.py",
+    "eaglerl export-policy --for onnx policy-ppo-smollm2-135m-instruct policy.onnx",
+)
 _add(calibrate, "eaglerl calibrate", "eaglerl calibrate cost.json --passes 16")
 _add(
     train_policy,
@@ -115,6 +122,12 @@ _add(
     "eaglerl report runs/first -o report.html",
     "eaglerl report runs/greedy runs/sampled --questions questions/",
     "eaglerl report runs/first --traces traces --cost cost.json",
+)
+_add(
+    headroom,
+    "eaglerl headroom traces --cost cost.json",
+    "eaglerl headroom steps.jsonl --cost costs.csv --batch 1,8,32 -o headroom.html",
+    "eaglerl headroom steps.jsonl --cost vllm.log --json",
 )
 _add(
     serve,
