@@ -149,8 +149,8 @@ def test_hundreds_of_cancelled_requests_leave_nothing(asked) -> None:
         assert service.engine.answers == 0
         session = service.batch._open().session
         assert session.slots == 8
-        # The engine counts a request no more before it closes it. What leaves during a cycle has its
-        # slot until the end of the cycle, and then its rows go.
+        # The engine counts a request no more before it closes it. What leaves during a cycle has
+        # its slot until the end of the cycle, and then its rows go.
         wait_until(lambda: not service.batch._receivers)
         wait_until(lambda: session.free_slots == 8)
         wait_until(lambda: session.cache.lengths == [0] * 8)
