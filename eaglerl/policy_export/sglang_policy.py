@@ -8,7 +8,6 @@ clock. A further token is drafted where its survival is worth more than rate * i
     python THIS_FILE                 tests itself
     python THIS_FILE --config        prints the tiers to allow, for --speculative-adaptive-config
     python THIS_FILE --package DIR   writes a package to install beside SGLang
-
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _MARGIN = 0.01
 # its own part, so that a dear one keeps no cheap one waiting.
 _SHARE, _FIRST, _MOST, _RUN, _PAUSE = 0.005, 4.0, 8.0, 4, 32
 # The lower quartile of so many of the newest steps is believed, as prefills and stalls lie in some;
-# seconds are computed anew after so many batches.
+# seconds are computed anew after so many batches, or a tenth of what is measured, which takes time.
 _TIMES, _STALE = 15, 4
 
 
@@ -95,8 +94,8 @@ class Costs:
     def __init__(self, table: dict[str, Any] | None) -> None:
         self._table = table
         self._times: dict[tuple[int, int], deque[float]] = {}
-        # Number of times, and how much longer than listed: a logarithm.
-        self._found: dict[tuple[int, int], tuple[int, float]] = {}
+        # Number of times, and logarithms of how much longer than listed they are, and of the rows.
+        self._found: dict[tuple[int, int], tuple[int, float, float]] = {}
         self._observed = 0
         self._kept: dict[int, tuple[int, dict[int, float]]] = {}
 
@@ -105,26 +104,30 @@ class Costs:
         times = self._times.setdefault((batch, steps), deque(maxlen=_TIMES))
         times.append(seconds)
         quartile = sorted(times)[(len(times) - 1) // 4]
-        self._found[batch, steps] = len(times), math.log(quartile / self.listed(batch, steps))
+        longer = math.log(quartile / self.listed(batch, steps))
+        self._found[batch, steps] = len(times), longer, math.log(batch * (steps + 1))
         self._observed += 1
 
     def seconds(self, batch: int, tiers: Sequence[int]) -> dict[int, float]:
         """Return the seconds of a step with each of the numbers of drafted tokens."""
-        at, known = self._kept.get(batch, (-_STALE, {}))
-        if self._observed - at >= _STALE or list(known) != list(tiers):
+        at, known = self._kept.get(batch, (0, {}))
+        stale = self._observed - at >= max(_STALE, len(self._found) // 10)
+        if stale or list(known) != list(tiers):
             known = {k: self.listed(batch, k) * math.exp(self._longer(batch, k)) for k in tiers}
             self._kept[batch] = self._observed, known
         return known
 
     def _longer(self, batch: int, steps: int) -> float:
         """Return the logarithm of how much longer than listed a step takes."""
+        count, own, _ = self._found.get((batch, steps), (0, 0.0, 0.0))
+        if count == _TIMES:
+            return own
         rows, total, mean = math.log(batch * (steps + 1)), 0.0, 0.0
-        for (size, tier), (count, longer) in self._found.items():
+        for (size, tier), (times, longer, others) in self._found.items():
             if (size, tier) != (batch, steps):
-                apart = abs(rows - math.log(size * (tier + 1))) + 0.1 * abs(steps - tier)
-                weight = count / (0.05 + apart) ** 3
+                apart = 0.05 + abs(rows - others) + 0.1 * abs(steps - tier)
+                weight = times / (apart * apart * apart)
                 total, mean = total + weight, mean + weight * longer
-        count, own = self._found.get((batch, steps), (0, 0.0))
         # A few times may all have been stalls.
         trust = count**2 / (count**2 + 4.0) if total else 1.0
         return trust * own + (1.0 - trust) * mean / (total or 1.0)
@@ -132,8 +135,7 @@ class Costs:
     def listed(self, batch: int, steps: int) -> float:
         """Return the seconds before anything is measured."""
         if self._table is None:
-            # A pass of the head is thought to take 8 % of one of the target, 256 rows twice as
-            # long as one. The clock soon knows better.
+            # A guess that the clock soon corrects: 8 % for a pass of the head, 256 rows for twice.
             return 1.0 + 0.08 * steps + batch * (steps + 1) / 256
         rows = [_between(self._table["steps"], row, steps) for row in self._table["seconds"]]
         return _between(self._table["batch_sizes"], rows, batch)
@@ -211,10 +213,8 @@ class Policy:
     """SGLang's AdaptiveSpecPolicy, in the place of its AdaptiveSpeculativeParams.
 
     The tiers are those of --speculative-adaptive-config: the server's buffers are made for them,
-    and each batch size has graphs of its own tiers only. Nothing is ever activated from
-    `on_verify_complete`: with overlap the next batch runs already when it is called, and the
-    worker asks before every batch. For the same reason a result is not that of the last choice;
-    choices wait in a queue for theirs.
+    and each batch size has graphs of its own tiers only. With overlap the next batch runs already
+    when a result is told: choices wait in a queue for theirs, and nothing is activated then.
     """
 
     def __init__(self, initial_steps: int, cfg_path: str | None = None) -> None:
@@ -268,7 +268,7 @@ class Policy:
         while self._waiting:
             size, steps = self._waiting.popleft()
             if size == batch_size:
-                seconds = now - before if now is not None and before is not None else None
+                seconds = None if now is None or before is None else now - before
                 self._rule.observe(self._padded(size), steps, num_correct_drafts_per_req, seconds)
                 break
         return None
