@@ -207,12 +207,18 @@ def table(measured: _Measured, numbers: Sequence[int]) -> str:
     return "\n".join([*lines, "| texts equal to plain | " + " | ".join(same) + " |"]) + "\n"
 
 
-def groups_of(prompts: list[list[int]], numbers: Sequence[int], fewest: int) -> dict:
-    """Return groups of questions for every concurrency, each of them at least `fewest`."""
+def groups_of(prompts: list[list[int]], numbers: dict[int, int], fewest: int) -> dict:
+    """Return groups of questions for every concurrency, each of them at least `fewest`.
+
+    Args:
+        prompts: questions.
+        numbers: concurrencies, and how many questions of each.
+        fewest: fewest questions of a group.
+    """
     groups = {}
-    for number in numbers:
-        size = max(fewest, number)
-        groups[number] = [prompts[i : i + size] for i in range(0, len(prompts) - size + 1, size)]
+    for number, count in numbers.items():
+        size, most = max(fewest, number), min(count, len(prompts))
+        groups[number] = [prompts[i : i + size] for i in range(0, most - size + 1, size)]
     return groups
 
 
@@ -223,7 +229,7 @@ def main(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     concurrency: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,16",
-    count: Annotated[int, typer.Option(help="Most questions.", min=2)] = 95,
+    count: Annotated[str, typer.Option(help="Most questions, of each concurrency.")] = "95,95,95",
     group: Annotated[int, typer.Option(help="Fewest questions of a turn.", min=1)] = 4,
     lengths: Annotated[str, typer.Option(help="Fixed lengths.")] = "1,2,3,5",
     longest: Annotated[int, typer.Option(help="Longest chain of the plugin.", min=1)] = 8,
@@ -234,6 +240,7 @@ def main(
     """Measure all modes and print the table."""
     console, folder = Console(), folder.resolve()
     numbers = sorted({int(part) for part in concurrency.split(",")})
+    counts = dict(zip(numbers, map(int, count.split(",")), strict=True))
     # The forced chain of three is compared with vLLM's own.
     chosen = sorted({int(part) for part in lengths.split(",")} | {3})
     model = prepare_model(cache_dir=folder / "float32", float32=True)
@@ -241,7 +248,7 @@ def main(
     if not head.exists():
         export_head(Eagle3DraftHead.from_pretrained(default_draft_path()), head, "vllm")
     paths = questions or [ROOT / "questions"]
-    test = _questions(paths, "test", model, max_new_tokens)[:count]
+    test = _questions(paths, "test", model, max_new_tokens)
     others = _questions(paths, "train", model, max_new_tokens)[: 2 * max(numbers)]
     settings = {
         "processor": processor_name(), "eaglerl": code_digest(), "dtype": dtype, "longest": longest,
@@ -260,7 +267,7 @@ def main(
         with started(folder, modes, others[:8], console, schedule=(), **common) as workers:
             first = {mode: workers[mode] for mode in modes if mode not in (PLUGIN, FORCED)}
             measure(
-                first, {n: groups_of(others, [n], n)[n][:2] for n in numbers}, before,
+                first, groups_of(others, {n: 2 * n for n in numbers}, 1), before,
                 folder / run / "before.jsonl", max_new_tokens,
             )  # fmt: skip
             schedule = schedule_of(before, numbers, chosen)
@@ -269,7 +276,7 @@ def main(
                 folder, [SCHEDULE], others[:8], console, schedule=schedule, **common
             ) as more:
                 measure(
-                    workers | more, groups_of(test, numbers, group), measured,
+                    workers | more, groups_of(test, counts, group), measured,
                     folder / run / "measured.jsonl", max_new_tokens,
                 )  # fmt: skip
         text = table(measured, numbers)
