@@ -39,6 +39,7 @@ RANKS = {
     "eaglerl.training": 11,
     "eaglerl.evaluation": 12,
     "eaglerl.resps": 13,
+    "eaglerl.headroom": 13,
     "eaglerl.server": 13,
     "eaglerl.cli.shared": 14,
     "eaglerl.distributed": 15,

@@ -15,6 +15,7 @@ from eaglerl.cli.demo_command import demo
 from eaglerl.cli.distill_command import distill
 from eaglerl.cli.export_head_command import export_head
 from eaglerl.cli.generate_command import generate
+from eaglerl.cli.headroom_command import headroom
 from eaglerl.cli.prepare_command import prepare
 from eaglerl.cli.record_command import record
 from eaglerl.cli.report_command import report
@@ -115,6 +116,12 @@ _add(
     "eaglerl report runs/first -o report.html",
     "eaglerl report runs/greedy runs/sampled --questions questions/",
     "eaglerl report runs/first --traces traces --cost cost.json",
+)
+_add(
+    headroom,
+    "eaglerl headroom traces --cost cost.json",
+    "eaglerl headroom steps.jsonl --cost costs.csv --batch 1,8,32 -o headroom.html",
+    "eaglerl headroom steps.jsonl --cost vllm.log --json",
 )
 _add(
     serve,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -26,6 +27,9 @@ from eaglerl.evaluation.results.records import load_comparison
 from eaglerl.evaluation.statistics.summary import summarise
 from eaglerl.gguf_convert.gguf_config import read_config
 from eaglerl.gguf_convert.gguf_file import read_gguf
+from eaglerl.headroom.chain_study import study_steps
+from eaglerl.headroom.cost_files import read_cost
+from eaglerl.headroom.step_log import read_steps
 from eaglerl.json_file import JsonObject, read_json
 from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
@@ -45,6 +49,8 @@ from ..eagle3.heads import eagle_json, eagle_tensors, make_config, make_head, wr
 from ..eagle3.tiny import tiny_model
 from ..evaluation.made_up import write_comparison, write_traces
 from ..gguf_files import VOCAB_SIZE, write_gguf
+from ..headroom.logs import COST as STEP_COST
+from ..headroom.logs import always, drawn_lines, write_log
 from ..resps.small_policies import DQN, PPO, make_policy
 from ..resps.test_policy_files import sequences
 from ..traces.planted import ACTIONS
@@ -258,7 +264,43 @@ def _read_safetensors(folder: Path) -> None:
     load_target(folder, weights="q8_0", feature_layers=[])
 
 
+def _write_steps(folder: Path) -> None:
+    write_log(folder / "steps.jsonl", drawn_lines(always(0.5), requests=2, steps=4, levels=2))
+
+
+def _read_steps_of_log(folder: Path) -> None:
+    steps = read_steps([folder / "steps.jsonl"])
+    if len(steps.requests) > 1 and steps.levels:
+        study_steps(steps, STEP_COST).to_dict()
+
+
+def _write_curve(folder: Path) -> None:
+    points = [{"rows": rows, "batch": 1, "context": 0, "seconds": 0.1} for rows in (1, 4)]
+    draft = [{"batch": 1, "context": 0, "seconds": 0.01}]
+    form = {"format": "eaglerl-cost-curve", "version": 1, "machine": "made up"}
+    (folder / "curve.json").write_text(json.dumps(form | {"verify": points, "draft": draft}))
+
+
+def _write_steps_per_second(folder: Path) -> None:
+    table = {"sample_batch_tokens": [1, 8], "sample_steps_per_sec": [50.0, 20.0]}
+    (folder / "sps.json").write_text(json.dumps(table | {"max_batch_tokens": 8}))
+
+
+def _read_step_cost(name: str) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        cost = read_cost(folder / name)
+        rows = np.arange(1, min(cost.most_rows(1), 64) + 1)
+        assert (cost.verify(rows[-1:], 1, np.array(0)) > 0).all()
+
+    return read
+
+
 KINDS: dict[str, FileKind] = {
+    "log of steps": FileKind(_write_steps, _read_steps_of_log, ("eaglerl.headroom.step_log",)),
+    "cost curve": FileKind(
+        _write_curve, _read_step_cost("curve.json"), ("eaglerl.headroom.cost_files",)
+    ),
+    "steps per second": FileKind(_write_steps_per_second, _read_step_cost("sps.json"), ()),
     "cost table": FileKind(
         lambda folder: COST.to_json(folder / "cost.json"),
         lambda folder: CostTable.from_json(folder / "cost.json").seconds(TreeParams(1), 10),

@@ -95,6 +95,20 @@ class PredictingPolicy(AutoPolicy):
         super().observe(result)
 
 
+def largest_draft(traces: Sequence[Trace], cost: CostTable) -> TreeParams:
+    """Return the largest tree that the automatic policy may draft on traces.
+
+    Args:
+        traces: at least one; all of the widths and depth of the first.
+        cost: cost table with the rows that may be verified.
+    """
+    first = traces[0]
+    width = max((k for k in first.top_ks if k <= _WIDTH), default=first.top_ks[0])
+    depth = min(_DEPTH, first.max_depth)
+    rows = min(_ROWS, cost.total_tokens[-1], 1 + width + depth * width**2)
+    return TreeParams(rows, depth, width)
+
+
 def predict_on_traces(
     traces: Sequence[Trace], cost: CostTable, *, lookups: bool
 ) -> tuple[float, Prediction | None]:
@@ -112,12 +126,9 @@ def predict_on_traces(
     Raises:
         ValueError: the traces or the cost table lack its trees.
     """
-    first = traces[0]
-    width = max((k for k in first.top_ks if k <= _WIDTH), default=first.top_ks[0])
-    depth = min(_DEPTH, first.max_depth)
-    rows = min(_ROWS, cost.total_tokens[-1], 1 + width + depth * width**2)
-    tokens = min(_LOOKUP_TOKENS, first.lookup_tokens) if lookups else 0
-    policy = PredictingPolicy(limit=TreeParams(rows, depth, width), lookup_tokens=tokens)
+    limit = largest_draft(traces, cost)
+    tokens = min(_LOOKUP_TOKENS, traces[0].lookup_tokens) if lookups else 0
+    policy = PredictingPolicy(limit=limit, lookup_tokens=tokens)
     seconds = total(simulate(policy, traces, cost)).seconds
     if not policy.expected:
         return seconds, None

@@ -41,9 +41,9 @@ def speeds(name: str, rows: Sequence[tuple[str, float, str]]) -> Picture:
         name,
         (8.2, 0.8 + 0.33 * len(rows)),
         paint,
-        alt=f"Tokens per second on the traces, by the cost table: {told}.",
+        alt=f"Tokens per second by the cost table: {told}.",
         caption=(
-            "Tokens per second on the traces. Plain bars: constant trees. Striped bars: policies, "
+            "Tokens per second by the cost table. Plain bars: constants. Striped bars: policies, "
             "without their own time. Dotted bars: bounds, which know the future."
         ),
     )

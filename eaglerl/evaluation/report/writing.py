@@ -62,7 +62,7 @@ def write_report(
     chapters.append(bounds_chapter(study))
     title = _title([evidence.name for evidence in comparisons])
     with exclusive_file(output):
-        return _write(output, title, chapters, None if figures is None else Path(figures))
+        return write_page(output, title, chapters, None if figures is None else Path(figures))
 
 
 def _check_arguments(
@@ -124,9 +124,20 @@ def _title(names: Sequence[str]) -> str:
     return f"Comparison {names[0]}" if len(names) == 1 else f"{len(names)} comparisons"
 
 
-def _write(
-    output: Path, title: str, chapters: Sequence[Chapter], figures: Path | None
+def write_page(
+    output: Path, title: str, chapters: Sequence[Chapter], figures: Path | None = None
 ) -> list[Path]:
+    """Write chapters as one HTML file; the caller holds its lock.
+
+    Args:
+        output: the HTML file.
+        title: of the page.
+        chapters: in order.
+        figures: folder to write the figures to as PNG files; created if it does not exist.
+
+    Returns:
+        All files written, the HTML file first.
+    """
     moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     made = f"Made by eaglerl {version('eaglerl')} on {moment}. This file needs nothing beside it."
     page = render(title, chapters, made)
