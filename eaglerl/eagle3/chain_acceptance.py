@@ -19,11 +19,14 @@ class ChainAcceptance:
         cycles: number of cycles.
         accepted: for each of the k positions, in how many of them it was accepted.
         texts: the new tokens of every prompt.
+        sizes: for every prompt, the accepted tokens of each of its cycles; empty where only their
+            sums are known.
     """
 
     cycles: int
     accepted: tuple[int, ...]
     texts: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
@@ -42,18 +45,11 @@ class ChainAcceptance:
             chain: k, drafted tokens per cycle.
             new_tokens: the number.
         """
-        counted: list[int] = []
-        for cycles in sizes:
-            tokens = 1
-            for accepted in cycles:
-                if tokens >= new_tokens:
-                    break
-                counted.append(accepted)
-                tokens += accepted + 1
+        kept = tuple(_before(cycles, new_tokens) for cycles in sizes)
+        counted = [size for prompt in kept for size in prompt]
         positions = (sum(size > position for size in counted) for position in range(chain))
-        return cls(
-            len(counted), tuple(positions), tuple(tuple(text[:new_tokens]) for text in texts)
-        )
+        cut = tuple(tuple(text[:new_tokens]) for text in texts)
+        return cls(len(counted), tuple(positions), cut, kept)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -64,6 +60,17 @@ class ChainAcceptance:
     def mean_length(self) -> float:
         """Tokens per cycle: the accepted ones and the bonus."""
         return 1 + sum(self.accepted) / self.cycles
+
+
+def _before(sizes: Iterable[int], new_tokens: int) -> tuple[int, ...]:
+    """Return the cycles that begin before a number of tokens, the first of which precedes them."""
+    kept, tokens = [], 1
+    for accepted in sizes:
+        if tokens >= new_tokens:
+            break
+        kept.append(accepted)
+        tokens += accepted + 1
+    return tuple(kept)
 
 
 def chain_acceptance(

@@ -17,7 +17,7 @@ from eaglerl.prepare import default_draft_path, prepare_model
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
 
-from compare_heads import TOLERANCE, ask_vllm, worst_difference  # noqa: E402
+from compare_heads import TOLERANCE, ask_vllm, with_equal_texts, worst_difference  # noqa: E402
 from compare_peers import read_prompts  # noqa: E402
 from llama_cpp import read_cycles  # noqa: E402
 
@@ -59,6 +59,21 @@ def test_cycles_are_counted_up_to_a_number_of_tokens() -> None:
     assert counted.rates == pytest.approx((1 / 6, 1 / 6, 0))
     assert counted.mean_length == pytest.approx(8 / 6)
     assert counted.texts == ((0, 1, 2, 3, 4), (0, 1, 2, 3, 4))
+
+
+def test_prompts_with_other_texts_are_left_out() -> None:
+    def counted(second: int, accepted: list[int]) -> ChainAcceptance:
+        return ChainAcceptance.of(
+            [[1, 0, 0], accepted], [(1, 2, 3, 4), (1, second, 3, 4)], chain=2, new_tokens=4
+        )
+
+    one, other = with_equal_texts(counted(5, [0, 0, 0]), counted(6, [2]))
+    assert one == other
+    assert (one.cycles, one.accepted, len(one.texts)) == (2, (1, 0), 1)
+    one, other = with_equal_texts(counted(5, [0, 0, 0]), counted(5, [2]))
+    assert (one.cycles, other.cycles) == (5, 3)
+    # Lengths of 1 + 1 / 5 and 1 + 3 / 3 tokens per cycle.
+    assert worst_difference(one, other) == pytest.approx(4 / 5)
 
 
 def test_cycles_of_a_stream() -> None:
