@@ -41,6 +41,7 @@ RANKS = {
     "eaglerl.resps": 13,
     "eaglerl.headroom": 13,
     "eaglerl.server": 13,
+    "eaglerl.policy_export": 14,
     "eaglerl.cli.shared": 14,
     "eaglerl.distributed": 15,
     "eaglerl.resps.commands": 15,

@@ -14,6 +14,7 @@ from eaglerl.cli.compare_command import compare
 from eaglerl.cli.demo_command import demo
 from eaglerl.cli.distill_command import distill
 from eaglerl.cli.export_head_command import export_head
+from eaglerl.cli.export_policy_command import export_policy
 from eaglerl.cli.generate_command import generate
 from eaglerl.cli.headroom_command import headroom
 from eaglerl.cli.prepare_command import prepare
@@ -103,6 +104,11 @@ _add(
     export_head,
     "eaglerl export-head models/eagle3-smollm2-135m-instruct --for sglang -o head-for-sglang",
     "eaglerl export-head someones-head --for eaglerl --taps 1,14,26 -o head --model llama --check",
+)
+_add(
+    export_policy,
+    "eaglerl export-policy --for sglang --acceptance 0.7,0.5,0.35 chain_lengths.py",
+    "eaglerl export-policy --for onnx policy-ppo-smollm2-135m-instruct policy.onnx",
 )
 _add(calibrate, "eaglerl calibrate", "eaglerl calibrate cost.json --passes 16")
 _add(

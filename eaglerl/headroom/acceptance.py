@@ -150,7 +150,7 @@ def _lookup_labels(steps: Steps, chosen: np.ndarray) -> tuple[np.ndarray, np.nda
     )  # fmt: skip
     right = steps.lookup_accepted[chosen][:, None]
     # A token after a wrong one has no label: its predecessors are not accepted.
-    known = (level < steps.looked_up[chosen][:, None]) & (level <= right)
+    known = (level < steps.lookup_judged[chosen][:, None]) & (level <= right)
     return inputs, known, level < right
 
 

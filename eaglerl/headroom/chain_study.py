@@ -278,6 +278,12 @@ class _Study:
             )
         if steps.cut_short:
             notes.append(self._censoring())
+        unknown = (steps.lookup_judged < steps.looked_up).mean()
+        if self._looks_up and unknown > _LITTLE_CUT:
+            notes.append(
+                f"In {100 * unknown:.0f} % of the steps the looked-up tokens are right as far as "
+                "text was emitted; they are counted as no longer, so lookups are underestimated"
+            )
         if self._options.batch > 1:
             notes.append(
                 "Steps of different requests share a batch at random, and all of them draft as "
@@ -286,7 +292,7 @@ class _Study:
         return [*notes, *self._cost.notes]
 
     def _censoring(self) -> str:
-        share = f"{100 * self._steps.cut_short:.1f} % of the steps judged fewer tokens than others"
+        share = f"{100 * self._steps.cut_short:.1f} % of the steps tell of fewer tokens than others"
         if self._steps.cut_short <= _LITTLE_CUT:
             return f"{share} and accepted all of them; what lies beyond is estimated"
         speeds = []

@@ -168,17 +168,16 @@ def _of_csv(data: bytes, name: str) -> CostCurve:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("it is not text in UTF-8") from None
-    lines = csv.DictReader(io.StringIO(text, newline=""), restkey="more", strict=True)
+    given, lines = _lines_of(text)
     verification: list[tuple[int, int, int, float]] = []
     passes: list[tuple[int, int, float]] = []
     names = {"kind", "rows", "batch", "context", "seconds"}
-    given = set(lines.fieldnames or ())
     if not {"rows", "seconds"} <= given <= names:
         raise ValueError(
             f"the first line must name the columns rows and seconds, and may name kind, batch and "
-            f"context, got {shortly(lines.fieldnames)}"
+            f"context, got {shortly(sorted(given))}"
         )
-    for number, line in enumerate(_lines_of(lines), 2):
+    for number, line in enumerate(lines, 2):
         if len(verification) + len(passes) >= _MOST_POINTS:
             raise ValueError(f"there must be at most {_MOST_POINTS:,} lines, got more")
         where = f"line {number}"
@@ -196,9 +195,12 @@ def _of_csv(data: bytes, name: str) -> CostCurve:
     return CostCurve(name, verification, passes, notes=() if passes else (_FREE_DRAFTS,))
 
 
-def _lines_of(lines: csv.DictReader[str]) -> list[dict[str, str | None]]:
+def _lines_of(text: str) -> tuple[set[str], list[dict[str, str | None]]]:
+    """Return the names of the columns, and the lines by these names."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", strict=True)
     try:
-        return [dict(line) for line in lines]
+        lines = [dict(line) for line in reader]
+        return set(reader.fieldnames or ()), lines
     except csv.Error as error:
         raise ValueError(f"it is not CSV: {error}") from None
 

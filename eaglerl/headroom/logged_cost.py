@@ -15,18 +15,15 @@ _FEWEST_STEPS = 3
 def cost_of_steps(steps: Steps) -> CostCurve:
     """Make a curve of the medians of the logged times.
 
-    A step's requests are taken to have as many rows each.
-
     Args:
         steps: with times and, where a step verified fewer rows than it drafted, with these.
 
     Raises:
         ValueError: no three steps of the same kind have times.
     """
-    rows = np.where(steps.verified > 0, steps.verified, 1 + steps.drafted) * steps.batch
     context = np.round(steps.context / _CONTEXT).astype(np.int64) * _CONTEXT
     timed = np.isfinite(steps.verify_seconds) & (steps.verify_seconds > 0)
-    keys = np.stack((rows, steps.batch, context), axis=1)
+    keys = np.stack((steps.rows, steps.batch, context), axis=1)
     verification = [
         (*map(int, key), value) for key, value in _medians(keys[timed], steps.verify_seconds[timed])
     ]

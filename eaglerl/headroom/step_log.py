@@ -30,11 +30,15 @@ _MOST_ODD = 0.1
 
 
 class LookupLine(Schema):
-    """A looked-up chain: length of the match, tokens proposed, tokens that are right."""
+    """A looked-up chain: length of the match, tokens proposed, those that are right.
+
+    Without `judged`, they are known as far as text was emitted.
+    """
 
     match: _Length
     tokens: _Length
     accepted: _Length
+    judged: _Length | None = None
 
 
 class StepLine(Schema):
@@ -50,12 +54,17 @@ class StepLine(Schema):
     draft_seconds: Seconds | None = None
     verify_seconds: Seconds | None = None
     verified: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    rows: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    source: Annotated[str, Field(max_length=100)] | None = None
 
-    @property
-    def judged(self) -> int:
-        """Drafted tokens that the target judged: all, or as many as had rows."""
-        drafted = len(self.logprobs)
-        return drafted if self.verified is None else min(drafted, self.verified - 1)
+    def may_emit(self, tokens: int) -> bool:
+        """Return whether the step may have emitted so many tokens."""
+        if tokens == 1 + self.accepted:
+            return True
+        if self.lookup is not None and tokens in (self.lookup.accepted, 1 + self.lookup.accepted):
+            return True
+        # Of tokens that were drafted and not verified, the target's own may be the next.
+        return tokens == self.accepted and (self.verified or tokens + 1) <= tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +79,17 @@ class Steps:
         batch: (S,) int64, requests that the step served.
         log_probs: (S, K) float64 conditional log-probabilities of the drafted tokens; NaN beyond
             the drafted ones.
-        judged: (S,) int64, drafted tokens that the target judged.
-        accepted: (S,) int64, drafted tokens that it accepted.
+        judged: (S,) int64, drafted tokens whose fate is known: all, or the accepted ones where no
+            more was emitted.
+        accepted: (S,) int64, leading drafted tokens that are what was emitted.
+        emitted: (S,) int64, tokens that the step emitted.
         match: (S,) int64, length of the match of prompt lookup; 0 for none.
         looked_up: (S,) int64, tokens that it proposed.
+        lookup_judged: (S,) int64, how many of them have a known fate.
         lookup_accepted: (S,) int64, how many of them are right.
         draft_seconds: (S,) float64; NaN where it was not logged.
         verify_seconds: (S,) float64; NaN where it was not logged.
-        verified: (S,) int64 rows of the request; 0 where it was not logged.
+        rows: (S,) int64 rows of the whole step: as logged, or as many for each of its requests.
     """
 
     requests: tuple[str, ...]
@@ -88,12 +100,14 @@ class Steps:
     log_probs: np.ndarray
     judged: np.ndarray
     accepted: np.ndarray
+    emitted: np.ndarray
     match: np.ndarray
     looked_up: np.ndarray
+    lookup_judged: np.ndarray
     lookup_accepted: np.ndarray
     draft_seconds: np.ndarray
     verify_seconds: np.ndarray
-    verified: np.ndarray
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.request)
@@ -148,7 +162,7 @@ class Steps:
     @property
     def tokens(self) -> np.ndarray:
         """(R,) float64 tokens that the logged steps of each request emitted."""
-        return np.bincount(self.request, 1.0 + self.accepted, minlength=len(self.requests))
+        return np.bincount(self.request, self.emitted, minlength=len(self.requests))
 
 
 def read_steps(paths: Iterable[str | Path]) -> Steps:
@@ -184,10 +198,10 @@ def _read_file(path: Path, most: int) -> list[StepLine]:
             warnings.warn(f"{line.where} is not finished; it is left out", stacklevel=4)
             break
         step = parse_json(line.data, StepLine, line.where)
-        if step.accepted > step.judged:
+        if step.accepted > len(step.logprobs):
             raise ValueError(
-                f"'accepted' of {line.where} must be at most the number of judged tokens, "
-                f"{step.judged}, got {step.accepted}"
+                f"'accepted' of {line.where} must be at most the number of drafted tokens, "
+                f"{len(step.logprobs)}, got {step.accepted}"
             )
         if step.lookup is not None and step.lookup.accepted > step.lookup.tokens:
             raise ValueError(
@@ -212,8 +226,7 @@ def _check_positions(lines: Sequence[StepLine], path: Path) -> None:
         last[line.request] = line
         if before is None:
             continue
-        lengths = {before.accepted, before.lookup.accepted if before.lookup else before.accepted}
-        fits = line.position - before.position - 1 in lengths
+        fits = before.may_emit(line.position - before.position)
         found[fits] += 1
         if not fits and wrong is None:
             wrong = before, line
@@ -253,19 +266,54 @@ def make_steps(lines: Sequence[StepLine], names: Sequence[str]) -> Steps:
     def seconds(values: Iterable[float | None]) -> np.ndarray:
         return np.array([np.nan if value is None else value for value in values])
 
+    request, position = request[order], position[order]
+    emitted = _emitted(request, position, ordered)
+    accepted = whole(line.accepted for line in ordered)
+    looked_up = whole(lookup.tokens for lookup in lookups)
+    lookup_accepted = whole(lookup.accepted for lookup in lookups)
+    told = whole(-1 if lookup.judged is None else lookup.judged for lookup in lookups)
+    by_text = _judged(looked_up, lookup_accepted, emitted)
     return Steps(
         requests=requests,
-        request=request[order],
-        position=position[order],
+        request=request,
+        position=position,
         context=whole(line.context for line in ordered),
         batch=whole(line.batch for line in ordered),
         log_probs=log_probs,
-        judged=whole(line.judged for line in ordered),
-        accepted=whole(line.accepted for line in ordered),
+        judged=_judged(whole(len(line.logprobs) for line in ordered), accepted, emitted),
+        accepted=accepted,
+        emitted=emitted,
         match=whole(lookup.match for lookup in lookups),
-        looked_up=whole(lookup.tokens for lookup in lookups),
-        lookup_accepted=whole(lookup.accepted for lookup in lookups),
+        looked_up=looked_up,
+        lookup_judged=np.where(told < 0, by_text, np.clip(told, lookup_accepted, looked_up)),
+        lookup_accepted=lookup_accepted,
         draft_seconds=seconds(line.draft_seconds for line in ordered),
         verify_seconds=seconds(line.verify_seconds for line in ordered),
-        verified=whole(line.verified or 0 for line in ordered),
+        rows=whole(
+            line.rows or line.batch * (line.verified or 1 + len(line.logprobs)) for line in ordered
+        ),
     )
+
+
+def _emitted(request: np.ndarray, position: np.ndarray, lines: Sequence[StepLine]) -> np.ndarray:
+    """Return the tokens that each step emitted, (S,) int64, by where the next one begins."""
+    # Of a request's last step, and before a gap, only what was accepted tells.
+    least = np.array(
+        [line.accepted + (line.verified is None or line.accepted < line.verified) for line in lines]
+    )
+    following = np.append(position[1:] - position[:-1], 0)
+    same = np.append(request[1:] == request[:-1], False)
+    fits = [
+        bool(one) and line.may_emit(tokens)
+        for one, line, tokens in zip(same, lines, following.tolist(), strict=True)
+    ]
+    return np.where(fits, following, least)
+
+
+def _judged(proposed: np.ndarray, accepted: np.ndarray, emitted: np.ndarray) -> np.ndarray:
+    """Return how many proposed tokens have a known fate, (S,) int64.
+
+    A token that differs from what was emitted settles that of all after it. If all that was emitted
+    was proposed, what was proposed beyond is unknown.
+    """
+    return np.where(accepted >= emitted, np.minimum(accepted, proposed), proposed)

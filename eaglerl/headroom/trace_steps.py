@@ -44,21 +44,24 @@ def trace_lines(trace: Trace, levels: int) -> list[StepLine]:
     lines, position = [], 0
     while position < len(trace):
         length = min(int(lengths[position]), int(trace.remaining[position]))
-        # The text ends here: what the target would have accepted beyond it is not judged.
-        judged = levels if length == lengths[position] else length - 1
+        # The text may end here: what the target would have accepted beyond it was not emitted.
+        drafted = levels if length == lengths[position] else length - 1
         match = int(trace.lookup_match[position])
         lookup = LookupLine(
-            match=match, tokens=trace.lookup_tokens, accepted=int(trace.lookup_accepted[position])
+            match=match,
+            tokens=trace.lookup_tokens,
+            accepted=int(trace.lookup_accepted[position]),
+            # Traces know what would have followed.
+            judged=trace.lookup_tokens,
         )
         lines.append(
             StepLine(
                 request=trace.prompt_id,
                 position=position + 1,
                 context=int(trace.context_lengths[position]),
-                logprobs=tuple(each[position].tolist()),
+                logprobs=tuple(each[position, :drafted].tolist()),
                 accepted=length - 1,
                 lookup=lookup if match else None,
-                verified=1 + judged,
             )
         )
         position += length

@@ -35,6 +35,7 @@ from eaglerl.kernels import tuning
 from eaglerl.kernels._plan import Tiles
 from eaglerl.ops import PolicyWeights
 from eaglerl.policies.policy_folder import find_policy
+from eaglerl.policy_export.step_costs import StepCosts
 from eaglerl.prepare import is_prepared, write_marker
 from eaglerl.resps.bench import summarise_answers
 from eaglerl.resps.policies.load_saved import load_resps_policy
@@ -248,6 +249,14 @@ def _write_answers(folder: Path) -> None:
     _write_lines(folder / "answers.jsonl", line, line | {"question_id": "b"})
 
 
+def _write_step_costs(folder: Path) -> None:
+    content = {
+        "format": "eaglerl-step-costs", "version": 1, "machine": "made up", "batch_sizes": [1, 8],
+        "steps": [0, 3], "seconds": [[0.01, 0.012], [0.02, 0.03]],
+    }  # fmt: skip
+    (folder / "costs.json").write_text(json.dumps(content))
+
+
 def _write_gguf(folder: Path) -> None:
     model = tiny_model(vocab_size=VOCAB_SIZE, eos_token_id=2, bos_token_id=1)
     write_gguf(folder / "model.gguf", model, "llama")
@@ -310,6 +319,11 @@ KINDS: dict[str, FileKind] = {
         lambda folder: OnlineCost((2, 4)).to_json(folder / "learned.json"),
         lambda folder: OnlineCost.from_json(folder / "learned.json").table(),
         ("eaglerl.cost.online_cost",),
+    ),
+    "step costs": FileKind(
+        _write_step_costs,
+        lambda folder: StepCosts.from_file(folder / "costs.json"),
+        ("eaglerl.policy_export.step_costs",),
     ),
     "actions": FileKind(
         lambda folder: ACTIONS.to_json(folder / "actions.json"),

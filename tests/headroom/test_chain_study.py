@@ -112,16 +112,21 @@ def test_rows_go_to_the_requests_that_will_use_them() -> None:
 
 
 def _cut(lines: list[StepLine], at: int | None, seed: int = 0) -> list[StepLine]:
-    """Judge fewer tokens: a random number, or `at` where the first token is doubtful."""
+    """Verify fewer tokens: a random number, or `at` where the first token is doubtful.
+
+    Where all of them are accepted, the target's own token tells of one more.
+    """
     draw = np.random.default_rng(seed)
-    cut = []
+    cut: list[StepLine] = []
+    position = 1
     for line in lines:
         if at is None:
-            judged = int(draw.integers(1, LEVELS + 1))
+            rows = 1 + int(draw.integers(LEVELS + 1))
         else:
-            judged = at if line.logprobs[0] < np.log(0.5) else LEVELS
-        accepted = min(line.accepted, judged)
-        cut.append(line.model_copy(update={"accepted": accepted, "verified": 1 + judged}))
+            rows = 1 + (at if line.logprobs[0] < np.log(0.5) else LEVELS)
+        changed = {"accepted": min(line.accepted, rows), "verified": rows, "position": position}
+        cut.append(line.model_copy(update=changed))
+        position += 1 + min(line.accepted, rows - 1)
     return cut
 
 

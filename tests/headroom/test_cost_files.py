@@ -138,6 +138,7 @@ def test_the_iterations_of_vllm(tmp_path: Path) -> None:
         ("a.csv", "kind,rows,seconds\nguess,1,1\n", "'kind' of line 2 must be verify or draft"),
         ("a.csv", "rows,seconds\n1,1,1\n", "must have 2 columns"),
         ("a.csv", "rows,seconds\n\xff", "UTF-8"),
+        pytest.param("a.csv", "rows,seconds\n" + "1" * 200_000, "is not CSV", id="long field"),
         ("a.json", "{}", "is none"),
         ("a.json", '{"format": "eaglerl-cost-curve", "version": 1, "verify": []}', "1 item"),
         ("a.json", '{"sample_batch_tokens": [1], "sample_steps_per_sec": [1, 2], '

@@ -84,25 +84,19 @@ def test_costs_of_another_engine_serve_for_trees(tmp_path: Path, costs: Path) ->
 
 
 def test_a_log_with_times_needs_no_costs(tmp_path: Path) -> None:
-    lines = [
-        line.model_copy(
-            update={
-                "verify_seconds": 0.02 + 0.001 * number % 6,
-                "draft_seconds": 0.005,
-                "verified": 1 + number % 6,
-                "accepted": min(line.accepted, number % 6),
-                "request": f"{number % 9}",
-                "position": number,
-            }
-        )
-        for number, line in enumerate(drawn_lines(either(0.2, 0.9), requests=4, steps=60))
-    ]
-    fixed, position = [], 1
-    for line in lines:
-        fixed.append(line.model_copy(update={"request": str(len(fixed) // 40)}))
-        fixed[-1] = fixed[-1].model_copy(update={"position": position})
-        position += 1 + line.accepted
-    write_log(tmp_path / "steps.jsonl", fixed)
+    timed, position = [], 1
+    for number, line in enumerate(drawn_lines(either(0.2, 0.9), requests=4, steps=60)):
+        rows = 1 + number % 6
+        changed = {
+            "position": position,
+            "accepted": min(line.accepted, rows),
+            "verified": rows,
+            "verify_seconds": 0.02 + 0.001 * rows,
+            "draft_seconds": 0.005,
+        }
+        timed.append(line.model_copy(update=changed))
+        position += 1 + min(line.accepted, rows - 1)
+    write_log(tmp_path / "steps.jsonl", timed)
     result = run(tmp_path / "steps.jsonl", "--json")
     assert result.exit_code == 0, result.output
     (study,) = json.loads(result.stdout)["studies"]

@@ -28,17 +28,21 @@ def test_steps_are_ordered_by_request_and_position(tmp_path: Path) -> None:
         tmp_path / "steps.jsonl",
         line(position=1, accepted=1),
         line(request="b", position=4, logprobs=[], accepted=0, batch=2),
-        line(position=3, accepted=2, logprobs=[-0.1, -0.2, -0.3], verified=3),
+        line(position=3, accepted=2, logprobs=[-0.1, -0.2, -0.3], verified=2),
+        line(position=5, accepted=1, logprobs=[-0.1, -0.2, -0.3], verified=2),
+        line(position=7, accepted=0, logprobs=[-0.1]),
     )
     steps = read_steps([path])
     assert steps.requests == ("0:a", "0:b")
-    assert steps.request.tolist() == [0, 0, 1]
-    assert steps.position.tolist() == [1, 3, 4]
-    assert steps.judged.tolist() == [2, 2, 0]
-    assert steps.drafted.tolist() == [2, 3, 0]
-    assert steps.batch.tolist() == [1, 1, 2]
-    assert steps.levels == 2
-    assert steps.tokens.tolist() == [5.0, 1.0]
+    assert steps.request.tolist() == [0, 0, 0, 0, 1]
+    assert steps.position.tolist() == [1, 3, 5, 7, 4]
+    # At position 3 the target's own token was the drafted one, so the next is unknown. At 5 it was
+    # another one.
+    assert steps.judged.tolist() == [2, 2, 3, 1, 0]
+    assert steps.drafted.tolist() == [2, 3, 3, 1, 0]
+    assert steps.batch.tolist() == [1, 1, 1, 1, 2]
+    assert steps.rows.tolist() == [3, 2, 2, 2, 2]
+    assert steps.levels == 3
     np.testing.assert_array_equal(steps.log_probs[0], [-0.5, -1.0, np.nan])
 
 
@@ -58,8 +62,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accepted": 3}, "'accepted' of line 1 .* at most the number of judged tokens, 2, got 3"),
-        ({"accepted": 2, "verified": 2}, "judged tokens, 1, got 2"),
+        ({"accepted": 3}, "'accepted' of line 1 .* at most the number of drafted tokens, 2, got 3"),
         ({"logprobs": [0.5]}, r"'logprobs\[0\]' of line 1 .* must be at most 0.001, got 0.5"),
         ({"logprobs": [-1] * 65}, "logprobs"),
         ({"batch": 0}, "'batch' of line 1 .* must be at least 1"),
@@ -101,6 +104,15 @@ def test_a_few_missing_lines_and_verified_lookups_are_no_error(tmp_path: Path) -
     lookup = {"match": 4, "tokens": 6, "accepted": 6}
     path = write(tmp_path / "lookup.jsonl", line(lookup=lookup), line(position=8))
     assert read_steps([path]).lookup_accepted.tolist() == [6, 0]
+
+
+def test_looked_up_tokens_beyond_the_emitted_ones_are_unknown(tmp_path: Path) -> None:
+    lookups = [{"match": 4, "tokens": 6, "accepted": accepted} for accepted in (2, 1, 0)]
+    lines = [line(position=1 + 2 * n, lookup=lookup) for n, lookup in enumerate(lookups)]
+    steps = read_steps([write(tmp_path / "steps.jsonl", *lines)])
+    assert steps.lookup_judged.tolist() == [2, 6, 6]
+    told = [each | {"lookup": each["lookup"] | {"judged": 6}} for each in lines]
+    assert read_steps([write(tmp_path / "told.jsonl", *told)]).lookup_judged.tolist() == [6] * 3
 
 
 def test_the_logs_own_times_are_its_costs(tmp_path: Path) -> None:

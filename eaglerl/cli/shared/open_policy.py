@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def find_trained_policy(policy: Path | None) -> PolicyFiles | None:
         return None
     from eaglerl.policies.policy_folder import find_policy
 
-    return find_policy(_folder(policy))
+    return find_policy(policy_folder(policy))
 
 
 @contextmanager
@@ -66,7 +66,19 @@ def opened_policy(
             yield auto
 
 
-def _folder(policy: Path) -> Path:
+def policy_folder(
+    policy: Path, option: str = "--policy", others: Sequence[Path] = (AUTO, NONE)
+) -> Path:
+    """Return the folder of a policy that is given by its folder, or by the name of a shipped one.
+
+    Args:
+        policy: what was given.
+        option: its name, for the error.
+        others: other names that the option takes, for the error.
+
+    Raises:
+        ValueError: there is none.
+    """
     from eaglerl.prepare import shipped_policies
 
     folder = policy.expanduser()
@@ -75,5 +87,5 @@ def _folder(policy: Path) -> Path:
     shipped = {found.name: found for found in shipped_policies()}
     if str(policy) in shipped:
         return shipped[str(policy)]
-    names = sorted([*shipped, str(AUTO), str(NONE)])
-    raise ValueError(f"--policy must be a folder, or one of {names}, got {str(policy)!r}")
+    names = sorted([*shipped, *map(str, others)])
+    raise ValueError(f"{option} must be a folder, or one of {names}, got {str(policy)!r}")
