@@ -99,6 +99,16 @@ def mean_cost(one: CostTable, other: CostTable) -> CostTable:
     return dataclasses.replace(one, **columns, draft_slope=slope, error=None)
 
 
+def cycles_alone(cost: CostTable) -> CostTable:
+    """Return costs of a second for every cycle: tokens per second are then tokens per cycle."""
+    none = (0.0,) * len(cost.top_ks)
+    rows = len(cost.total_tokens)
+    return dataclasses.replace(
+        cost, verify_base=(1.0,) * rows, verify_slope=(0.0,) * rows, first_pass=none,
+        later_pass=none, draft_slope=0.0, error=None,
+    )  # fmt: skip
+
+
 def predict(traces: TraceSet, cost: CostTable) -> dict[str, tuple[float, float | None]]:
     """Return the predicted speed of every mode, and of chains also from a log of the longest."""
     recorded = list(traces)
@@ -117,6 +127,19 @@ def predict(traces: TraceSet, cost: CostTable) -> dict[str, tuple[float, float |
 
 def _speed(study: Headroom, length: int) -> float:
     return study.speed(study.constants[length]).ratio
+
+
+def lengths(summary: Summary, predicted: Mapping[str, tuple[float, float | None]]) -> Iterator[str]:
+    """Yield a table of tokens per cycle, which no other program disturbs."""
+    live = {mode.mode: mode.acceptance_length for mode in summary.modes}
+    yield "| constant | live, tokens per cycle | predicted | off, % | from the log, off, % |"
+    yield "|---|---|---|---|---|"
+    for label in trees():
+        exact, logged = predicted[label]
+        cells = [
+            "" if x is None else f"{100 * (x / live[label] - 1):+.1f}" for x in (exact, logged)
+        ]
+        yield f"| {label} | {live[label]:.3f} | {exact:.3f} | {cells[0]} | {cells[1]} |"
 
 
 def log_beside_replay(traces: Sequence[Trace], cost: CostTable) -> Iterator[str]:
@@ -246,6 +269,8 @@ def main() -> None:
         *(f"Disturbed: {sentence}." for sentence in summary.disturbed),
         "",
         *tables(predicted, summary, live_ratios(given.folder / "live", list(predicted))),
+        "",
+        *lengths(summary, predict(traces, cycles_alone(before))),
     ]
     _write(lines, given.output)
 

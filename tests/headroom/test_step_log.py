@@ -46,6 +46,11 @@ def test_steps_are_ordered_by_request_and_position(tmp_path: Path) -> None:
     np.testing.assert_array_equal(steps.log_probs[0], [-0.5, -1.0, np.nan])
 
 
+def test_what_the_plugin_for_vllm_adds_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "steps.jsonl", line(source="head", rows=24, batch=8, verified=2))
+    assert read_steps([path]).rows.tolist() == [24]
+
+
 def test_requests_of_two_files_are_different(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, line()) for name in ("one.jsonl", "two.jsonl")]
     assert read_steps(paths).requests == ("0:a", "1:a")
