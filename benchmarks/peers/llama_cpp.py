@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import socket
 import subprocess
@@ -162,6 +163,31 @@ class LlamaServer:
             raise RuntimeError(f"{self._name} answered with status {status}: {content[:500]!r}")
         return read_completion(json.loads(content), len(prompt), count)
 
+    def cycles(self, prompt: list[int], count: int) -> tuple[list[int], list[int]]:
+        """Decode greedily, past tokens that end a text.
+
+        Returns:
+            The new tokens, and how many drafted tokens each cycle accepted.
+
+        Raises:
+            RuntimeError: the server answers something else.
+        """
+        task = {
+            "prompt": prompt,
+            "n_predict": count,
+            "temperature": 0,
+            "top_k": 1,
+            "cache_prompt": False,
+            "ignore_eos": True,
+            "return_tokens": True,
+            "stream": True,
+            "timings_per_token": True,
+        }
+        status, content = self._request("POST", "/completion", task)
+        if status != 200:
+            raise RuntimeError(f"{self._name} answered with status {status}: {content[:500]!r}")
+        return read_cycles(content.decode())
+
     def _request(self, method: str, path: str, body: object) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_SECONDS)
         try:
@@ -208,6 +234,25 @@ def read_completion(answer: dict[str, Any], prompt_rows: int, count: int) -> dic
         "drafted": timings.get("draft_n", 0),
         "accepted": timings.get("draft_n_accepted", 0),
     }
+
+
+def read_cycles(stream: str) -> tuple[list[int], list[int]]:
+    """Return the tokens of a stream with times per token, and what each cycle accepted.
+
+    The tokens of a cycle come one by one, all with the numbers of drafted and accepted tokens after
+    it.
+    """
+    tokens: list[int] = []
+    counts = [(0, 0)]
+    for line in stream.splitlines():
+        if line.startswith("data: {"):
+            event = json.loads(line.removeprefix("data: "))
+            tokens += event["tokens"]
+            timings = event["timings"]
+            now = (timings.get("draft_n", 0), timings.get("draft_n_accepted", 0))
+            if now[0] > counts[-1][0]:
+                counts.append(now)
+    return tokens, [after - before for (_, before), (_, after) in itertools.pairwise(counts)]
 
 
 def bench_passes(program: Path, model: Path, rows: int, repeats: int, threads: int) -> list[float]:

@@ -20,6 +20,10 @@ CONVERT = (
     "openvino==2026.4.1",
     "openvino-tokenizers==2026.4.1.0",
     "sentencepiece==0.2.3",
+    # optimum-intel imports both to convert an EAGLE-3 head. A diffusers of 0.38 or later needs a
+    # newer huggingface_hub than transformers 5.5 allows.
+    "diffusers==0.37.1",
+    "einops==0.8.2",
     "cmake==4.4.5",
     "ninja==1.13.2",
 )

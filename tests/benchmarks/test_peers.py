@@ -3,15 +3,12 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
 
 import llama_cpp  # noqa: E402
-import peer_models  # noqa: E402
 import peer_tables  # noqa: E402
 from peer_environments import make_folder, run  # noqa: E402
 from peer_process import Worker  # noqa: E402
@@ -216,16 +213,3 @@ def test_the_tile_configuration_is_kept(tmp_path: Path) -> None:
     file.write_text("", encoding="utf-8")
     with pytest.raises(RuntimeError, match="must load one tile configuration"):
         llama_cpp.keep_tile_config(file)
-
-
-def test_joint_norm_factors() -> None:
-    """Where every row has the same proportions, one norm is exactly the three."""
-    draw = torch.Generator().manual_seed(0)
-    parts = [torch.randn(50, 64, generator=draw, dtype=torch.float64) for _ in range(3)]
-    parts = [
-        size * part / part.square().mean(1, keepdim=True).sqrt()
-        for part, size in zip(parts, (1.0, 3.0, 20.0), strict=True)
-    ]
-    factors = peer_models.joint_norm_factors(torch.cat(parts, 1))
-    joint = np.sqrt((1 + 9 + 400) / 3)
-    assert factors == pytest.approx([joint, joint / 3, joint / 20])

@@ -1,6 +1,7 @@
 """`eaglerl export-head` on small heads and targets."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+AUX_CONVENTIONS = {"vllm": "input", "sglang": "output"}
 
 
 @pytest.fixture
@@ -69,6 +71,44 @@ def test_check_compares_with_the_neighbours(head: Path, target: Path, tmp_path: 
     assert "inputs of [1, 3, 5]" in output
     assert "inputs of [0, 2, 4]" in output
     assert "inputs of [2, 4, 6]" in output
+
+
+def test_what_is_lost_is_measured(target: Path, tmp_path: Path) -> None:
+    config = Eagle3Config(**SIZES, draft_vocab_size=60, feature_layers=(1, 3, 5), fc_norm=True)
+    Eagle3DraftHead(config).save_pretrained(tmp_path / "normed")
+    for engine in ("openvino", "llama.cpp"):
+        out = tmp_path / engine
+        arguments = [tmp_path / "normed", "--for", engine, "-o", out]
+        code, output = run(*arguments)
+        assert code == 1
+        assert "does not run the three norms before fc" in output
+        assert "--model" in output
+        code, output = run(*arguments, "-m", target)
+        assert code == 1
+        assert "stands in for them" in output
+        assert re.search(
+            r"[1-4]\.\d\d tokens per pass of the target instead of [1-4]\.\d\d", output
+        )
+        assert not out.exists()
+        code, output = run(*arguments, "-m", target, "--lossy")
+        assert code == 0
+        assert "measured: " in output
+        assert "lost: " in output
+        again = Eagle3DraftHead.from_pretrained(out, aux_layer_convention="input")
+        assert again.config.norm_before_fc == (engine == "llama.cpp")
+        assert not again.config.fc_norm
+    for engine in ("vllm", "sglang"):
+        assert run(tmp_path / "normed", "--for", engine, "-o", tmp_path / engine)[0] == 0
+        assert (
+            Eagle3DraftHead.from_pretrained(
+                tmp_path / engine, aux_layer_convention=AUX_CONVENTIONS[engine]
+            ).config
+            == config
+        )
+    # The head without its norms, whatever that costs.
+    code, _ = run(tmp_path / "normed", "--for", "openvino", "-o", tmp_path / "bare", "--lossy")
+    assert code == 0
+    assert not Eagle3DraftHead.from_pretrained(tmp_path / "bare").config.norm_before_fc
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ _CHUNK_ROWS = 128
 # A reading must be better by this many standard errors, and by this many nats per token, for a
 # warning.
 _CLEAR_ERRORS, _CLEAR_NATS = 3.0, 0.01
-_TEXT = """\
+#: A page of prose, arithmetic, code and a letter, of no benchmark.
+PAGE = """\
 Rivers do not run straight. A stream that starts down a smooth slope soon meets a stone or a
 root, and the water turns aside a little. Where it turns, it presses against the outer bank and
 wears it away; on the inner side it slows down and drops the sand that it carried. So the bend
@@ -160,7 +161,7 @@ def warn_of_other_layers(
         Both readings, see `compare_feature_layers`.
     """
     readings = [target.feature_layers, other]
-    read, alternative = compare_feature_layers(target, head, readings, tokenizer(_TEXT).input_ids)
+    read, alternative = compare_feature_layers(target, head, readings, tokenizer(PAGE).input_ids)
     if alternative.clearly_better_than(read):
         gain = read.mean_cross_entropy - alternative.mean_cross_entropy
         warnings.warn(
@@ -190,7 +191,7 @@ def compare_neighbours(
     layers = low, mid, high = target.feature_layers
     shifted = [(low + shift, mid + shift, high + shift) for shift in (-1, 1)]
     fitting = [ids for ids in shifted if min(ids) >= 0 and max(ids) < target.num_layers]
-    return compare_feature_layers(target, head, [layers, *fitting], tokenizer(_TEXT).input_ids)
+    return compare_feature_layers(target, head, [layers, *fitting], tokenizer(PAGE).input_ids)
 
 
 @torch.inference_mode()
