@@ -73,7 +73,7 @@ test: $(STAMPS)/development  ## build, prepare the model, run the tests (PYTEST_
 test-vllm: $(STAMPS)/development $(VLLM_VENV)/ready  ## run the tests of the plugin inside vLLM; half an hour
 	@$(BIN)/eaglerl prepare --float32
 	@EAGLERL_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -m "slow or not slow" \
-	    tests/vllm_plugin $(PYTEST_ARGS)
+	    tests/vllm_plugin tests/benchmarks/test_heads_in_engines.py $(PYTEST_ARGS)
 
 bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pass, the decision
 	@$(BIN)/eaglerl prepare
