@@ -230,7 +230,7 @@ def test_sampled_tokens_have_the_targets_distribution(
 
     def thirds(engine: Engine, first: int) -> Counter[int]:
         sampling = [
-            {"temperature": 0.8, "top_k": 20, "max_tokens": 3, "seed": seed, "ignore_eos": True}
+            {"temperature": 0.8, "top_p": 0.9, "max_tokens": 3, "seed": seed, "ignore_eos": True}
             for seed in range(first, first + seeds)
         ]
         return Counter(tokens[2] for tokens in engine.ask([prompt] * seeds, sampling)["tokens"])
@@ -245,20 +245,11 @@ def test_sampled_tokens_have_the_targets_distribution(
     assert distance(reference, thirds(chosen, 2 * seeds)) < usual + 0.04
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"async_scheduling": True}, "add --no-async-scheduling"),
-        ({"draft": False}, "there is no --speculative-config"),
-    ],
-)
-def test_where_it_does_not_fit_it_says_so_once(
-    start: Start, prompts: list, plain: list, options: dict[str, Any], said: str
-) -> None:
-    engine = start("auto", **options)
+def test_where_it_does_not_fit_it_says_so_once(start: Start, prompts: list, plain: list) -> None:
+    engine = start("auto", draft=False)
     assert engine.ask(prompts[:8], GREEDY)["tokens"] == plain[:8]
     assert engine.log.count("eaglerl is off") == 1
-    assert said in engine.log
+    assert "there is no --speculative-config" in engine.log
 
 
 def test_without_being_turned_on_it_does_nothing(start: Start, prompts: list, plain: list) -> None:
@@ -266,7 +257,8 @@ def test_without_being_turned_on_it_does_nothing(start: Start, prompts: list, pl
     answer = engine.ask(prompts[:8], GREEDY)
     assert answer["tokens"] == plain[:8]
     assert answer["metrics"] == {}
-    assert "eaglerl" not in engine.log.replace(str(Path(__file__).parents[2]), "")
+    assert "eaglerl is off" not in engine.log
+    assert "eaglerl chooses" not in engine.log
 
 
 def test_a_server_shows_the_metrics_and_keeps_the_costs(
