@@ -9,11 +9,12 @@ from pathlib import Path
 
 from eaglerl.cost.online_cost import OnlineCost
 
-_SECONDS = 30.0
+# vLLM ends its processes without warning; writing takes a millisecond.
+_SECONDS = 5.0
 
 
 class CostFile:
-    """Writes what is learned to a file, every half minute and at the end."""
+    """Writes what is learned to a file, every five seconds and, where it can, at the end."""
 
     def __init__(self, cost: OnlineCost, path: str | Path) -> None:
         """Set up.
@@ -25,7 +26,7 @@ class CostFile:
         self._cost, self._path = cost, path
         self._next = time.monotonic() + _SECONDS
         atexit.register(self.write)
-        # vLLM's processes end without atexit.
+        # Processes that multiprocessing has started end without atexit.
         util.Finalize(self, self._cost.to_json, (path,), exitpriority=1)
 
     def end_step(self) -> None:
