@@ -145,22 +145,12 @@ class LlamaServer:
             RuntimeError: the server ended, or answers something else.
         """
         assert self._child is not None, "renew comes first"
-        task = {
-            "prompt": prompt,
-            "n_predict": count,
-            "temperature": 0,
-            "top_k": 1,
-            "cache_prompt": False,
-            "return_tokens": True,
-        }
         try:
-            status, content = self._request("POST", "/completion", task)
+            content = self._complete(prompt, count)
         except (OSError, http.client.HTTPException):
             if self._child.process.poll() is not None:
                 raise self._child.ended() from None
             raise
-        if status != 200:
-            raise RuntimeError(f"{self._name} answered with status {status}: {content[:500]!r}")
         return read_completion(json.loads(content), len(prompt), count)
 
     def cycles(self, prompt: list[int], count: int) -> tuple[list[int], list[int]]:
@@ -172,21 +162,26 @@ class LlamaServer:
         Raises:
             RuntimeError: the server answers something else.
         """
-        task = {
+        content = self._complete(
+            prompt, count, ignore_eos=True, stream=True, timings_per_token=True
+        )
+        return read_cycles(content.decode())
+
+    def _complete(self, prompt: list[int], count: int, **more: bool) -> bytes:
+        """Return the answer to a greedy request with further options."""
+        task: dict[str, Any] = {
             "prompt": prompt,
             "n_predict": count,
             "temperature": 0,
             "top_k": 1,
             "cache_prompt": False,
-            "ignore_eos": True,
             "return_tokens": True,
-            "stream": True,
-            "timings_per_token": True,
+            **more,
         }
         status, content = self._request("POST", "/completion", task)
         if status != 200:
             raise RuntimeError(f"{self._name} answered with status {status}: {content[:500]!r}")
-        return read_cycles(content.decode())
+        return content
 
     def _request(self, method: str, path: str, body: object) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_SECONDS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from eaglerl_vllm.adaptive_proposer import Planned
 from eaglerl_vllm.draft_tokens import chain_probs
-from eaglerl_vllm.requests import KnownRequests, look_up, update_text
+from eaglerl_vllm.requests import KnownRequests, update_text
 from eaglerl_vllm.statistics import Collector, Statistics, share_folder
 from eaglerl_vllm.step_log import StepLog
 
@@ -83,7 +83,7 @@ def test_texts_are_looked_up_as_they_grow() -> None:
     capacity = np.zeros(20, np.int32)
     capacity[:6] = [1, 2, 3, 4, 1, 2]
     update_text(first, capacity, 5, [2])
-    assert look_up(first, 3).token_ids == (3, 4, 1)
+    assert first.text.propose(3).token_ids == (3, 4, 1)
     capacity[6:9] = [3, 9, 9]
     update_text(first, capacity, 8, [9, 7])
     assert first.text.token_ids == (1, 2, 3, 4, 1, 2, 3, 9, 9, 7)

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from eaglerl.eagle3.tree.prompt_lookup import Lookup
+from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.policies.batch_chains import ChainState
 from eaglerl_vllm.cost_file import CostFile
 from eaglerl_vllm.draft_tokens import Drafted, chain_probs
-from eaglerl_vllm.requests import KnownRequests, look_up, update_text
+from eaglerl_vllm.requests import KnownRequests, update_text
 from eaglerl_vllm.statistics import Statistics
 from eaglerl_vllm.step_log import StepLog
 from eaglerl_vllm.unread_rows import Rows, UnreadRows
@@ -181,7 +181,7 @@ class AdaptiveProposer:
             context = length + len(new)
             generated = context - engine.num_prompt_tokens
             room = _room(params, tokens, generated, runner.max_model_len - context, most)
-            lookup = look_up(request, room) if room else Lookup(0, ())
+            lookup = request.text.propose(room) if room else NO_LOOKUP
             rows = counts.get(name, 0) + self.unread[name]
             states.append(ChainState(request.slot, context, lookup, rows, room))
             self._planned[name] = Planned(index, request.slot, context, generated, room, lookup)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from eaglerl.eagle3.tree.prompt_lookup import ContextLookup, Lookup
+from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
 
 
 class KnownRequest:
@@ -13,13 +13,11 @@ class KnownRequest:
 
     Attributes:
         slot: its slot in the policy.
-        generated: tokens that it had generated before the present step.
         text: its text, whose earlier passages are looked up.
     """
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
-        self.generated = 0
         self.text = ContextLookup()
 
 
@@ -63,8 +61,3 @@ def update_text(request: KnownRequest, token_ids: Any, length: int, new: list[in
         request.text = ContextLookup()
     request.text.extend(token_ids[len(request.text) : length].tolist())
     request.text.extend(new)
-
-
-def look_up(request: KnownRequest, most_tokens: int) -> Lookup:
-    """Look up what followed the text's last tokens earlier in it."""
-    return request.text.propose(most_tokens)

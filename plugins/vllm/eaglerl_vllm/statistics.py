@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from eaglerl.eagle3.tree.prompt_lookup import common_length
+
 if TYPE_CHECKING:
     from eaglerl_vllm.adaptive_proposer import Planned
 
@@ -58,7 +60,7 @@ class Statistics:
             tokens: what it emitted.
             price: what verifying a token costs, in tokens.
         """
-        accepted = min(_equal(planned.chain, tokens), len(tokens) - 1)
+        accepted = min(common_length(planned.chain, tokens), len(tokens) - 1)
         length, counts = len(planned.chain), self._counts
         counts[_PLACES[f"chains_{planned.source}"]] += 1
         counts[_PLACES[f"drafted_{planned.source}"]] += length
@@ -67,7 +69,9 @@ class Statistics:
         counts[_PLACES["length_sum"]] += length
         # The best choice among those whose result is known: each chain up to its first error.
         known = (planned.drafted, planned.lookup.token_ids)
-        best = max(min(_equal(chain, tokens), planned.room) for chain in known) * (1.0 - price)
+        best = max(min(common_length(chain, tokens), planned.room) for chain in known) * (
+            1.0 - price
+        )
         counts[_PLACES["regret"]] += max(best, 0.0) - (accepted - price * length)
 
     def end_step(self, rate: float) -> None:
@@ -133,12 +137,3 @@ class Collector:
             "Tokens that the best chain in hindsight would have gained over the chosen ones.",
             value=value["regret"],
         )
-
-
-def _equal(chain: Sequence[int], tokens: Sequence[int]) -> int:
-    count = 0
-    for drafted, token in zip(chain, tokens, strict=False):
-        if drafted != token:
-            break
-        count += 1
-    return count

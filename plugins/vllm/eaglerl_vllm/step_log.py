@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eaglerl.eagle3.tree.prompt_lookup import common_length
+
 if TYPE_CHECKING:
     from eaglerl_vllm.adaptive_proposer import Planned
 
@@ -49,7 +51,7 @@ class StepLog:
             "context": planned.context,
             "batch": batch,
             "logprobs": [round(logprob, 5) for logprob in planned.logprobs],
-            "accepted": _equal(planned.drafted, tokens),
+            "accepted": common_length(planned.drafted, tokens),
             "verified": 1 + len(planned.chain),
             "source": planned.source,
         }
@@ -57,18 +59,8 @@ class StepLog:
             line["lookup"] = {
                 "match": planned.lookup.match_length,
                 "tokens": len(planned.lookup.token_ids),
-                "accepted": _equal(planned.lookup.token_ids, tokens),
+                "accepted": common_length(planned.lookup.token_ids, tokens),
             }
         if verify_seconds > 0.0:
             line |= {"verify_seconds": verify_seconds, "draft_seconds": draft_seconds, "rows": rows}
         self._file.write(json.dumps(line) + "\n")
-
-
-def _equal(chain: Any, tokens: list[int]) -> int:
-    """Return how many leading tokens of a chain were emitted: it may be known of no more."""
-    count = 0
-    for drafted, token in zip(chain, tokens, strict=False):
-        if drafted != token:
-            break
-        count += 1
-    return count
