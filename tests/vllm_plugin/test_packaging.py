@@ -30,3 +30,12 @@ def test_the_wheel_has_all_modules_and_the_entry_point(tmp_path: Path) -> None:
         "=",
         "eaglerl_vllm.plugin:register",
     ]
+
+
+def test_where_it_is_off_eaglerl_is_not_imported() -> None:
+    """vLLM imports the entry point in each of its processes."""
+    code = "import sys, eaglerl_vllm.plugin, eaglerl_vllm.metrics; print('eaglerl' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=PLUGIN, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"

@@ -11,8 +11,9 @@ import pytest
 import torch
 from eaglerl_vllm.adaptive_proposer import Planned
 from eaglerl_vllm.draft_tokens import chain_probs
+from eaglerl_vllm.metrics import Collector, share_folder
 from eaglerl_vllm.requests import KnownRequests, update_text
-from eaglerl_vllm.statistics import Collector, Statistics, share_folder
+from eaglerl_vllm.statistics import Statistics
 from eaglerl_vllm.step_log import StepLog
 
 from eaglerl.eagle3.tree.prompt_lookup import Lookup

@@ -22,7 +22,7 @@ def register() -> None:
     """Wait for a worker whose configuration turns the plugin on; vLLM calls this everywhere."""
     from vllm.v1.worker.worker_base import WorkerBase
 
-    from eaglerl_vllm.statistics import share_folder
+    from eaglerl_vllm.metrics import share_folder
 
     if getattr(WorkerBase, _MARK, False):
         return
@@ -43,7 +43,7 @@ def register() -> None:
 def _register_metrics() -> None:
     import prometheus_client
 
-    from eaglerl_vllm.statistics import Collector
+    from eaglerl_vllm.metrics import Collector
 
     prometheus_client.REGISTRY.register(Collector())
 
