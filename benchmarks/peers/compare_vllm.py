@@ -3,10 +3,13 @@
     python benchmarks/peers/compare_vllm.py FOLDER [--dtype bfloat16] [--concurrency 1,8,16]
 
 FOLDER gets vLLM in an environment of its own, the model, the head, and a folder for every run. An
-interrupted run goes on where it was. All engines are loaded once, each in a process of its own,
-and answer the same groups of questions in turns, in an order that rotates: greedily, up to an end
-token, as many at once as the concurrency says. The lengths by batch size are the best fixed ones
-of other questions, measured at the beginning.
+interrupted run goes on where it was. All modes answer the same groups of questions in turns, in an
+order that rotates: greedily, up to an end token, as many at once as the concurrency says. The
+lengths by batch size are the best fixed ones of other questions, measured at the beginning.
+
+All modes with speculation share one engine, which is told before each group where the lengths come
+from: two equal engines differ by up to 10 % for as long as they run, more than the modes do. Plain
+decoding takes turns between two engines.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +29,7 @@ import numpy as np
 import typer
 from compare_peers import read_prompts
 from peer_environments import environment
+from peer_environments import run as run_command
 from peer_process import Worker
 from peer_records import code_digest
 from rich.console import Console
@@ -42,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PLAIN, SCHEDULE, PLUGIN, FORCED = "plain", "by batch size", "eaglerl", "eaglerl, forced"
 _CONTEXT = 1024
+_FORCED = 3  # length of the chains that the plugin is told to choose
 _Measured = dict[tuple[int, int, str], dict[str, Any]]
 
 
@@ -50,96 +56,134 @@ def fixed(length: int) -> str:
     return f"k = {length}"
 
 
-def options_of(
-    mode: str, model: Path, head: Path, dtype: str, most: int, schedule: Sequence[Sequence[int]],
-    longest: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the options of a mode's engine.
+def options_of(model: Path, dtype: str, most: int, head: Path | None, longest: int) -> dict:
+    """Return the options of an engine.
 
     Args:
-        mode: its name.
         model: folder of the target.
-        head: folder of the head.
         dtype: of the target and the head.
         most: most requests at once.
-        schedule: of `SCHEDULE`: first and last batch size, and the length.
-        longest: longest chain that the plugin may choose.
+        head: folder of the head; None to decode plainly.
+        longest: longest chain.
     """
     options: dict[str, Any] = {
         "model": str(model), "dtype": dtype, "max_model_len": _CONTEXT, "max_num_seqs": most,
         "enable_prefix_caching": False, "generation_config": "vllm", "disable_log_stats": False,
         "num_gpu_blocks_override": most * (_CONTEXT // 128 + 1) + 1,
     }  # fmt: skip
-    if mode == PLAIN:
+    if head is None:
         return options
-    speculative: dict[str, Any] = {"method": "eagle3", "model": str(head)}
+    speculative = {"method": "eagle3", "model": str(head), "num_speculative_tokens": longest}
     # In vLLM, asynchronous scheduling is off on the CPU with speculative decoding.
-    options |= {"speculative_config": speculative, "async_scheduling": False}
-    if mode == SCHEDULE:
-        speculative["num_speculative_tokens"] = max(1, *(entry[2] for entry in schedule))
-        speculative["num_speculative_tokens_per_batch_size"] = [*map(list, schedule)]
-    elif mode == PLUGIN:
-        speculative["num_speculative_tokens"] = longest
-        options["additional_config"] = {"eaglerl": {"policy": "auto"}}
-    elif mode == FORCED:
-        speculative["num_speculative_tokens"] = 3
-        options["additional_config"] = {"eaglerl": {"policy": "fixed"}}
-    else:
-        speculative["num_speculative_tokens"] = int(mode.removeprefix("k = "))
-    return options
+    return options | {
+        "speculative_config": speculative, "async_scheduling": False,
+        "additional_config": {"eaglerl": {"policy": "auto"}},
+    }  # fmt: skip
 
 
-def start(folder: Path, mode: str, options: dict[str, Any], threads: int) -> Worker:
-    """Start a mode's engine."""
+@dataclass
+class Mode:
+    """A way to decode.
+
+    Attributes:
+        workers: engines that take turns.
+        choice: what they are told, see `vllm_worker.choose`; None for nothing.
+    """
+
+    workers: list[Worker]
+    choice: dict[str, Any] | None = None
+
+    def decode(self, turn: int, prompts: list[list[int]], count: int) -> dict[str, Any]:
+        """Decode greedily.
+
+        Args:
+            turn: says which engine's turn it is.
+            prompts: token ids.
+            count: most new tokens.
+        """
+        told = {} if self.choice is None else {"choice": self.choice}
+        sampling = {"temperature": 0.0, "max_tokens": count}
+        worker = self.workers[turn % len(self.workers)]
+        return worker.ask(prompts=prompts, sampling=sampling, **told)
+
+
+def modes_of(
+    plain: list[Worker], drafting: Worker, lengths: Sequence[int], most: int, forced: bool
+) -> dict[str, Mode]:
+    """Return all modes but the lengths by batch size.
+
+    Args:
+        plain: engines without a head.
+        drafting: the engine with one.
+        lengths: fixed lengths.
+        most: most requests at once.
+        forced: whether the plugin is told to choose a chain of three as well.
+    """
+    modes = {PLAIN: Mode(plain)}
+    for length in lengths:
+        modes[fixed(length)] = Mode([drafting], {"lengths": [length] * most, "policy": None})
+    modes[PLUGIN] = Mode([drafting], {"lengths": None, "policy": "auto"})
+    if forced:
+        # Chains as vLLM's own, chosen by the plugin.
+        modes[FORCED] = Mode([drafting], {"lengths": [_FORCED] * most, "policy": "fixed"})
+    return modes
+
+
+def start(folder: Path, name: str, options: dict[str, Any], threads: int) -> Worker:
+    """Start an engine."""
     programs = environment(folder / "vllm", VLLM, ["torchvision", "torchaudio", "torchcodec"])
+    # vLLM finds the plugin by what its installation says.
+    plugin = ["--no-deps", "--no-build-isolation", "--editable", ROOT / "plugins" / "vllm"]
+    run_command([programs / "python", "-m", "pip", "--quiet", "install", *plugin])
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads),
         "LD_PRELOAD": str(programs.parent / "lib" / "libiomp5.so"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins" / "vllm")]),
+        "PYTHONPATH": str(ROOT),
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
     settings = [f"{name}={value}" for name, value in variables.items()]
     command = ["env", *settings, programs / "python", HERE / "vllm_worker.py", json.dumps(options)]
-    return Worker(f"vLLM {mode}", command, folder / "logs" / f"vllm-{mode.replace(' ', '')}.log")
+    return Worker(f"vLLM, {name}", command, folder / "logs" / f"vllm-{name}.log")
 
 
 @contextmanager
-def started(
-    folder: Path, modes: Sequence[str], warm_up: list[list[int]], console: Console, threads: int,
-    **options: Any,
-) -> Iterator[dict[str, Worker]]:  # fmt: skip
-    """Start engines, one after another, and let each answer some prompts; end them at the end."""
+def started(folder: Path, console: Console, threads: int, **options: Any) -> Iterator[Any]:
+    """Start two engines without a head and one with it; end them at the end."""
     with ExitStack() as stack:
-        workers = {}
-        for mode in modes:
-            console.print(f"starting vLLM {mode}")
-            worker = start(folder, mode, options_of(mode, **options), threads)
-            stack.callback(worker.close)
-            workers[mode] = worker
-            for prompts in (warm_up[:1], warm_up):
-                worker.ask(prompts=prompts, sampling={"temperature": 0.0, "max_tokens": 64})
-        yield workers
+        workers = []
+        for name, head in (("plain-1", None), ("plain-2", None), ("drafting", options["head"])):
+            console.print(f"starting vLLM, {name}")
+            workers.append(start(folder, name, options_of(**options | {"head": head}), threads))
+            stack.callback(workers[-1].close)
+        yield workers[:2], workers[2]
+
+
+def warm_up(modes: dict[str, Mode], prompts: list[list[int]]) -> None:
+    """Let every engine of every mode answer some prompts."""
+    for mode in modes.values():
+        for turn in range(len(mode.workers)):
+            for part in (prompts[:1], prompts):
+                mode.decode(turn, part, 64)
 
 
 def measure(
-    workers: dict[str, Worker], groups: dict[int, list[list[list[int]]]], measured: _Measured,
+    modes: dict[str, Mode], groups: dict[int, list[list[list[int]]]], measured: _Measured,
     path: Path, count: int,
 ) -> None:  # fmt: skip
-    """Let all engines answer all groups in turns, and keep each result as soon as it is there."""
-    sampling = {"temperature": 0.0, "max_tokens": count}
+    """Let all modes answer all groups in turns, and keep each result as soon as it is there."""
     turns = [(number, index) for number in groups for index in range(len(groups[number]))]
     for number, index in track(turns, description="groups"):
-        modes = [*workers]
-        for mode in modes[index % len(modes) :] + modes[: index % len(modes)]:
+        names = [*modes]
+        for mode in names[index % len(names) :] + names[: index % len(names)]:
             if (number, index, mode) in measured:
                 continue
             group = groups[number][index]
             tokens, seconds = [], 0.0
             # Never more at once than the concurrency.
             for begin in range(0, len(group), number):
-                answer = workers[mode].ask(prompts=group[begin : begin + number], sampling=sampling)
+                answer = modes[mode].decode(index, group[begin : begin + number], count)
                 tokens += answer["tokens"]
                 seconds += answer["seconds"]
             record = {
@@ -189,22 +233,26 @@ def table(measured: _Measured, numbers: Sequence[int]) -> str:
         lines.append(f"| {mode}, tokens/s | " + " | ".join(f"{rate:.1f}" for rate in rates) + " |")
     pairs = [(PLUGIN, mode) for mode in modes if mode not in (PLUGIN, FORCED)]
     if FORCED in modes:
-        pairs.append((FORCED, fixed(3)))
+        pairs.append((FORCED, fixed(_FORCED)))
     for mine, other in pairs:
         cells = []
         for number in numbers:
             interval = ratio_interval(np.hstack([known[number][mine], known[number][other]]))
             cells.append(f"{interval.ratio:.3f} [{interval.low:.3f}, {interval.high:.3f}]")
         lines.append(f"| {mine} over {other} | " + " | ".join(cells) + " |")
-    same = []
-    for number in numbers:
-        texts = defaultdict(list)
-        for (concurrency, _, mode), record in sorted(measured.items()):
-            if concurrency == number:
-                texts[mode] += record["texts"]
-        equal = sum(a == b for a, b in zip(texts[PLUGIN], texts[PLAIN], strict=True))
-        same.append(f"{equal} of {len(texts[PLAIN])}")
-    return "\n".join([*lines, "| texts equal to plain | " + " | ".join(same) + " |"]) + "\n"
+    for mode in modes:
+        if mode != PLAIN:
+            same = (_same_texts(measured, number, mode) for number in numbers)
+            lines.append(f"| texts of {mode} equal to plain | " + " | ".join(same) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _same_texts(measured: _Measured, number: int, mode: str) -> str:
+    mine, plain = (
+        [text for key in sorted(measured) if (key[0], key[2]) == (number, each)
+         for text in measured[key]["texts"]] for each in (mode, PLAIN)
+    )  # fmt: skip
+    return f"{sum(a == b for a, b in zip(mine, plain, strict=True))} of {len(plain)}"
 
 
 def groups_of(prompts: list[list[int]], numbers: dict[int, int], fewest: int) -> dict:
@@ -234,6 +282,7 @@ def main(
     lengths: Annotated[str, typer.Option(help="Fixed lengths.")] = "1,2,3,5",
     longest: Annotated[int, typer.Option(help="Longest chain of the plugin.", min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=2)] = 128,
+    forced: Annotated[bool, typer.Option(help="Also a chain of 3 through the plugin.")] = True,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     run: Annotated[str, typer.Option(help="Name of the run; one that exists is resumed.")] = "vllm",
 ) -> None:
@@ -241,8 +290,9 @@ def main(
     console, folder = Console(), folder.resolve()
     numbers = sorted({int(part) for part in concurrency.split(",")})
     counts = dict(zip(numbers, map(int, count.split(",")), strict=True))
+    chosen = {int(part) for part in lengths.split(",")}
     # The forced chain of three is compared with vLLM's own.
-    chosen = sorted({int(part) for part in lengths.split(",")} | {3})
+    chosen = sorted(chosen | {_FORCED} if forced else chosen)
     model = prepare_model(cache_dir=folder / "float32", float32=True)
     head = folder / "head-vllm"
     if not head.exists():
@@ -255,44 +305,39 @@ def main(
         "threads": threads, "max_new_tokens": max_new_tokens, "group": group,
     }  # fmt: skip
     common = {
-        "model": model, "head": head, "dtype": dtype, "most": max(numbers), "longest": longest,
-        "threads": threads,
+        "model": model, "head": head, "dtype": dtype, "most": max(numbers), "longest": longest
     }  # fmt: skip
     (folder / run).mkdir(parents=True, exist_ok=True)
     with exclusive_folder(folder / run):
         _keep_settings(folder / run / "settings.json", settings)
         before = read_measured(folder / run / "before.jsonl")
         measured = read_measured(folder / run / "measured.jsonl")
-        modes = [PLAIN, *map(fixed, chosen), PLUGIN, FORCED]
-        with started(folder, modes, others[:8], console, schedule=(), **common) as workers:
-            first = {mode: workers[mode] for mode in modes if mode not in (PLUGIN, FORCED)}
+        with started(folder, console, threads, **common) as (plain, drafting):
+            modes = modes_of(plain, drafting, chosen, max(numbers), forced)
+            warm_up(modes, others[:8])
             measure(
-                first, groups_of(others, {n: 2 * n for n in numbers}, 1), before,
+                {PLAIN: modes[PLAIN]} | {fixed(length): modes[fixed(length)] for length in chosen},
+                groups_of(others, {n: 2 * n for n in numbers}, 1), before,
                 folder / run / "before.jsonl", max_new_tokens,
             )  # fmt: skip
             schedule = schedule_of(before, numbers, chosen)
-            console.print("lengths by batch size:", schedule)
-            with started(
-                folder, [SCHEDULE], others[:8], console, schedule=schedule, **common
-            ) as more:
-                measure(
-                    workers | more, groups_of(test, counts, group), measured,
-                    folder / run / "measured.jsonl", max_new_tokens,
-                )  # fmt: skip
+            console.print("lengths of the batch sizes:", schedule)
+            modes[SCHEDULE] = Mode([drafting], {"lengths": schedule, "policy": None})
+            measure(
+                modes, groups_of(test, counts, group), measured, folder / run / "measured.jsonl",
+                max_new_tokens,
+            )  # fmt: skip
         text = table(measured, numbers)
         (folder / run / "table.md").write_text(text, encoding="utf-8")
     sys.stdout.write(f"{processor_name()}, {threads} threads, {dtype}\n\n{text}")
 
 
-def schedule_of(
-    measured: _Measured, numbers: Sequence[int], lengths: Sequence[int]
-) -> list[tuple[int, int, int]]:
-    """Return the best fixed length of each concurrency, for all batch sizes up to it."""
-    entries, first = [], 1
+def schedule_of(measured: _Measured, numbers: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """Return a length for every batch size: the best fixed one of the next concurrency."""
+    schedule: list[int] = []
     for number in numbers:
-        entries.append((first, number, best_length(measured, number, lengths)))
-        first = number + 1
-    return entries
+        schedule += [best_length(measured, number, lengths)] * (number - len(schedule))
+    return schedule
 
 
 def _questions(paths: list[Path], split: str, model: Path, count: int) -> list[list[int]]:

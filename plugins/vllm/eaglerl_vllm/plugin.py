@@ -91,12 +91,21 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         # Another engine of the same process may be one that is not supported.
         self.eaglerl = None
         if settings is not None and not unsupported(vllm_config):
-            self.eaglerl = _make(settings, vllm_config)
+            self.eaglerl = make_proposer(settings, vllm_config)
 
     return init
 
 
-def _make(settings: Settings, config: Any) -> Any:
+def make_proposer(settings: Settings, config: Any) -> Any:
+    """Return what chooses for a vLLM configuration, an `AdaptiveProposer`.
+
+    Args:
+        settings: the plugin's settings.
+        config: a `VllmConfig`.
+
+    Raises:
+        ValueError: the settings do not fit vLLM's.
+    """
     from eaglerl_vllm.adaptive_proposer import AdaptiveProposer
     from eaglerl_vllm.cost_file import CostFile
     from eaglerl_vllm.make_policy import make_policy
