@@ -56,7 +56,7 @@ $(error $(VENV) was made in another folder: run `make clean` first)
 endif
 endif
 
-.PHONY: help demo check test test-vllm bench lint types format docs build clean environment
+.PHONY: help demo check test test-vllm gpu bench lint types format docs build clean environment
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -74,6 +74,11 @@ test-vllm: $(STAMPS)/development $(VLLM_VENV)/ready  ## run the tests of the plu
 	@$(BIN)/eaglerl prepare --float32
 	@EAGLERL_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -m "slow or not slow" \
 	    tests/vllm_plugin tests/benchmarks/test_heads_in_engines.py $(PYTEST_ARGS)
+
+# No environment is made: where there is a GPU there may be no network. Name a Python with torch.
+gpu:  ## build, test and time what needs a CUDA device, in 8 minutes (PYTHON=...)
+	@python=$(if $(wildcard $(BIN)/python),$(BIN)/python,$(firstword $(PYTHON))); \
+	    $$python tools/gpu_check.py
 
 bench: $(STAMPS)/development  ## time the target's forward pass, the draft's pass, the decision
 	@$(BIN)/eaglerl prepare

@@ -13,6 +13,7 @@ cache_dtypes: dict[str, int]
 max_tree_rows: int
 max_candidates: int
 cache_words: dict[str, int]
+selection_constants: dict[str, int]
 cache_record_words: int
 cache_ring_words: int
 cache_sketch_size: int
@@ -57,6 +58,12 @@ def greedy_paths(
     logits: int, logit_rows: int, stride: int, vocab: int,
     trees: Sequence[tuple[int, int, int, int]], threads: int, /,
 ) -> list[tuple[list[int], list[int], bool]]: ...  # fmt: skip
+def select_draft_nodes(
+    sizes: Sequence[int], slots: int, rule: int, level: int, state: Sequence[int],
+    out: Sequence[int], drafted: Sequence[int], /,
+) -> None: ...  # fmt: skip
+def selection_rule_layout(sizes: Sequence[int], /) -> dict[str, int]: ...
+def selection_tables() -> tuple[np.ndarray, np.ndarray]: ...
 def action_cache_step(
     logits: int, action_params: int, features: int, state: int, reference: int, ring: int,
     slots: int, action: int, params: int, sequences: int, actions: int, horizon: int,
@@ -157,15 +164,8 @@ class PolicyEncoder:
         self, inputs: TensorGuard | None, kept: TensorGuard | None, weights: TensorGuard | None, /
     ) -> None: ...
     def run(
-        self,
-        rows: int,
-        row_count: int,
-        last: int,
-        sequences: int,
-        slots: int,
-        offset: int,
-        /,
-    ) -> float: ...
+        self, rows: int, row_count: int, last: int, sequences: int, slots: int, offset: int, /,
+    ) -> float: ...  # fmt: skip
 
 class OnlineAcceptance:
     def __init__(self, max_depth: int, plain_seconds: float, /) -> None: ...
@@ -225,6 +225,8 @@ class OnlineCycle:
     def selected(self) -> bool: ...
     def survival(self) -> tuple[np.ndarray, np.ndarray]: ...
     def count_lookup(self, first_accepted: bool, /) -> None: ...
+    def selection_rule(self, sizes: Sequence[int], /) -> np.ndarray: ...
+    def take_choice(self, nodes: Sequence[int], lookup: int, /) -> None: ...
     def observe(self, rows: Sequence[int], tokens: int, /) -> None: ...
 
 def make_learning_cycle(

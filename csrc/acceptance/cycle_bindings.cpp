@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "acceptance/online_checks.h"
 #include "acceptance/online_cycle.h"
 #include "acceptance/read_arrays.h"
+#include "acceptance/selection_checks.h"
 #include "common/binding_methods.h"
 
 namespace py = pybind11;
@@ -135,6 +137,29 @@ void observe_planned(OnlineCycle& cycle, const std::vector<int64_t>& accepted_ro
   cycle.end(rows, verify_seconds, drafted ? draft_seconds : 0.0);
 }
 
+// After plan(): the rule by which a device chooses what this cycle verifies.
+py::array_t<int32_t> selection_rule(const OnlineCycle& cycle, const std::array<int32_t, 4>& given) {
+  cycle.check_usable();
+  const SelectionSizes sizes = read_selection_sizes(given);
+  py::array_t<int32_t> words(RuleLayout::words(sizes));
+  cycle.write_rule(sizes, words.mutable_data());
+  return words;
+}
+
+// After score() of all that a device has drafted: what it chose.
+void take_choice(OnlineCycle& cycle, std::vector<int64_t> nodes, int64_t lookup) {
+  cycle.check_usable();
+  check_scored(cycle.sequence());
+  const DraftSizes& sizes = cycle.sizes();
+  const int64_t pool = sizes.pool_size(cycle.sequence().known_depth());
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    check_between("nodes", nodes[i], i == 0 ? 0 : nodes[i - 1] + 1, pool - 1);
+  }
+  check_between("lookup", lookup, 0, cycle.sequence().offered());
+  cycle.sequence().take_choice(std::move(nodes), lookup);
+  cycle.mark_selected();
+}
+
 void count_lookup(OnlineCycle& cycle, bool first_accepted) {
   cycle.check_usable();
   cycle.sequence().count_lookup(first_accepted);
@@ -156,6 +181,8 @@ void bind_cycle(py::module_& module) {
       .def("plan", &plan)
       .def("observe_planned", &observe_planned)
       .def("count_lookup", &count_lookup)
+      .def("selection_rule", &selection_rule)
+      .def("take_choice", &take_choice)
       .def("observe", &observe);
   module.def("make_learning_cycle", &make_learning_cycle);
 }

@@ -11,6 +11,7 @@
 #include "acceptance/online_cost.h"
 #include "acceptance/online_costs.h"
 #include "acceptance/online_sequence.h"
+#include "acceptance/selection_rules.h"
 #include "common/checks.h"
 
 namespace eaglerl {
@@ -56,6 +57,8 @@ class OnlineBatch : public PythonObject {
   const std::vector<int64_t>& decide();
   // Chooses the rows of all slots.
   void select();
+  // The rule by which a device chooses for a slot of this cycle: RuleLayout::words() of them.
+  void write_rule(int64_t slot, const SelectionSizes& sizes, int32_t* words) const;
   // Whether it has since the last score().
   bool chosen() const { return chosen_; }
   // The slot's chosen tree is what the cycle verifies.

@@ -146,6 +146,7 @@ void bind_online(py::module_& module) {
       .def("restore", &restore_cost);
   bind_cycle(module);
   bind_batch(module);
+  bind_selection(module);
 }
 
 }  // namespace eaglerl

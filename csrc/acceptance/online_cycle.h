@@ -64,6 +64,11 @@ class OnlineCycle : public PythonObject {
     batch_.end_cycle(rows, verify_seconds, draft_seconds);
   }
 
+  // The rule by which a device chooses in this cycle.
+  void write_rule(const SelectionSizes& sizes, int32_t* words) const {
+    batch_.write_rule(0, sizes, words);
+  }
+
   bool planned() const { return batch_.planned(); }
   OnlineSequence& sequence() { return batch_.sequence(0); }
   const OnlineSequence& sequence() const { return batch_.sequence(0); }

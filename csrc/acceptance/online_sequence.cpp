@@ -286,4 +286,23 @@ void OnlineSequence::count_lookup(bool first_accepted) {
   ++lookups_;
 }
 
+double OnlineSequence::match_input(int64_t length) const { return log_match(length); }
+
+void OnlineSequence::write_lookup_rule(const SelectionSizes& sizes, int32_t* words) const {
+  const auto& weights = shared_->lookups.mean();
+  const double many = double(std::min(lookups_, kManyLookups)) / kManyLookups;
+  words[RuleLayout::kTailInside] = term_of(weights[7]);
+  words[RuleLayout::kTailScore] = word_of(weights[8], kLogitBits, -kMostSlope, kMostSlope);
+  for (int32_t length = 0; length <= kLongestRuleMatch; ++length) {
+    const double match = log_match(length) - kMeanLogMatch;
+    for (int32_t level = 0; level < sizes.lookup; ++level) {
+      const double log_level = std::log1p(double(level));
+      const double logit = weights[0] + weights[1] * match + weights[2] * success_ +
+                           weights[3] * many + weights[4] * (level == 0) + weights[5] * log_level +
+                           weights[6] * match * log_level;
+      words[RuleLayout::kTail + length * sizes.lookup + level] = term_of(logit);
+    }
+  }
+}
+
 }  // namespace eaglerl

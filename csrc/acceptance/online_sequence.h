@@ -8,6 +8,7 @@
 
 #include "acceptance/draft_view.h"
 #include "acceptance/online_acceptance.h"
+#include "acceptance/selection_rules.h"
 
 namespace eaglerl {
 
@@ -43,6 +44,14 @@ class OnlineSequence {
   double looked_up_value() const { return looked_up_value_; }
   // Chooses so many of the best.
   void choose(int64_t count);
+  // Takes the choice of a device: candidates, ascending, and leading looked-up tokens.
+  void take_choice(std::vector<int64_t> nodes, int64_t lookup) {
+    nodes_ = std::move(nodes);
+    lookup_ = lookup;
+  }
+  // Leading looked-up tokens that the draft proposed too, and all looked-up tokens.
+  int64_t inside() const { return inside_; }
+  int64_t offered() const { return offered_; }
 
   // The candidates that were chosen, ascending, and the number of leading looked-up tokens.
   const std::vector<int64_t>& nodes() const { return nodes_; }
@@ -76,6 +85,12 @@ class OnlineSequence {
   int64_t known_depth() const { return known_; }
   const double* pool() const { return survival_.data(); }
   const double* looked_up() const { return looked_up_.data(); }
+
+  // For a rule: the inputs of candidates that lookups contribute, and the rule's part for
+  // looked-up tokens that no candidate holds.
+  double lookup_success() const { return success_; }
+  double match_input(int64_t length) const;
+  void write_lookup_rule(const SelectionSizes& sizes, int32_t* words) const;
 
   // Memory for a draft's scores and looked-up nodes.
   struct Scratch {

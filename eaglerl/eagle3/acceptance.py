@@ -11,6 +11,7 @@ import torch
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.ruled_policy import DeviceDraft, read_report, report_of, report_size
 from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetOutput
@@ -31,6 +32,7 @@ class Accepted:
         last_features: (3k,) target features of the last kept row.
         decision: the tree that a `FusedPolicy` chose from them; None without one.
         drafted_rows: `rows` without the root, if they are known on the host.
+        draft: what a rule has drafted and chosen on a device; None without one.
     """
 
     rows: torch.Tensor
@@ -41,6 +43,7 @@ class Accepted:
     last_features: torch.Tensor
     decision: TreeParams | None
     drafted_rows: tuple[int, ...] = ()
+    draft: DeviceDraft | None = None
 
 
 class Acceptance(Protocol):
@@ -80,7 +83,8 @@ class HostAcceptance:
         walked = tree.on_host() if isinstance(tree, DeviceTree) else tree
         rows, bonus = self._verifier.accept(output.logits, walked)
         if policy is None:
-            return keep_path(output.features, tree, rows, bonus, cache, slot)
+            kept = keep_path(output.features, tree, rows, bonus, cache, slot)
+            return replace(kept, draft=_draft_of(tree))
         device = output.features.device
         index, last = torch.tensor(rows).to(device), torch.tensor([len(rows) - 1]).to(device)
         with self._policy_time:
@@ -93,6 +97,14 @@ class HostAcceptance:
             reduced=True,
             decision=TreeParams(*params[0].cpu().tolist()),
         )
+
+
+def _draft_of(tree: DraftTree | DeviceTree) -> DeviceDraft | None:
+    """Copy to the host what a rule has drafted and chosen on a device."""
+    if not isinstance(tree, DeviceTree) or tree.selection is None:
+        return None
+    numbers = report_of(tree.selection).cpu().tolist()
+    return read_report(numbers, tree.selection.sizes, tree.passes)
 
 
 def keep_path(
@@ -158,6 +170,9 @@ class DeviceAcceptance:
         # The token of an accepted child is its parent's choice, and the bonus is the last row's.
         emitted = choices[rows]
         report = [count, emitted]
+        selection, longest = tree.selection, tree.longest_path
+        if selection is not None:
+            report += [rows, report_of(selection)]
         features = None
         if policy is not None:
             with self._policy_time:
@@ -167,11 +182,18 @@ class DeviceAcceptance:
         # The host does not know the rows yet, so all P are moved; those behind the accepted ones
         # are scratch.
         cache.move_scratch(rows, slot)
-        # The only synchronisation of the cycle: count, P tokens and, with a policy, T/D/K.
+        # The only synchronisation of the cycle: count, P tokens, with a rule the rows and what it
+        # has drafted and chosen, and with a policy T/D/K.
         numbers = torch.cat(report).cpu().tolist()
         kept = numbers[0]
         cache.advance(kept, slot)
         decision = None if policy is None else TreeParams(*numbers[-3:])
+        draft, drafted_rows = None, ()
+        if selection is not None:
+            drafted_rows = tuple(numbers[2 + longest : 1 + longest + kept])
+            begin = 1 + 2 * longest
+            end = begin + report_size(selection.sizes)
+            draft = read_report(numbers[begin:end], selection.sizes, tree.passes)
         if features is None:
             features = output.features[rows[:kept]]
         return Accepted(
@@ -183,6 +205,8 @@ class DeviceAcceptance:
             # A slice of host numbers: indexing with `last` would synchronise once more.
             last_features=output.features[rows[kept - 1 : kept]][0],
             decision=decision,
+            drafted_rows=drafted_rows,
+            draft=draft,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal, Protocol, TypeAlias, cast
 
 from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
@@ -139,10 +140,11 @@ class NamedPolicies:
         return self._batch_auto.fork(slots)
 
     def _make_auto(self) -> TreePolicy:
-        if self._device_type != "cpu":
+        kind = self._device_type
+        if kind != "cpu" and (kind != "cuda" or find_spec("triton") is None):
             warnings.warn(
-                f'policy="auto" decides on the host and drafts on the CPU only; on '
-                f"{self._device_type} it is the constant tree {self._without}",
+                f'policy="auto" decides on the CPU, and on a CUDA device with Triton (pip install '
+                f"triton); on {kind} it is the constant tree {self._without}",
                 stacklevel=2,
             )
             return ConstantPolicy(self._without)

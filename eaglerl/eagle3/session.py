@@ -25,6 +25,7 @@ from eaglerl.eagle3.policy import (
     as_plan,
 )
 from eaglerl.eagle3.prompt_reader import PromptReader
+from eaglerl.eagle3.ruled_policy import RuledPolicy
 from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopwatch import TotalTime, clock_of, seconds_between
@@ -34,7 +35,8 @@ from eaglerl.eagle3.tree.draft_decisions import DraftContext
 from eaglerl.eagle3.tree.make_tree_drafter import make_tree_drafter
 from eaglerl.eagle3.tree.merge import merge_lookup
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.tree.tree_drafter import TreeDrafter, check_top_k
+from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter
+from eaglerl.eagle3.tree.tree_drafter import check_top_k
 from eaglerl.ops import DraftTree
 
 
@@ -97,6 +99,7 @@ class DecodingSession(CacheOwner):
         self.waited_seconds = 0.0
         self._fused = bound_policy
         self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
+        self._selecting: SelectingDrafter | None = None
         self._device = target.device
         self._now = clock_of(self._device)
         self._sequence = SequenceState(drafts=draft is not None)
@@ -115,7 +118,7 @@ class DecodingSession(CacheOwner):
         self._sequence.pending.clear()
         self._prompt.clear()
         # A closed session may be kept for its text; it must not keep the caches alive.
-        vars(self).update(_drafter=None, cache=None, draft=None)
+        vars(self).update(_drafter=None, _selecting=None, cache=None, draft=None)
 
     @property
     def token_ids(self) -> list[int]:
@@ -252,6 +255,13 @@ class DecodingSession(CacheOwner):
                 output = self._verify_tree(tree)
                 accepted = self._accept(output, tree)
                 seconds = seconds_between(started, drafted, self._now())
+                if accepted.draft is not None:
+                    params = accepted.draft.params
+                    assert isinstance(staged, RuledPolicy)
+                    assert self._selecting is not None
+                    self._selecting.learn(accepted.draft, len(tree.token_ids))
+                    with self.policy_time:
+                        staged.take_draft(accepted.draft)
                 result = self._sequence.result(
                     accepted, len(tree.token_ids), params, lookup, seconds, self.policy_time.take()
                 )
@@ -285,7 +295,8 @@ class DecodingSession(CacheOwner):
             raise ValueError(
                 f"this session has no draft: total_tokens must be 1, got {params.total_tokens}"
             )
-        if staged is not None and isinstance(self._drafter, DeviceTreeDrafter):
+        on_device = isinstance(self._drafter, DeviceTreeDrafter)
+        if staged is not None and on_device and not isinstance(staged, RuledPolicy):
             raise ValueError("a staged policy decides on the host; this session drafts on a device")
         if self.draft is not None:
             check_top_k(params, self.draft.draft_vocab_size)
@@ -321,11 +332,32 @@ class DecodingSession(CacheOwner):
         if staged is None:
             tree = self._drafter.grow(root, hidden, logits, params, self.slot)
             return merge_lookup(tree, lookup), params
-        assert isinstance(self._drafter, TreeDrafter)
+        if isinstance(self._drafter, DeviceTreeDrafter):
+            return self._draft_by_rule(root, hidden, logits, params, staged, lookup), params
         context = DraftContext(len(self.token_ids), lookup, self.policy_time)
         return self._drafter.grow_in_stages(
             root, hidden, logits, params, staged, context, self.slot
         )
+
+    def _draft_by_rule(
+        self,
+        root: int,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        params: TreeParams,
+        policy: StagedPolicy,
+        lookup: Lookup,
+    ) -> DeviceTree:
+        """Draft on the device, where the policy's rule decides."""
+        assert isinstance(policy, RuledPolicy)  # `_check_plan` refuses others.
+        assert self.draft is not None
+        if self._selecting is None:
+            self._selecting = SelectingDrafter(self.draft, self._device)
+        drafter = self._selecting
+        with self.policy_time:
+            sizes = drafter.sizes(policy.limit, policy.lookup_tokens)
+            rule = policy.selection_rule(sizes)
+        return drafter.grow(root, hidden, logits, sizes, rule, params.depth, lookup, self.slot)
 
     def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
         start = self.cache.lengths[self.slot]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.policy import CycleState, DraftPlan, StepResult, TreeParams
+from eaglerl.eagle3.ruled_policy import DeviceDraft
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
+from eaglerl.ops.node_selection import SelectionSizes
 from eaglerl.policies.online_policy import DEFAULT_LIMIT, OnlinePolicy, limit_for
 
 
@@ -59,6 +63,8 @@ class AutoPolicy(OnlinePolicy):
         super().reset()
         self._lookup = NO_LOOKUP
         self._read = 0
+        # Of the passes that the last draft's seconds are of.
+        self._drafted_share = 1.0
 
     def choose(self, state: CycleState) -> DraftPlan:
         """Return the largest draft, or the looked-up tokens to verify without one."""
@@ -66,6 +72,7 @@ class AutoPolicy(OnlinePolicy):
         lookup = state.lookup(self.lookup_tokens) if self.lookup_tokens else NO_LOOKUP
         self._lookup = lookup
         context = state.context_length
+        self._context = context
         drafts, tokens = self._cycle.plan(
             context, lookup.match_length, len(lookup.token_ids), context - self._read
         )
@@ -73,6 +80,30 @@ class AutoPolicy(OnlinePolicy):
             self._read = context
             return self._plan
         return self._undrafted[tokens]
+
+    def selection_rule(self, sizes: SelectionSizes) -> np.ndarray:
+        """Return the (words,) int32 rule by which a device decides in this cycle.
+
+        Args:
+            sizes: of the draft; at most those of `limit` and `lookup_tokens`.
+        """
+        return self._cycle.selection_rule(list(sizes))
+
+    def take_draft(self, draft: DeviceDraft) -> None:
+        """Take what a device has drafted and chosen by the rule, before `observe`.
+
+        Raises:
+            ValueError: a score is NaN.
+        """
+        lookup = self._lookup
+        for level in range(draft.levels):
+            nodes = draft.lookup_nodes[: level + 1] if lookup.token_ids else None
+            self._cycle.score(
+                draft.scores[: draft.pool_size(level)], level, self._context, lookup.match_length,
+                len(lookup.token_ids), nodes,
+            )  # fmt: skip
+        self._cycle.take_choice(draft.nodes, draft.lookup_tokens)
+        self._drafted_share = draft.levels / draft.passes
 
     def observe(self, result: StepResult) -> None:
         """Learn from the cycle's times and tokens."""
@@ -82,8 +113,9 @@ class AutoPolicy(OnlinePolicy):
             self._lookup.token_ids,
             result.rows,
             result.verify_seconds,
-            result.draft_seconds,
+            result.draft_seconds * self._drafted_share,
         )
+        self._drafted_share = 1.0
 
     def _new_cycle(self) -> C.OnlineCycle:
         limit, cost = self.limit, self.cost

@@ -11,6 +11,7 @@ from eaglerl.eagle3 import (
     StepResult,
     TreeParams,
     TreePolicy,
+    named_policies,
 )
 from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.named_policies import NamedPolicies
@@ -141,8 +142,18 @@ def test_auto_is_the_default_and_one_policy_of_a_decoder(decoder):
     assert policy.cost.cycles > 0
 
 
-def test_auto_is_a_constant_tree_on_other_devices_with_a_warning():
-    named = NamedPolicies(24, "cuda", TreeParams(6, 2, 4), FusedSlots)
+@pytest.mark.parametrize(("kind", "triton"), [("mps", True), ("cuda", False)])
+def test_auto_is_a_constant_tree_on_other_devices_with_a_warning(kind, triton, monkeypatch):
+    monkeypatch.setattr(named_policies, "find_spec", lambda name: object() if triton else None)
+    named = NamedPolicies(24, kind, TreeParams(6, 2, 4), FusedSlots)
     assert named.check(None) == TreeParams(6, 2, 4)
-    with pytest.warns(UserWarning, match="on cuda it is the constant tree 6/2/4"):
+    with pytest.warns(UserWarning, match=f"on {kind} it is the constant tree 6/2/4"):
         assert named.find("auto") == ConstantPolicy(TreeParams(6, 2, 4))
+
+
+def test_auto_decides_on_a_cuda_device_with_triton(monkeypatch):
+    monkeypatch.setattr(named_policies, "find_spec", lambda name: object())
+    named = NamedPolicies(24, "cuda", TreeParams(6, 2, 4), FusedSlots)
+    assert isinstance(named.find("auto"), AutoPolicy)
+    # Unless it is asked for, it is not used there: nobody has measured it on a GPU.
+    assert named.check(None) == TreeParams(6, 2, 4)

@@ -23,6 +23,7 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.bool: "*i1",
 }
 _ALIGNED = [["tt.divisibility", 16]]
 

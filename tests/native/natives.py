@@ -21,6 +21,7 @@ from scorers import (
     online_cost,
     online_cycle,
 )
+from selections import native_layout, native_select
 
 from eaglerl._ext import C
 
@@ -298,6 +299,9 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "greedy_paths": _greedy_paths,
     "tree_structure": _tree_structure,
     "action_cache_step": _action_cache_step,
+    "select_draft_nodes": native_select,
+    "selection_rule_layout": native_layout,
+    "selection_tables": _no_arguments("selection_tables"),
     "check_range": _check_range,
     "philox4x32_10": _philox,
     "read_seconds": _read_seconds,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from arguments import Source, spoil, spoil_some
+from selections import operator_select, select_draft_nodes
 from torch import Tensor
 
 from eaglerl import ops
@@ -322,12 +323,14 @@ PUBLIC = {
     "fused_encode": fused_encode,
     "policy_mlp": policy_mlp,
     "action_cache_step": action_cache_step,
+    "select_draft_nodes": select_draft_nodes,
     "PolicyWeights": policy_weights,
 }
 OPERATORS = {
     "fused_encode": operator_encode,
     "fused_encode_cached": operator_encode_cached,
     "action_cache_step": operator_step,
+    "select_draft_nodes": operator_select,
 }
 
 

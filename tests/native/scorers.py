@@ -145,6 +145,8 @@ def _drive_cycle(cycle: Any, rows: int, source: Source) -> None:
                 *spoil_numbers([accepted, [1, 2], [1, 3], rows, 0.01, 0.001], source)
             ),
             lambda: cycle.count_lookup(*spoil_numbers([True], source)),
+            lambda: cycle.selection_rule(spoil_numbers([3, 2, 8, 4], source)),
+            lambda: cycle.take_choice(*spoil_numbers([[0, 2], source.choice((0, 1))], source)),
         ]  # fmt: skip
     drive_calls(calls)
 

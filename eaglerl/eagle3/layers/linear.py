@@ -10,7 +10,6 @@ import functools
 import warnings
 from typing import Literal, get_args
 
-import gguf
 import numpy as np
 import torch
 from torch import nn
@@ -113,6 +112,9 @@ class _Int8Blocks:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        # Only int8 needs it, on the CPU: a target on a device is decoded without.
+        import gguf
+
         # Columns of zeros fill up the last block.
         self._padding = -weight.shape[1] % INT8_BLOCK
         weight = nn.functional.pad(weight, (0, self._padding))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import gguf
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from eaglerl.eagle3.target.weight_files import EMBEDDING, HEAD, WeightFile, WeightFormat
 from eaglerl.gguf_convert.float32_weights import rotate_half_order
 from eaglerl.gguf_convert.gguf_file import GGUFFile, GGUFTensor
 from eaglerl.gguf_convert.tensor_names import ARCHITECTURES
+
+if TYPE_CHECKING:
+    import gguf
 
 
 class GGUFWeights(WeightFile):
@@ -45,6 +49,8 @@ class GGUFWeights(WeightFile):
 
     def expand_rows(self, name: str, begin: int, end: int) -> np.ndarray:
         """Return rows of a matrix in float32."""
+        import gguf
+
         kind = self._kind(self.file.tensors[name])
         rows = self.stored_bytes(name).reshape(self.shape(name)[0], -1)[begin:end]
         if kind.name == "F64":
@@ -72,4 +78,6 @@ class GGUFWeights(WeightFile):
 
     @staticmethod
     def _kind(tensor: GGUFTensor) -> gguf.GGMLQuantizationType:
+        import gguf
+
         return gguf.GGMLQuantizationType(tensor.kind)

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
-import gguf
 import numpy as np
 import torch
 
@@ -32,6 +31,8 @@ def check_weight_format(weights: str) -> None:
 
 def has_blocks(format: str) -> bool:
     """Return whether a format of ggml has scales, which several weights share."""
+    import gguf
+
     return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format]][0] > 1
 
 
@@ -157,6 +158,8 @@ class WeightFile(ABC):
 
     def _converted(self, name: str, format: str) -> np.ndarray:
         """Return a matrix in blocks of another type, (outputs, bytes of a row) uint8."""
+        import gguf
+
         outputs, inputs = self.shape(name)
         kind = gguf.GGMLQuantizationType[format]
         block, size = gguf.GGML_QUANT_SIZES[kind]

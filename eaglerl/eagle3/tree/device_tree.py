@@ -15,6 +15,7 @@ import torch
 
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.policy import TreeParams
+from eaglerl.ops import NodeSelection
 
 
 class TreeRows(NamedTuple):
@@ -41,6 +42,8 @@ class DeviceTree:
         scores: (T,) float32 cumulative log-probability under the draft; 0 for the root.
         enabled: (T,) bool, rows that a path may lead through; see `merge_looked_up_on_device`.
         longest_path: the most rows that a path can have, the root included.
+        selection: the draft that a rule has chosen the rows from; None without one.
+        passes: passes of the head that made it, where there is a `selection`.
     """
 
     token_ids: torch.Tensor
@@ -50,6 +53,8 @@ class DeviceTree:
     scores: torch.Tensor
     enabled: torch.Tensor
     longest_path: int
+    selection: NodeSelection | None = None
+    passes: int = 0
 
     @property
     def mask(self) -> torch.Tensor:
@@ -114,7 +119,7 @@ class DeviceTreeDrafter:
         """Grow a tree; see `TreeDrafter.grow`."""
         assert self.draft is not None, "a tree is grown by a draft head"
         top_k = params.top_k
-        token_ids, scores = self._children(logits[None], top_k)
+        token_ids, scores = children_of(logits[None], top_k, self._draft_to_target)
         token_ids, scores = token_ids[0], scores[0]
         # Pool indices of the nodes that the next pass expands; the root's is -1.
         frontier = torch.arange(top_k, device=self._device)
@@ -126,7 +131,7 @@ class DeviceTreeDrafter:
         visible, hidden = own, hidden[None].expand(top_k, -1)
         for round_index in range(params.depth):
             hidden, logits = self.draft.expand(token_ids, hidden, round_index, visible, slot)
-            children, gains = self._children(logits, top_k)
+            children, gains = children_of(logits, top_k, self._draft_to_target)
             flat = (scores[:, None] + gains).flatten()
             pool.scores.append(flat)
             pool.token_ids.append(children.flatten())
@@ -141,14 +146,6 @@ class DeviceTreeDrafter:
             hidden = hidden[rank]
             visible = torch.cat((visible[rank], own), dim=1)
         return self._choose(root, pool, params)
-
-    def _children(self, logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the K best children of M rows: target ids and log-probabilities (M, K)."""
-        top = logits.float().log_softmax(-1).topk(top_k, dim=-1)
-        ids = top.indices if self._draft_to_target is None else self._draft_to_target[top.indices]
-        # A log-probability that rounding lifts above 0 would make a child more probable than its
-        # parent. `_choose` could then take the child without the parent.
-        return ids, top.values.clamp(max=0)
 
     def _choose(self, root: int, pool: _Pool, params: TreeParams) -> DeviceTree:
         """Keep the best T - 1 candidates; of equal scores, the one drafted first.
@@ -197,3 +194,20 @@ class DeviceTreeDrafter:
             enabled=torch.ones_like(rows, dtype=torch.bool),
             longest_path=min(len(parents), levels + 1),
         )
+
+
+def children_of(
+    logits: torch.Tensor, top_k: int, draft_to_target: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the K best children of M nodes: target ids and log-probabilities (M, K).
+
+    Args:
+        logits: (M, Vd) of the draft.
+        top_k: number K of children.
+        draft_to_target: (Vd,) target ids of the draft's tokens; None where both are the same.
+    """
+    top = logits.float().log_softmax(-1).topk(top_k, dim=-1)
+    ids = top.indices if draft_to_target is None else draft_to_target[top.indices]
+    # A log-probability that rounding lifts above 0 would make a child more probable than its
+    # parent. The child could then be chosen without the parent.
+    return ids, top.values.clamp(max=0)

@@ -1,0 +1,159 @@
+"""The choice of a draft's nodes after each of its passes, without the host."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eaglerl._ext import C
+from eaglerl.ops._check import check_memory
+from eaglerl.ops._encode_library import library
+from eaglerl.ops.node_selection import (
+    STATE_TENSORS,
+    LookedUp,
+    NodeSelection,
+    SelectionSizes,
+    check_sizes,
+    rule_layout,
+    tensor_layout,
+)
+
+library.define(
+    "select_draft_nodes(Tensor(a!)[] tensors, Tensor[] tables, Tensor rule, int[] sizes, "
+    "int level, Tensor[] drafted) -> ()"
+)
+
+
+def select_draft_nodes(
+    selection: NodeSelection,
+    rule: Tensor,
+    level: int,
+    roots: Tensor,
+    token_ids: Tensor,
+    log_probs: Tensor,
+    lookup: LookedUp | None = None,
+) -> None:
+    """Take a level of every slot's draft, choose the rows to verify, and whether drafting goes on.
+
+    Every candidate's survival, the probability that the target accepts it and all of its ancestors,
+    is predicted from the draft's own probability by a logistic rule (`pack_rule`). The rows are
+    those of the largest expected number of tokens less the price of so many rows. Drafting goes on
+    if the best candidates of further levels, were they to survive as often beside this level's as
+    the rule says, would add more than the passes cost. After a level that ends a slot's draft,
+    further calls leave it as it is: a fixed number of passes can be captured in a graph. The next
+    pass expands the K candidates that the draft itself holds most probable, as EAGLE-2 does
+    (section 4.1).
+
+    All of this is computed in whole numbers: results have the same bits on every device.
+
+    Args:
+        selection: the drafts so far and the chosen rows; changed in place.
+        rule: (S, words) int32, see `pack_rule` and `stack_rules`.
+        level: 0 for the root's children; it begins a draft. Then 1, 2, ..., at most D.
+        roots: (S,) int64 tokens of the roots.
+        token_ids: (S, M, K) int64 the best children of the M nodes of ``selection.frontier``; M is
+            1 at level 0 and K at others.
+        log_probs: (S, M, K) float32 their log-probabilities, at most 0.
+        lookup: what prompt lookup proposes; None for nothing. The same at all levels of a draft.
+
+    Raises:
+        TypeError: an argument is no tensor, or of another dtype.
+        ValueError: a shape, device or number does not fit, or on the CPU a level was left out or
+            the rule has a number out of range. Nothing has changed.
+        RuntimeError: on a device without Triton.
+    """
+    looked_up = selection.no_lookup if lookup is None else lookup
+    torch.ops.eaglerl.select_draft_nodes(
+        [*selection.tensors.values()], selection.tables, rule, list(selection.sizes), level,
+        [roots, token_ids, log_probs, *looked_up],
+    )  # fmt: skip
+
+
+class _Call(NamedTuple):
+    """The operator's arguments."""
+
+    tensors: Sequence[Tensor]
+    tables: Sequence[Tensor]
+    rule: Tensor
+    sizes: SelectionSizes
+    level: int
+    drafted: Sequence[Tensor]
+
+
+def _checked(*arguments: Any) -> _Call:
+    """Check the operator's arguments, which may come from anywhere.
+
+    Raises:
+        TypeError: see `select_draft_nodes`.
+        ValueError: see `select_draft_nodes`.
+    """
+    tensors, tables, rule, numbers, level, drafted = arguments
+    if len(numbers) != len(SelectionSizes._fields):
+        raise ValueError(f"sizes must be {', '.join(SelectionSizes._fields)}, got {numbers}")
+    sizes = SelectionSizes(*numbers)
+    check_sizes(sizes)
+    if not 0 <= level <= sizes.depth:
+        raise ValueError(f"level must be in 0..{sizes.depth}, got {level}")
+    slots = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
+    kept = tensor_layout(slots, sizes)
+    entries = [len(table) for table in C.selection_tables()]
+    children = (slots, 1 if level == 0 else sizes.top_k, sizes.top_k)
+    whole, word = torch.int64, torch.int32
+    expected = kept | {
+        "confidences": (word, (entries[0],)),
+        "survivals": (word, (entries[1],)),
+        "rule": (word, (slots, rule_layout(sizes)["words"])),
+        "roots": (whole, (slots,)),
+        "token_ids": (whole, children),
+        "log_probs": (torch.float32, children),
+        "lookup.match_lengths": (whole, (slots,)),
+        "lookup.counts": (whole, (slots,)),
+        "lookup.token_ids": (whole, (slots, sizes.lookup_tokens)),
+    }
+    given = (*tensors, *tables, rule, *drafted)
+    if len(given) != len(expected) or len(tensors) != len(kept):
+        raise ValueError(f"there must be {len(expected)} tensors: {', '.join(expected)}")
+    for (name, (dtype, shape)), tensor in zip(expected.items(), given, strict=True):
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+        check_memory(name, tensor)
+        if tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous and have shape {shape}, got shape "
+                f"{tuple(tensor.shape)} and strides {tensor.stride()}"
+            )
+        if tensor.device != rule.device:
+            raise ValueError(f"{name} must be on {rule.device}, got {tensor.device}")
+    return _Call(tensors, tables, rule, sizes, level, drafted)
+
+
+def _on_cpu(*arguments: Any) -> None:
+    call = _checked(*arguments)
+    addresses = [tensor.data_ptr() for tensor in call.tensors]
+    C.select_draft_nodes(
+        list(call.sizes), len(call.rule), call.rule.data_ptr(), call.level,
+        addresses[:STATE_TENSORS], addresses[STATE_TENSORS:-1],
+        [tensor.data_ptr() for tensor in call.drafted],
+    )  # fmt: skip
+
+
+def _on_device(*arguments: Any) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("select_draft_nodes on a device needs Triton: pip install triton")
+    from eaglerl.kernels.select_draft_nodes_kernel import prepare_select_draft_nodes
+
+    call = _checked(*arguments)
+    prepare_select_draft_nodes(*call).run(call.rule.device)
+
+
+def _fake(*arguments: Any) -> None:
+    _checked(*arguments)
+
+
+library.impl("select_draft_nodes", _on_cpu, "CPU")
+library.impl("select_draft_nodes", _on_device, "CUDA")
+torch.library.register_fake("eaglerl::select_draft_nodes", _fake, lib=library)

@@ -1,0 +1,96 @@
+"""The rules of ``csrc/acceptance/selection_rules.h`` on Triton tensors: whole numbers throughout.
+
+The layout of a rule and of a record, and the fixed point, come from the extension.
+"""
+
+# Imported before the extension, so that both share one OpenMP pool.
+import torch  # noqa: F401
+import triton
+import triton.language as tl
+
+import eaglerl._C as C
+
+_CONSTANTS = C.selection_constants
+SURVIVAL_BITS = tl.constexpr(_CONSTANTS["survival_bits"])
+SURE = tl.constexpr(1 << _CONSTANTS["survival_bits"])
+LOGIT_BITS = tl.constexpr(_CONSTANTS["logit_bits"])
+RATIO_BITS = tl.constexpr(_CONSTANTS["ratio_bits"])
+LONGEST_MATCH = tl.constexpr(_CONSTANTS["longest_match"])
+RECORD_WORDS = tl.constexpr(_CONSTANTS["record_words"])
+LEAST_LOGIT = tl.constexpr(_CONSTANTS["least_logit"])
+MOST_LOGIT = tl.constexpr(_CONSTANTS["most_logit"])
+SURVIVAL_STEP_BITS = tl.constexpr(_CONSTANTS["survival_step_bits"])
+LEAST_SCORE_BITS = tl.constexpr(_CONSTANTS["least_score_bits"])
+MOST_SCORE_BITS = tl.constexpr(_CONSTANTS["most_score_bits"])
+SCORE_STEP_BITS = tl.constexpr(_CONSTANTS["score_step_bits"])
+SCORE_FRACTION_BITS = tl.constexpr(_CONSTANTS["score_fraction_bits"])
+ONE_RATIO = tl.constexpr(1 << _CONSTANTS["ratio_bits"])
+_SCORE_FRACTIONS = tl.constexpr((1 << _CONSTANTS["score_fraction_bits"]) - 1)
+_SURVIVAL_FRACTIONS = tl.constexpr((1 << _CONSTANTS["survival_step_bits"]) - 1)
+
+#: Above every index of a candidate: a key's low bits are this less the index, so that of equal
+#: survivals the first candidate has the largest key.
+LAST_INDEX = tl.constexpr(0x7FFFFFFF)
+_INFINITY = tl.constexpr(0x7F800000)
+_LOWEST = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def between(table_ptr, index, fraction, BITS: tl.constexpr):
+    """Return numbers between two entries of a table, a fraction of the way."""
+    left = tl.load(table_ptr + index)
+    right = tl.load(table_ptr + index + 1)
+    return left + (((right - left) * fraction) >> BITS)
+
+
+@triton.jit
+def confidence_of(table_ptr, score):
+    """Return the logits of cumulative probabilities, given their logarithms."""
+    bits = score.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    below = tl.where((bits < 0) | (magnitude > _INFINITY), magnitude, 0)
+    offset = tl.minimum(tl.maximum(below, LEAST_SCORE_BITS), MOST_SCORE_BITS) - LEAST_SCORE_BITS
+    fraction = (offset >> (SCORE_STEP_BITS - SCORE_FRACTION_BITS)) & _SCORE_FRACTIONS
+    return between(table_ptr, offset >> SCORE_STEP_BITS, fraction, SCORE_FRACTION_BITS)
+
+
+@triton.jit
+def clamp_logit(logit):
+    """Limit logits to those of the table of survivals."""
+    return tl.minimum(tl.maximum(logit, LEAST_LOGIT), MOST_LOGIT)
+
+
+@triton.jit
+def survival_of(table_ptr, logit):
+    """Return the survivals of logits."""
+    offset = clamp_logit(logit) - LEAST_LOGIT
+    fraction = offset & _SURVIVAL_FRACTIONS
+    return between(table_ptr, offset >> SURVIVAL_STEP_BITS, fraction, SURVIVAL_STEP_BITS)
+
+
+@triton.jit
+def score_word(score):
+    """Return a score as a logit, from -16 to 0."""
+    above = tl.where(score > -15.99, score, -15.99)
+    return (tl.where(above < 0.0, above, 0.0) * 4096.0).to(tl.int32)
+
+
+@triton.jit
+def score_order(score):
+    """Return numbers that are ordered as scores are, NaN below all."""
+    bits = score.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    order = tl.where(bits < 0, -magnitude, magnitude)
+    return tl.where(magnitude > _INFINITY, _LOWEST, order)
+
+
+@triton.jit
+def make_key(order, index):
+    """Return keys that sort by a number, and then by the first index."""
+    return (order.to(tl.int64) << 32) + (-index).to(tl.int64) + LAST_INDEX
+
+
+@triton.jit
+def index_of(key):
+    """Return the index of a key."""
+    return -(key & 0x7FFFFFFF).to(tl.int32) + LAST_INDEX
