@@ -28,7 +28,7 @@ import numpy as np
 from eaglerl.actions import ActionSpace
 from eaglerl.cost import CostTable
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.evaluation.results.records import load_comparison
+from eaglerl.evaluation.results.records import Comparison, load_comparison
 from eaglerl.evaluation.statistics.summary import Summary, summarise
 from eaglerl.headroom import ChainOptions, Headroom, Way, study_steps, study_trees
 from eaglerl.headroom.cost_curve import TableCost
@@ -227,9 +227,17 @@ def tables(
         yield f"Wrong: {', '.join(wrong)}."
 
 
-def live_ratios(folder: Path, labels: Sequence[str]) -> dict[tuple[str, str], Interval]:
-    """Return the live ratio of every pair of modes."""
+def first_turns(folder: Path) -> Comparison:
+    """Return the live answers to first turns, which traces have recorded."""
     comparison = load_comparison(folder)
+    records = tuple(
+        dataclasses.replace(record, turns=record.turns[:1]) for record in comparison.records
+    )
+    return dataclasses.replace(comparison, records=records)
+
+
+def live_ratios(comparison: Comparison, labels: Sequence[str]) -> dict[tuple[str, str], Interval]:
+    """Return the live ratio of every pair of modes."""
     ratios: dict[tuple[str, str], Interval] = {}
     for other in labels:
         for mode in summarise(comparison, [other]).modes:
@@ -259,7 +267,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     measure(given.folder, given)
     before, after = (CostTable.from_json(given.folder / f"{x}.json") for x in ("before", "after"))
-    summary = summarise(load_comparison(given.folder / "live"))
+    live = first_turns(given.folder / "live")
+    summary = summarise(live)
     traces = TraceSet(given.folder / "traces")
     predicted = predict(traces, mean_cost(before, after))
     change = after.verify_base[0] / before.verify_base[0] - 1.0
@@ -268,7 +277,7 @@ def main() -> None:
         f"{100 * change:+.1f} % after the live part beside before.",
         *(f"Disturbed: {sentence}." for sentence in summary.disturbed),
         "",
-        *tables(predicted, summary, live_ratios(given.folder / "live", list(predicted))),
+        *tables(predicted, summary, live_ratios(live, list(predicted))),
         "",
         *lengths(summary, predict(traces, cycles_alone(before))),
     ]
