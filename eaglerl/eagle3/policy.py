@@ -175,7 +175,8 @@ class StepResult:
             of reducing the draft's features is subtracted.
         accepted_rows: rows of the verified tree that were accepted, ascending, without the root.
             The nodes of a `Selection` take rows 1 to n in ascending order, and the looked-up tokens
-            that are not among them follow. Empty where the tree is on a device.
+            that are not among them follow. Empty where the tree is on a device, unless a rule has
+            chosen it there.
     """
 
     token_ids: tuple[int, ...]
@@ -301,7 +302,8 @@ class StagedPolicy(Protocol):
 
     The tree of `choose` is the limit: after every pass `should_continue` may end the draft before
     ``depth`` rounds are done, and at the end `choose_total_tokens` says how many rows are verified.
-    Such a policy reads the draft's scores, so it runs on the host.
+    Such a policy reads the draft's scores, so it runs on the host, unless it can state its
+    decisions as a rule: see `eaglerl.eagle3.ruled_policy.RuledPolicy`.
     """
 
     def should_continue(self, progress: DraftProgress) -> bool:
