@@ -49,7 +49,7 @@ def _folder(shared_folder: Path) -> object:
 
 @pytest.mark.parametrize(
     ("sizes", "target"),
-    [(SIZES[0], "sm_90"), (SIZES[1], "sm_100"), (SIZES[2], "sm_80")],
+    [(SIZES[0], "sm_90"), (SIZES[2], "sm_80")],
     ids=str,
 )
 def test_no_spills_and_order(sizes: SelectionSizes, target: str, tmp_path: Path) -> None:

@@ -123,13 +123,13 @@ def test_matrices_are_converted_in_chunks(
     folder = save(tmp_path, dtype=torch.bfloat16)
     expected = run(load_target(folder, weights="q4_1"), RowBatch.causal(TOKENS, 0))
     monkeypatch.setattr(weight_files, "_CHUNK", chunk)
-    expand = weight_files.gguf.quants.quantize
+    expand = gguf.quants.quantize
 
     def checked(values: Any, kind: Any) -> Any:
         assert values.size <= max(chunk, values.shape[1])
         return expand(values, kind)
 
-    monkeypatch.setattr(weight_files.gguf.quants, "quantize", checked)
+    monkeypatch.setattr(gguf.quants, "quantize", checked)
     found = run(load_target(folder, weights="q4_1"), RowBatch.causal(TOKENS, 0))
     assert torch.equal(found, expected)
 

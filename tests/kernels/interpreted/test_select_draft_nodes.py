@@ -10,7 +10,7 @@ from eaglerl.ops import NodeSelection, SelectionSizes, select_draft_nodes
 
 from ...ops.selection_cases import SIZES, random_drafts
 
-SLOTS = 4
+SLOTS = 2
 
 
 def launch(selection: NodeSelection, drafts: object, level: int) -> None:
