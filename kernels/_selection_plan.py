@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,7 @@ class SelectionPlan:
     tiles: Tiles
 
 
+@functools.lru_cache
 def selection_plan(sizes: Any) -> SelectionPlan:
     """Return the constants for ``SelectionSizes``."""
     top_k, depth, rows, lookup = sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -73,6 +74,10 @@ def select_draft_nodes(
     )  # fmt: skip
 
 
+# Of a selection; confidences and survivals; roots, children, log-probabilities, three of a lookup.
+_TENSORS = (len(tensor_layout(1, SelectionSizes(1, 0, 1))), 2, 6)
+
+
 class _Call(NamedTuple):
     """The operator's arguments."""
 
@@ -99,23 +104,9 @@ def _checked(*arguments: Any) -> _Call:
     if not 0 <= level <= sizes.depth:
         raise ValueError(f"level must be in 0..{sizes.depth}, got {level}")
     slots = tensors[0].shape[0] if tensors and tensors[0].ndim else 0
-    kept = tensor_layout(slots, sizes)
-    entries = [len(table) for table in C.selection_tables()]
-    children = (slots, 1 if level == 0 else sizes.top_k, sizes.top_k)
-    whole, word = torch.int64, torch.int32
-    expected = kept | {
-        "confidences": (word, (entries[0],)),
-        "survivals": (word, (entries[1],)),
-        "rule": (word, (slots, rule_layout(sizes)["words"])),
-        "roots": (whole, (slots,)),
-        "token_ids": (whole, children),
-        "log_probs": (torch.float32, children),
-        "lookup.match_lengths": (whole, (slots,)),
-        "lookup.counts": (whole, (slots,)),
-        "lookup.token_ids": (whole, (slots, sizes.lookup_tokens)),
-    }
+    expected = _expected(slots, sizes, level)
     given = (*tensors, *tables, rule, *drafted)
-    if len(given) != len(expected) or len(tensors) != len(kept):
+    if (len(tensors), len(tables), len(drafted)) != _TENSORS:
         raise ValueError(f"there must be {len(expected)} tensors: {', '.join(expected)}")
     for (name, (dtype, shape)), tensor in zip(expected.items(), given, strict=True):
         if tensor.dtype != dtype:
@@ -129,6 +120,29 @@ def _checked(*arguments: Any) -> _Call:
         if tensor.device != rule.device:
             raise ValueError(f"{name} must be on {rule.device}, got {tensor.device}")
     return _Call(tensors, tables, rule, sizes, level, drafted)
+
+
+# A call comes after every pass of every draft, with few sizes: this would be most of its time.
+@functools.lru_cache
+def _expected(
+    slots: int, sizes: SelectionSizes, level: int
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of all tensors of a call, in their order."""
+    kept = tensor_layout(slots, sizes)
+    confidences, survivals = (len(table) for table in C.selection_tables())
+    children = (slots, 1 if level == 0 else sizes.top_k, sizes.top_k)
+    whole, word = torch.int64, torch.int32
+    return kept | {
+        "confidences": (word, (confidences,)),
+        "survivals": (word, (survivals,)),
+        "rule": (word, (slots, rule_layout(sizes)["words"])),
+        "roots": (whole, (slots,)),
+        "token_ids": (whole, children),
+        "log_probs": (torch.float32, children),
+        "lookup.match_lengths": (whole, (slots,)),
+        "lookup.counts": (whole, (slots,)),
+        "lookup.token_ids": (whole, (slots, sizes.lookup_tokens)),
+    }
 
 
 def _on_cpu(*arguments: Any) -> None:

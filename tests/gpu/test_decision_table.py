@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +18,23 @@ from eaglerl.ops.policy_mlp import without_fc
 
 from ..ops.encode_model import make_weights
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from bench_gpu import (
+    ACTIONS,
+    FLUSHED,
+    HIDDEN,
+    REPEATS,
+    Call,
+    Clock,
+    count_launches,
+)
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton"),
 ]
-HIDDEN, ACTIONS, REPEATS = (128, 128), 203, 50
-FLUSHED = 256 * 2**20  # bytes, more than any device's L2
-# Not cudaDeviceSynchronize, which leaving the profiler calls itself.
-WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-Call = Callable[[], object]
 
 
 @dataclass
@@ -113,44 +120,10 @@ def runners(weights: PolicyWeights, rows: int, device: str) -> dict[str, tuple[C
     return calls
 
 
-def time_on_device(call: Call, flush: Tensor | None) -> float:
-    """Return the median microseconds between two events around a call."""
-    for _ in range(5):
-        call()
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
-    for start, end in pairs:
-        if flush is not None:
-            flush.zero_()
-        # The host is let ahead, so that its own time is not in the device's.
-        torch.cuda._sleep(200_000)
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs) * 1e3
-
-
-def count_launches(call: Call) -> tuple[int, int]:
-    """Return how many kernels a call starts, and how often the host waits."""
-    call()
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-    names = [event.name for event in profile.events()]
-    on_device = [
-        event
-        for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and "memcpy" not in event.name.lower()
-    ]
-    return len(on_device), sum(names.count(name) for name in WAITS)
-
-
-def read_bandwidth() -> float:
+def read_bandwidth(clock: Clock) -> float:
     """Return the bytes a second that a reduction reads from the device's memory."""
     data = torch.ones(2**28, device="cuda")
-    return data.nbytes / (time_on_device(data.sum, None) * 1e-6)
+    return data.nbytes / (clock(data.sum) * 1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -161,11 +134,12 @@ def test_table(k: int, dtype: torch.dtype, rows: int, capsys: pytest.CaptureFixt
         k, k, HIDDEN, ACTIONS, dtype=dtype, norm_chunks=3, norm_weight=True, fc_bias=False
     ).to("cuda")
     flush = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
-    bandwidth = read_bandwidth()
+    clock = Clock(flush.device, REPEATS)
+    bandwidth = read_bandwidth(clock)
     table = []
     for name, (call, weight_bytes) in runners(weights, rows, "cuda").items():
-        hot, cold = time_on_device(call, None), time_on_device(call, flush)
-        table.append(Row(name, hot, cold, weight_bytes, *count_launches(call)))
+        hot, cold = clock(call), clock(call, flush)
+        table.append(Row(name, hot, cold, weight_bytes, *count_launches(call, flush.device)))
     device = torch.cuda.get_device_name()
     lines = [
         f"\n{device}, k={k}, {dtype}, {rows} rows, 1 sequence, reads {bandwidth / 1e9:.0f} GB/s",

@@ -195,6 +195,19 @@ def test_bad_arguments(change: dict, error: type, message: str) -> None:
     assert not any(tensor.any() for tensor in selection.tensors.values())
 
 
+def test_the_operator_takes_each_tensor_in_its_own_list() -> None:
+    """As many in all, but one among the tables: the others would be taken for their neighbours."""
+    sizes = SelectionSizes(2, 2, 4)
+    selection, none = NodeSelection(1, sizes), torch.zeros(1, dtype=torch.int64)
+    *tensors, keys = selection.tensors.values()
+    ids, log_probs = torch.zeros(1, 1, 2, dtype=torch.int64), torch.zeros(1, 1, 2)
+    drafted = [none, ids, log_probs, *selection.no_lookup]
+    with pytest.raises(ValueError, match="there must be 23 tensors"):
+        torch.ops.eaglerl.select_draft_nodes(
+            tensors, [keys, *selection.tables], believing(sizes), list(sizes), 0, drafted
+        )
+
+
 def test_a_rule_that_would_overflow() -> None:
     sizes = SelectionSizes(2, 2, 4)
     for name in ("confidence", "bias", "price", "pass_price", "ratio", "gain", "most_levels"):

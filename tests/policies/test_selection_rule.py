@@ -99,7 +99,7 @@ def test_a_report_is_what_was_chosen() -> None:
 def test_what_a_choice_may_be() -> None:
     cycle = learned_policy()._cycle
     cycle.plan(10, 0, 0, 1)
-    with pytest.raises(ValueError, match="score\(\) must be called first"):
+    with pytest.raises(ValueError, match=r"score\(\) must be called first"):
         cycle.take_choice([0], 0)
     with pytest.raises(ValueError, match=r"top_k must be in 1..32, got 33"):
         cycle.selection_rule([33, 1, 2, 0])
