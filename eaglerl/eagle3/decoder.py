@@ -73,6 +73,7 @@ class SpeculativeDecoder(EagleSignature):
         draft_dtype: DraftDtype = "auto",
         default_policy: PolicyChoice | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Join a target and a head.
 
@@ -85,9 +86,11 @@ class SpeculativeDecoder(EagleSignature):
             default_policy: a constant tree, a policy, or "auto" for an `AutoPolicy`; "auto" if
                 None, and `DEFAULT_TREE` on a device other than the CPU.
             tokenizer: the target's tokenizer, for stop strings.
+            cuda_graphs: replay the parts of a cycle as CUDA graphs, each of which is captured when
+                it is needed for the second time.
 
         Raises:
-            ValueError: the head does not fit the target.
+            ValueError: the head does not fit the target, or `cuda_graphs` without a CUDA device.
         """
         self.target = target
         self.draft_head = draft_head
@@ -95,7 +98,7 @@ class SpeculativeDecoder(EagleSignature):
         self.draft_runner: CachedDraft | None = None
         if draft_head is None:
             self.default_policy: PolicyChoice = plain_policy(default_policy or NO_DRAFT)
-            self._sessions = SessionFactory(target, None, None)
+            self._sessions = SessionFactory(target, None, None, cuda_graphs=cuda_graphs)
             return
         check_fit(target, draft_head)
         if not draft_head.has_embedding:
@@ -105,7 +108,9 @@ class SpeculativeDecoder(EagleSignature):
         fuse = partial(FusedSlots, head=draft_head, reduce=self.draft_runner.reduce)
         self._named = NamedPolicies(vocab_size, target.device.type, DEFAULT_TREE, fuse)
         self.default_policy = self._named.check(default_policy)
-        self._sessions = SessionFactory(target, draft_head, self.draft_runner)
+        self._sessions = SessionFactory(
+            target, draft_head, self.draft_runner, cuda_graphs=cuda_graphs
+        )
 
     @classmethod
     def from_pretrained(
@@ -116,6 +121,7 @@ class SpeculativeDecoder(EagleSignature):
         feature_layers: Sequence[int] | None = None,
         draft_dtype: DraftDtype = "auto",
         default_policy: PolicyChoice | None = None,
+        cuda_graphs: bool = False,
         **options: Unpack[TargetOptions],
     ) -> SpeculativeDecoder:
         """Load a target and a draft head from their folders.
@@ -130,6 +136,7 @@ class SpeculativeDecoder(EagleSignature):
                 names the better one.
             draft_dtype: see `__init__`.
             default_policy: see `__init__`.
+            cuda_graphs: see `__init__`.
             options: backend, dtype, device, precision, weights and kv_cache_dtype, see
                 `load_target`.
 
@@ -143,6 +150,7 @@ class SpeculativeDecoder(EagleSignature):
             draft_dtype=draft_dtype,
             default_policy=default_policy,
             tokenizer=tokenizer,
+            cuda_graphs=cuda_graphs,
         )
 
     def generate(

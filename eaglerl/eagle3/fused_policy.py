@@ -180,6 +180,11 @@ class BoundPolicy:
         """The policy's action cache."""
         return self._policy.cache
 
+    @property
+    def draws(self) -> bool:
+        """Whether actions are drawn: then every call has a number of its own."""
+        return self._policy.temperature > 0
+
     def encode_slots(
         self, features: torch.Tensor, last: torch.Tensor, slots: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:

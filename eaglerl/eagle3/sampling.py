@@ -202,7 +202,7 @@ class SamplingVerifier(_Walker):
 
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
         """Draw a token for every row; draws of rows off the path are not used."""
-        return torch.multinomial(self._warped(logits), 1, generator=self._generator)[:, 0]
+        return _draw(self._warped(logits), self._generator)
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.float()
@@ -213,7 +213,7 @@ class SamplingVerifier(_Walker):
 
     def _choose(self, logits: torch.Tensor) -> int:
         """Draw from the warped distribution."""
-        return int(torch.multinomial(self.probabilities(logits), 1, generator=self._generator))
+        return int(_draw(self._warped(logits[None]), self._generator))
 
 
 class ProcessingVerifier(_Walker):
@@ -256,8 +256,17 @@ class ProcessingVerifier(_Walker):
         scores = process_row(self._processors, [*self._padding, *self._text], logits)
         if not self._do_sample:
             return int(scores.argmax(-1))
-        probabilities = torch.softmax(scores, dim=-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        return int(_draw(torch.softmax(scores, dim=-1)[None], self._generator))
+
+
+def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Draw a token from each of (T, V) distributions, (T,) int64."""
+    if probabilities.device.type == "cpu":
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # What `multinomial` does for one draw, without its check of the probabilities, for which the
+    # host waits for a device.
+    times = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / times).argmax(-1)
 
 
 def process_row(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from eaglerl.eagle3.acceptance import Accepted
+from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.pending_rows import PendingRows
 from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup, common_length

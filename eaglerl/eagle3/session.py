@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from eaglerl._renamed import renamed_arguments
-from eaglerl.eagle3.acceptance import Accepted, make_acceptance
+from eaglerl.eagle3.acceptance import make_acceptance
+from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.cache_owner import CacheOwner
 from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.captured.captured_cycle import CapturedCycle
+from eaglerl.eagle3.captured.graphed_calls import Graph
+from eaglerl.eagle3.captured.session_graphs import make_session_graphs
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.layers.row_batch import RowBatch
@@ -72,6 +76,7 @@ class DecodingSession(CacheOwner):
         bound_policy: BoundPolicy | None = None,
         tree_policy: TreePolicy | None = None,
         on_device: bool | None = None,
+        new_graph: Callable[[], Graph] | None = None,
     ) -> None:
         """Start an empty sequence.
 
@@ -84,6 +89,7 @@ class DecodingSession(CacheOwner):
             bound_policy: chooses the next tree within the cycle, see `CycleState.decision`.
             tree_policy: see `DecodingSession`.
             on_device: whether tree and draft stay on the target's device; None for all but the CPU.
+            new_graph: makes the graphs of cycles on a device; None captures nothing.
 
         Raises:
             ValueError: `bound_policy` is given without `draft`.
@@ -100,6 +106,8 @@ class DecodingSession(CacheOwner):
         self._fused = bound_policy
         self._staged = tree_policy if isinstance(tree_policy, StagedPolicy) else None
         self._selecting: SelectingDrafter | None = None
+        self._captured: CapturedCycle | None = None
+        self._graphs = make_session_graphs(target, verifier, self.policy_time, new_graph)
         self._device = target.device
         self._now = clock_of(self._device)
         self._sequence = SequenceState(drafts=draft is not None)
@@ -118,7 +126,9 @@ class DecodingSession(CacheOwner):
         self._sequence.pending.clear()
         self._prompt.clear()
         # A closed session may be kept for its text; it must not keep the caches alive.
-        vars(self).update(_drafter=None, _selecting=None, cache=None, draft=None)
+        vars(self).update(
+            _drafter=None, _selecting=None, _captured=None, _graphs=None, cache=None, draft=None
+        )
 
     @property
     def token_ids(self) -> list[int]:
@@ -321,51 +331,60 @@ class DecodingSession(CacheOwner):
         lookup: Lookup = NO_LOOKUP,
     ) -> tuple[DraftTree | DeviceTree, TreeParams]:
         """Return the tree, looked-up tokens included, and the size of the head's part."""
-        root = self.token_ids[-1]
+        root, slot = self.token_ids[-1], self.slot
         if params.total_tokens == 1:
+            self._captured = None
             return merge_lookup(self._drafter.root_only(root), lookup), params
-        # `_check_plan` refuses a tree without a draft, and a staged policy on a device.
+        # `_check_plan` refuses a tree without a draft, and other staged policies on a device.
         assert self.draft is not None
-        token_ids, hidden = self._sequence.pending.take(self.draft.reduce)
-        hidden, logits = self.draft.extend(token_ids, hidden, self.slot, reduced=True)
+        self._captured = captured = self._captured_cycle(params, staged, lookup)
+        if captured is not None:
+            hidden, logits = captured.extend(self._sequence)
+        else:
+            token_ids, hidden = self._sequence.pending.take(self.draft.reduce)
+            hidden, logits = self.draft.extend(token_ids, hidden, slot, reduced=True)
         self._sequence.first_logits = logits
         if staged is None:
-            tree = self._drafter.grow(root, hidden, logits, params, self.slot)
+            if captured is not None:
+                return captured.grow(params), params
+            tree = self._drafter.grow(root, hidden, logits, params, slot)
             return merge_lookup(tree, lookup), params
-        if isinstance(self._drafter, DeviceTreeDrafter):
-            return self._draft_by_rule(root, hidden, logits, params, staged, lookup), params
-        context = DraftContext(len(self.token_ids), lookup, self.policy_time)
-        return self._drafter.grow_in_stages(
-            root, hidden, logits, params, staged, context, self.slot
-        )
-
-    def _draft_by_rule(
-        self,
-        root: int,
-        hidden: torch.Tensor,
-        logits: torch.Tensor,
-        params: TreeParams,
-        policy: StagedPolicy,
-        lookup: Lookup,
-    ) -> DeviceTree:
-        """Draft on the device, where the policy's rule decides."""
-        assert isinstance(policy, RuledPolicy)  # `_check_plan` refuses others.
-        assert self.draft is not None
-        if self._selecting is None:
+        if not isinstance(self._drafter, DeviceTreeDrafter):
+            context = DraftContext(len(self.token_ids), lookup, self.policy_time)
+            return self._drafter.grow_in_stages(root, hidden, logits, params, staged, context, slot)
+        assert isinstance(staged, RuledPolicy)
+        if captured is not None:
+            self._selecting = captured.selecting
+        elif self._selecting is None:
             self._selecting = SelectingDrafter(self.draft, self._device)
-        drafter = self._selecting
-        with self.policy_time:
-            sizes = drafter.sizes(policy.limit, policy.lookup_tokens)
-            rule = policy.selection_rule(sizes)
-        return drafter.grow(root, hidden, logits, sizes, rule, params.depth, lookup, self.slot)
+        draft, depth = self._selecting.begin(root, staged, params.depth, lookup, self.policy_time)
+        if captured is not None:
+            return captured.grow_by_rule(draft, depth), params
+        return self._selecting.grow(draft, hidden, logits, depth, slot), params
+
+    def _captured_cycle(
+        self, params: TreeParams, staged: StagedPolicy | None, lookup: Lookup
+    ) -> CapturedCycle | None:
+        """Return what runs this cycle in graphs; None if it runs call by call."""
+        if self._graphs is None or (staged is None and lookup.token_ids):
+            return None
+        captured = self._graphs.of(self._caches, self.draft, self.cache, self.slot)
+        limit, longest = params, 0
+        if isinstance(staged, RuledPolicy):
+            limit, longest = staged.limit, staged.lookup_tokens
+        return captured if captured.fits(self._sequence, limit, longest) else None
 
     def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
+        if self._captured is not None:
+            assert isinstance(tree, DeviceTree)
+            return self._captured.verify(tree)
         start = self.cache.lengths[self.slot]
         rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
         return self.target.forward(rows, self.cache, "all")
 
     def _accept(self, output: TargetOutput, tree: DraftTree | DeviceTree) -> Accepted:
-        accepted = self._accept_rows(output, tree, self.cache, self.slot, self._fused)
+        accept = self._accept_rows if self._captured is None else self._captured
+        accepted = accept(output, tree, self.cache, self.slot, self._fused)
         if self.logprobs is not None:
             assert output.logits is not None  # The verification asks for all logits.
             self.logprobs.add(output.logits[accepted.rows], accepted.emitted)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from eaglerl.eagle3.cache.caches import CachePool, Caches
+from eaglerl.eagle3.captured.graphed_calls import graphs_on
 from eaglerl.eagle3.fused_policy import FusedPolicy
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
@@ -35,12 +36,25 @@ class SessionFactory:
         target: TargetModel,
         draft_head: Eagle3DraftHead | None,
         draft_runner: CachedDraft | None,
+        *,
+        cuda_graphs: bool = False,
     ) -> None:
-        """Start with an empty pool."""
+        """Start with an empty pool.
+
+        Args:
+            target: see `SessionFactory`.
+            draft_head: see there.
+            draft_runner: see there.
+            cuda_graphs: see `SpeculativeDecoder`.
+
+        Raises:
+            ValueError: `cuda_graphs`, and the target is on another device.
+        """
         self.target = target
         self.draft_head = draft_head
         self.draft_runner = draft_runner
         new_draft = None if draft_runner is None else draft_runner.with_own_cache
+        self._new_graph = graphs_on(target.device) if cuda_graphs else None
         self.pool = CachePool(target.new_cache, new_draft)
 
     def new_session(
@@ -80,6 +94,7 @@ class SessionFactory:
             caches.target,
             bound_policy=bound,
             tree_policy=policy,
+            new_graph=self._new_graph,
         )
         session.own(caches, partial(_release, self.pool, ends))
         return session

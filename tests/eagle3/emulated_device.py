@@ -29,6 +29,7 @@ _WAITING = {
     aten.unique_dim,
     aten.bincount,
     aten.repeat_interleave,
+    aten.multinomial,
 }
 _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 # In inference mode, composite operators such as "to" come as they were called.
@@ -103,12 +104,14 @@ class EmulatedDevice(TorchDispatchMode):
     Attributes:
         waits: How often each operator made the host wait.
         calls: How often each operator ran on the device.
+        recorder: Runs the device's operators instead, see `EmulatedGraph`; None outside of one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.recorder: Callable[..., Any] | None = None
 
     def move(self, module: nn.Module) -> nn.Module:
         """Puts a module's parameters and buffers on the device, in place."""
@@ -140,7 +143,11 @@ class EmulatedDevice(TorchDispatchMode):
         unwrapped = _map(args, _on_host), _map(kwargs, _on_host)
         # Wrappers are ordinary tensors: torch does not let inference tensors be views of them.
         with torch.inference_mode(False), torch.no_grad():
-            result = func(*unwrapped[0], **unwrapped[1])
+            if self.recorder is not None and on_device:
+                self._check_devices(None, tensors)
+                result = self.recorder(func, *unwrapped)
+            else:
+                result = func(*unwrapped[0], **unwrapped[1])
             return self._wrap(result, held) if on_device else result
 
     @staticmethod

@@ -14,7 +14,7 @@ from eaglerl.eagle3 import (
     SpeculativeDecoder,
     TreeParams,
 )
-from eaglerl.eagle3.acceptance import accepted_rows
+from eaglerl.eagle3.device_acceptance import accepted_rows
 from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.device_tree import DeviceTree
@@ -57,14 +57,14 @@ def mlp_policy(width: int, mlp_input: str = "features", seed: int = 0) -> Policy
     return PolicyWeights.from_modules(mlp, TREES, mlp_input=mlp_input)
 
 
-def emulated_decoder(mode: EmulatedDevice) -> SpeculativeDecoder:
+def emulated_decoder(mode: EmulatedDevice, **options) -> SpeculativeDecoder:
     model = mode.move(tiny_model(**MODEL))
     target = make_target(model, backend="transformers")
     head = tiny_head(make_target(tiny_model(**MODEL)), **HEAD)
     embed_tokens = head.embed_tokens
     mode.move(head)
     head.embed_tokens = EmulatedTensor(embed_tokens)
-    return SpeculativeDecoder(target, head)
+    return SpeculativeDecoder(target, head, **options)
 
 
 def policies() -> dict[str, object]:

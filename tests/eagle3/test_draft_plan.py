@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 
 from eaglerl.eagle3 import DraftPlan, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.acceptance import accepted_rows
+from eaglerl.eagle3.device_acceptance import accepted_rows
 from eaglerl.eagle3.sampling import GreedyVerifier, make_verifier
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target.make_target import make_target

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from eaglerl.eagle3.acceptance import Accepted
+from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import RowBatch

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from eaglerl.eagle3.acceptance import Accepted
+from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.cache.prefix_cache import BLOCK_ROWS
 from eaglerl.eagle3.continuation import Continuation

@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.head.cached_draft import CachedDraft
+
+if TYPE_CHECKING:
+    from eaglerl.eagle3.captured.captured_cycle import CapturedCycle
 
 #: Limits on idle caches: their number and their bytes together (1 GiB). The largest set is kept
 #: whatever its size, so that one long sequence after another reuses its caches.
@@ -22,6 +26,7 @@ class Caches:
         target: the target's cache.
         draft: the draft's runner: its cache is this sequence's, its weights are shared. None
             without a draft.
+        captured: the graphs over both caches; None before a cycle is captured.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Caches:
         self._new_target = new_target
         self.draft = None if new_draft is None else new_draft(capacity)
         self.target = new_target(capacity)
+        self.captured: CapturedCycle | None = None
 
     @property
     def capacity(self) -> int:
@@ -64,6 +70,8 @@ class Caches:
         This copies every committed row, 46 kB each for SmolLM2-135M in float32, so sessions reserve
         room for most plans beforehand.
         """
+        # Graphs hold addresses.
+        self.captured = None
         grown = self._new_target(capacity)
         grown.copy_committed(self.target)
         if self.draft is not None:

@@ -147,6 +147,18 @@ class KVCache:
         scratch = self.data[slot, ..., self.lengths[slot] :, :]
         scratch[..., : len(rows), :] = scratch.index_select(-2, rows)
 
+    def move_behind(self, start: torch.Tensor, rows: torch.Tensor, slot: int = 0) -> None:
+        """Move rows behind a place that only the device knows; see `move_scratch`.
+
+        Args:
+            start: (1,) int64 committed rows, on the cache's device.
+            rows: (P,) int64 offsets from there.
+            slot: the sequence.
+        """
+        moved = self.data[slot].index_select(-2, start + rows)
+        places = start + torch.arange(len(rows), device=rows.device)
+        self.data[slot].index_copy_(-2, places, moved)
+
     def advance(self, count: int, slot: int = 0) -> None:
         """Commit the first `count` scratch rows, which are in place.
 

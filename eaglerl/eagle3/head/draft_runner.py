@@ -7,7 +7,21 @@ from typing import Protocol
 import torch
 
 
-class DraftRunner(Protocol):
+class Expanding(Protocol):
+    """The part of a `DraftRunner` that the levels of a draft need."""
+
+    def expand(
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        round: int,
+        mask: torch.Tensor,
+        slot: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one pass over K frontier nodes; return (K, h) outputs and (K, Vd) logits."""
+
+
+class DraftRunner(Expanding, Protocol):
     """Inference with a draft head over its own KV cache, one sequence per slot."""
 
     @property
@@ -34,16 +48,6 @@ class DraftRunner(Protocol):
         reduced: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append R stable rows; return the (h,) output and (Vd,) logits of the last one."""
-
-    def expand(
-        self,
-        token_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        round: int,
-        mask: torch.Tensor,
-        slot: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one pass over K frontier nodes; return (K, h) outputs and (K, Vd) logits."""
 
     def reset(self, slot: int = 0) -> None:
         """Forget a sequence."""

@@ -47,7 +47,7 @@ class ModuleDraft(CachedDraft):
         if self.head_config.sliding_window is not None:
             visible &= positions[:, None] - keys < self.head_config.sliding_window
         hidden = features if reduced else self.reduce(features)
-        output, logits = self._run(token_ids, hidden, positions, start, visible, slot)
+        output, logits = self.run(token_ids, hidden, positions, positions, visible, slot)
         self.lengths[slot] = start + rows
         return output[-1], logits[-1]
 
@@ -75,40 +75,43 @@ class ModuleDraft(CachedDraft):
             keys = torch.cat((torch.arange(length, device=hidden.device), length + rounds))
             visible &= length + round - keys < self.head_config.sliding_window
         start = length + round * rows
-        return self._run(token_ids, hidden, positions, start, visible, slot)
+        cache_rows = torch.arange(start, start + rows, device=hidden.device)
+        return self.run(token_ids, hidden, positions, cache_rows, visible, slot)
 
-    def _run(
+    @torch.inference_mode()
+    def run(
         self,
         token_ids: torch.Tensor,
         hidden: torch.Tensor,
         positions: torch.Tensor,
-        start: int,
+        cache_rows: torch.Tensor,
         visible: torch.Tensor,
         slot: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one pass, whose rows are written from cache row ``start`` on.
+        """Run one pass whose rows and mask the caller knows; nothing is checked.
 
         Args:
             token_ids: (M,) int64.
             hidden: (M, h) features.
-            positions: (M,) rotary positions.
-            start: first cache row to write.
-            visible: (M, start + M) bool, the cache rows that each row sees.
+            positions: (M,) int64 rotary positions.
+            cache_rows: (M,) int64 cache rows to write.
+            visible: (M, columns) bool, which of the first cache rows each row sees, its own among
+                them.
             slot: the sequence.
 
         Returns:
             Features for the next round (M, h) and draft logits (M, Vd).
         """
         keys, values = self.cache.keys(0)[slot], self.cache.values(0)[slot]
-        end = start + len(token_ids)
+        columns = visible.shape[1]
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys[:, start:end] = k.transpose(0, 1)
-            values[:, start:end] = v.transpose(0, 1)
+            keys[:, cache_rows] = k.transpose(0, 1).to(keys.dtype)
+            values[:, cache_rows] = v.transpose(0, 1).to(values.dtype)
             attended = nn.functional.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
-                keys[None, :, :end].to(q.dtype),
-                values[None, :, :end].to(q.dtype),
+                keys[None, :, :columns].to(q.dtype),
+                values[None, :, :columns].to(q.dtype),
                 attn_mask=visible,
                 enable_gqa=True,
             )

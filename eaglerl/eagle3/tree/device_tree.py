@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from eaglerl.eagle3.head.draft_runner import DraftRunner
+from eaglerl.eagle3.head.draft_runner import DraftRunner, Expanding
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.ops import NodeSelection
 
@@ -99,7 +99,7 @@ class DeviceTreeDrafter:
 
     def __init__(self, draft: DraftRunner | None, device: torch.device) -> None:
         """Set up; without a draft there is only `root_only`."""
-        self.draft = draft
+        self.draft: Expanding | None = draft
         self._device = device
         table = None if draft is None else draft.draft_to_target
         self._draft_to_target = None if table is None else table.to(device)
@@ -110,13 +110,13 @@ class DeviceTreeDrafter:
 
     def grow(
         self,
-        root: int,
+        root: int | torch.Tensor,
         hidden: torch.Tensor,
         logits: torch.Tensor,
         params: TreeParams,
         slot: int = 0,
     ) -> DeviceTree:
-        """Grow a tree; see `TreeDrafter.grow`."""
+        """Grow a tree; see `TreeDrafter.grow`. The root may be on the device, (1,) int64."""
         assert self.draft is not None, "a tree is grown by a draft head"
         top_k = params.top_k
         token_ids, scores = children_of(logits[None], top_k, self._draft_to_target)
@@ -147,7 +147,7 @@ class DeviceTreeDrafter:
             visible = torch.cat((visible[rank], own), dim=1)
         return self._choose(root, pool, params)
 
-    def _choose(self, root: int, pool: _Pool, params: TreeParams) -> DeviceTree:
+    def _choose(self, root: int | torch.Tensor, pool: _Pool, params: TreeParams) -> DeviceTree:
         """Keep the best T - 1 candidates; of equal scores, the one drafted first.
 
         No candidate scores above its parent and parents are drafted first, so the parent of every
@@ -166,14 +166,15 @@ class DeviceTreeDrafter:
 
     def _tree(
         self,
-        root: int,
+        root: int | torch.Tensor,
         token_ids: torch.Tensor,
         parents: torch.Tensor | None,
         scores: torch.Tensor | None,
         levels: int = 0,
     ) -> DeviceTree:
         """Put the root in front of the drafted rows, and derive ancestors and levels."""
-        first = torch.full((1,), root, dtype=torch.int64, device=self._device)
+        if isinstance(root, int):
+            root = torch.full((1,), root, dtype=torch.int64, device=self._device)
         zero = torch.zeros(1, dtype=torch.int64, device=self._device)
         parents = zero if parents is None else torch.cat((zero, parents))
         scores = zero.float() if scores is None else torch.cat((zero.float(), scores))
@@ -186,7 +187,7 @@ class DeviceTreeDrafter:
             ancestors = ancestors | (above[:, None] == rows)
             above = parents[above]
         return DeviceTree(
-            token_ids=torch.cat((first, token_ids)),
+            token_ids=torch.cat((root, token_ids)),
             parents=parents,
             levels=ancestors.sum(-1) - 1,
             ancestors=ancestors,

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from eaglerl.eagle3.head.draft_runner import DraftRunner
-from eaglerl.eagle3.policy import TreeParams
-from eaglerl.eagle3.ruled_policy import DeviceDraft
-from eaglerl.eagle3.tree.device_tree import DeviceTree, children_of
+from eaglerl.eagle3.ruled_policy import DeviceDraft, RuledPolicy
+from eaglerl.eagle3.stopwatch import TotalTime
+from eaglerl.eagle3.tree.device_tree import DeviceTree
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
-from eaglerl.ops.node_selection import (
-    LookedUp,
-    NodeSelection,
-    SelectionSizes,
-    rule_layout,
-    stack_rules,
-)
-from eaglerl.ops.select_draft_nodes import select_draft_nodes
+from eaglerl.eagle3.tree.ruled_draft import RuledDraft
+from eaglerl.ops.node_selection import SelectionSizes
 
 #: Rows of a verification, the root included. A pass of each size can be captured in a graph.
 ROW_CLASSES = (4, 8, 16, 32, 64, 128, 256)
@@ -34,86 +27,76 @@ class SelectingDrafter:
 
     def __init__(self, draft: DraftRunner, device: torch.device) -> None:
         """Set up."""
-        self.draft = draft
+        self._draft = draft
         self._device = device
         table = draft.draft_to_target
         self._draft_to_target = None if table is None else table.to(device)
-        self._selections: dict[SelectionSizes, NodeSelection] = {}
+        self._drafts: dict[SelectionSizes, RuledDraft] = {}
         # What the cycle before has needed.
         self._rows: int | None = None
         self._depth: int | None = None
 
-    def sizes(self, limit: TreeParams, lookup_tokens: int) -> SelectionSizes:
-        """Return the sizes of the next draft.
+    def forget(self) -> None:
+        """Forget what cycles have needed: another text begins."""
+        self._rows = self._depth = None
 
-        Args:
-            limit: the largest tree.
-            lookup_tokens: most looked-up tokens.
-        """
-        most = limit.total_tokens
-        rows = most if self._rows is None else min(rows_for(self._rows), most)
-        return SelectionSizes(limit.top_k, limit.depth, rows, lookup_tokens)
-
-    def grow(
+    def begin(
         self,
         root: int,
-        hidden: torch.Tensor,
-        logits: torch.Tensor,
-        sizes: SelectionSizes,
-        rule: np.ndarray,
-        depth: int,
+        policy: RuledPolicy,
+        most_depth: int,
         lookup: Lookup,
-        slot: int = 0,
-    ) -> DeviceTree:
-        """Draft and choose.
+        policy_time: TotalTime,
+    ) -> tuple[RuledDraft, int]:
+        """Begin the next draft.
 
         Args:
             root: the target's next token, already known.
-            hidden: (h,) output of the draft at the last stable row, which holds the root's
-                embedding.
-            logits: (Vd,) draft logits there.
-            sizes: of the draft.
-            rule: (words,) int32, see `eaglerl.ops.pack_rule`.
-            depth: most passes after the first one; fewer than `sizes` says near the end of a text.
+            policy: its rule decides.
+            most_depth: most passes after the first one.
             lookup: what prompt lookup proposes.
+            policy_time: adds up the policy's time.
+
+        Returns:
+            The draft, and the number of passes after the first one.
+        """
+        limit = policy.limit
+        rows = limit.total_tokens if self._rows is None else rows_for(self._rows)
+        rows = min(rows, limit.total_tokens)
+        sizes = SelectionSizes(limit.top_k, limit.depth, rows, policy.lookup_tokens)
+        with policy_time:
+            rule = policy.selection_rule(sizes)
+        depth = most_depth if self._depth is None else min(most_depth, self._depth)
+        draft = self._drafts.get(sizes)
+        if draft is None:
+            draft = self._drafts[sizes] = RuledDraft(sizes, self._draft_to_target, self._device)
+        draft.begin(root, rule, lookup, depth)
+        return draft, depth
+
+    def grow(
+        self,
+        draft: RuledDraft,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        depth: int,
+        slot: int = 0,
+    ) -> DeviceTree:
+        """Run all levels.
+
+        Args:
+            draft: see `begin`.
+            hidden: see `RuledDraft.take_first`.
+            logits: see there.
+            depth: as it was begun with.
             slot: the sequence.
 
         Returns:
             The tree, in memory that the next draft of these sizes overwrites.
         """
-        depth = depth if self._depth is None else min(depth, self._depth)
-        selection = self._selections.get(sizes)
-        if selection is None:
-            selection = self._selections[sizes] = NodeSelection(1, sizes, device=self._device)
-        rules = stack_rules([_limited(rule, sizes, depth)], self._device)
-        match, tokens = lookup.match_length, lookup.token_ids[: sizes.lookup_tokens]
-        unused = [0] * (sizes.lookup_tokens - len(tokens))
-        given = torch.tensor([[root, match, len(tokens), *tokens, *unused]]).to(self._device)
-        roots, looked_up = given[:, 0], LookedUp(given[:, 1], given[:, 2], given[:, 3:])
-        top_k = sizes.top_k
-        own = torch.eye(top_k, dtype=torch.bool, device=self._device)
-        ids, log_probs = children_of(logits[None], top_k, self._draft_to_target)
-        visible, hidden = own, hidden[None].expand(top_k, -1)
-        for level in range(depth + 1):
-            if level > 0:
-                _, token_ids, rank = selection.frontier[0]
-                if level > 1:
-                    hidden, visible = hidden[rank], torch.cat((visible[rank], own), dim=1)
-                hidden, logits = self.draft.expand(token_ids, hidden, level - 1, visible, slot)
-                ids, log_probs = children_of(logits, top_k, self._draft_to_target)
-            drafted = (ids[None], log_probs[None], looked_up)
-            select_draft_nodes(selection, rules, level, roots, *drafted)
-        return DeviceTree(
-            token_ids=selection.row_ids[0],
-            parents=selection.row_parents[0],
-            levels=selection.row_levels[0],
-            ancestors=selection.ancestors[0],
-            scores=torch.zeros(sizes.rows, device=self._device),
-            enabled=selection.enabled[0],
-            longest_path=min(sizes.rows, 1 + max(depth + 1, sizes.lookup_tokens)),
-            selection=selection,
-            passes=depth + 1,
-        )
+        draft.take_first(hidden, logits)
+        for level in range(1, depth + 1):
+            draft.take_level(level, self._draft, slot)
+        return draft.tree(depth)
 
     def learn(self, draft: DeviceDraft, rows: int) -> None:
         """Take note of what a cycle has needed.
@@ -125,15 +108,6 @@ class SelectingDrafter:
         # Where all were used, more might have been.
         self._rows = draft.rows + (draft.rows == rows)
         self._depth = draft.levels - 1 + (draft.levels == draft.passes)
-
-
-def _limited(rule: np.ndarray, sizes: SelectionSizes, depth: int) -> np.ndarray:
-    """Return a rule that ends the draft after `depth` passes."""
-    if depth == sizes.depth:
-        return rule
-    words, place = rule.copy(), rule_layout(sizes)["most_levels"]
-    words[place] = min(words[place], depth + 1)
-    return words
 
 
 def rows_for(needed: int) -> int:

@@ -1,0 +1,1 @@
+"""Cycles on a device whose parts are captured as CUDA graphs."""

@@ -1,0 +1,112 @@
+"""Calls on a device that are captured as CUDA graphs and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+import torch
+
+#: Graphs that are kept; a call of another key makes them all go. Each holds its own results, for a
+#: vocabulary of 128,256 and 64 rows 16 MB of logits in bfloat16.
+MOST_GRAPHS = 128
+
+Result = TypeVar("Result")
+
+
+class Graph(Protocol):
+    """A captured call."""
+
+    def capture(self, call: Callable[[], Result]) -> Result:
+        """Record what a call does on the device, without doing it; return the call's result.
+
+        The result's tensors are those that every replay fills.
+        """
+
+    def replay(self) -> None:
+        """Do it."""
+
+
+class CudaGraph:
+    """A graph of torch; all of one device share memory for what their calls only use meanwhile."""
+
+    _pools: ClassVar[dict[torch.device, Any]] = {}
+
+    def __init__(self, device: torch.device) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        self._pool = self._pools.setdefault(device, torch.cuda.graph_pool_handle())
+
+    def capture(self, call: Callable[[], Result]) -> Result:
+        """See `Graph`."""
+        # Only this thread's calls are captured and checked: others may use the device.
+        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
+            return call()
+
+    def replay(self) -> None:
+        """See `Graph`."""
+        self._graph.replay()
+
+
+def graphs_on(device: torch.device) -> Callable[[], Graph]:
+    """Return what makes an empty graph on a device.
+
+    Raises:
+        ValueError: it is no CUDA device.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graphs needs a target on a CUDA device, got one on {device}")
+    return partial(CudaGraph, device)
+
+
+class GraphedCalls:
+    """Calls without arguments, by key: the first runs, the second is captured, all are replayed.
+
+    The first run prepares what a capture must not: libraries' handles and workspaces, compiled
+    kernels, and tensors that the call keeps. A call reads and writes tensors that keep their
+    addresses: those that existed before, and the results of other graphed calls whose keys are used
+    whenever its own is.
+
+    Attributes:
+        captures: how many calls were captured.
+        replays: how many were replayed.
+    """
+
+    def __init__(self, new_graph: Callable[[], Graph]) -> None:
+        """Begin without graphs.
+
+        Args:
+            new_graph: makes an empty graph.
+        """
+        self._new_graph = new_graph
+        self._used: set[Hashable] = set()
+        self._graphs: dict[Hashable, tuple[Graph, object]] = {}
+        self.captures = self.replays = 0
+
+    def begin_cycle(self) -> None:
+        """Forget all graphs if there are too many; never between calls that use one another."""
+        if len(self._graphs) >= MOST_GRAPHS:
+            self._used.clear()
+            self._graphs.clear()
+
+    def __call__(self, key: Hashable, call: Callable[[], Result]) -> Result:
+        """Run a call.
+
+        Args:
+            key: calls of one key do the same, on the same tensors.
+            call: launches work on the device, and asks it nothing.
+
+        Returns:
+            The result of the call, in tensors that the next call of this key overwrites.
+        """
+        if key not in self._used:
+            self._used.add(key)
+            return call()
+        if key not in self._graphs:
+            graph = self._new_graph()
+            self._graphs[key] = graph, graph.capture(call)
+            self.captures += 1
+        graph, result = self._graphs[key]
+        graph.replay()
+        self.replays += 1
+        return cast("Result", result)

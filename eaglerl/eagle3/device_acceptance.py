@@ -1,0 +1,160 @@
+"""Acceptance on a device: which rows of a verified tree are kept, in one copy to the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from eaglerl.eagle3.accepted import Accepted
+from eaglerl.eagle3.cache.kv_cache import KVCache
+from eaglerl.eagle3.fused_policy import BoundPolicy
+from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.ruled_policy import read_report, report_of, report_size
+from eaglerl.eagle3.sampling import RowVerifier
+from eaglerl.eagle3.stopwatch import TotalTime
+from eaglerl.eagle3.target.target_model import TargetOutput
+from eaglerl.eagle3.tree.device_tree import DeviceTree
+
+
+class DeviceAccepted(NamedTuple):
+    """What a device has accepted, before the host knows how much of it counts.
+
+    Attributes:
+        rows: (P,) int64 rows of the path, padded with row 0.
+        count: (1,) int64 number of rows in the path.
+        token_ids: (P,) int64 the target's choice after each row.
+        features: (P, 3k) target features of the rows, or (P, h) reduced by the policy's call.
+        report: (N,) int64 what the host is told, see `read_accepted`.
+    """
+
+    rows: torch.Tensor
+    count: torch.Tensor
+    token_ids: torch.Tensor
+    features: torch.Tensor
+    report: torch.Tensor
+
+
+def accept_on_device(
+    output: TargetOutput,
+    tree: DeviceTree,
+    verifier: RowVerifier,
+    policy: BoundPolicy | None,
+    policy_time: TotalTime,
+) -> DeviceAccepted:
+    """Find the accepted rows, and let the policy choose the next tree, without the host.
+
+    Args:
+        output: the target's output over the tree, with all logits.
+        tree: the tree.
+        verifier: chooses the target's tokens.
+        policy: chooses the next tree; None for none.
+        policy_time: adds up the policy's time on the host's clock.
+    """
+    assert output.logits is not None, "the verification asks for all logits"
+    choices = verifier.choices(output.logits)
+    rows, count = accepted_rows(tree, choices)
+    # The token of an accepted child is its parent's choice, and the bonus is the last row's.
+    emitted = choices[rows]
+    report = [count, emitted]
+    if tree.selection is not None:
+        report += [rows, report_of(tree.selection)]
+    if policy is None:
+        features = output.features[rows]
+    else:
+        with policy_time:
+            features, params = policy.encode(output.features, rows, count - 1)
+        # The draft needs the reduced features with or without a policy: not the policy's time.
+        policy_time.seconds -= policy.reduce_seconds
+        report.append(params.flatten().long())
+    return DeviceAccepted(rows, count, emitted, features, torch.cat(report))
+
+
+def read_accepted(
+    found: DeviceAccepted,
+    numbers: list[int],
+    output: TargetOutput,
+    tree: DeviceTree,
+    policy: BoundPolicy | None,
+) -> Accepted:
+    """Return what was accepted, as the host has learned it.
+
+    Args:
+        found: what the device has found.
+        numbers: its report, copied to the host: the count, P tokens, with a rule the P rows and
+            what it has drafted and chosen, and with a policy T, D and K.
+        output: the target's output over the tree.
+        tree: the tree.
+        policy: whose choice the report ends with; None for none.
+    """
+    kept, longest, drafted_rows, draft = numbers[0], tree.longest_path, (), None
+    if tree.selection is not None:
+        sizes = tree.selection.sizes
+        drafted_rows = tuple(numbers[2 + longest : 1 + longest + kept])
+        begin = 1 + 2 * longest
+        draft = read_report(numbers[begin : begin + report_size(sizes)], sizes, tree.passes)
+    return Accepted(
+        rows=found.rows[:kept],
+        emitted=tuple(numbers[1 : 1 + kept]),
+        token_ids=found.token_ids[:kept],
+        features=found.features[:kept],
+        reduced=policy is not None,
+        # A slice of host numbers: indexing by the device's count would synchronise once more.
+        last_features=output.features[found.rows[kept - 1 : kept]][0],
+        decision=None if policy is None else TreeParams(*numbers[-3:]),
+        drafted_rows=drafted_rows,
+        draft=draft,
+    )
+
+
+class DeviceAcceptance:
+    """Acceptance on the device: one copy to the host per cycle, the policy's choice included."""
+
+    def __init__(self, verifier: RowVerifier, policy_time: TotalTime) -> None:
+        self._verifier = verifier
+        self._policy_time = policy_time
+
+    def __call__(
+        self,
+        output: TargetOutput,
+        tree: DeviceTree,
+        cache: KVCache,
+        slot: int,
+        policy: BoundPolicy | None,
+    ) -> Accepted:
+        """See `Acceptance`."""
+        found = accept_on_device(output, tree, self._verifier, policy, self._policy_time)
+        # The host does not know the rows yet, so all P are moved; those behind the accepted ones
+        # are scratch.
+        cache.move_scratch(found.rows, slot)
+        # The only synchronisation of the cycle.
+        numbers = found.report.cpu().tolist()
+        cache.advance(numbers[0], slot)
+        return read_accepted(found, numbers, output, tree, policy)
+
+
+def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Follow the target's choices from the root as far as the tree goes, without a loop.
+
+    A row is accepted if it and all of its ancestors are the choices of their parents' rows.
+    Siblings have distinct tokens, so the accepted rows are one path. All (T, T) pairs of rows are
+    compared at once: a loop down the tree would read the device after every level.
+
+    Args:
+        tree: a tree of T rows.
+        choices: (T,) int64 the target's token after every row.
+
+    Returns:
+        Rows of the path, (P,) int64, root first, padded with row 0 to the longest path that the
+        tree can have; and the number of rows in the path, (1,) int64.
+    """
+    total = tree.longest_path
+    chosen = (tree.token_ids == choices[tree.parents]) & tree.enabled
+    chosen[0] = True
+    accepted = (chosen | ~tree.ancestors).all(-1)
+    # One row per level is accepted, so its level is its place in the path. All other rows are
+    # written to place P, which is cut off.
+    places = torch.where(accepted, tree.levels, total)
+    rows = torch.zeros(total + 1, dtype=torch.int64, device=choices.device)
+    rows = rows.scatter(0, places, torch.arange(len(choices), device=choices.device))
+    return rows[:total], accepted.sum()[None]

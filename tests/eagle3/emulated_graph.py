@@ -1,0 +1,91 @@
+"""CUDA graphs of the emulated device: the same operators, on the same tensors, with no host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from .emulated_device import EmulatedDevice, _leaves
+
+Result = TypeVar("Result")
+
+
+class _Step(NamedTuple):
+    """An operator: its arguments, and those of its results that are no views of them."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    made: list[torch.Tensor]
+
+
+class EmulatedGraph:
+    """A recorded call. As with CUDA, capturing it has no effect, and addresses do not change.
+
+    What a graph cannot do raises while it is captured: waiting for the device, and reading the
+    host's memory.
+    """
+
+    def __init__(self, mode: EmulatedDevice) -> None:
+        self._mode = mode
+        self._steps: list[_Step] = []
+        # By address: memory that was there before, and what it held.
+        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._made: set[int] = set()
+
+    def capture(self, call: Callable[[], Result]) -> Result:
+        assert self._mode.recorder is None, "a capture within a capture"
+        waits = self._mode.waits.total()
+        self._mode.recorder = self._record
+        try:
+            result = call()
+        finally:
+            self._mode.recorder = None
+        assert self._mode.waits.total() == waits, self._mode.waits
+        for memory, content in self._before.values():
+            memory.copy_(content)
+        self._before.clear()
+        return result
+
+    def replay(self) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for step in self._steps:
+                result = step.function(*step.args, **step.kwargs)
+                made = _made_by(result, (step.args, step.kwargs))
+                for kept, new in zip(step.made, made, strict=True):
+                    assert kept.shape == new.shape, f"{step.function}: sizes depend on values"
+                    kept.copy_(new)
+
+    def _record(self, function: Any, args: Any, kwargs: Any) -> Any:
+        for tensor in _written(function, args, kwargs):
+            address = _address(tensor)
+            if address not in self._made and address not in self._before:
+                memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+                self._before[address] = memory, memory.clone()
+        result = function(*args, **kwargs)
+        made = _made_by(result, (args, kwargs))
+        self._made |= {_address(tensor) for tensor in made}
+        self._steps.append(_Step(function, args, kwargs, made))
+        return result
+
+
+def _made_by(result: Any, given: Any) -> list[torch.Tensor]:
+    known = {_address(tensor) for tensor in _tensors(given)}
+    return [tensor for tensor in _tensors(result) if _address(tensor) not in known]
+
+
+def _written(function: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            yield from _tensors(given)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
