@@ -86,15 +86,12 @@ class SpeculativeDecoder(EagleSignature):
             default_policy: a constant tree, a policy, or "auto" for an `AutoPolicy`; "auto" if
                 None, and `DEFAULT_TREE` on a device other than the CPU.
             tokenizer: the target's tokenizer, for stop strings.
-            cuda_graphs: replay the parts of a cycle as CUDA graphs, each of which is captured when
-                it is needed for the second time.
+            cuda_graphs: capture the parts of a cycle as CUDA graphs, each at its second use.
 
         Raises:
             ValueError: the head does not fit the target, or `cuda_graphs` without a CUDA device.
         """
-        self.target = target
-        self.draft_head = draft_head
-        self.tokenizer = tokenizer
+        self.target, self.draft_head, self.tokenizer = target, draft_head, tokenizer
         self.draft_runner: CachedDraft | None = None
         if draft_head is None:
             self.default_policy: PolicyChoice = plain_policy(default_policy or NO_DRAFT)
@@ -108,9 +105,8 @@ class SpeculativeDecoder(EagleSignature):
         fuse = partial(FusedSlots, head=draft_head, reduce=self.draft_runner.reduce)
         self._named = NamedPolicies(vocab_size, target.device.type, DEFAULT_TREE, fuse)
         self.default_policy = self._named.check(default_policy)
-        self._sessions = SessionFactory(
-            target, draft_head, self.draft_runner, cuda_graphs=cuda_graphs
-        )
+        runner = self.draft_runner
+        self._sessions = SessionFactory(target, draft_head, runner, cuda_graphs=cuda_graphs)
 
     @classmethod
     def from_pretrained(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -15,9 +15,11 @@ from eaglerl.eagle3.sampling import RowVerifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.ops import DraftTree
 
 
-class DeviceAccepted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DeviceAccepted:
     """What a device has accepted, before the host knows how much of it counts.
 
     Attributes:
@@ -87,7 +89,8 @@ def read_accepted(
         tree: the tree.
         policy: whose choice the report ends with; None for none.
     """
-    kept, longest, drafted_rows, draft = numbers[0], tree.longest_path, (), None
+    kept, longest, draft = numbers[0], tree.longest_path, None
+    drafted_rows: tuple[int, ...] = ()
     if tree.selection is not None:
         sizes = tree.selection.sizes
         drafted_rows = tuple(numbers[2 + longest : 1 + longest + kept])
@@ -117,12 +120,13 @@ class DeviceAcceptance:
     def __call__(
         self,
         output: TargetOutput,
-        tree: DeviceTree,
+        tree: DraftTree | DeviceTree,
         cache: KVCache,
         slot: int,
         policy: BoundPolicy | None,
     ) -> Accepted:
         """See `Acceptance`."""
+        assert isinstance(tree, DeviceTree), "a session on a device drafts there"
         found = accept_on_device(output, tree, self._verifier, policy, self._policy_time)
         # The host does not know the rows yet, so all P are moved; those behind the accepted ones
         # are scratch.

@@ -144,6 +144,7 @@ class EmulatedDevice(TorchDispatchMode):
         # Wrappers are ordinary tensors: torch does not let inference tensors be views of them.
         with torch.inference_mode(False), torch.no_grad():
             if self.recorder is not None and on_device:
+                # Not even a copy may read the host's memory: it is not that of the replays.
                 self._check_devices(None, tensors)
                 result = self.recorder(func, *unwrapped)
             else:
@@ -173,6 +174,7 @@ class EmulatedDevice(TorchDispatchMode):
 
     @staticmethod
     def _check_devices(packet: Any, tensors: list[torch.Tensor]) -> None:
+        """Refuse host tensors; copies may have them, unless `packet` is None."""
         if packet in _COPIES:
             return
         strangers = [t for t in tensors if not isinstance(t, EmulatedTensor) and t.dim() > 0]

@@ -1,20 +1,24 @@
-"""Cycles whose parts are captured in graphs: their text, their waits, and what is left to launch."""
+"""Cycles whose parts are captured in graphs: text, waits, and what is left to launch."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 
 from eaglerl.eagle3 import FusedPolicy, SpeculativeDecoder, TreeParams
-from eaglerl.eagle3.captured import graphed_calls
+from eaglerl.eagle3.captured import captured_cycle, graphed_calls
 from eaglerl.eagle3.captured.captured_cycle import columns_for
 from eaglerl.eagle3.captured.graphed_calls import GraphedCalls
+from eaglerl.eagle3.target.make_target import make_target
 
-from .emulated_device import EmulatedDevice
+from .emulated_device import DEVICE, EmulatedDevice, EmulatedTensor
 from .emulated_graph import EmulatedGraph
 from .test_device_loop import (
+    HEAD,
+    MODEL,
     NEW_TOKENS,
     PROMPT,
     Alternating,
@@ -23,6 +27,7 @@ from .test_device_loop import (
     mlp_policy,
 )
 from .test_ruled_policy import LIMIT, Clockless
+from .tiny import tiny_head, tiny_model
 
 POLICIES = {
     "constant": lambda: TreeParams(12, 2, 4),
@@ -48,16 +53,200 @@ def graphs_of(decoder: SpeculativeDecoder) -> GraphedCalls:
     return caches.captured.calls
 
 
+def generate(decoder: SpeculativeDecoder, policy: object, **options):
+    return decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS, **options)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_text_and_waits(mode: EmulatedDevice, name: str) -> None:
     decoder = emulated_decoder(mode, cuda_graphs=True)
     policy = POLICIES[name]()
     if isinstance(policy, FusedPolicy):
+        # Binding reads the weights on the device, once.
         policy.bind(decoder.draft_head, decoder.draft_runner.reduce)
     before = 2 if isinstance(policy, FusedPolicy) else 1
     for _ in range(2):
         mode.waits.clear()
-        output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
+        output = generate(decoder, policy)
         assert output.sequences[0].tolist() == expected_sequence()
         assert mode.waits.total() == output.statistics.num_cycles + before, mode.waits
-    assert graphs_of(decoder).replays > graphs_of(decoder).captures > 0
+    graphs = graphs_of(decoder)
+    assert graphs.replays > graphs.captures > 0
+
+
+@pytest.mark.parametrize("name", ["constant", "by rule", "features"])
+def test_a_cycle_launches_next_to_nothing_else(mode: EmulatedDevice, name: str) -> None:
+    """Beside the graphs: what the host says, the report, and the last features."""
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    policy = POLICIES[name]()
+    for _ in range(3):
+        generate(decoder, policy)
+    captures = graphs_of(decoder).captures
+    calls = []
+    with decoder.start(PROMPT, policy, max_new_tokens=NEW_TOKENS) as generation:
+        # Reads the prompt; the cycle after it extends the head by the prompt, in no graph.
+        generation.advance()
+        generation.advance()
+        while generation.finish_reason is None:
+            mode.calls.clear()
+            generation.advance()
+            calls.append(mode.calls - Counter(dict.fromkeys(_VIEWS, 1000)))
+    assert graphs_of(decoder).captures == captures
+    copies = {"aten.to": 1, "aten.index": 1} | ({"aten.copy_": 1} if name == "by rule" else {})
+    assert calls[1:] == [copies] * (len(calls) - 1)
+
+
+_VIEWS = ("aten.slice", "aten.select")
+
+
+def test_the_trees_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
+    cycles = []
+    for captured in (False, True):
+        decoder = emulated_decoder(mode, cuda_graphs=captured)
+        policy = Clockless(limit=LIMIT, lookup_tokens=3)
+        runs = [generate(decoder, policy).statistics.cycles for _ in range(3)]
+        cycles.append([[(c.params, c.rows, c.token_ids, c.accepted) for c in run] for run in runs])
+    assert cycles[0] == cycles[1]
+
+
+def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
+    texts = []
+    for captured in (False, True):
+        decoder = emulated_decoder(mode, cuda_graphs=captured)
+        runs = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            policy = Clockless(limit=LIMIT, lookup_tokens=3)
+            mode.waits.clear()
+            output = generate(decoder, policy, temperature=0.8, top_p=0.9)
+            assert mode.waits.total() == output.statistics.num_cycles + 1, mode.waits
+            runs.append(output.sequences.tolist())
+        texts.append(runs)
+    assert texts[0] == texts[1]
+    assert graphs_of(decoder).replays > 0
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+def test_windows_and_classes_of_columns(
+    mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Windows of target and head slide over many classes of columns."""
+    monkeypatch.setattr(captured_cycle, "LEAST_COLUMNS", 8)
+    monkeypatch.setattr(captured_cycle, "MOST_PENDING", 16)
+    shape = MODEL | {"family": family}
+    head = {"sliding_window": 5}
+    if family == "mistral":
+        shape["sliding_window"] = 9
+    ids = torch.tensor([PROMPT])
+    mask = torch.ones_like(ids)
+    expected = tiny_model(**shape).generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=36, pad_token_id=0
+    )
+    decoder = emulated_decoder(mode, shape, head, cuda_graphs=True)
+    for _ in range(2):
+        for policy in (TreeParams(12, 2, 4), Clockless(limit=LIMIT, lookup_tokens=3)):
+            output = decoder.generate(PROMPT, policy, max_new_tokens=36)
+            assert output.sequences.tolist() == expected.tolist()
+    columns = {key[-1] for key in graphs_of(decoder)._graphs if key[0] == "extend"}
+    assert len(columns) >= 3
+
+
+def test_texts_in_turns(mode: EmulatedDevice) -> None:
+    """Each text has its own caches, and so its own graphs; one that ends leaves them to others."""
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    for _ in range(2):
+        begun = [
+            decoder.start(PROMPT, policy, max_new_tokens=NEW_TOKENS)
+            for policy in (TreeParams(12, 2, 4), Clockless(limit=LIMIT, lookup_tokens=3))
+        ]
+        while unfinished := [one for one in begun if one.finish_reason is None]:
+            for generation in unfinished:
+                generation.advance()
+        for generation in begun:
+            assert [*PROMPT, *generation.new_ids] == expected_sequence()
+    assert len(decoder._sessions.pool.idle) == 2
+
+
+def test_a_grown_cache_begins_without_graphs(mode: EmulatedDevice) -> None:
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    generate(decoder, TreeParams(12, 2, 4))
+    (caches,) = decoder._sessions.pool.idle
+    assert caches.captured is not None
+    caches.grow(caches.capacity + 1)
+    assert caches.captured is None
+    assert generate(decoder, TreeParams(12, 2, 4)).sequences[0].tolist() == expected_sequence()
+
+
+def test_too_many_graphs_are_forgotten(
+    mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed_calls, "MOST_GRAPHS", 5)
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    for _ in range(4):
+        for name in ("alternating", "by rule"):
+            output = generate(decoder, POLICIES[name]())
+            assert output.sequences[0].tolist() == expected_sequence()
+    graphs = graphs_of(decoder)
+    assert graphs.captures > 12
+    assert graphs.replays > graphs.captures
+
+
+def test_nan_behind_the_text_does_not_spread(mode: EmulatedDevice) -> None:
+    """Masked rows are multiplied by 0, but NaN times 0 is NaN: a text begins with zeros."""
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    for _ in range(2):
+        generate(decoder, TreeParams(12, 2, 4))
+        (caches,) = decoder._sessions.pool.idle
+        for cache in (caches.target, caches.draft.cache):
+            cache.data.fill_(torch.nan)
+    assert generate(decoder, TreeParams(12, 2, 4)).sequences[0].tolist() == expected_sequence()
+
+
+def test_processors_that_read_the_text_run_without_graphs(mode: EmulatedDevice) -> None:
+    options = {"max_new_tokens": NEW_TOKENS, "no_repeat_ngram_size": 3}
+    ids = torch.tensor([PROMPT])
+    expected = tiny_model(**MODEL).generate(
+        ids, attention_mask=torch.ones_like(ids), pad_token_id=0, do_sample=False, **options
+    )
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    with pytest.warns(UserWarning, match="run on the host"):
+        output = decoder.generate(PROMPT, TreeParams(12, 2, 4), **options)
+    assert output.sequences.tolist() == expected.tolist()
+    (caches,) = decoder._sessions.pool.idle
+    assert caches.captured is None
+
+
+def test_a_cpu_has_no_graphs() -> None:
+    target = make_target(tiny_model(**MODEL))
+    with pytest.raises(ValueError, match="cuda_graphs needs a target on a CUDA device"):
+        SpeculativeDecoder(target, tiny_head(target, **HEAD), cuda_graphs=True)
+
+
+def test_what_a_graph_cannot_do_raises(mode: EmulatedDevice) -> None:
+    """The emulation itself: a capture has no effect, and refuses what CUDA refuses."""
+    value = EmulatedTensor(torch.tensor([1, 2, 3]))
+    graph = EmulatedGraph(mode)
+    doubled = graph.capture(lambda: value.mul_(2) + 1)
+    assert value.data_on_host.tolist() == [1, 2, 3]
+    graph.replay()
+    graph.replay()
+    assert value.data_on_host.tolist() == [4, 8, 12]
+    assert doubled.data_on_host.tolist() == [5, 9, 13]
+    with pytest.raises(AssertionError):
+        EmulatedGraph(mode).capture(lambda: value.cpu())
+    with pytest.raises(RuntimeError, match="two devices"):
+        EmulatedGraph(mode).capture(lambda: torch.tensor([1, 2]).to(DEVICE))
+
+
+def test_classes_of_columns() -> None:
+    asked = [1, 256, 257, 385, 513, 769, 5000, 5001]
+    assert [columns_for(rows, 5000) for rows in asked] == [
+        256,
+        256,
+        384,
+        512,
+        768,
+        1024,
+        5000,
+        None,
+    ]

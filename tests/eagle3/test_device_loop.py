@@ -57,10 +57,16 @@ def mlp_policy(width: int, mlp_input: str = "features", seed: int = 0) -> Policy
     return PolicyWeights.from_modules(mlp, TREES, mlp_input=mlp_input)
 
 
-def emulated_decoder(mode: EmulatedDevice, **options) -> SpeculativeDecoder:
-    model = mode.move(tiny_model(**MODEL))
+def emulated_decoder(
+    mode: EmulatedDevice,
+    shape: dict[str, object] = MODEL,
+    head_changes: dict[str, object] | None = None,
+    **options,
+) -> SpeculativeDecoder:
+    model = mode.move(tiny_model(**shape))
     target = make_target(model, backend="transformers")
-    head = tiny_head(make_target(tiny_model(**MODEL)), **HEAD)
+    on_host = make_target(tiny_model(**shape), backend="transformers")
+    head = tiny_head(on_host, **HEAD, **(head_changes or {}))
     embed_tokens = head.embed_tokens
     mode.move(head)
     head.embed_tokens = EmulatedTensor(embed_tokens)

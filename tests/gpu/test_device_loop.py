@@ -5,6 +5,7 @@ import torch
 
 from eaglerl.eagle3 import DraftPlan, FusedPolicy, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.target.make_target import make_target
+from eaglerl.policies import AutoPolicy
 
 from ..eagle3.test_device_loop import HEAD, MODEL, NEW_TOKENS, PROMPT, mlp_policy
 from ..eagle3.tiny import tiny_head, tiny_model
@@ -16,12 +17,12 @@ pytestmark = [
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-@pytest.fixture(scope="module")
-def decoder() -> SpeculativeDecoder:
+@pytest.fixture(scope="module", params=[False, True], ids=["call by call", "graphs"])
+def decoder(request: pytest.FixtureRequest) -> SpeculativeDecoder:
     model = tiny_model(**MODEL)
     head = tiny_head(make_target(model), **HEAD).cuda()
     head.embed_tokens = head.embed_tokens.cuda()
-    return SpeculativeDecoder(make_target(model.cuda()), head)
+    return SpeculativeDecoder(make_target(model.cuda()), head, cuda_graphs=request.param)
 
 
 def policies() -> dict[str, object]:
@@ -30,6 +31,7 @@ def policies() -> dict[str, object]:
         "merged with the text": DraftPlan(TreeParams(8, 2, 3), 6),
         "features": FusedPolicy(mlp_policy(32), action_cache_steps=3),
         "taps": FusedPolicy(mlp_policy(96, "taps"), action_cache_steps=2),
+        "by rule": AutoPolicy(limit=TreeParams(12, 2, 3), lookup_tokens=3),
     }
 
 
@@ -44,7 +46,9 @@ def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
         max_new_tokens=NEW_TOKENS,
         pad_token_id=0,
     )
-    decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
+    for _ in range(3):
+        output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
+        assert output.sequences[0].tolist() == expected[0].tolist()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
@@ -53,3 +57,37 @@ def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
     waits = sum(event.count for event in profile.key_averages() if event.key in _WAITS)
     before = 2 if isinstance(policy, FusedPolicy) else 1
     assert waits <= output.statistics.num_cycles + before + 1
+
+
+def test_draws_in_graphs_are_those_call_by_call() -> None:
+    texts = []
+    for captured in (False, True):
+        model = tiny_model(**MODEL)
+        head = tiny_head(make_target(model), **HEAD).cuda()
+        head.embed_tokens = head.embed_tokens.cuda()
+        decoder = SpeculativeDecoder(make_target(model.cuda()), head, cuda_graphs=captured)
+        options = {"max_new_tokens": NEW_TOKENS, "temperature": 0.8, "top_p": 0.9}
+        texts.append(
+            [
+                decoder.generate(PROMPT, TreeParams(12, 2, 4), seed=seed, **options).sequences
+                for seed in range(3)
+            ]
+        )
+    for call_by_call, graphs in zip(*texts, strict=True):
+        assert torch.equal(call_by_call, graphs)
+
+
+def test_graphs_replay() -> None:
+    """Most cycles of a second text launch a few graphs and hardly anything else."""
+    model = tiny_model(**MODEL)
+    head = tiny_head(make_target(model), **HEAD).cuda()
+    head.embed_tokens = head.embed_tokens.cuda()
+    decoder = SpeculativeDecoder(make_target(model.cuda()), head, cuda_graphs=True)
+    for _ in range(3):
+        decoder.generate(PROMPT, TreeParams(12, 2, 4), max_new_tokens=NEW_TOKENS)
+    (caches,) = decoder._sessions.pool.idle
+    before = caches.captured.calls.captures
+    output = decoder.generate(PROMPT, TreeParams(12, 2, 4), max_new_tokens=NEW_TOKENS)
+    assert caches.captured.calls.captures == before > 0
+    # Accepted rows, tree, verification, acceptance; the first cycle follows the prompt.
+    assert caches.captured.calls.replays >= 4 * (output.statistics.num_cycles - 1)
