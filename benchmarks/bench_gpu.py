@@ -6,9 +6,10 @@ For every width k of a target's layers and every number of sequences: the fused 
 without a decision that is kept, the folded one, and the choice of a draft's nodes after a pass;
 microseconds between two events, the share of the device's copy bandwidth that reading the weights
 reaches, launches, and waits of the host. Then cycles of the decoding loop, with a target of random
-weights of that width made on the device: a constant tree beside `AutoPolicy`. What does not fit the
-minutes is left out, and the result says so. With `--device cpu` the same calls run on the CPU, to
-see that they run; those times are no results.
+weights of that width made on the device: a constant tree beside `AutoPolicy`, call by call and in
+CUDA graphs, with the launches and waits of each cycle. What does not fit the minutes is left out,
+and the result says so. With `--device cpu` the same calls run on the CPU, to see that they run;
+those times are no results.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from torch import nn
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
+from eaglerl.eagle3.named_policies import PolicyChoice
 from eaglerl.eagle3.target.make_target import make_target
+from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.ops import (
     ActionCache,
     NodeSelection,
@@ -46,6 +49,8 @@ HIDDEN, ACTIONS, REPEATS = (128, 128), 203, 50
 FLUSHED = 256 * 2**20  # bytes, more than any device's L2
 # Not cudaDeviceSynchronize, which leaving the profiler calls itself.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx",
+            "cudaGraphLaunch")  # fmt: skip
 SIZES = {"automatic": SelectionSizes(4, 5, 32, 12), "EAGLE's": SelectionSizes(10, 7, 60, 12)}
 #: Layers, heads, key and value heads, width of the SwiGLU block: of SmolLM2-135M, Llama-3.2-1B and
 #: Llama-3.1-8B.
@@ -173,8 +178,10 @@ def selections(batch: int, device: torch.device) -> Iterator[tuple[str, Call, in
         yield f"choice of nodes, {name} draft", call, 0
 
 
-def random_decoder(k: int, device: torch.device, layers: int | None) -> SpeculativeDecoder:
-    """Return a decoder of random weights, made on the device."""
+def random_pair(
+    k: int, device: torch.device, layers: int | None
+) -> tuple[TargetModel, Eagle3DraftHead]:
+    """Return a target and a head of random weights, made on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     depth, heads, kv_heads, intermediate = SHAPES[k]
@@ -198,25 +205,56 @@ def random_decoder(k: int, device: torch.device, layers: int | None) -> Speculat
         finally:
             torch.set_default_dtype(torch.float32)
     head.requires_grad_(False)
-    return SpeculativeDecoder(make_target(model, backend="transformers"), head)
+    return make_target(model, backend="transformers"), head
 
 
 def loops(
     k: int, device: torch.device, tokens: int, layers: int | None
-) -> Iterator[tuple[str, float, int]]:
-    """Yield each policy's name, the median microseconds of a cycle, and the number of cycles."""
-    decoder = random_decoder(k, device, layers)
+) -> Iterator[dict[str, Any]]:
+    """Yield each loop's name, median microseconds of a cycle, cycles, launches and waits of one."""
+    target, head = random_pair(k, device, layers)
     prompt = torch.randint(VOCABULARY, (1, 64)).tolist()[0]
     policies = {
         "plain": lambda: TreeParams(1),
         "constant 32/5/4": lambda: TreeParams(32, 5, 4),
         "AutoPolicy": AutoPolicy,
     }
-    for name, make in policies.items():
-        decoder.generate(prompt, make(), max_new_tokens=8)
-        output = decoder.generate(prompt, make(), max_new_tokens=tokens)
-        seconds = [cycle.seconds for cycle in output.statistics.cycles[2:]]
-        yield name, statistics.median(seconds) * 1e6, len(seconds)
+    for graphs in (False, True) if device.type == "cuda" else (False,):
+        decoder = SpeculativeDecoder(target, head, cuda_graphs=graphs)
+        for name, make in policies.items():
+            if graphs and name == "plain":
+                continue
+            # Graphs are captured when they are needed for the second time.
+            for _ in range(2):
+                decoder.generate(prompt, make(), max_new_tokens=tokens)
+            output = decoder.generate(prompt, make(), max_new_tokens=tokens)
+            seconds = [cycle.seconds for cycle in output.statistics.cycles[2:]]
+            launches, waits = count_of_cycle(decoder, prompt, make(), device)
+            yield {
+                "name": f"{name}, graphs" if graphs else name, "k": k,
+                "cycle_us": statistics.median(seconds) * 1e6, "cycles": len(seconds),
+                "launches": launches, "waits": waits,
+            }  # fmt: skip
+
+
+def count_of_cycle(
+    decoder: SpeculativeDecoder, prompt: list[int], policy: PolicyChoice, device: torch.device
+) -> tuple[float, float]:
+    """Return launches and waits of a cycle, on average; 0 without a device."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    with decoder.start(prompt, policy, max_new_tokens=64) as generation:
+        for _ in range(3):
+            generation.advance()
+        cycles = 0
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            while generation.finish_reason is None and cycles < 10:
+                generation.advance()
+                cycles += 1
+    names = [event.name for event in profile.events()]
+    counts = [sum(name in wanted for name in names) for wanted in (LAUNCHES, WAITS)]
+    return counts[0] / max(cycles, 1), counts[1] / max(cycles, 1)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -252,8 +290,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         if time.monotonic() > deadline:
             found["left_out"].append(f"loop, k = {k}")
             continue
-        for name, cycle, cycles in loops(k, device, arguments.tokens, arguments.layers):
-            found["loops"].append({"name": name, "k": k, "cycle_us": cycle, "cycles": cycles})
+        found["loops"] += loops(k, device, arguments.tokens, arguments.layers)
         if cuda:
             torch.cuda.empty_cache()
     return found
@@ -274,9 +311,16 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {row['name']} | {row['k']} | {row['batch']} | {row['hot_us']:.1f} | "
             f"{row['cold_us']:.1f} | {share} | {row['launches']} | {row['waits']} |"
         )
-    lines += ["", "| loop | k | a cycle, us | cycles |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| loop | k | a cycle, us | cycles | launches | waits |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in found["loops"]:
-        lines.append(f"| {row['name']} | {row['k']} | {row['cycle_us']:.0f} | {row['cycles']} |")
+        lines.append(
+            f"| {row['name']} | {row['k']} | {row['cycle_us']:.0f} | {row['cycles']} | "
+            f"{row['launches']:.1f} | {row['waits']:.1f} |"
+        )
     if found["left_out"]:
         lines += ["", f"Left out for lack of time: {'; '.join(found['left_out'])}."]
     return "\n".join(lines) + "\n"

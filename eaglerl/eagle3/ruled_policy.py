@@ -98,13 +98,13 @@ def report_size(sizes: SelectionSizes) -> int:
     return RECORD_WORDS + sizes.rows + sizes.depth + 1 + sizes.pool_size
 
 
-def read_report(numbers: list[int], sizes: SelectionSizes, passes: int) -> DeviceDraft:
+def read_report(numbers: list[int], sizes: SelectionSizes, passes: int | None) -> DeviceDraft:
     """Read a report that was copied to the host.
 
     Args:
         numbers: see `report_of`.
         sizes: of the selection.
-        passes: see `DeviceDraft`.
+        passes: see `DeviceDraft`; None for those of the drafted levels alone.
     """
     words = RECORD_WORDS
     rows, levels = words + sizes.rows, words + sizes.rows + sizes.depth + 1
@@ -113,7 +113,7 @@ def read_report(numbers: list[int], sizes: SelectionSizes, passes: int) -> Devic
     return DeviceDraft(
         top_k=sizes.top_k,
         levels=record[LEVELS],
-        passes=passes,
+        passes=record[LEVELS] if passes is None else passes,
         scores=np.array(numbers[levels:], np.int32).view(np.float32),
         nodes=[node for node in numbers[words + 1 : rows] if 0 <= node < pool][: record[NODES]],
         added=added,

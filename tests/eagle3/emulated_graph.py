@@ -28,18 +28,29 @@ class EmulatedGraph:
     host's memory.
     """
 
+    skips = False
+
     def __init__(self, mode: EmulatedDevice) -> None:
         self._mode = mode
         self._steps: list[_Step] = []
+        # Of the steps behind the first ones, which compute it; None for no condition.
+        self._condition: tuple[int, torch.Tensor] | None = None
         # By address: memory that was there before, and what it held.
         self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._made: set[int] = set()
 
-    def capture(self, call: Callable[[], Result]) -> Result:
+    def capture(
+        self, call: Callable[[], Result], condition: Callable[[], torch.Tensor] | None = None
+    ) -> Result:
         assert self._mode.recorder is None, "a capture within a capture"
         waits = self._mode.waits.total()
         self._mode.recorder = self._record
         try:
+            if condition is not None and self.skips:
+                held = condition()
+                assert held.dtype == torch.bool
+                assert held.dim() == 0
+                self._condition = len(self._steps), held.data_on_host
             result = call()
         finally:
             self._mode.recorder = None
@@ -51,7 +62,12 @@ class EmulatedGraph:
 
     def replay(self) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            for step in self._steps:
+            for place, step in enumerate(self._steps):
+                if self._condition is not None:
+                    begin, held = self._condition
+                    if place == begin and not held:
+                        self._mode.calls["skipped"] += 1
+                        return
                 result = step.function(*step.args, **step.kwargs)
                 made = _made_by(result, (step.args, step.kwargs))
                 for kept, new in zip(step.made, made, strict=True):
@@ -69,6 +85,12 @@ class EmulatedGraph:
         self._made |= {_address(tensor) for tensor in made}
         self._steps.append(_Step(function, args, kwargs, made))
         return result
+
+
+class SkippingGraph(EmulatedGraph):
+    """A graph with a conditional node."""
+
+    skips = True
 
 
 def _made_by(result: Any, given: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from eaglerl.eagle3.captured.graphed_calls import GraphedCalls
 from eaglerl.eagle3.target.make_target import make_target
 
 from .emulated_device import DEVICE, EmulatedDevice, EmulatedTensor
-from .emulated_graph import EmulatedGraph
+from .emulated_graph import EmulatedGraph, SkippingGraph
 from .test_device_loop import (
     HEAD,
     MODEL,
@@ -46,6 +46,14 @@ def mode(monkeypatch: pytest.MonkeyPatch):
             "eaglerl.eagle3.session_factory.graphs_on", lambda _: partial(EmulatedGraph, device)
         )
         yield device
+
+
+@pytest.fixture
+def skipping(mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
+    monkeypatch.setattr(
+        "eaglerl.eagle3.session_factory.graphs_on", lambda _: partial(SkippingGraph, mode)
+    )
+    return mode
 
 
 def graphs_of(decoder: SpeculativeDecoder) -> GraphedCalls:
@@ -107,6 +115,20 @@ def test_the_trees_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> N
         runs = [generate(decoder, policy).statistics.cycles for _ in range(3)]
         cycles.append([[(c.params, c.rows, c.token_ids, c.accepted) for c in run] for run in runs])
     assert cycles[0] == cycles[1]
+
+
+def test_passes_behind_the_end_are_skipped(skipping: EmulatedDevice) -> None:
+    """By a conditional node: all passes are launched, and each cycle drafts as deep as it pays."""
+    decoder = emulated_decoder(skipping, cuda_graphs=True)
+    policy = Clockless(limit=LIMIT, lookup_tokens=3)
+    depths = set()
+    for _ in range(3):
+        skipping.calls.clear()
+        output = generate(decoder, policy)
+        assert output.sequences[0].tolist() == expected_sequence()
+        depths |= {cycle.params.depth for cycle in output.statistics.cycles if cycle.draft_seconds}
+    assert len(depths) > 1
+    assert skipping.calls["skipped"] > 0
 
 
 def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:

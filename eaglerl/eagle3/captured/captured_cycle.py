@@ -72,6 +72,8 @@ class CapturedCycle:
         self.calls = GraphedCalls(new_graph)
         self._on_device = CapturedDraft(draft, slot)
         self.selecting = SelectingDrafter(draft, device)
+        if self.calls.skips:
+            self.selecting.run_all()
         self._drafter = DeviceTreeDrafter(draft, device)
         self._drafter.draft = self._on_device
         self._length = torch.zeros(1, dtype=torch.int64, device=device)
@@ -199,9 +201,9 @@ class CapturedCycle:
         self.calls((*key, 0), partial(draft.take_first, *self._first))
         for level in range(1, depth + 1):
             take = partial(draft.take_level, level, self._on_device, self._slot)
-            self.calls((*key, level), take)
+            self.calls((*key, level), take, draft.goes_on)
         self._key = key
-        return draft.tree(depth)
+        return draft.tree(depth, skipped=self.calls.skips)
 
     @torch.inference_mode()
     def verify(self, tree: DeviceTree) -> TargetOutput:

@@ -16,12 +16,25 @@ Result = TypeVar("Result")
 
 
 class Graph(Protocol):
-    """A captured call."""
+    """A captured call.
 
-    def capture(self, call: Callable[[], Result]) -> Result:
+    Attributes:
+        skips: whether a replay can skip the call by a condition on the device.
+    """
+
+    skips: bool
+
+    def capture(
+        self, call: Callable[[], Result], condition: Callable[[], torch.Tensor] | None = None
+    ) -> Result:
         """Record what a call does on the device, without doing it; return the call's result.
 
         The result's tensors are those that every replay fills.
+
+        Args:
+            call: the call.
+            condition: computes a bool tensor () at the beginning of a replay; if it is False, the
+                rest is skipped. Ignored if the graph does not skip.
         """
 
     def replay(self) -> None:
@@ -29,19 +42,31 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A graph of torch; all of one device share memory for what their calls only use meanwhile."""
+    """A graph of torch; all of one device share memory for what their calls only use meanwhile.
 
+    Conditional nodes came with CUDA 12.4 and, in torch, with release 2.13.
+    """
+
+    skips = hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
     _pools: ClassVar[dict[torch.device, Any]] = {}
 
     def __init__(self, device: torch.device) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = self._pools.setdefault(device, torch.cuda.graph_pool_handle())
 
-    def capture(self, call: Callable[[], Result]) -> Result:
+    def capture(
+        self, call: Callable[[], Result], condition: Callable[[], torch.Tensor] | None = None
+    ) -> Result:
         """See `Graph`."""
         # Only this thread's calls are captured and checked: others may use the device.
         with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-            return call()
+            if condition is None or not self.skips:
+                return call()
+            self._graph.begin_capture_to_if_node(condition())
+            try:
+                return call()
+            finally:
+                self._graph.end_capture_to_conditional_node()
 
     def replay(self) -> None:
         """See `Graph`."""
@@ -68,6 +93,7 @@ class GraphedCalls:
     whenever its own is.
 
     Attributes:
+        skips: see `Graph`.
         captures: how many calls were captured.
         replays: how many were replayed.
     """
@@ -79,6 +105,7 @@ class GraphedCalls:
             new_graph: makes an empty graph.
         """
         self._new_graph = new_graph
+        self.skips = new_graph().skips
         self._used: set[Hashable] = set()
         self._graphs: dict[Hashable, tuple[Graph, object]] = {}
         self.captures = self.replays = 0
@@ -89,12 +116,18 @@ class GraphedCalls:
             self._used.clear()
             self._graphs.clear()
 
-    def __call__(self, key: Hashable, call: Callable[[], Result]) -> Result:
+    def __call__(
+        self,
+        key: Hashable,
+        call: Callable[[], Result],
+        condition: Callable[[], torch.Tensor] | None = None,
+    ) -> Result:
         """Run a call.
 
         Args:
             key: calls of one key do the same, on the same tensors.
             call: launches work on the device, and asks it nothing.
+            condition: see `Graph.capture`; a call that is not captured is not skipped.
 
         Returns:
             The result of the call, in tensors that the next call of this key overwrites.
@@ -104,7 +137,7 @@ class GraphedCalls:
             return call()
         if key not in self._graphs:
             graph = self._new_graph()
-            self._graphs[key] = graph, graph.capture(call)
+            self._graphs[key] = graph, graph.capture(call, condition)
             self.captures += 1
         graph, result = self._graphs[key]
         graph.replay()

@@ -43,7 +43,8 @@ class DeviceTree:
         enabled: (T,) bool, rows that a path may lead through; see `merge_looked_up_on_device`.
         longest_path: the most rows that a path can have, the root included.
         selection: the draft that a rule has chosen the rows from; None without one.
-        passes: passes of the head that made it, where there is a `selection`.
+        passes: passes of the head that made it, where there is a `selection`; None for those up to
+            the end of the draft.
     """
 
     token_ids: torch.Tensor
@@ -54,7 +55,7 @@ class DeviceTree:
     enabled: torch.Tensor
     longest_path: int
     selection: NodeSelection | None = None
-    passes: int = 0
+    passes: int | None = 0
 
     @property
     def mask(self) -> torch.Tensor:

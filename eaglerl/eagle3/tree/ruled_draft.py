@@ -8,7 +8,13 @@ import torch
 from eaglerl.eagle3.head.draft_runner import Expanding
 from eaglerl.eagle3.tree.device_tree import DeviceTree, children_of
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
-from eaglerl.ops.node_selection import LookedUp, NodeSelection, SelectionSizes, rule_layout
+from eaglerl.ops.node_selection import (
+    STOPPED,
+    LookedUp,
+    NodeSelection,
+    SelectionSizes,
+    rule_layout,
+)
 from eaglerl.ops.select_draft_nodes import select_draft_nodes
 
 
@@ -96,11 +102,16 @@ class RuledDraft:
         self._keep("hidden", hidden)
         self._select(level, logits)
 
-    def tree(self, depth: int) -> DeviceTree:
+    def goes_on(self) -> torch.Tensor:
+        """Return whether the draft has not ended, a bool tensor () on the device."""
+        return self._selection.record[0, STOPPED] == 0
+
+    def tree(self, depth: int, *, skipped: bool = False) -> DeviceTree:
         """Return the rows to verify, in memory that the next draft overwrites.
 
         Args:
-            depth: passes that ran after the first one.
+            depth: passes after the first one that were launched.
+            skipped: whether those behind the end of the draft were not computed.
         """
         sizes, selection = self.sizes, self._selection
         return DeviceTree(
@@ -112,7 +123,7 @@ class RuledDraft:
             enabled=selection.enabled[0],
             longest_path=min(sizes.rows, 1 + max(depth + 1, sizes.lookup_tokens)),
             selection=selection,
-            passes=depth + 1,
+            passes=None if skipped else depth + 1,
         )
 
     def _select(self, level: int, logits: torch.Tensor) -> None:

@@ -35,6 +35,11 @@ class SelectingDrafter:
         # What the cycle before has needed.
         self._rows: int | None = None
         self._depth: int | None = None
+        self._runs_all = False
+
+    def run_all(self) -> None:
+        """Launch all passes of every draft: those behind its end cost nothing."""
+        self._runs_all = True
 
     def forget(self) -> None:
         """Forget what cycles have needed: another text begins."""
@@ -66,7 +71,9 @@ class SelectingDrafter:
         sizes = SelectionSizes(limit.top_k, limit.depth, rows, policy.lookup_tokens)
         with policy_time:
             rule = policy.selection_rule(sizes)
-        depth = most_depth if self._depth is None else min(most_depth, self._depth)
+        depth = most_depth
+        if self._depth is not None and not self._runs_all:
+            depth = min(depth, self._depth)
         draft = self._drafts.get(sizes)
         if draft is None:
             draft = self._drafts[sizes] = RuledDraft(sizes, self._draft_to_target, self._device)
