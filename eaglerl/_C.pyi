@@ -14,6 +14,7 @@ max_tree_rows: int
 max_candidates: int
 cache_words: dict[str, int]
 selection_constants: dict[str, int]
+ngram_constants: dict[str, int]
 cache_record_words: int
 cache_ring_words: int
 cache_sketch_size: int
@@ -62,6 +63,14 @@ def select_draft_nodes(
     sizes: Sequence[int], slots: int, rule: int, level: int, state: Sequence[int],
     out: Sequence[int], drafted: Sequence[int], /,
 ) -> None: ...  # fmt: skip
+def accept_draft(
+    sizes: Sequence[int], tree: Sequence[int], out: Sequence[int],
+    table_sizes: Sequence[int] | None, table_memory: Sequence[int] | None, /,
+) -> None: ...  # fmt: skip
+def extend_ngrams(
+    slots: int, sizes: Sequence[int], memory: Sequence[int], width: int, token_ids: int,
+    counts: int, /,
+) -> None: ...  # fmt: skip
 def selection_rule_layout(sizes: Sequence[int], /) -> dict[str, int]: ...
 def selection_tables() -> tuple[np.ndarray, np.ndarray]: ...
 def action_cache_step(
@@ -90,16 +99,9 @@ class DraftTreeBuilder:
     ) -> None: ...
     def frontier(self, tokens: int, parents: int, mask: int, words: int, /) -> None: ...
     def finish(
-        self,
-        total_tokens: int,
-        tokens: int,
-        parents: int,
-        levels: int,
-        mask: int,
-        words: int,
-        scores: int,
-        /,
-    ) -> None: ...
+        self, total_tokens: int, tokens: int, parents: int, levels: int, mask: int, words: int,
+        scores: int, /,
+    ) -> None: ...  # fmt: skip
     def select(self, nodes: Sequence[int], lookup_tokens: Sequence[int], /) -> int: ...
     def finish_selected(
         self, tokens: int, parents: int, levels: int, mask: int, words: int, scores: int, /

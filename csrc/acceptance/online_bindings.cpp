@@ -147,6 +147,7 @@ void bind_online(py::module_& module) {
   bind_cycle(module);
   bind_batch(module);
   bind_selection(module);
+  bind_accept(module);
 }
 
 }  // namespace eaglerl

@@ -4,6 +4,7 @@
 
 namespace eaglerl {
 
+void bind_accept(pybind11::module_& module);
 void bind_online(pybind11::module_& module);
 void bind_cycle(pybind11::module_& module);
 void bind_batch(pybind11::module_& module);

@@ -15,7 +15,7 @@ from eaglerl.eagle3.sampling import RowVerifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree
-from eaglerl.ops import DraftTree
+from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, accept_draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ def accept_on_device(
     verifier: RowVerifier,
     policy: BoundPolicy | None,
     policy_time: TotalTime,
+    *,
+    accepted: AcceptedDrafts | None = None,
+    table: NgramTable | None = None,
 ) -> DeviceAccepted:
     """Find the accepted rows, and let the policy choose the next tree, without the host.
 
@@ -52,12 +55,28 @@ def accept_on_device(
         verifier: chooses the target's tokens.
         policy: chooses the next tree; None for none.
         policy_time: adds up the policy's time on the host's clock.
+        accepted: memory for the path, of one slot and the tree's longest path, which the result
+            then refers to; None finds the path by torch's operators.
+        table: takes the accepted tokens and looks up what follows; needs `accepted`.
     """
     assert output.logits is not None, "the verification asks for all logits"
     choices = verifier.choices(output.logits)
-    rows, count = accepted_rows(tree, choices)
-    # The token of an accepted child is its parent's choice, and the bonus is the last row's.
-    emitted = choices[rows]
+    if accepted is None:
+        rows, count = accepted_rows(tree, choices)
+        # The token of an accepted child is its parent's choice, and the bonus is the last row's.
+        emitted = choices[rows]
+    else:
+        accept_draft(
+            tree.token_ids[None],
+            tree.parents[None],
+            tree.levels[None],
+            tree.ancestors[None],
+            tree.enabled[None],
+            choices[None],
+            accepted,
+            table,
+        )
+        rows, count, emitted = accepted.rows[0], accepted.counts, accepted.token_ids[0]
     report = [count, emitted]
     if tree.selection is not None:
         report += [rows, report_of(tree.selection)]

@@ -10,9 +10,12 @@ import torch
 
 from eaglerl.eagle3 import FusedPolicy, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.captured import captured_cycle, graphed_calls
-from eaglerl.eagle3.captured.captured_cycle import columns_for
+from eaglerl.eagle3.captured.captured_cycle import CapturedCycle, columns_for
 from eaglerl.eagle3.captured.graphed_calls import GraphedCalls
 from eaglerl.eagle3.target.make_target import make_target
+from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.eagle3.tree.prompt_lookup import ContextLookup
+from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 
 from .emulated_device import DEVICE, EmulatedDevice, EmulatedTensor
 from .emulated_graph import EmulatedGraph, SkippingGraph
@@ -129,6 +132,29 @@ def test_passes_behind_the_end_are_skipped(skipping: EmulatedDevice) -> None:
         depths |= {cycle.params.depth for cycle in output.statistics.cycles if cycle.draft_seconds}
     assert len(depths) > 1
     assert skipping.calls["skipped"] > 0
+
+
+def test_the_device_looks_up_itself(mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its table proposes is what the host's index of the text does, cycle by cycle."""
+    proposed = []
+    original = CapturedCycle.grow_by_rule
+
+    def grow(self: CapturedCycle, draft: RuledDraft, depth: int) -> DeviceTree:
+        match, counts, tokens = (part.data_on_host for part in self._table.looked_up)
+        text = ContextLookup(self._state().token_ids)
+        lookup = text.propose(draft.sizes.lookup_tokens)
+        assert int(match) == lookup.match_length
+        assert tokens[0, : int(counts)].tolist() == [*lookup.token_ids]
+        proposed.append(len(lookup.token_ids))
+        return original(self, draft, depth)
+
+    monkeypatch.setattr(CapturedCycle, "grow_by_rule", grow)
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    for tokens in (3, 4, 3):
+        policy = Clockless(limit=LIMIT, lookup_tokens=tokens)
+        output = decoder.generate(PROMPT, policy, max_new_tokens=40)
+        assert output.sequences[0, : len(expected_sequence())].tolist() == expected_sequence()
+    assert sum(count > 0 for count in proposed) > 10
 
 
 def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:

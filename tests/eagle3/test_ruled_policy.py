@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.head.module_draft import ModuleDraft
+from eaglerl.eagle3.ruled_policy import DeviceDraft
 from eaglerl.eagle3.session import DecodingSession
+from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.make_target import make_target
-from eaglerl.eagle3.tree.selecting_drafter import rows_for
+from eaglerl.eagle3.tree.prompt_lookup import Lookup
+from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
+from eaglerl.ops.node_selection import SelectionSizes, rule_layout
 from eaglerl.policies import AutoPolicy
 
 from .emulated_device import EmulatedDevice
@@ -107,6 +113,29 @@ def test_processors_that_read_the_text() -> None:
             output = decoder.generate(PROMPT, policy, **options)
     assert output.sequences.tolist() == expected.tolist()
     assert policy.cost.cycles == output.statistics.num_cycles
+
+
+def test_few_passes_do_not_cut_looked_up_tokens() -> None:
+    """The passes are those that the cycle before needed; a chain from the text may be longer."""
+    target = make_target(tiny_model(**MODEL), backend="transformers")
+    runner = ModuleDraft(tiny_head(target, **HEAD), capacity=8)
+    drafter = SelectingDrafter(runner, torch.device("cpu"))
+    place = rule_layout(SelectionSizes(LIMIT.top_k, LIMIT.depth, LIMIT.total_tokens, 6))
+    sent = []
+
+    class Ruled:
+        limit, lookup_tokens = LIMIT, 6
+
+        def selection_rule(self, sizes: SelectionSizes) -> np.ndarray:
+            return np.full(rule_layout(sizes)["words"], 100, np.int32)
+
+    for most_depth, tokens in ((LIMIT.depth, 6), (LIMIT.depth, 6), (0, 1), (LIMIT.depth, 4)):
+        lookup = Lookup(3, tuple(range(tokens)))
+        draft, depth = drafter.begin(1, Ruled(), most_depth, lookup, TotalTime())
+        sent.append((depth, int(draft._words[3 + 6 + place["most_levels"]])))
+        # A draft that ended after its first level: one pass is launched the next time.
+        drafter.learn(DeviceDraft(3, 1, depth + 1, np.zeros(0), [], 0, 0, np.zeros(0)), 12)
+    assert sent == [(2, 100), (0, 100), (0, 1), (1, 4)]
 
 
 def test_row_classes() -> None:

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 # The files in two processes of about the same time: each spends seconds on imports.
 GROUPS = (
     ("test_routes.py", "test_tuning.py", "test_select_draft_nodes.py"),
-    ("test_action_cache.py", "test_against_float64.py"),
+    ("test_action_cache.py", "test_against_float64.py", "test_accept_draft.py"),
 )
 
 

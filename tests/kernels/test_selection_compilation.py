@@ -76,7 +76,13 @@ def test_the_check_of_the_order_can_fail() -> None:
         check_order(launch, ptx.replace("bar.sync", "nop"))
 
 
-def check(launch: Launch, target: str, folder: Path) -> None:
+#: Tensors that one call writes and reads again, by their place.
+STORED = {"pool_ids": 2, "pool_parents": 3, "row_parents": 8, "keys": 13}
+
+
+def check(
+    launch: Launch, target: str, folder: Path, first: str = "state", stored: dict = STORED
+) -> None:
     compiled = compile_launch(launch, TARGETS[target])
     ptx, cubin = compiled.asm["ptx"], compiled.asm["cubin"]
     usage = resource_usage(cubin, folder)
@@ -84,16 +90,15 @@ def check(launch: Launch, target: str, folder: Path) -> None:
     print(f"\n{launch.plan.rows} rows, {target}: {usage['REG']} registers", end="")  # noqa: T201
     assert usage["STACK"] == usage["LOCAL"] == spills == 0
     assert compiled.metadata.shared <= 48 * 1024
-    check_order(launch, ptx)
+    check_order(launch, ptx, first, stored)
 
 
-def check_order(launch: Launch, ptx: str) -> None:
+def check_order(
+    launch: Launch, ptx: str, first: str = "state", stored: dict[str, int] = STORED
+) -> None:
     """Check that what other threads have stored is read behind a barrier."""
-    first = parameter_number(launch, "state")
-    # Tensors that one call writes and reads again.
-    stored = {"pool_ids": 2, "pool_parents": 3, "row_parents": 8, "keys": 13}
     for name, place in stored.items():
-        found = accesses(ptx, first + place)
+        found = accesses(ptx, parameter_number(launch, first) + place)
         assert "store" in found, name
         assert "load" in found[found.index("store") :], name
         unsafe = False

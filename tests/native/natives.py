@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from acceptances import native_accept, native_extend
 from arguments import Source
 from memory import Memory, Step, drive_calls, spoil_numbers, spoiled_array
 from scorers import (
@@ -299,6 +300,8 @@ NATIVES: dict[str, Callable[[Source, Memory], Step]] = {
     "greedy_paths": _greedy_paths,
     "tree_structure": _tree_structure,
     "action_cache_step": _action_cache_step,
+    "accept_draft": native_accept,
+    "extend_ngrams": native_extend,
     "select_draft_nodes": native_select,
     "selection_rule_layout": native_layout,
     "selection_tables": _no_arguments("selection_tables"),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from acceptances import accept_draft, extend_ngrams, operator_accept, operator_extend
 from arguments import Source, spoil, spoil_some
 from selections import operator_select, select_draft_nodes
 from torch import Tensor
@@ -323,6 +324,8 @@ PUBLIC = {
     "fused_encode": fused_encode,
     "policy_mlp": policy_mlp,
     "action_cache_step": action_cache_step,
+    "accept_draft": accept_draft,
+    "extend_ngrams": extend_ngrams,
     "select_draft_nodes": select_draft_nodes,
     "PolicyWeights": policy_weights,
 }
@@ -330,6 +333,8 @@ OPERATORS = {
     "fused_encode": operator_encode,
     "fused_encode_cached": operator_encode_cached,
     "action_cache_step": operator_step,
+    "accept_draft": operator_accept,
+    "extend_ngrams": operator_extend,
     "select_draft_nodes": operator_select,
 }
 

@@ -24,11 +24,12 @@ from .pool import Worker
 ROOT = Path(__file__).resolve().parents[2]
 #: Names of eaglerl.ops that are no calls into native code: results, and references in torch.
 PLAIN = {
-    "CacheStats", "DraftTree", "Frontier", "FusedEncodeOutput", "GreedyPath", "LookedUp",
-    "NodeSelection", "PolicyMlpOutput", "SelectionSizes", "pack_rule", "select_draft_nodes_ref",
+    "AcceptedDrafts", "CacheStats", "DraftTree", "Frontier", "FusedEncodeOutput", "GreedyPath",
+    "LookedUp", "NgramTable", "NodeSelection", "PolicyMlpOutput", "SelectionSizes", "pack_rule",
     "stack_rules",
-    "accept_path_ref", "cached_attention_ref", "check_reproduced", "fused_encode_ref",
-    "greedy_paths_ref", "move_rows_ref", "policy_mlp_ref", "rms_norm_ref", "silu_mul_ref",
+    "accept_draft_ref", "accept_path_ref", "cached_attention_ref", "check_reproduced",
+    "extend_ngrams_ref", "fused_encode_ref", "greedy_paths_ref", "move_rows_ref", "policy_mlp_ref",
+    "rms_norm_ref", "select_draft_nodes_ref", "silu_mul_ref",
 }  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
-from eaglerl.ops import DraftTree
+from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, extend_ngrams
+from eaglerl.ops.node_selection import power_of_two
 
 #: Accepted rows that wait for the head's pass. More than that, as after a prompt, are extended by a
 #: pass of their own shape.
@@ -83,6 +84,14 @@ class CapturedCycle:
         # By whether they are reduced: allocated when first needed, for their width and dtype.
         self._pending: dict[bool, torch.Tensor] = {}
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
+        # By the longest path of a tree.
+        self._accepted: dict[int, AcceptedDrafts] = {}
+        # By the tokens that they propose: tables, and how much of the text they have. Graphs hold
+        # their addresses.
+        self._tables: dict[int, NgramTable] = {}
+        self._indexed: dict[int, int] = {}
+        self._table: NgramTable | None = None
+        self._lookup = 0
         self._waiting, self._reduced = 0, False
         # The text that the tensors on the device belong to, and its tokens; 0 where they do not.
         self._state: weakref.ref[SequenceState] | None = None
@@ -111,6 +120,12 @@ class CapturedCycle:
         accepted = 1 + max(params.depth + 1, longest)
         if waiting > MOST_PENDING or accepted > MOST_PENDING:
             return False
+        if longest and longest not in self._tables:
+            # A text may be longer than the cache by its last token, and a cycle's beyond its end.
+            capacity = self._cache.capacity + MOST_PENDING
+            self._tables[longest] = NgramTable(1, capacity, longest, device=self._device)
+            self._indexed[longest] = 0
+        self._lookup, self._table = longest, self._tables.get(longest)
         rows = max(MOST_PENDING, params.total_tokens + longest, params.depth * params.top_k)
         columns = columns_for(self._cache.lengths[self._slot] + rows, self._cache.capacity)
         if columns is None:
@@ -133,6 +148,7 @@ class CapturedCycle:
             self._forget()
         if self._tokens != len(sequence.token_ids):
             self._load(sequence)
+        self._index(sequence)
         waiting = self._waiting
         sequence.pending.clear()
         rows = rows_for(waiting)
@@ -142,9 +158,25 @@ class CapturedCycle:
         self._state = weakref.ref(sequence)
         return first
 
+    def _index(self, sequence: SequenceState) -> None:
+        """Append what the lookup table has not yet; nothing waits."""
+        if self._table is None:
+            return
+        new = sequence.token_ids[self._indexed[self._lookup] :]
+        if not new:
+            return
+        # A kernel is compiled for a number of tokens: in powers of two.
+        ids = torch.tensor([new + [0] * (power_of_two(len(new)) - len(new))])
+        counts = torch.tensor([len(new)]).to(self._device)
+        extend_ngrams(self._table, ids.to(self._device), counts)
+        self._indexed[self._lookup] += len(new)
+
     def _forget(self) -> None:
         """Begin another text."""
         self._tokens = 0
+        for longest, table in self._tables.items():
+            table.reset()
+            self._indexed[longest] = 0
         self.selecting.forget()
         # Rows behind the committed ones are masked, but NaN times 0 is NaN.
         for cache in (self._cache, self._draft.cache):
@@ -198,9 +230,13 @@ class CapturedCycle:
         """
         assert self._first is not None, "the accepted rows come first"
         key = ("level", draft.sizes, self._on_device.columns)
-        self.calls((*key, 0), partial(draft.take_first, *self._first))
+        looked_up = None
+        if draft.sizes.lookup_tokens:
+            assert self._table is not None, "`fits` has made it"
+            looked_up = self._table.looked_up
+        self.calls((*key, 0), partial(draft.take_first, *self._first, looked_up))
         for level in range(1, depth + 1):
-            take = partial(draft.take_level, level, self._on_device, self._slot)
+            take = partial(draft.take_level, level, self._on_device, self._slot, looked_up)
             self.calls((*key, level), take, draft.goes_on)
         self._key = key
         return draft.tree(depth, skipped=self.calls.skips)
@@ -245,6 +281,8 @@ class CapturedCycle:
         numbers = found.report.cpu().tolist()
         self._waiting, self._reduced = numbers[0], policy is not None
         self._tokens += numbers[0]
+        if self._table is not None:
+            self._indexed[self._lookup] += numbers[0]
         self._cache.advance(numbers[0], self._slot)
         return read_accepted(found, numbers, output, tree, policy)
 
@@ -256,7 +294,14 @@ class CapturedCycle:
         policy: BoundPolicy | None,
         policy_time: TotalTime,
     ) -> DeviceAccepted:
-        found = accept_on_device(output, tree, verifier, policy, policy_time)
+        longest = tree.longest_path
+        accepted = self._accepted.get(longest)
+        if accepted is None:
+            accepted = AcceptedDrafts(1, longest, device=self._device)
+            self._accepted[longest] = accepted
+        found = accept_on_device(
+            output, tree, verifier, policy, policy_time, accepted=accepted, table=self._table
+        )
         self._cache.move_behind(self._length, found.rows, self._slot)
         self._length.add_(found.count)
         self._count.copy_(found.count)

@@ -52,14 +52,15 @@ class RuledDraft:
         self._inputs = torch.zeros_like(self._said, device=device)
         self._rules = torch.zeros(1, self._layout["words"], dtype=torch.int32, device=device)
 
-    def begin(self, root: int, rule: np.ndarray, lookup: Lookup, depth: int) -> None:
+    def begin(self, root: int, rule: np.ndarray, lookup: Lookup, most_depth: int) -> None:
         """Send what a cycle begins with; the host does not wait.
 
         Args:
             root: the target's next token, already known.
             rule: (words,) int32, see `eaglerl.ops.pack_rule`.
-            lookup: what prompt lookup proposes.
-            depth: passes after the first one that will run, at most `sizes.depth`.
+            lookup: what prompt lookup proposes; fewer tokens than it could near the end of a text.
+            most_depth: most passes after the first one; fewer than `sizes.depth` near the end of a
+                text, where looked-up tokens are cut as well.
         """
         tokens = lookup.token_ids[: self.sizes.lookup_tokens]
         words, end = self._words, 3 + self.sizes.lookup_tokens
@@ -68,29 +69,38 @@ class RuledDraft:
         words[3 : 3 + len(tokens)] = tokens
         words[end:] = rule
         most_levels = end + self._layout["most_levels"]
-        if depth < self.sizes.depth:
-            words[most_levels] = min(words[most_levels], depth + 1)
+        if most_depth < self.sizes.depth:
+            words[most_levels] = min(words[most_levels], most_depth + 1)
+        if 0 < len(tokens) < self.sizes.lookup_tokens:
+            # A device that looks up itself proposes as many tokens as it can.
+            words[most_levels] = min(words[most_levels], len(tokens))
         self._inputs.copy_(self._said, non_blocking=True)
 
-    def take_first(self, hidden: torch.Tensor, logits: torch.Tensor) -> None:
+    def take_first(
+        self, hidden: torch.Tensor, logits: torch.Tensor, looked_up: LookedUp | None = None
+    ) -> None:
         """Take the root's children.
 
         Args:
             hidden: (h,) output of the draft at the last stable row, which holds the root's
                 embedding.
             logits: (Vd,) draft logits there.
+            looked_up: what the device proposes; None for what the host does.
         """
         self._rules.copy_(self._inputs[:, 3 + self.sizes.lookup_tokens :])
         self._keep("hidden", hidden[None].expand(self.sizes.top_k, -1))
-        self._select(0, logits[None])
+        self._select(0, logits[None], looked_up)
 
-    def take_level(self, level: int, draft: Expanding, slot: int) -> None:
+    def take_level(
+        self, level: int, draft: Expanding, slot: int, looked_up: LookedUp | None = None
+    ) -> None:
         """Expand the best nodes of the level before, and take their children.
 
         Args:
             level: from 1.
             draft: the head's runner.
             slot: the sequence.
+            looked_up: as at level 0.
         """
         _, token_ids, rank = self._selection.frontier[0]
         hidden, visible = self._kept["hidden"], self._own
@@ -100,7 +110,7 @@ class RuledDraft:
         self._keep(f"visible {level}", visible)
         hidden, logits = draft.expand(token_ids, hidden, level - 1, visible, slot)
         self._keep("hidden", hidden)
-        self._select(level, logits)
+        self._select(level, logits, looked_up)
 
     def goes_on(self) -> torch.Tensor:
         """Return whether the draft has not ended, a bool tensor () on the device."""
@@ -126,11 +136,13 @@ class RuledDraft:
             passes=None if skipped else depth + 1,
         )
 
-    def _select(self, level: int, logits: torch.Tensor) -> None:
+    def _select(self, level: int, logits: torch.Tensor, looked_up: LookedUp | None) -> None:
         given = self._inputs
         ids, log_probs = children_of(logits, self.sizes.top_k, self._draft_to_target)
-        lookup = LookedUp(given[:, 1], given[:, 2], given[:, 3 : 3 + self.sizes.lookup_tokens])
-        drafted = (ids[None], log_probs[None], lookup)
+        if looked_up is None:
+            tokens = given[:, 3 : 3 + self.sizes.lookup_tokens]
+            looked_up = LookedUp(given[:, 1], given[:, 2], tokens)
+        drafted = (ids[None], log_probs[None], looked_up)
         select_draft_nodes(self._selection, self._rules, level, given[:, 0], *drafted)
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:

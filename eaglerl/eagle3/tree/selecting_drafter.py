@@ -77,7 +77,7 @@ class SelectingDrafter:
         draft = self._drafts.get(sizes)
         if draft is None:
             draft = self._drafts[sizes] = RuledDraft(sizes, self._draft_to_target, self._device)
-        draft.begin(root, rule, lookup, depth)
+        draft.begin(root, rule, lookup, most_depth)
         return draft, depth
 
     def grow(

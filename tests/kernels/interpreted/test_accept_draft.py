@@ -1,0 +1,86 @@
+"""Acceptance and prompt lookup in interpreted kernels: bit for bit as in C++."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eaglerl.kernels.accept_draft_kernel import prepare_accept_draft, prepare_extend_ngrams
+from eaglerl.ops import AcceptedDrafts, NgramTable, accept_draft, extend_ngrams
+from eaglerl.ops.ngram_table import check_table
+
+from ...ops.accept_cases import Trees, clone, random_trees, values
+
+
+def launch_accept(trees: Trees, accepted: AcceptedDrafts, table: NgramTable | None) -> None:
+    tensors = [] if table is None else table.tensors
+    sizes = None if table is None else check_table(tensors)
+    prepare_accept_draft(trees, values(accepted), tensors, sizes).run(torch.device("cpu"))
+
+
+def launch_extend(table: NgramTable, token_ids: torch.Tensor, counts: torch.Tensor) -> None:
+    sizes = check_table(table.tensors)
+    prepare_extend_ngrams(table.tensors, token_ids, counts, sizes).run(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_paths_equal_native_code(rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    for _ in range(6):
+        trees = random_trees(generator, 2, rows)
+        ours, native = AcceptedDrafts(2, 6), AcceptedDrafts(2, 6)
+        launch_accept(trees, ours, None)
+        accept_draft(*trees, native)
+        for mine, theirs in zip(values(ours), values(native), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("vocabulary", "longest"), [(2, 16), (5, 4), (200_000, 16)])
+def test_texts_and_tables_equal_native_code(vocabulary: int, longest: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    ours = NgramTable(2, 60, 5, longest=longest)
+    native = clone(ours)
+    matched = 0
+    for step in range(8):
+        token_ids = torch.randint(vocabulary, (2, 6), generator=generator)
+        if step > 3 and vocabulary > 5:
+            token_ids = native.texts[:, :6].clone()
+        counts = torch.randint(-1, 8, (2,), generator=generator)
+        launch_extend(ours, token_ids, counts)
+        extend_ngrams(native, token_ids, counts)
+        for mine, theirs in zip(ours.tensors, native.tensors, strict=True):
+            assert torch.equal(mine, theirs), step
+        matched += int((native.looked_up.match_lengths > 0).sum())
+    assert matched > 2
+
+
+def test_accepted_tokens_extend_the_text() -> None:
+    generator = torch.Generator().manual_seed(4)
+    ours = NgramTable(2, 12, 5)
+    native = clone(ours)
+    # Until the texts do not fit, too.
+    for _ in range(8):
+        trees = random_trees(generator, 2, 9)
+        launch_accept(trees, AcceptedDrafts(2, 5), ours)
+        accept_draft(*trees, AcceptedDrafts(2, 5), native)
+        for mine, theirs in zip(ours.tensors, native.tensors, strict=True):
+            assert torch.equal(mine, theirs)
+    assert -1 in native.lengths.tolist()
+
+
+def test_numbers_that_anyone_may_have_written() -> None:
+    """They lead to no other memory: the interpreter would raise or crash."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        trees = random_trees(generator, 1, 9)
+        ours = NgramTable(1, 16, 4, longest=4)
+        for tensor in (*trees[:3], ours.lengths, ours.ends, ours.texts):
+            noise = torch.randint(-(2**31), 2**31 - 1, tensor.shape, generator=generator)
+            tensor.copy_(torch.where(noise % 3 == 0, noise, tensor))
+        native = clone(ours)
+        accepted, expected = AcceptedDrafts(1, 5), AcceptedDrafts(1, 5)
+        launch_accept(trees, accepted, ours)
+        accept_draft(*trees, expected, native)
+        assert torch.equal(accepted.rows, expected.rows)
+        for mine, theirs in zip(ours.tensors, native.tensors, strict=True):
+            assert torch.equal(mine, theirs)
