@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import prometheus_client
 import pytest
-import torch
 from eaglerl_vllm.adaptive_proposer import Planned
-from eaglerl_vllm.draft_tokens import chain_probs
 from eaglerl_vllm.metrics import Collector, share_folder
 from eaglerl_vllm.requests import KnownRequests, update_text
 from eaglerl_vllm.statistics import Statistics
@@ -95,12 +93,3 @@ def test_texts_are_looked_up_as_they_grow() -> None:
     again = requests.join("c")
     assert again is not None
     assert again.slot == first.slot
-
-
-def test_looked_up_tokens_were_certain() -> None:
-    probs = [torch.tensor([[0.2, 0.8], [0.6, 0.4]]), torch.tensor([[0.1, 0.9], [0.5, 0.5]])]
-    got = chain_probs(probs, [[1, 0], [1]], [True, False])
-    assert got.tolist() == [
-        [pytest.approx([0.2, 0.8]), pytest.approx([0.1, 0.9])],
-        [[0.0, 1.0], [0.0, 0.0]],
-    ]

@@ -220,11 +220,14 @@ def test_structured_output_is_that_of_plain_decoding(start: Start, prompts: list
         assert {*json.loads(text)} == {"name", "number", "words"}
 
 
-@pytest.mark.parametrize("method", ["greedy", "probabilistic"])
+@pytest.mark.parametrize(("policy", "method"), [("auto", "greedy"), (RANDOM, "probabilistic")])
 def test_sampled_tokens_have_the_targets_distribution(
-    start: Start, prompts: list, method: str
+    start: Start, prompts: list, policy: str, method: str
 ) -> None:
-    """The third token of 1,500 seeds: total variation distance as between two plain runs."""
+    """The third token of 1,500 seeds: total variation distance as between two plain runs.
+
+    Without the repair of the settings of drafted tokens it is 0.4 to 0.9.
+    """
     seeds = 1500
     prompt = prompts[0]
 
@@ -241,8 +244,11 @@ def test_sampled_tokens_have_the_targets_distribution(
     plain = start(draft=False, slots=64)
     reference = thirds(plain, 0)
     usual = distance(reference, thirds(plain, seeds))
-    chosen = start(RANDOM, slots=64, method=method)
+    chosen = start(policy, slots=64, method=method)
     assert distance(reference, thirds(chosen, 2 * seeds)) < usual + 0.04
+    assert chosen.log.count("eaglerl does it in its place") == 1
+    said = "eaglerl drafts the most probable tokens"
+    assert chosen.log.count(said) == (method == "probabilistic")
 
 
 def test_where_it_does_not_fit_it_says_so_once(start: Start, prompts: list, plain: list) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.policies.batch_chains import ChainState
 from eaglerl_vllm.cost_file import CostFile
-from eaglerl_vllm.draft_tokens import Drafted, chain_probs
+from eaglerl_vllm.draft_tokens import Drafted
 from eaglerl_vllm.requests import KnownRequests, update_text
 from eaglerl_vllm.statistics import Statistics
 from eaglerl_vllm.step_log import StepLog
@@ -97,7 +97,7 @@ class AdaptiveProposer:
         self._requests = KnownRequests(slots)
         self._planned: dict[str, Planned] = {}
         self._names: list[str] = []
-        self._passes: list[Drafted] = []
+        self._passes = 0
         self._began = self._ended = 0.0
         self._draft_seconds = 0.0
         # Of the step at work: whether it was planned, whether the head drafts, whether it reads at
@@ -124,7 +124,7 @@ class AdaptiveProposer:
             self.unread.forget(name)
         most = min(self.most_tokens, scheduler_output.num_spec_tokens_to_schedule)
         states = self._states(runner, emitted, written, counts, most)
-        self._passes = []
+        self._passes = 0
         self._is_planned = bool(states) and most > 0
         self.drafting = self._is_planned and self.policy.plan(states)
         self.reading = self.drafting or not decoding or self._must_read(runner, counts)
@@ -221,7 +221,7 @@ class AdaptiveProposer:
         Raises:
             StopDraftingError: no further pass pays.
         """
-        self._passes.append(drafted)
+        self._passes += 1
         token_ids, logprobs = drafted.token_ids.tolist(), drafted.logprobs.tolist()
         for planned in self._planned.values():
             if self.policy.drafts(planned.slot):
@@ -229,24 +229,19 @@ class AdaptiveProposer:
                 planned.drafted.append(token)
                 planned.logprobs.append(logprob)
                 self.policy.look(planned.slot, token, logprob)
-        if len(self._passes) == self.most_tokens or not self.policy.continues():
+        if self._passes == self.most_tokens or not self.policy.continues():
             raise StopDraftingError
 
-    def select(self) -> Tensor | None:
-        """Choose the chains; return the distributions of their tokens, see `chain_probs`."""
+    def select(self) -> None:
+        """Choose the chains."""
         if not self._is_planned:
-            return None
+            return
         if self.drafting:
             self.policy.select()
         for planned in self._planned.values():
             planned.source, length = self.policy.chain(planned.slot)
             tokens = planned.drafted if planned.source == "head" else planned.lookup.token_ids
             planned.chain = [*tokens[: min(length, planned.room)]]
-        probs = [drafted.probs for drafted in self._passes if drafted.probs is not None]
-        if not probs:
-            return None
-        heads = {planned.index for planned in self._planned.values() if planned.source == "head"}
-        return chain_probs(probs, self.chains(), [i in heads for i in range(len(self._names))])
 
     def chains(self) -> list[list[int]]:
         """Return the tokens to verify of every request of the batch."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from eaglerl_vllm.compatibility import changed_signatures, unsupported
+from eaglerl_vllm.expanded_settings import repair_expansion
 from eaglerl_vllm.settings import Settings, read_settings
 
 # Under vLLM's own logger, whose level and format the user has set.
@@ -60,6 +61,7 @@ def _activate(config: Any) -> None:
         )
         if not problems:
             _patch(classes["EagleProposer"], classes["GPUModelRunner"])
+            repair_expansion(torch.device(config.device_config.device_type))
             return
     log.warning("eaglerl is off, and vLLM drafts as it does without: %s", "; ".join(problems))
 
@@ -116,6 +118,11 @@ def make_proposer(settings: Settings, config: Any) -> Any:
     tokens = config.speculative_config.num_speculative_tokens
     cache = config.cache_config
     policy = make_policy(settings, slots, tokens)
+    if config.speculative_config.draft_sample_method == "probabilistic":
+        log.warning(
+            "eaglerl drafts the most probable tokens, not drawn ones as draft_sample_method says: "
+            "a choice among those would change the distribution of the text"
+        )
     keeps = settings.costs is not None and settings.policy == "auto"
     log.info("eaglerl chooses chains of up to %d tokens: policy %s", tokens, settings.policy)
     return AdaptiveProposer(
@@ -170,7 +177,8 @@ def _propose(original: Callable[..., Any]) -> Callable[..., Any]:
         if adaptive is not None and adaptive.working:
             read = adaptive.rows_to_read(rows, num_rejected_tokens_gpu, self.block_size)
             if read is None:
-                self._last_draft_probs = adaptive.select()
+                adaptive.select()
+                self._last_draft_probs = None
                 return torch.empty(len(next_token_ids), 0, dtype=torch.int64)
             rows = read
         try:
@@ -182,7 +190,7 @@ def _propose(original: Callable[..., Any]) -> Callable[..., Any]:
         except StopDraftingError:
             drafted = torch.empty(len(next_token_ids), 0, dtype=torch.int64)
         if adaptive is not None and adaptive.working:
-            self._last_draft_probs = adaptive.select()
+            adaptive.select()
         return drafted
 
     return propose
@@ -200,8 +208,8 @@ def _sample_draft_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
         if not adaptive.drafting:
             # The head has read the prompt; nothing is to be drafted.
             raise StopDraftingError
-        drafted = draft_tokens(self, hidden_states, sampling_metadata, original)
+        drafted = draft_tokens(self, hidden_states)
         adaptive.look(drafted)
-        return drafted.token_ids, drafted.probs
+        return drafted.token_ids, None
 
     return sample
