@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -42,17 +42,17 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A graph of torch; all of one device share memory for what their calls only use meanwhile.
+    """A graph of torch; those of one pool share memory for what their calls only use meanwhile.
 
     Conditional nodes came with CUDA 12.4 and, in torch, with release 2.13.
     """
 
     skips = hasattr(torch.cuda.CUDAGraph, "begin_capture_to_if_node")
-    _pools: ClassVar[dict[torch.device, Any]] = {}
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, pool: Any) -> None:
+        """Make an empty graph; `pool` is one of `torch.cuda.graph_pool_handle`."""
         self._graph = torch.cuda.CUDAGraph()
-        self._pool = self._pools.setdefault(device, torch.cuda.graph_pool_handle())
+        self._pool = pool
 
     def capture(
         self, call: Callable[[], Result], condition: Callable[[], torch.Tensor] | None = None
@@ -74,14 +74,15 @@ class CudaGraph:
 
 
 def graphs_on(device: torch.device) -> Callable[[], Graph]:
-    """Return what makes an empty graph on a device.
+    """Return what makes the empty graphs of a target, of which one runs at a time.
 
     Raises:
         ValueError: it is no CUDA device.
     """
     if device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a target on a CUDA device, got one on {device}")
-    return partial(CudaGraph, device)
+    # Not shared between targets, whose cycles may run side by side.
+    return partial(CudaGraph, torch.cuda.graph_pool_handle())
 
 
 class GraphedCalls:
