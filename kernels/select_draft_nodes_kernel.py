@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+# Imported before the extension, so that both share one OpenMP pool.
+import torch  # noqa: F401
 import triton
 import triton.language as tl
 from torch import Tensor
 
+import eaglerl._C as C
 from eaglerl.kernels._launch import Launch
 from eaglerl.kernels._selection_plan import selection_plan
 from eaglerl.kernels._selection_rules import (
@@ -29,10 +32,13 @@ from eaglerl.kernels._selection_rules import (
     survival_of,
 )
 
-# Words of a record, in the order of the extension.
-_LEVELS, _STOPPED, _NODES, _ADDED, _INSIDE, _EXPECTED, _PROMISED, _PASS_COST = map(
-    tl.constexpr, range(8)
-)
+# Words of a record.
+_LEVELS, _STOPPED, _NODES, _ADDED, _INSIDE, _EXPECTED, _PROMISED, _PASS_COST = (
+    tl.constexpr(C.selection_constants[f"{name}_word"])
+    for name in (
+        "levels", "stopped", "nodes", "added", "inside", "expected", "promised", "pass_cost",
+    )
+)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["level"])

@@ -135,6 +135,14 @@ py::dict selection_constants() {
   constants["most_gain"] = kMostGain;
   constants["longest_match"] = kLongestRuleMatch;
   constants["record_words"] = int32_t(kSelectionWords);
+  constants["levels_word"] = int32_t(kLevels);
+  constants["stopped_word"] = int32_t(kStopped);
+  constants["nodes_word"] = int32_t(kNodes);
+  constants["added_word"] = int32_t(kAdded);
+  constants["inside_word"] = int32_t(kInside);
+  constants["expected_word"] = int32_t(kExpected);
+  constants["promised_word"] = int32_t(kPromised);
+  constants["pass_cost_word"] = int32_t(kPassCost);
   constants["least_score_bits"] = kLeastScoreBits;
   constants["most_score_bits"] = kMostScoreBits;
   constants["score_step_bits"] = kScoreStepBits;

@@ -14,7 +14,12 @@ from eaglerl._ext import C
 #: Fixed point and limits, by the names of ``csrc/acceptance/selection_rules.h``.
 CONSTANTS: dict[str, int] = dict(C.selection_constants)
 #: Words of a slot's record.
-LEVELS, STOPPED, NODES, ADDED, INSIDE, EXPECTED, PROMISED, PASS_COST = range(8)
+LEVELS, STOPPED, NODES, ADDED, INSIDE, EXPECTED, PROMISED, PASS_COST = (
+    CONSTANTS[f"{name}_word"]
+    for name in (
+        "levels", "stopped", "nodes", "added", "inside", "expected", "promised", "pass_cost",
+    )
+)  # fmt: skip
 RECORD_WORDS: int = CONSTANTS["record_words"]
 _SLOPES = ("confidence", "surplus", "tail_score")
 _TERMS = ("bias", "level", "tail_inside", "agree", "disagree", "tail")
