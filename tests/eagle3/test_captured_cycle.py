@@ -152,9 +152,9 @@ def test_the_device_looks_up_itself(mode: EmulatedDevice, monkeypatch: pytest.Mo
     decoder = emulated_decoder(mode, cuda_graphs=True)
     for tokens in (3, 4, 3):
         policy = Clockless(limit=LIMIT, lookup_tokens=tokens)
-        output = decoder.generate(PROMPT, policy, max_new_tokens=40)
-        assert output.sequences[0, : len(expected_sequence())].tolist() == expected_sequence()
-    assert sum(count > 0 for count in proposed) > 10
+        output = generate(decoder, policy)
+        assert output.sequences[0].tolist() == expected_sequence()
+    assert sum(count > 0 for count in proposed) > 5
 
 
 def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
@@ -162,7 +162,7 @@ def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
     for captured in (False, True):
         decoder = emulated_decoder(mode, cuda_graphs=captured)
         runs = []
-        for seed in range(3):
+        for seed in range(2):
             torch.manual_seed(seed)
             policy = Clockless(limit=LIMIT, lookup_tokens=3)
             mode.waits.clear()
@@ -174,7 +174,7 @@ def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
     assert graphs_of(decoder).replays > 0
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen3"])
+@pytest.mark.parametrize("family", ["mistral", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_windows_and_classes_of_columns(
     mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
@@ -191,12 +191,11 @@ def test_windows_and_classes_of_columns(
         ids, attention_mask=mask, do_sample=False, max_new_tokens=36, pad_token_id=0
     )
     decoder = emulated_decoder(mode, shape, head, cuda_graphs=True)
-    for _ in range(2):
-        for policy in (TreeParams(12, 2, 4), Clockless(limit=LIMIT, lookup_tokens=3)):
-            output = decoder.generate(PROMPT, policy, max_new_tokens=36)
-            assert output.sequences.tolist() == expected.tolist()
+    for policy in (TreeParams(12, 2, 4), Clockless(limit=LIMIT, lookup_tokens=3)):
+        output = decoder.generate(PROMPT, policy, max_new_tokens=36)
+        assert output.sequences.tolist() == expected.tolist()
     columns = {key[-1] for key in graphs_of(decoder)._graphs if key[0] == "extend"}
-    assert len(columns) >= 3
+    assert len(columns) >= 2
 
 
 def test_texts_in_turns(mode: EmulatedDevice) -> None:
@@ -230,12 +229,12 @@ def test_too_many_graphs_are_forgotten(
 ) -> None:
     monkeypatch.setattr(graphed_calls, "MOST_GRAPHS", 5)
     decoder = emulated_decoder(mode, cuda_graphs=True)
-    for _ in range(4):
+    for _ in range(3):
         for name in ("alternating", "by rule"):
             output = generate(decoder, POLICIES[name]())
             assert output.sequences[0].tolist() == expected_sequence()
     graphs = graphs_of(decoder)
-    assert graphs.captures > 12
+    assert graphs.captures > 8
     assert graphs.replays > graphs.captures
 
 
