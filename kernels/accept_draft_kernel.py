@@ -54,6 +54,8 @@ def _accept_draft_kernel(tree, accepted, table, PLAN: tl.constexpr):
     tl.store(counts_ptr + slot, count.to(tl.int64))
     tl.debug_barrier()
     path = tl.load(rows_ptr + place, mask=on_path, other=0)
+    # Outputs may share memory, so this need not be what was stored.
+    path = tl.minimum(tl.maximum(path, 0), PLAN.rows - 1)
     token = tl.load(choices_ptr + first + path, mask=on_path, other=0)
     tl.store(token_ids_ptr + place, token, mask=on_path)
     if PLAN.table is not None:
@@ -80,7 +82,8 @@ def _misses(slot, tree, row, PLAN: tl.constexpr):
 def _extend_ngrams_kernel(table, token_ids_ptr, counts_ptr, PLAN: tl.constexpr):
     """Grid: slots."""
     slot = tl.program_id(0).to(tl.int64)
-    count = tl.minimum(tl.load(counts_ptr + slot), PLAN.longest).to(tl.int32)
+    # In 32 bits only what fits: of a number below -2^31, the low word may be positive.
+    count = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), PLAN.longest).to(tl.int32)
     _extend(slot, table, token_ids_ptr + slot * PLAN.longest, count, PLAN.table)
 
 

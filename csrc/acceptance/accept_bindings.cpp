@@ -85,8 +85,8 @@ void bind_accept_draft(const std::array<int64_t, 3>& sizes, const std::array<uin
     const AcceptedPath path = {row_of<int64_t>("rows", out[0], slots, longest, slot),
                                row_of<int64_t>("counts", out[1], slots, 1, slot),
                                row_of<int64_t>("token_ids", out[2], slots, longest, slot)};
-    accept_draft(rows, longest, verified, path);
-    if (table) extend_ngrams(table->sizes, table->at(slot), path.token_ids, *path.count);
+    const int64_t count = accept_draft(rows, longest, verified, path);
+    if (table) extend_ngrams(table->sizes, table->at(slot), path.token_ids, count);
   }
 }
 

@@ -5,8 +5,8 @@
 
 namespace eaglerl {
 
-void accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
-                  const AcceptedPath& path) {
+int64_t accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
+                     const AcceptedPath& path) {
   std::array<bool, kMostAcceptRows> chosen;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t parent = std::clamp<int64_t>(tree.parents[row], 0, rows - 1);
@@ -14,6 +14,7 @@ void accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
     chosen[size_t(row)] = row == 0 || fits;
   }
   std::fill_n(path.rows, longest, 0);
+  std::fill_n(path.token_ids, longest, tree.choices[0]);
   int64_t count = 1;
   for (int64_t row = 1; row < rows; ++row) {
     const uint8_t* above = tree.ancestors + row * rows;
@@ -24,12 +25,12 @@ void accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
     const int64_t level = tree.levels[row];
     if (!accepted || level < 1 || level >= longest) continue;
     path.rows[level] = row;
+    path.token_ids[level] = tree.choices[row];
     ++count;
   }
-  *path.count = std::min(count, longest);
-  for (int64_t place = 0; place < longest; ++place) {
-    path.token_ids[place] = tree.choices[path.rows[place]];
-  }
+  count = std::min(count, longest);
+  *path.count = count;
+  return count;
 }
 
 }  // namespace eaglerl

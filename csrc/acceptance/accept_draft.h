@@ -23,8 +23,9 @@ struct AcceptedPath {
   int64_t* token_ids;  // (P) the target's choice after each row
 };
 
-// Trees may hold any numbers: rows out of range count as the nearest.
-void accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
-                  const AcceptedPath& path);
+// Returns the rows in the path. Trees may hold any numbers: rows out of range count as the nearest.
+// What was written is never read again, since the outputs may share memory.
+int64_t accept_draft(int64_t rows, int64_t longest, const VerifiedTree& tree,
+                     const AcceptedPath& path);
 
 }  // namespace eaglerl

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from eaglerl.ops import AcceptedDrafts, NgramTable, tree_structure
+
+SENTINEL = 123_456
 
 
 class Trees(NamedTuple):
@@ -52,6 +55,26 @@ def clone(table: NgramTable) -> NgramTable:
     for mine, theirs in zip(other.tensors, table.tensors, strict=True):
         mine.copy_(theirs)
     return other
+
+
+def sharing_memory() -> Iterator[tuple[Trees, AcceptedDrafts, NgramTable]]:
+    """Calls whose counts lie where the path, or its tokens, do, of a tree that is all accepted.
+
+    Behind every tensor lies SENTINEL, which no call may read.
+    """
+    for name in ("rows", "token_ids"):
+        memory = torch.full((4, 8), SENTINEL)
+        # The path's two rows, and the tokens 9 and 9, are more than there is behind either.
+        choices, token_ids = memory[0, :2].view(1, 2), memory[1, :2].view(1, 2)
+        choices.fill_(9), token_ids.fill_(9)
+        parents, levels = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[0, 1]])
+        enabled = torch.ones(1, 2, dtype=torch.bool)
+        ancestors = torch.ones(2, 2, dtype=torch.bool).tril()[None]
+        accepted = AcceptedDrafts(1, 2)
+        accepted.rows, accepted.token_ids = memory[2, :2].view(1, 2), memory[3, :2].view(1, 2)
+        accepted.counts = getattr(accepted, name)[0, :1]
+        trees = Trees(token_ids, parents, levels, ancestors, enabled, choices)
+        yield trees, accepted, NgramTable(1, 16, 3)
 
 
 def values(accepted: AcceptedDrafts) -> list[Tensor]:

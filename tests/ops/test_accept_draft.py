@@ -18,7 +18,7 @@ from eaglerl.ops import (
     extend_ngrams_ref,
 )
 
-from .accept_cases import Trees, clone, random_trees, values
+from .accept_cases import SENTINEL, Trees, clone, random_trees, sharing_memory, values
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9, 33, 64, 130])
@@ -127,11 +127,19 @@ def test_numbers_that_anyone_may_have_written() -> None:
         assert ((table.lengths >= -1) & (table.lengths <= 16)).all() or table.lengths.max() > 16
 
 
+def test_outputs_that_share_memory() -> None:
+    """What was written over is not used as a row, nor as a number of tokens."""
+    for trees, accepted, table in sharing_memory():
+        accept_draft(*trees, accepted, table)
+        assert table.lengths.tolist() == [2]
+        assert SENTINEL not in torch.cat([table.texts[0], *values(accepted)[2]]).tolist()
+
+
 def test_compiles() -> None:
     trees = random_trees(torch.Generator().manual_seed(1), 2, 9)
     table, accepted = NgramTable(2, 64, 4), AcceptedDrafts(2, 5)
 
-    @torch.compile(fullgraph=True, backend="eager")
+    @torch.compile(fullgraph=True, backend="aot_eager")
     def step(trees: Trees) -> torch.Tensor:
         accept_draft(*trees, accepted, table)
         return accepted.counts + 1

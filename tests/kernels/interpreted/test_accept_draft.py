@@ -9,7 +9,7 @@ from eaglerl.kernels.accept_draft_kernel import prepare_accept_draft, prepare_ex
 from eaglerl.ops import AcceptedDrafts, NgramTable, accept_draft, extend_ngrams
 from eaglerl.ops.ngram_table import check_table
 
-from ...ops.accept_cases import Trees, clone, random_trees, values
+from ...ops.accept_cases import SENTINEL, Trees, clone, random_trees, sharing_memory, values
 
 
 def launch_accept(trees: Trees, accepted: AcceptedDrafts, table: NgramTable | None) -> None:
@@ -84,3 +84,23 @@ def test_numbers_that_anyone_may_have_written() -> None:
         assert torch.equal(accepted.rows, expected.rows)
         for mine, theirs in zip(ours.tensors, native.tensors, strict=True):
             assert torch.equal(mine, theirs)
+
+
+def test_outputs_that_share_memory() -> None:
+    for trees, accepted, table in sharing_memory():
+        launch_accept(trees, accepted, table)
+        assert table.lengths.tolist() == [2]
+        assert SENTINEL not in torch.cat([table.texts[0], *values(accepted)[2]]).tolist()
+
+
+@pytest.mark.parametrize("count", [-(2**63), -(2**33) + 5, -(2**32) + 9, -1, 2**32 + 1, 2**63 - 1])
+def test_counts_of_any_size(count: int) -> None:
+    """Of -2^32 + 9, the low word is 9: five tokens more than there are."""
+    ours = NgramTable(1, 32, 3, longest=4)
+    native = clone(ours)
+    token_ids = torch.tensor([1, 2, 1, 2, *[SENTINEL] * 12])[:4].view(1, 4)
+    launch_extend(ours, token_ids, torch.tensor([count]))
+    extend_ngrams(native, token_ids, torch.tensor([count]))
+    for mine, theirs in zip(ours.tensors, native.tensors, strict=True):
+        assert torch.equal(mine, theirs)
+    assert native.lengths.tolist() == [4 if count > 0 else 0]
