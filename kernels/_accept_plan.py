@@ -36,7 +36,7 @@ class AcceptPlan:
 
     Attributes:
         rows: rows of a tree; 0 where there is none.
-        longest: the most rows of a path, or tokens that a text takes.
+        longest: the most rows of a path; 0 where there is none.
         row_lanes: lanes for the rows.
         path_lanes: lanes for a path.
         table: those of the table; None without one.

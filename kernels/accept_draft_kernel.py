@@ -78,13 +78,14 @@ def _misses(slot, tree, row, PLAN: tl.constexpr):
     return tl.where(fits, 0, 1)
 
 
-@triton.jit
-def _extend_ngrams_kernel(table, token_ids_ptr, counts_ptr, PLAN: tl.constexpr):
+# Prompts come in any width: a kernel for each would be compiled between two cycles.
+@triton.jit(do_not_specialize=["width"])
+def _extend_ngrams_kernel(table, token_ids_ptr, counts_ptr, width, PLAN: tl.constexpr):
     """Grid: slots."""
     slot = tl.program_id(0).to(tl.int64)
     # In 32 bits only what fits: of a number below -2^31, the low word may be positive.
-    count = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), PLAN.longest).to(tl.int32)
-    _extend(slot, table, token_ids_ptr + slot * PLAN.longest, count, PLAN.table)
+    count = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), width).to(tl.int32)
+    _extend(slot, table, token_ids_ptr + slot * width, count, PLAN.table)
 
 
 @triton.jit
@@ -119,6 +120,8 @@ def _append(slot, table, tokens_ptr, count, length, PLAN: tl.constexpr):
         found = tl.where(before > 0, order, 0).to(tl.int64)
         match = tl.max(found, 0)
         match_end = tl.sum(tl.where((found == match) & (before > 0), before, 0), 0)
+    if PLAN.proposed == 0:
+        match = tl.full((), 0, tl.int64)
     tl.store(lengths_ptr + slot, length)
     tl.store(matches_ptr + slot, match)
     tl.store(counts_ptr + slot, tl.where(match > 0, PLAN.proposed, 0).to(tl.int64))
@@ -192,6 +195,11 @@ def prepare_extend_ngrams(
         counts: (S,) int64.
         sizes: ``TableSizes``.
     """
-    arguments = {"table": tuple(table), "token_ids_ptr": token_ids, "counts_ptr": counts}
-    plan = accept_plan(0, token_ids.shape[1], sizes)
+    arguments = {
+        "table": tuple(table),
+        "token_ids_ptr": token_ids,
+        "counts_ptr": counts,
+        "width": token_ids.shape[1],
+    }
+    plan = accept_plan(0, 0, sizes)
     return Launch(_extend_ngrams_kernel, (len(counts),), arguments, plan)

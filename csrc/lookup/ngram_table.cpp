@@ -54,7 +54,7 @@ void extend_ngrams(const NgramTables& tables, const NgramSlot& slot, const int64
     }
   }
   *slot.length = length;
-  if (match == 0) return;
+  if (match == 0 || tables.proposed == 0) return;
   *slot.match = match;
   *slot.count = tables.proposed;
   for (int64_t i = 0; i < tables.proposed; ++i) {

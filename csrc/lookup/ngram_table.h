@@ -36,7 +36,8 @@ struct NgramSlot {
 };
 
 // Appends tokens, and proposes what followed the longest n-gram at the end of the text where it
-// occurred last before. Without tokens, the proposal stays.
+// occurred last before. Without tokens, the proposal stays. Where nothing can be proposed, there is
+// no match.
 void extend_ngrams(const NgramTables& tables, const NgramSlot& slot, const int64_t* tokens,
                    int64_t count);
 

@@ -28,7 +28,7 @@ def extend_ngrams_ref(table: NgramTable, token_ids: Tensor, counts: Tensor) -> N
         length += given
         table.lengths[slot] = length
         match, end = _longest_match(table.texts[slot, :length], table.ends.shape[1] + 1)
-        if match:
+        if match and proposed.shape[1]:
             matches[slot], proposals[slot] = match, proposed.shape[1]
             place = torch.arange(proposed.shape[1], device=proposed.device)
             proposed[slot] = table.texts[slot, end + place % (length - end)]

@@ -20,7 +20,7 @@ from eaglerl.kernels.accept_draft_kernel import (  # noqa: E402
 )
 from eaglerl.ops.ngram_table import TableSizes  # noqa: E402
 
-from .aot import TARGETS, compile_launch  # noqa: E402
+from .aot import TARGETS, compile_launch, signature_of  # noqa: E402
 from .test_selection_compilation import check, check_order  # noqa: E402
 
 SLOTS = 8
@@ -50,9 +50,9 @@ def accept_launch(rows: int, longest: int, *, looks_up: bool = True) -> Launch:
     return prepare_accept_draft([*numbers[:3], *flags, numbers[3]], accepted, table, sizes)
 
 
-def extend_launch() -> Launch:
+def extend_launch(width: int) -> Launch:
     table, sizes = table_of(32_768)
-    return prepare_extend_ngrams(table, on_meta(SLOTS, 512), on_meta(SLOTS), sizes)
+    return prepare_extend_ngrams(table, on_meta(SLOTS, width), on_meta(SLOTS), sizes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,9 +75,18 @@ def test_no_spills_and_order(target: str, tmp_path: Path) -> None:
 def test_every_device(rows: int, target: str, tmp_path: Path) -> None:
     check(accept_launch(rows, 13), target, tmp_path, "accepted", PATH)
     check(accept_launch(rows, 13, looks_up=False), target, tmp_path, "accepted", {"rows": 0})
-    extends = extend_launch()
-    ptx = compile_launch(extends, TARGETS[target]).asm["ptx"]
-    check_order(extends, ptx, "table", TEXT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_texts_on_every_device(target: str, tmp_path: Path) -> None:
+    check(extend_launch(512), target, tmp_path, "table", TEXT)
+
+
+def test_one_kernel_for_texts_of_any_width() -> None:
+    """A prompt of another length must not wait for a compiler."""
+    compiled = [signature_of(extend_launch(width)) for width in (1, 16, 513)]
+    assert compiled[0] == compiled[1] == compiled[2]
 
 
 @pytest.mark.slow
