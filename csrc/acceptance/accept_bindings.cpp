@@ -72,8 +72,11 @@ void bind_accept_draft(const std::array<int64_t, 3>& sizes, const std::array<uin
   check_between("slots", slots, 0, kLargestCount);
   check_between("rows", rows, 1, kMostAcceptRows);
   check_between("longest", longest, 1, kMostAcceptRows);
+  if (table_sizes.has_value() != table_memory.has_value()) {
+    throw std::invalid_argument("table_sizes and table_memory must both be given, or both be None");
+  }
   std::optional<GivenTable> table;
-  if (table_sizes && table_memory) table.emplace(slots, *table_sizes, *table_memory);
+  if (table_sizes) table.emplace(slots, *table_sizes, *table_memory);
   for (int64_t slot = 0; slot < slots; ++slot) {
     const VerifiedTree verified = {
         row_of<const int64_t>("token_ids", tree[0], slots, rows, slot),

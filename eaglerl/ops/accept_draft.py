@@ -14,10 +14,13 @@ from eaglerl.ops.ngram_table import (
     NGRAM_CONSTANTS,
     NgramTable,
     TableSizes,
+    check_kinds,
     check_operand,
     check_table,
     need_triton,
 )
+
+_TREE = ("token_ids", "parents", "levels", "ancestors", "enabled", "choices")
 
 library.define("accept_draft(Tensor[] tree, Tensor(a!)[] accepted, Tensor(b!)[] table) -> ()")
 
@@ -85,12 +88,18 @@ def accept_draft(
             `extend_ngrams`; None for no lookup.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is of another type, or a tensor of another dtype.
         ValueError: a shape or device does not fit. Nothing has changed.
         RuntimeError: on a device without Triton.
     """
+    tree = [token_ids, parents, levels, ancestors, enabled, choices]
+    for name, tensor in zip(_TREE, tree, strict=True):
+        check_kinds(**{name: (tensor, Tensor)})
+    check_kinds(accepted=(accepted, AcceptedDrafts))
+    if table is not None:
+        check_kinds(table=(table, NgramTable))
     torch.ops.eaglerl.accept_draft(
-        [token_ids, parents, levels, ancestors, enabled, choices],
+        tree,
         [accepted.rows, accepted.counts, accepted.token_ids],
         [] if table is None else table.tensors,
     )
@@ -113,11 +122,10 @@ def _checked(*arguments: Any) -> TableSizes | None:
         raise ValueError(f"token_ids and accepted.rows must be (S, R) and (S, P), got {shapes}")
     (slots, rows), longest = tree[0].shape, accepted[0].shape[1]
     most, device = NGRAM_CONSTANTS["most_rows"], tree[0].device
-    for name, value in (("R", rows), ("P", longest)):
+    for name, value in (("token_ids", rows), ("accepted.rows", longest)):
         if not 1 <= value <= most:
-            raise ValueError(f"{name} must be in 1..{most}, got {value}")
-    names = ("token_ids", "parents", "levels", "ancestors", "enabled", "choices")
-    for name, tensor in zip(names, tree, strict=True):
+            raise ValueError(f"{name} must have 1..{most} columns, got {value}")
+    for name, tensor in zip(_TREE, tree, strict=True):
         flag = name in ("ancestors", "enabled")
         shape = (slots, rows, rows) if name == "ancestors" else (slots, rows)
         check_operand(name, tensor, torch.bool if flag else torch.int64, shape, device)

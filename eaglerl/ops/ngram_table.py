@@ -12,7 +12,6 @@ from torch import Tensor
 from eaglerl._ext import C
 from eaglerl.ops._check import check_memory
 from eaglerl.ops._encode_library import library
-from eaglerl.ops.action_cache import check_slots
 from eaglerl.ops.node_selection import LookedUp, power_of_two
 
 #: Limits and the hash of an n-gram, by the names of ``csrc/lookup/ngram_table.h``.
@@ -55,7 +54,10 @@ class NgramTable:
         longest: int = 16,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Allocate: 128 bytes per token of the capacity with `longest` of 16.
+        """Allocate.
+
+        With `longest` of 16, 128 bytes per token of a capacity that is a power of two, and up to
+        248 of others: tables have twice the capacity's places, rounded up to a power of two.
 
         Args:
             slots: number S of texts, at least 1.
@@ -100,15 +102,25 @@ class NgramTable:
             slots: numbers of slots; None for all.
 
         Raises:
-            ValueError: a number is out of range.
+            TypeError: it is no sequence of ints.
+            ValueError: a number is out of range. Nothing has changed.
         """
         chosen: slice | Tensor = slice(None)
         if slots is not None:
-            numbers = torch.as_tensor(slots, dtype=torch.int64)
-            check_slots(numbers, len(self.lengths))
-            chosen = numbers.to(self.lengths.device)
+            _check_slots(slots, len(self.lengths))
+            chosen = torch.tensor(slots, dtype=torch.int64, device=self.lengths.device)
         for tensor in (self.lengths, self.ends, *self.looked_up[:2]):
             tensor[chosen] = 0
+
+
+def _check_slots(slots: Sequence[int], count: int) -> None:
+    if not isinstance(slots, Sequence):
+        raise TypeError(f"slots must be a sequence of ints, got {slots!r}")
+    for slot in slots:
+        if not isinstance(slot, int) or isinstance(slot, bool):
+            raise TypeError(f"slots must be ints, got {slot!r}")
+        if not 0 <= slot < count:
+            raise ValueError(f"slots must lie in 0..{count - 1}, got {slot}")
 
 
 def extend_ngrams(table: NgramTable, token_ids: Tensor, counts: Tensor) -> None:
@@ -116,16 +128,28 @@ def extend_ngrams(table: NgramTable, token_ids: Tensor, counts: Tensor) -> None:
 
     Args:
         table: the texts; changed in place.
-        token_ids: (S, P) int64.
+        token_ids: (S, P) int64; P is at most 2^24.
         counts: (S,) int64, how many of them each text takes, clamped to 0..P; a text that takes
             none keeps its proposal.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no `NgramTable` or no tensor, or of another dtype.
         ValueError: a shape or device does not fit. Nothing has changed.
         RuntimeError: on a device without Triton.
     """
+    check_kinds(table=(table, NgramTable), token_ids=(token_ids, Tensor), counts=(counts, Tensor))
     torch.ops.eaglerl.extend_ngrams(table.tensors, token_ids, counts)
+
+
+def check_kinds(**arguments: tuple[object, type]) -> None:
+    """Check what arguments are, each given by its name with the type that it must have.
+
+    Raises:
+        TypeError: one is of another type.
+    """
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
 
 
 class TableSizes(NamedTuple):
@@ -144,13 +168,17 @@ def check_table(tensors: Sequence[Tensor]) -> TableSizes:
         TypeError: one has another dtype.
         ValueError: one has another shape or device, or their sizes do not fit.
     """
-    names = ("texts", "lengths", "ends", "match_lengths", "counts", "looked_up")
+    proposals = (f"looked_up.{name}" for name in LookedUp._fields)
+    names = tuple(f"table.{name}" for name in ("texts", "lengths", "ends", *proposals))
     if len(tensors) != len(names):
-        raise ValueError(f"the table must be {len(names)} tensors, {', '.join(names)}")
+        raise ValueError(f"there must be {len(names)} tensors: {', '.join(names)}")
     texts, lengths, ends, _, _, proposed = tensors
     if texts.ndim != 2 or ends.ndim != 3 or proposed.ndim != 2:
         given = [tuple(tensor.shape) for tensor in (texts, ends, proposed)]
-        raise ValueError(f"texts, ends, looked_up must be (S, C), (S, N, H), (S, L), got {given}")
+        raise ValueError(
+            "table.texts, table.ends and table.looked_up.token_ids must have shapes (S, C), "
+            f"(S, N, H) and (S, L), got {given}"
+        )
     slots, capacity = texts.shape
     sizes = TableSizes(capacity, ends.shape[1], ends.shape[2], proposed.shape[1])
     orders = NGRAM_CONSTANTS["longest"] - NGRAM_CONSTANTS["shortest"] + 1
@@ -161,9 +189,9 @@ def check_table(tensors: Sequence[Tensor]) -> TableSizes:
     shapes: list[tuple[int, ...]] = [(slots, capacity), (slots,), tuple(ends.shape), (slots,)]
     shapes += [(slots,), (slots, sizes.proposed)]
     if ends.shape[0] != slots:
-        raise ValueError(f"ends must be of {slots} slots, got {ends.shape[0]}")
+        raise ValueError(f"table.ends must be of {slots} slots, got {ends.shape[0]}")
     for name, tensor, shape in zip(names, tensors, shapes, strict=True):
-        dtype = torch.int32 if name == "ends" else torch.int64
+        dtype = torch.int32 if tensor is ends else torch.int64
         check_operand(name, tensor, dtype, shape, lengths.device)
     return sizes
 
@@ -205,7 +233,10 @@ def _checked(*arguments: Any) -> TableSizes:
     slots, device = len(tensors[1]), tensors[1].device
     if token_ids.ndim != 2:
         raise ValueError(f"token_ids must be (S, P), got shape {tuple(token_ids.shape)}")
-    check_operand("token_ids", token_ids, torch.int64, (slots, token_ids.shape[1]), device)
+    width, most = token_ids.shape[1], NGRAM_CONSTANTS["longest_text"]
+    if width > most:
+        raise ValueError(f"token_ids must have at most {most} columns, got {width}")
+    check_operand("token_ids", token_ids, torch.int64, (slots, width), device)
     check_operand("counts", counts, torch.int64, (slots,), device)
     return sizes
 

@@ -165,4 +165,6 @@ def native_accept(source: Source, memory: Memory) -> Step:
     table = [[*_TABLE_SIZES], _table_memory(memory, slots)] if looks_up else [None, None]
     if source.random() < 0.3:
         tree = tree[: source.choice((3, 5))]
+    if source.random() < 0.2:  # half of a table
+        table[source.randrange(2)] = None
     return C.accept_draft, [[slots, rows, longest], tree, out, *table]
