@@ -25,7 +25,6 @@ from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
 from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, extend_ngrams
-from eaglerl.ops.node_selection import power_of_two
 
 #: Accepted rows that wait for the head's pass. More than that, as after a prompt, are extended by a
 #: pass of their own shape.
@@ -165,10 +164,8 @@ class CapturedCycle:
         new = sequence.token_ids[self._indexed[self._lookup] :]
         if not new:
             return
-        # A kernel is compiled for a number of tokens: in powers of two.
-        ids = torch.tensor([new + [0] * (power_of_two(len(new)) - len(new))])
-        counts = torch.tensor([len(new)]).to(self._device)
-        extend_ngrams(self._table, ids.to(self._device), counts)
+        ids, counts = torch.tensor([new]), torch.tensor([len(new)])
+        extend_ngrams(self._table, ids.to(self._device), counts.to(self._device))
         self._indexed[self._lookup] += len(new)
 
     def _forget(self) -> None:
