@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eaglerl.eagle3.policy import TreeParams
 from eaglerl.eagle3.tree.device_tree import DeviceTreeDrafter
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
-from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter
+from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 from eaglerl.ops.node_selection import SelectionSizes, rule_layout
 
 _VIEWS = ("unsqueeze", "view", "_unsafe_view", "expand", "slice", "select", "unbind")
@@ -70,6 +70,16 @@ def of_chosen_nodes() -> Counter[str]:
     sizes = SelectionSizes(_TOP_K, 5, _ROWS, 0)
     rule = np.zeros(rule_layout(sizes)["words"], dtype=np.int32)
     rule[rule_layout(sizes)["most_levels"]] = sizes.depth + 1
-    drafter = SelectingDrafter(_NoHead(), _CPU)
+    head = _NoHead()
+    draft = RuledDraft(sizes, head.draft_to_target, _CPU)
     hidden, logits = torch.zeros(_WIDTH), torch.zeros(_VOCABULARY)
-    return _count(lambda depth: drafter.grow(1, hidden, logits, sizes, rule, depth, NO_LOOKUP))
+
+    def grow(depth: int) -> None:
+        draft.begin(1, rule, NO_LOOKUP, sizes.depth)
+        draft.take_first(hidden, logits)
+        for level in range(1, depth + 1):
+            draft.take_level(level, head, 0)
+
+    # The first draft allocates what the later ones write to.
+    grow(sizes.depth)
+    return _count(grow)
