@@ -82,11 +82,15 @@ def best_lookup_rule(
     if not traces or not trees:
         raise ValueError("traces and trees must each hold at least one")
     best, best_seconds = LookupRule(), np.inf
+    most_rows = cost.total_tokens[-1]
     for tree in trees:
         rule, seconds = LookupRule(tree), np.inf
         for _ in range(2):
             for variants in (_merging, _alone):
-                options = variants(rule)
+                # More rows than were measured have no cost.
+                options = [each for each in variants(rule) if _most_rows(each) <= most_rows]
+                if not options:
+                    continue
                 timed = [_seconds(option, traces, cost) for option in options]
                 place = int(np.argmin(timed))
                 if timed[place] < seconds:
@@ -94,6 +98,13 @@ def best_lookup_rule(
         if seconds < best_seconds:
             best, best_seconds = rule, seconds
     return best
+
+
+def _most_rows(rule: LookupRule) -> int:
+    """Return the most rows that a cycle of a rule can verify."""
+    merged = rule.merge_tokens if rule.merge_from < NEVER else 0
+    alone = rule.alone_tokens if rule.alone_from < NEVER else 0
+    return max(rule.tree.total_tokens + merged, 1 + alone)
 
 
 def _merging(rule: LookupRule) -> list[LookupRule]:

@@ -1,5 +1,6 @@
 """The fixed rules with lookups."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,17 @@ def test_tuning_finds_planted_thresholds() -> None:
     assert rule.alone_from in (5, NEVER) or rule.merge_from == 5
     with pytest.raises(ValueError, match="at least one"):
         best_lookup_rule(traces, COST, [])
+
+
+def test_rules_of_more_rows_than_were_measured_are_left_out() -> None:
+    """A tree of three rows leaves one of four: no looked-up tokens are merged, and three alone."""
+    traces = [planted(seed) for seed in range(4)]
+    short = replace(
+        COST, total_tokens=COST.total_tokens[:2], verify_base=COST.verify_base[:2],
+        verify_slope=COST.verify_slope[:2],
+    )  # fmt: skip
+    assert short.total_tokens[-1] == 4
+    rule = best_lookup_rule(traces, short, [TreeParams(3, 1, 1)])
+    assert rule.merge_from == NEVER
+    assert (rule.alone_from, rule.alone_tokens) == (5, 3)
+    simulate(rule, traces, short)
