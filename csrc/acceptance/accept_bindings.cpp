@@ -1,13 +1,16 @@
 // Bindings of acceptance over trees of several slots, and of their lookups.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "acceptance/accept_draft.h"
 #include "acceptance/online_bindings.h"
 #include "common/checks.h"
+#include "common/slots.h"
 #include "lookup/ngram_table.h"
 
 namespace py = pybind11;
@@ -15,18 +18,29 @@ namespace py = pybind11;
 namespace eaglerl {
 namespace {
 
-// A tensor with a row of `stride` elements for each slot.
-template <typename T>
-T* row_of(const char* name, uintptr_t address, int64_t slots, int64_t stride, int64_t slot) {
-  T* const first = element_address<T>(name, address, slots * stride);
-  return first + slot * stride;
-}
-
-// Sizes and addresses of a table, in the order of NgramTables and NgramSlot.
-struct GivenTable {
+// A table over addresses in the order of NgramSlot, of sizes in the order of NgramTables.
+class GivenTable {
+ public:
   GivenTable(int64_t slots, const std::array<int64_t, 4>& given,
              const std::array<uintptr_t, 6>& memory)
-      : sizes{given[0], given[1], given[2], given[3]}, slots(slots), memory(memory) {
+      : sizes_(checked(given)),
+        texts_("texts", memory[0], slots, sizes_.capacity),
+        lengths_("lengths", memory[1], slots, 1),
+        ends_("ends", memory[2], slots, sizes_.orders * sizes_.places),
+        matches_("match_lengths", memory[3], slots, 1),
+        counts_("counts", memory[4], slots, 1),
+        token_ids_("token_ids", memory[5], slots, sizes_.proposed) {}
+
+  void extend(int64_t slot, const int64_t* tokens, int64_t count) const {
+    extend_ngrams(sizes_,
+                  {texts_[slot], lengths_[slot], ends_[slot], matches_[slot], counts_[slot],
+                   token_ids_[slot]},
+                  tokens, count);
+  }
+
+ private:
+  static NgramTables checked(const std::array<int64_t, 4>& given) {
+    const NgramTables sizes = {given[0], given[1], given[2], given[3]};
     check_between("capacity", sizes.capacity, 1, kLongestTableText);
     check_between("orders", sizes.orders, 1, kLongestTableNgram - 1);
     check_between("places", sizes.places, 2 * sizes.capacity, 4 * kLongestTableText);
@@ -35,19 +49,13 @@ struct GivenTable {
       throw std::invalid_argument("places must be a power of two, got " +
                                   std::to_string(sizes.places));
     }
-    if (slots > 0) at(0);
+    return sizes;
   }
-  NgramSlot at(int64_t slot) const {
-    return {row_of<int64_t>("texts", memory[0], slots, sizes.capacity, slot),
-            row_of<int64_t>("lengths", memory[1], slots, 1, slot),
-            row_of<int32_t>("ends", memory[2], slots, sizes.orders * sizes.places, slot),
-            row_of<int64_t>("match_lengths", memory[3], slots, 1, slot),
-            row_of<int64_t>("counts", memory[4], slots, 1, slot),
-            row_of<int64_t>("token_ids", memory[5], slots, sizes.proposed, slot)};
-  }
-  NgramTables sizes;
-  int64_t slots;
-  std::array<uintptr_t, 6> memory;
+
+  NgramTables sizes_;
+  Slots<int64_t> texts_, lengths_;
+  Slots<int32_t> ends_;
+  Slots<int64_t> matches_, counts_, token_ids_;
 };
 
 void bind_extend_ngrams(int64_t slots, const std::array<int64_t, 4>& sizes,
@@ -56,10 +64,10 @@ void bind_extend_ngrams(int64_t slots, const std::array<int64_t, 4>& sizes,
   check_between("slots", slots, 0, kLargestCount);
   check_between("width", width, 0, kLongestTableText);
   const GivenTable table(slots, sizes, memory);
+  const Slots<const int64_t> tokens("token_ids", token_ids, slots, width);
+  const Slots<const int64_t> given("counts", counts, slots, 1);
   for (int64_t slot = 0; slot < slots; ++slot) {
-    const int64_t count = *row_of<const int64_t>("counts", counts, slots, 1, slot);
-    const int64_t* tokens = row_of<const int64_t>("token_ids", token_ids, slots, width, slot);
-    extend_ngrams(table.sizes, table.at(slot), tokens, std::min(count, width));
+    table.extend(slot, tokens[slot], std::min(*given[slot], width));
   }
 }
 
@@ -77,19 +85,21 @@ void bind_accept_draft(const std::array<int64_t, 3>& sizes, const std::array<uin
   }
   std::optional<GivenTable> table;
   if (table_sizes) table.emplace(slots, *table_sizes, *table_memory);
+  const Slots<const int64_t> token_ids("token_ids", tree[0], slots, rows);
+  const Slots<const int64_t> parents("parents", tree[1], slots, rows);
+  const Slots<const int64_t> levels("levels", tree[2], slots, rows);
+  const Slots<const uint8_t> ancestors("ancestors", tree[3], slots, rows * rows);
+  const Slots<const uint8_t> enabled("enabled", tree[4], slots, rows);
+  const Slots<const int64_t> choices("choices", tree[5], slots, rows);
+  const Slots<int64_t> path("rows", out[0], slots, longest);
+  const Slots<int64_t> counts("counts", out[1], slots, 1);
+  const Slots<int64_t> accepted("token_ids", out[2], slots, longest);
   for (int64_t slot = 0; slot < slots; ++slot) {
-    const VerifiedTree verified = {
-        row_of<const int64_t>("token_ids", tree[0], slots, rows, slot),
-        row_of<const int64_t>("parents", tree[1], slots, rows, slot),
-        row_of<const int64_t>("levels", tree[2], slots, rows, slot),
-        row_of<const uint8_t>("ancestors", tree[3], slots, rows * rows, slot),
-        row_of<const uint8_t>("enabled", tree[4], slots, rows, slot),
-        row_of<const int64_t>("choices", tree[5], slots, rows, slot)};
-    const AcceptedPath path = {row_of<int64_t>("rows", out[0], slots, longest, slot),
-                               row_of<int64_t>("counts", out[1], slots, 1, slot),
-                               row_of<int64_t>("token_ids", out[2], slots, longest, slot)};
-    const int64_t count = accept_draft(rows, longest, verified, path);
-    if (table) extend_ngrams(table->sizes, table->at(slot), path.token_ids, count);
+    const int64_t count = accept_draft(rows, longest,
+                                       {token_ids[slot], parents[slot], levels[slot],
+                                        ancestors[slot], enabled[slot], choices[slot]},
+                                       {path[slot], counts[slot], accepted[slot]});
+    if (table) table->extend(slot, accepted[slot], count);
   }
 }
 

@@ -10,6 +10,7 @@
 #include "acceptance/online_bindings.h"
 #include "acceptance/selection_checks.h"
 #include "common/checks.h"
+#include "common/slots.h"
 
 namespace py = pybind11;
 
@@ -38,19 +39,6 @@ void check_rule(const SelectionSizes& sizes, const int32_t* rule) {
   check_words("a ratio of rule", rule + Layout::ratio(sizes), sizes.depth, 0, 1 << kRatioBits);
   check_words("a gain of rule", rule + Layout::gain(sizes), sizes.depth, 0, kMostGain);
 }
-
-// Addresses of one slot after another in tensors with a row for each.
-template <typename T>
-class Slots {
- public:
-  Slots(const char* name, uintptr_t address, int64_t slots, int64_t stride)
-      : first_(element_address<T>(name, address, slots * stride)), stride_(stride) {}
-  T* operator[](int64_t slot) const { return first_ + slot * stride_; }
-
- private:
-  T* first_;
-  int64_t stride_;
-};
 
 // `state`, `out` and `drafted` are addresses in the order of SelectionState, of SelectionRows, and
 // of roots, token_ids, log_probs, matches, looked_up, lookup_ids.

@@ -5,8 +5,6 @@
 
 #include <cstdint>
 
-#include "common/host_device.h"
-
 namespace eaglerl {
 
 constexpr int64_t kShortestTableNgram = 2, kLongestTableNgram = 64;

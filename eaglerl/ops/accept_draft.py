@@ -10,15 +10,8 @@ from torch import Tensor
 
 from eaglerl._ext import C
 from eaglerl.ops._encode_library import library
-from eaglerl.ops.ngram_table import (
-    NGRAM_CONSTANTS,
-    NgramTable,
-    TableSizes,
-    check_kinds,
-    check_operand,
-    check_table,
-    need_triton,
-)
+from eaglerl.ops._operands import check_int, check_kinds, check_operand, need_triton
+from eaglerl.ops.ngram_table import NGRAM_CONSTANTS, NgramTable, TableSizes, check_table
 
 _TREE = ("token_ids", "parents", "levels", "ancestors", "enabled", "choices")
 
@@ -50,11 +43,8 @@ class AcceptedDrafts:
             ValueError: a number is out of range.
         """
         most = NGRAM_CONSTANTS["most_rows"]
-        for name, value, limit in (("slots", slots, 2**30), ("longest_path", longest_path, most)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if not 1 <= value <= limit:
-                raise ValueError(f"{name} must be in 1..{limit}, got {value}")
+        check_int("slots", slots, 1, 2**30)
+        check_int("longest_path", longest_path, 1, most)
         self.rows = torch.zeros(slots, longest_path, dtype=torch.int64, device=device)
         self.counts = torch.zeros(slots, dtype=torch.int64, device=device)
         self.token_ids = torch.zeros_like(self.rows)

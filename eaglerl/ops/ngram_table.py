@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
-from eaglerl.ops._check import check_memory
 from eaglerl.ops._encode_library import library
+from eaglerl.ops._operands import check_int, check_kinds, check_operand, need_triton
 from eaglerl.ops.node_selection import LookedUp, power_of_two
 
 #: Limits and the hash of an n-gram, by the names of ``csrc/lookup/ngram_table.h``.
@@ -77,10 +76,7 @@ class NgramTable:
             "longest": (longest, NGRAM_CONSTANTS["shortest"], NGRAM_CONSTANTS["longest"]),
         }
         for name, (value, least, most) in limits.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if not least <= value <= most:
-                raise ValueError(f"{name} must be in {least}..{most}, got {value}")
+            check_int(name, value, least, most)
         places = power_of_two(2 * capacity)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -141,17 +137,6 @@ def extend_ngrams(table: NgramTable, token_ids: Tensor, counts: Tensor) -> None:
     torch.ops.eaglerl.extend_ngrams(table.tensors, token_ids, counts)
 
 
-def check_kinds(**arguments: tuple[object, type]) -> None:
-    """Check what arguments are, each given by its name with the type that it must have.
-
-    Raises:
-        TypeError: one is of another type.
-    """
-    for name, (value, kind) in arguments.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
-
-
 class TableSizes(NamedTuple):
     """Sizes of a table, in the order of the extension."""
 
@@ -194,37 +179,6 @@ def check_table(tensors: Sequence[Tensor]) -> TableSizes:
         dtype = torch.int32 if tensor is ends else torch.int64
         check_operand(name, tensor, dtype, shape, lengths.device)
     return sizes
-
-
-def check_operand(
-    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
-) -> None:
-    """Check a tensor of an operator.
-
-    Raises:
-        TypeError: it has another dtype.
-        ValueError: it has another shape or device, or is not contiguous.
-    """
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-    check_memory(name, tensor)
-    if tensor.shape != shape or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} must be contiguous and have shape {shape}, got shape {tuple(tensor.shape)} "
-            f"and strides {tensor.stride()}"
-        )
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
-
-
-def need_triton(operation: str) -> None:
-    """Check that a device's kernels can run.
-
-    Raises:
-        RuntimeError: there is no Triton.
-    """
-    if importlib.util.find_spec("triton") is None:
-        raise RuntimeError(f"{operation} on a device needs Triton: pip install triton")
 
 
 def _checked(*arguments: Any) -> TableSizes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
+from eaglerl.ops._operands import check_int
 
 #: Fixed point and limits, by the names of ``csrc/acceptance/selection_rules.h``.
 CONSTANTS: dict[str, int] = dict(C.selection_constants)
@@ -61,10 +62,7 @@ def check_sizes(sizes: SelectionSizes) -> None:
     for name, value in sizes._asdict().items():
         most = CONSTANTS[f"most_{'lookup' if name == 'lookup_tokens' else name}"]
         least = 1 if name in ("top_k", "rows") else 0
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if not least <= value <= most:
-            raise ValueError(f"{name} must be in {least}..{most}, got {value}")
+        check_int(name, value, least, most)
 
 
 def key_lanes(sizes: SelectionSizes) -> int:

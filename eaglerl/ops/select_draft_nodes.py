@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from eaglerl._ext import C
-from eaglerl.ops._check import check_memory
 from eaglerl.ops._encode_library import library
+from eaglerl.ops._operands import check_operand, need_triton
 from eaglerl.ops.node_selection import (
     STATE_TENSORS,
     LookedUp,
@@ -109,16 +108,7 @@ def _checked(*arguments: Any) -> _Call:
     if (len(tensors), len(tables), len(drafted)) != _TENSORS:
         raise ValueError(f"there must be {len(expected)} tensors: {', '.join(expected)}")
     for (name, (dtype, shape)), tensor in zip(expected.items(), given, strict=True):
-        if tensor.dtype != dtype:
-            raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-        check_memory(name, tensor)
-        if tensor.shape != shape or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous and have shape {shape}, got shape "
-                f"{tuple(tensor.shape)} and strides {tensor.stride()}"
-            )
-        if tensor.device != rule.device:
-            raise ValueError(f"{name} must be on {rule.device}, got {tensor.device}")
+        check_operand(name, tensor, dtype, shape, rule.device)
     return _Call(tensors, tables, rule, sizes, level, drafted)
 
 
@@ -156,8 +146,7 @@ def _on_cpu(*arguments: Any) -> None:
 
 
 def _on_device(*arguments: Any) -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise RuntimeError("select_draft_nodes on a device needs Triton: pip install triton")
+    need_triton("select_draft_nodes")
     from eaglerl.kernels.select_draft_nodes_kernel import prepare_select_draft_nodes
 
     call = _checked(*arguments)

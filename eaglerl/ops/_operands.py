@@ -1,0 +1,68 @@
+"""Checks of the operators' arguments, wherever they are."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from eaglerl.ops._check import check_memory
+
+
+def check_kinds(**arguments: tuple[object, type]) -> None:
+    """Check what arguments are, each given by its name with the type that it must have.
+
+    Raises:
+        TypeError: one is of another type.
+    """
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
+
+
+def check_int(name: str, value: object, least: int, most: int) -> None:
+    """Check a number.
+
+    Raises:
+        TypeError: it is not an int.
+        ValueError: it is out of range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in {least}..{most}, got {value}")
+
+
+def check_operand(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Check a tensor of an operator.
+
+    Raises:
+        TypeError: it has another dtype.
+        ValueError: it has another shape or device, or is not contiguous.
+    """
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+    check_memory(name, tensor)
+    if tensor.shape != shape or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous and have shape {shape}, got shape {tuple(tensor.shape)} "
+            f"and strides {tensor.stride()}"
+        )
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def need_triton(operation: str) -> None:
+    """Check that a device's kernels can run.
+
+    Args:
+        operation: for the message.
+
+    Raises:
+        RuntimeError: there is no Triton.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError(f"{operation} on a device needs Triton: pip install triton")
