@@ -92,14 +92,19 @@ class Clock:
         return time.perf_counter() - started
 
 
+def profiler() -> torch.profiler.profile:
+    """Return a profiler of the host's calls and of the device."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    return torch.profiler.profile(activities=activities)
+
+
 def count_launches(call: Call, device: torch.device) -> tuple[int, int]:
     """Return how many kernels a call starts, and how often the host waits; 0 without a device."""
     if device.type != "cuda":
         return 0, 0
     call()
     torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with profiler() as profile:
         call()
     events = list(profile.events())
     kernels = [
@@ -179,7 +184,7 @@ def selections(batch: int, device: torch.device) -> Iterator[tuple[str, Call, in
 
 
 def random_pair(
-    k: int, device: torch.device, layers: int | None
+    k: int, device: torch.device, layers: int | None, dtype: torch.dtype
 ) -> tuple[TargetModel, Eagle3DraftHead]:
     """Return a target and a head of random weights, made on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -191,7 +196,6 @@ def random_pair(
         num_key_value_heads=kv_heads, head_dim=64 if k < 4096 else 128,
         max_position_embeddings=4096, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.device(device):
         torch.set_default_dtype(dtype)
         try:
@@ -212,7 +216,8 @@ def loops(
     k: int, device: torch.device, tokens: int, layers: int | None
 ) -> Iterator[dict[str, Any]]:
     """Yield each loop's name, median microseconds of a cycle, cycles, launches and waits of one."""
-    target, head = random_pair(k, device, layers)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    target, head = random_pair(k, device, layers, dtype)
     prompt = torch.randint(VOCABULARY, (1, 64)).tolist()[0]
     policies = {
         "plain": lambda: TreeParams(1),
@@ -247,8 +252,7 @@ def count_of_cycle(
         for _ in range(3):
             generation.advance()
         cycles = 0
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
+        with profiler() as profile:
             while generation.finish_reason is None and cycles < 10:
                 generation.advance()
                 cycles += 1
