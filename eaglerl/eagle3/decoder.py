@@ -90,6 +90,7 @@ class SpeculativeDecoder(EagleSignature):
 
         Raises:
             ValueError: the head does not fit the target, or `cuda_graphs` without a CUDA device.
+            RuntimeError: `cuda_graphs` without Triton.
         """
         self.target, self.draft_head, self.tokenizer = target, draft_head, tokenizer
         self.draft_runner: CachedDraft | None = None

@@ -269,6 +269,13 @@ def test_a_cpu_has_no_graphs() -> None:
         SpeculativeDecoder(target, tiny_head(target, **HEAD), cuda_graphs=True)
 
 
+def test_graphs_need_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is decoded: acceptance in a graph is a kernel of Triton's."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="cuda_graphs on a device needs Triton"):
+        graphed_calls.graphs_on(torch.device("cuda"))
+
+
 def test_what_a_graph_cannot_do_raises(mode: EmulatedDevice) -> None:
     """The emulation itself: a capture has no effect, and refuses what CUDA refuses."""
     value = EmulatedTensor(torch.tensor([1, 2, 3]))

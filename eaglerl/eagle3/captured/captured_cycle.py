@@ -119,16 +119,16 @@ class CapturedCycle:
         accepted = 1 + max(params.depth + 1, longest)
         if waiting > MOST_PENDING or accepted > MOST_PENDING:
             return False
+        rows = max(MOST_PENDING, params.total_tokens + longest, params.depth * params.top_k)
+        columns = columns_for(self._cache.lengths[self._slot] + rows, self._cache.capacity)
+        if columns is None:
+            return False
         if longest and longest not in self._tables:
             # A text may be longer than the cache by its last token, and a cycle's beyond its end.
             capacity = self._cache.capacity + MOST_PENDING
             self._tables[longest] = NgramTable(1, capacity, longest, device=self._device)
             self._indexed[longest] = 0
         self._lookup, self._table = longest, self._tables.get(longest)
-        rows = max(MOST_PENDING, params.total_tokens + longest, params.depth * params.top_k)
-        columns = columns_for(self._cache.lengths[self._slot] + rows, self._cache.capacity)
-        if columns is None:
-            return False
         self.calls.begin_cycle()
         self._on_device.columns = columns
         return True

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
+from eaglerl.ops._operands import need_triton
+
 #: Graphs that are kept; a call of another key makes them all go. Each holds its own results, for a
 #: vocabulary of 128,256 and 64 rows 16 MB of logits in bfloat16.
 MOST_GRAPHS = 128
@@ -78,9 +80,11 @@ def graphs_on(device: torch.device) -> Callable[[], Graph]:
 
     Raises:
         ValueError: it is no CUDA device.
+        RuntimeError: there is no Triton, whose kernel accepts drafts.
     """
     if device.type != "cuda":
         raise ValueError(f"cuda_graphs needs a target on a CUDA device, got one on {device}")
+    need_triton("cuda_graphs")
     # Not shared between targets, whose cycles may run side by side.
     return partial(CudaGraph, torch.cuda.graph_pool_handle())
 
