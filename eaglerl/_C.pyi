@@ -12,6 +12,8 @@ max_head_dim: int
 cache_dtypes: dict[str, int]
 max_tree_rows: int
 max_candidates: int
+action_columns: tuple[str, ...]
+fewest_action_columns: int
 cache_words: dict[str, int]
 selection_constants: dict[str, int]
 ngram_constants: dict[str, int]
@@ -75,7 +77,7 @@ def selection_rule_layout(sizes: Sequence[int], /) -> dict[str, int]: ...
 def selection_tables() -> tuple[np.ndarray, np.ndarray]: ...
 def action_cache_step(
     logits: int, action_params: int, features: int, state: int, reference: int, ring: int,
-    slots: int, action: int, params: int, sequences: int, actions: int, horizon: int,
+    slots: int, action: int, params: int, sequences: int, actions: int, columns: int, horizon: int,
     slot_count: int, reference_size: int, mode: int, temperature: float, seed: int, offset: int,
     fallback_action: int, /,
 ) -> None: ...  # fmt: skip
@@ -129,6 +131,7 @@ class Policy:
         reads_layers: bool,
         action_params: int,
         actions: int,
+        columns: int,
         horizon: int,
         fallback_action: int,
         /,
@@ -353,6 +356,7 @@ class CudaFoldedDecision:
         reads_layers: bool,
         action_params: int,
         actions: int,
+        columns: int,
         horizon: int,
         fallback_action: int,
         /,
@@ -390,7 +394,7 @@ class CudaFoldedDecision:
 
 def cuda_action_cache_step(
     logits: int, action_params: int, features: int, state: int, reference: int, ring: int,
-    slots: int, action: int, params: int, sequences: int, actions: int, horizon: int,
+    slots: int, action: int, params: int, sequences: int, actions: int, columns: int, horizon: int,
     slot_count: int, reference_size: int, mode: int, temperature: float, seed: int, offset: int,
     fallback_action: int, stream: int, /,
 ) -> None: ...  # fmt: skip

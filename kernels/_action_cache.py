@@ -109,7 +109,7 @@ def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl
         tl.store(record_ptr + ACTION + word, value, mask=hit)
         if word == 0:
             tl.store(action_ptr, value, mask=hit)
-        else:
+        elif word <= PLAN.policy.columns:
             tl.store(params_ptr + word - 1, value, mask=hit)
     tl.store(record_ptr + STEP, step + 1, mask=hit)
     _count_up(record_ptr + HITS, hit)
@@ -125,12 +125,22 @@ def record_misses(record_ptr, miss, fallback):
 
 
 @triton.jit
-def write_action(target_ptr, action, actions_ptr, mask):
-    """Write action, total_tokens, depth and top_k to a record or to an entry of the ring."""
+def load_parameter(actions_ptr, action, COLUMN: tl.constexpr, mask, PLAN: tl.constexpr):
+    """Return a parameter of actions (S,); 0 in a column that the table lacks."""
+    columns: tl.constexpr = PLAN.policy.columns
+    if columns > COLUMN:
+        return tl.load(actions_ptr + action * columns + COLUMN, mask=mask, other=0)
+    else:
+        return tl.zeros(mask.shape, tl.int32)
+
+
+@triton.jit
+def write_action(target_ptr, action, actions_ptr, mask, PLAN: tl.constexpr):
+    """Write actions and their parameters to records or to entries of the ring."""
     tl.store(target_ptr, action, mask=mask)
-    for word in tl.static_range(3):
-        value = tl.load(actions_ptr + action * 3 + word, mask=mask, other=0)
-        tl.store(target_ptr + 1 + word, value, mask=mask)
+    for column in tl.static_range(RING_WORDS - 1):
+        value = load_parameter(actions_ptr, action, column, mask, PLAN)
+        tl.store(target_ptr + 1 + column, value, mask=mask)
 
 
 @triton.jit

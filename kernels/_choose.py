@@ -4,7 +4,13 @@ import triton
 import triton.language as tl
 from triton.language.random import philox
 
-from eaglerl.kernels._action_cache import ACTION, RING_WORDS, record_misses, write_action
+from eaglerl.kernels._action_cache import (
+    ACTION,
+    RING_WORDS,
+    load_parameter,
+    record_misses,
+    write_action,
+)
 
 
 @triton.jit
@@ -62,7 +68,7 @@ def settle_misses(
         exists: (S,) whether the slot is in range; if not, the fallback is taken.
         miss: (S,) which sequences need an action.
         row_ptr: (S,) their logits.
-        actions_ptr: (A, 3) parameters of the actions.
+        actions_ptr: (A, columns) parameters of the actions.
         record_ptr: (S,) their records, or None.
         ring_ptr: the ring of all slots, or None.
         action_ptr: (S,) where to write the actions.
@@ -72,6 +78,7 @@ def settle_misses(
     """
     temperature, seed_low, seed_high, offset_low, offset_high = draw
     finite = all_finite(row_ptr, miss, PLAN)
+    columns: tl.constexpr = PLAN.policy.columns
     # Without a ring, only the first window can be kept.
     windows: tl.constexpr = 1 if ring_ptr is None else PLAN.policy.horizon
     for window in range(windows):
@@ -82,14 +89,14 @@ def settle_misses(
         action = tl.where(finite & exists, action, PLAN.policy.fallback)
         if window == 0:
             tl.store(action_ptr, action, mask=miss)
-            for word in tl.static_range(3):
-                value = tl.load(actions_ptr + action * 3 + word, mask=miss, other=0)
-                tl.store(params_ptr + word, value, mask=miss)
+            for column in tl.static_range(columns):
+                value = load_parameter(actions_ptr, action, column, miss, PLAN)
+                tl.store(params_ptr + column, value, mask=miss)
             if record_ptr is not None:
-                write_action(record_ptr + ACTION, action, actions_ptr, miss & exists)
+                write_action(record_ptr + ACTION, action, actions_ptr, miss & exists, PLAN)
         if ring_ptr is not None:
             entry_ptr = ring_ptr + (slot * PLAN.policy.horizon + window) * RING_WORDS
-            write_action(entry_ptr, action, actions_ptr, miss & exists)
+            write_action(entry_ptr, action, actions_ptr, miss & exists, PLAN)
     if record_ptr is not None:
         record_misses(record_ptr, miss & exists, ~finite)
     return ~finite

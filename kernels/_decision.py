@@ -90,7 +90,7 @@ def decide(
         active: (S,) which of them exist.
         weights: matrices of all layers.
         biases: vectors of all layers.
-        actions_ptr: (A, 3) parameters of the actions.
+        actions_ptr: (A, columns) parameters of the actions.
         cache: records, references, ring and slots.
         n_slots: number of records.
         outputs: logits, actions, parameters.
@@ -103,7 +103,7 @@ def decide(
     row_ptr = scratch_ptr + sequence.to(tl.int64) * PLAN.scratch
     logits_ptr += sequence.to(tl.int64) * (PLAN.policy.horizon * PLAN.policy.actions)
     action_ptr += sequence
-    params_ptr += sequence * 3
+    params_ptr += sequence * PLAN.policy.columns
     slot = sequence.to(tl.int64)
     exists = active
     miss = active

@@ -69,7 +69,9 @@ class Decisions:
             features=None,
             logits=torch.empty((sequences, weights.output_weight.shape[0]), device=device),
             action=torch.empty((sequences,), dtype=torch.int32, device=device),
-            params=torch.empty((sequences, 3), dtype=torch.int32, device=device),
+            params=torch.empty(
+                (sequences, weights.actions.shape[1]), dtype=torch.int32, device=device
+            ),
         )
 
 

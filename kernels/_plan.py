@@ -19,6 +19,7 @@ class Policy:
         features: h, the width of g if the launch computes it, else 0.
         widths: widths of all layers of the MLP; the last is that of the logits.
         actions: a, the number of actions.
+        columns: parameters of each action: 3, or 4 with lookup_tokens.
         horizon: decisions that one call makes.
         fallback: the action to take if a logit is not finite.
         activation: "tanh", "relu" or "silu".
@@ -31,6 +32,7 @@ class Policy:
     features: int
     widths: tuple[int, ...]
     actions: int
+    columns: int
     horizon: int
     fallback: int
     activation: str

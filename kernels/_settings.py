@@ -45,6 +45,7 @@ def policy_of(weights: Any) -> Policy:
         features=0 if weights.fc_weight is None else weights.fc_weight.shape[0],
         widths=tuple(matrix.shape[0] for matrix in matrices),
         actions=weights.actions.shape[0],
+        columns=weights.actions.shape[1],
         horizon=weights.horizon,
         fallback=weights.fallback_action,
         activation=weights.activation,
@@ -129,9 +130,23 @@ def _make_plan(
 
 
 def step_plan(
-    actions: int, horizon: int, fallback: int, sequences: int, cache: Any, samples: bool
+    actions: tuple[int, int],
+    horizon: int,
+    fallback: int,
+    sequences: int,
+    cache: Any,
+    samples: bool,
 ) -> Plan:
-    """Return the plan of ``action_cache_step``, which has no products."""
+    """Return the plan of ``action_cache_step``, which has no products.
+
+    Args:
+        actions: rows and columns of the table of actions.
+        horizon: decisions that one call makes.
+        fallback: the action to take if a logit is not finite.
+        sequences: sequences that are decided.
+        cache: ``ActionCache``.
+        samples: whether actions are drawn.
+    """
     group = min(power_of_two(max(sequences, 1)), _LARGEST_GROUP)
     adaptive = cache.mode == C.cache_modes["adaptive"]
     compared = cache.reference.shape[1] if adaptive else 0
@@ -140,9 +155,17 @@ def step_plan(
 
 @functools.lru_cache(maxsize=256)
 def _make_step_plan(
-    actions: int, horizon: int, fallback: int, group: int, mode: int, compared: int, samples: bool
+    actions: tuple[int, int],
+    horizon: int,
+    fallback: int,
+    group: int,
+    mode: int,
+    compared: int,
+    samples: bool,
 ) -> Plan:
-    policy = Policy(1, 1, 0, (1, horizon * actions), actions, horizon, fallback, "relu", 0, 0.0)
+    count, columns = actions
+    widths = 1, horizon * count
+    policy = Policy(1, 1, 0, widths, count, columns, horizon, fallback, "relu", 0, 0.0)
     return Plan(
         policy=policy,
         tiles=Tiles(group, 1, 1),

@@ -47,7 +47,7 @@ def _action_cache_step_kernel(
         dot, norm = compare(feature_ptr, reference_ptr, exists, PLAN)
         hit &= resembles(record_ptr, exists, dot, norm)
     action_ptr += sequence
-    params_ptr += sequence * 3
+    params_ptr += sequence * PLAN.policy.columns
     serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN)
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     miss = active & ~hit
@@ -75,19 +75,19 @@ def prepare_action_cache_step(
 
     Args:
         logits: (S, horizon * A) float32.
-        actions: (A, 3) int32 parameters of every action.
+        actions: (A, 3 or 4) int32 parameters of every action.
         features: (S, reference_size) float32, or None unless the cache is adaptive.
         cache: ``ActionCache``.
         slots: (S,) int64 slots, or None.
         draw: temperature, seed, offset.
         fallback_action: the action to take if a logit is not finite.
     """
-    sequences, count = logits.shape[0], actions.shape[0]
+    sequences, (count, columns) = logits.shape[0], actions.shape
     plan = step_plan(
-        count, logits.shape[1] // count, fallback_action, sequences, cache, draw[0] > 0
+        (count, columns), logits.shape[1] // count, fallback_action, sequences, cache, draw[0] > 0
     )
     action = actions.new_empty((sequences,))
-    params = actions.new_empty((sequences, 3))
+    params = actions.new_empty((sequences, columns))
     seed_low, seed_high = split_words(draw[1])
     offset_low, offset_high = split_words(draw[2])
     arguments = {

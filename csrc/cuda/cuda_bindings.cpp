@@ -56,7 +56,7 @@ class CudaFoldedDecision : public PythonObject {
   CudaFoldedDecision(const std::vector<uintptr_t>& matrices, const std::vector<uintptr_t>& vectors,
                      const std::vector<int64_t>& widths, int32_t type, int32_t activation,
                      uintptr_t norm_weight, int32_t norm_chunks, float eps, bool reads_layers,
-                     uintptr_t action_params, int64_t actions, int64_t horizon,
+                     uintptr_t action_params, int64_t actions, int64_t columns, int64_t horizon,
                      int32_t fallback_action) {
     const size_t layers = matrices.size();
     check_widths(layers, vectors.size(), widths);
@@ -72,7 +72,7 @@ class CudaFoldedDecision : public PythonObject {
                          narrow("out", widths[i + 1], 1, kLargest),
                          narrow("in", widths[i], 1, kLargest)};
     }
-    check_actions(actions, horizon, fallback_action);
+    check_actions(actions, columns, horizon, fallback_action);
     check_logits_width(actions, horizon, widths.back());
     check_feature_layers(norm_chunks, eps, reads_layers, widths.front());
     call_.layer_count = int32_t(layers);
@@ -82,8 +82,10 @@ class CudaFoldedDecision : public PythonObject {
     call_.eps = eps;
     call_.piece_count = reads_layers ? kMaxPieces : 1;
     call_.width = call_.layers[0].in / call_.piece_count;
-    call_.rule.action_params = element_address<const int32_t>("action_params", action_params, 3);
+    call_.rule.action_params =
+        element_address<const int32_t>("action_params", action_params, columns * actions);
     call_.rule.actions = int32_t(actions);
+    call_.rule.columns = int32_t(columns);
     call_.rule.horizon = int32_t(horizon);
     call_.rule.fallback_action = fallback_action;
   }
@@ -178,9 +180,10 @@ class CudaFoldedDecision : public PythonObject {
 
 void bind_step(uintptr_t logits, uintptr_t action_params, uintptr_t features, uintptr_t state,
                uintptr_t reference, uintptr_t ring, uintptr_t slots, uintptr_t action,
-               uintptr_t params, int64_t sequences, int64_t actions, int64_t horizon,
-               int64_t slot_count, int64_t reference_size, int32_t mode, double temperature,
-               uint64_t seed, uint64_t offset, int32_t fallback_action, uintptr_t stream) {
+               uintptr_t params, int64_t sequences, int64_t actions, int64_t columns,
+               int64_t horizon, int64_t slot_count, int64_t reference_size, int32_t mode,
+               double temperature, uint64_t seed, uint64_t offset, int32_t fallback_action,
+               uintptr_t stream) {
   if (sequences == 0) return;
   ActionCacheStepCall call = {};
   call.logits = element_address<const float>("logits", logits, 1);
@@ -188,9 +191,10 @@ void bind_step(uintptr_t logits, uintptr_t action_params, uintptr_t features, ui
   call.sequences = narrow("sequences", sequences, 1, kLargest);
   call.cache = cache_arguments(mode, state, slot_count, reference, reference_size, ring);
   call.cache.slots = optional_address<const int64_t>("slots", slots);
-  check_actions(actions, horizon, fallback_action);
-  call.rule = {element_address<const int32_t>("action_params", action_params, 3),
+  check_actions(actions, columns, horizon, fallback_action);
+  call.rule = {element_address<const int32_t>("action_params", action_params, columns * actions),
                int32_t(actions),
+               int32_t(columns),
                narrow("horizon", horizon, 1, kLargest),
                fallback_action,
                narrow_temperature(temperature),
@@ -210,7 +214,7 @@ void bind_cuda_policy(py::module_& module) {
   py::class_<CudaFoldedDecision>(module, "CudaFoldedDecision")
       .def(py::init<const std::vector<uintptr_t>&, const std::vector<uintptr_t>&,
                     const std::vector<int64_t>&, int32_t, int32_t, uintptr_t, int32_t, float, bool,
-                    uintptr_t, int64_t, int64_t, int32_t>())
+                    uintptr_t, int64_t, int64_t, int64_t, int32_t>())
       .def("set_cache", usable(&CudaFoldedDecision::set_cache))
       .def("set_outputs", usable(&CudaFoldedDecision::set_outputs))
       .def("set_draw", usable(&CudaFoldedDecision::set_draw))

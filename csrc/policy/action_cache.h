@@ -16,27 +16,42 @@ enum CacheMode : int32_t {
   kCacheScheduled = 2,  // keeps a ring of `horizon` decisions, `interval` steps each
 };
 
+// Columns of a table of actions, which are also the limits of a draft on a device. A table may lack
+// the last column; then no tokens are looked up for its actions.
+enum ActionColumn : int32_t {
+  kTotalTokensColumn = 0,
+  kDepthColumn = 1,
+  kTopKColumn = 2,
+  kLookupTokensColumn = 3,
+  kActionColumns = 4,
+  kFewestActionColumns = 3,
+};
+
 // Words of a slot's record, 32 bits each. A record fills one cache line, so that threads that reset
 // or step different slots do not share one.
 enum CacheWord : int32_t {
   kStep = 0,      // steps that the decision has served so far
   kInterval = 1,  // steps that it may serve (scheduled: that each entry may serve)
   kValid = 2,     // 0: decide at the next step
-  kAction = 3,    // the kept action, then its three parameters
-  kTotalTokens = 4,
-  kDepth = 5,
-  kTopK = 6,
-  kHits = 7,            // steps served by an earlier decision; counters wrap after 2^32 steps
-  kMisses = 8,          // decisions
-  kFallbacks = 9,       // decisions whose logits were not finite
-  kThreshold = 10,      // float32, adaptive: smallest cosine similarity that keeps a decision
-  kReferenceNorm = 11,  // float32, adaptive: norm of the features of the last decision
-  kHorizon = 12,        // scheduled: entries of the ring, for readers of a record
+  kAction = 3,    // the kept action, then a word for each column
+  kTotalTokens = kAction + 1 + kTotalTokensColumn,
+  kDepth = kAction + 1 + kDepthColumn,
+  kTopK = kAction + 1 + kTopKColumn,
+  kLookupTokens = kAction + 1 + kLookupTokensColumn,
+  // Steps served by an earlier decision; counters wrap after 2^32 steps.
+  kHits = kAction + 1 + kActionColumns,
+  kMisses = kHits + 1,     // decisions
+  kFallbacks = kHits + 2,  // decisions whose logits were not finite
+  // float32, adaptive: smallest cosine similarity that keeps a decision, and norm of the features
+  // of the last one.
+  kThreshold = kHits + 3,
+  kReferenceNorm = kHits + 4,
+  kHorizon = kHits + 5,  // scheduled: entries of the ring, for readers of a record
   kRecordWords = 16,
 };
 
-// An entry of the ring: action, total_tokens, depth, top_k.
-constexpr int32_t kRingWords = 4;
+// An entry of the ring: the action, then a word for each column, as in a record.
+constexpr int32_t kRingWords = 1 + kActionColumns;
 
 // Buckets of the sketch that an adaptive cache compares if g is not computed: 256 bytes a slot. For
 // normal vectors of 3 * 576 numbers with a cosine of 0.9, the sketches' cosine is 0.90 +- 0.025 (of
@@ -57,6 +72,25 @@ EAGLERL_HOST_DEVICE inline int32_t float_as_word(float value) {
 
 // Wraps around instead of overflowing, which is undefined for signed words.
 EAGLERL_HOST_DEVICE inline void count_up(int32_t& word) { word = int32_t(uint32_t(word) + 1u); }
+
+// Writes an action and its parameters as a record and an entry of the ring hold them. A column that
+// the table lacks is 0.
+EAGLERL_HOST_DEVICE inline void write_action(int32_t* words, int32_t action, const int32_t* table,
+                                             int32_t columns) {
+  words[0] = action;
+  for (int32_t column = 0; column < kActionColumns; ++column) {
+    words[1 + column] = column < columns ? table[int64_t(action) * columns + column] : 0;
+  }
+}
+
+// Copies the parameters that a table with so many columns has. With the constant bound, a GPU keeps
+// `words` in registers.
+EAGLERL_HOST_DEVICE inline void copy_params(const int32_t* words, int32_t columns,
+                                            int32_t* params) {
+  for (int32_t column = 0; column < kActionColumns; ++column) {
+    if (column < columns) params[column] = words[1 + column];
+  }
+}
 
 // Returns whether the decision has steps left, which can be told without the features. Records are
 // in a tensor that anyone may write to: a record that no step can have left counts as used up, and
@@ -90,13 +124,12 @@ EAGLERL_HOST_DEVICE inline void cache_hit(int32_t* record, const int32_t* ring, 
   count_up(record[kHits]);
 }
 
-// Takes a step with a new decision. A fallback is not kept: the next step decides again.
-EAGLERL_HOST_DEVICE inline void cache_miss(int32_t* record, int32_t action, const int32_t* params,
-                                           bool fallback) {
+// Takes a step with a new decision, as write_action() gives it. A fallback is not kept: the next
+// step decides again.
+EAGLERL_HOST_DEVICE inline void cache_miss(int32_t* record, const int32_t* taken, bool fallback) {
   record[kStep] = 1;
   record[kValid] = fallback ? 0 : 1;
-  record[kAction] = action;
-  for (int32_t word = 0; word < 3; ++word) record[kTotalTokens + word] = params[word];
+  for (int32_t word = 0; word < kRingWords; ++word) record[kAction + word] = taken[word];
   count_up(record[kMisses]);
   if (fallback) count_up(record[kFallbacks]);
 }

@@ -12,7 +12,7 @@ struct ActionCacheStepCall {
   CacheArguments cache;
   DecisionRule rule;
   int32_t* action;
-  int32_t* params;
+  int32_t* params;  // (sequences, columns)
 };
 
 struct ActionCacheStepShared {

@@ -12,8 +12,9 @@ namespace eaglerl {
 
 // How logits become actions.
 struct DecisionRule {
-  const int32_t* action_params;  // (actions, 3)
+  const int32_t* action_params;  // (actions, columns)
   int32_t actions;
+  int32_t columns;
   int32_t horizon;  // horizon * actions logits for each sequence
   int32_t fallback_action;
   float temperature;  // 0: the largest logit, ties by the lowest index
@@ -155,8 +156,7 @@ struct Windows {
     if (window == 0) shared.actions[s] = action;
     if (!cache.ring) return;
     int32_t* entry = cache.ring + (shared.slots[s] * rule.horizon + window) * kRingWords;
-    entry[0] = action;
-    for (int i = 0; i < 3; ++i) entry[1 + i] = rule.action_params[int64_t(action) * 3 + i];
+    write_action(entry, action, rule.action_params, rule.columns);
   }
 };
 
@@ -251,19 +251,19 @@ EAGLERL_DEVICE void conclude(Block& block, const DecisionRule& rule, const Cache
     int32_t* record = shared.records[s];
     const bool decides = shared.states[s] == kDecides;
     const int32_t action = decides ? shared.actions[s] : rule.fallback_action;
-    int32_t result[4] = {action};
-    for (int i = 0; i < 3; ++i) result[1 + i] = rule.action_params[int64_t(action) * 3 + i];
+    int32_t result[kRingWords];
+    write_action(result, action, rule.action_params, rule.columns);
     if (shared.states[s] == kHolds) {
       const int64_t entry = shared.slots[s] * rule.horizon * kRingWords;
       cache_hit(record, cache.ring ? cache.ring + entry : nullptr, rule.horizon);
-      for (int i = 0; i < 4; ++i) result[i] = record[kAction + i];
+      for (int i = 0; i < kRingWords; ++i) result[i] = record[kAction + i];
     } else if (decides && cache.state) {
-      cache_miss(record, action, result + 1, !shared.finite[s]);
+      cache_miss(record, result, !shared.finite[s]);
       const bool compares = cache.mode == kCacheAdaptive && shared.finite[s];
       if (compares) record[kReferenceNorm] = float_as_word(shared.norms[s]);
     }
     out_action[first + s] = result[0];
-    for (int i = 0; i < 3; ++i) out_params[(first + s) * 3 + i] = result[1 + i];
+    copy_params(result, rule.columns, out_params + (first + s) * rule.columns);
   });
   block.each([&](int thread) {
     const int s = thread / kRecordWords;

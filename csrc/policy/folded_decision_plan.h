@@ -60,7 +60,7 @@ struct FoldedCall {
   DecisionRule rule;
   float* logits;    // (sequences, horizon * actions)
   int32_t* action;  // (sequences)
-  int32_t* params;  // (sequences, 3)
+  int32_t* params;  // (sequences, columns)
 
   uint32_t* tickets;  // (plan.ticket_count) zeros; left as zeros
   float* partial_sums;

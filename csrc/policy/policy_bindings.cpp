@@ -32,6 +32,7 @@ py::dict cache_words() {
   words["total_tokens"] = int(kTotalTokens);
   words["depth"] = int(kDepth);
   words["top_k"] = int(kTopK);
+  words["lookup_tokens"] = int(kLookupTokens);
   words["hits"] = int(kHits);
   words["misses"] = int(kMisses);
   words["fallbacks"] = int(kFallbacks);
@@ -39,6 +40,11 @@ py::dict cache_words() {
   words["reference_norm"] = int(kReferenceNorm);
   words["horizon"] = int(kHorizon);
   return words;
+}
+
+py::tuple action_columns() {
+  static_assert(kActionColumns == 4, "every column has a name");
+  return py::make_tuple("total_tokens", "depth", "top_k", "lookup_tokens");
 }
 
 py::dict cache_modes() {
@@ -80,7 +86,7 @@ BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
                         uintptr_t fc_weight, uintptr_t fc_bias, int64_t fc_inputs, int32_t type,
                         int32_t activation, uintptr_t norm_weight, int32_t norm_chunks, float eps,
                         bool reads_layers, uintptr_t action_params, int64_t actions,
-                        int64_t horizon, int32_t fallback_action) {
+                        int64_t columns, int64_t horizon, int32_t fallback_action) {
   BoundPolicy bound;
   Policy& policy = bound.policy;
   policy = {};
@@ -99,10 +105,12 @@ BoundPolicy make_policy(const std::vector<uintptr_t>& matrices,
   check_feature_layers(norm_chunks, eps, reads_layers, policy.input_width());
   policy.norm = {norm_chunks, eps, optional_address<const float>("norm_weight", norm_weight)};
   policy.reads_layers = reads_layers;
-  check_actions(actions, horizon, fallback_action);
+  check_actions(actions, columns, horizon, fallback_action);
   check_logits_width(actions, horizon, policy.logits_width());
-  policy.action_params = element_address<const int32_t>("action_params", action_params, 3);
+  policy.action_params =
+      element_address<const int32_t>("action_params", action_params, columns * actions);
   policy.actions = actions;
+  policy.columns = int32_t(columns);
   policy.horizon = horizon;
   policy.fallback_action = fallback_action;
   return bound;
@@ -274,15 +282,16 @@ class Encoder : public PythonObject {
 void bind_action_cache_step(uintptr_t logits, uintptr_t action_params, uintptr_t features,
                             uintptr_t state, uintptr_t reference, uintptr_t ring, uintptr_t slots,
                             uintptr_t action, uintptr_t params, int64_t sequences, int64_t actions,
-                            int64_t horizon, int64_t slot_count, int64_t reference_size,
-                            int32_t mode, double temperature, uint64_t seed, uint64_t offset,
-                            int32_t fallback_action) {
+                            int64_t columns, int64_t horizon, int64_t slot_count,
+                            int64_t reference_size, int32_t mode, double temperature, uint64_t seed,
+                            uint64_t offset, int32_t fallback_action) {
   check_between("sequences", sequences, 0, kLargestCount);
-  check_actions(actions, horizon, fallback_action);
+  check_actions(actions, columns, horizon, fallback_action);
   Policy policy = {};
   policy.action_params =
-      element_address<const int32_t>("action_params", action_params, 3 * actions);
+      element_address<const int32_t>("action_params", action_params, columns * actions);
   policy.actions = actions;
+  policy.columns = int32_t(columns);
   policy.horizon = horizon;
   policy.fallback_action = fallback_action;
   const ActionCacheView cache =
@@ -351,6 +360,8 @@ py::dict activations() {
 
 void bind_policy(py::module_& module) {
   module.attr("cache_words") = cache_words();
+  module.attr("action_columns") = action_columns();
+  module.attr("fewest_action_columns") = int(kFewestActionColumns);
   module.attr("cache_record_words") = int(kRecordWords);
   module.attr("cache_ring_words") = int(kRingWords);
   module.attr("cache_sketch_size") = int(kSketchSize);

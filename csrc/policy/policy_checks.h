@@ -39,8 +39,10 @@ inline float narrow_temperature(double temperature) {
   return narrow > FLT_MIN ? narrow : FLT_MIN;
 }
 
-inline void check_actions(int64_t actions, int64_t horizon, int64_t fallback_action) {
+inline void check_actions(int64_t actions, int64_t columns, int64_t horizon,
+                          int64_t fallback_action) {
   check_between("actions", actions, 1, kMaxActions);
+  check_between("columns", columns, kFewestActionColumns, kActionColumns);
   check_size("horizon", horizon, 1);
   check_product("logits", {actions, horizon}, kLargestCount);
   check_between("fallback_action", fallback_action, 0, actions - 1);

@@ -270,9 +270,9 @@ class Decision {
   }
 
   void finish_sequence(int64_t s) const {
-    int32_t *action = outputs_.action + s, *params = outputs_.params + 3 * s;
+    int32_t *action = outputs_.action + s, *params = outputs_.params + policy_.columns * s;
     if (space_.holds[size_t(s)]) {
-      take_hit(cache_, slot(s), policy_.horizon, action, params);
+      take_hit(policy_, cache_, slot(s), action, params);
       std::fill_n(logits(s), policy_.logits_width(), std::numeric_limits<float>::quiet_NaN());
     } else {
       take_miss(policy_, logits(s), draw_, s, cache_, slot(s), space_.compared[size_t(s)],

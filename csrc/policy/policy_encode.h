@@ -23,8 +23,9 @@ struct Policy {
   ElementType type;              // of all matrices
   Activation activation;
   FeatureNorm norm;
-  const int32_t* action_params;  // (actions, 3)
+  const int32_t* action_params;  // (actions, columns)
   int64_t actions;
+  int32_t columns;
   int64_t horizon;
   int32_t fallback_action;
   bool reads_layers;  // the input is [low | mid | high], not reduced features
@@ -58,7 +59,7 @@ struct EncodeOutputs {
   void* features;  // (row_count, h) of the inputs' type; null: not wanted
   float* logits;   // (sequences, horizon * actions)
   int32_t* action;
-  int32_t* params;  // (sequences, 3)
+  int32_t* params;  // (sequences, columns)
 };
 
 struct Draw {

@@ -78,13 +78,14 @@ bool cache_holds(const ActionCacheView& cache, int64_t slot, int64_t horizon, co
   return cache_resembles(record, kernels.dot(reference, features, cache.reference_size), *norm);
 }
 
-void take_hit(const ActionCacheView& cache, int64_t slot, int64_t horizon, int32_t* action,
+void take_hit(const Policy& policy, const ActionCacheView& cache, int64_t slot, int32_t* action,
               int32_t* params) {
   int32_t* record = cache.state + slot * kRecordWords;
   const bool scheduled = cache.mode == kCacheScheduled;
-  cache_hit(record, scheduled ? cache.ring + slot * horizon * kRingWords : nullptr, horizon);
+  const int64_t entry = slot * policy.horizon * kRingWords;
+  cache_hit(record, scheduled ? cache.ring + entry : nullptr, policy.horizon);
   *action = record[kAction];
-  std::memcpy(params, record + kTotalTokens, 3 * sizeof(int32_t));
+  copy_params(record + kAction, policy.columns, params);
 }
 
 void take_miss(const Policy& policy, const float* logits, const Draw& draw, int64_t sequence,
@@ -92,22 +93,20 @@ void take_miss(const Policy& policy, const float* logits, const Draw& draw, int6
                int32_t* action, int32_t* params) {
   const bool fallback = !policy_kernels().all_finite(logits, policy.actions * policy.horizon);
   const bool scheduled = cache.state != nullptr && cache.mode == kCacheScheduled;
+  int32_t taken[kRingWords];
   for (int64_t window = 0; window < (scheduled ? policy.horizon : 1); ++window) {
     const int32_t chosen =
         fallback ? policy.fallback_action : choose(policy, logits, draw, sequence, window);
-    const int32_t* of_action = policy.action_params + int64_t(chosen) * 3;
-    if (window == 0) {
-      *action = chosen;
-      std::memcpy(params, of_action, 3 * sizeof(int32_t));
-    }
+    if (window == 0) write_action(taken, chosen, policy.action_params, policy.columns);
     if (!scheduled) continue;
     int32_t* entry = cache.ring + (slot * policy.horizon + window) * kRingWords;
-    entry[0] = chosen;
-    std::memcpy(entry + 1, of_action, 3 * sizeof(int32_t));
+    write_action(entry, chosen, policy.action_params, policy.columns);
   }
+  *action = taken[0];
+  copy_params(taken, policy.columns, params);
   if (cache.state == nullptr) return;
   int32_t* record = cache.state + slot * kRecordWords;
-  cache_miss(record, *action, params, fallback);
+  cache_miss(record, taken, fallback);
   if (cache.mode != kCacheAdaptive || fallback) return;
   std::memcpy(cache.reference + slot * cache.reference_size, features,
               size_t(cache.reference_size) * sizeof(float));
@@ -122,10 +121,10 @@ void action_cache_step(const Policy& policy, const float* logits, const float* f
   for (int64_t s = 0; s < sequences; ++s) {
     const int64_t slot = slots ? slots[s] : s;
     const float* compared = features ? features + s * cache.reference_size : nullptr;
-    int32_t *action = outputs.action + s, *params = outputs.params + 3 * s;
+    int32_t *action = outputs.action + s, *params = outputs.params + policy.columns * s;
     float norm = 0.0f;
     if (cache_holds(cache, slot, policy.horizon, compared, &norm)) {
-      take_hit(cache, slot, policy.horizon, action, params);
+      take_hit(policy, cache, slot, action, params);
     } else {
       take_miss(policy, logits + s * policy.actions * policy.horizon, draw, s, cache, slot,
                 compared, norm, action, params);

@@ -16,7 +16,7 @@ bool cache_holds(const ActionCacheView& cache, int64_t slot, int64_t horizon, co
                  float* norm);
 
 // Takes the action from the cache and counts the hit.
-void take_hit(const ActionCacheView& cache, int64_t slot, int64_t horizon, int32_t* action,
+void take_hit(const Policy& policy, const ActionCacheView& cache, int64_t slot, int32_t* action,
               int32_t* params);
 
 // Chooses the action from the logits and stores it in the cache, if there is one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
@@ -55,11 +55,18 @@ class FusedPolicy:
             seed: seed of the draws.
 
         Raises:
-            ValueError: `weights` have an FC, or an action is no tree.
+            ValueError: `weights` have an FC, an action is no tree, or the actions have
+                lookup_tokens.
         """
         if weights.fc_weight is not None:
             raise ValueError(
                 "weights must hold no fc_weight: the decoder's own draft head reduces the features"
+            )
+        names = [field.name for field in fields(TreeParams)]
+        if weights.action_columns != len(names):
+            raise ValueError(
+                f"weights.actions must have {len(names)} columns, {', '.join(names)}, for a "
+                f"FusedPolicy, which looks up no tokens; got {weights.action_columns}"
             )
         for action, tree in enumerate(weights.actions.cpu().tolist()):
             try:

@@ -60,6 +60,7 @@ def native_decision(weights: PolicyWeights) -> Any:
         weights.joined_size is not None,
         weights.actions.data_ptr(),
         weights.num_actions,
+        weights.action_columns,
         weights.horizon,
         weights.fallback_action,
     )
@@ -90,7 +91,7 @@ def decide_cuda(
 
     Returns:
         Logits (S, horizon * A) float32, NaN where the action came from the cache; actions (S,)
-        int32; parameters (S, 3) int32.
+        int32; parameters (S, 3 or 4) int32.
 
     Raises:
         RuntimeError: the extension has no CUDA kernels, or the launch failed.
@@ -101,7 +102,7 @@ def decide_cuda(
     sequences = count if last is None else last.shape[0]
     logits = torch.empty((sequences, weights.output_weight.shape[0]), device=low.device)
     action = torch.empty((sequences,), dtype=torch.int32, device=low.device)
-    params = torch.empty((sequences, 3), dtype=torch.int32, device=low.device)
+    params = torch.empty((sequences, weights.action_columns), dtype=torch.int32, device=low.device)
     if sequences == 0:
         return logits, action, params
     parts = (low, mid, high)
@@ -152,7 +153,7 @@ def step_cuda(
         features: see `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
-        ring: (slots, horizon, 4) int32, or None.
+        ring: (slots, horizon, 5) int32, or None.
         slots: see `action_cache_step`.
         mode: the cache's mode, a value of ``eaglerl._C.cache_modes``.
         temperature: see `action_cache_step`.
@@ -161,15 +162,15 @@ def step_cuda(
         fallback_action: see `action_cache_step`.
 
     Returns:
-        Actions (S,) and parameters (S, 3), int32.
+        Actions (S,) and parameters (S, 3 or 4), int32.
 
     Raises:
         RuntimeError: the extension has no CUDA kernels, or the launch failed.
     """
     if not has_cuda_kernels():
         raise RuntimeError(f"eaglerl._C was built without CUDA kernels: {_ADVICE}")
-    sequences, count = logits.shape[0], actions.shape[0]
-    action, params = actions.new_empty((sequences,)), actions.new_empty((sequences, 3))
+    sequences, (count, columns) = logits.shape[0], actions.shape
+    action, params = actions.new_empty((sequences,)), actions.new_empty((sequences, columns))
     with on_device(logits.device):
         C.cuda_action_cache_step(
             logits.data_ptr(),
@@ -183,6 +184,7 @@ def step_cuda(
             params.data_ptr(),
             sequences,
             count,
+            columns,
             logits.shape[1] // count,
             state.shape[0],
             0 if reference is None else reference.shape[1],

@@ -58,6 +58,7 @@ def native_policy(weights: PolicyWeights, *, reads_reduced: bool = False) -> C.P
         reads_layers,
         weights.actions.data_ptr(),
         weights.num_actions,
+        weights.action_columns,
         weights.horizon,
         weights.fallback_action,
     )
@@ -131,7 +132,7 @@ def encode_cpu(
         features = low.new_empty((count, weights.fc_weight.shape[0]))
     logits = torch.empty((sequences, weights.output_weight.shape[0]))
     action = torch.empty((sequences,), dtype=torch.int32)
-    params = torch.empty((sequences, 3), dtype=torch.int32)
+    params = torch.empty((sequences, weights.action_columns), dtype=torch.int32)
     native = C.PolicyEncoder(native_policy(weights, reads_reduced=by_torch), thread_count())
     if cache is not None:
         set_cache(native, cache)

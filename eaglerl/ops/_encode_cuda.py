@@ -65,7 +65,7 @@ def encode_cuda(
         return_features: see `fused_encode`.
 
     Returns:
-        Features (N, h) or None, logits (S, horizon * A), actions (S,), parameters (S, 3).
+        Features (N, h) or None, logits (S, horizon * A), actions (S,), parameters (S, 3 or 4).
 
     Raises:
         RuntimeError: Triton is missing, and the extension's CUDA kernels cannot replace it.
@@ -115,7 +115,7 @@ def action_cache_step_cuda(
         features: see `action_cache_step`.
         state: (slots, 16) int32 records of the cache.
         reference: (slots, reference_size) float32, or None.
-        ring: (slots, horizon, 4) int32, or None.
+        ring: (slots, horizon, 5) int32, or None.
         slots: see `action_cache_step`.
         mode: the cache's mode, a value of ``eaglerl._C.cache_modes``.
         temperature: see `action_cache_step`.
@@ -124,7 +124,7 @@ def action_cache_step_cuda(
         fallback_action: see `action_cache_step`.
 
     Returns:
-        Actions (S,) and parameters (S, 3), int32.
+        Actions (S,) and parameters (S, 3 or 4), int32.
 
     Raises:
         RuntimeError: neither Triton nor the extension's CUDA kernels are available.

@@ -139,7 +139,7 @@ def _output_shapes(
         low.new_empty(features),
         low.new_empty((sequences, matrices[-1].shape[0]), dtype=torch.float32),
         actions.new_empty((sequences,)),
-        actions.new_empty((sequences, 3)),
+        actions.new_empty((sequences, actions.shape[1])),
     )
 
 

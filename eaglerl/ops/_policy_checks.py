@@ -8,9 +8,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from eaglerl._ext import C
 from eaglerl.ops._check import check_memory
 from eaglerl.ops._policy_fields import Activation, MlpInput, PolicyFields
-from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE, MAX_ACTIONS
+from eaglerl.ops.limits import LARGEST_POOL, LARGEST_TREE, MAX_ACTIONS, SMALLEST_ACTION
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CHOICES = {
@@ -18,6 +19,7 @@ _CHOICES = {
     "mlp_input": get_args(MlpInput),
     "norm_chunks": (0, 1, 3),
 }
+_LARGEST_ACTION = LARGEST_TREE | {"lookup_tokens": C.selection_constants["most_lookup"]}
 
 
 def read_actions(actions: Tensor | Sequence[Sequence[int]]) -> Tensor:
@@ -30,7 +32,7 @@ def read_actions(actions: Tensor | Sequence[Sequence[int]]) -> Tensor:
     try:
         given = torch.as_tensor(actions)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"actions must be rows of three integers: {error}") from None
+        raise ValueError(f"actions must be rows of integers: {error}") from None
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise TypeError(f"actions must be integers, got {given.dtype}")
     narrow = given.to(torch.int32)
@@ -50,10 +52,7 @@ def check_policy_weights(weights: PolicyFields) -> None:
     for name, tensor in weights.named_tensors().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite, it holds infinite values or NaN")
-    least = zip(weights.actions.amin(0).cpu().tolist(), (1, 0, 1), strict=True)
-    if any(low < bound for low, bound in least):
-        raise ValueError("actions must hold total_tokens >= 1, depth >= 0 and top_k >= 1")
-    _check_largest(weights.actions)
+    _check_bounds(weights.actions)
 
 
 def check_policy_layout(weights: PolicyFields) -> None:
@@ -126,12 +125,22 @@ def _check_matrices(weights: PolicyFields) -> None:
         width = weight.shape[0]
 
 
-def _check_actions(weights: PolicyFields) -> None:
-    count = weights.num_actions
-    if not 1 <= count <= MAX_ACTIONS or weights.actions.shape[1] != 3:
+def check_actions_shape(actions: Tensor) -> None:
+    """Check the shape of a table of actions, whose last column may be missing.
+
+    Raises:
+        ValueError: it has another number of rows or columns.
+    """
+    fewest, most = C.fewest_action_columns, len(C.action_columns)
+    if not (1 <= actions.shape[0] <= MAX_ACTIONS and fewest <= actions.shape[1] <= most):
         raise ValueError(
-            f"actions must be (1 to {MAX_ACTIONS}, 3), got {tuple(weights.actions.shape)}"
+            f"actions must be (1 to {MAX_ACTIONS}, {fewest} or {most}), got {tuple(actions.shape)}"
         )
+
+
+def _check_actions(weights: PolicyFields) -> None:
+    check_actions_shape(weights.actions)
+    count = weights.num_actions
     rows = weights.output_weight.shape[0]
     if weights.horizon < 1 or rows != weights.horizon * count:
         raise ValueError(
@@ -144,11 +153,15 @@ def _check_actions(weights: PolicyFields) -> None:
         )
 
 
-def _check_largest(actions: Tensor) -> None:
-    highest = actions.amax(0).cpu().tolist()
-    for value, (name, most) in zip(highest, LARGEST_TREE.items(), strict=True):
-        if value > most:
-            raise ValueError(f"actions must hold {name} of at most {most}, got {value}")
+def _check_bounds(actions: Tensor) -> None:
+    columns = C.action_columns[: actions.shape[1]]
+    lowest, highest = actions.amin(0).cpu().tolist(), actions.amax(0).cpu().tolist()
+    for name, low, high in zip(columns, lowest, highest, strict=True):
+        least, most = SMALLEST_ACTION[name], _LARGEST_ACTION[name]
+        if low < least:
+            raise ValueError(f"actions must hold {name} of at least {least}, got {low}")
+        if high > most:
+            raise ValueError(f"actions must hold {name} of at most {most}, got {high}")
     depth, top_k = actions[:, 1].long(), actions[:, 2].long()
     pool = int((top_k + depth * top_k**2).max())
     if pool > LARGEST_POOL:

@@ -50,6 +50,11 @@ class PolicyFields:
         return self.actions.shape[0]
 
     @property
+    def action_columns(self) -> int:
+        """Number of parameters of an action: 3, or 4 with lookup_tokens."""
+        return self.actions.shape[1]
+
+    @property
     def mlp_in_features(self) -> int:
         """Width of the MLP's input."""
         return self.hidden_weights[0].shape[1]

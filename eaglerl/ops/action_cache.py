@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eaglerl._ext import C
 from eaglerl.ops._check import check_memory
+from eaglerl.ops.limits import SMALLEST_ACTION
 
 CacheModeName = Literal["fixed", "adaptive", "scheduled"]
 
@@ -19,6 +20,8 @@ RECORD_WORDS: int = C.cache_record_words
 RING_WORDS: int = C.cache_ring_words
 SKETCH_SIZE: int = C.cache_sketch_size
 _LARGEST_STEP = 2**31 - 1
+# Of an entry of the ring: the action, then its parameters.
+_LEAST_ENTRY = (0, *(SMALLEST_ACTION[name] for name in C.action_columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class ActionCache:
         state: (slots, 16) int32, the records; their words are named in ``WORDS``.
         reference: (slots, reference_size) float32 features of the last decisions; None unless
             adaptive.
-        ring: (slots, horizon, 4) int32 decisions; None unless scheduled.
+        ring: (slots, horizon, 5) int32 decisions; None unless scheduled.
     """
 
     def __init__(
@@ -224,7 +227,7 @@ class ActionCache:
             sound &= records[:, WORDS[name]] == wanted[WORDS[name]]
         sound &= (served >= 0) & (served <= self.interval * self.horizon)
         sound &= ~valid | (served > 0)
-        sound &= ~valid | (entries >= torch.tensor([0, 1, 0, 1])).all(-1).all(-1)
+        sound &= ~valid | (entries >= torch.tensor(_LEAST_ENTRY)).all(-1).all(-1)
         sound &= torch.isfinite(norm) & (norm >= 0)
         if reference is not None:
             sound &= torch.isfinite(reference.cpu()).all(-1)

@@ -12,7 +12,7 @@ from eaglerl._renamed import renamed_arguments
 from eaglerl.ops._check import check_memory
 from eaglerl.ops._encode_checks import check_cache, check_cache_memory, check_draw
 from eaglerl.ops._encode_library import library
-from eaglerl.ops._policy_checks import MAX_ACTIONS
+from eaglerl.ops._policy_checks import check_actions_shape
 from eaglerl.ops.action_cache import ActionCache, CacheView
 
 library.define(
@@ -42,7 +42,8 @@ def action_cache_step(
 
     Args:
         logits: (S, horizon * A) float32, contiguous.
-        actions: (A, 3) int32 total_tokens, depth and top_k of every action, contiguous.
+        actions: (A, 3) int32 total_tokens, depth and top_k of every action, or (A, 4) with
+            lookup_tokens; contiguous.
         cache: the cache; changed in place.
         slots: (S,) int64 distinct slots of the cache; 0..S - 1 by default.
         features: (S, cache.reference_size) float32, contiguous: what an adaptive cache compares.
@@ -52,7 +53,7 @@ def action_cache_step(
         fallback_action: the action where a logit is not finite.
 
     Returns:
-        Actions (S,) int32 and their parameters (S, 3) int32.
+        Actions (S,) int32 and their parameters, (S, 3) or (S, 4) int32.
 
     Raises:
         TypeError: a dtype is not allowed.
@@ -89,9 +90,8 @@ def _check(logits: Tensor, actions: Tensor, features: Tensor | None, fallback: i
             )
         if tensor.device != logits.device:
             raise ValueError(f"{name} must be on {logits.device}, got {tensor.device}")
+    check_actions_shape(actions)
     count = actions.shape[0]
-    if actions.shape[1] != 3 or not 1 <= count <= MAX_ACTIONS:
-        raise ValueError(f"actions must be (1 to {MAX_ACTIONS}, 3), got {tuple(actions.shape)}")
     width = logits.shape[1]
     horizon = width // count
     if width % count != 0 or horizon < 1:
@@ -131,7 +131,7 @@ def _check_operator(
 
 def _outputs(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
     sequences = logits.shape[0]
-    return actions.new_empty((sequences,)), actions.new_empty((sequences, 3))
+    return actions.new_empty((sequences,)), actions.new_empty((sequences, actions.shape[1]))
 
 
 def _step_cpu(
@@ -162,6 +162,7 @@ def _step_cpu(
         params.data_ptr(),
         len(logits),
         len(actions),
+        actions.shape[1],
         horizon,
         state.shape[0],
         reference.shape[1] if adaptive and reference is not None else 0,

@@ -36,7 +36,7 @@ class FusedEncoder(NativeState):
             rows keep older values. None without an FC, or if not requested.
         logits: (max_sequences, horizon * A) float32; NaN where the action came from the cache.
         action: (max_sequences,) int32.
-        params: (max_sequences, 3) int32, total_tokens, depth and top_k.
+        params: (max_sequences, 3) or (max_sequences, 4) int32, see `FusedEncodeOutput`.
         reduce_seconds: seconds that ``features`` took in the last call on the CPU; 0 without them.
     """
 
@@ -90,7 +90,8 @@ class FusedEncoder(NativeState):
             )
         self.logits = torch.zeros((max_sequences, len(weights.output_weight)), device=device)
         self.action = torch.zeros((max_sequences,), dtype=torch.int32, device=device)
-        self.params = torch.zeros((max_sequences, 3), dtype=torch.int32, device=device)
+        params = (max_sequences, weights.action_columns)
+        self.params = torch.zeros(params, dtype=torch.int32, device=device)
         self._input_guard: C.TensorGuard | None = None
         self._prepare()
 
@@ -182,7 +183,7 @@ class FusedEncoder(NativeState):
         wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "logits": ((most, len(weights.output_weight)), torch.float32),
             "action": ((most,), torch.int32),
-            "params": ((most, 3), torch.int32),
+            "params": ((most, weights.action_columns), torch.int32),
         }
         if self.features is not None and weights.feature_size is not None:
             wanted["features"] = ((self._max_rows, weights.feature_size), self._dtype)

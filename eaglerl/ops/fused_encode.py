@@ -33,7 +33,8 @@ class FusedEncodeOutput(NamedTuple):
             the policy does not compute it.
         logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
         action: (S,) int32.
-        params: (S, 3) int32, total_tokens, depth and top_k.
+        params: (S, 3) int32, total_tokens, depth and top_k; (S, 4) with lookup_tokens if the
+            policy's actions have them.
     """
 
     features: Tensor | None

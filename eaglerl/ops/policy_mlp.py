@@ -18,7 +18,7 @@ class PolicyMlpOutput(NamedTuple):
     Attributes:
         logits: (S, horizon * A) float32; NaN in the rows whose action came from the cache.
         action: (S,) int32.
-        params: (S, 3) int32, total_tokens, depth and top_k.
+        params: (S, 3) or (S, 4) int32, see `FusedEncodeOutput`.
     """
 
     logits: Tensor

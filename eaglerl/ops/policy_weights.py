@@ -38,7 +38,8 @@ class PolicyWeights(PolicyFields):
         hidden_biases: one (out,) float32 vector for each.
         output_weight: (horizon * A, in) matrix of the logits.
         output_bias: (horizon * A,) float32.
-        actions: (A, 3) int32: total_tokens, depth and top_k of every action.
+        actions: (A, 3) int32: total_tokens, depth and top_k of every action; or (A, 4) with
+            lookup_tokens, 0 to 64.
         fc_weight: (h, 3k), or None.
         fc_bias: (h,) float32, or None.
         norm_weight: (3k,) float32, or None for ones.
@@ -86,7 +87,8 @@ class PolicyWeights(PolicyFields):
 
         Args:
             mlp: Linear layers with one kind of activation (Tanh, ReLU or SiLU) between them.
-            actions: (A, 3) total_tokens, depth and top_k of every action.
+            actions: (A, 3) total_tokens, depth and top_k of every action, or (A, 4) with
+                lookup_tokens.
             fc: the draft head's reduction from 3k to h.
             norms: the head's ``fc_norm`` (three modules with ``weight`` and ``eps``) or
                 ``input_norm`` (one); empty for none.

@@ -72,8 +72,8 @@ class Slot:
 
     step: int = 0
     valid: bool = False
-    taken: tuple[int, int, int, int] = (0, 0, 0, 0)  # action and its parameters
-    ring: list[tuple[int, int, int, int]] = field(default_factory=list)
+    taken: tuple[int, ...] = (0, 0, 0, 0, 0)  # action and its four parameters
+    ring: list[tuple[int, ...]] = field(default_factory=list)
     features: np.ndarray | None = None
     hits: int = 0
     misses: int = 0
@@ -104,7 +104,7 @@ class CacheModel:
         assert abs(cosine - self.threshold) > 1e-3
         return bool(cosine >= self.threshold)
 
-    def hit(self, number: int) -> tuple[int, int, int, int]:
+    def hit(self, number: int) -> tuple[int, ...]:
         slot = self.slots[number]
         if self.mode == "scheduled":
             slot.taken = slot.ring[slot.step // self.interval]
@@ -112,9 +112,8 @@ class CacheModel:
         return slot.taken
 
     def miss(
-        self, number: int, decisions: list[tuple[int, int, int, int]], features: np.ndarray,
-        finite: bool,
-    ) -> tuple[int, int, int, int]:  # fmt: skip
+        self, number: int, decisions: list[tuple[int, ...]], features: np.ndarray, finite: bool
+    ) -> tuple[int, ...]:
         slot = self.slots[number]
         slot.step, slot.valid, slot.taken, slot.ring = 1, finite, decisions[0], decisions
         slot.misses, slot.fallbacks = slot.misses + 1, slot.fallbacks + (not finite)

@@ -18,7 +18,8 @@ from .reference import CacheModel, Slot, sketch, wide
 from .test_folded_decision import GREEDY, make_weights
 
 MODES = ("fixed", "adaptive", "scheduled")
-COUNTED = ("step", "valid", "action", "total_tokens", "depth", "top_k", "hits", "misses")
+TAKEN = ("action", "total_tokens", "depth", "top_k", "lookup_tokens")
+COUNTED = ("step", "valid", *TAKEN, "hits", "misses")
 
 
 def make_cache(mode: str, slots: int, interval: int, horizon: int, size: int = 64) -> ActionCache:
@@ -31,7 +32,9 @@ def decisions_of(weights: PolicyWeights, logits: Tensor) -> tuple[list[tuple[int
     finite = bool(np.isfinite(wide(logits)).all())
     windows = wide(logits).reshape(weights.horizon, -1)
     actions = windows.argmax(-1) if finite else [weights.fallback_action] * weights.horizon
-    return [(int(a), *weights.actions[int(a)].tolist()) for a in actions], finite
+    # A table of three columns looks up nothing.
+    taken = [(int(a), *weights.actions[int(a)].tolist(), 0) for a in actions]
+    return [decision[: len(TAKEN)] for decision in taken], finite
 
 
 def next_inputs(taps: list[Tensor], generator: torch.Generator) -> None:
@@ -69,7 +72,10 @@ def test_decisions_follow_a_model(
 ) -> None:
     horizon = 3 if mode == "scheduled" else 1
     width = 3 * 64 if kind == "taps" else 80
-    weights = make_weights(width, (16,), 12, mlp_input=kind, horizon=horizon, fallback_action=5)
+    columns = 3 if kind == "features" else 4
+    weights = make_weights(
+        width, (16,), 12, mlp_input=kind, horizon=horizon, fallback_action=5, columns=columns
+    )
     slots = sequences + 2
     cache = make_cache(mode, slots, 4, horizon, 64 if kind == "taps" else 80)
     model = CacheModel(mode, 4, 0.9, {number: Slot() for number in range(slots)})
@@ -98,7 +104,7 @@ def test_decisions_follow_a_model(
                 decisions, finite = decisions_of(weights, logits[s])
                 seen["miss" if finite else "fallback"] += 1
                 taken = model.miss(number, decisions, features, finite)
-            assert (int(action[s]), *params[s].tolist()) == taken
+            assert (int(action[s]), *params[s].tolist()) == taken[: 1 + columns]
         for number, slot in model.slots.items():
             check_record(cache, number, slot)
     assert min(seen["hit"], seen["miss"], seen["fallback"]) > 0
@@ -163,10 +169,10 @@ def step_on_cpu(
     settings: tuple[float, int, int, int],
 ) -> tuple[Tensor, Tensor]:
     action = torch.empty(len(logits), dtype=torch.int32)
-    params = torch.empty(len(logits), 3, dtype=torch.int32)
+    params = torch.empty(len(logits), trees.shape[1], dtype=torch.int32)
     tensors = (logits, trees, features, cache.state, cache.reference, cache.ring, slots, action)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*tensors, params)]
-    sizes = (len(logits), len(trees), cache.horizon, cache.slots, cache.reference_size or 0)
+    sizes = (len(logits), *trees.shape, cache.horizon, cache.slots, cache.reference_size or 0)
     C.action_cache_step(*addresses, *sizes, cache.mode, *settings)
     return action, params
 
@@ -177,7 +183,7 @@ def test_step_agrees_with_the_cpu_bit_for_bit(
     emulation: ModuleType, mode: str, actions: int
 ) -> None:
     horizon = 3 if mode == "scheduled" else 1
-    trees = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (actions, 3 + actions % 2), dtype=torch.int32)
     device, host = (make_cache(mode, 6, 3, horizon, 50) for _ in range(2))
     features = [torch.randn(4, 50)]
     generator = torch.Generator().manual_seed(3)
@@ -213,7 +219,7 @@ def test_draws_invert_the_distribution(
     emulation: ModuleType, actions: int, temperature: float
 ) -> None:
     sequences, horizon, seed, offset = 40, 3, 2**40 + 17, 2**33 + 5
-    trees = torch.randint(1, 60, (actions, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (actions, 4), dtype=torch.int32)
     logits = torch.randn(sequences, horizon * actions)
     cache = ActionCache(sequences, 1, "scheduled", horizon=horizon)
     action, params = step(logits, trees, cache, None, None, (temperature, seed, offset, 0))

@@ -44,6 +44,7 @@ def make_weights(
     *,
     places: int = 0,
     horizon: int = 1,
+    columns: int = 3,
     **settings: object,
 ) -> PolicyWeights:
     widths = (width, *hidden, horizon * actions)
@@ -58,7 +59,7 @@ def make_weights(
         hidden_biases=tuple(biases[:-1]),
         output_weight=matrices[-1],
         output_bias=biases[-1],
-        actions=torch.randint(1, 60, (actions, 3), dtype=torch.int32),
+        actions=torch.randint(1, 60, (actions, columns), dtype=torch.int32),
         horizon=horizon,
         **settings,
     )

@@ -170,7 +170,7 @@ def step_on_cpu(
     compared = None if cache.reference is None else features
     tensors = (logits, trees, compared, cache.state, cache.reference, cache.ring, slots, action)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (*tensors, params)]
-    sizes = (len(logits), len(trees), cache.horizon, cache.slots, cache.reference_size or 0)
+    sizes = (len(logits), *trees.shape, cache.horizon, cache.slots, cache.reference_size or 0)
     C.action_cache_step(*addresses, *sizes, cache.mode, *GREEDY, 0)
     return action, params
 

@@ -25,7 +25,7 @@ from eaglerl.kernels._launch import Launch  # noqa: E402
 from eaglerl.kernels.action_cache_step_kernel import prepare_action_cache_step  # noqa: E402
 from eaglerl.kernels.fused_encode_kernel import prepare_fused_encode  # noqa: E402
 from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp  # noqa: E402
-from eaglerl.ops.action_cache import CacheView  # noqa: E402
+from eaglerl.ops.action_cache import RING_WORDS, CacheView  # noqa: E402
 from eaglerl.ops.policy_weights import PolicyWeights  # noqa: E402
 
 from .aot import TARGETS, compile_launch, disassembly, resource_usage  # noqa: E402
@@ -40,7 +40,7 @@ def on_meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def make_weights(k: int, dtype: torch.dtype, form: str) -> PolicyWeights:
+def make_weights(k: int, dtype: torch.dtype, form: str, columns: int) -> PolicyWeights:
     """Return the FC of an EAGLE-3.1 head, with norms, and a policy of two hidden layers."""
     widths = (3 * k if form == "folded" else k, *HIDDEN)
     fused = form.startswith("fused")
@@ -52,7 +52,7 @@ def make_weights(k: int, dtype: torch.dtype, form: str) -> PolicyWeights:
         hidden_biases=tuple(on_meta(rows) for rows in HIDDEN),
         output_weight=on_meta(ACTIONS, HIDDEN[-1], dtype=dtype),
         output_bias=on_meta(ACTIONS),
-        actions=on_meta(ACTIONS, 3, dtype=torch.int32),
+        actions=on_meta(ACTIONS, columns, dtype=torch.int32),
         fc_weight=on_meta(k, 3 * k, dtype=dtype) if fused else None,
         norm_weight=on_meta(3 * k) if fused else None,
         norm_chunks=0 if form == "features" else 3,
@@ -66,7 +66,7 @@ def make_cache(mode: str, size: int) -> CacheView:
         number,
         on_meta(SLOTS, 16, dtype=torch.int32),
         on_meta(SLOTS, size) if mode == "adaptive" else None,
-        on_meta(SLOTS, 1, 4, dtype=torch.int32) if mode == "scheduled" else None,
+        on_meta(SLOTS, 1, RING_WORDS, dtype=torch.int32) if mode == "scheduled" else None,
     )
 
 
@@ -98,11 +98,13 @@ class Case:
         compares_g = self.form in ("fused", "features")
         cache = make_cache(self.mode, self.k if compares_g else 64)
         last = on_meta(self.sequences, dtype=torch.int64)
+        columns = 3 if self.mode == "fixed" else 4
         if self.form == "step":
-            logits, trees = on_meta(self.sequences, ACTIONS), on_meta(ACTIONS, 3, dtype=torch.int32)
+            logits = on_meta(self.sequences, ACTIONS)
+            trees = on_meta(ACTIONS, columns, dtype=torch.int32)
             features = on_meta(self.sequences, 64) if self.mode == "adaptive" else None
             return prepare_action_cache_step(logits, trees, features, cache, last, GREEDY, 0)[0]
-        weights = make_weights(self.k, self.dtype, self.form)
+        weights = make_weights(self.k, self.dtype, self.form, columns)
         parts = 1 if self.form == "features" else 3
         inputs = tuple(on_meta(64, self.k, dtype=self.dtype) for _ in range(parts))
         rows = on_meta(self.rows, dtype=torch.int64)

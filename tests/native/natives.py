@@ -75,11 +75,12 @@ def _tree_structure(source: Source, memory: Memory) -> Step:
 
 
 def _action_cache_step(source: Source, memory: Memory) -> Step:
-    mode = source.randrange(3)
+    mode, columns = source.randrange(3), source.choice((3, 4))
     return C.action_cache_step, [
-        memory(24), memory.int32(12), memory(40), memory.int32(80), memory(100), memory.int32(60),
-        memory.int64(1) if source.random() < 0.3 else 0, memory.int32(2), memory.int32(6),
-        1, 4, 3, 5, 20, mode, source.choice((0.0, 1.0)), 1, 2, 0,
+        memory(24), memory.int32(4 * columns), memory(40), memory.int32(80), memory(100),
+        memory.int32(75), memory.int64(1) if source.random() < 0.3 else 0, memory.int32(2),
+        memory.int32(2 * columns), 1, 4, columns, 3, 5, 20, mode, source.choice((0.0, 1.0)), 1, 2,
+        0,
     ]  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def policy_arguments(source: Source, memory: Memory, fc: bool) -> list[Any]:
     return [
         matrices, [memory(5), memory(8)], [first, 5, 8], memory(54) if fc else 0,
         memory(6) if fc else 0, 9, kind, source.choice((1, 2, 3)), memory(9),
-        source.choice((0, 1, 3)), 1e-6, first == 9 or fc, memory.int32(12), 4, 2, 1,
+        source.choice((0, 1, 3)), 1e-6, first == 9 or fc, memory.int32(16), 4,
+        source.choice((3, 4)), 2, 1,
     ]  # fmt: skip
 
 
@@ -141,11 +143,11 @@ def _policy_encoder(source: Source, memory: Memory) -> Step:
     steps = [
         (encoder.set_cache, [
             source.randrange(3), memory.int32(48), 3, memory(3 * 64),
-            source.choice((6, 9, 64)), memory.int32(24),
+            source.choice((6, 9, 64)), memory.int32(30),
         ]),
         (encoder.set_outputs, [
             memory(18) if fc and source.random() < 0.5 else 0, memory(24), memory.int32(3),
-            memory.int32(9), 3, 3,
+            memory.int32(12), 3, 3,
         ]),
         (encoder.set_draw, [source.choice((0.0, 0.5)), 7]),
         (encoder.set_inputs, [memory(27), 0, 0, 9, 0, 0, 0, 3]

@@ -31,7 +31,7 @@ def make_weights(source: Source, **fields: Any) -> ops.PolicyWeights:
         "hidden_biases": [source.floats(hidden)],
         "output_weight": matrices[1],
         "output_bias": source.floats(horizon * actions),
-        "actions": source.integers(1, 60, actions, 3, dtype=torch.int32),
+        "actions": source.integers(1, 60, actions, source.choice((3, 4)), dtype=torch.int32),
         "fc_weight": source.floats(width, 3 * k).to(dtype) if reads == "fc" else None,
         "fc_bias": source.floats(width) if reads == "fc" else None,
         "norm_weight": source.floats(3 * k) if chunks else None,
@@ -242,7 +242,7 @@ def _step_arguments(source: Source) -> tuple[dict[str, Any], ops.ActionCache]:
         cache.state.copy_(words if source.random() < 0.5 else cache.state | words)
     arguments = {
         "logits": source.floats(count, horizon * actions),
-        "actions": source.integers(1, 60, actions, 3, dtype=torch.int32),
+        "actions": source.integers(1, 60, actions, source.choice((3, 4)), dtype=torch.int32),
         "features": source.floats(count, 20),
         "slots": source.permuted(count, 5),
         "temperature": source.choice((0.0, 0.5)),

@@ -103,6 +103,7 @@ def make_weights(
     activation: str = "tanh",
     horizon: int = 1,
     fallback_action: int = 0,
+    columns: int = 3,
 ) -> PolicyWeights:
     """Return random weights; ``reads`` is "fc", "taps" or "features"."""
 
@@ -117,7 +118,7 @@ def make_weights(
         hidden_biases=tuple(vectors[:-1]),
         output_weight=matrices[-1],
         output_bias=vectors[-1],
-        actions=torch.randint(1, 60, (actions, 3), dtype=torch.int32),
+        actions=torch.randint(1, 60, (actions, columns), dtype=torch.int32),
         fc_weight=matrix(width, 3 * k) if reads == "fc" else None,
         fc_bias=torch.randn(width) if reads == "fc" and fc_bias else None,
         norm_weight=torch.rand(3 * k) + 0.5 if norm_weight else None,

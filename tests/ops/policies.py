@@ -1,6 +1,6 @@
 """Random policies and taps for the tests of the policy's ops."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,12 @@ def make_modules(
     norms = [Norm(3 * k // norm_chunks) for _ in range(norm_chunks)]
     trees = [[2 + action, action % 4, 1 + action] for action in range(actions)]
     return Modules(nn.Linear(3 * k, h, bias=bias), norms, nn.Sequential(*layers), trees)
+
+
+def with_lookup(weights: PolicyWeights) -> PolicyWeights:
+    """Return a policy whose actions look up tokens, too."""
+    looked_up = torch.arange(weights.num_actions, dtype=torch.int32)[:, None]
+    return replace(weights, actions=torch.cat((weights.actions, looked_up), 1))
 
 
 def make_features(

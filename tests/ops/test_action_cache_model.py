@@ -61,12 +61,13 @@ def make_cache(mode: str, width: int) -> ActionCache:
     return ActionCache(SLOTS, INTERVAL, mode, **options)
 
 
-def identity_policy(horizon: int) -> PolicyWeights:
+def identity_policy(horizon: int, columns: int = 3) -> PolicyWeights:
     """Return a policy whose logits are its features, where they are not negative."""
     width = ACTIONS * horizon
     weights = make_weights(
-        1, width, (width,), ACTIONS, reads="features", activation="relu", horizon=horizon
-    )
+        1, width, (width,), ACTIONS, reads="features", activation="relu", horizon=horizon,
+        columns=columns,
+    )  # fmt: skip
     weights.hidden_weights[0].copy_(torch.eye(width))
     weights.output_weight.copy_(torch.eye(width))
     weights.hidden_biases[0].zero_()
@@ -102,7 +103,8 @@ def assert_state(cache: ActionCache, model: CacheModel) -> None:
 @pytest.mark.parametrize("mode", ["fixed", "adaptive", "scheduled"])
 @pytest.mark.parametrize("route", ["encoder", "step"])
 def test_equals_the_model(mode: str, route: str) -> None:
-    weights = identity_policy(HORIZON if mode == "scheduled" else 1)
+    columns = 3 if mode == "adaptive" else 4
+    weights = identity_policy(HORIZON if mode == "scheduled" else 1, columns)
     width = weights.feature_size
     cache, model = make_cache(mode, width), CacheModel(mode, weights.actions.tolist())
     encoder = FusedEncoder(weights, cache, max_sequences=SLOTS)

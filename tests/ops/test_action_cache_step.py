@@ -5,8 +5,11 @@ import torch
 from scipy.stats import chisquare
 
 from eaglerl.ops import ActionCache, action_cache_step
+from eaglerl.ops.action_cache import WORDS
 
 TREES = torch.tensor([[2, 0, 1], [3, 1, 2], [9, 2, 4]], dtype=torch.int32)
+# The same trees, and tokens to look up.
+WITH_LOOKUP = torch.cat((TREES, torch.tensor([[0], [7], [64]], dtype=torch.int32)), 1)
 
 
 def logits_for(*actions: int) -> torch.Tensor:
@@ -42,6 +45,33 @@ def test_a_schedule_is_followed_window_by_window() -> None:
         assert params.tolist() == TREES[action].tolist()
     assert actions == [2, 2, 0, 0, 1, 1, 1, 1, 1]
     assert (cache.stats().hits, cache.stats().misses) == (7, 2)
+
+
+def test_a_cache_keeps_what_is_looked_up() -> None:
+    """In records and in the ring; a table without the column leaves 0 there."""
+    for mode in ("fixed", "scheduled"):
+        cache = ActionCache(2, 2, mode)
+        for table, looked_up in ((WITH_LOOKUP, 64), (TREES, 0)):
+            expected = [*TREES[2].tolist(), looked_up]
+            cache.reset()
+            for wanted in (2, 0):  # the second step is a hit
+                action, params = action_cache_step(logits_for(wanted, 2), table, cache)
+                assert action.tolist() == [2, 2]
+                assert params.tolist() == table[[2, 2]].tolist()
+            first = WORDS["total_tokens"]
+            assert cache.state[:, first : first + 4].tolist() == [expected] * 2
+            if cache.ring is not None:
+                assert cache.ring[:, 0].tolist() == [[2, *expected]] * 2
+            assert cache.stats().hits == 2
+
+
+@pytest.mark.parametrize("columns", [2, 5])
+def test_other_columns_are_refused(columns: int) -> None:
+    table, cache = torch.ones(3, columns, dtype=torch.int32), ActionCache(1)
+    message = rf"actions must be \(1 to 1024, 3 or 4\), got \(3, {columns}\)"
+    with pytest.raises(ValueError, match=message):
+        action_cache_step(logits_for(1), table, cache)
+    assert cache.stats().misses == 0
 
 
 def test_an_adaptive_step_compares_features() -> None:
@@ -91,5 +121,6 @@ def test_opcheck(mode: str) -> None:
     cache = ActionCache(5, 2, mode, horizon=horizon, reference_size=20)
     features = torch.randn(5, 20) if mode == "adaptive" else None
     kept = (cache.state, cache.reference, cache.ring, None, cache.mode)
-    arguments = (torch.randn(5, 3 * horizon), TREES, features, *kept, 0.0, 0, 0, 0)
+    table = TREES if mode == "fixed" else WITH_LOOKUP
+    arguments = (torch.randn(5, 3 * horizon), table, features, *kept, 0.0, 0, 0, 0)
     torch.library.opcheck(torch.ops.eaglerl.action_cache_step.default, arguments)

@@ -69,6 +69,7 @@ def test_equals_float64(isa: str, data: st.DataObject, seed: int) -> None:
         fc_bias=data.draw(st.booleans()),
         activation=data.draw(st.sampled_from(["tanh", "relu", "silu"])),
         horizon=data.draw(st.integers(1, 3)),
+        columns=data.draw(st.integers(3, 4)),
     )
     dtype = data.draw(st.sampled_from(DTYPES))
     available = data.draw(st.sampled_from([0, 1, 2, 3, 4, 5, 9, 70, 150, 300]))

@@ -21,17 +21,18 @@ from .encode_model import make_weights
 @pytest.mark.parametrize("mode", ["fixed", "adaptive", "scheduled"])
 def test_equals_the_call_without_preparation(dtype: torch.dtype, reads: str, mode: str) -> None:
     horizon = 2 if mode == "scheduled" else 1
-    weights = make_weights(11, 9, (7,), 6, reads=reads, horizon=horizon)
+    columns = 3 if mode == "adaptive" else 4
+    weights = make_weights(11, 9, (7,), 6, reads=reads, horizon=horizon, columns=columns)
     options = {"scheduled": {"horizon": 2}, "adaptive": {"threshold": 0.3}}.get(mode, {})
     if mode == "adaptive" and reads != "taps":
         options["reference_size"] = 9
     caches = [ActionCache(5, 3, mode, **options) for _ in range(2)]
     draw = {"temperature": 0.7, "seed": 5}
     encoder = FusedEncoder(weights, caches[0], max_rows=8, max_sequences=2, dtype=dtype, **draw)
-    columns = 9 if reads == "features" else 33
+    width = 9 if reads == "features" else 33
     for offset in range(40):
-        x = (torch.randn(12, columns) + 1).to(dtype)
-        parts = (x, None, None) if columns == 9 or offset % 2 else x.split(11, dim=1)
+        x = (torch.randn(12, width) + 1).to(dtype)
+        parts = (x, None, None) if width == 9 or offset % 2 else x.split(11, dim=1)
         rows = torch.randint(12, (1 + offset % 8,))
         last = torch.tensor([len(rows) - 1, 0])[: 1 + offset % 2]
         slots = torch.randperm(5)[: len(last)]

@@ -11,7 +11,7 @@ from eaglerl.ops import (
     fused_encode_ref,
 )
 
-from .policies import make_features, make_modules
+from .policies import make_features, make_modules, with_lookup
 
 K = 24
 
@@ -93,9 +93,32 @@ def test_opcheck(indexed: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fixed", "adaptive", "scheduled"])
+def test_tokens_to_look_up_change_nothing_else(mode: str) -> None:
+    horizon = 3 if mode == "scheduled" else 1
+    weights = make_modules(K, horizon=horizon).weights(horizon=horizon)
+    both = weights, with_lookup(weights)
+    caches = [ActionCache(5, 2, mode, horizon=horizon, reference_size=20) for _ in both]
+    for seed in range(6):
+        features = make_features(5, K, seed // 2)
+        three, four = (
+            fused_encode(*features, w, cache=cache) for w, cache in zip(both, caches, strict=True)
+        )
+        for ours, expected in zip(four[:3], three[:3], strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(four.params[:, :3], three.params)
+        assert torch.equal(four.params[:, 3], four.action)
+        reference = fused_encode_ref(*features, both[1]).params
+        assert reference.shape == four.params.shape
+        if seed == 0:
+            assert torch.equal(reference, four.params)
+    assert caches[1].stats().hits > 0
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adaptive", "scheduled"])
 def test_opcheck_with_a_cache(mode: str) -> None:
     horizon = 3 if mode == "scheduled" else 1
     weights = make_modules(K, horizon=horizon).weights(horizon=horizon)
+    weights = weights if mode == "fixed" else with_lookup(weights)
     cache = ActionCache(5, 2, mode, horizon=horizon, reference_size=20)
     kept = (cache.state, cache.reference, cache.ring, None, cache.mode)
     arguments = (

@@ -147,6 +147,7 @@ SPOILED = {
     "total_tokens": (0, -5),
     "depth": (-1,),
     "top_k": (0,),
+    "lookup_tokens": (-1,),
     "threshold": (0x7FC00000, 0),
     "reference_norm": (0x7FC00000, 0x7F800000, -(2**31) + 1),
 }
@@ -216,6 +217,7 @@ def test_operators_check_what_they_are_given() -> None:
         {"matrices": [m.half() for m in matrices[:1]] + matrices[1:]},
         {"matrices": [m.t() for m in matrices]}, {"vectors": []},
         {"actions": TREES.long()}, {"actions": TREES[:0]}, {"actions": TREES.repeat(2, 1)},
+        {"actions": TREES.repeat(1, 2)}, {"actions": TREES[:, :2].contiguous()},
         {"low": x[:, :9]}, {"low": x.long()},
         {"low": x.t()}, {"low": x[0]}, {"rows": torch.tensor([2])}, {"rows": torch.tensor([0.0])},
         {"last": torch.tensor([[0]])}, {"temperature": -1.0}, {"seed": -1}, {"fc_weight": None},
@@ -284,6 +286,11 @@ def test_one_encoder_in_two_threads_is_refused() -> None:
     assert torch.equal(encoder.action, expected)
 
 
+def policy_of(address: int, columns: int) -> object:
+    floats = [address], [address], [4, 1]
+    return C.Policy(*floats, 0, 0, 0, 0, 1, 0, 0, 0.0, False, address, 1, columns, 1, 0)
+
+
 def test_numbers_that_native_code_can_check() -> None:
     array = np.zeros(128, np.float32)
     address = array.ctypes.data
@@ -304,7 +311,8 @@ def test_numbers_that_native_code_can_check() -> None:
         lambda: C.read_seconds(0, 64, 1),
         lambda: C.read_seconds(address + 1, 64, 1),
         lambda: C.check_range("rows", 0, 5, 5),
-        lambda: C.Policy([1], [1], [0, 1], 0, 0, 0, 0, 1, 0, 0, 0.0, False, address, 1, 1, 0),
+        lambda: C.Policy([1], [1], [0, 1], 0, 0, 0, 0, 1, 0, 0, 0.0, False, address, 1, 3, 1, 0),
+        *(lambda n=columns: policy_of(address, n) for columns in (2, 5, -1, 2**40)),
         lambda: C.set_isa("\0avx2"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"must|address|exceeds|overlap|before it"):

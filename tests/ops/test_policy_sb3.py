@@ -73,7 +73,9 @@ def test_several_decisions_at_once() -> None:
 
 
 def test_drawn_actions_follow_the_softmax() -> None:
-    weights = PolicyWeights.from_sb3(make_model(PPO, nn.Tanh), TREES)
+    trees = [[*tree, action] for action, tree in enumerate(TREES)]  # with tokens to look up
+    weights = PolicyWeights.from_sb3(make_model(PPO, nn.Tanh), trees)
+    assert weights.actions.tolist() == trees
     observation = torch.randn(1, WIDTH)
     temperature, draws = 2.0, 40_000
     logits = policy_mlp(observation, weights).logits[0].double()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from eaglerl.ops import PolicyWeights, fused_encode_ref
 
-from .policies import make_features, make_modules
+from .policies import make_features, make_modules, with_lookup
 
 
 def test_reference_equals_the_modules() -> None:
@@ -85,6 +85,7 @@ def test_save_and_load(tmp_path) -> None:
         make_modules().weights(fallback_action=3),
         make_modules(norm_chunks=0, bias=False).weights().to(dtype=torch.bfloat16),
         make_modules(horizon=3).weights(horizon=3).fold(),
+        with_lookup(make_modules().weights()),
     ):
         weights.save_pretrained(tmp_path)
         read = PolicyWeights.from_pretrained(tmp_path)
@@ -166,7 +167,20 @@ def broken(name: str, tensor: torch.Tensor, error: type[Exception], message: str
         broken("norm_weight", torch.ones(24), ValueError, r"norm_weight must have shape \(72,\)"),
         broken("actions", torch.ones(7, 3), TypeError, "actions must be torch.int32"),
         broken("actions", torch.ones(7, 2).int(), ValueError, "actions must be"),
-        broken("actions", torch.zeros(7, 3).int(), ValueError, "total_tokens >= 1"),
+        broken("actions", torch.ones(7, 5).int(), ValueError, r"1024, 3 or 4\), got \(7, 5\)"),
+        broken("actions", torch.zeros(7, 3).int(), ValueError, "total_tokens of at least 1, got 0"),
+        broken(
+            "actions",
+            torch.tensor([[1, 0, 1, 65]] * 7).int(),
+            ValueError,
+            "lookup_tokens of at most 64, got 65",
+        ),
+        broken(
+            "actions",
+            torch.tensor([[1, 0, 1, -1]] * 7).int(),
+            ValueError,
+            "lookup_tokens of at least 0, got -1",
+        ),
         broken(
             "actions", torch.full((7, 3), 999).int(), ValueError, "depth of at most 128, got 999"
         ),
@@ -219,5 +233,6 @@ def test_actions_are_neither_rounded_nor_wrapped(actions, error) -> None:
     mlp = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
     with pytest.raises(error, match="actions must"):
         PolicyWeights.from_modules(mlp, actions)
+    assert PolicyWeights.from_modules(mlp, [[8, 2, 4, 12]]).actions.tolist() == [[8, 2, 4, 12]]
     for good in ([[8, 2, 4]], torch.tensor([[8, 2, 4]]), numpy.array([[8, 2, 4]], numpy.uint8)):
         assert PolicyWeights.from_modules(mlp, good).actions.tolist() == [[8, 2, 4]]

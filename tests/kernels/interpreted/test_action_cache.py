@@ -57,7 +57,7 @@ def along(axes: list[int], size: int) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> None:
     chooser, horizon, size = random.Random(mode), 2 if mode == "scheduled" else 1, 20
-    trees = torch.randint(1, 60, (ACTIONS, 3), dtype=torch.int32)
+    trees = torch.randint(1, 60, (ACTIONS, 4 if temperature else 3), dtype=torch.int32)
     ours, native = make_cache(mode, size), make_cache(mode, size)
     for step in range(25):
         slots = torch.tensor(chooser.sample(range(SLOTS), chooser.randint(1, SLOTS)))
@@ -110,7 +110,7 @@ def test_decisions_equal_native_code(mode: str, form: str, sequences: int) -> No
     reads = form.split()[0]
     weights = make_weights(
         k, 10, (8,), ACTIONS, reads=reads, norm_chunks=0 if reads == "features" else 3,
-        horizon=horizon, fallback_action=FALLBACK,
+        horizon=horizon, fallback_action=FALLBACK, columns=3 if mode == "adaptive" else 4,
     )  # fmt: skip
     size = C.cache_sketch_size if form in ("taps", "fc without features") else 10
     parts = [10] if reads == "features" else [k] * 3
