@@ -63,7 +63,7 @@ def greedy_paths(
 ) -> list[tuple[list[int], list[int], bool]]: ...  # fmt: skip
 def select_draft_nodes(
     sizes: Sequence[int], slots: int, rule: int, level: int, state: Sequence[int],
-    out: Sequence[int], drafted: Sequence[int], /,
+    out: Sequence[int], drafted: Sequence[int], limits: int, /,
 ) -> None: ...  # fmt: skip
 def accept_draft(
     sizes: Sequence[int], tree: Sequence[int], out: Sequence[int],

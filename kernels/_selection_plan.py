@@ -49,6 +49,7 @@ class SelectionPlan:
         lanes: keys that are sorted.
         row_lanes: lanes for the rows.
         levels: the most levels that a tree has.
+        limited: whether the slots have limits of their own.
         layout: where the parts of a rule begin.
         tiles: warps and stages.
     """
@@ -63,18 +64,19 @@ class SelectionPlan:
     lanes: int
     row_lanes: int
     levels: int
+    limited: bool
     layout: RuleWords
     tiles: Tiles
 
 
 @functools.lru_cache
-def selection_plan(sizes: Any) -> SelectionPlan:
-    """Return the constants for ``SelectionSizes``."""
+def selection_plan(sizes: Any, limited: bool) -> SelectionPlan:
+    """Return the constants for ``SelectionSizes``, and for slots with or without limits."""
     top_k, depth, rows, lookup = sizes
     kept, new = rows - 1 + lookup, power_of_two(top_k**2)
     layout = RuleWords(**C.selection_rule_layout(list(sizes)))
     return SelectionPlan(
         top_k, depth, rows, lookup, top_k + depth * top_k**2, new, kept,
         power_of_two(max(kept + new + lookup, 2)), power_of_two(rows), max(depth + 1, lookup),
-        layout, Tiles(1, 1, 1, num_warps=4, num_stages=1),
+        limited, layout, Tiles(1, 1, 1, num_warps=4, num_stages=1),
     )  # fmt: skip

@@ -31,6 +31,12 @@ _SURVIVAL_FRACTIONS = tl.constexpr((1 << _CONSTANTS["survival_step_bits"]) - 1)
 #: Above every index of a candidate: a key's low bits are this less the index, so that of equal
 #: survivals the first candidate has the largest key.
 LAST_INDEX = tl.constexpr(0x7FFFFFFF)
+# Columns of limits, which are those of a table of actions.
+_ACTION_COLUMNS = tl.constexpr(len(C.action_columns))
+_TOTAL_TOKENS = tl.constexpr(C.action_columns.index("total_tokens"))
+_DEPTH = tl.constexpr(C.action_columns.index("depth"))
+_TOP_K = tl.constexpr(C.action_columns.index("top_k"))
+_LOOKUP_TOKENS = tl.constexpr(C.action_columns.index("lookup_tokens"))
 _INFINITY = tl.constexpr(0x7F800000)
 _LOWEST = tl.constexpr(-(2**31))
 
@@ -82,6 +88,17 @@ def score_order(score):
     magnitude = bits & 0x7FFFFFFF
     order = tl.where(bits < 0, -magnitude, magnitude)
     return tl.where(magnitude > _INFINITY, _LOWEST, order)
+
+
+@triton.jit
+def load_limits(limits_ptr, slot, PLAN: tl.constexpr):
+    """Return the most rows, passes, children of a node and looked-up tokens of a slot."""
+    limits_ptr += slot * _ACTION_COLUMNS
+    rows = tl.minimum(tl.maximum(tl.load(limits_ptr + _TOTAL_TOKENS), 1), PLAN.rows)
+    passes = tl.minimum(tl.maximum(tl.load(limits_ptr + _DEPTH), 0), PLAN.depth)
+    top_k = tl.minimum(tl.maximum(tl.load(limits_ptr + _TOP_K), 1), PLAN.top_k)
+    lookup = tl.minimum(tl.maximum(tl.load(limits_ptr + _LOOKUP_TOKENS), 0), PLAN.lookup)
+    return rows, passes, top_k, lookup
 
 
 @triton.jit

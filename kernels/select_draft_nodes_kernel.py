@@ -16,6 +16,7 @@ from eaglerl.kernels._launch import Launch
 from eaglerl.kernels._selection_plan import selection_plan
 from eaglerl.kernels._selection_rules import (
     LAST_INDEX,
+    LEAST_LOGIT,
     LOGIT_BITS,
     LONGEST_MATCH,
     ONE_RATIO,
@@ -26,6 +27,7 @@ from eaglerl.kernels._selection_rules import (
     clamp_logit,
     confidence_of,
     index_of,
+    load_limits,
     make_key,
     score_order,
     score_word,
@@ -43,7 +45,7 @@ _LEVELS, _STOPPED, _NODES, _ADDED, _INSIDE, _EXPECTED, _PROMISED, _PASS_COST = (
 
 @triton.jit(do_not_specialize=["level"])
 def _select_draft_nodes_kernel(
-    state, rows, keys_ptr, tables, rule_ptr, drafted, level, PLAN: tl.constexpr
+    state, rows, keys_ptr, tables, rule_ptr, drafted, limits_ptr, level, PLAN: tl.constexpr
 ):  # fmt: skip
     """Grid: slots."""
     slot = tl.program_id(0).to(tl.int64)
@@ -53,12 +55,12 @@ def _select_draft_nodes_kernel(
         (tl.load(record_ptr + _STOPPED) == 0) & (tl.load(record_ptr + _LEVELS) == level)
     )
     if going:
-        _take_level(slot, state, rows, keys_ptr, tables, rule_ptr, drafted, level, PLAN)
+        _take_level(slot, state, rows, keys_ptr, tables, rule_ptr, drafted, limits_ptr, level, PLAN)
 
 
 @triton.jit
 def _take_level(
-    slot, state, rows, keys_ptr, tables, rule_ptr, drafted, level, PLAN: tl.constexpr
+    slot, state, rows, keys_ptr, tables, rule_ptr, drafted, limits_ptr, level, PLAN: tl.constexpr
 ):  # fmt: skip
     rule_ptr += slot * PLAN.layout.words
     keys_ptr += slot * PLAN.lanes
@@ -69,19 +71,25 @@ def _take_level(
     log_probs_ptr += slot * count
     lookup_ids_ptr += slot * PLAN.lookup
     match = tl.minimum(tl.maximum(tl.load(matches_ptr + slot), 0), LONGEST_MATCH).to(tl.int32)
-    offered = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), PLAN.lookup).to(tl.int32)
+    most_rows, most_passes, width, most_offered = PLAN.rows, PLAN.depth, PLAN.top_k, PLAN.lookup
+    if PLAN.limited:
+        most_rows, most_passes, width, most_offered = load_limits(limits_ptr, slot, PLAN)
+    offered = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), most_offered).to(tl.int32)
     offered = tl.where(match > 0, offered, 0)
     # Read before this level is stored: that of an earlier launch.
     first_score = tl.load(log_probs_ptr, mask=level == 0, other=0.0)
     first_score += tl.load(state[1] + slot * PLAN.pool, mask=level > 0, other=0.0)
 
-    survival, score, found, found_logit = _score_level(
-        slot, state, tables, rule_ptr, ids_ptr, log_probs_ptr, lookup_ids_ptr, match, offered,
-        level, PLAN,
-    )  # fmt: skip
     lane = tl.arange(0, PLAN.new)
+    possible = lane < count
+    if PLAN.limited:
+        possible &= (lane % PLAN.top_k < width) & (lane // PLAN.top_k < width)
+    survival, score, found, found_logit = _score_level(
+        slot, state, tables, rule_ptr, ids_ptr, log_probs_ptr, lookup_ids_ptr, possible, match,
+        offered, level, PLAN,
+    )  # fmt: skip
     begin = _level_begin(level, PLAN)
-    key = tl.where(lane < count, make_key(survival, begin + lane), -1)
+    key = tl.where(possible, make_key(survival, begin + lane), -1)
     tl.store(keys_ptr + PLAN.kept + lane, key)
 
     # Leading looked-up tokens that candidates hold.
@@ -101,13 +109,16 @@ def _take_level(
     # Other threads read what this level has stored, and the keys.
     tl.debug_barrier()
 
-    chosen, worst = _choose(record_ptr, rule_ptr, keys_ptr, level, PLAN)
+    chosen, worst = _choose(record_ptr, rule_ptr, keys_ptr, level, most_rows, PLAN)
     tl.debug_barrier()
     _write_rows(
         slot, state, rows, roots_ptr, lookup_ids_ptr, keys_ptr, chosen, inside, holder, PLAN
     )
-    _expand_best(slot, state, ids_ptr, score, count, begin, PLAN)
-    _decide(record_ptr, rule_ptr, survival, count, chosen, worst, level, PLAN)
+    _expand_best(slot, state, ids_ptr, score, possible, begin, width, PLAN)
+    _decide(
+        record_ptr, rule_ptr, survival, possible, chosen, worst, level, most_rows, most_passes,
+        width, PLAN,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -123,12 +134,13 @@ def _pool_index(address, PLAN: tl.constexpr):
 
 @triton.jit
 def _score_level(
-    slot, state, tables, rule_ptr, ids_ptr, log_probs_ptr, lookup_ids_ptr, match, offered, level,
-    PLAN: tl.constexpr,
+    slot, state, tables, rule_ptr, ids_ptr, log_probs_ptr, lookup_ids_ptr, possible, match, offered,
+    level, PLAN: tl.constexpr,
 ):  # fmt: skip
     """Add the candidates of a level; return their survivals and scores (NEW,).
 
-    Also the candidate that holds the looked-up token, or -1, and its logit.
+    Also the candidate that holds the looked-up token, or -1, and its logit. Children that are not
+    possible get the least logit.
     """
     scores_ptr = state[1] + slot * PLAN.pool
     pool_ids_ptr = state[2] + slot * PLAN.pool
@@ -154,7 +166,7 @@ def _score_level(
     reached = (level < offered) & ((level == 0) | (holder >= 0))
     wanted = tl.load(lookup_ids_ptr + level, mask=reached, other=0)
     is_reached = lane * 0 + reached.to(tl.int32) > 0
-    agrees = active & is_reached & (parent == holder) & (token == wanted)
+    agrees = possible & is_reached & (parent == holder) & (token == wanted)
     first = tl.min(tl.where(agrees, lane, PLAN.new), 0)
     agrees &= lane == first
     found = tl.where(first < PLAN.new, begin + first, -1)
@@ -171,6 +183,8 @@ def _score_level(
     logit = clamp_logit(logit)
     limit = tl.load(logits_ptr + parent, mask=expands, other=0)
     logit = tl.where(below, tl.minimum(logit, limit), logit)
+    if PLAN.limited:
+        logit = tl.where(possible, logit, LEAST_LOGIT)
 
     node = begin + lane
     tl.store(scores_ptr + node, score, mask=active)
@@ -204,7 +218,7 @@ def _score_lookup(
 
 
 @triton.jit
-def _choose(record_ptr, rule_ptr, keys_ptr, level, PLAN: tl.constexpr):
+def _choose(record_ptr, rule_ptr, keys_ptr, level, most_rows, PLAN: tl.constexpr):
     """Sort the keys and keep the best; return how many rows pay, and the worst one's survival."""
     lane = tl.arange(0, PLAN.lanes)
     stored: tl.constexpr = PLAN.kept + PLAN.new + PLAN.lookup
@@ -222,7 +236,7 @@ def _choose(record_ptr, rule_ptr, keys_ptr, level, PLAN: tl.constexpr):
     survival = tl.where(key >= 0, key >> 32, 0).to(tl.int32)
     sums = tl.cumsum(survival, 0)
     price_ptr = rule_ptr + PLAN.layout.price
-    allowed = (key >= 0) & (lane + 1 < PLAN.rows)
+    allowed = (key >= 0) & (lane + 1 < most_rows)
     price = tl.load(price_ptr + lane + 1, mask=allowed, other=0)
     value = tl.where(allowed, sums - price, -(2**30))
     best = tl.max(value, 0)
@@ -295,12 +309,15 @@ def _write_rows(
 
 
 @triton.jit
-def _expand_best(slot, state, ids_ptr, score, count, begin, PLAN: tl.constexpr):
+def _expand_best(slot, state, ids_ptr, score, possible, begin, width, PLAN: tl.constexpr):
     """Store the candidates that the next pass expands: those of the largest scores."""
     frontier_ptr = state[6] + slot * 3 * PLAN.top_k
     lane = tl.arange(0, PLAN.new)
-    key = tl.where(lane < count, make_key(score_order(score), lane), -(2**63))
+    key = tl.where(possible, make_key(score_order(score), lane), -(2**63))
     child = index_of(tl.sort(key, descending=True))
+    if PLAN.limited:
+        last = tl.sum(tl.where(lane == width - 1, child, 0), 0)
+        child = tl.where(lane < width, child, last)
     best = lane < PLAN.top_k
     tl.store(frontier_ptr + lane, (begin + child).to(tl.int64), mask=best)
     token = tl.load(ids_ptr + child, mask=best, other=0)
@@ -309,18 +326,21 @@ def _expand_best(slot, state, ids_ptr, score, count, begin, PLAN: tl.constexpr):
 
 
 @triton.jit
-def _decide(record_ptr, rule_ptr, survival, count, chosen, worst, level, PLAN: tl.constexpr):
+def _decide(
+    record_ptr, rule_ptr, survival, possible, chosen, worst, level, most_rows, most_passes, width,
+    PLAN: tl.constexpr,
+):  # fmt: skip
     """Store whether further passes are ignored, and what they promise and cost."""
     rules: tl.constexpr = PLAN.layout
     lane = tl.arange(0, PLAN.new)
-    best = tl.sort(tl.where(lane < count, survival, -1), descending=True)
-    best = tl.where(lane < PLAN.top_k, best, 0).to(tl.int64)
+    best = tl.sort(tl.where(possible, survival, -1), descending=True)
+    best = tl.where(lane < width, best, 0).to(tl.int64)
     price_ptr = rule_ptr + rules.price
-    more = tl.minimum(chosen + PLAN.top_k, PLAN.rows - 1)
+    more = tl.minimum(chosen + width, most_rows - 1)
     added = tl.maximum(tl.load(price_ptr + more) - tl.load(price_ptr + chosen), 0)
     row_price = tl.where(more > chosen, added // tl.maximum(more - chosen, 1), worst)
     gain = tl.load(rule_ptr + rules.gain + level, mask=level < PLAN.depth, other=0)
-    last = tl.minimum(PLAN.depth, tl.load(rule_ptr + rules.most_levels) - 1)
+    last = tl.minimum(most_passes, tl.load(rule_ptr + rules.most_levels) - 1)
     promised = tl.full((), 0, tl.int64)
     cost = tl.full((), 0, tl.int64)
     most = tl.full((), 0, tl.int64)
@@ -332,7 +352,7 @@ def _decide(record_ptr, rule_ptr, survival, count, chosen, worst, level, PLAN: t
         step = tl.load(rule_ptr + rules.ratio + following)
         ratio = tl.where(within, (ratio * step) >> RATIO_BITS, ratio)
         hope = (best * ratio) >> RATIO_BITS
-        hope = tl.where(lane < PLAN.top_k, tl.maximum(hope - row_price, 0), 0)
+        hope = tl.where(lane < width, tl.maximum(hope - row_price, 0), 0)
         promised += tl.where(within, tl.sum(hope, 0), 0)
         cost += tl.where(within, tl.load(rule_ptr + rules.pass_price + following), 0)
         value = (promised * gain) >> RATIO_BITS
@@ -352,6 +372,7 @@ def prepare_select_draft_nodes(
     sizes: Any,
     level: int,
     drafted: Sequence[Tensor],
+    limits: Tensor | None = None,
 ) -> Launch:
     """Prepare a launch. Arguments are not checked.
 
@@ -362,6 +383,7 @@ def prepare_select_draft_nodes(
         sizes: ``SelectionSizes``.
         level: the level that was drafted.
         drafted: roots, token_ids, log_probs, match lengths, counts and tokens of lookups.
+        limits: (S, 4) int32, see ``select_draft_nodes``, or None.
     """
     arguments = {
         "state": tuple(tensors[:7]),
@@ -370,6 +392,8 @@ def prepare_select_draft_nodes(
         "tables": tuple(tables),
         "rule_ptr": rule,
         "drafted": tuple(drafted),
+        "limits_ptr": limits,
         "level": level,
     }
-    return Launch(_select_draft_nodes_kernel, (len(rule),), arguments, selection_plan(sizes))
+    plan = selection_plan(sizes, limits is not None)
+    return Launch(_select_draft_nodes_kernel, (len(rule),), arguments, plan)

@@ -44,11 +44,11 @@ bool ranks_before(const Ranked& a, const Ranked& b) {
 
 class LevelSelection {
  public:
-  LevelSelection(const SelectionSizes& sizes, const int32_t* rule, const DraftedLevel& drafted,
-                 const SelectionState& state, const SelectionRows& out)
-      : sizes_(sizes), rule_(rule), drafted_(drafted), state_(state), out_(out) {
+  LevelSelection(const SelectionSizes& sizes, const int32_t* rule, const SelectionLimits& limits,
+                 const DraftedLevel& drafted, const SelectionState& state, const SelectionRows& out)
+      : sizes_(sizes), rule_(rule), limits_(limits), drafted_(drafted), state_(state), out_(out) {
     match_ = int32_t(std::clamp<int64_t>(drafted.match, 0, kLongestRuleMatch));
-    offered_ = match_ > 0 ? int32_t(std::clamp<int64_t>(drafted.looked_up, 0, sizes.lookup)) : 0;
+    offered_ = match_ > 0 ? int32_t(std::clamp<int64_t>(drafted.looked_up, 0, limits.lookup)) : 0;
   }
 
   void run() {
@@ -75,6 +75,12 @@ class LevelSelection {
     const int64_t last = sizes_.level_begin(level()) - 1;
     return int32_t(std::clamp(state_.frontier[place], begin, last));
   }
+  // Whether the child at a place of a level is one of the best of a node that is expanded within
+  // the limits.
+  bool is_candidate(int32_t place) const {
+    if (limits_.top_k == sizes_.top_k) return true;
+    return place % sizes_.top_k < limits_.top_k && place / sizes_.top_k < limits_.top_k;
+  }
   int32_t lookup_node(int32_t at) const {
     return clamp_word(state_.lookup_nodes[at], -1, sizes_.pool() - 1);
   }
@@ -90,14 +96,14 @@ class LevelSelection {
       const float score =
           level() == 0 ? drafted_.log_probs[i] : state_.scores[parent] + drafted_.log_probs[i];
       const int64_t token = drafted_.token_ids[i];
-      const bool agrees =
-          reached && found < 0 && parent == above && token == drafted_.lookup_ids[level()];
+      const bool agrees = reached && found < 0 && parent == above && is_candidate(i) &&
+                          token == drafted_.lookup_ids[level()];
       if (agrees) found = node;
       int32_t text = 0;
       if (match_ > 0) text = rule_[(agrees ? RuleLayout::kAgree : RuleLayout::kDisagree) + match_];
       const int32_t confidence = confidence_of(selection_tables().confidence, score);
       int32_t logit = candidate_logit(rule_, confidence, level(), text);
-      logit = clamp_word(logit, kLeastLogit, kMostLogitWord);
+      logit = is_candidate(i) ? clamp_word(logit, kLeastLogit, kMostLogitWord) : kLeastLogit;
       if (parent >= 0) logit = std::min(logit, state_.logits[parent]);
       state_.scores[node] = score;
       state_.token_ids[node] = token;
@@ -112,8 +118,12 @@ class LevelSelection {
   }
 
   void rank() {
-    const int32_t scored = sizes_.level_begin(level()) + sizes_.level_count(level());
-    for (int32_t node = 0; node < scored; ++node) ranked_.push_back({survival(node), node});
+    for (int32_t above = 0; above <= level(); ++above) {
+      const int32_t begin = sizes_.level_begin(above), count = sizes_.level_count(above);
+      for (int32_t i = 0; i < count; ++i) {
+        if (is_candidate(i)) ranked_.push_back({survival(begin + i), begin + i});
+      }
+    }
     inside_ = 0;
     while (inside_ <= level() && inside_ < offered_ && lookup_node(inside_) >= 0) ++inside_;
     int64_t reached = inside_ > 0 ? survival(lookup_node(inside_ - 1)) : kSureSurvival;
@@ -127,7 +137,7 @@ class LevelSelection {
       reached = (reached * next) >> kSurvivalBits;
       ranked_.push_back({int32_t(reached), sizes_.pool() + i});
     }
-    const size_t most = std::min(ranked_.size(), size_t(sizes_.rows - 1));
+    const size_t most = std::min(ranked_.size(), size_t(limits_.rows - 1));
     std::partial_sort(ranked_.begin(), ranked_.begin() + most, ranked_.end(), ranks_before);
     ranked_.resize(most);
   }
@@ -194,21 +204,25 @@ class LevelSelection {
     state_.record[kExpected] = expected_;
   }
 
-  // The next pass expands the candidates of this level that the draft itself holds most probable.
+  // The next pass expands the candidates of this level that the draft itself holds most probable,
+  // the last of them again in places behind the limit.
   void expand_best() {
     const int32_t begin = sizes_.level_begin(level()), count = sizes_.level_count(level());
-    std::vector<int32_t> order(count);
-    for (int32_t i = 0; i < count; ++i) order[i] = i;
+    std::vector<int32_t> order;
+    for (int32_t i = 0; i < count; ++i) {
+      if (is_candidate(i)) order.push_back(i);
+    }
     const auto before = [&](int32_t a, int32_t b) {
       const int32_t first = score_order(state_.scores[begin + a]);
       const int32_t second = score_order(state_.scores[begin + b]);
       return first != second ? first > second : a < b;
     };
-    std::partial_sort(order.begin(), order.begin() + sizes_.top_k, order.end(), before);
+    std::partial_sort(order.begin(), order.begin() + limits_.top_k, order.end(), before);
     for (int32_t i = 0; i < sizes_.top_k; ++i) {
-      state_.frontier[i] = begin + order[i];
-      state_.frontier[sizes_.top_k + i] = state_.token_ids[begin + order[i]];
-      state_.frontier[2 * sizes_.top_k + i] = order[i] / sizes_.top_k;
+      const int32_t child = order[std::min(i, limits_.top_k - 1)];
+      state_.frontier[i] = begin + child;
+      state_.frontier[sizes_.top_k + i] = state_.token_ids[begin + child];
+      state_.frontier[2 * sizes_.top_k + i] = child / sizes_.top_k;
     }
   }
 
@@ -219,8 +233,8 @@ class LevelSelection {
     const int32_t* passes = rule_ + RuleLayout::pass_price(sizes_);
     const int32_t* ratios = rule_ + RuleLayout::ratio(sizes_);
     const int32_t gain = level() < sizes_.depth ? rule_[RuleLayout::gain(sizes_) + level()] : 0;
-    const int32_t last = std::min(sizes_.depth, rule_[RuleLayout::kMostLevels] - 1);
-    const int32_t more = std::min(chosen_ + sizes_.top_k, sizes_.rows - 1);
+    const int32_t last = std::min(limits_.passes, rule_[RuleLayout::kMostLevels] - 1);
+    const int32_t more = std::min(chosen_ + limits_.top_k, limits_.rows - 1);
     // Where no row is left, a candidate takes the place of the worst.
     int32_t row_price = worst_;
     if (more > chosen_) {
@@ -228,14 +242,16 @@ class LevelSelection {
     }
     std::vector<int32_t> best;
     const int32_t begin = sizes_.level_begin(level()), count = sizes_.level_count(level());
-    for (int32_t i = 0; i < count; ++i) best.push_back(survival(begin + i));
-    std::partial_sort(best.begin(), best.begin() + sizes_.top_k, best.end(), std::greater<>());
+    for (int32_t i = 0; i < count; ++i) {
+      if (is_candidate(i)) best.push_back(survival(begin + i));
+    }
+    std::partial_sort(best.begin(), best.begin() + limits_.top_k, best.end(), std::greater<>());
     int64_t promised = 0, cost = 0, most = 0, cost_of_most = 0;
     int32_t ratio = 1 << kRatioBits;
     bool pays = false;
     for (int32_t next = level(); next < last; ++next) {
       ratio = (ratio * ratios[next]) >> kRatioBits;
-      for (int32_t i = 0; i < sizes_.top_k; ++i) {
+      for (int32_t i = 0; i < limits_.top_k; ++i) {
         const int32_t hope = int32_t((int64_t(best[i]) * ratio) >> kRatioBits);
         promised += std::max(hope - row_price, 0);
       }
@@ -255,6 +271,7 @@ class LevelSelection {
 
   const SelectionSizes& sizes_;
   const int32_t* rule_;
+  const SelectionLimits& limits_;
   const DraftedLevel& drafted_;
   const SelectionState& state_;
   const SelectionRows& out_;
@@ -271,10 +288,18 @@ const SelectionTables& selection_tables() {
   return tables;
 }
 
+SelectionLimits read_limits(const SelectionSizes& sizes, const int32_t* limits) {
+  if (limits == nullptr) return {sizes.rows, sizes.depth, sizes.top_k, sizes.lookup};
+  return {clamp_word(limits[kTotalTokensColumn], 1, sizes.rows),
+          clamp_word(limits[kDepthColumn], 0, sizes.depth),
+          clamp_word(limits[kTopKColumn], 1, sizes.top_k),
+          clamp_word(limits[kLookupTokensColumn], 0, sizes.lookup)};
+}
+
 void select_draft_nodes(const SelectionSizes& sizes, const int32_t* rule,
-                        const DraftedLevel& drafted, const SelectionState& state,
-                        const SelectionRows& out) {
-  LevelSelection(sizes, rule, drafted, state, out).run();
+                        const SelectionLimits& limits, const DraftedLevel& drafted,
+                        const SelectionState& state, const SelectionRows& out) {
+  LevelSelection(sizes, rule, limits, drafted, state, out).run();
 }
 
 }  // namespace eaglerl

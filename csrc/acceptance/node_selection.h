@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "acceptance/selection_rules.h"
+#include "policy/action_cache.h"
 
 namespace eaglerl {
 
@@ -46,10 +47,21 @@ struct DraftedLevel {
   const int64_t* lookup_ids;  // (lookup)
 };
 
+// What a slot's draft may have at most, within its sizes.
+struct SelectionLimits {
+  int32_t rows;    // of the tree, the root included
+  int32_t passes;  // after the first one
+  int32_t top_k;   // children of a node, and expanded nodes
+  int32_t lookup;  // looked-up tokens
+};
+
+// Reads a slot's limits, which have the columns of a table of actions; null for none.
+SelectionLimits read_limits(const SelectionSizes& sizes, const int32_t* limits);
+
 // Takes a level, and writes the rows that are best if the draft ends with it. Does nothing after a
 // level that ended the draft.
 void select_draft_nodes(const SelectionSizes& sizes, const int32_t* rule,
-                        const DraftedLevel& drafted, const SelectionState& state,
-                        const SelectionRows& out);
+                        const SelectionLimits& limits, const DraftedLevel& drafted,
+                        const SelectionState& state, const SelectionRows& out);
 
 }  // namespace eaglerl

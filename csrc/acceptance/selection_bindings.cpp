@@ -41,11 +41,11 @@ void check_rule(const SelectionSizes& sizes, const int32_t* rule) {
 }
 
 // `state`, `out` and `drafted` are addresses in the order of SelectionState, of SelectionRows, and
-// of roots, token_ids, log_probs, matches, looked_up, lookup_ids.
+// of roots, token_ids, log_probs, matches, looked_up, lookup_ids. `limits` is 0 for none.
 void bind_select_draft_nodes(const std::array<int32_t, 4>& given, int64_t slots, uintptr_t rule,
                              int32_t level, const std::array<uintptr_t, 7>& state,
                              const std::array<uintptr_t, 6>& out,
-                             const std::array<uintptr_t, 6>& drafted) {
+                             const std::array<uintptr_t, 6>& drafted, uintptr_t limits) {
   const SelectionSizes sizes = read_selection_sizes(given);
   check_between("slots", slots, 0, kLargestCount);
   check_between("level", level, 0, sizes.depth);
@@ -71,6 +71,7 @@ void bind_select_draft_nodes(const std::array<int32_t, 4>& given, int64_t slots,
   const Slots<const int64_t> matches("matches", drafted[3], slots, 1);
   const Slots<const int64_t> looked_up("looked_up", drafted[4], slots, 1);
   const Slots<const int64_t> lookup_ids("lookup_ids", drafted[5], slots, sizes.lookup);
+  const Slots<const int32_t> limit("limits", limits, limits ? slots : 0, kActionColumns);
   for (int64_t slot = 0; slot < slots; ++slot) {
     check_rule(sizes, rules[slot]);
     const int32_t* words = record[slot];
@@ -84,7 +85,7 @@ void bind_select_draft_nodes(const std::array<int32_t, 4>& given, int64_t slots,
     const DraftedLevel pass = {level,          *roots[slot],     token_ids[slot], log_probs[slot],
                                *matches[slot], *looked_up[slot], lookup_ids[slot]};
     select_draft_nodes(
-        sizes, rules[slot], pass,
+        sizes, rules[slot], read_limits(sizes, limits ? limit[slot] : nullptr), pass,
         {record[slot], scores[slot], pool_ids[slot], pool_parents[slot], logits[slot],
          lookup_nodes[slot], frontier[slot]},
         {row_ids[slot], parents[slot], levels[slot], nodes[slot], ancestors[slot], enabled[slot]});

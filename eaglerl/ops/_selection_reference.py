@@ -32,6 +32,7 @@ def select_draft_nodes_ref(
     token_ids: Tensor,
     log_probs: Tensor,
     lookup: LookedUp | None = None,
+    limits: Tensor | None = None,
 ) -> None:
     """Compute `select_draft_nodes` in plain torch; for tests."""
     before = {name: tensor.clone() for name, tensor in selection.tensors.items()}
@@ -39,10 +40,20 @@ def select_draft_nodes_ref(
     if level > 0:
         going = (selection.record[:, STOPPED] == 0) & (selection.record[:, LEVELS] == level)
     looked_up = selection.no_lookup if lookup is None else lookup
-    _Level(selection, rule.long(), level, roots, token_ids, log_probs, looked_up).run()
+    drafted = (roots, token_ids, log_probs, looked_up)
+    _Level(selection, rule.long(), level, *drafted, _limits(selection, limits)).run()
     for name, tensor in selection.tensors.items():
         shape = (-1, *[1] * (tensor.ndim - 1))
         tensor.copy_(torch.where(going.view(shape), tensor, before[name]))
+
+
+def _limits(selection: NodeSelection, limits: Tensor | None) -> Tensor:
+    """Return (S, 4) int64 rows, passes, top_k and looked-up tokens, within the sizes."""
+    top_k, depth, rows, lookup = selection.sizes
+    most = selection.record.new_tensor([rows, depth, top_k, lookup]).long()
+    if limits is None:
+        return most.expand(selection.slots, -1)
+    return limits.long().clamp(most.new_tensor([1, 0, 1, 0]), most)
 
 
 class _Level:
@@ -50,7 +61,7 @@ class _Level:
 
     def __init__(
         self, selection: NodeSelection, rule: Tensor, level: int, roots: Tensor, token_ids: Tensor,
-        log_probs: Tensor, lookup: LookedUp,
+        log_probs: Tensor, lookup: LookedUp, limits: Tensor,
     ) -> None:  # fmt: skip
         self.selection, self.rule, self.level = selection, rule, level
         self.roots, self.lookup = roots, lookup
@@ -58,11 +69,17 @@ class _Level:
         self.sizes, self.layout = selection.sizes, rule_layout(selection.sizes)
         self.confidences, self.survivals = (table.long() for table in selection.tables)
         self.match = lookup.match_lengths.clamp(0, CONSTANTS["longest_match"])
-        offered = lookup.counts.clamp(0, self.sizes.lookup_tokens)
+        self.most_rows, self.most_passes, self.width, most_offered = limits.unbind(1)
+        offered = torch.minimum(lookup.counts.clamp(min=0), most_offered)
         self.offered = torch.where(self.match > 0, offered, 0)
         self.begin = self.sizes.level_begin(level)
         self.end = self.begin + self.token_ids.shape[1]
         self.row = torch.arange(len(rule), device=rule.device)[:, None]
+        # Which children of each level, and which nodes of the pool, are candidates.
+        top_k, width = self.sizes.top_k, self.width[:, None]
+        place = torch.arange(top_k**2, device=rule.device)
+        below = (place % top_k < width) & (place.div(top_k, rounding_mode="floor") < width)
+        self.possible = torch.cat((below[:, :top_k], below.repeat(1, level)), 1)
 
     def part(self, name: str, count: int) -> Tensor:
         """Return (S, count) words of the rules."""
@@ -102,7 +119,7 @@ class _Level:
             previous = self.sizes.level_begin(level - 1)
             parents = parents.clamp(previous, self.begin - 1)
             scores = state.scores.gather(1, parents) + self.log_probs
-        agrees = self._looked_up(parents)
+        agrees, possible = self._looked_up(parents), self.possible[:, self.begin :]
         confidence = self._confidence(scores)
         logit = self.part("bias", 1) + self.part("level", 1) * level
         logit = logit + ((self.part("confidence", 1) * confidence) >> _LOGIT)
@@ -116,6 +133,7 @@ class _Level:
         logit = logit.clamp(CONSTANTS["least_logit"], CONSTANTS["most_logit"])
         if level > 0:
             logit = torch.minimum(logit, state.logits.gather(1, parents).long())
+        logit = torch.where(possible, logit, CONSTANTS["least_logit"])
         where = slice(self.begin, self.end)
         state.scores[:, where], state.pool_ids[:, where] = scores, self.token_ids
         state.pool_parents[:, where], state.logits[:, where] = parents.int(), logit.int()
@@ -133,7 +151,7 @@ class _Level:
             above = self.selection.lookup_nodes[:, level - 1].long()
         reached = (level < self.offered) & ((above >= 0) | (level == 0))
         found = reached[:, None] & (parents == above[:, None])
-        found &= self.token_ids == ids[:, level, None]
+        found &= (self.token_ids == ids[:, level, None]) & self.possible[:, self.begin :]
         return found & (found.cumsum(1) == 1)
 
     def _find_inside(self) -> None:
@@ -170,6 +188,7 @@ class _Level:
     def _choose(self) -> None:
         rows, pool = self.sizes.rows, self.sizes.pool_size
         drafted = self._survival(self.selection.logits[:, : self.end].long())
+        drafted = torch.where(self.possible, drafted, -1)
         self.level_survivals = drafted[:, self.begin :]
         text = self._looked_up_survivals()
         survival = torch.cat((drafted, text), 1)
@@ -183,7 +202,10 @@ class _Level:
         price = self.part("price", rows)[:, : 1 + self.best.shape[1]]
         none = torch.zeros_like(price[:, :1])
         sums = torch.cat((none, sums), 1)
-        allowed = torch.cat((none == 0, exists), 1)
+        inside = (
+            torch.arange(1, 1 + exists.shape[1], device=exists.device) < self.most_rows[:, None]
+        )
+        allowed = torch.cat((none == 0, exists & inside), 1)
         self.chosen = torch.where(allowed, sums - price, -(2**40)).argmax(1)
         self.expected = sums.gather(1, self.chosen[:, None])[:, 0]
 
@@ -231,10 +253,13 @@ class _Level:
     def _expand(self) -> None:
         state, top_k = self.selection, self.sizes.top_k
         scores = state.scores[:, self.begin : self.end]
-        # NaN counts as less than minus infinity.
+        # NaN counts as less than minus infinity, and as more than what is no candidate.
         number = torch.where(scores == -torch.inf, -1e39, scores.double())
-        scores = torch.where(scores.isnan(), -torch.inf, number)
+        number = torch.where(scores.isnan(), -1e40, number)
+        scores = torch.where(self.possible[:, self.begin :], number, -torch.inf)
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+        place = torch.arange(top_k, device=best.device)
+        best = best.gather(1, torch.minimum(place, self.width[:, None] - 1))
         tokens = self.token_ids.gather(1, best)
         state.frontier.copy_(torch.stack((best + self.begin, tokens, best // top_k), 1))
 
@@ -242,7 +267,7 @@ class _Level:
         sizes, record, level = self.sizes, self.selection.record, self.level
         top_k, rows = sizes.top_k, sizes.rows
         price = self.part("price", rows)
-        more = (self.chosen + top_k).clamp(max=rows - 1)
+        more = torch.minimum(self.chosen + self.width, self.most_rows - 1)
         dearer = price.gather(1, more[:, None]) - price.gather(1, self.chosen[:, None])
         mean = dearer[:, 0].clamp(min=0) // (more - self.chosen).clamp(min=1)
         worst = torch.full_like(mean, 1 << _SURVIVAL)
@@ -251,7 +276,8 @@ class _Level:
             worst = torch.where(self.chosen > 0, self.best.gather(1, last)[:, 0], worst)
         row_price = torch.where(more > self.chosen, mean, worst)[:, None]
         top = self.level_survivals.sort(dim=1, descending=True).values[:, :top_k]
-        end = (self.part("most_levels", 1)[:, 0] - 1).clamp(max=sizes.depth)
+        top = torch.where(torch.arange(top_k, device=top.device) < self.width[:, None], top, 0)
+        end = torch.minimum(self.part("most_levels", 1)[:, 0] - 1, self.most_passes)
         promised = torch.zeros_like(worst)
         cost, ratio = promised.clone(), torch.full_like(promised, 1 << _RATIO)
         pays = torch.zeros_like(promised, dtype=torch.bool)

@@ -24,7 +24,7 @@ from eaglerl.ops.node_selection import (
 
 library.define(
     "select_draft_nodes(Tensor(a!)[] tensors, Tensor[] tables, Tensor rule, int[] sizes, "
-    "int level, Tensor[] drafted) -> ()"
+    "int level, Tensor[] drafted, Tensor? limits=None) -> ()"
 )
 
 
@@ -36,6 +36,7 @@ def select_draft_nodes(
     token_ids: Tensor,
     log_probs: Tensor,
     lookup: LookedUp | None = None,
+    limits: Tensor | None = None,
 ) -> None:
     """Take a level of every slot's draft, choose the rows to verify, and whether drafting goes on.
 
@@ -50,15 +51,25 @@ def select_draft_nodes(
 
     All of this is computed in whole numbers: results have the same bits on every device.
 
+    Limits may make a slot's draft smaller than the sizes of the selection, for instance to what a
+    policy has chosen and an `ActionCache` keeps. Children of a node beyond the first top_k are then
+    no candidates: their logits are the least, and they are neither chosen nor expanded. Places of
+    the frontier beyond top_k repeat the last one, and what the draft finds below them is ignored.
+
     Args:
         selection: the drafts so far and the chosen rows; changed in place.
         rule: (S, words) int32, see `pack_rule` and `stack_rules`.
         level: 0 for the root's children; it begins a draft. Then 1, 2, ..., at most D.
         roots: (S,) int64 tokens of the roots.
         token_ids: (S, M, K) int64 the best children of the M nodes of ``selection.frontier``; M is
-            1 at level 0 and K at others.
+            1 at level 0 and K at others. With limits, the best child comes first.
         log_probs: (S, M, K) float32 their log-probabilities, at most 0.
         lookup: what prompt lookup proposes; None for nothing. The same at all levels of a draft.
+        limits: (S, 4) int32 total_tokens, depth, top_k and lookup_tokens, such as the ``params`` of
+            `fused_encode`: at most so many rows with the root, passes after the first one, children
+            of a node and expanded nodes, and looked-up tokens. Looked-up tokens may reach further
+            down than depth. Numbers out of range count as the nearest in range. None for no limits
+            but the sizes. The same at all levels of a draft.
 
     Raises:
         TypeError: an argument is no tensor, or of another dtype.
@@ -69,7 +80,7 @@ def select_draft_nodes(
     looked_up = selection.no_lookup if lookup is None else lookup
     torch.ops.eaglerl.select_draft_nodes(
         [*selection.tensors.values()], selection.tables, rule, list(selection.sizes), level,
-        [roots, token_ids, log_probs, *looked_up],
+        [roots, token_ids, log_probs, *looked_up], limits,
     )  # fmt: skip
 
 
@@ -86,16 +97,24 @@ class _Call(NamedTuple):
     sizes: SelectionSizes
     level: int
     drafted: Sequence[Tensor]
+    limits: Tensor | None
 
 
-def _checked(*arguments: Any) -> _Call:
+def _checked(
+    tensors: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    rule: Tensor,
+    numbers: Sequence[int],
+    level: int,
+    drafted: Sequence[Tensor],
+    limits: Tensor | None = None,
+) -> _Call:
     """Check the operator's arguments, which may come from anywhere.
 
     Raises:
         TypeError: see `select_draft_nodes`.
         ValueError: see `select_draft_nodes`.
     """
-    tensors, tables, rule, numbers, level, drafted = arguments
     if len(numbers) != len(SelectionSizes._fields):
         raise ValueError(f"sizes must be {', '.join(SelectionSizes._fields)}, got {numbers}")
     sizes = SelectionSizes(*numbers)
@@ -109,7 +128,10 @@ def _checked(*arguments: Any) -> _Call:
         raise ValueError(f"there must be {len(expected)} tensors: {', '.join(expected)}")
     for (name, (dtype, shape)), tensor in zip(expected.items(), given, strict=True):
         check_operand(name, tensor, dtype, shape, rule.device)
-    return _Call(tensors, tables, rule, sizes, level, drafted)
+    if limits is not None:
+        shape = (slots, len(C.action_columns))
+        check_operand("limits", limits, torch.int32, shape, rule.device)
+    return _Call(tensors, tables, rule, sizes, level, drafted, limits)
 
 
 # A call comes after every pass of every draft, with few sizes: this would be most of its time.
@@ -142,6 +164,7 @@ def _on_cpu(*arguments: Any) -> None:
         list(call.sizes), len(call.rule), call.rule.data_ptr(), call.level,
         addresses[:STATE_TENSORS], addresses[STATE_TENSORS:-1],
         [tensor.data_ptr() for tensor in call.drafted],
+        0 if call.limits is None else call.limits.data_ptr(),
     )  # fmt: skip
 
 

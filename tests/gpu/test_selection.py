@@ -20,9 +20,10 @@ SLOTS = 40
 
 
 def on_device(drafts: Drafts, level: int) -> tuple:
-    *tensors, lookup = drafts.call(level)
+    *tensors, lookup, limits = drafts.call(level)
     moved = [each.cuda() if isinstance(each, torch.Tensor) else each for each in tensors]
-    return (*moved, LookedUp(*(each.cuda() for each in lookup)))
+    looked_up = LookedUp(*(each.cuda() for each in lookup))
+    return (*moved, looked_up, None if limits is None else limits.cuda())
 
 
 def assert_same(ours: NodeSelection, native: NodeSelection) -> None:
@@ -34,10 +35,11 @@ def assert_same(ours: NodeSelection, native: NodeSelection) -> None:
             assert torch.equal(tensor, expected), name
 
 
+@pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_equals_native_code(sizes: SelectionSizes) -> None:
+def test_equals_native_code(sizes: SelectionSizes, limited: bool) -> None:
     for seed in range(5):
-        drafts = random_drafts(seed, sizes, SLOTS)
+        drafts = random_drafts(seed, sizes, SLOTS, limited)
         ours, native = NodeSelection(SLOTS, sizes, device="cuda"), NodeSelection(SLOTS, sizes)
         for level in range(sizes.depth + 1):
             arguments = on_device(drafts, level)
@@ -50,10 +52,11 @@ def test_equals_native_code(sizes: SelectionSizes) -> None:
             assert_same(ours, native)
 
 
-def test_all_passes_in_one_graph() -> None:
+@pytest.mark.parametrize("limited", [False, True])
+def test_all_passes_in_one_graph(limited: bool) -> None:
     """Captured once, replayed with other drafts: stopped slots stay as they are."""
     sizes = SIZES[0]
-    drafts = [random_drafts(seed, sizes, SLOTS) for seed in range(3)]
+    drafts = [random_drafts(seed, sizes, SLOTS, limited) for seed in range(3)]
     levels = range(sizes.depth + 1)
     static = [on_device(drafts[0], level) for level in levels]
     ours = NodeSelection(SLOTS, sizes, device="cuda")
@@ -81,5 +84,5 @@ def pairs_of(first: tuple, second: tuple) -> list[tuple[torch.Tensor, torch.Tens
 
 
 def _tensors(arguments: tuple) -> list[torch.Tensor]:
-    *given, lookup = arguments
-    return [each for each in (*given, *lookup) if isinstance(each, torch.Tensor)]
+    *given, lookup, limits = arguments
+    return [each for each in (*given, *lookup, limits) if isinstance(each, torch.Tensor)]

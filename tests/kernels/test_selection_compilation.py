@@ -24,7 +24,7 @@ from .test_compilation import parameter_number  # noqa: E402
 SIZES = (SelectionSizes(4, 5, 32, 12), SelectionSizes(10, 7, 60, 12), SelectionSizes(1, 7, 9, 8))
 
 
-def launch_of(sizes: SelectionSizes) -> Launch:
+def launch_of(sizes: SelectionSizes, limited: bool = False) -> Launch:
     def on_meta(shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -37,7 +37,8 @@ def launch_of(sizes: SelectionSizes) -> Launch:
         on_meta((8,)), on_meta(children), on_meta(children, torch.float32), on_meta((8,)),
         on_meta((8,)), on_meta((8, sizes.lookup_tokens)),
     ]  # fmt: skip
-    return prepare_select_draft_nodes(tensors, tables, rule, sizes, 1, drafted)
+    limits = on_meta((8, 4), torch.int32) if limited else None
+    return prepare_select_draft_nodes(tensors, tables, rule, sizes, 1, drafted, limits)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,19 +49,22 @@ def _folder(shared_folder: Path) -> object:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "target"),
-    [(SIZES[0], "sm_90"), (SIZES[2], "sm_80")],
+    ("sizes", "target", "limited"),
+    [(SIZES[0], "sm_90", False), (SIZES[2], "sm_80", True)],
     ids=str,
 )
-def test_no_spills_and_order(sizes: SelectionSizes, target: str, tmp_path: Path) -> None:
-    check(launch_of(sizes), target, tmp_path)
+def test_no_spills_and_order(
+    sizes: SelectionSizes, target: str, limited: bool, tmp_path: Path
+) -> None:
+    check(launch_of(sizes, limited), target, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_every_device(sizes: SelectionSizes, target: str, tmp_path: Path) -> None:
-    check(launch_of(sizes), target, tmp_path)
+def test_every_device(sizes: SelectionSizes, target: str, limited: bool, tmp_path: Path) -> None:
+    check(launch_of(sizes, limited), target, tmp_path)
 
 
 def test_gfx942() -> None:

@@ -41,6 +41,8 @@ def _selection(source: Source) -> tuple[ops.NodeSelection, dict[str, Any]]:
             source.integers(0, 9, slots, sizes.lookup_tokens, dtype=torch.int64),
         ),
     }
+    if source.random() < 0.5:
+        arguments["limits"] = source.integers(-1, 9, slots, 4, dtype=torch.int32)
     if sizes.depth and source.random() < 0.5:
         ops.select_draft_nodes(selection, **arguments)
         arguments |= {
@@ -82,6 +84,7 @@ def operator_select(source: Source) -> Call:
         "sizes": list(selection.sizes),
         "level": arguments["level"],
         "drafted": [*(arguments[name] for name in names), *arguments["lookup"]],
+        "limits": arguments.get("limits"),
     }
     if source.random() < 0.3:  # what anyone may write to the state
         victim = source.choice(given["tensors"][:-1])
@@ -114,7 +117,8 @@ def native_select(source: Source, memory: Memory) -> Step:
         place = source.randrange(4)
         lists[place] = spoil_numbers(lists[place], source)[: source.choice((3, 7))]
     sizes, state, rows, drafted = lists
-    return C.select_draft_nodes, [sizes, slots, rule, 0, state, rows, drafted]
+    limits = memory.int32(4 * slots) if source.random() < 0.5 else 0
+    return C.select_draft_nodes, [sizes, slots, rule, 0, state, rows, drafted, limits]
 
 
 def native_layout(source: Source, memory: Memory) -> Step:

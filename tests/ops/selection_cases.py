@@ -64,14 +64,34 @@ class Drafts:
     roots: Tensor
     lookup: LookedUp
     levels: list[tuple[Tensor, Tensor]]
+    limits: Tensor | None = None
 
-    def call(self, level: int) -> tuple[Tensor, int, Tensor, Tensor, Tensor, LookedUp]:
+    def call(
+        self, level: int
+    ) -> tuple[Tensor, int, Tensor, Tensor, Tensor, LookedUp, Tensor | None]:
         """Return the arguments behind the selection."""
-        return (self.rule, level, self.roots, *self.levels[level], self.lookup)
+        return (self.rule, level, self.roots, *self.levels[level], self.lookup, self.limits)
 
 
-def random_drafts(seed: int, sizes: SelectionSizes, slots: int) -> Drafts:
-    """Return random drafts; one in ten has equal, infinite or missing numbers among its scores."""
+def random_limits(seed: int, sizes: SelectionSizes, slots: int) -> Tensor:
+    """Return (S, 4) limits; one number in ten is out of range."""
+    source = np.random.default_rng((seed, 1))
+    top_k, depth, rows, lookup = sizes
+    limits = source.integers((1, 0, 1, 0), (rows + 1, depth + 1, top_k + 1, lookup + 1), (slots, 4))
+    odd = source.choice((-(2**31), -1, 0, 2**31 - 1), limits.shape)
+    limits = np.where(source.random(limits.shape) < 0.1, odd, limits)
+    return torch.from_numpy(limits.astype(np.int32))
+
+
+def random_drafts(seed: int, sizes: SelectionSizes, slots: int, limited: bool = False) -> Drafts:
+    """Return random drafts; one in ten has equal, infinite or missing numbers among its scores.
+
+    Args:
+        seed: of all numbers.
+        sizes: the largest draft and tree.
+        slots: number of drafts.
+        limited: whether each has limits of its own.
+    """
     source = np.random.default_rng(seed)
     top_k, depth, _, lookup = sizes
     levels = []
@@ -93,4 +113,6 @@ def random_drafts(seed: int, sizes: SelectionSizes, slots: int) -> Drafts:
         torch.from_numpy(source.integers(0, _TOKENS, (slots, lookup))),
     )
     rule = stack_rules([random_rule(source, sizes) for _ in range(slots)])
-    return Drafts(sizes, rule, torch.from_numpy(source.integers(0, 99, slots)), looked_up, levels)
+    roots = torch.from_numpy(source.integers(0, 99, slots))
+    limits = random_limits(seed, sizes, slots) if limited else None
+    return Drafts(sizes, rule, roots, looked_up, levels, limits)

@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from eaglerl._ext import C
-from eaglerl.ops import NodeSelection, SelectionSizes, select_draft_nodes, select_draft_nodes_ref
-from eaglerl.ops.node_selection import CONSTANTS, LookedUp, pack_rule, stack_rules
+from eaglerl.ops import (
+    ActionCache,
+    NodeSelection,
+    SelectionSizes,
+    action_cache_step,
+    select_draft_nodes,
+    select_draft_nodes_ref,
+)
+from eaglerl.ops.node_selection import CONSTANTS, LookedUp, pack_rule, rule_layout, stack_rules
 
 from .selection_cases import SIZES, Drafts, random_drafts
 
@@ -34,7 +41,9 @@ def compare(drafts: Drafts, slots: int) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_native_equals_the_definition(sizes: SelectionSizes) -> None:
     """All bits, levels that follow the stop flag included."""
-    records = torch.cat([compare(random_drafts(seed, sizes, 200), 200) for seed in range(4)])
+    records = torch.cat(
+        [compare(random_drafts(seed, sizes, 200, limited=seed % 2 == 1), 200) for seed in range(4)]
+    )
     if sizes.depth > 1 and sizes.rows > 1:
         assert len(records[:, 0].unique()) > 2  # drafts end at different levels
     if sizes.rows > 5:
@@ -45,9 +54,97 @@ def test_native_equals_the_definition(sizes: SelectionSizes) -> None:
 
 
 @pytest.mark.slow
-def test_native_equals_the_definition_in_100_000_cases() -> None:
+@pytest.mark.parametrize("limited", [False, True])
+def test_native_equals_the_definition_in_100_000_cases(limited: bool) -> None:
     for seed in range(100):
-        compare(random_drafts(1000 + seed, SIZES[seed % len(SIZES)], 1000), 1000)
+        compare(random_drafts(1000 + seed, SIZES[seed % len(SIZES)], 1000, limited), 1000)
+
+
+def within(drafts: Drafts, sizes: SelectionSizes) -> Drafts:
+    """Return drafts that are no larger than some sizes, with the parts of the rules for these."""
+    parts, match = rule_layout(drafts.sizes), CONSTANTS["longest_match"] + 1
+    top_k, depth, rows, lookup = sizes
+    tail = drafts.rule[:, parts["tail"] : parts["price"]]
+    tail = tail.view(len(tail), match, drafts.sizes.lookup_tokens)[:, :, :lookup]
+    words = [drafts.rule[:, : parts["tail"]], tail.flatten(1)]
+    for name, count in (("price", rows), ("pass_price", depth), ("ratio", depth), ("gain", depth)):
+        words.append(drafts.rule[:, parts[name] : parts[name] + count])
+    lengths, counts, ids = drafts.lookup
+    levels = [
+        tuple(each[:, :top_k, :top_k].contiguous() for each in level)
+        for level in drafts.levels[: depth + 1]
+    ]
+    looked_up = LookedUp(lengths, counts, ids[:, :lookup].contiguous())
+    return Drafts(sizes, torch.cat(words, 1), drafts.roots, looked_up, levels)
+
+
+@pytest.mark.parametrize("sizes", SIZES[:5], ids=str)
+def test_a_limited_draft_is_one_of_smaller_sizes(sizes: SelectionSizes) -> None:
+    slots, source = 40, np.random.default_rng(9)
+    for seed in range(8):
+        drafts = random_drafts(seed, sizes, slots)
+        most = (sizes.rows, sizes.depth, sizes.top_k, sizes.lookup_tokens)
+        limits = source.integers((1, 0, 1, 0), most, endpoint=True)
+        rows, depth, top_k, lookup = limits.tolist()
+        small = within(drafts, SelectionSizes(top_k, depth, rows, lookup))
+        drafts.limits = torch.from_numpy(limits.astype(np.int32)).repeat(slots, 1)
+        mine, judge = NodeSelection(slots, sizes), NodeSelection(slots, small.sizes)
+        for level in range(sizes.depth + 1):
+            select_draft_nodes(mine, *drafts.call(level))
+            if level <= depth:
+                select_draft_nodes(judge, *small.call(level))
+            for name in ("record", "row_ids", "row_parents", "row_levels", "enabled"):
+                given = mine.tensors[name] if name == "record" else mine.tensors[name][:, :rows]
+                assert torch.equal(given, judge.tensors[name]), name
+            assert torch.equal(mine.ancestors[:, :rows, :rows], judge.ancestors)
+            assert not mine.enabled[:, rows:].any()
+            assert torch.equal(mine.frontier[:, 1:, :top_k], judge.frontier[:, 1:])
+            repeated = mine.frontier[:, :, top_k - 1 :]
+            assert torch.equal(repeated, repeated[:, :, :1].expand_as(repeated))
+
+
+def test_limits_out_of_range_count_as_the_nearest() -> None:
+    drafts, top = random_drafts(3, SIZES[0], 50), 2**31 - 1
+    top_k, depth, rows, lookup = SIZES[0]
+    found = {}
+    for limits in (
+        None, (top, top, top, top), (rows, depth, top_k, lookup), (1, 0, 1, 0), (0, -1, 0, -1),
+        (-top - 1,) * 4,
+    ):  # fmt: skip
+        drafts.limits = None if limits is None else torch.tensor([limits] * 50, dtype=torch.int32)
+        selection = found[limits] = NodeSelection(50, SIZES[0])
+        for level in range(depth + 1):
+            select_draft_nodes(selection, *drafts.call(level))
+    first, *others = found.values()
+    for other in others[:2]:
+        same(first, other)
+    for other in others[3:]:
+        same(others[2], other)
+    assert others[2].enabled.sum() == 50  # the roots
+
+
+def test_an_action_limits_a_draft() -> None:
+    """What an action cache keeps, slot by slot; looked-up tokens may reach below its depth."""
+    sizes = SelectionSizes(3, 2, 8, 3)
+    actions = torch.tensor([[4, 1, 2, 0], [8, 0, 1, 3]], dtype=torch.int32)
+    _, limits = action_cache_step(torch.eye(2), actions, ActionCache(2))
+    rule = believing(sizes, tail=np.full((17, 3), 2.0)).repeat(2, 1)
+    looked_up = LookedUp(
+        torch.tensor([5, 5]), torch.tensor([3, 3]), torch.tensor([[50, 51, 52]] * 2)
+    )
+    selection, roots = NodeSelection(2, sizes), torch.tensor([7, 8])
+    for level in range(3):
+        ids = torch.arange(9 if level else 3).view(-1, 3) + 10 * (level + 1)
+        log_probs = torch.tensor([-0.5, -1.0, -1.5]).expand_as(ids)
+        select_draft_nodes(
+            selection, rule, level, roots, *(each.repeat(2, 1, 1) for each in (ids, log_probs)),
+            looked_up, limits,
+        )  # fmt: skip
+    assert selection.record[:, 0].tolist() == [2, 1]
+    assert selection.row_ids[0].tolist() == [7, 10, 11, 20, 7, 7, 7, 7]
+    assert selection.row_ids[1].tolist() == [8, 10, 50, 51, 52, 8, 8, 8]
+    assert selection.row_levels[1].tolist() == [0, 1, 1, 2, 3, 1, 1, 1]
+    assert selection.logits[1, 1:3].tolist() == [CONSTANTS["least_logit"]] * 2
 
 
 def believing(sizes: SelectionSizes, **parts: object) -> torch.Tensor:
@@ -179,6 +276,10 @@ def test_a_level_that_was_left_out() -> None:
         ({"token_ids": torch.zeros(2, 1, 3, dtype=torch.int64)}, ValueError, "token_ids"),
         ({"log_probs": torch.zeros(2, 1, 2).double()}, TypeError, "log_probs must be torch.float"),
         ({"log_probs": torch.zeros(2, 2, 1).transpose(1, 2)[:, :, ::2]}, ValueError, "log_probs"),
+        ({"limits": torch.zeros(2, 4)}, TypeError, "limits must be torch.int32, got torch.float32"),
+        ({"limits": torch.ones(2, 3).int()}, ValueError, r"limits .* shape \(2, 4\), got .*2, 3"),
+        ({"limits": torch.ones(1, 4).int()}, ValueError, r"limits .* shape \(2, 4\), got .*1, 4"),
+        ({"limits": torch.ones(4, 2).int().T}, ValueError, r"limits must be contiguous .*\(1, 2\)"),
     ],
     ids=str,
 )
@@ -220,7 +321,7 @@ def test_a_rule_that_would_overflow() -> None:
 def test_state_that_anyone_may_write_to() -> None:
     """Whatever the state holds, nothing outside of it is read or written."""
     for seed in range(60):
-        drafts = random_drafts(seed, SIZES[seed % 5], 20)
+        drafts = random_drafts(seed, SIZES[seed % 5], 20, limited=seed % 2 == 1)
         selection = NodeSelection(20, drafts.sizes)
         generator = torch.Generator().manual_seed(seed)
         for level in range(drafts.sizes.depth + 1):
@@ -228,6 +329,8 @@ def test_state_that_anyone_may_write_to() -> None:
                 noise = torch.randint(-(2**31), 2**31 - 1, tensor.shape, generator=generator)
                 tensor.copy_(noise)
             selection.record[:, 4] = 2**31 - 1
+            if drafts.limits is not None:  # others than at the level before
+                drafts.limits = drafts.limits.roll(1, 0)
             select_draft_nodes(selection, *drafts.call(level))
         rows = torch.arange(drafts.sizes.rows)
         assert ((selection.row_parents < rows) | (rows == 0)).all()

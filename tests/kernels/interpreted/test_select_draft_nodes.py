@@ -14,16 +14,27 @@ SLOTS = 2
 
 
 def launch(selection: NodeSelection, drafts: object, level: int) -> None:
-    rule, _, *drafted, lookup = drafts.call(level)
+    rule, _, *drafted, lookup, limits = drafts.call(level)
     tensors = list(selection.tensors.values())
     prepare_select_draft_nodes(
-        tensors, selection.tables, rule, selection.sizes, level, (*drafted, *lookup)
+        tensors, selection.tables, rule, selection.sizes, level, (*drafted, *lookup), limits
     ).run(rule.device)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_equals_native_code(sizes: SelectionSizes) -> None:
-    drafts = random_drafts(7, sizes, SLOTS)
+@pytest.mark.parametrize(
+    ("sizes", "limited"),
+    [
+        *((sizes, False) for sizes in SIZES),
+        # Seconds each: one of them is enough in every run.
+        *(
+            pytest.param(sizes, True, marks=[pytest.mark.slow] if sizes.top_k == 10 else [])
+            for sizes in SIZES
+        ),
+    ],
+    ids=str,
+)
+def test_equals_native_code(sizes: SelectionSizes, limited: bool) -> None:
+    drafts = random_drafts(7, sizes, SLOTS, limited)
     ours, native = NodeSelection(SLOTS, sizes), NodeSelection(SLOTS, sizes)
     for level in range(sizes.depth + 1):
         launch(ours, drafts, level)
