@@ -65,6 +65,20 @@ bool score(OnlineCycle& cycle, const py::object& scores, int64_t depth, int64_t 
   return cycle.should_continue();
 }
 
+// From the next plan() or begin() on.
+void limit(OnlineCycle& cycle, int64_t top_k, int64_t max_depth, int64_t max_rows,
+           int64_t lookup_tokens, int64_t width) {
+  cycle.check_usable();
+  const DraftSizes& most = cycle.largest();
+  check_between("top_k", top_k, 1, most.top_k);
+  check_between("max_depth", max_depth, 0, most.max_depth);
+  check_between("max_rows", max_rows, 1, most.max_rows);
+  check_between("lookup_tokens", lookup_tokens, 0, most.lookup_tokens);
+  const OnlineCost* learned = cycle.learned();
+  check_between("width", width, 0, learned == nullptr ? 0 : int64_t(learned->widths().size()) - 1);
+  cycle.limit({top_k, max_depth, max_rows, lookup_tokens}, width);
+}
+
 // score() of what a builder holds: one call after every pass of the draft.
 bool look(OnlineCycle& cycle, const DraftTreeBuilder& builder, int64_t context_length,
           int64_t match_length, const std::vector<int64_t>& looked_up) {
@@ -172,6 +186,7 @@ void bind_cycle(py::module_& module) {
       .def(py::init(&make_cycle))
       .def("reset", usable(&OnlineCycle::reset))
       .def("begin", usable(&OnlineCycle::begin))
+      .def("limit", &limit)
       .def("score", &score)
       .def("select", &select)
       .def("look", &look)

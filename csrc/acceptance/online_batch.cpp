@@ -52,6 +52,12 @@ void OnlineBatch::join(int64_t slot) {
   if (limits_.slots == 1) recent_tokens_ = recent_seconds_ = 0.0;
 }
 
+void OnlineBatch::limit(const DraftSizes& sizes, const PassSize& pass) {
+  sizes_ = sizes;
+  for (Slot& slot : slots_) slot.sequence.limit(sizes);
+  if (learned_) pass_sizes_[0] = pass;
+}
+
 void OnlineBatch::begin(const std::vector<BatchEntry>& entries) {
   for (const int64_t slot : cycle_) slots_[slot].present = false;
   cycle_.clear();

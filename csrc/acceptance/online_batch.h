@@ -43,6 +43,9 @@ class OnlineBatch : public PythonObject {
 
   // Begins a sequence.
   void join(int64_t slot);
+  // Makes the drafts of further cycles smaller, within the sizes that it was made with. `pass` is
+  // the size of a pass of one slot.
+  void limit(const DraftSizes& sizes, const PassSize& pass);
   // Begins a cycle in which all of these draft.
   void begin(const std::vector<BatchEntry>& entries);
   // Begins a cycle and decides which of these draft, and how many looked-up tokens the others
@@ -86,6 +89,8 @@ class OnlineBatch : public PythonObject {
   bool planned() const { return planned_; }
   const DraftSizes& sizes() const { return sizes_; }
   const BatchLimits& limits() const { return limits_; }
+  // Null if costs are given.
+  const OnlineCost* learned() const { return learned_.get(); }
 
  private:
   struct Slot {

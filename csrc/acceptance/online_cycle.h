@@ -20,19 +20,26 @@ struct CyclePlan {
 class OnlineCycle : public PythonObject {
  public:
   OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes, OnlineCosts costs)
-      : batch_(std::move(shared), sizes, {1, sizes.max_rows}, std::move(costs)) {
+      : largest_(sizes), batch_(std::move(shared), sizes, {1, sizes.max_rows}, std::move(costs)) {
     reset();
   }
   // Costs are those that `learned` learns, of one of its widths, from the next plan() on.
   OnlineCycle(std::shared_ptr<OnlineAcceptance> shared, const DraftSizes& sizes,
               std::shared_ptr<OnlineCost> learned, int64_t width)
-      : batch_(std::move(shared), sizes, {1, sizes.max_rows}, std::move(learned), {{width}}) {
+      : largest_(sizes),
+        batch_(std::move(shared), sizes, {1, sizes.max_rows}, std::move(learned), {{width}}) {
     reset();
   }
 
   // Begins a sequence.
   void reset() {
     batch_.join(0);
+    begin();
+  }
+  // Makes the drafts of further cycles smaller, within `largest()`; their passes have the width of
+  // this index. Begins a cycle.
+  void limit(const DraftSizes& sizes, int64_t width) {
+    batch_.limit(sizes, {width});
     begin();
   }
   // Begins a cycle, whose first score() has depth 0.
@@ -73,10 +80,14 @@ class OnlineCycle : public PythonObject {
   OnlineSequence& sequence() { return batch_.sequence(0); }
   const OnlineSequence& sequence() const { return batch_.sequence(0); }
   const DraftSizes& sizes() const { return batch_.sizes(); }
+  // What it was made with.
+  const DraftSizes& largest() const { return largest_; }
+  const OnlineCost* learned() const { return batch_.learned(); }
 
  private:
   static constexpr int64_t kAnyRoom = std::numeric_limits<int64_t>::max();
 
+  DraftSizes largest_;
   OnlineBatch batch_;
   bool should_continue_ = false;
 };

@@ -29,6 +29,11 @@ class OnlineSequence {
   void reset();
   // Begins a cycle, whose first score() has depth 0.
   void begin() { known_ = -1; }
+  // Makes the drafts of further cycles smaller, within the sizes that it was made with.
+  void limit(const DraftSizes& sizes) {
+    sizes_ = sizes;
+    begin();
+  }
   // Predicts the survivals of looked-up tokens without a draft; best() contains at most `most`.
   void look_up(const LookupView& lookup, int64_t most);
   // Scores the levels that are new since the last call, and ranks all of them.

@@ -10,8 +10,7 @@ import torch
 from eaglerl.eagle3.accepted import Acceptance, Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.device_acceptance import DeviceAcceptance
-from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
 from eaglerl.eagle3.ruled_policy import DeviceDraft, read_report, report_of
 from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import TotalTime
@@ -55,7 +54,7 @@ class HostAcceptance:
             keep_path(output.features, tree, rows, bonus, cache, slot),
             features=features,
             reduced=True,
-            decision=TreeParams(*params[0].cpu().tolist()),
+            decision=decision_of(params[0].cpu().tolist()),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.policy import DraftLimits, TreeParams
 from eaglerl.eagle3.ruled_policy import DeviceDraft
 from eaglerl.eagle3.target.target_model import TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree
@@ -27,7 +27,7 @@ class Accepted:
         features: (R, 3k) target features of the kept rows, or (R, h) if `reduced`.
         reduced: whether the draft's FC has run over `features` already, for the policy.
         last_features: (3k,) target features of the last kept row.
-        decision: the tree that a `FusedPolicy` chose from them; None without one.
+        decision: the tree or limits that a `FusedPolicy` chose from them; None without one.
         drafted_rows: `rows` without the root, if they are known on the host.
         draft: what a rule has drafted and chosen on a device; None without one.
     """
@@ -38,7 +38,7 @@ class Accepted:
     features: torch.Tensor
     reduced: bool
     last_features: torch.Tensor
-    decision: TreeParams | None
+    decision: TreeParams | DraftLimits | None
     drafted_rows: tuple[int, ...] = ()
     draft: DeviceDraft | None = None
 

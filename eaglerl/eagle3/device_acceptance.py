@@ -8,8 +8,7 @@ import torch
 
 from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
-from eaglerl.eagle3.fused_policy import BoundPolicy
-from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
 from eaglerl.eagle3.ruled_policy import read_report, report_of, report_size
 from eaglerl.eagle3.sampling import RowVerifier
 from eaglerl.eagle3.stopwatch import TotalTime
@@ -103,7 +102,7 @@ def read_accepted(
     Args:
         found: what the device has found.
         numbers: its report, copied to the host: the count, P tokens, with a rule the P rows and
-            what it has drafted and chosen, and with a policy T, D and K.
+            what it has drafted and chosen, and with a policy its action.
         output: the target's output over the tree.
         tree: the tree.
         policy: whose choice the report ends with; None for none.
@@ -123,7 +122,7 @@ def read_accepted(
         reduced=policy is not None,
         # A slice of host numbers: indexing by the device's count would synchronise once more.
         last_features=output.features[found.rows[kept - 1 : kept]][0],
-        decision=None if policy is None else TreeParams(*numbers[-3:]),
+        decision=None if policy is None else decision_of(numbers[-policy.params.numel() :]),
         drafted_rows=drafted_rows,
         draft=draft,
     )

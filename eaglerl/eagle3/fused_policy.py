@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
+from eaglerl._ext import C
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead, RMSNorm
-from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
+from eaglerl.eagle3.policy import (
+    CycleState,
+    DraftLimits,
+    DraftPlan,
+    StepResult,
+    TreeParams,
+    TreePolicy,
+)
 from eaglerl.ops import ActionCache, PolicyWeights, fused_encode
 from eaglerl.ops.action_cache import SKETCH_SIZE, CacheModeName
 from eaglerl.ops.encoder import FusedEncoder
@@ -26,6 +34,9 @@ class FusedPolicy:
     The features pass through the draft head's FC once, for the draft and for the policy. Decisions
     are kept in an `ActionCache`. On a device the host learns the decision with the copy that says
     how many tokens were accepted, and waits for nothing else.
+
+    Actions with ``lookup_tokens`` are plans: their total_tokens is that of the tree, and looked-up
+    tokens are verified beside it. In a `LimitedPolicy` they are limits.
 
     Attributes:
         weights: the policy's weights. It reads the reduced features g (``mlp_input`` "features") or
@@ -55,22 +66,15 @@ class FusedPolicy:
             seed: seed of the draws.
 
         Raises:
-            ValueError: `weights` have an FC, an action is no tree, or the actions have
-                lookup_tokens.
+            ValueError: `weights` have an FC, or an action is no tree.
         """
         if weights.fc_weight is not None:
             raise ValueError(
                 "weights must hold no fc_weight: the decoder's own draft head reduces the features"
             )
-        names = [field.name for field in fields(TreeParams)]
-        if weights.action_columns != len(names):
-            raise ValueError(
-                f"weights.actions must have {len(names)} columns, {', '.join(names)}, for a "
-                f"FusedPolicy, which looks up no tokens; got {weights.action_columns}"
-            )
-        for action, tree in enumerate(weights.actions.cpu().tolist()):
+        for action, numbers in enumerate(weights.actions.cpu().tolist()):
             try:
-                TreeParams(*tree)
+                plan_of(decision_of(numbers))
             except ValueError as error:
                 raise ValueError(f"weights.actions[{action}] is no tree: {error}") from error
         self.weights = weights
@@ -108,8 +112,8 @@ class FusedPolicy:
         """Forget the previous sequence; the cache's counters continue."""
         self.cache.invalidate()
 
-    def choose(self, state: CycleState) -> TreeParams:
-        """Return the tree that was chosen when the last token was accepted.
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+        """Return the tree or the plan that was chosen when the last token was accepted.
 
         Raises:
             ValueError: the session was not opened with this policy, so no tree was chosen.
@@ -119,7 +123,7 @@ class FusedPolicy:
                 "state.decision is missing: a FusedPolicy decides inside the session, which must "
                 "be made with it (decoder.generate and decoder.new_session do)"
             )
-        return state.decision
+        return plan_of(state.decision)
 
     def observe(self, result: StepResult) -> None:
         """Do nothing: the policy is trained already."""
@@ -148,6 +152,7 @@ class BoundPolicy:
 
     Attributes:
         head: the draft head.
+        params: (1, 3 or 4) int32 the last choice of `encode`, in memory that stays.
         reduce_seconds: time in the last `encode` that reduced the draft's features, on the host's
             clock; 0 if one launch on a device does both.
     """
@@ -168,6 +173,8 @@ class BoundPolicy:
         weights = policy.weights.to(device)
         self._weights = with_head(weights, head) if self._reduces else weights
         self._reduce = reduce
+        columns = weights.action_columns
+        self.params = torch.zeros((1, columns), dtype=torch.int32, device=device)
         self._encoder: FusedEncoder | None = None
         self.reduce_seconds = 0.0
         if device.type == "cpu":
@@ -188,6 +195,11 @@ class BoundPolicy:
         return self._policy.cache
 
     @property
+    def limits(self) -> torch.Tensor | None:
+        """`params` as limits for `select_draft_nodes`; None without lookup_tokens."""
+        return self.params if self.params.shape[1] == len(C.action_columns) else None
+
+    @property
     def draws(self) -> bool:
         """Whether actions are drawn: then every call has a number of its own."""
         return self._policy.temperature > 0
@@ -205,7 +217,7 @@ class BoundPolicy:
 
         Returns:
             (R, h) reduced features, or None if the policy reads the target's or R exceeds 512; and
-            the chosen trees as (S, 3) int32.
+            the chosen actions as (S, 3 or 4) int32.
         """
         assert self._encoder is not None, "slots are decoded on the CPU"
         policy = self._policy
@@ -230,7 +242,7 @@ class BoundPolicy:
             last: (1,) int64 index in `rows` of the last accepted one.
 
         Returns:
-            (P, h) reduced features, and the chosen tree as (1, 3) int32.
+            (P, h) reduced features, and the chosen action as (1, 3 or 4) int32, which is `params`.
         """
         policy = self._policy
         policy._steps += 1
@@ -255,11 +267,34 @@ class BoundPolicy:
                 offset=policy._steps,
                 return_features=self._reduces,
             )
+        self.params.copy_(params)
         if hidden is None:
             started = time.perf_counter()
             hidden = self._reduce(features[rows])
             self.reduce_seconds = time.perf_counter() - started
-        return hidden, params
+        return hidden, self.params
+
+
+def decision_of(numbers: Sequence[int]) -> TreeParams | DraftLimits:
+    """Return the tree of an action's three numbers, or the limits of four.
+
+    Raises:
+        ValueError: three numbers are no tree.
+    """
+    return DraftLimits(*numbers) if len(numbers) > 3 else TreeParams(*numbers)
+
+
+def plan_of(decision: TreeParams | DraftLimits) -> TreeParams | DraftPlan:
+    """Return the tree, or the plan of the largest tree with all looked-up tokens beside it."""
+    if isinstance(decision, TreeParams):
+        return decision
+    return DraftPlan(decision.tree, decision.lookup_tokens)
+
+
+def fused_part(policy: TreeParams | TreePolicy | None) -> FusedPolicy | None:
+    """Return the `FusedPolicy` that a session must bind: the policy itself, or its `limits`."""
+    part = getattr(policy, "limits", policy)
+    return part if isinstance(part, FusedPolicy) else None
 
 
 def with_head(weights: PolicyWeights, head: Eagle3DraftHead) -> PolicyWeights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -137,6 +137,28 @@ class DraftPlan:
         return DraftPlan(tree, tokens)
 
 
+class DraftLimits(NamedTuple):
+    """The most that a draft may end with: a policy's action with ``lookup_tokens``.
+
+    Attributes:
+        total_tokens: rows that the target verifies, the root and looked-up tokens included.
+        depth: rounds after the first one.
+        top_k: children of a node, and expanded nodes.
+        lookup_tokens: looked-up tokens.
+    """
+
+    total_tokens: int
+    depth: int
+    top_k: int
+    lookup_tokens: int
+
+    @property
+    def tree(self) -> TreeParams:
+        """The largest tree within the limits."""
+        most = 1 + self.top_k + self.depth * self.top_k**2
+        return TreeParams(min(self.total_tokens, most), self.depth, self.top_k)
+
+
 def as_plan(choice: TreeParams | DraftPlan) -> DraftPlan:
     """Return a plan as it is; wrap a bare tree in one.
 
@@ -207,19 +229,21 @@ class CycleState:
             that the target has processed; a view that the next cycle overwrites.
         context_length: committed tokens, the root included.
         last_result: result of the previous cycle; None before the first one.
-        decision: the tree that a `FusedPolicy` chose when the last token was accepted; None in a
-            session without one.
+        decision: what a `FusedPolicy` chose when the last token was accepted: a tree, or limits if
+            its actions have lookup_tokens; None in a session without one.
         text: returns the index of the sequence so far, which `lookup` searches.
         confidence: returns the (1 to 8,) float32 best log-probabilities, in falling order, of the
             first draft pass in the last cycle that drafted; None before the first such cycle.
+        on_device: whether drafts stay on a device, see `RuledPolicy`.
     """
 
     features: torch.Tensor
     context_length: int
     last_result: StepResult | None
-    decision: TreeParams | None = None
+    decision: TreeParams | DraftLimits | None = None
     text: Callable[[], ContextLookup] | None = None
     confidence: Callable[[], np.ndarray | None] | None = None
+    on_device: bool = False
 
     def lookup(self, max_tokens: int) -> Lookup:
         """Look up at most `max_tokens` tokens in the text, with the length of their match.
@@ -328,9 +352,8 @@ class SelectingPolicy(StagedPolicy, Protocol):
 class PlannedPolicy(Protocol):
     """A `SelectingPolicy` whose decisions between the passes are native.
 
-    The loop asks `native_cycle` instead of `should_continue` and `select`, and makes no
-    `DraftProgress`. It does so for the same decisions: an object that costs 15 us after every pass
-    is not made.
+    The loop asks `native_cycle` instead of `should_continue` and `select`, for the same decisions:
+    a `DraftProgress`, which costs 15 us after every pass, is not made.
 
     Attributes:
         native_cycle: the planner; None if `should_continue` and `select` are to be asked.

@@ -59,6 +59,32 @@ class DeviceDraft(NamedTuple):
         """Return the number of candidates up to a level, from 0."""
         return self.top_k + level * self.top_k**2
 
+    def narrowed_to(self, top_k: int) -> DeviceDraft:
+        """Return the draft without what was ignored because of a limit of top_k.
+
+        Args:
+            top_k: the limit; no more than the draft's width.
+
+        Returns:
+            The draft as one of this width.
+        """
+        if top_k == self.top_k:
+            return self
+        best = np.arange(top_k)
+        kept = [best] + [
+            self.pool_size(level) + np.add.outer(best * self.top_k, best).ravel()
+            for level in range(self.levels - 1)
+        ]
+        places = {int(node): place for place, node in enumerate(np.concatenate(kept))}
+        # Levels behind the end of the draft hold what was there before.
+        held = [places.get(int(node), -1) for node in self.lookup_nodes]
+        return self._replace(
+            top_k=top_k,
+            scores=self.scores[np.concatenate(kept)],
+            nodes=[places[node] for node in self.nodes],
+            lookup_nodes=np.array(held, np.int64),
+        )
+
 
 @runtime_checkable
 class RuledPolicy(Protocol):
@@ -70,10 +96,15 @@ class RuledPolicy(Protocol):
     Attributes:
         limit: the largest tree.
         lookup_tokens: most looked-up tokens.
+        most_rows: most rows that the cycle which `choose` has begun may verify, all included.
     """
 
     limit: TreeParams
     lookup_tokens: int
+
+    @property
+    def most_rows(self) -> int:
+        """See above."""
 
     def selection_rule(self, sizes: SelectionSizes) -> np.ndarray:
         """Return the (words,) int32 rule of the cycle that `choose` has begun."""

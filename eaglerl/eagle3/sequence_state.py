@@ -9,7 +9,7 @@ import torch
 
 from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.pending_rows import PendingRows
-from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams
+from eaglerl.eagle3.policy import CycleState, DraftLimits, StepResult, TreeParams
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, ContextLookup, Lookup, common_length
 
 #: Number of log-probabilities in `CycleState.confidence`.
@@ -23,22 +23,24 @@ class SequenceState:
         token_ids: prompt and tokens so far; the last one has no row in the target's cache yet.
         pending: rows that the draft has not processed.
         last_features: (3k,) target features of the last token that the target has processed.
-        decision: the tree that a `FusedPolicy` chose; None without one.
+        decision: the tree or limits that a `FusedPolicy` chose; None without one.
         first_logits: (Vd,) logits of the first draft pass in the last cycle that drafted.
     """
 
-    def __init__(self, *, drafts: bool) -> None:
+    def __init__(self, *, drafts: bool, on_device: bool = False) -> None:
         """Begin without a text.
 
         Args:
             drafts: whether a draft head will need the rows of the tokens.
+            on_device: see `CycleState`.
         """
         self.token_ids: list[int] = []
         self.pending = PendingRows()
         self.last_features = torch.empty(0)
-        self.decision: TreeParams | None = None
+        self.decision: TreeParams | DraftLimits | None = None
         self.first_logits: torch.Tensor | None = None
         self._drafts = drafts
+        self._on_device = on_device
         self._last: StepResult | None = None
         self._text: ContextLookup | None = None
 
@@ -68,6 +70,7 @@ class SequenceState:
             self.decision,
             self._indexed_text,
             self._confidence,
+            self._on_device,
         )
 
     def look_up(self, most_tokens: int) -> Lookup:

@@ -14,7 +14,7 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.captured.captured_cycle import CapturedCycle
 from eaglerl.eagle3.captured.graphed_calls import Graph
 from eaglerl.eagle3.captured.session_graphs import make_session_graphs
-from eaglerl.eagle3.fused_policy import BoundPolicy
+from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.logprobs import LogprobRecorder
@@ -110,11 +110,11 @@ class DecodingSession(CacheOwner):
         self._graphs = make_session_graphs(target, verifier, self.policy_time, new_graph)
         self._device = target.device
         self._now = clock_of(self._device)
-        self._sequence = SequenceState(drafts=draft is not None)
         self._prompt = PromptReader()
         self._tree: DraftTree | DeviceTree | None = None
         if on_device is None:
             on_device = self._device.type != "cpu"
+        self._sequence = SequenceState(drafts=draft is not None, on_device=on_device)
         self._drafter = make_tree_drafter(draft, self._device if on_device else None)
         self._accept_rows = make_acceptance(verifier, self.policy_time, on_device=on_device)
         cache.truncate(0, slot)
@@ -214,7 +214,7 @@ class DecodingSession(CacheOwner):
         if self._fused is not None:
             first_row = torch.zeros(1, dtype=torch.int64).to(self._device)
             _, params = self._fused.encode(self._sequence.last_features[None], first_row, first_row)
-            self._sequence.decision = TreeParams(*params[0].cpu().tolist())
+            self._sequence.decision = decision_of(params[0].cpu().tolist())
         return first
 
     @property
@@ -256,11 +256,11 @@ class DecodingSession(CacheOwner):
             chosen = self._choose(policy, most_tokens)
             self._check_plan(chosen, staged)
             with self._working():
-                self._make_room(chosen)
+                self._make_room(chosen, staged)
                 started = self._now()
                 # Before the draft: a staged policy sees the looked-up tokens between its passes.
                 lookup = self._sequence.look_up(chosen.lookup_tokens)
-                tree, params = self._draft_tree(chosen.params, staged, lookup)
+                tree, params = self._draft_tree(chosen.params, staged, lookup, most_tokens)
                 drafted = self._now()
                 output = self._verify_tree(tree)
                 accepted = self._accept(output, tree)
@@ -313,23 +313,19 @@ class DecodingSession(CacheOwner):
         if self._caches is None:
             self.cache.check_room(plan.most_rows, self.slot)
 
-    def _make_room(self, plan: DraftPlan) -> None:
+    def _make_room(self, plan: DraftPlan, staged: StagedPolicy | None) -> None:
         """Let the session's caches grow if the plan needs more rows than are free."""
-        if self._caches is None:
-            return
+        if isinstance(self._drafter, DeviceTreeDrafter) and isinstance(staged, RuledPolicy):
+            plan = DraftPlan(staged.limit, staged.lookup_tokens)
         # For both caches: a target row per node, top_k draft rows per round, behind equal prefixes.
         rows = max(plan.most_rows, plan.params.depth * plan.params.top_k)
-        capacity = self.cache.lengths[self.slot] + rows
-        if capacity > self.cache.capacity:
-            self._caches.grow(capacity)
-            self.cache = self._caches.target
+        if self._caches is not None:
+            self.cache = self._caches.with_room(self.cache.lengths[self.slot] + rows)
 
     def _draft_tree(
-        self,
-        params: TreeParams,
-        staged: StagedPolicy | None = None,
-        lookup: Lookup = NO_LOOKUP,
-    ) -> tuple[DraftTree | DeviceTree, TreeParams]:
+        self, params: TreeParams, staged: StagedPolicy | None = None, lookup: Lookup = NO_LOOKUP,
+        most_tokens: int | None = None,
+    ) -> tuple[DraftTree | DeviceTree, TreeParams]:  # fmt: skip
         """Return the tree, looked-up tokens included, and the size of the head's part."""
         root, slot = self.token_ids[-1], self.slot
         if params.total_tokens == 1:
@@ -357,9 +353,17 @@ class DecodingSession(CacheOwner):
             self._selecting = captured.selecting
         elif self._selecting is None:
             self._selecting = SelectingDrafter(self.draft, self._device)
-        draft, depth = self._selecting.begin(root, staged, params.depth, lookup, self.policy_time)
+        draft, depth = self._selecting.begin(
+            root,
+            staged,
+            params.depth,
+            lookup,
+            self.policy_time,
+            most_levels=None if most_tokens is None else most_tokens - 1,
+            limits=None if self._fused is None else self._fused.limits,
+        )
         if captured is not None:
-            return captured.grow_by_rule(draft, depth), params
+            return captured.grow_by_rule(draft, depth, self._fused), params
         return self._selecting.grow(draft, hidden, logits, depth, slot), params
 
     def _captured_cycle(

@@ -7,7 +7,7 @@ from functools import partial
 
 from eaglerl.eagle3.cache.caches import CachePool, Caches
 from eaglerl.eagle3.captured.graphed_calls import graphs_on
-from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.fused_policy import fused_part
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import TreePolicy
@@ -76,13 +76,14 @@ class SessionFactory:
                 policy, end_use = begin_use(policy)
                 ends.append(end_use)
             bound = None
-            if isinstance(policy, FusedPolicy):
+            fused = fused_part(policy)
+            if fused is not None:
                 if self.draft_head is None or self.draft_runner is None:
                     raise ValueError(
                         "policy must draft nothing, since this decoder has no draft head, got a "
-                        "FusedPolicy"
+                        f"{type(policy).__name__}"
                     )
-                bound = policy.bind(self.draft_head, self.draft_runner.reduce)
+                bound = fused.bind(self.draft_head, self.draft_runner.reduce)
             caches = self.pool.take(length + TREE_ROOM)
         except BaseException:
             _end(ends)

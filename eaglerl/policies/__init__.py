@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from eaglerl.policies.batch_auto import BatchAutoPolicy
     from eaglerl.policies.batch_chains import BatchChainPolicy
+    from eaglerl.policies.limited_policy import LimitedPolicy
     from eaglerl.policies.lookup_rule import LookupRule, best_lookup_rule, lookup_alone
     from eaglerl.policies.online_policy import OnlinePolicy
 
@@ -26,6 +27,7 @@ __all__ = [
     "BatchChainPolicy",
     "DraftConfidencePolicy",
     "Exp3Policy",
+    "LimitedPolicy",
     "LookupRule",
     "OnlinePolicy",
     "RandomPolicy",
@@ -44,6 +46,7 @@ __getattr__, __dir__, _ = lazy_names(
         "BatchChainPolicy": "eaglerl.policies.batch_chains",
         "DraftConfidencePolicy": "eaglerl.policies.baselines",
         "Exp3Policy": "eaglerl.policies.baselines",
+        "LimitedPolicy": "eaglerl.policies.limited_policy",
         "LookupRule": "eaglerl.policies.lookup_rule",
         "OnlinePolicy": "eaglerl.policies.online_policy",
         "RandomPolicy": "eaglerl.policies.baselines",

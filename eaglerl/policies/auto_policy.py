@@ -81,6 +81,11 @@ class AutoPolicy(OnlinePolicy):
             return self._plan
         return self._undrafted[tokens]
 
+    @property
+    def most_rows(self) -> int:
+        """Most rows that this cycle may verify; see `RuledPolicy`."""
+        return self.limit.total_tokens
+
     def selection_rule(self, sizes: SelectionSizes) -> np.ndarray:
         """Return the (words,) int32 rule by which a device decides in this cycle.
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eaglerl.eagle3 import BatchedSequence, DecodingStatistics, FusedPolicy, Generation, TreePolicy
+from eaglerl.eagle3 import BatchedSequence, DecodingStatistics, Generation, TreePolicy
+from eaglerl.eagle3.fused_policy import fused_part
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.server.admission import Request
@@ -177,7 +178,7 @@ class CompletionRequest(Request):
         batch = self._service.batch
         if batch is None or not self._mode.joint:
             answer.policy = self._mode.take()
-        if batch is not None and not isinstance(answer.policy, FusedPolicy):
+        if batch is not None and fused_part(answer.policy) is None:
             answer.continuation = batch.start(answer, self._prompt_ids, answer.policy, **options)
             return
         answer.continuation = self._service.decoder.start(

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from torch import nn
 
 from eaglerl.eagle3 import (
     NO_DRAFT,
     ConstantPolicy,
     CycleState,
-    FusedPolicy,
     SpeculativeDecoder,
     StepResult,
     TreeParams,
@@ -19,7 +17,6 @@ from eaglerl.eagle3.batch.fused_slots import FusedSlots
 from eaglerl.eagle3.named_policies import NamedPolicies
 from eaglerl.eagle3.policy import as_policy
 from eaglerl.eagle3.target.make_target import make_target
-from eaglerl.ops import PolicyWeights
 from eaglerl.policies import AutoPolicy
 
 from .tiny import tiny_head, tiny_model
@@ -65,13 +62,6 @@ def test_calls_come_in_the_documented_order(decoder):
     assert names == ["reset"] + ["choose", "observe"] * output.statistics.num_cycles
     observed = tuple(value for name, value in policy.calls if name == "observe")
     assert observed == output.statistics.cycles
-
-
-def test_a_fused_policy_looks_up_no_tokens() -> None:
-    mlp = nn.Sequential(nn.Linear(32, 4), nn.Tanh(), nn.Linear(4, 1))
-    FusedPolicy(PolicyWeights.from_modules(mlp, [[8, 2, 4]]))
-    with pytest.raises(ValueError, match=r"must have 3 columns, total_tokens, depth, top_k.*got 4"):
-        FusedPolicy(PolicyWeights.from_modules(mlp, [[8, 2, 4, 12]]))
 
 
 def test_state_is_that_before_the_cycle(decoder, model):

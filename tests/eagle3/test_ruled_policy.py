@@ -10,6 +10,7 @@ import torch
 
 from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.head.module_draft import ModuleDraft
+from eaglerl.eagle3.policy import StepResult
 from eaglerl.eagle3.ruled_policy import DeviceDraft
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopwatch import TotalTime
@@ -26,14 +27,16 @@ from .tiny import tiny_head, tiny_model
 LIMIT = TreeParams(12, 2, 3)
 
 
+def with_made_up_times(result: StepResult) -> StepResult:
+    rows, passes = result.rows, result.params.depth + 1 if result.draft_seconds else 0
+    return replace(result, verify_seconds=1e-3 * (1 + 0.05 * rows), draft_seconds=2e-4 * passes)
+
+
 class Clockless(AutoPolicy):
     """Learns costs from made-up times, so that its decisions are the same in every run."""
 
-    def observe(self, result) -> None:
-        rows, passes = result.rows, result.params.depth + 1 if result.draft_seconds else 0
-        super().observe(
-            replace(result, verify_seconds=1e-3 * (1 + 0.05 * rows), draft_seconds=2e-4 * passes)
-        )
+    def observe(self, result: StepResult) -> None:
+        super().observe(with_made_up_times(result))
 
 
 def host_decoder() -> SpeculativeDecoder:
@@ -124,14 +127,16 @@ def test_few_passes_do_not_cut_looked_up_tokens() -> None:
     sent = []
 
     class Ruled:
-        limit, lookup_tokens = LIMIT, 6
+        limit, lookup_tokens, most_rows = LIMIT, 6, LIMIT.total_tokens
 
         def selection_rule(self, sizes: SelectionSizes) -> np.ndarray:
             return np.full(rule_layout(sizes)["words"], 100, np.int32)
 
-    for most_depth, tokens in ((LIMIT.depth, 6), (LIMIT.depth, 6), (0, 1), (LIMIT.depth, 4)):
-        lookup = Lookup(3, tuple(range(tokens)))
-        draft, depth = drafter.begin(1, Ruled(), most_depth, lookup, TotalTime())
+    for most_depth, most_levels in ((LIMIT.depth, None), (LIMIT.depth, None), (0, 1), (2, 4)):
+        lookup = Lookup(3, tuple(range(6)))
+        draft, depth = drafter.begin(
+            1, Ruled(), most_depth, lookup, TotalTime(), most_levels=most_levels
+        )
         sent.append((depth, int(draft._words[3 + 6 + place["most_levels"]])))
         # A draft that ended after its first level: one pass is launched the next time.
         drafter.learn(DeviceDraft(3, 1, depth + 1, np.zeros(0), [], 0, 0, np.zeros(0)), 12)

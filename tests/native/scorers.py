@@ -146,6 +146,7 @@ def _drive_cycle(cycle: Any, rows: int, source: Source) -> None:
             ),
             lambda: cycle.count_lookup(*spoil_numbers([True], source)),
             lambda: cycle.selection_rule(spoil_numbers([3, 2, 8, 4], source)),
+            lambda: cycle.limit(*spoil_numbers([2, 1, 6, 2, 0], source)),
             lambda: cycle.take_choice(*spoil_numbers([[0, 2], source.choice((0, 1))], source)),
         ]  # fmt: skip
     drive_calls(calls)

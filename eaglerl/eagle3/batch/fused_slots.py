@@ -8,9 +8,16 @@ from itertools import accumulate
 import torch
 
 from eaglerl.eagle3.batch.per_slot_policies import PerSlotPolicies
-from eaglerl.eagle3.fused_policy import BoundPolicy, FusedPolicy
+from eaglerl.eagle3.fused_policy import BoundPolicy, FusedPolicy, decision_of, plan_of
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
-from eaglerl.eagle3.policy import CycleState, StepResult, TreeParams, TreePolicy
+from eaglerl.eagle3.policy import (
+    CycleState,
+    DraftLimits,
+    DraftPlan,
+    StepResult,
+    TreeParams,
+    TreePolicy,
+)
 
 
 class _Decided:
@@ -23,10 +30,10 @@ class _Decided:
         """Return the same."""
         return self
 
-    def choose(self, state: CycleState) -> TreeParams:
-        """Return the tree that was chosen when the last token was accepted."""
+    def choose(self, state: CycleState) -> TreeParams | DraftPlan:
+        """Return the tree or plan that was chosen when the last token was accepted."""
         assert state.decision is not None, "a batch asks `read` before a sequence's first cycle"
-        return state.decision
+        return plan_of(state.decision)
 
     def observe(self, result: StepResult) -> None:
         """Do nothing: the policy is trained already."""
@@ -83,7 +90,7 @@ class FusedSlots(PerSlotPolicies):
 
     def read(
         self, slots: Sequence[int], features: Sequence[torch.Tensor]
-    ) -> tuple[list[torch.Tensor] | None, list[TreeParams]]:
+    ) -> tuple[list[torch.Tensor] | None, list[TreeParams | DraftLimits]]:
         """Decide for slots whose last tokens have these features.
 
         Args:
@@ -92,12 +99,12 @@ class FusedSlots(PerSlotPolicies):
 
         Returns:
             (R, h) reduced features of every slot, None if the policy does not reduce them; and
-            every slot's next tree.
+            every slot's next tree or limits.
         """
         counts = [len(own) for own in features]
         last = torch.tensor(list(accumulate(counts))) - 1
         reduced, params = self._bound.encode_slots(
             torch.cat(list(features)), last, torch.tensor(list(slots))
         )
-        trees = [TreeParams(*tree) for tree in params.tolist()]
-        return None if reduced is None else list(reduced.split(counts)), trees
+        chosen = [decision_of(numbers) for numbers in params.tolist()]
+        return None if reduced is None else list(reduced.split(counts)), chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from eaglerl.eagle3.batch.batch_policy import SlotState
-from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.fused_policy import FusedPolicy, fused_part
 from eaglerl.eagle3.policy import DraftPlan, StepResult, TreeParams, TreePolicy, as_plan, as_policy
 from eaglerl.eagle3.policy_use import begin_use
 from eaglerl.eagle3.stopwatch import TotalTime
@@ -39,8 +39,10 @@ class PerSlotPolicies:
 
         Raises:
             TypeError: `policy` is no policy.
+            ValueError: it is a `FusedPolicy` or has one.
         """
         self._default = as_policy(policy)
+        _check_for_slot(self._default)
         self._slots: dict[int, _Slot] = {}
         self._looked: list[int] = []
         self._drafted: set[int] = set()
@@ -56,14 +58,10 @@ class PerSlotPolicies:
 
         Raises:
             ValueError: another sequence uses the policy and it cannot fork, or it is a
-                `FusedPolicy`.
+                `FusedPolicy` or has one.
         """
         chosen = self._default if policy is None else policy
-        if isinstance(chosen, FusedPolicy):
-            raise ValueError(
-                "policy must not be a FusedPolicy, which decides for all sequences of a batch in "
-                "one call: give it to the batch"
-            )
+        _check_for_slot(chosen)
         used, end_use = begin_use(chosen)
         try:
             used.reset()
@@ -150,3 +148,16 @@ class PerSlotPolicies:
             return error
         own.decisions.begin(plan.params)
         return plan
+
+
+def _check_for_slot(policy: TreePolicy) -> None:
+    if isinstance(policy, FusedPolicy):
+        raise ValueError(
+            "policy must not be a FusedPolicy, which decides for all sequences of a batch in one "
+            "call: give it to the batch"
+        )
+    if fused_part(policy) is not None:
+        raise ValueError(
+            f"policy must not be a {type(policy).__name__}, whose network decides in a session of "
+            "one sequence, not in a batch"
+        )

@@ -64,12 +64,14 @@ class Caches:
         if self.draft is not None:
             self.draft.reset()
 
-    def grow(self, capacity: int) -> None:
-        """Make room for `capacity` rows; keep the committed ones.
+    def with_room(self, capacity: int) -> KVCache:
+        """Return the target's cache after making room for `capacity` rows in both, if there is not.
 
         This copies every committed row, 46 kB each for SmolLM2-135M in float32, so sessions reserve
         room for most plans beforehand.
         """
+        if capacity <= self.capacity:
+            return self.target
         # Graphs hold addresses.
         self.captured = None
         grown = self._new_target(capacity)
@@ -77,6 +79,7 @@ class Caches:
         if self.draft is not None:
             self.draft.resize(capacity)
         self.target = grown
+        return grown
 
 
 class CachePool:

@@ -218,15 +218,18 @@ class CapturedCycle:
         return self.calls(key, grow)
 
     @torch.inference_mode()
-    def grow_by_rule(self, draft: RuledDraft, depth: int) -> DeviceTree:
+    def grow_by_rule(
+        self, draft: RuledDraft, depth: int, policy: BoundPolicy | None = None
+    ) -> DeviceTree:
         """Draft behind the rows of `extend`; see `SelectingDrafter.grow`.
 
         Args:
             draft: the draft, of `selecting`, begun.
             depth: as it was begun with.
+            policy: whose choice limits it; None for no limits.
         """
         assert self._first is not None, "the accepted rows come first"
-        key = ("level", draft.sizes, self._on_device.columns)
+        key = ("level", draft.sizes, self._on_device.columns, policy)
         looked_up = None
         if draft.sizes.lookup_tokens:
             assert self._table is not None, "`fits` has made it"

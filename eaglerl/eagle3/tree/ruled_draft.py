@@ -51,16 +51,25 @@ class RuledDraft:
         self._words = self._said[0].numpy()
         self._inputs = torch.zeros_like(self._said, device=device)
         self._rules = torch.zeros(1, self._layout["words"], dtype=torch.int32, device=device)
+        self._limits: torch.Tensor | None = None
 
-    def begin(self, root: int, rule: np.ndarray, lookup: Lookup, most_depth: int) -> None:
+    def begin(
+        self,
+        root: int,
+        rule: np.ndarray,
+        lookup: Lookup,
+        most_levels: int | None,
+        limits: torch.Tensor | None = None,
+    ) -> None:
         """Send what a cycle begins with; the host does not wait.
 
         Args:
             root: the target's next token, already known.
             rule: (words,) int32, see `eaglerl.ops.pack_rule`.
-            lookup: what prompt lookup proposes; fewer tokens than it could near the end of a text.
-            most_depth: most passes after the first one; fewer than `sizes.depth` near the end of a
-                text, where looked-up tokens are cut as well.
+            lookup: what prompt lookup proposes.
+            most_levels: most levels of the tree, looked-up tokens included, which the end of a text
+                limits; None for any number. A device that looks up itself proposes more.
+            limits: (1, 4) int32 on the device, see `select_draft_nodes`; None for none.
         """
         tokens = lookup.token_ids[: self.sizes.lookup_tokens]
         words, end = self._words, 3 + self.sizes.lookup_tokens
@@ -68,12 +77,10 @@ class RuledDraft:
         words[3:end] = 0
         words[3 : 3 + len(tokens)] = tokens
         words[end:] = rule
-        most_levels = end + self._layout["most_levels"]
-        if most_depth < self.sizes.depth:
-            words[most_levels] = min(words[most_levels], most_depth + 1)
-        if 0 < len(tokens) < self.sizes.lookup_tokens:
-            # A device that looks up itself proposes as many tokens as it can.
-            words[most_levels] = min(words[most_levels], len(tokens))
+        if most_levels is not None:
+            place = end + self._layout["most_levels"]
+            words[place] = min(words[place], most_levels)
+        self._limits = limits
         self._inputs.copy_(self._said, non_blocking=True)
 
     def take_first(
@@ -142,7 +149,7 @@ class RuledDraft:
         if looked_up is None:
             tokens = given[:, 3 : 3 + self.sizes.lookup_tokens]
             looked_up = LookedUp(given[:, 1], given[:, 2], tokens)
-        drafted = (ids[None], log_probs[None], looked_up)
+        drafted = (ids[None], log_probs[None], looked_up, self._limits)
         select_draft_nodes(self._selection, self._rules, level, given[:, 0], *drafted)
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:

@@ -52,6 +52,9 @@ class SelectingDrafter:
         most_depth: int,
         lookup: Lookup,
         policy_time: TotalTime,
+        *,
+        most_levels: int | None = None,
+        limits: torch.Tensor | None = None,
     ) -> tuple[RuledDraft, int]:
         """Begin the next draft.
 
@@ -61,13 +64,15 @@ class SelectingDrafter:
             most_depth: most passes after the first one.
             lookup: what prompt lookup proposes.
             policy_time: adds up the policy's time.
+            most_levels: see `RuledDraft.begin`.
+            limits: see `RuledDraft.begin`.
 
         Returns:
             The draft, and the number of passes after the first one.
         """
         limit = policy.limit
         rows = limit.total_tokens if self._rows is None else rows_for(self._rows)
-        rows = min(rows, limit.total_tokens)
+        rows = min(rows, rows_for(policy.most_rows), limit.total_tokens)
         sizes = SelectionSizes(limit.top_k, limit.depth, rows, policy.lookup_tokens)
         with policy_time:
             rule = policy.selection_rule(sizes)
@@ -77,7 +82,7 @@ class SelectingDrafter:
         draft = self._drafts.get(sizes)
         if draft is None:
             draft = self._drafts[sizes] = RuledDraft(sizes, self._draft_to_target, self._device)
-        draft.begin(root, rule, lookup, most_depth)
+        draft.begin(root, rule, lookup, most_levels, limits)
         return draft, depth
 
     def grow(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.fused_policy import FusedPolicy
+from eaglerl.eagle3.fused_policy import fused_part
 from eaglerl.eagle3.policy import StagedPolicy, StepResult, TreeParams, TreePolicy
 from eaglerl.eagle3.prompt_inputs import all_read
 from eaglerl.evaluation.modes.policy_modes import cache_counts
@@ -206,7 +206,7 @@ def cycles_of(results: Sequence[StepResult], policy: TreeParams | TreePolicy | N
     # its seconds are subtracted. What a policy does before and after a cycle takes microseconds and
     # is not subtracted.
     in_draft = isinstance(policy, StagedPolicy)
-    in_verify = isinstance(policy, FusedPolicy)
+    in_verify = fused_part(policy) is not None
     return Cycles(
         tokens=column(lambda result: result.accepted + 1),
         total_tokens=column(lambda result: result.params.total_tokens),

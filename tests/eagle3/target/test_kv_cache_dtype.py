@@ -191,7 +191,7 @@ def test_caches_keep_their_dtype_when_they_grow(name: str, folder: Path) -> None
     target.forward(RowBatch.causal(TOKENS[:9], 0), caches.target)
     caches.target.advance(9)
     before = caches.target.data[..., :9, :].clone()
-    caches.grow(300)
+    caches.with_room(300)
     expected = torch.float32 if name == "auto" else getattr(torch, name)
     assert target.kv_cache_dtype == caches.target.data.dtype == before.dtype == expected
     assert torch.equal(caches.target.data[..., :9, :], before)
