@@ -12,10 +12,10 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.device_acceptance import DeviceAcceptance
 from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
 from eaglerl.eagle3.ruled_policy import DeviceDraft, read_report, report_of
-from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.eagle3.verifier import RowVerifier, Verifier
 from eaglerl.ops import DraftTree
 
 

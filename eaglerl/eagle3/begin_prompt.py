@@ -7,9 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from eaglerl.eagle3.generation_config.generation_settings import GenerationSettings
 from eaglerl.eagle3.prompt_inputs import AttentionMask, Prompt, PromptIds, Prompts, read_prompts
-from eaglerl.eagle3.sampling import ProcessingVerifier, Verifier
+from eaglerl.eagle3.sampling import ProcessingVerifier
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.verifier import Verifier
 
 
 def read_for_target(

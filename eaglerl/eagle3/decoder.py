@@ -36,12 +36,13 @@ from eaglerl.eagle3.prompt_inputs import (
     Prompts,
     check_token_ids,
 )
-from eaglerl.eagle3.sampling import Verifier, seeded_generator
+from eaglerl.eagle3.sampling import seeded_generator
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.session_factory import TREE_ROOM, SessionFactory
 from eaglerl.eagle3.target.make_target import TargetOptions
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
+from eaglerl.eagle3.verifier import Verifier
 
 #: The tree without a policy: the best constant tree of the README's comparison, on a CPU.
 DEFAULT_TREE = TreeParams(6, 2, 4)
@@ -50,8 +51,7 @@ DEFAULT_TREE = TreeParams(6, 2, 4)
 class SpeculativeDecoder(EagleSignature):
     """A target and an EAGLE-3 draft head that generate together; the text is the target's own.
 
-    Any number of threads may use one decoder: every generation has its own caches, and generations
-    take turns, one cycle each, in the order in which they ask.
+    Threads may share a decoder: every generation has its own caches, and they take turns by cycles.
 
     Attributes:
         target: the target.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,10 @@ from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
 from eaglerl.eagle3.ruled_policy import read_report, report_of, report_size
-from eaglerl.eagle3.sampling import RowVerifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree
+from eaglerl.eagle3.verifier import RowVerifier
 from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, accept_draft
 
 
@@ -39,7 +40,7 @@ class DeviceAccepted:
 def accept_on_device(
     output: TargetOutput,
     tree: DeviceTree,
-    verifier: RowVerifier,
+    choose: Callable[[torch.Tensor], torch.Tensor],
     policy: BoundPolicy | None,
     policy_time: TotalTime,
     *,
@@ -51,7 +52,7 @@ def accept_on_device(
     Args:
         output: the target's output over the tree, with all logits.
         tree: the tree.
-        verifier: chooses the target's tokens.
+        choose: chooses the target's tokens, see `RowVerifier.choices`.
         policy: chooses the next tree; None for none.
         policy_time: adds up the policy's time on the host's clock.
         accepted: memory for the path, of one slot and the tree's longest path, which the result
@@ -59,7 +60,7 @@ def accept_on_device(
         table: takes the accepted tokens and looks up what follows; needs `accepted`.
     """
     assert output.logits is not None, "the verification asks for all logits"
-    choices = verifier.choices(output.logits)
+    choices = choose(output.logits)
     if accepted is None:
         rows, count = accepted_rows(tree, choices)
         # The token of an accepted child is its parent's choice, and the bonus is the last row's.
@@ -145,7 +146,7 @@ class DeviceAcceptance:
     ) -> Accepted:
         """See `Acceptance`."""
         assert isinstance(tree, DeviceTree), "a session on a device drafts there"
-        found = accept_on_device(output, tree, self._verifier, policy, self._policy_time)
+        found = accept_on_device(output, tree, self._verifier.choices, policy, self._policy_time)
         # The host does not know the rows yet, so all P are moved; those behind the accepted ones
         # are scratch.
         cache.move_scratch(found.rows, slot)

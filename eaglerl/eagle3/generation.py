@@ -13,9 +13,9 @@ from eaglerl._renamed import renamed_arguments
 from eaglerl.eagle3.continuation import Continuation
 from eaglerl.eagle3.fair_lock import FairLock
 from eaglerl.eagle3.policy import TreePolicy
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.session_factory import SessionFactory
 from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.verifier import Verifier
 
 
 class Generation(Continuation):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eaglerl.eagle3.policy import TreePolicy
-from eaglerl.eagle3.sampling import Verifier
+from eaglerl.eagle3.verifier import Verifier
 
 # Object id -> a token of the sequence that uses the object, and the object itself, so that its id
 # cannot be reused. Single operations on a dict are atomic. A lock would deadlock: a session that is

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from operator import index
-from typing import Protocol, cast, runtime_checkable
+from typing import cast
 
 import torch
 from transformers import (
+    EpsilonLogitsWarper,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.tree.device_tree import TreeRows
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops import DraftTree, accept_path, greedy_paths
 
 #: Below this temperature, logits divided by it come near the largest float32, 3.4e38.
 _COLD = 1e-30
 
 
-class Verifier(Protocol):
-    """The choice of the target's tokens, and with it of the accepted path through a tree."""
-
-    def begin(self, prompt_ids: Sequence[int]) -> None:
-        """Begin a sequence: all tokens that are chosen from now on belong to it."""
-
-    def next_token(self, logits: torch.Tensor) -> int:
-        """Choose the token after one row of logits (V,)."""
-
-    def accept(self, logits: torch.Tensor, tree: DraftTree | TreeRows) -> tuple[list[int], int]:
-        """Return the rows of the accepted path, the root first, and the bonus token."""
-
-
-@runtime_checkable
-class RowVerifier(Verifier, Protocol):
-    """A verifier that needs the logits only, not the text, so that it can run on a device."""
-
-    def choices(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose a token after each of (T, V) rows, (T,) int64, without leaving the device.
-
-        The path from the root that follows these choices, and the last choice on it, are the
-        result of `accept`, or have its distribution.
-        """
-
-
 class GreedyVerifier:
     """Greedy decoding: the tokens are the argmax of the target's logits."""
+
+    settings = "greedy"
+    draws = False
 
     def begin(self, prompt_ids: Sequence[int]) -> None:
         """Do nothing: the argmax of a row does not depend on the text."""
@@ -77,6 +59,13 @@ class GreedyVerifier:
         """Return the argmax of every row."""
         return logits.argmax(-1)
 
+    def draw(self, times: torch.Tensor) -> None:
+        """Do nothing."""
+
+    def choices_by(self, logits: torch.Tensor, times: torch.Tensor | None) -> torch.Tensor:
+        """Return the argmax of every row."""
+        return logits.argmax(-1)
+
 
 class ColdTemperature:
     """A division of logits by a temperature so small that the quotients would overflow.
@@ -93,6 +82,19 @@ class ColdTemperature:
     def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
         """Return (B, V) scores divided by the temperature."""
         return (scores - scores.max(dim=-1, keepdim=True).values) / self._temperature
+
+
+# Warpers of transformers that compute all on the device. Others may ask it something: that of
+# eta_cutoff validates a distribution.
+_UNWAITING = (
+    TemperatureLogitsWarper,
+    ColdTemperature,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    EpsilonLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 
 class _Walker:
@@ -157,6 +159,8 @@ class SamplingVerifier(_Walker):
     does not either.
     """
 
+    draws = True
+
     def __init__(
         self,
         temperature: float,
@@ -203,6 +207,22 @@ class SamplingVerifier(_Walker):
     def choices(self, logits: torch.Tensor) -> torch.Tensor:
         """Draw a token for every row; draws of rows off the path are not used."""
         return _draw(self._warped(logits), self._generator)
+
+    @property
+    def settings(self) -> Hashable | None:
+        """See `CapturableVerifier`: the warpers and their numbers, if all are known not to wait."""
+        if any(type(warper) not in _UNWAITING for warper in self._warpers):
+            return None
+        return tuple((type(warper), *sorted(vars(warper).items())) for warper in self._warpers)
+
+    def draw(self, times: torch.Tensor) -> None:
+        """Fill (T, V) float32 with exponentially distributed times, as `choices` draws them."""
+        times.exponential_(generator=self._generator)
+
+    def choices_by(self, logits: torch.Tensor, times: torch.Tensor | None) -> torch.Tensor:
+        """Choose the token of each row whose time, divided by its probability, comes first."""
+        assert times is not None, "draw() fills them"
+        return (self._warped(logits) / times).argmax(-1)
 
     def _warped(self, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.float()

@@ -30,7 +30,6 @@ from eaglerl.eagle3.policy import (
 )
 from eaglerl.eagle3.prompt_reader import PromptReader
 from eaglerl.eagle3.ruled_policy import RuledPolicy
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopwatch import TotalTime, clock_of, seconds_between
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
@@ -41,6 +40,7 @@ from eaglerl.eagle3.tree.merge import merge_lookup
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
 from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops import DraftTree
 
 

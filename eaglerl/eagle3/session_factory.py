@@ -12,9 +12,9 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import begin_use, use_verifier
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.verifier import Verifier
 
 #: Rows that new caches have free behind the longest sequence: room for a tree of 512 rows. A wider
 #: plan makes the session's caches grow.

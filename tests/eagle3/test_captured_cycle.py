@@ -185,6 +185,53 @@ def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
     assert graphs_of(decoder).replays > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_p": 0.9, "top_k": 5},
+        {"min_p": 0.1, "epsilon_cutoff": 0.01},
+        {"typical_p": 0.9},
+        {"temperature": 1e-35},
+    ],
+    ids=str,
+)
+def test_choices_by_draws_are_captured(mode: EmulatedDevice, options: dict) -> None:
+    """One launch draws, and all texts of equal settings share the graphs of the choices."""
+    texts = []
+    for graphs in (False, True):
+        decoder = emulated_decoder(mode, cuda_graphs=graphs)
+        runs = []
+        for seed in (1, 2, 1):
+            torch.manual_seed(seed)
+            output = generate(decoder, TreeParams(12, 2, 4), do_sample=True, **options)
+            runs.append(output.sequences.tolist())
+        texts.append(runs)
+    assert texts[0] == texts[1]
+    assert texts[1][0] == texts[1][2]
+    keys = [key for key in graphs_of(decoder)._graphs if key[0] == "accept"]
+    assert len({key[-1] for key in keys}) == 1
+    assert "temperature" in options or texts[1][0] != texts[1][1]
+
+
+def test_a_sampled_cycle_launches_its_draw(mode: EmulatedDevice) -> None:
+    decoder = emulated_decoder(mode, cuda_graphs=True)
+    options = {"temperature": 0.8, "top_p": 0.9, "max_new_tokens": NEW_TOKENS}
+    for _ in range(3):
+        decoder.generate(PROMPT, TreeParams(12, 2, 4), **options)
+    calls = []
+    with decoder.start(PROMPT, TreeParams(12, 2, 4), **options) as generation:
+        generation.advance()
+        generation.advance()
+        while generation.finish_reason is None:
+            mode.calls.clear()
+            generation.advance()
+            calls.append(mode.calls - Counter(dict.fromkeys(_VIEWS, 1000)))
+    # The last cycles draft less.
+    expected = {"aten.to": 1, "aten.index": 1, "aten.exponential_": 1}
+    assert calls[0] == expected
+    assert calls[: len(calls) // 2] == [expected] * (len(calls) // 2)
+
+
 @pytest.mark.parametrize("family", ["mistral", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_windows_and_classes_of_columns(
     mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, family: str

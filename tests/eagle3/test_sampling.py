@@ -112,7 +112,11 @@ class MemoSession(DecodingSession):
         )
 
     def _draft_tree(
-        self, params: TreeParams, staged: StagedPolicy | None = None, lookup: Lookup = NO_LOOKUP
+        self,
+        params: TreeParams,
+        staged: StagedPolicy | None = None,
+        lookup: Lookup = NO_LOOKUP,
+        most_tokens: int | None = None,
     ) -> tuple[DraftTree, TreeParams]:
         prefix = tuple(self.token_ids)
         if prefix not in self._passes:

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from transformers import EtaLogitsWarper, LogitsProcessorList
 
-from eaglerl.eagle3.sampling import GreedyVerifier, SamplingVerifier, Verifier, make_verifier
+from eaglerl.eagle3.sampling import GreedyVerifier, SamplingVerifier, make_verifier
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops import DraftTree, tree_structure
 
 VOCAB = 6
@@ -186,3 +188,19 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     equal = verifier.choices(torch.tensor([[2.0, 2.0, 1.0]]).expand(400, 3))
     assert 150 < int((equal == 0).sum()) < 250
     assert int((equal == 2).sum()) == 0
+
+
+def test_settings_of_verifiers() -> None:
+    """Equal where they choose alike; None where a warper may wait, or is not known."""
+    one, same = SamplingVerifier(0.8, 0.9, 5), SamplingVerifier(0.8, 0.9, 5, torch.Generator())
+    assert one.settings is not None
+    assert one.settings == same.settings
+    assert one.settings != SamplingVerifier(0.8, 0.9, 6).settings
+    assert one.settings != SamplingVerifier(0.7, 0.9, 5).settings
+    # That of eta_cutoff validates a distribution, for which the host waits.
+    waiting = LogitsProcessorList([EtaLogitsWarper(0.1)])
+    assert SamplingVerifier(1.0, 1.0, 0, warpers=waiting).settings is None
+    times = torch.empty(2, 3)
+    one.draw(times)
+    logits = torch.tensor([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
+    assert one.choices_by(logits, times).tolist() == [1, 0]

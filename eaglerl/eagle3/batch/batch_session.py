@@ -17,10 +17,10 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.policy_use import use_verifier
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.thread_limit import begin_cycle, end_cycle
+from eaglerl.eagle3.verifier import Verifier
 
 
 class BatchSession:

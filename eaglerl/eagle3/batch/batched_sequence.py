@@ -18,12 +18,12 @@ from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.policy import NO_DRAFT, DraftPlan, StepResult, TreeParams
 from eaglerl.eagle3.prompt_reader import PromptReader
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops import DraftTree
 
 # A chunk has as many rows at least: fewer take hardly less time.

@@ -8,9 +8,10 @@ from eaglerl.eagle3.batch.batch_policy import MOST_SLOTS, BatchPolicy
 from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.output import DecodedSequence
-from eaglerl.eagle3.sampling import GreedyVerifier, Verifier
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.verifier import Verifier
 
 #: Most bytes of the target's KV cache for all slots. They are taken when they are first written.
 MOST_BYTES = 4 << 30

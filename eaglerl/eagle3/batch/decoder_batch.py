@@ -14,8 +14,8 @@ from eaglerl.eagle3.generation_config.generation_options import GenerationOption
 from eaglerl.eagle3.named_policies import PolicyChoice
 from eaglerl.eagle3.policy import TreePolicy
 from eaglerl.eagle3.prompt_inputs import AttentionMask, PromptIds
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.verifier import Verifier
 
 #: About how long a step reads prompts before the others go on. On two cores 64 rows behind 5,000
 #: tokens take longer.

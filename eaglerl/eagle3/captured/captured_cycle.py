@@ -17,13 +17,14 @@ from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.head.module_draft import ModuleDraft
 from eaglerl.eagle3.layers.row_batch import RowBatch
 from eaglerl.eagle3.policy import TreeParams
-from eaglerl.eagle3.sampling import GreedyVerifier, RowVerifier
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetModel, TargetOutput
 from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
+from eaglerl.eagle3.verifier import CapturableVerifier, RowVerifier
 from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, extend_ngrams
 
 #: Accepted rows that wait for the head's pass. More than that, as after a prompt, are extended by a
@@ -41,8 +42,9 @@ class CapturedCycle:
     is captured once for each: numbers of accepted rows, of rows to verify, and of cache rows that a
     pass attends to. A cycle sends the host's words, replays, and copies one report back.
 
-    Draws of a sampling verifier, and of a `FusedPolicy` with a temperature, are not captured: the
-    acceptance then runs call by call, still without a wait.
+    The random numbers of a sampling verifier are drawn in a launch of their own. Where a
+    `FusedPolicy` draws, or transformers' warpers may wait for the device, acceptance runs call by
+    call.
 
     Attributes:
         calls: the graphs.
@@ -96,7 +98,8 @@ class CapturedCycle:
         self._state: weakref.ref[SequenceState] | None = None
         self._tokens = 0
         self._key: tuple[Hashable, ...] = ()
-        self._used_by: tuple[RowVerifier, TotalTime] = GreedyVerifier(), TotalTime()
+        self._times: dict[torch.Size, torch.Tensor] = {}
+        self.use(GreedyVerifier(), TotalTime())
 
     def use(self, verifier: RowVerifier, policy_time: TotalTime) -> None:
         """Serve a session.
@@ -106,6 +109,7 @@ class CapturedCycle:
             policy_time: adds up the policy's time on the host's clock.
         """
         self._used_by = verifier, policy_time
+        self._settings = verifier.settings if isinstance(verifier, CapturableVerifier) else None
 
     def fits(self, sequence: SequenceState, params: TreeParams, longest: int) -> bool:
         """Return whether a cycle can run in the classes of shapes; if so, choose them.
@@ -273,11 +277,15 @@ class CapturedCycle:
         assert isinstance(tree, DeviceTree), "a session on a device drafts there"
         assert (cache, slot) == (self._cache, self._slot), "the graphs are those of one cache"
         verifier, policy_time = self._used_by
-        accept = partial(self._accept, output, tree, verifier, policy, policy_time)
-        if isinstance(verifier, GreedyVerifier) and (policy is None or not policy.draws):
-            found = self.calls(("accept", *self._key, tree.longest_path, policy), accept)
+        accept = partial(self._accept, output, tree, policy, policy_time)
+        settings = self._settings if policy is None or not policy.draws else None
+        if settings is not None:
+            assert isinstance(verifier, CapturableVerifier)
+            choose = partial(verifier.choices_by, times=self._draw(verifier, output))
+            key = ("accept", *self._key, tree.longest_path, policy, settings)
+            found = self.calls(key, partial(accept, choose))
         else:
-            found = accept()
+            found = accept(verifier.choices)
         numbers = found.report.cpu().tolist()
         self._waiting, self._reduced = numbers[0], policy is not None
         self._tokens += numbers[0]
@@ -286,13 +294,27 @@ class CapturedCycle:
         self._cache.advance(numbers[0], self._slot)
         return read_accepted(found, numbers, output, tree, policy)
 
+    def _draw(self, verifier: CapturableVerifier, output: TargetOutput) -> torch.Tensor | None:
+        """Draw what the choices after the rows depend on, in memory that keeps its place.
+
+        Not in the graph, which would keep the state of one generator: a text may have its own.
+        """
+        if not verifier.draws:
+            return None
+        assert output.logits is not None, "the verification asks for all logits"
+        shape = output.logits.shape
+        if shape not in self._times:
+            self._times[shape] = torch.empty(shape, device=self._device)
+        verifier.draw(self._times[shape])
+        return self._times[shape]
+
     def _accept(
         self,
         output: TargetOutput,
         tree: DeviceTree,
-        verifier: RowVerifier,
         policy: BoundPolicy | None,
         policy_time: TotalTime,
+        choose: Callable[[torch.Tensor], torch.Tensor],
     ) -> DeviceAccepted:
         longest = tree.longest_path
         accepted = self._accepted.get(longest)
@@ -300,7 +322,7 @@ class CapturedCycle:
             accepted = AcceptedDrafts(1, longest, device=self._device)
             self._accepted[longest] = accepted
         found = accept_on_device(
-            output, tree, verifier, policy, policy_time, accepted=accepted, table=self._table
+            output, tree, choose, policy, policy_time, accepted=accepted, table=self._table
         )
         self._cache.move_behind(self._length, found.rows, self._slot)
         self._length.add_(found.count)

@@ -10,9 +10,9 @@ from eaglerl.eagle3.captured.captured_cycle import CapturedCycle
 from eaglerl.eagle3.captured.graphed_calls import Graph
 from eaglerl.eagle3.head.draft_runner import DraftRunner
 from eaglerl.eagle3.head.module_draft import ModuleDraft
-from eaglerl.eagle3.sampling import RowVerifier, Verifier
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.verifier import RowVerifier, Verifier
 
 
 class SessionGraphs:

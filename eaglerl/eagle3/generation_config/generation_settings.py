@@ -44,11 +44,11 @@ from eaglerl.eagle3.sampling import (
     GreedyVerifier,
     ProcessingVerifier,
     SamplingVerifier,
-    Verifier,
     process_row,
     temperature_warper,
 )
 from eaglerl.eagle3.stopping import StoppingRules, read_token_ids
+from eaglerl.eagle3.verifier import Verifier
 
 #: New tokens if neither the call nor the target's generation config sets a length.
 DEFAULT_NEW_TOKENS = 256

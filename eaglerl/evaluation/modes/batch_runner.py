@@ -14,9 +14,10 @@ from eaglerl.eagle3.batch.batch_policy import BatchPolicy
 from eaglerl.eagle3.batch.batch_session import BatchSession
 from eaglerl.eagle3.batch.batched_sequence import BatchedSequence
 from eaglerl.eagle3.decoder import SpeculativeDecoder
-from eaglerl.eagle3.sampling import Verifier, seeded_generator
+from eaglerl.eagle3.sampling import seeded_generator
 from eaglerl.eagle3.session_factory import TREE_ROOM
 from eaglerl.eagle3.stopping import StoppingRules
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.evaluation.modes.runners import Decoding, cycles_of
 from eaglerl.evaluation.modes.split_policies import SplitPolicies
 from eaglerl.evaluation.questions.question_files import Question, chat_ids
