@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from eaglerl.eagle3 import DraftPlan, FusedPolicy, SpeculativeDecoder, TreeParams
+from eaglerl.eagle3.fused_policy import fused_part
 from eaglerl.eagle3.target.make_target import make_target
-from eaglerl.policies import AutoPolicy
+from eaglerl.policies import AutoPolicy, LimitedPolicy
 
 from ..eagle3.test_device_loop import HEAD, MODEL, NEW_TOKENS, PROMPT, mlp_policy
+from ..eagle3.test_limited_policy import limits
 from ..eagle3.tiny import tiny_head, tiny_model
 
 pytestmark = [
@@ -32,6 +34,7 @@ def policies() -> dict[str, object]:
         "features": FusedPolicy(mlp_policy(32), action_cache_steps=3),
         "taps": FusedPolicy(mlp_policy(96, "taps"), action_cache_steps=2),
         "by rule": AutoPolicy(limit=TreeParams(12, 2, 3), lookup_tokens=3),
+        "within limits": LimitedPolicy(limits()),
     }
 
 
@@ -55,7 +58,7 @@ def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
     assert output.sequences[0].tolist() == expected[0].tolist()
     # The profiler itself waits once, at its end.
     waits = sum(event.count for event in profile.key_averages() if event.key in _WAITS)
-    before = 2 if isinstance(policy, FusedPolicy) else 1
+    before = 1 if fused_part(policy) is None else 2
     assert waits <= output.statistics.num_cycles + before + 1
 
 
