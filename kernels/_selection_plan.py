@@ -12,6 +12,10 @@ import torch  # noqa: F401
 import eaglerl._C as C
 from eaglerl.kernels._plan import Tiles, power_of_two
 
+# More elements are sorted: comparing all with all takes 3 instructions for each pair.
+_MOST_COUNTED = 256
+_SURVIVAL_BITS: int = C.selection_constants["survival_bits"]
+
 
 @dataclass(frozen=True)
 class RuleWords:
@@ -35,8 +39,49 @@ class RuleWords:
 
 
 @dataclass(frozen=True)
+class ScratchWords:
+    """Where the parts of a slot's scratch memory begin.
+
+    Attributes:
+        order: survival, place of the parent and index of each candidate that is kept.
+        tokens: their tokens.
+        frontier: score, logit and place of each candidate that the next pass expands.
+        holder: survival and place of the candidate that holds the last looked-up token.
+        ranks: what was sorted.
+        words: of a slot.
+    """
+
+    order: int
+    tokens: int
+    frontier: int
+    holder: int
+    ranks: int
+    words: int
+
+
+@dataclass(frozen=True)
+class RankFields:
+    """First bits of the numbers that are added up for all elements that rank before another.
+
+    Attributes:
+        new: how many are of the new level; how many were looked up lies below.
+        old: how many were kept.
+        order: what orders elements of equal survival; its sum means nothing.
+        survival: their survivals.
+    """
+
+    new: int
+    old: int
+    order: int
+    survival: int
+
+
+@dataclass(frozen=True)
 class SelectionPlan:
     """Compile-time constants of a launch.
+
+    An element is a candidate that is kept, a candidate of the new level, or a looked-up token, in
+    this order, which is also that of their indices.
 
     Attributes:
         top_k: width K of the draft.
@@ -44,13 +89,22 @@ class SelectionPlan:
         rows: rows R of the tree.
         lookup: most looked-up tokens L.
         pool: candidates P.
-        new: lanes for the candidates of a level.
-        kept: keys that one pass leaves for the next.
-        lanes: keys that are sorted.
+        kept: candidates that one pass leaves for the next.
+        children: candidates of a level.
+        first_look: first element that was looked up.
+        elements: all of them.
+        lanes: lanes for the elements.
+        new: lanes for the candidates of a level alone.
+        look_lanes: lanes for the looked-up tokens alone, and one more.
         row_lanes: lanes for the rows.
-        levels: the most levels that a tree has.
+        depth_lanes: lanes for the passes.
+        doublings: how often the known ancestors of a row are doubled until none is missing.
+        whole_words: whether the ancestors are written four at a time.
+        counted: whether elements are ranked by counting, not by sorting.
+        fields: what is added up for it.
         limited: whether the slots have limits of their own.
         layout: where the parts of a rule begin.
+        scratch: where the parts of the scratch memory begin.
         tiles: warps and stages.
     """
 
@@ -59,24 +113,63 @@ class SelectionPlan:
     rows: int
     lookup: int
     pool: int
-    new: int
     kept: int
+    children: int
+    first_look: int
+    elements: int
     lanes: int
+    new: int
+    look_lanes: int
     row_lanes: int
-    levels: int
+    depth_lanes: int
+    doublings: int
+    whole_words: bool
+    counted: bool
+    fields: RankFields
     limited: bool
     layout: RuleWords
+    scratch: ScratchWords
     tiles: Tiles
 
 
 @functools.lru_cache
-def selection_plan(sizes: Any, limited: bool) -> SelectionPlan:
-    """Return the constants for ``SelectionSizes``, and for slots with or without limits."""
+def selection_plan(sizes: Any, limited: bool, aligned: bool = True) -> SelectionPlan:
+    """Return the constants.
+
+    Args:
+        sizes: ``SelectionSizes``.
+        limited: whether slots have limits.
+        aligned: whether the memory of the ancestors begins at a multiple of 4 bytes.
+    """
     top_k, depth, rows, lookup = sizes
-    kept, new = rows - 1 + lookup, power_of_two(top_k**2)
-    layout = RuleWords(**C.selection_rule_layout(list(sizes)))
+    kept, children = rows - 1, top_k**2
+    elements = kept + children + lookup
+    lanes = power_of_two(elements)
+    fields = _rank_fields(rows, children, lookup, elements)
+    fits = fields.survival + (kept << _SURVIVAL_BITS).bit_length() <= 63
+    counted = fits and lanes <= _MOST_COUNTED
+    if not counted:
+        fields = _rank_fields(rows, children, lookup, 1)
     return SelectionPlan(
-        top_k, depth, rows, lookup, top_k + depth * top_k**2, new, kept,
-        power_of_two(max(kept + new + lookup, 2)), power_of_two(rows), max(depth + 1, lookup),
-        limited, layout, Tiles(1, 1, 1, num_warps=4, num_stages=1),
+        top_k, depth, rows, lookup, top_k + depth * children, kept, children, kept + children,
+        elements, lanes, power_of_two(children), power_of_two(lookup + 1), power_of_two(rows),
+        power_of_two(depth), max(depth + 1, lookup).bit_length(), aligned and rows % 4 == 0,
+        counted, fields, limited, RuleWords(**C.selection_rule_layout(list(sizes))),
+        _scratch_words(sizes, lanes),
+        # A thread has one element: its rank is counted without another thread.
+        Tiles(1, 1, 1, num_warps=min(max(lanes // 32, 2), 8), num_stages=1),
     )  # fmt: skip
+
+
+def _rank_fields(rows: int, children: int, lookup: int, elements: int) -> RankFields:
+    """Return fields wide enough for sums over all elements."""
+    new = lookup.bit_length()
+    old = new + children.bit_length()
+    order = old + (rows - 1).bit_length()
+    return RankFields(new, old, order, order + (elements * (elements - 1) // 2).bit_length())
+
+
+def _scratch_words(sizes: Any, lanes: int) -> ScratchWords:
+    counts = (sizes.rows - 1, sizes.rows - 1, sizes.top_k, 1, lanes)
+    begins = [sum(counts[:at]) for at in range(len(counts) + 1)]
+    return ScratchWords(*begins)

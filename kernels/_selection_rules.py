@@ -24,13 +24,14 @@ LEAST_SCORE_BITS = tl.constexpr(_CONSTANTS["least_score_bits"])
 MOST_SCORE_BITS = tl.constexpr(_CONSTANTS["most_score_bits"])
 SCORE_STEP_BITS = tl.constexpr(_CONSTANTS["score_step_bits"])
 SCORE_FRACTION_BITS = tl.constexpr(_CONSTANTS["score_fraction_bits"])
+#: Entries of the two tables, the last one included, and what that one is.
+CONFIDENCE_ENTRIES, SURVIVAL_ENTRIES = (tl.constexpr(len(each)) for each in C.selection_tables())
+LAST_CONFIDENCE, LAST_SURVIVAL = (tl.constexpr(int(each[-1])) for each in C.selection_tables())
 ONE_RATIO = tl.constexpr(1 << _CONSTANTS["ratio_bits"])
 _SCORE_FRACTIONS = tl.constexpr((1 << _CONSTANTS["score_fraction_bits"]) - 1)
 _SURVIVAL_FRACTIONS = tl.constexpr((1 << _CONSTANTS["survival_step_bits"]) - 1)
 
-#: Above every index of a candidate: a key's low bits are this less the index, so that of equal
-#: survivals the first candidate has the largest key.
-LAST_INDEX = tl.constexpr(0x7FFFFFFF)
+LARGEST_WORD = tl.constexpr(0x7FFFFFFF)
 # Columns of limits, which are those of a table of actions.
 _ACTION_COLUMNS = tl.constexpr(len(C.action_columns))
 _TOTAL_TOKENS = tl.constexpr(C.action_columns.index("total_tokens"))
@@ -42,22 +43,34 @@ _LOWEST = tl.constexpr(-(2**31))
 
 
 @triton.jit
-def between(table_ptr, index, fraction, BITS: tl.constexpr):
-    """Return numbers between two entries of a table, a fraction of the way."""
-    left = tl.load(table_ptr + index)
-    right = tl.load(table_ptr + index + 1)
+def between(table, index, fraction, LAST: tl.constexpr, BITS: tl.constexpr):
+    """Return numbers between two entries of a table, a fraction of the way.
+
+    Args:
+        table: its entries but the last one.
+        index: of the entry to the left.
+        fraction: how far to go to the next, in units of 2^-BITS.
+        LAST: the last entry.
+        BITS: of the fraction.
+    """
+    end: tl.constexpr = table.shape[0] - 1
+    pair = tl.join(index, tl.minimum(index + 1, end))
+    # One exchange between the threads for both.
+    found = tl.gather(table, tl.reshape(pair, (2 * index.shape[0],)), 0)
+    left, right = tl.split(tl.reshape(found, (index.shape[0], 2)))
+    right = tl.where(index == end, LAST, right)
     return left + (((right - left) * fraction) >> BITS)
 
 
 @triton.jit
-def confidence_of(table_ptr, score):
+def confidence_of(table, score):
     """Return the logits of cumulative probabilities, given their logarithms."""
     bits = score.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     below = tl.where((bits < 0) | (magnitude > _INFINITY), magnitude, 0)
     offset = tl.minimum(tl.maximum(below, LEAST_SCORE_BITS), MOST_SCORE_BITS) - LEAST_SCORE_BITS
     fraction = (offset >> (SCORE_STEP_BITS - SCORE_FRACTION_BITS)) & _SCORE_FRACTIONS
-    return between(table_ptr, offset >> SCORE_STEP_BITS, fraction, SCORE_FRACTION_BITS)
+    return between(table, offset >> SCORE_STEP_BITS, fraction, LAST_CONFIDENCE, SCORE_FRACTION_BITS)
 
 
 @triton.jit
@@ -67,11 +80,11 @@ def clamp_logit(logit):
 
 
 @triton.jit
-def survival_of(table_ptr, logit):
+def survival_of(table, logit):
     """Return the survivals of logits."""
     offset = clamp_logit(logit) - LEAST_LOGIT
     fraction = offset & _SURVIVAL_FRACTIONS
-    return between(table_ptr, offset >> SURVIVAL_STEP_BITS, fraction, SURVIVAL_STEP_BITS)
+    return between(table, offset >> SURVIVAL_STEP_BITS, fraction, LAST_SURVIVAL, SURVIVAL_STEP_BITS)
 
 
 @triton.jit
@@ -99,15 +112,3 @@ def load_limits(limits_ptr, slot, PLAN: tl.constexpr):
     top_k = tl.minimum(tl.maximum(tl.load(limits_ptr + _TOP_K), 1), PLAN.top_k)
     lookup = tl.minimum(tl.maximum(tl.load(limits_ptr + _LOOKUP_TOKENS), 0), PLAN.lookup)
     return rows, passes, top_k, lookup
-
-
-@triton.jit
-def make_key(order, index):
-    """Return keys that sort by a number, and then by the first index."""
-    return (order.to(tl.int64) << 32) + (-index).to(tl.int64) + LAST_INDEX
-
-
-@triton.jit
-def index_of(key):
-    """Return the index of a key."""
-    return -(key & 0x7FFFFFFF).to(tl.int32) + LAST_INDEX

@@ -65,10 +65,10 @@ def check_sizes(sizes: SelectionSizes) -> None:
         check_int(name, value, least, most)
 
 
-def key_lanes(sizes: SelectionSizes) -> int:
-    """Return the numbers that a launch sorts: candidates kept, of a new level, and looked up."""
-    kept = sizes.rows - 1 + sizes.lookup_tokens
-    return power_of_two(max(kept + power_of_two(sizes.top_k**2) + sizes.lookup_tokens, 2))
+def scratch_words(sizes: SelectionSizes) -> int:
+    """Return the words that launches keep of a slot, see ``kernels/_selection_plan.py``."""
+    kept, children = sizes.rows - 1, sizes.top_k**2
+    return 2 * kept + sizes.top_k + 1 + power_of_two(kept + children + sizes.lookup_tokens)
 
 
 def power_of_two(count: int) -> int:
@@ -101,7 +101,7 @@ def tensor_layout(
         "row_nodes": (word, rows),
         "ancestors": (flag, (*rows, sizes.rows)),
         "enabled": (flag, rows),
-        "keys": (whole, (slots, key_lanes(sizes))),
+        "scratch": (whole, (slots, scratch_words(sizes))),
     }
 
 
@@ -151,7 +151,7 @@ class NodeSelection:
         row_nodes: (S, R) int32 candidates; P + i for the looked-up token i; -1 for others.
         ancestors: (S, R, R) bool, whether a column is the row itself or an ancestor of it.
         enabled: (S, R) bool, whether a path may lead through the row.
-        tensors: all of these by name, and `keys`, the scratch memory of launches.
+        tensors: all of these by name, and `scratch`, the memory of launches.
         tables: confidences and survivals, as the rule looks them up.
         no_lookup: stands for no lookup in any slot.
     """

@@ -22,7 +22,7 @@ from .selection_cases import SIZES, Drafts, random_drafts
 
 def same(first: NodeSelection, second: NodeSelection) -> None:
     for name, tensor in first.tensors.items():
-        if name != "keys":
+        if name != "scratch":
             expected = second.tensors[name]
             if tensor.is_floating_point():
                 tensor, expected = tensor.view(torch.int32), expected.view(torch.int32)
