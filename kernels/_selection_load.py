@@ -1,9 +1,9 @@
 """What a choice of nodes reads, all of it before anything is computed.
 
-A read from the device's memory takes longer than any other step of the launch. But for the rule's
-tail, no address here depends on what another read has found, so all of them are under way at the
-same time. The confidences and survivals that the rule looks up are read as a whole, 6 KB, because
-an entry of them can only be chosen when the scores are there.
+A read from the device's memory takes longer than any other step of the launch. No address here
+depends on what another read has found, so all of them are under way at the same time. The
+confidences and survivals that the rule looks up are read as a whole, 6 KB, because an entry of them
+can only be chosen when the scores are there; so is what it says of each length of a match.
 """
 
 # Imported before the extension, so that both share one OpenMP pool.
@@ -133,46 +133,59 @@ def score_below(above, log_prob, level):
 
 
 @triton.jit
-def load_rule(rule_ptr, match, PLAN: tl.constexpr):
-    """Return the terms of a candidate's logit: bias, slopes, and what the lookup says.
+def load_rule(slot, state, drafted, rule_ptr, level, PLAN: tl.constexpr):
+    """Return the terms of logits.
 
-    What depends on the length of the match is chosen from all lengths.
+    Returns:
+        of candidates: bias and slopes; of looked-up tokens: what is added if the beginning was
+        drafted, and for the first one; and the most levels.
     """
     rules: tl.constexpr = PLAN.layout
     bias = tl.load(rule_ptr + rules.bias)
     confidence = tl.load(rule_ptr + rules.confidence)
     surplus = tl.load(rule_ptr + rules.surplus)
-    slope = tl.load(rule_ptr + rules.level)
-    length = tl.arange(0, 32)
-    within = length <= LONGEST_MATCH
-    agree = tl.load(rule_ptr + rules.agree + length, mask=within, other=0)
-    disagree = tl.load(rule_ptr + rules.disagree + length, mask=within, other=0)
-    is_match = (length == match) & (length > 0)
-    agree = tl.sum(tl.where(is_match, agree, 0), 0)
-    disagree = tl.sum(tl.where(is_match, disagree, 0), 0)
-    return bias, confidence, surplus, slope, agree, disagree
-
-
-@triton.jit
-def load_tail(slot, state, drafted, rule_ptr, match, level, PLAN: tl.constexpr):
-    """Return the logits of the looked-up tokens, in the lanes of the elements, and their terms.
-
-    Returns:
-        logits; what is added if the beginning was drafted, and for the first token; and the most
-        levels.
-    """
-    rules: tl.constexpr = PLAN.layout
-    drafted_term = tl.load(rule_ptr + rules.tail_inside)
+    of_level = tl.load(rule_ptr + rules.level)
+    beginning = tl.load(rule_ptr + rules.tail_inside)
     slope = tl.load(rule_ptr + rules.tail_score)
     most_levels = tl.load(rule_ptr + rules.most_levels)
     score = tl.load(drafted[2] + slot * PLAN.top_k, mask=level == 0, other=0.0)
     score += tl.load(state[1] + slot * PLAN.pool, mask=level > 0, other=0.0)
-    text = tl.arange(0, PLAN.lanes) - PLAN.first_look
-    is_text = (text >= 0) & (text < PLAN.lookup)
-    tail_ptr = rule_ptr + rules.tail + match * PLAN.lookup
-    logit = tl.load(tail_ptr + text, mask=is_text, other=0)
     beside = (slope * score_word(score)) >> LOGIT_BITS
-    return logit, drafted_term, beside, most_levels
+    return bias + of_level * level, confidence, surplus, beginning, beside, most_levels
+
+
+@triton.jit
+def load_terms(rule_ptr, PLAN: tl.constexpr):
+    """Return the rule's words that depend on the length of the match, for all lengths."""
+    lane = tl.arange(0, PLAN.term_lanes)
+    return tl.load(rule_ptr + PLAN.layout.agree + lane, mask=lane < PLAN.terms, other=0)
+
+
+@triton.jit
+def terms_of(terms, rule_ptr, match, first, PLAN: tl.constexpr):
+    """Return what the lookup says of each element.
+
+    Args:
+        terms: see ``load_terms``.
+        rule_ptr: rule of the slot.
+        match: length of the match; 0 for none.
+        first: place of the candidate that holds the looked-up token.
+        PLAN: the constants.
+    """
+    rules: tl.constexpr = PLAN.layout
+    lane = tl.arange(0, PLAN.lanes)
+    text = lane - PLAN.first_look
+    is_text = (text >= 0) & (text < PLAN.lookup)
+    at = tl.where(lane - PLAN.kept == first, 0, rules.disagree - rules.agree) + match
+    tail = rules.tail - rules.agree + match * PLAN.lookup + text
+    if PLAN.all_terms:
+        term = tl.gather(terms, tl.where(is_text, tail, at), 0)
+    else:
+        # Too many for the threads: a second read, behind that of the match.
+        term = tl.gather(terms, at, 0)
+        other = tl.load(rule_ptr + rules.agree + tail, mask=is_text, other=0)
+        term = tl.where(is_text, other, term)
+    return tl.where(lane * 0 + match > 0, term, 0)
 
 
 @triton.jit

@@ -14,6 +14,8 @@ from eaglerl.kernels._plan import Tiles, power_of_two
 
 # More elements are sorted: comparing all with all takes 3 instructions for each pair.
 _MOST_COUNTED = 256
+# More words of a rule are not read before it is known which are needed.
+_MOST_TERMS = 512
 _SURVIVAL_BITS: int = C.selection_constants["survival_bits"]
 
 
@@ -99,6 +101,11 @@ class SelectionPlan:
         row_lanes: lanes for the rows.
         depth_lanes: lanes for the passes.
         doublings: how often the known ancestors of a row are doubled until none is missing.
+        terms: words of a rule that depend on the length of a match.
+        all_terms: whether all of them are read, those of the tail included.
+        term_lanes: lanes for those that are read.
+        chunk: elements with which all others are compared at a time.
+        score_lanes: lanes for the candidates of a level whose scores are compared.
         whole_words: whether the ancestors are written four at a time.
         counted: whether elements are ranked by counting, not by sorting.
         fields: what is added up for it.
@@ -123,6 +130,11 @@ class SelectionPlan:
     row_lanes: int
     depth_lanes: int
     doublings: int
+    terms: int
+    all_terms: bool
+    term_lanes: int
+    chunk: int
+    score_lanes: int
     whole_words: bool
     counted: bool
     fields: RankFields
@@ -150,14 +162,24 @@ def selection_plan(sizes: Any, limited: bool, aligned: bool = True) -> Selection
     counted = fits and lanes <= _MOST_COUNTED
     if not counted:
         fields = _rank_fields(rows, children, lookup, 1)
+    layout = RuleWords(**C.selection_rule_layout(list(sizes)))
+    terms = layout.price - layout.agree
+    all_terms = terms <= _MOST_TERMS
+    if not all_terms:
+        terms = layout.tail - layout.agree
+    # A thread has an element, or two: its rank is counted without another thread.
+    num_warps = min(max(lanes // 32, 2), 4)
+    new = power_of_two(children)
     return SelectionPlan(
         top_k, depth, rows, lookup, top_k + depth * children, kept, children, kept + children,
-        elements, lanes, power_of_two(children), power_of_two(lookup + 1), power_of_two(rows),
-        power_of_two(depth), max(depth + 1, lookup).bit_length(), aligned and rows % 4 == 0,
-        counted, fields, limited, RuleWords(**C.selection_rule_layout(list(sizes))),
-        _scratch_words(sizes, lanes),
-        # A thread has one element: its rank is counted without another thread.
-        Tiles(1, 1, 1, num_warps=min(max(lanes // 32, 2), 8), num_stages=1),
+        elements, lanes, new, power_of_two(lookup + 1), power_of_two(rows), power_of_two(depth),
+        max(depth + 1, lookup).bit_length(), terms, all_terms, power_of_two(terms),
+        # Each takes two registers, and an exchange between the threads for all of them.
+        64,
+        # With fewer lanes than threads, threads would have to add up what they have counted.
+        new if 32 * num_warps <= new < lanes else lanes,
+        aligned and rows % 4 == 0, counted, fields, limited, layout, _scratch_words(sizes, lanes),
+        Tiles(1, 1, 1, num_warps=num_warps, num_stages=1, max_registers=255),
     )  # fmt: skip
 
 

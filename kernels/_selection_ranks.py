@@ -7,9 +7,6 @@ import triton.language as tl
 
 from eaglerl.kernels._selection_rules import SURE, SURVIVAL_BITS, score_order
 
-# Elements with which all others are compared at a time: they take two registers each.
-_CHUNK = tl.constexpr(32)
-
 
 @triton.jit
 def field_of(total, FIRST: tl.constexpr, END: tl.constexpr):
@@ -18,9 +15,9 @@ def field_of(total, FIRST: tl.constexpr, END: tl.constexpr):
 
 
 @triton.jit
-def _chunk_of(values, first, END: tl.constexpr, LOWEST: tl.constexpr):
+def _chunk_of(values, first, END: tl.constexpr, LOWEST: tl.constexpr, PLAN: tl.constexpr):
     """Return some of the elements' numbers, for all threads; the lowest number from END on."""
-    at = first + tl.arange(0, _CHUNK)
+    at = first + tl.arange(0, PLAN.chunk)
     chunk = tl.gather(values, tl.minimum(at, values.shape[0] - 1), 0)
     return tl.where(at < END, chunk, LOWEST)
 
@@ -47,8 +44,8 @@ def add_before(survival, scratch_ptr, PLAN: tl.constexpr):
         word = (survival.to(tl.int64) << fields.survival) + (behind << fields.order) + kind
         word = tl.where(survival >= 0, word, -1)
         total = word * 0
-        for first in range(0, PLAN.elements, _CHUNK):
-            other = _chunk_of(word, first, PLAN.elements, -1)
+        for first in range(0, PLAN.elements, PLAN.chunk):
+            other = _chunk_of(word, first, PLAN.elements, -1, PLAN)
             total += tl.sum(tl.where(other[:, None] > word[None, :], other[:, None], 0), 0)
         return total
     key = (survival.to(tl.int64) << 32) + (PLAN.lanes - 1 - lane)
@@ -88,11 +85,20 @@ def rank_scores(score, possible, scratch_ptr, PLAN: tl.constexpr):
     order = (score_order(score).to(tl.int64) << 32) + (PLAN.children - place)
     order = tl.where(possible, order, lowest)
     if PLAN.counted:
-        total = place * 0
-        for first in range(PLAN.kept, PLAN.first_look, _CHUNK):
-            other = _chunk_of(order, first, PLAN.first_look, lowest)
-            total += tl.sum(tl.where(other[:, None] > order[None, :], 65536, 0), 0)
-        return total >> 16
+        own = order
+        if PLAN.score_lanes < PLAN.lanes:
+            lane = PLAN.kept + tl.arange(0, PLAN.score_lanes)
+            own = tl.gather(order, tl.minimum(lane, PLAN.lanes - 1), 0)
+        # Counted in float32, exactly: bits that are added up as whole numbers are compiled to a
+        # shift and an or each, and a count of their word.
+        total = tl.zeros((PLAN.score_lanes,), tl.float32)
+        for first in range(PLAN.kept, PLAN.first_look, PLAN.chunk):
+            other = _chunk_of(order, first, PLAN.first_look, lowest, PLAN)
+            total += tl.sum(tl.where(other[:, None] > own[None, :], 1.0, 0.0), 0)
+        rank = total.to(tl.int32)
+        if PLAN.score_lanes < PLAN.lanes:
+            rank = tl.gather(rank, tl.minimum(tl.maximum(place, 0), PLAN.score_lanes - 1), 0)
+        return rank
     lane = tl.arange(0, PLAN.new)
     child_order = tl.gather(order, tl.minimum(PLAN.kept + lane, PLAN.lanes - 1), 0)
     child_order = tl.where(lane < PLAN.children, child_order, lowest)

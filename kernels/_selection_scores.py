@@ -49,7 +49,7 @@ def find_agreeing(children, possible, holder, wanted, reached, PLAN: tl.constexp
 
 @triton.jit
 def score_elements(
-    elements, tables, rule, tail, first, inside, level, possible, PLAN: tl.constexpr
+    elements, tables, rule, term, inside, level, possible, PLAN: tl.constexpr
 ):  # fmt: skip
     """Return scores, logits and survivals of the candidates and looked-up tokens.
 
@@ -57,22 +57,21 @@ def score_elements(
     that are not possible have the least logit.
     """
     _, _, log_prob, above = elements
-    bias, slope, surplus, of_level, agree, disagree = rule
-    text_logit, drafted, beside, _ = tail
+    bias, slope, surplus, beginning, beside, _ = rule
     lane = tl.arange(0, PLAN.lanes)
     score = score_below(above, log_prob, level)
     confidence = confidence_of(tables[0], score)
-    logit = bias + of_level * level
+    logit = bias + term
     logit += (slope * confidence) >> LOGIT_BITS
     logit += (surplus * tl.maximum(confidence, 0)) >> LOGIT_BITS
-    logit = clamp_logit(logit + tl.where(lane - PLAN.kept == first, agree, disagree))
+    logit = clamp_logit(logit)
     # The parent's, which lies above its place, is the limit.
     logit = tl.where(level > 0, tl.minimum(logit, above.to(tl.int32) >> 9), logit)
     if PLAN.limited:
         logit = tl.where(possible, logit, LEAST_LOGIT)
-    text_logit += tl.where(inside > 0, drafted, 0)
-    text_logit += tl.where(lane - PLAN.first_look == inside, beside, 0)
-    survival = survival_of(tables[1], tl.where(lane >= PLAN.first_look, text_logit, logit))
+    text = term + tl.where(inside > 0, beginning, 0)
+    text += tl.where(lane - PLAN.first_look == inside, beside, 0)
+    survival = survival_of(tables[1], tl.where(lane >= PLAN.first_look, text, logit))
     return score, logit, survival
 
 

@@ -24,7 +24,8 @@ from eaglerl.kernels._selection_load import (
     load_prices,
     load_rule,
     load_tables,
-    load_tail,
+    load_terms,
+    terms_of,
 )
 from eaglerl.kernels._selection_plan import selection_plan
 from eaglerl.kernels._selection_ranks import (
@@ -81,24 +82,24 @@ def _select_draft_nodes_kernel(
     root = tl.load(drafted[0] + slot)
     values = load_tables(tables)
     prices = load_prices(rule_ptr, level, PLAN)
-    rule = load_rule(rule_ptr, lookup[0], PLAN)
-    tail = load_tail(slot, state, drafted, rule_ptr, lookup[0], level, PLAN)
+    rule = load_rule(slot, state, drafted, rule_ptr, level, PLAN)
+    terms = load_terms(rule_ptr, PLAN)
     # A level that was left out is not taken: its parents' places are not known.
     if (level == 0) | ((stopped == 0) & (levels == level)):
         _take_level(
             slot, state, rows, scratch_ptr, record_ptr, limits, lookup, elements, children, root,
-            values, prices, rule, tail, level, PLAN,
+            values, prices, rule, terms, rule_ptr, level, PLAN,
         )  # fmt: skip
 
 
 @triton.jit
 def _take_level(
     slot, state, rows, scratch_ptr, record_ptr, limits, lookup, elements, children, root, values,
-     prices, rule, tail, level, PLAN: tl.constexpr,
+     prices, rule, terms, rule_ptr, level, PLAN: tl.constexpr,
 ):  # fmt: skip
     fields: tl.constexpr = PLAN.fields
     most_rows, most_passes, width, _ = limits
-    _, offered, inside, holder, held, wanted = lookup
+    match, offered, inside, holder, held, wanted = lookup
     order, token, _, above = elements
     lane = tl.arange(0, PLAN.lanes)
     possible = possible_children(lane - PLAN.kept, level, width, PLAN)
@@ -114,14 +115,15 @@ def _take_level(
     holder = tl.where(is_found, level_begin(level, PLAN) + first, -1)
     tl.store(state[5] + slot * (PLAN.depth + 1) + level, holder)
 
+    term = terms_of(terms, rule_ptr, match, first, PLAN)
     score, logit, survival = score_elements(
-        elements, values, rule, tail, first, inside, level, possible, PLAN
+        elements, values, rule, term, inside, level, possible, PLAN
     )
     store_level(slot, state, token, children, score, logit, level, PLAN)
-    last = tl.minimum(most_passes, tail[3] - 1)
+    last = tl.minimum(most_passes, rule[5] - 1)
     held_survival = (held >> 32).to(tl.int32)
     survival = chain_lookup(
-        survival, first, inside, tl.minimum(offered, tail[3]), held_survival, PLAN
+        survival, first, inside, tl.minimum(offered, rule[5]), held_survival, PLAN
     )
     survival = tl.where(lane < PLAN.kept, (order >> 32).to(tl.int32), survival)
     is_text = (lane >= PLAN.first_look) & (lane < PLAN.elements)
@@ -132,6 +134,7 @@ def _take_level(
     rank_kept = rank_new + field_of(total, fields.old, fields.order)
     count, worst, expected = choose(survival, rank, total, prices[0], most_rows, PLAN)
     tl.store(record_ptr + EXPECTED, expected)
+
     score_rank = rank_scores(score, possible, scratch_ptr, PLAN)
 
     is_node = (survival >= 0) & (lane < PLAN.first_look)

@@ -15,7 +15,12 @@ if triton.knobs.runtime.interpret:
 
 from eaglerl.kernels._launch import Launch  # noqa: E402
 from eaglerl.kernels.select_draft_nodes_kernel import prepare_select_draft_nodes  # noqa: E402
-from eaglerl.ops.node_selection import SelectionSizes, rule_layout, tensor_layout  # noqa: E402
+from eaglerl.ops.node_selection import (  # noqa: E402
+    SelectionSizes,
+    rule_layout,
+    scratch_words,
+    tensor_layout,
+)
 
 from .aot import TARGETS, compile_launch, disassembly, resource_usage  # noqa: E402
 from .test_compilation import parameter_number  # noqa: E402
@@ -65,6 +70,11 @@ def test_no_spills_and_order(
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_every_device(sizes: SelectionSizes, target: str, limited: bool, tmp_path: Path) -> None:
     check(launch_of(sizes, limited), target, tmp_path)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_the_scratch_memory_is_as_large_as_the_launch_needs(sizes: SelectionSizes) -> None:
+    assert scratch_words(sizes) == launch_of(sizes).plan.scratch.words
 
 
 def test_gfx942() -> None:

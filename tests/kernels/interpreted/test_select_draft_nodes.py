@@ -8,9 +8,11 @@ import torch
 from eaglerl.kernels.select_draft_nodes_kernel import prepare_select_draft_nodes
 from eaglerl.ops import NodeSelection, SelectionSizes, select_draft_nodes
 
-from ...ops.selection_cases import SIZES, random_drafts
+from ...ops.selection_cases import SIZES, Drafts, random_drafts
 
 SLOTS = 2
+#: Elements that are sorted and not counted; ancestors of more than 64 rows, as bytes and as words.
+LARGE = (SelectionSizes(16, 1, 66, 5), SelectionSizes(3, 2, 132, 3))
 
 
 def launch(selection: NodeSelection, drafts: object, level: int) -> None:
@@ -24,7 +26,7 @@ def launch(selection: NodeSelection, drafts: object, level: int) -> None:
 @pytest.mark.parametrize(
     ("sizes", "limited"),
     [
-        *((sizes, False) for sizes in SIZES),
+        *((sizes, False) for sizes in (*SIZES, *LARGE)),
         # Seconds each: one of them is enough in every run.
         *(
             pytest.param(sizes, True, marks=[pytest.mark.slow] if sizes.top_k == 10 else [])
@@ -34,9 +36,22 @@ def launch(selection: NodeSelection, drafts: object, level: int) -> None:
     ids=str,
 )
 def test_equals_native_code(sizes: SelectionSizes, limited: bool) -> None:
-    drafts = random_drafts(7, sizes, SLOTS, limited)
-    ours, native = NodeSelection(SLOTS, sizes), NodeSelection(SLOTS, sizes)
-    for level in range(sizes.depth + 1):
+    compare(random_drafts(7, sizes, SLOTS, limited))
+
+
+@pytest.mark.parametrize(
+    "sizes", [SIZES[0], pytest.param(LARGE[0], marks=pytest.mark.slow)], ids=str
+)
+def test_scores_that_are_no_numbers_come_last(sizes: SelectionSizes) -> None:
+    drafts = random_drafts(2, sizes, SLOTS)
+    for _, log_probs in drafts.levels:
+        log_probs[:, :, ::2] = float("nan")
+    compare(drafts)
+
+
+def compare(drafts: Drafts) -> None:
+    ours, native = (NodeSelection(SLOTS, drafts.sizes) for _ in range(2))
+    for level in range(drafts.sizes.depth + 1):
         launch(ours, drafts, level)
         select_draft_nodes(native, *drafts.call(level))
         for name, tensor in ours.tensors.items():
