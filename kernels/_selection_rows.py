@@ -98,7 +98,7 @@ def store_rows(
 
 @triton.jit
 def store_kept(
-    scratch_ptr, survival, token, index, held_survival, homes, holds, is_found,
+    scratch_ptr, survival, token, index, held, homes, holds, is_found,
     PLAN: tl.constexpr,
 ):  # fmt: skip
     """Store what the next pass needs of the candidates."""
@@ -113,7 +113,7 @@ def store_kept(
         tl.store(scratch_ptr + scratch.holder + place * 0, holder, mask=holds)
         is_first = tl.arange(0, PLAN.lanes) == PLAN.first_look
         is_first &= place * 0 + is_found.to(tl.int32) == 0
-        holder = pack(held_survival + place * 0, parent_place)
+        holder = pack((held >> 32) + place * 0, parent_place)
         tl.store(scratch_ptr + scratch.holder + place * 0, holder, mask=is_first)
 
 

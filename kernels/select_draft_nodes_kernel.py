@@ -95,23 +95,75 @@ def _select_draft_nodes_kernel(
 @triton.jit
 def _take_level(
     slot, state, rows, scratch_ptr, record_ptr, limits, lookup, elements, children, root, values,
-     prices, rule, terms, rule_ptr, level, PLAN: tl.constexpr,
+    prices, rule, terms, rule_ptr, level, PLAN: tl.constexpr,
 ):  # fmt: skip
     fields: tl.constexpr = PLAN.fields
     most_rows, most_passes, width, _ = limits
-    match, offered, inside, holder, held, wanted = lookup
+    held = lookup[4]
     order, token, _, above = elements
     lane = tl.arange(0, PLAN.lanes)
     possible = possible_children(lane - PLAN.kept, level, width, PLAN)
-    possible_new = possible_children(tl.arange(0, PLAN.new), level, width, PLAN)
+    score, logit, survival, first, inside = _score(
+        slot, state, lookup, elements, children, values, rule, terms, rule_ptr, possible, width,
+        level, PLAN,
+    )  # fmt: skip
+    total = add_before(survival, scratch_ptr, PLAN)
+    rank_new, rank = field_of(total, fields.new, fields.old), ranks_of(total, PLAN)
+    rank_kept = rank_new + field_of(total, fields.old, fields.order)
+    count, worst, expected = choose(survival, rank, total, prices[0], most_rows, PLAN)
+    score_rank = rank_scores(score, possible, scratch_ptr, PLAN)
 
-    # Leading looked-up tokens that candidates hold.
+    is_node = (survival >= 0) & (lane < PLAN.first_look)
+    chosen, stays = (survival >= 0) & (rank < count), is_node & (rank_kept < PLAN.kept)
+    parent = parents_of(order, above, held, first, inside, PLAN)
+    homes = place_elements(chosen, stays, parent, inside, PLAN)
+    # All threads have read the record, what the pass before has left, and the ranks.
+    tl.debug_barrier()
+    tl.store(record_ptr + LEVELS, level + 1)
+    tl.store(record_ptr + INSIDE, inside)
+    tl.store(record_ptr + EXPECTED, expected)
+    index, at = indices_of(order, level, PLAN)
+    store_rows(slot, record_ptr, rows, root, token, index, at, homes, count, PLAN)
+    # Other threads have stored the parents of the rows. Until they arrive, there is other work.
+    tl.debug_barrier()
+    row = tl.arange(0, PLAN.row_lanes)
+    row_parent = tl.load(rows[1] + slot * PLAN.rows + row, mask=row < PLAN.rows, other=0)
+    holds, expands = possible & (lane - PLAN.kept == first), possible & (score_rank < width)
+    store_kept(scratch_ptr, survival, token, index, held, homes, holds, first < PLAN.new, PLAN)
+    store_frontier(
+        slot, state, scratch_ptr, token, score, logit, homes, score_rank, expands, level, PLAN
+    )
+    if PLAN.limited:
+        # Other threads have stored the last place.
+        tl.debug_barrier()
+        repeat_last(slot, state, scratch_ptr, width, PLAN)
+    last = tl.minimum(most_passes, rule[5] - 1)
+    share = following_shares(prices[2], level, last, PLAN)
+    best = possible & (rank_new < width)
+    promise(
+        record_ptr, survival, best, prices, share, count, worst, level, last, most_rows, width, PLAN
+    )
+    store_ancestors(slot, rows, row_parent, PLAN)
+
+
+@triton.jit
+def _score(
+    slot, state, lookup, elements, children, values, rule, terms, rule_ptr, possible, width, level,
+    PLAN: tl.constexpr,
+):  # fmt: skip
+    """Store the level's candidates; return scores, logits and survivals of the elements.
+
+    Survivals are -1 where there is no element. Also the place of the candidate that holds the
+    looked-up token, and how many leading looked-up tokens candidates hold.
+    """
+    match, offered, inside, holder, held, wanted = lookup
+    order, token, _, _ = elements
+    lane = tl.arange(0, PLAN.lanes)
+    possible_new = possible_children(tl.arange(0, PLAN.new), level, width, PLAN)
     reached = (level < offered) & ((level == 0) | (holder >= 0)) & (inside == level)
     first = find_agreeing(children, possible_new, holder, wanted, reached, PLAN)
     is_found = first < PLAN.new
     inside = tl.where(is_found, level + 1, inside)
-    tl.store(record_ptr + LEVELS, level + 1)
-    tl.store(record_ptr + INSIDE, inside)
     holder = tl.where(is_found, level_begin(level, PLAN) + first, -1)
     tl.store(state[5] + slot * (PLAN.depth + 1) + level, holder)
 
@@ -120,50 +172,12 @@ def _take_level(
         elements, values, rule, term, inside, level, possible, PLAN
     )
     store_level(slot, state, token, children, score, logit, level, PLAN)
-    last = tl.minimum(most_passes, rule[5] - 1)
-    held_survival = (held >> 32).to(tl.int32)
-    survival = chain_lookup(
-        survival, first, inside, tl.minimum(offered, rule[5]), held_survival, PLAN
-    )
+    end = tl.minimum(offered, rule[5])
+    survival = chain_lookup(survival, first, inside, end, (held >> 32).to(tl.int32), PLAN)
     survival = tl.where(lane < PLAN.kept, (order >> 32).to(tl.int32), survival)
     is_text = (lane >= PLAN.first_look) & (lane < PLAN.elements)
     survival = tl.where((lane < PLAN.kept) | possible | is_text, survival, -1)
-
-    total = add_before(survival, scratch_ptr, PLAN)
-    rank_new, rank = field_of(total, fields.new, fields.old), ranks_of(total, PLAN)
-    rank_kept = rank_new + field_of(total, fields.old, fields.order)
-    count, worst, expected = choose(survival, rank, total, prices[0], most_rows, PLAN)
-    tl.store(record_ptr + EXPECTED, expected)
-
-    score_rank = rank_scores(score, possible, scratch_ptr, PLAN)
-
-    is_node = (survival >= 0) & (lane < PLAN.first_look)
-    chosen, stays = (survival >= 0) & (rank < count), is_node & (rank_kept < PLAN.kept)
-    parent = parents_of(order, above, held, first, inside, PLAN)
-    homes = place_elements(chosen, stays, parent, inside, PLAN)
-    index, at = indices_of(order, level, PLAN)
-    # All threads have read what the pass before has left, and the ranks.
-    tl.debug_barrier()
-    expands, holds = possible & (score_rank < width), possible & (lane - PLAN.kept == first)
-    store_rows(slot, record_ptr, rows, root, token, index, at, homes, count, PLAN)
-    # Other threads have stored the parents of the rows. Until they arrive, there is other work.
-    tl.debug_barrier()
-    row = tl.arange(0, PLAN.row_lanes)
-    row_parent = tl.load(rows[1] + slot * PLAN.rows + row, mask=row < PLAN.rows, other=0)
-    store_kept(scratch_ptr, survival, token, index, held_survival, homes, holds, is_found, PLAN)
-    store_frontier(
-        slot, state, scratch_ptr, token, score, logit, homes, score_rank, expands, level, PLAN
-    )
-    if PLAN.limited:
-        # Other threads have stored the last place.
-        tl.debug_barrier()
-        repeat_last(slot, state, scratch_ptr, width, PLAN)
-    share = following_shares(prices[2], level, last, PLAN)
-    best = possible & (rank_new < width)
-    promise(
-        record_ptr, survival, best, prices, share, count, worst, level, last, most_rows, width, PLAN
-    )
-    store_ancestors(slot, rows, row_parent, PLAN)
+    return score, logit, survival, first, inside
 
 
 def prepare_select_draft_nodes(
