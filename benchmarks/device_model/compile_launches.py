@@ -25,6 +25,10 @@ from instruction_time import Instruction, longest_chain, read_ptx, run, warp_cyc
 
 from eaglerl.kernels._launch import Launch  # noqa: E402
 from eaglerl.kernels._plan import Tiles, power_of_two  # noqa: E402
+from eaglerl.kernels._selection_rules import (  # noqa: E402
+    CONFIDENCE_ENTRIES,
+    SURVIVAL_ENTRIES,
+)
 from eaglerl.kernels._settings import default_tiles  # noqa: E402
 from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp  # noqa: E402
 from eaglerl.ops.node_selection import SelectionSizes, rule_layout, tensor_layout  # noqa: E402
@@ -115,7 +119,7 @@ def tail_of_fused(fused: Launch) -> Launch:
     the data, which `run` does not follow.
     """
     k = fused.plan.policy.k
-    weights = make_weights(k, torch.bfloat16, "features")
+    weights = make_weights(k, torch.bfloat16, "features", 3)
     own = default_tiles(fused.plan.policy, 2, 1)
     tiles = Tiles(1, 128, power_of_two(own.columns), own.num_warps, 3, own.max_registers)
     inputs = (on_meta(64, k, dtype=torch.bfloat16),)
@@ -151,17 +155,17 @@ def selections() -> Iterator[dict[str, Any]]:
         }
         new = sizes.top_k**2
         pool = 4 + 8 + 4 + 4  # score, token, parent and logit of a candidate
+        tables = 4 * (CONFIDENCE_ENTRIES.value + SURVIVAL_ENTRIES.value)
         rows = sum(size[name] for name in layout if name.startswith("row_")) + size["enabled"]
-        sorts = (plan.lanes, plan.new, plan.new)
+        # Word and token of each candidate that is kept, and a word of each that is expanded.
+        kept = 8 * (2 * plan.kept + sizes.top_k + 1)
+        read = tables + 4 * rule_layout(sizes)["words"] + new * (8 + 4) + 8 * plan.lookup + kept
+        read += size["frontier"] // 3 + size["record"] + size["row_parents"]
+        written = new * pool + kept + rows + size["ancestors"] + size["frontier"] + size["record"]
         yield {
             "launch": "select", "draft": list(draft), "programs": 1, "warps": plan.tiles.num_warps,
-            "pool": sizes.pool_size, "sorted": list(sorts),
-            "sort_steps": sum(n.bit_length() * (n.bit_length() - 1) // 2 for n in sorts),
-            "read": 4 * rule_layout(sizes)["words"] + new * (8 + 4) + 8 * (plan.kept + plan.lookup)
-            + (sizes.rows - 1) * 12 + size["frontier"] // 3 + size["record"],
-            "written": new * pool + 8 * (2 * plan.kept + new + plan.lookup) + rows
-            + size["ancestors"] + size["frontier"] + size["record"],
-            "tail": described(steps_of(launch), plan.tiles.num_warps),
+            "pool": sizes.pool_size, "elements": plan.elements, "read": read, "written": written,
+            "read_by_last": read, "tail": described(steps_of(launch), plan.tiles.num_warps),
         }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from decision_times import (
     of_cycles,
     selection,
     selection_seconds,
+    tail_seconds,
 )
 
 _H200 = DEVICES[1]
@@ -110,11 +111,11 @@ def selections() -> str:
         size = one["read"] + one["written"]
         rows.append([
             "/".join(map(str, draft)), f"{one['pool']}", f"{size / 1e3:.1f}",
-            f"{1e6 * size / _H200.bandwidth:.3f}", f"{one['sort_steps']}",
-            f"{tail['instructions']:,}", f"{tail['barrier']}", f"{tail['load']}",
+            f"{1e6 * size / _H200.bandwidth:.3f}", f"{one['elements']}",
+            f"{one['warps']}", f"{tail['instructions']:,}", f"{tail['barrier']}", f"{tail['load']}",
             between(selection_seconds(draft)),
         ])  # fmt: skip
-    head = ["K/D/R/L", "candidates", "KB read and written", "at 4.8 TB/s, us", "sorting steps"]
+    head = ["K/D/R/L", "candidates", "KB read and written", "at 4.8 TB/s, us", "elements", "warps"]
     return table([*head, "instructions of a warp", "barriers", "loads", "model, us"], rows)
 
 
@@ -149,7 +150,7 @@ def net_seconds(draft: tuple[int, int, int, int]) -> tuple[int, Range]:
     constant = sum(loop_operations.of_constant_tree().values())
     chosen = loop_operations.of_chosen_nodes()
     replaced = constant - sum(chosen.values()) + chosen["select_draft_nodes"]
-    work = of_cycles(*selection(draft)["tail"]["cycles"])
+    work = tail_seconds(selection(draft))
     fewer = replaced - 1
     return replaced, Range(work.low - fewer * LAUNCH.high, work.high - fewer * LAUNCH.low)
 

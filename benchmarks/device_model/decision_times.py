@@ -52,7 +52,7 @@ def alone(size: float) -> Range:
 
 
 def tail_seconds(launch: dict[str, Any]) -> Range:
-    """Return the seconds of the program that finishes a launch, from its ticket on."""
+    """Return the seconds of the program that finishes a launch, from its ticket on, if any."""
     own = of_cycles(*launch["tail"]["cycles"])
     return own.plus(alone(launch.get("read_by_last", 0)))
 
@@ -87,7 +87,7 @@ def kept_seconds(k: int) -> Range:
 
 def selection_seconds(draft: tuple[int, int, int, int]) -> Range:
     """Return the seconds of the choice of nodes after a pass, its launch included."""
-    return LAUNCH.plus(of_cycles(*selection(draft)["tail"]["cycles"]))
+    return LAUNCH.plus(tail_seconds(selection(draft)))
 
 
 def decision_seconds(device: Device) -> Range:
