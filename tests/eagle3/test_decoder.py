@@ -340,7 +340,6 @@ def test_statistics_add_up(wide_decoder):
         for cycle in part.cycles:
             assert cycle.accepted + 1 == len(cycle.token_ids)
             assert cycle.seconds == cycle.draft_seconds + cycle.verify_seconds > 0
-            # A constant tree decides nothing between the passes.
             assert cycle.policy_seconds > 0
             length += len(cycle.token_ids)
             assert cycle.context_length == length
@@ -348,6 +347,8 @@ def test_statistics_add_up(wide_decoder):
         written = sequence[prompt_length + 1 : prompt_length + 21].tolist()
         assert emitted[:20] == written
         own = sum(cycle.seconds for cycle in part.cycles)
-        assert own + part.policy_seconds <= part.decode_seconds
+        # The choice of what is verified counts as drafting and as the policy's time.
+        assert own <= part.decode_seconds
+        assert part.policy_seconds <= part.decode_seconds
         assert part.mean_acceptance_length == len(emitted) / part.num_cycles
     assert total.tokens_per_second == total.new_tokens / total.seconds
