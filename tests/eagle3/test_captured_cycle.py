@@ -189,9 +189,9 @@ def test_draws_are_those_of_cycles_without_graphs(mode: EmulatedDevice) -> None:
     "options",
     [
         {"top_p": 0.9, "top_k": 5},
-        {"min_p": 0.1, "epsilon_cutoff": 0.01},
-        {"typical_p": 0.9},
-        {"temperature": 1e-35},
+        pytest.param({"min_p": 0.1, "epsilon_cutoff": 0.01}, marks=pytest.mark.slow),
+        pytest.param({"typical_p": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"temperature": 1e-35}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

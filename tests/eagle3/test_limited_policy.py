@@ -119,7 +119,7 @@ def test_on_a_device() -> None:
         assert len(set(policy.seen)) > 2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_in_graphs(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
     """The same trees as call by call, and of the caches' graphs each policy has its own."""
     runs = []
