@@ -62,7 +62,7 @@ def _draft_of(tree: DraftTree | DeviceTree) -> DeviceDraft | None:
     """Copy to the host what a rule has drafted and chosen on a device."""
     if not isinstance(tree, DeviceTree) or tree.selection is None:
         return None
-    numbers = report_of(tree.selection).cpu().tolist()
+    numbers = report_of(tree.selection)[0].cpu().tolist()
     return read_report(numbers, tree.selection.sizes, tree.passes)
 
 

@@ -20,20 +20,22 @@ from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, accept_draft
 
 @dataclass(frozen=True, slots=True)
 class DeviceAccepted:
-    """What a device has accepted, before the host knows how much of it counts.
+    """What a device has accepted of S sequences, before the host knows how much of it counts.
 
     Attributes:
-        rows: (P,) int64 rows of the path, padded with row 0.
-        count: (1,) int64 number of rows in the path.
-        token_ids: (P,) int64 the target's choice after each row.
-        features: (P, 3k) target features of the rows, or (P, h) reduced by the policy's call.
-        report: (N,) int64 what the host is told, see `read_accepted`.
+        rows: (S, P) int64 rows of the path, padded with row 0.
+        counts: (S,) int64 number of rows in the path.
+        token_ids: (S, P) int64 the target's choice after each row.
+        features: (S, P, 3k) target features of the rows, or (S, P, h) reduced by the policy's call.
+        last_features: (S, 3k) target features of the last row of each path.
+        report: (S, N) int64 what the host is told, see `read_accepted`.
     """
 
     rows: torch.Tensor
-    count: torch.Tensor
+    counts: torch.Tensor
     token_ids: torch.Tensor
     features: torch.Tensor
+    last_features: torch.Tensor
     report: torch.Tensor
 
 
@@ -47,65 +49,79 @@ def accept_on_device(
     accepted: AcceptedDrafts | None = None,
     table: NgramTable | None = None,
 ) -> DeviceAccepted:
-    """Find the accepted rows, and let the policy choose the next tree, without the host.
+    """Find the accepted rows, and let the policy choose the next trees, without the host.
 
     Args:
-        output: the target's output over the tree, with all logits.
-        tree: the tree.
+        output: the target's output over the trees, with all logits.
+        tree: the tree; those of S sequences with `accepted`.
         choose: chooses the target's tokens, see `RowVerifier.choices`.
-        policy: chooses the next tree; None for none.
+        policy: chooses the next trees; None for none.
         policy_time: adds up the policy's time on the host's clock.
-        accepted: memory for the path, of one slot and the tree's longest path, which the result
-            then refers to; None finds the path by torch's operators.
+        accepted: memory for the paths, of S slots and the trees' longest path, which the result
+            then refers to; None finds the path of a single tree by torch's operators.
         table: takes the accepted tokens and looks up what follows; needs `accepted`.
     """
     assert output.logits is not None, "the verification asks for all logits"
     choices = choose(output.logits)
     if accepted is None:
-        rows, count = accepted_rows(tree, choices)
+        path, counts = accepted_rows(tree, choices)
         # The token of an accepted child is its parent's choice, and the bonus is the last row's.
-        emitted = choices[rows]
+        rows, emitted = path[None], choices[path][None]
     else:
         accept_draft(
-            tree.token_ids[None],
-            tree.parents[None],
-            tree.levels[None],
-            tree.ancestors[None],
-            tree.enabled[None],
-            choices[None],
+            tree.token_ids,
+            tree.parents,
+            tree.levels,
+            tree.ancestors,
+            tree.enabled,
+            choices.view(tree.token_ids.shape),
             accepted,
             table,
         )
-        rows, count, emitted = accepted.rows[0], accepted.counts, accepted.token_ids[0]
-    report = [count, emitted]
+        rows, counts, emitted = accepted.rows, accepted.counts, accepted.token_ids
+    slots, longest = rows.shape
+    first = torch.arange(slots, device=rows.device)
+    # Of the paths' rows among those of the pass, and of each path's last one.
+    flat = (rows + first[:, None] * tree.rows).flatten()
+    last = first * longest + counts - 1
+    report = [counts[:, None], emitted]
     if tree.selection is not None:
         report += [rows, report_of(tree.selection)]
     if policy is None:
-        features = output.features[rows]
+        features = output.features[flat]
     else:
         with policy_time:
-            features, params = policy.encode(output.features, rows, count - 1)
+            features, params = policy.encode(output.features, flat, last)
         # The draft needs the reduced features with or without a policy: not the policy's time.
         policy_time.seconds -= policy.reduce_seconds
-        report.append(params.flatten().long())
-    return DeviceAccepted(rows, count, emitted, features, torch.cat(report))
+        report.append(params.long())
+    return DeviceAccepted(
+        rows=rows,
+        counts=counts,
+        token_ids=emitted,
+        features=features.view(slots, longest, -1),
+        last_features=output.features[flat[last]],
+        report=torch.cat(report, dim=1),
+    )
 
 
 def read_accepted(
     found: DeviceAccepted,
+    slot: int,
     numbers: list[int],
-    output: TargetOutput,
+    last_features: torch.Tensor,
     tree: DeviceTree,
     policy: BoundPolicy | None,
 ) -> Accepted:
-    """Return what was accepted, as the host has learned it.
+    """Return what was accepted of one sequence, as the host has learned it.
 
     Args:
         found: what the device has found.
+        slot: the sequence.
         numbers: its report, copied to the host: the count, P tokens, with a rule the P rows and
             what it has drafted and chosen, and with a policy its action.
-        output: the target's output over the tree.
-        tree: the tree.
+        last_features: (3k,) its part of `found`, or a copy.
+        tree: the trees.
         policy: whose choice the report ends with; None for none.
     """
     kept, longest, draft = numbers[0], tree.longest_path, None
@@ -116,14 +132,13 @@ def read_accepted(
         begin = 1 + 2 * longest
         draft = read_report(numbers[begin : begin + report_size(sizes)], sizes, tree.passes)
     return Accepted(
-        rows=found.rows[:kept],
+        rows=found.rows[slot, :kept],
         emitted=tuple(numbers[1 : 1 + kept]),
-        token_ids=found.token_ids[:kept],
-        features=found.features[:kept],
+        token_ids=found.token_ids[slot, :kept],
+        features=found.features[slot, :kept],
         reduced=policy is not None,
-        # A slice of host numbers: indexing by the device's count would synchronise once more.
-        last_features=output.features[found.rows[kept - 1 : kept]][0],
-        decision=None if policy is None else decision_of(numbers[-policy.params.numel() :]),
+        last_features=last_features,
+        decision=None if policy is None else decision_of(numbers[-policy.params.shape[1] :]),
         drafted_rows=drafted_rows,
         draft=draft,
     )
@@ -149,11 +164,11 @@ class DeviceAcceptance:
         found = accept_on_device(output, tree, self._verifier.choices, policy, self._policy_time)
         # The host does not know the rows yet, so all P are moved; those behind the accepted ones
         # are scratch.
-        cache.move_scratch(found.rows, slot)
+        cache.move_scratch(found.rows[0], slot)
         # The only synchronisation of the cycle.
-        numbers = found.report.cpu().tolist()
+        (numbers,) = found.report.cpu().tolist()
         cache.advance(numbers[0], slot)
-        return read_accepted(found, numbers, output, tree, policy)
+        return read_accepted(found, 0, numbers, found.last_features[0], tree, policy)
 
 
 def accepted_rows(tree: DeviceTree, choices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -152,7 +152,8 @@ class BoundPolicy:
 
     Attributes:
         head: the draft head.
-        params: (1, 3 or 4) int32 the last choice of `encode`, in memory that stays.
+        params: (S, 3 or 4) int32 the last choices of `encode`, in memory that stays; the policy's
+            cache has S slots.
         reduce_seconds: time in the last `encode` that reduced the draft's features, on the host's
             clock; 0 if one launch on a device does both.
     """
@@ -174,7 +175,8 @@ class BoundPolicy:
         self._weights = with_head(weights, head) if self._reduces else weights
         self._reduce = reduce
         columns = weights.action_columns
-        self.params = torch.zeros((1, columns), dtype=torch.int32, device=device)
+        slots = policy.cache.slots
+        self.params = torch.zeros((slots, columns), dtype=torch.int32, device=device)
         self._encoder: FusedEncoder | None = None
         self.reduce_seconds = 0.0
         if device.type == "cpu":
@@ -236,13 +238,15 @@ class BoundPolicy:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Reduce the accepted rows and decide, in one call, without waiting for a device.
 
+        For the sequences of all slots of the policy's cache at once, one after another.
+
         Args:
             features: (T, 3k) target features of a verification.
             rows: (P,) int64 accepted rows, padded with any rows.
-            last: (1,) int64 index in `rows` of the last accepted one.
+            last: (S,) int64 index in `rows` of the last accepted one of each sequence.
 
         Returns:
-            (P, h) reduced features, and the chosen action as (1, 3 or 4) int32, which is `params`.
+            (P, h) reduced features, and the chosen actions as (S, 3 or 4) int32, which is `params`.
         """
         policy = self._policy
         policy._steps += 1

@@ -114,14 +114,14 @@ class RuledPolicy(Protocol):
 
 
 def report_of(selection: NodeSelection) -> torch.Tensor:
-    """Return what `read_report` reads, as one int64 tensor on the device.
+    """Return what `read_report` reads of every slot, as one (S, N) int64 tensor on the device.
 
     Args:
-        selection: the drafts of one slot.
+        selection: the drafts of S slots.
     """
     parts = (selection.record, selection.row_nodes, selection.lookup_nodes)
     scores = selection.scores.view(torch.int32)
-    return torch.cat([part[0].long() for part in (*parts, scores)])
+    return torch.cat([part.long() for part in (*parts, scores)], dim=1)
 
 
 def report_size(sizes: SelectionSizes) -> int:
@@ -133,7 +133,7 @@ def read_report(numbers: list[int], sizes: SelectionSizes, passes: int | None) -
     """Read a report that was copied to the host.
 
     Args:
-        numbers: see `report_of`.
+        numbers: of one slot, see `report_of`.
         sizes: of the selection.
         passes: see `DeviceDraft`; None for those of the drafted levels alone.
     """

@@ -38,7 +38,7 @@ from eaglerl.eagle3.tree.draft_decisions import DraftContext
 from eaglerl.eagle3.tree.make_tree_drafter import make_tree_drafter
 from eaglerl.eagle3.tree.merge import merge_lookup
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
-from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter
+from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, SlotDraft
 from eaglerl.eagle3.tree.tree_drafter import check_top_k
 from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops import DraftTree
@@ -269,7 +269,7 @@ class DecodingSession(CacheOwner):
                     params = accepted.draft.params
                     assert isinstance(staged, RuledPolicy)
                     assert self._selecting is not None
-                    self._selecting.learn(accepted.draft, len(tree.token_ids))
+                    self._selecting.learn(accepted.draft)
                     with self.policy_time:
                         staged.take_draft(accepted.draft)
                 result = self._sequence.result(
@@ -335,14 +335,15 @@ class DecodingSession(CacheOwner):
         assert self.draft is not None
         self._captured = captured = self._captured_cycle(params, staged, lookup)
         if captured is not None:
-            hidden, logits = captured.extend(self._sequence)
+            captured.take_over([self._sequence])
+            hidden, logits = (part[0] for part in captured.extend())
         else:
             token_ids, hidden = self._sequence.pending.take(self.draft.reduce)
             hidden, logits = self.draft.extend(token_ids, hidden, slot, reduced=True)
         self._sequence.first_logits = logits
         if staged is None:
             if captured is not None:
-                return captured.grow(params), params
+                return captured.grow(params).only, params
             tree = self._drafter.grow(root, hidden, logits, params, slot)
             return merge_lookup(tree, lookup), params
         if not isinstance(self._drafter, DeviceTreeDrafter):
@@ -353,17 +354,12 @@ class DecodingSession(CacheOwner):
             self._selecting = captured.selecting
         elif self._selecting is None:
             self._selecting = SelectingDrafter(self.draft, self._device)
-        draft, depth = self._selecting.begin(
-            root,
-            staged,
-            params.depth,
-            lookup,
-            self.policy_time,
-            most_levels=None if most_tokens is None else most_tokens - 1,
-            limits=None if self._fused is None else self._fused.limits,
-        )
+        levels = None if most_tokens is None else most_tokens - 1
+        wanted = SlotDraft(root, staged, params.depth, lookup, self.policy_time, levels)
+        limits = None if self._fused is None else self._fused.limits
+        draft, depth = self._selecting.begin([wanted], limits)
         if captured is not None:
-            return captured.grow_by_rule(draft, depth, self._fused), params
+            return captured.grow_by_rule(draft, depth, self._fused).only, params
         return self._selecting.grow(draft, hidden, logits, depth, slot), params
 
     def _captured_cycle(
@@ -376,19 +372,23 @@ class DecodingSession(CacheOwner):
         limit, longest = params, 0
         if isinstance(staged, RuledPolicy):
             limit, longest = staged.limit, staged.lookup_tokens
-        return captured if captured.fits(self._sequence, limit, longest) else None
+        waiting = len(self._sequence.pending)
+        return captured if captured.fits(waiting, limit, longest) else None
 
     def _verify_tree(self, tree: DraftTree | DeviceTree) -> TargetOutput:
         if self._captured is not None:
-            assert isinstance(tree, DeviceTree)
-            return self._captured.verify(tree)
+            return self._captured.verify()
         start = self.cache.lengths[self.slot]
         rows = RowBatch.tree(tree.token_ids, tree.levels, tree.mask, start, self.slot)
         return self.target.forward(rows, self.cache, "all")
 
     def _accept(self, output: TargetOutput, tree: DraftTree | DeviceTree) -> Accepted:
-        accept = self._accept_rows if self._captured is None else self._captured
-        accepted = accept(output, tree, self.cache, self.slot, self._fused)
+        if self._captured is None:
+            accepted = self._accept_rows(output, tree, self.cache, self.slot, self._fused)
+        else:
+            (own,) = self._captured.accept(output, self._fused)
+            assert own is not None, "the text goes on"
+            accepted = own
         if self.logprobs is not None:
             assert output.logits is not None  # The verification asks for all logits.
             self.logprobs.add(output.logits[accepted.rows], accepted.emitted)

@@ -57,6 +57,7 @@ class LimitedPolicy(AutoPolicy):
             cost.width_index(width)
         # The rest of the setting up resets it.
         self.limits = limits
+        self._applied = DraftLimits(total_tokens, depth, top_k, lookup_tokens)
         super().__init__(
             cost, limit=TreeParams(total_tokens, depth, top_k), lookup_tokens=lookup_tokens
         )

@@ -16,7 +16,7 @@ from eaglerl.eagle3.session import DecodingSession
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.make_target import make_target
 from eaglerl.eagle3.tree.prompt_lookup import Lookup
-from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
+from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, SlotDraft, rows_for
 from eaglerl.ops.node_selection import SelectionSizes, rule_layout
 from eaglerl.policies import AutoPolicy
 
@@ -134,12 +134,11 @@ def test_few_passes_do_not_cut_looked_up_tokens() -> None:
 
     for most_depth, most_levels in ((LIMIT.depth, None), (LIMIT.depth, None), (0, 1), (2, 4)):
         lookup = Lookup(3, tuple(range(6)))
-        draft, depth = drafter.begin(
-            1, Ruled(), most_depth, lookup, TotalTime(), most_levels=most_levels
-        )
-        sent.append((depth, int(draft._words[3 + 6 + place["most_levels"]])))
+        wanted = SlotDraft(1, Ruled(), most_depth, lookup, TotalTime(), most_levels)
+        draft, depth = drafter.begin([wanted])
+        sent.append((depth, int(draft._words[0, 3 + 6 + 4 + place["most_levels"]])))
         # A draft that ended after its first level: one pass is launched the next time.
-        drafter.learn(DeviceDraft(3, 1, depth + 1, np.zeros(0), [], 0, 0, np.zeros(0)), 12)
+        drafter.learn(DeviceDraft(3, 1, depth + 1, np.zeros(0), [], 0, 0, np.zeros(0)))
     assert sent == [(2, 100), (0, 100), (0, 1), (1, 4)]
 
 

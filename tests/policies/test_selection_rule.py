@@ -61,7 +61,7 @@ def test_decisions_are_nearly_the_policys_own() -> None:
             if stopped:
                 break
         own_nodes, own_lookup = cycle.select()
-        draft = read_report(report_of(selection).tolist(), SIZES, SIZES.depth + 1)
+        draft = read_report(report_of(selection)[0].tolist(), SIZES, SIZES.depth + 1)
         chosen.append((draft.nodes, draft.lookup_tokens) == (own_nodes.tolist(), own_lookup))
         # What was chosen by the rule is what is learned from.
         cycle.take_choice(draft.nodes, draft.lookup_tokens)
@@ -80,7 +80,7 @@ def test_a_report_is_what_was_chosen() -> None:
     selection = NodeSelection(1, SIZES)
     for level in range(SIZES.depth + 1):
         select_draft_nodes(selection, *case.call(level))
-    numbers = report_of(selection).tolist()
+    numbers = report_of(selection)[0].tolist()
     assert len(numbers) == report_size(SIZES)
     draft = read_report(numbers, SIZES, 4)
     rows = selection.row_nodes[0, 1:][selection.enabled[0, 1:]].tolist()

@@ -148,16 +148,17 @@ class KVCache:
         scratch[..., : len(rows), :] = scratch.index_select(-2, rows)
 
     def move_behind(self, start: torch.Tensor, rows: torch.Tensor, slot: int = 0) -> None:
-        """Move rows behind a place that only the device knows; see `move_scratch`.
+        """Move rows behind places that only the device knows; see `move_scratch`.
 
         Args:
-            start: (1,) int64 committed rows, on the cache's device.
-            rows: (P,) int64 offsets from there.
-            slot: the sequence.
+            start: (S,) int64 committed rows of neighbouring slots, on the cache's device.
+            rows: (S, P) int64 offsets from there.
+            slot: the first slot.
         """
-        moved = self.data[slot].index_select(-2, start + rows)
-        places = start + torch.arange(len(rows), device=rows.device)
-        self.data[slot].index_copy_(-2, places, moved)
+        data, start = self.data[slot : slot + len(start)], start[:, None]
+        own = torch.arange(len(data), device=rows.device)[:, None]
+        places = start + torch.arange(rows.shape[1], device=rows.device)
+        data[own, :, :, :, places] = data[own, :, :, :, start + rows]
 
     def advance(self, count: int, slot: int = 0) -> None:
         """Commit the first `count` scratch rows, which are in place.

@@ -1,9 +1,9 @@
-"""The cycle of one sequence on a device, in parts that CUDA graphs replay."""
+"""The cycle of several sequences on a device, in parts that CUDA graphs replay."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +12,8 @@ from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.captured.captured_draft import CapturedDraft
 from eaglerl.eagle3.captured.graphed_calls import Graph, GraphedCalls
+from eaglerl.eagle3.captured.pending_slots import MOST_PENDING, PendingSlots
+from eaglerl.eagle3.captured.slot_tables import SlotTables
 from eaglerl.eagle3.device_acceptance import DeviceAccepted, accept_on_device, read_accepted
 from eaglerl.eagle3.fused_policy import BoundPolicy
 from eaglerl.eagle3.head.module_draft import ModuleDraft
@@ -25,22 +27,22 @@ from eaglerl.eagle3.tree.device_tree import DeviceTree, DeviceTreeDrafter
 from eaglerl.eagle3.tree.ruled_draft import RuledDraft
 from eaglerl.eagle3.tree.selecting_drafter import SelectingDrafter, rows_for
 from eaglerl.eagle3.verifier import CapturableVerifier, RowVerifier
-from eaglerl.ops import AcceptedDrafts, DraftTree, NgramTable, extend_ngrams
+from eaglerl.ops import AcceptedDrafts
 
-#: Accepted rows that wait for the head's pass. More than that, as after a prompt, are extended by a
-#: pass of their own shape.
-MOST_PENDING = 64
 #: Numbers of cache rows that a pass attends to: powers of two from here, and halfway between.
 LEAST_COLUMNS = 256
+#: Most rows of a tree, see `accept_draft`.
+MOST_ROWS = 256
 
 
 class CapturedCycle:
-    """The parts of a cycle over the caches of one sequence: draft, verify, accept.
+    """The parts of a cycle over the caches of S sequences: draft, verify, accept.
 
     What only the device knows in time (how many rows are committed, which were accepted, their
     features) stays there from cycle to cycle. All shapes follow from a few classes, so that a part
     is captured once for each: numbers of accepted rows, of rows to verify, and of cache rows that a
-    pass attends to. A cycle sends the host's words, replays, and copies one report back.
+    pass attends to. A cycle sends the host's words, replays, and copies one report back, for all
+    sequences together. A sequence that has ended stays in its slot; nothing of it counts any more.
 
     The random numbers of a sampling verifier are drawn in a launch of their own. Where a
     `FusedPolicy` draws, or transformers' warpers may wait for the device, acceptance runs call by
@@ -48,7 +50,7 @@ class CapturedCycle:
 
     Attributes:
         calls: the graphs.
-        selecting: the drafts that a rule decides.
+        selecting: the drafts that rules decide.
     """
 
     def __init__(
@@ -57,47 +59,46 @@ class CapturedCycle:
         draft: ModuleDraft,
         cache: KVCache,
         slot: int,
-        new_graph: Callable[[], Graph],
+        new_graph: Callable[[], Graph] | None,
+        slots: int = 1,
     ) -> None:
         """Begin without graphs.
 
         Args:
             target: the target, on a device.
-            draft: the head's runner over the sequence's cache.
+            draft: the head's runner over the sequences' cache.
             cache: the target's cache.
-            slot: the sequence in both caches.
-            new_graph: makes an empty graph.
+            slot: the first sequence in both caches.
+            new_graph: makes an empty graph; None captures nothing.
+            slots: number S of sequences, in neighbouring slots.
         """
-        self._target, self._draft, self._cache, self._slot = target, draft, cache, slot
+        self._target, self._draft, self._cache = target, draft, cache
+        self._slots = range(slot, slot + slots)
         device = cache.data.device
         self._device = device
         self.calls = GraphedCalls(new_graph)
-        self._on_device = CapturedDraft(draft, slot)
-        self.selecting = SelectingDrafter(draft, device)
+        self._on_device = CapturedDraft(draft, slot, slots)
+        self.selecting = SelectingDrafter(draft, device, slots)
         if self.calls.skips:
             self.selecting.run_all()
         self._drafter = DeviceTreeDrafter(draft, device)
-        self._drafter.draft = self._on_device
-        self._length = torch.zeros(1, dtype=torch.int64, device=device)
-        self._root = torch.zeros(1, dtype=torch.int64, device=device)
-        self._count = torch.zeros(1, dtype=torch.int64, device=device)
-        self._pending_ids = torch.zeros(MOST_PENDING, dtype=torch.int64, device=device)
-        # By whether they are reduced: allocated when first needed, for their width and dtype.
-        self._pending: dict[bool, torch.Tensor] = {}
+        self._lengths = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._roots = torch.zeros(slots, dtype=torch.int64, device=device)
+        # 1 for a sequence that goes on, 0 for one that has ended.
+        self._active = torch.ones(slots, dtype=torch.int64, device=device)
+        self._goes_on = [True] * slots
+        self._pending = PendingSlots(slots, MOST_PENDING, device)
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         # By the longest path of a tree.
         self._accepted: dict[int, AcceptedDrafts] = {}
-        # By the tokens that they propose: tables, and how much of the text they have. Graphs hold
-        # their addresses.
-        self._tables: dict[int, NgramTable] = {}
-        self._indexed: dict[int, int] = {}
-        self._table: NgramTable | None = None
-        self._lookup = 0
-        self._waiting, self._reduced = 0, False
-        # The text that the tensors on the device belong to, and its tokens; 0 where they do not.
-        self._state: weakref.ref[SequenceState] | None = None
-        self._tokens = 0
+        # A text may be longer than the cache by its last token, and a cycle's beyond its end.
+        self._tables = SlotTables(slots, cache.capacity + MOST_PENDING, device)
+        self._waiting = [0] * slots
+        # The texts that the tensors on the device belong to, and their tokens; 0 where they do not.
+        self._states: list[weakref.ref[SequenceState]] = []
+        self._tokens = [0] * slots
         self._key: tuple[Hashable, ...] = ()
+        self._tree: DeviceTree | None = None
         self._times: dict[torch.Size, torch.Tensor] = {}
         self.use(GreedyVerifier(), TotalTime())
 
@@ -111,100 +112,100 @@ class CapturedCycle:
         self._used_by = verifier, policy_time
         self._settings = verifier.settings if isinstance(verifier, CapturableVerifier) else None
 
-    def fits(self, sequence: SequenceState, params: TreeParams, longest: int) -> bool:
+    @property
+    def most_waiting(self) -> int:
+        """Most accepted rows of a sequence that the head has not processed."""
+        return max(self._waiting)
+
+    def fits(self, waiting: int, params: TreeParams, longest: int) -> bool:
         """Return whether a cycle can run in the classes of shapes; if so, choose them.
 
         Args:
-            sequence: the text.
+            waiting: accepted rows of a sequence that wait for the head's pass.
             params: the largest tree that the head may draft.
             longest: most looked-up tokens.
         """
-        waiting = len(sequence.pending)
-        accepted = 1 + max(params.depth + 1, longest)
-        if waiting > MOST_PENDING or accepted > MOST_PENDING:
+        if waiting > MOST_PENDING or longest_path(params, longest) > MOST_PENDING:
+            return False
+        if params.total_tokens > MOST_ROWS:
             return False
         rows = max(MOST_PENDING, params.total_tokens + longest, params.depth * params.top_k)
-        columns = columns_for(self._cache.lengths[self._slot] + rows, self._cache.capacity)
+        committed = max(self._cache.lengths[slot] for slot in self._slots)
+        columns = columns_for(committed + rows, self._cache.capacity)
         if columns is None:
             return False
-        if longest and longest not in self._tables:
-            # A text may be longer than the cache by its last token, and a cycle's beyond its end.
-            capacity = self._cache.capacity + MOST_PENDING
-            self._tables[longest] = NgramTable(1, capacity, longest, device=self._device)
-            self._indexed[longest] = 0
-        self._lookup, self._table = longest, self._tables.get(longest)
+        self._tables.choose(longest)
         self.calls.begin_cycle()
         self._on_device.columns = columns
         return True
 
     @torch.inference_mode()
-    def extend(self, sequence: SequenceState) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the head over the accepted rows.
+    def take_over(self, sequences: Sequence[SequenceState]) -> None:
+        """Begin a cycle of these texts: take over what was not captured; nothing waits.
 
         Args:
-            sequence: the text; its pending rows are taken.
-
-        Returns:
-            The (h,) output and (Vd,) logits of the last row.
+            sequences: the texts of all slots; pending rows of those that are taken over are taken,
+                those of others forgotten.
         """
-        if self._state is None or self._state() is not sequence:
+        if [state() for state in self._states] != [*sequences]:
             self._forget()
-        if self._tokens != len(sequence.token_ids):
-            self._load(sequence)
-        self._index(sequence)
-        waiting = self._waiting
-        sequence.pending.clear()
-        rows = rows_for(waiting)
-        key = ("extend", rows, self._reduced, self._on_device.columns)
-        first = self.calls(key, partial(self._extend, rows, self._reduced))
-        self._draft.lengths[self._slot] += waiting
-        self._state = weakref.ref(sequence)
-        return first
+        for place, sequence in enumerate(sequences):
+            if self._goes_on[place] and self._tokens[place] != len(sequence.token_ids):
+                self._load(place, sequence)
+            sequence.pending.clear()
+        self._tables.extend([sequence.token_ids for sequence in sequences])
+        self._states = [weakref.ref(sequence) for sequence in sequences]
 
-    def _index(self, sequence: SequenceState) -> None:
-        """Append what the lookup table has not yet; nothing waits."""
-        if self._table is None:
-            return
-        new = sequence.token_ids[self._indexed[self._lookup] :]
-        if not new:
-            return
-        ids, counts = torch.tensor([new]), torch.tensor([len(new)])
-        extend_ngrams(self._table, ids.to(self._device), counts.to(self._device))
-        self._indexed[self._lookup] += len(new)
+    def keep_going(self, goes_on: Sequence[bool]) -> None:
+        """Say which sequences have not ended; the others change nothing of their texts any more."""
+        if [*goes_on] != self._goes_on:
+            self._goes_on = [*goes_on]
+            self._active.copy_(torch.tensor(self._goes_on).long(), non_blocking=True)
 
     def _forget(self) -> None:
-        """Begin another text."""
-        self._tokens = 0
-        for longest, table in self._tables.items():
-            table.reset()
-            self._indexed[longest] = 0
+        """Begin other texts."""
+        self._tokens, self._waiting = [0] * len(self._slots), [0] * len(self._slots)
+        for numbers in (self._lengths, self._on_device.lengths, self._pending.counts):
+            numbers.zero_()
+        self._tables.forget()
         self.selecting.forget()
         # Rows behind the committed ones are masked, but NaN times 0 is NaN.
         for cache in (self._cache, self._draft.cache):
-            cache.data[self._slot, ..., cache.lengths[self._slot] :, :].zero_()
+            for slot in self._slots:
+                cache.data[slot, ..., cache.lengths[slot] :, :].zero_()
 
-    def _load(self, sequence: SequenceState) -> None:
-        """Take over a text from cycles that were not captured; nothing waits."""
+    def _load(self, place: int, sequence: SequenceState) -> None:
+        """Take over a text from cycles that were not captured."""
+        slot = self._slots[place]
         ids, features, reduced = sequence.pending.take_as_they_are(self._draft.reduce)
-        self._keep_pending(ids, features, reduced=reduced)
-        self._waiting = len(ids)
-        self._count.fill_(len(ids))
-        self._length.fill_(self._cache.lengths[self._slot])
-        self._on_device.length.fill_(self._draft.lengths[self._slot])
-        self._root.fill_(sequence.token_ids[-1])
-        self._tokens = len(sequence.token_ids)
+        self._pending.set(place, ids, features, reduced=reduced)
+        self._waiting[place] = len(ids)
+        self._lengths[place].fill_(self._cache.lengths[slot])
+        self._on_device.lengths[place].fill_(self._draft.lengths[slot])
+        self._roots[place].fill_(sequence.token_ids[-1])
+        self._tokens[place] = len(sequence.token_ids)
 
-    def _keep_pending(self, ids: torch.Tensor, features: torch.Tensor, *, reduced: bool) -> None:
-        if reduced not in self._pending:
-            self._pending[reduced] = features.new_zeros(MOST_PENDING, features.shape[1])
-        self._pending_ids[: len(ids)].copy_(ids)
-        self._pending[reduced][: len(ids)].copy_(features)
-        self._reduced = reduced
+    @torch.inference_mode()
+    def extend(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the head over the accepted rows.
+
+        Returns:
+            The (S, h) outputs and (S, Vd) logits of the last rows.
+        """
+        rows, reduced = rows_for(self.most_waiting), self._pending.reduced
+        key = ("extend", rows, reduced, self._on_device.columns)
+        first = self.calls(key, partial(self._extend, rows, reduced))
+        for place, slot in enumerate(self._slots):
+            self._draft.lengths[slot] += self._waiting[place]
+            self._waiting[place] = 0
+        return first
 
     def _extend(self, rows: int, reduced: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = self._pending[reduced][:rows]
+        pending = self._pending
+        hidden = pending.features(reduced=reduced)[:, :rows]
         hidden = hidden if reduced else self._draft.reduce(hidden)
-        first = self._on_device.extend(self._pending_ids[:rows], hidden, self._count)
+        first = self._on_device.extend(pending.token_ids[:, :rows], hidden, pending.counts)
+        pending.counts.zero_()
         if self._first is None:
             self._first = first[0].clone(), first[1].clone()
         else:
@@ -212,14 +213,26 @@ class CapturedCycle:
                 kept.copy_(new)
         return self._first
 
+    @property
+    def has_drafted(self) -> bool:
+        """Whether the head has run over accepted rows."""
+        return self._first is not None
+
+    @torch.inference_mode()
+    def root_only(self) -> DeviceTree:
+        """Draft nothing."""
+        self._key = ("root", self._on_device.columns)
+        self._tree = self.calls(self._key, lambda: self._drafter.roots_only(self._roots))
+        return self._tree
+
     @torch.inference_mode()
     def grow(self, params: TreeParams) -> DeviceTree:
-        """Draft a tree of fixed size behind the rows of `extend`."""
+        """Draft trees of fixed size behind the rows of `extend`."""
         assert self._first is not None, "the accepted rows come first"
-        key = ("grow", params, self._on_device.columns)
-        self._key = key
-        grow = partial(self._drafter.grow, self._root, *self._first, params, self._slot)
-        return self.calls(key, grow)
+        self._key = ("grow", params, self._on_device.columns)
+        drafting = (self._roots, *self._first, params, self._on_device)
+        self._tree = self.calls(self._key, partial(self._drafter.grow_slots, *drafting))
+        return self._tree
 
     @torch.inference_mode()
     def grow_by_rule(
@@ -228,81 +241,114 @@ class CapturedCycle:
         """Draft behind the rows of `extend`; see `SelectingDrafter.grow`.
 
         Args:
-            draft: the draft, of `selecting`, begun.
-            depth: as it was begun with.
-            policy: whose choice limits it; None for no limits.
+            draft: the drafts, of `selecting`, begun.
+            depth: as they were begun with.
+            policy: whose choices limit them; None for no limits.
         """
         assert self._first is not None, "the accepted rows come first"
         key = ("level", draft.sizes, self._on_device.columns, policy)
         looked_up = None
         if draft.sizes.lookup_tokens:
-            assert self._table is not None, "`fits` has made it"
-            looked_up = self._table.looked_up
+            assert self._tables.table is not None, "`fits` has made it"
+            looked_up = self._tables.table.looked_up
         self.calls((*key, 0), partial(draft.take_first, *self._first, looked_up))
         for level in range(1, depth + 1):
-            take = partial(draft.take_level, level, self._on_device, self._slot, looked_up)
+            take = partial(draft.take_level, level, self._on_device, looked_up)
             self.calls((*key, level), take, draft.goes_on)
         self._key = key
-        return draft.tree(depth, skipped=self.calls.skips)
+        self._tree = draft.tree(depth, skipped=self.calls.skips)
+        return self._tree
 
     @torch.inference_mode()
-    def verify(self, tree: DeviceTree) -> TargetOutput:
+    def verify(self) -> TargetOutput:
         """Run the target over the rows of the last draft."""
-        return self.calls(("verify", *self._key), partial(self._verify, tree))
+        return self.calls(("verify", *self._key), self._verify)
 
-    def _verify(self, tree: DeviceTree) -> TargetOutput:
-        count, columns = len(tree.token_ids), self._on_device.columns
-        rows = RowBatch(
-            token_ids=tree.token_ids,
-            positions=tree.levels + self._length,
-            cache_rows=self._length + torch.arange(count, device=self._device),
-            prefix_lengths=self._length.expand(count),
-            block_length=count,
-            mask=tree.mask,
-            slot=self._slot,
-            end=columns,
-        )
+    def _verify(self) -> TargetOutput:
+        tree = self._tree
+        assert tree is not None, "a draft comes first"
+        drafted = (tree.token_ids, tree.levels, tree.mask, self._lengths)
+        rows = RowBatch.equal_trees(*drafted, self._on_device.columns, self._slots[0])
         return self._target.forward(rows, self._cache, "all")
 
     @torch.inference_mode()
-    def __call__(
+    def accept(self, output: TargetOutput, policy: BoundPolicy | None) -> list[Accepted | None]:
+        """Accept rows and tell the host, which waits only here.
+
+        Args:
+            output: of `verify`.
+            policy: chooses the next trees; None for none.
+
+        Returns:
+            What was accepted of every sequence; None for one that has ended.
+        """
+        return self._accept_by("accept", partial(self._accept, output, policy, drafts=True), policy)
+
+    @torch.inference_mode()
+    def verify_and_accept(
+        self, policy: BoundPolicy | None, *, drafts: bool
+    ) -> list[Accepted | None]:
+        """Do both in one graph, whose memory for the logits of all rows others then share.
+
+        Args:
+            policy: see `accept`.
+            drafts: whether the head will need the accepted rows, in this cycle's texts.
+        """
+        name = "verify and accept" if drafts else "verify and accept without a draft"
+        both = partial(self._verify_and_accept, policy, drafts)
+        return self._accept_by(name, both, policy)
+
+    def _verify_and_accept(
         self,
-        output: TargetOutput,
-        tree: DraftTree | DeviceTree,
-        cache: KVCache,
-        slot: int,
         policy: BoundPolicy | None,
-    ) -> Accepted:
-        """Accept rows and tell the host, which waits only here; see `Acceptance`."""
-        assert isinstance(tree, DeviceTree), "a session on a device drafts there"
-        assert (cache, slot) == (self._cache, self._slot), "the graphs are those of one cache"
-        verifier, policy_time = self._used_by
-        accept = partial(self._accept, output, tree, policy, policy_time)
+        drafts: bool,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+    ) -> DeviceAccepted:
+        return self._accept(self._verify(), policy, choose, drafts=drafts)
+
+    def _accept_by(
+        self,
+        name: str,
+        accept: Callable[[Callable[[torch.Tensor], torch.Tensor]], DeviceAccepted],
+        policy: BoundPolicy | None,
+    ) -> list[Accepted | None]:
+        tree, verifier = self._tree, self._used_by[0]
+        assert tree is not None, "a draft comes first"
         settings = self._settings if policy is None or not policy.draws else None
         if settings is not None:
             assert isinstance(verifier, CapturableVerifier)
-            choose = partial(verifier.choices_by, times=self._draw(verifier, output))
-            key = ("accept", *self._key, tree.longest_path, policy, settings)
+            choose = partial(verifier.choices_by, times=self._draw(verifier, tree))
+            key = (name, *self._key, tree.longest_path, policy, settings)
             found = self.calls(key, partial(accept, choose))
         else:
             found = accept(verifier.choices)
-        numbers = found.report.cpu().tolist()
-        self._waiting, self._reduced = numbers[0], policy is not None
-        self._tokens += numbers[0]
-        if self._table is not None:
-            self._indexed[self._lookup] += numbers[0]
-        self._cache.advance(numbers[0], self._slot)
-        return read_accepted(found, numbers, output, tree, policy)
+        # The next cycle overwrites what is in a graph's memory.
+        last_features = found.last_features.clone()
+        report = found.report.cpu().tolist()
+        self._pending.reduced = policy is not None
+        accepted: list[Accepted | None] = [None] * len(report)
+        for place, numbers in enumerate(report):
+            if self._goes_on[place]:
+                self._count(place, numbers[0])
+                told = (found, place, numbers, last_features[place], tree, policy)
+                accepted[place] = read_accepted(*told)
+        return accepted
 
-    def _draw(self, verifier: CapturableVerifier, output: TargetOutput) -> torch.Tensor | None:
+    def _count(self, place: int, tokens: int) -> None:
+        """Take note of what a slot's text has become."""
+        self._waiting[place] += tokens
+        self._tokens[place] += tokens
+        self._tables.count(place, tokens)
+        self._cache.advance(tokens, self._slots[place])
+
+    def _draw(self, verifier: CapturableVerifier, tree: DeviceTree) -> torch.Tensor | None:
         """Draw what the choices after the rows depend on, in memory that keeps its place.
 
         Not in the graph, which would keep the state of one generator: a text may have its own.
         """
         if not verifier.draws:
             return None
-        assert output.logits is not None, "the verification asks for all logits"
-        shape = output.logits.shape
+        shape = torch.Size((tree.token_ids.numel(), self._target.vocab_size))
         if shape not in self._times:
             self._times[shape] = torch.empty(shape, device=self._device)
         verifier.draw(self._times[shape])
@@ -311,25 +357,35 @@ class CapturedCycle:
     def _accept(
         self,
         output: TargetOutput,
-        tree: DeviceTree,
         policy: BoundPolicy | None,
-        policy_time: TotalTime,
         choose: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        drafts: bool,
     ) -> DeviceAccepted:
+        tree, policy_time = self._tree, self._used_by[1]
+        assert tree is not None, "a draft comes first"
         longest = tree.longest_path
         accepted = self._accepted.get(longest)
         if accepted is None:
-            accepted = AcceptedDrafts(1, longest, device=self._device)
+            accepted = AcceptedDrafts(len(self._slots), longest, device=self._device)
             self._accepted[longest] = accepted
         found = accept_on_device(
-            output, tree, choose, policy, policy_time, accepted=accepted, table=self._table
+            output, tree, choose, policy, policy_time, accepted=accepted, table=self._tables.table
         )
-        self._cache.move_behind(self._length, found.rows, self._slot)
-        self._length.add_(found.count)
-        self._count.copy_(found.count)
-        self._root.copy_(found.token_ids.index_select(0, found.count - 1))
-        self._keep_pending(found.token_ids, found.features, reduced=policy is not None)
+        self._cache.move_behind(self._lengths, found.rows, self._slots[0])
+        counts = found.counts * self._active
+        self._lengths.add_(counts)
+        last = found.token_ids.gather(1, found.counts[:, None] - 1)[:, 0]
+        self._roots.copy_(torch.where(counts > 0, last, self._roots))
+        if drafts:
+            waiting = (found.token_ids, found.features, counts)
+            self._pending.append(*waiting, reduced=policy is not None)
         return found
+
+
+def longest_path(params: TreeParams, lookup_tokens: int) -> int:
+    """Return the most rows that a cycle can accept, the root included."""
+    return 1 + max(params.depth + 1, lookup_tokens)
 
 
 def columns_for(needed: int, capacity: int) -> int | None:

@@ -8,83 +8,71 @@ from eaglerl.eagle3.head.module_draft import ModuleDraft
 
 
 class CapturedDraft:
-    """Passes of a head that read the number of its stable rows from the device.
+    """Passes of a head over S sequences that read the numbers of stable rows from the device.
 
-    Every pass attends to the first `columns` rows of the cache, and a mask hides those that it may
-    not see. So its shapes are the same in every cycle, and it can be captured in a graph.
+    Every pass attends to the first `columns` rows of each slot's cache, and a mask hides those that
+    it may not see. So its shapes are the same in every cycle, and it can be captured in a graph.
 
     Attributes:
-        length: (1,) int64 stable rows.
+        lengths: (S,) int64 stable rows.
         columns: cache rows that a pass attends to.
     """
 
-    def __init__(self, draft: ModuleDraft, slot: int) -> None:
+    def __init__(self, draft: ModuleDraft, slot: int, slots: int) -> None:
         """Set up.
 
         Args:
             draft: the head's runner.
-            slot: the sequence.
+            slot: the first sequence.
+            slots: number S of them, in neighbouring slots.
         """
         self._draft = draft
         self._slot = slot
         self._device = draft.cache.data.device
-        self.length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self.lengths = torch.zeros(slots, dtype=torch.int64, device=self._device)
         self.columns = draft.cache.capacity
 
     def extend(
-        self, token_ids: torch.Tensor, hidden: torch.Tensor, count: torch.Tensor
+        self, token_ids: torch.Tensor, hidden: torch.Tensor, counts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append stable rows, and rows behind them that count for nothing.
 
         Args:
-            token_ids: (M,) int64 token after each row.
-            hidden: (M, h) reduced features.
-            count: (1,) int64, how many of the rows count; at least 1.
+            token_ids: (S, M) int64 token after each row.
+            hidden: (S, M, h) reduced features.
+            counts: (S,) int64, how many of the rows count; 0 for a sequence that has ended.
 
         Returns:
-            The (h,) output and (Vd,) logits of the last row that counts.
+            The (S, h) outputs and (S, Vd) logits of the last rows that count.
         """
-        positions = self.length + torch.arange(len(token_ids), device=self._device)
-        distances = positions[:, None] - torch.arange(self.columns, device=self._device)
+        rows = torch.arange(token_ids.shape[1], device=self._device)
+        positions = self.lengths[:, None] + rows
+        columns = torch.arange(self.columns, device=self._device)
+        distances = positions[:, :, None] - columns
         output, logits = self._run(token_ids, hidden, positions, positions, distances >= 0,
                                    distances)  # fmt: skip
-        self.length.add_(count)
-        last = count - 1
-        return output.index_select(0, last)[0], logits.index_select(0, last)[0]
+        self.lengths.add_(counts)
+        slots = torch.arange(len(token_ids), device=self._device)
+        last = (counts - 1).clamp(min=0)
+        return output[slots, last], logits[slots, last]
 
-    def expand(
-        self,
-        token_ids: torch.Tensor,
-        hidden: torch.Tensor,
-        round: int,
-        mask: torch.Tensor,
-        slot: int = 0,
+    def expand_slots(
+        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one frontier; see `ModuleDraft.expand`.
-
-        Args:
-            token_ids: (K,) int64.
-            hidden: (K, h).
-            round: from 0.
-            mask: (K, (round + 1) K) bool.
-            slot: that of this object.
-        """
-        assert slot == self._slot, "the passes of one sequence"
-        rows = len(token_ids)
+        """Run one frontier of every sequence; see `ExpandingSlots` and `ModuleDraft.expand`."""
+        slots, rows = token_ids.shape
+        lengths = self.lengths[:, None]
         columns = torch.arange(self.columns, device=self._device)
         # Columns behind the stable rows, by their place among the scratch rows.
-        place = columns - self.length
-        scratch = (place >= 0) & (place < mask.shape[1])
-        seen = mask[:, place.clamp(0, mask.shape[1] - 1)]
-        visible = (place < 0) | (scratch & seen)
-        cache_rows = self.length + torch.arange(
-            round * rows, (round + 1) * rows, device=self._device
-        )
-        positions = (self.length + round).expand(rows)
-        keys = torch.where(scratch, self.length + place.div(rows, rounding_mode="floor"), columns)
-        return self._run(
-            token_ids, hidden, positions, cache_rows, visible, positions[:, None] - keys
-        )
+        place = columns - lengths
+        scratch = (place >= 0) & (place < mask.shape[2])
+        places = place.clamp(0, mask.shape[2] - 1)[:, None].expand(-1, rows, -1)
+        visible = (place < 0)[:, None] | (scratch[:, None] & mask.gather(2, places))
+        cache_rows = lengths + torch.arange(round * rows, (round + 1) * rows, device=self._device)
+        positions = (lengths + round).expand(slots, rows)
+        keys = torch.where(scratch, lengths + place.div(rows, rounding_mode="floor"), columns)
+        distances = positions[:, :, None] - keys[:, None]
+        return self._run(token_ids, hidden, positions, cache_rows, visible, distances)
 
     def _run(
         self,

@@ -21,6 +21,39 @@ class Expanding(Protocol):
         """Run one pass over K frontier nodes; return (K, h) outputs and (K, Vd) logits."""
 
 
+class ExpandingSlots(Protocol):
+    """The same for several sequences at once, whose drafts are of one size."""
+
+    def expand_slots(
+        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one pass over K frontier nodes of each of S sequences.
+
+        Args:
+            token_ids: (S, K) int64.
+            hidden: (S, K, h) features.
+            round: from 0.
+            mask: (S, K, (round + 1) K) bool, which scratch rows each node sees.
+
+        Returns:
+            (S, K, h) outputs and (S, K, Vd) logits.
+        """
+
+
+class OneSlot:
+    """One sequence of a runner as `ExpandingSlots`."""
+
+    def __init__(self, draft: Expanding, slot: int) -> None:
+        self._draft, self._slot = draft, slot
+
+    def expand_slots(
+        self, token_ids: torch.Tensor, hidden: torch.Tensor, round: int, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ExpandingSlots`; S is 1."""
+        output, logits = self._draft.expand(token_ids[0], hidden[0], round, mask[0], self._slot)
+        return output[None], logits[None]
+
+
 class DraftRunner(Expanding, Protocol):
     """Inference with a draft head over its own KV cache, one sequence per slot."""
 

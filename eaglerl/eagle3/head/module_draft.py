@@ -47,7 +47,7 @@ class ModuleDraft(CachedDraft):
         if self.head_config.sliding_window is not None:
             visible &= positions[:, None] - keys < self.head_config.sliding_window
         hidden = features if reduced else self.reduce(features)
-        output, logits = self.run(token_ids, hidden, positions, positions, visible, slot)
+        output, logits = self._run_one(token_ids, hidden, positions, positions, visible, slot)
         self.lengths[slot] = start + rows
         return output[-1], logits[-1]
 
@@ -76,7 +76,22 @@ class ModuleDraft(CachedDraft):
             visible &= length + round - keys < self.head_config.sliding_window
         start = length + round * rows
         cache_rows = torch.arange(start, start + rows, device=hidden.device)
-        return self.run(token_ids, hidden, positions, cache_rows, visible, slot)
+        return self._run_one(token_ids, hidden, positions, cache_rows, visible, slot)
+
+    def _run_one(
+        self,
+        token_ids: torch.Tensor,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        cache_rows: torch.Tensor,
+        visible: torch.Tensor,
+        slot: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a pass of one sequence; see `run`, without the dimension S."""
+        output, logits = self.run(
+            token_ids[None], hidden[None], positions[None], cache_rows[None], visible[None], slot
+        )
+        return output[0], logits[0]
 
     @torch.inference_mode()
     def run(
@@ -91,31 +106,32 @@ class ModuleDraft(CachedDraft):
         """Run one pass whose rows and mask the caller knows; nothing is checked.
 
         Args:
-            token_ids: (M,) int64.
-            hidden: (M, h) features.
-            positions: (M,) int64 rotary positions.
-            cache_rows: (M,) int64 cache rows to write.
-            visible: (M, columns) bool, which of the first cache rows each row sees, its own among
-                them.
-            slot: the sequence.
+            token_ids: (S, M) int64, M rows of each of S neighbouring slots.
+            hidden: (S, M, h) features.
+            positions: (S, M) int64 rotary positions.
+            cache_rows: (S, M) int64 cache rows to write.
+            visible: (S, M, columns) bool, which of the first cache rows of its slot each row sees,
+                its own among them.
+            slot: the first slot.
 
         Returns:
-            Features for the next round (M, h) and draft logits (M, Vd).
+            Features for the next round (S, M, h) and draft logits (S, M, Vd).
         """
-        keys, values = self.cache.keys(0)[slot], self.cache.values(0)[slot]
-        columns = visible.shape[1]
+        slots, columns = slice(slot, slot + len(token_ids)), visible.shape[2]
+        keys, values = self.cache.keys(0)[slots], self.cache.values(0)[slots]
+        own = torch.arange(len(token_ids), device=cache_rows.device)[:, None]
 
         def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys[:, cache_rows] = k.transpose(0, 1).to(keys.dtype)
-            values[:, cache_rows] = v.transpose(0, 1).to(values.dtype)
+            keys.transpose(1, 2)[own, cache_rows] = k.to(keys.dtype)
+            values.transpose(1, 2)[own, cache_rows] = v.to(values.dtype)
             attended = nn.functional.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                keys[None, :, :columns].to(q.dtype),
-                values[None, :, :columns].to(q.dtype),
-                attn_mask=visible,
+                q.transpose(1, 2),
+                keys[:, :, :columns].to(q.dtype),
+                values[:, :, :columns].to(q.dtype),
+                attn_mask=visible[:, None],
                 enable_gqa=True,
             )
-            return attended[0].transpose(0, 1)
+            return attended.transpose(1, 2)
 
         head = self.head
         cos, sin = self._cos[positions], self._sin[positions]

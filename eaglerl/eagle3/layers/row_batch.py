@@ -33,8 +33,10 @@ class RowBatch:
         block_length: rows of the masked block; 0 for none.
         mask: (M, words) int64 bit words, bit j % 64 of word j // 64, or (M, block_length) bool;
             None without a block.
-        slots: (M,) int32 slot of every row; None if all belong to `slot`.
-        slot: the slot of all rows if `slots` is None.
+        slots: (M,) int32 slot of every row; None if they belong to `slot` and those behind it.
+        slot: the slot of all rows if `slots` is None, or the first slot.
+        slot_count: number S of neighbouring slots if `slots` is None. Each has M / S rows, one slot
+            after another.
         end: cache rows that the pass may attend to, its own included; None if they must be derived
             from `cache_rows`, which on a device needs a synchronisation.
     """
@@ -48,6 +50,7 @@ class RowBatch:
     slots: torch.Tensor | None = None
     slot: int = 0
     end: int | None = None
+    slot_count: int = 1
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
@@ -127,6 +130,41 @@ class RowBatch:
             mask=torch.cat(masks),
             slots=torch.from_numpy(np.array(slots, dtype=np.int32).repeat(counts)),
             end=max(starts) + max(sizes),
+        )
+
+    @classmethod
+    def equal_trees(
+        cls,
+        token_ids: torch.Tensor,
+        levels: torch.Tensor,
+        mask: torch.Tensor,
+        starts: torch.Tensor,
+        end: int,
+        slot: int = 0,
+    ) -> RowBatch:
+        """Make the rows of a tree of R rows in each of S neighbouring slots, on any device.
+
+        Args:
+            token_ids: (S, R) int64, ancestors before descendants, the root first.
+            levels: (S, R) int64 distance from the root.
+            mask: (S, R, R) bool, whether a column is the row itself or an ancestor of it.
+            starts: (S,) int64 committed tokens of each slot, where the rows are.
+            end: see `RowBatch`.
+            slot: the first slot.
+        """
+        slots, rows = token_ids.shape
+        starts = starts[:, None]
+        cache_rows = starts + torch.arange(rows, device=token_ids.device)
+        return cls(
+            token_ids=token_ids.flatten(),
+            positions=(levels + starts).flatten(),
+            cache_rows=cache_rows.flatten(),
+            prefix_lengths=starts.expand(-1, rows).flatten(),
+            block_length=rows,
+            mask=mask.flatten(0, 1),
+            slot=slot,
+            end=end,
+            slot_count=slots,
         )
 
     @classmethod

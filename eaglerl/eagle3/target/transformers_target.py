@@ -29,7 +29,7 @@ class _CacheView(CacheLayerMixin):
     and what was not accepted is overwritten by the next pass.
 
     Attributes:
-        rows: cache rows that this pass writes: those of one slot, or one of each slot.
+        rows: (S, R) int64 cache rows that this pass writes, R of each of S slots.
         visible: number of cache rows that any row may attend to.
     """
 
@@ -40,7 +40,7 @@ class _CacheView(CacheLayerMixin):
         self.keys, self.values = keys, values
         self._both = (keys, values)
         self.is_initialized = True
-        self.rows = torch.empty(0, dtype=torch.int64, device=keys.device)
+        self.rows = torch.empty(0, 0, dtype=torch.int64, device=keys.device)
         self.visible = 0
         self._slots = slots
 
@@ -53,10 +53,13 @@ class _CacheView(CacheLayerMixin):
         """Write the rows of this pass in place and return the visible part of the cache."""
         visible = []
         for whole, states in zip(self._both, (key_states, value_states), strict=True):
+            by_row, states = whole.transpose(1, 2), states.transpose(1, 2)
             if isinstance(self._slots, slice):
-                whole[self._slots][:, :, self.rows] = states
+                # A view: cache rows, not slots, are looked up.
+                first = torch.arange(len(self.rows), device=whole.device)[:, None]
+                by_row[self._slots][first, self.rows] = states
             else:
-                whole[self._slots, :, self.rows] = states[:, :, 0]
+                by_row[self._slots[:, None], self.rows] = states
             visible.append(whole[self._slots, :, : self.visible])
         return visible[0], visible[1]
 
@@ -66,7 +69,7 @@ class _CacheView(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Return the number of rows before this pass."""
-        return self.visible - (len(self.rows) if isinstance(self._slots, slice) else 1)
+        return self.visible - self.rows.shape[1]
 
     def get_max_length(self) -> int:
         """Return the number of rows that fit."""
@@ -90,8 +93,8 @@ def _distinct(slots: torch.Tensor) -> torch.Tensor:
     slots = slots.long()
     if len(slots.unique()) != len(slots):
         raise ValueError(
-            "slots must be distinct: this target takes the rows of one slot per pass, or one row "
-            f"of each of several, got {slots.tolist()}"
+            "slots must be distinct: this target takes the rows of one slot per pass, equally many "
+            f"of neighbouring slots, or one row of each of several, got {slots.tolist()}"
         )
     return slots
 
@@ -207,21 +210,24 @@ class TransformersTarget(TargetModel):
     def forward(self, rows: RowBatch, cache: KVCache, logits: LogitsRows = "all") -> TargetOutput:
         """Run one pass; see `TargetModel.forward`.
 
-        The rows belong to one slot, or each to a slot of its own.
+        The rows belong to one slot, in equal number to neighbouring ones, or each to a slot of its
+        own.
         """
         device = self.model.device
         visible = int(rows.cache_rows.max()) + 1 if rows.end is None else rows.end
         if rows.slots is None:
-            slots: slice | torch.Tensor = slice(rows.slot, rows.slot + 1)
+            slots: slice | torch.Tensor = slice(rows.slot, rows.slot + rows.slot_count)
+            count = rows.slot_count
         else:
             slots = _distinct(rows.slots).to(device)
-        # For transformers, rows of one slot are one sequence and rows of several slots a batch.
-        axis = 0 if rows.slots is None else 1
+            count = len(slots)
+        # For transformers, rows of one slot are one sequence and those of several slots a batch.
+        cache_rows = rows.cache_rows.long().view(count, -1)
         arguments = {
-            "input_ids": rows.token_ids.unsqueeze(axis).to(device),
-            "position_ids": rows.positions.long().unsqueeze(axis).to(device),
-            "attention_mask": self._attention_mask(rows, visible),
-            self._cache_argument: self._views(cache, slots, rows.cache_rows.long(), visible),
+            "input_ids": rows.token_ids.view(count, -1).to(device),
+            "position_ids": rows.positions.long().view(count, -1).to(device),
+            "attention_mask": self._attention_mask(rows, count, visible),
+            self._cache_argument: self._views(cache, slots, cache_rows, visible),
             "use_cache": True,
         }
         wanted = None
@@ -232,7 +238,7 @@ class TransformersTarget(TargetModel):
                 self._decoder(**arguments)
             else:
                 # The model's own forward, because some families scale or cap their logits.
-                keep = 1 if logits == "last" and rows.slots is None else 0
+                keep = 1 if logits == "last" and count == 1 else 0
                 wanted = self.model(**arguments, logits_to_keep=keep).logits.flatten(0, 1)
                 wanted = wanted[-1:] if logits == "last" else wanted
         finally:
@@ -256,26 +262,25 @@ class TransformersTarget(TargetModel):
         return views
 
     def _attention_mask(
-        self, rows: RowBatch, columns: int
+        self, rows: RowBatch, slots: int, columns: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Make the additive mask, (1, 1, M, columns), or (M, 1, 1, columns) for several slots.
+        """Make the additive mask, (S, 1, R, columns), for R rows of each of S slots.
 
         transformers takes a 4-D mask as it is, so a sliding window has to be part of it. A model
         with several kinds of layers gets one mask per kind.
         """
-        visible = rows.visibility(columns)
-        positions = rows.positions.long()
-        key_positions = torch.arange(columns, device=positions.device)
+        visible = rows.visibility(columns).view(slots, -1, columns)
+        positions = rows.positions.long().view(slots, -1)
+        key_positions = torch.arange(columns, device=positions.device).expand(slots, -1)
         # A committed row lies in the cache row of its position, but siblings of a tree share a
-        # position. With several slots, every row but the last of each is committed.
-        if rows.slots is None:
-            key_positions[rows.cache_rows.long()] = positions
-        distance = positions[:, None] - key_positions
+        # position.
+        own = rows.cache_rows.long().view(slots, -1)
+        key_positions = key_positions.scatter(1, own, positions)
+        distance = positions[:, :, None] - key_positions[:, None]
         masks = {}
         for kind, window in self._windows.items():
             may_see = visible if window is None else visible & (distance < window)
             hidden = torch.finfo(self.model.dtype).min
-            bias = torch.where(may_see, 0.0, hidden).to(self.model.dtype)
-            bias = bias[None, None] if rows.slots is None else bias[:, None, None]
+            bias = torch.where(may_see, 0.0, hidden).to(self.model.dtype)[:, None]
             masks[kind] = bias.to(self.model.device)
         return masks if len(masks) > 1 else next(iter(masks.values()))
