@@ -28,7 +28,7 @@ from eaglerl.eagle3.head.make_draft_runner import DraftDtype, make_draft_runner
 from eaglerl.eagle3.layers.row_batch import MOST_EXACT_ROWS
 from eaglerl.eagle3.loading import load_pair
 from eaglerl.eagle3.named_policies import NamedPolicies, PolicyChoice, share_policy
-from eaglerl.eagle3.output import DecodedSequence, GenerateOutput
+from eaglerl.eagle3.output import GenerateOutput
 from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.prompt_inputs import (
     AttentionMask,
@@ -211,8 +211,8 @@ class SpeculativeDecoder(EagleSignature):
             )
             for one, prompt in zip(settings.for_prompts(len(prompts)), prompts, strict=True)
         ]
-        generations: list[DecodedSequence] | None = None
-        if len(prompts) > 1 and (shared := self._share(chosen)) is not None:
+        generations = self._sessions.slots.decode(chosen, prompts.token_ids, begun)
+        if generations is None and len(prompts) > 1 and (shared := self._share(chosen)) is not None:
             generations = decode_together(
                 self.target, self.draft_runner, shared, prompts.token_ids, begun, spare=TREE_ROOM
             )

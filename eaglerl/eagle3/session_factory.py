@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from eaglerl.eagle3.cache.caches import CachePool, Caches
+from eaglerl.eagle3.captured.decode_slots import SlotDecoder
 from eaglerl.eagle3.captured.graphed_calls import graphs_on
 from eaglerl.eagle3.fused_policy import fused_part
 from eaglerl.eagle3.head.cached_draft import CachedDraft
@@ -29,6 +30,7 @@ class SessionFactory:
         draft_head: the draft head; None for plain decoding.
         draft_runner: runs the head, and reduces features for a `FusedPolicy`; None without a head.
         pool: keeps the caches of sequences that have ended.
+        slots: decodes several prompts together on a device.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class SessionFactory:
         new_draft = None if draft_runner is None else draft_runner.with_own_cache
         self._new_graph = graphs_on(target.device) if cuda_graphs else None
         self.pool = CachePool(target.new_cache, new_draft)
+        self.slots = SlotDecoder(
+            target, draft_head, draft_runner, self._new_graph, spare_rows=TREE_ROOM
+        )
 
     def new_session(
         self, verifier: Verifier, length: int, policy: TreePolicy | None = None
