@@ -164,8 +164,8 @@ class SpeculativeDecoder(EagleSignature):
     ) -> GenerateOutput:
         """Continue one prompt or several.
 
-        Several greedy prompts are decoded together, on the CPU and with a constant tree, "auto" or
-        a `FusedPolicy`; others one after another.
+        Several greedy prompts are decoded together: on the CPU with a constant tree, "auto" or a
+        `FusedPolicy`, on CUDA with a constant tree or a `RuledPolicy`; others one after another.
 
         The text is that of transformers' `generate` for the same arguments. Options that are not
         given come from the target's generation config, with the exceptions that

@@ -13,7 +13,7 @@ from eaglerl.eagle3.captured.graphed_calls import Graph
 from eaglerl.eagle3.captured.lockstep import Lockstep
 from eaglerl.eagle3.captured.pending_slots import MOST_PENDING
 from eaglerl.eagle3.captured.slot_sequence import SlotSequence
-from eaglerl.eagle3.fused_policy import BoundPolicy, FusedPolicy, fused_part
+from eaglerl.eagle3.fused_policy import BoundPolicy, fused_part
 from eaglerl.eagle3.head.cached_draft import CachedDraft
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.head.module_draft import ModuleDraft
@@ -63,8 +63,6 @@ class SlotDecoder:
         self._new_graph, self._spare_rows = new_graph, spare_rows
         self._lock = threading.Lock()
         self._idle: Lockstep | None = None
-        # The network of the last call, bound for all slots: graphs belong to it.
-        self._bound: tuple[FusedPolicy, BoundPolicy] | None = None
 
     def decode(
         self,
@@ -180,25 +178,25 @@ class SlotDecoder:
                 used, end_use = begin_use(policy)
                 sequences.append(SlotSequence(prompt, verifier, rules, used, end_use))
                 used.reset()
-            lockstep.decode(sequences, self._bind(policy, lockstep.slots))
+            lockstep.decode(sequences, self._bind(policy, lockstep))
         finally:
             for sequence in sequences:
                 sequence.end_use()
         return sequences
 
-    def _bind(self, policy: TreePolicy, slots: int) -> BoundPolicy | None:
+    def _bind(self, policy: TreePolicy, lockstep: Lockstep) -> BoundPolicy | None:
         """Return the network that limits all slots, with a record for each; None without one."""
         network = fused_part(policy)
         if network is None:
             return None
         assert self._head is not None
         assert self._draft is not None
-        bound = self._bound
-        if bound is None or bound[0] is not network or bound[1].cache.slots != slots:
-            joint = network.fork(slots).bind(self._head, self._draft.reduce)
-            bound = self._bound = (network, joint)
-        bound[1].cache.invalidate()
-        return bound[1]
+        if lockstep.network is None or lockstep.network[0] is not network:
+            joint = network.fork(lockstep.slots).bind(self._head, self._draft.reduce)
+            lockstep.network = network, joint
+        bound = lockstep.network[1]
+        bound.cache.invalidate()
+        return bound
 
 
 def limits_of(policy: TreePolicy) -> tuple[TreeParams, int]:

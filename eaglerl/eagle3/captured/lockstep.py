@@ -14,7 +14,7 @@ from eaglerl.eagle3.captured.captured_cycle import CapturedCycle, longest_path
 from eaglerl.eagle3.captured.graphed_calls import Graph
 from eaglerl.eagle3.captured.pending_slots import MOST_PENDING
 from eaglerl.eagle3.captured.slot_sequence import SlotSequence
-from eaglerl.eagle3.fused_policy import BoundPolicy, decision_of
+from eaglerl.eagle3.fused_policy import BoundPolicy, FusedPolicy, decision_of
 from eaglerl.eagle3.head.module_draft import ModuleDraft
 from eaglerl.eagle3.policy import NO_DRAFT, ConstantPolicy, TreeParams, as_plan
 from eaglerl.eagle3.ruled_policy import RuledPolicy
@@ -39,6 +39,8 @@ class Lockstep:
         cycle: the parts of a cycle.
         slots: number S of slots.
         capacity: cache rows of each.
+        network: what limits all slots, and the policy that it was forked from; graphs belong to it.
+            None without one.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Lockstep:
         self._target, self._draft, self._cache = target, draft, cache
         self.slots, self.capacity = cache.slots, cache.capacity
         self.cycle = CapturedCycle(target, draft, cache, 0, new_graph, self.slots)
+        self.network: tuple[FusedPolicy, BoundPolicy] | None = None
         self._joint_time = TotalTime()
         self.cycle.use(GreedyVerifier(), self._joint_time)
         self._now = clock_of(target.device)

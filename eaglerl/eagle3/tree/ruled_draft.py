@@ -85,6 +85,8 @@ class RuledDraft:
         self._rules = self._inputs[:, self._rule_at :].int()
         self._limits = self._inputs[:, self._limits_at : self._rule_at].int()
         self._chosen_limits: torch.Tensor | None = None
+        # The limits of a single draft are its sizes, and a launch without limits is shorter.
+        self._several = slots > 1
 
     def begin(self, slots: Sequence[RuledSlot], limits: torch.Tensor | None = None) -> None:
         """Send what a cycle begins with; the host does not wait.
@@ -119,7 +121,8 @@ class RuledDraft:
             looked_up: what the device proposes; None for what the host does.
         """
         self._rules.copy_(self._inputs[:, self._rule_at :])
-        self._limits.copy_(self._inputs[:, self._limits_at : self._rule_at])
+        if self._limited:
+            self._limits.copy_(self._inputs[:, self._limits_at : self._rule_at])
         if self._chosen_limits is not None:
             self._limits.copy_(torch.minimum(self._limits, self._chosen_limits))
         self._keep("hidden", hidden[:, None].expand(-1, self.sizes.top_k, -1))
@@ -145,6 +148,10 @@ class RuledDraft:
         hidden, logits = draft.expand_slots(token_ids, hidden, level - 1, visible)
         self._keep("hidden", hidden)
         self._select(level, logits, looked_up)
+
+    @property
+    def _limited(self) -> bool:
+        return self._several or self._chosen_limits is not None
 
     def goes_on(self) -> torch.Tensor:
         """Return whether not all drafts have ended, a bool tensor () on the device."""
@@ -176,7 +183,7 @@ class RuledDraft:
         if looked_up is None:
             tokens = given[:, 3 : self._limits_at].contiguous()
             looked_up = LookedUp(given[:, 1].contiguous(), given[:, 2].contiguous(), tokens)
-        drafted = (ids, log_probs, looked_up, self._limits)
+        drafted = (ids, log_probs, looked_up, self._limits if self._limited else None)
         select_draft_nodes(self._selection, self._rules, level, given[:, 0].contiguous(), *drafted)
 
     def _keep(self, name: str, tensor: torch.Tensor) -> None:

@@ -56,6 +56,37 @@ def test_window_matters_to_these_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_equal_trees_in_several_slots(name: str) -> None:
+    """One pass over a tree in each of neighbouring slots is a pass over each, in caches and all."""
+    _, target = family_target(name)
+    generator = torch.Generator().manual_seed(3)
+    starts, rows, first = [11, 4, 17], 5, 1
+    ids = torch.randint(60, (3, rows), generator=generator)
+    # A chain, two branches, and a row for all of the root's children.
+    parents = torch.tensor([[0, 0, 1, 2, 3], [0, 0, 0, 1, 2], [0, 0, 0, 0, 0]])
+    structures = [tree_structure(own.int()) for own in parents]
+    levels = torch.stack([own.long() for own, _ in structures])
+    mask = torch.stack([((words >> torch.arange(rows)) & 1).bool() for _, words in structures])
+    together, alone = (target.new_cache(40, slots=5) for _ in range(2))
+    expected = []
+    for slot, start in enumerate(starts):
+        prompt = torch.tensor(PROMPT[slot : slot + start])
+        for cache in (together, alone):
+            target.forward(RowBatch.causal(prompt, 0, first + slot), cache, "none")
+            cache.advance(start, first + slot)
+        own = RowBatch.tree(ids[slot], levels[slot], mask[slot], start, first + slot)
+        expected.append(target.forward(own, alone))
+    batch = RowBatch.equal_trees(ids, levels, mask, torch.tensor(starts), 30, first)
+    output = target.forward(batch, together)
+    for name in ("logits", "features"):
+        rows_alone = torch.cat([getattr(one, name) for one in expected])
+        torch.testing.assert_close(
+            getattr(output, name), rows_alone, atol=TOLERANCE, rtol=TOLERANCE
+        )
+    torch.testing.assert_close(together.data, alone.data, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_prefill_in_chunks(name: str) -> None:
     model, target = family_target(name)
     expected = reference(model, PROMPT)
