@@ -7,9 +7,9 @@ without a decision that is kept, the folded one, and the choice of a draft's nod
 microseconds between two events, the share of the device's copy bandwidth that reading the weights
 reaches, launches, and waits of the host. Then cycles of the decoding loop, with a target of random
 weights of that width made on the device: a constant tree beside `AutoPolicy`, call by call and in
-CUDA graphs, with the launches and waits of each cycle. What does not fit the minutes is left out,
-and the result says so. With `--device cpu` the same calls run on the CPU, to see that they run;
-those times are no results.
+CUDA graphs, of as many sequences together, with the launches and waits of each cycle. What does not
+fit the minutes or the memory is left out, and the result says so. With `--device cpu` the same
+calls run on the CPU, one sequence after another, to see that they run; those times are no results.
 """
 
 from __future__ import annotations
@@ -213,52 +213,81 @@ def random_pair(
 
 
 def loops(
-    k: int, device: torch.device, tokens: int, layers: int | None
+    arguments: argparse.Namespace, k: int, deadline: float, left_out: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield each loop's name, median microseconds of a cycle, cycles, launches and waits of one."""
+    """Yield the rows of all loops of a width; append to `left_out` what is left out."""
+    device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    target, head = random_pair(k, device, layers, dtype)
-    prompt = torch.randint(VOCABULARY, (1, 64)).tolist()[0]
-    policies = {
+    target, head = random_pair(k, device, arguments.layers, dtype)
+    policies: dict[str, Callable[[], PolicyChoice]] = {
         "plain": lambda: TreeParams(1),
         "constant 32/5/4": lambda: TreeParams(32, 5, 4),
         "AutoPolicy": AutoPolicy,
     }
-    for graphs in (False, True) if device.type == "cuda" else (False,):
-        decoder = SpeculativeDecoder(target, head, cuda_graphs=graphs)
-        for name, make in policies.items():
-            if graphs and name == "plain":
-                continue
-            # Graphs are captured when they are needed for the second time.
-            for _ in range(2):
-                decoder.generate(prompt, make(), max_new_tokens=tokens)
-            output = decoder.generate(prompt, make(), max_new_tokens=tokens)
-            seconds = [cycle.seconds for cycle in output.statistics.cycles[2:]]
-            launches, waits = count_of_cycle(decoder, prompt, make(), device)
-            yield {
-                "name": f"{name}, graphs" if graphs else name, "k": k,
-                "cycle_us": statistics.median(seconds) * 1e6, "cycles": len(seconds),
-                "launches": launches, "waits": waits,
-            }  # fmt: skip
+    for batch in arguments.batch:
+        prompts = torch.randint(VOCABULARY, (batch, 64)).tolist()
+        for graphs in (False, True) if device.type == "cuda" else (False,):
+            decoder = SpeculativeDecoder(target, head, cuda_graphs=graphs)
+            for name, make in policies.items():
+                if graphs and name == "plain":
+                    continue
+                full = f"{name}, graphs" if graphs else name
+                shown = f"loop, {full}, k = {k}, {batch} sequences"
+                if time.monotonic() > deadline:
+                    left_out.append(shown)
+                    continue
+                try:
+                    found = measure_loop(decoder, prompts, make(), arguments.tokens)
+                    yield {"name": full, "k": k, "batch": batch, **found}
+                except torch.OutOfMemoryError:
+                    left_out.append(f"{shown}, for lack of memory")
+            # Before the next ones are made: caches and graphs.
+            del decoder
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def measure_loop(
+    decoder: SpeculativeDecoder, prompts: list[list[int]], policy: PolicyChoice, tokens: int
+) -> dict[str, float]:
+    """Return median microseconds, number, tokens, launches and waits of the cycles of a loop.
+
+    A cycle's time is that of all sequences; its tokens are those of all sequences, on average.
+    """
+    # Graphs are captured when they are needed for the second time.
+    for _ in range(2):
+        decoder.generate(prompts, policy, max_new_tokens=tokens)
+    output = decoder.generate(prompts, policy, max_new_tokens=tokens)
+    # Cycles in which all sequences took part: a result has its share of the time.
+    cycles = [*zip(*(one.cycles[2:] for one in output.per_sequence), strict=False)]
+    seconds = [sum(result.seconds for result in cycle) for cycle in cycles]
+    emitted = [sum(len(result.token_ids) for result in cycle) for cycle in cycles]
+    launches, waits = count_of_cycle(decoder, prompts, policy)
+    return {
+        "cycle_us": statistics.median(seconds) * 1e6, "cycles": len(cycles),
+        "tokens": statistics.mean(emitted), "launches": launches, "waits": waits,
+    }  # fmt: skip
 
 
 def count_of_cycle(
-    decoder: SpeculativeDecoder, prompt: list[int], policy: PolicyChoice, device: torch.device
+    decoder: SpeculativeDecoder, prompts: list[list[int]], policy: PolicyChoice
 ) -> tuple[float, float]:
-    """Return launches and waits of a cycle, on average; 0 without a device."""
-    if device.type != "cuda":
+    """Return launches and waits of a cycle, on average; 0 without a device.
+
+    They are those of a longer text less those of a shorter one, which has the same prompts.
+    """
+    if decoder.target.device.type != "cuda":
         return 0.0, 0.0
-    with decoder.start(prompt, policy, max_new_tokens=64) as generation:
-        for _ in range(3):
-            generation.advance()
-        cycles = 0
+    counted = []
+    for tokens in (8, 40):
         with profiler() as profile:
-            while generation.finish_reason is None and cycles < 10:
-                generation.advance()
-                cycles += 1
-    names = [event.name for event in profile.events()]
-    counts = [sum(name in wanted for name in names) for wanted in (LAUNCHES, WAITS)]
-    return counts[0] / max(cycles, 1), counts[1] / max(cycles, 1)
+            output = decoder.generate(prompts, policy, max_new_tokens=tokens)
+        names = [event.name for event in profile.events()]
+        cycles = max(len(one.cycles) for one in output.per_sequence)
+        counted.append((cycles, *(sum(name in wanted for name in names)
+                                  for wanted in (LAUNCHES, WAITS))))  # fmt: skip
+    cycles, launches, waits = (late - early for early, late in zip(*counted, strict=True))
+    return launches / max(cycles, 1), waits / max(cycles, 1)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -294,7 +323,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         if time.monotonic() > deadline:
             found["left_out"].append(f"loop, k = {k}")
             continue
-        found["loops"] += loops(k, device, arguments.tokens, arguments.layers)
+        found["loops"] += loops(arguments, k, deadline, found["left_out"])
         if cuda:
             torch.cuda.empty_cache()
     return found
@@ -317,16 +346,19 @@ def markdown(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "| loop | k | a cycle, us | cycles | launches | waits |",
-        "|---|---|---|---|---|---|",
+        "| loop | k | sequences | a cycle, us | cycles | tokens a cycle | launches | waits |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["loops"]:
         lines.append(
-            f"| {row['name']} | {row['k']} | {row['cycle_us']:.0f} | {row['cycles']} | "
-            f"{row['launches']:.1f} | {row['waits']:.1f} |"
+            f"| {row['name']} | {row['k']} | {row['batch']} | {row['cycle_us']:.0f} | "
+            f"{row['cycles']} | {row['tokens']:.1f} | {row['launches']:.1f} | {row['waits']:.1f} |"
         )
     if found["left_out"]:
-        lines += ["", f"Left out for lack of time: {'; '.join(found['left_out'])}."]
+        lines += [
+            "",
+            f"Left out for lack of time, unless it says otherwise: {'; '.join(found['left_out'])}.",
+        ]
     return "\n".join(lines) + "\n"
 
 

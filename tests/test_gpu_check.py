@@ -57,6 +57,10 @@ def test_the_timings_run_on_the_cpu(tmp_path: Path) -> None:
     names = {row["name"] for row in found["calls"]}
     assert {"fused", "fused, kept decision", "folded"} <= names
     assert len([name for name in names if name.startswith("choice of nodes")]) == 2
-    assert {row["name"] for row in found["loops"]} == {"plain", "constant 32/5/4", "AutoPolicy"}
+    loops = {(row["name"], row["batch"]) for row in found["loops"]}
+    policies = ("plain", "constant 32/5/4", "AutoPolicy")
+    assert loops == {(name, batch) for name in policies for batch in (1, 2)}
+    # Of the plain loop every sequence emits a token a cycle.
+    assert {row["tokens"] for row in found["loops"] if row["name"] == "plain"} == {1.0, 2.0}
     assert all(row["hot_us"] > 0 for row in found["calls"])
     assert "| fused | 576 | 2 |" in result.stdout

@@ -62,6 +62,38 @@ def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
     assert waits <= output.statistics.num_cycles + before + 1
 
 
+@pytest.mark.parametrize("name", ["constant", "by rule"])
+def test_several_sequences_together(decoder: SpeculativeDecoder, name: str) -> None:
+    """The texts of transformers, and one wait a cycle for all of them."""
+    prompts = [PROMPT, PROMPT[:3], [*PROMPT[2:], *PROMPT]]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device="cuda")
+        text = decoder.target.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=0,
+        )
+        expected.append(text[0, len(prompt) :].tolist())
+    policy = policies()[name]
+    for _ in range(3):
+        output = decoder.generate(prompts, policy, max_new_tokens=NEW_TOKENS)
+        assert [*output.new_ids] == expected
+    counted = []
+    for tokens in (4, NEW_TOKENS):
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            output = decoder.generate(prompts, policy, max_new_tokens=tokens)
+        assert [*output.new_ids] == [text[:tokens] for text in expected]
+        waits = sum(event.count for event in profile.key_averages() if event.key in _WAITS)
+        counted.append((waits, max(len(one.cycles) for one in output.per_sequence)))
+    # Both wait as often for their prompts and for the profiler.
+    (few, short), (many, long) = counted
+    assert many - few <= long - short
+
+
 def test_draws_in_graphs_are_those_call_by_call() -> None:
     texts = []
     for captured in (False, True):
