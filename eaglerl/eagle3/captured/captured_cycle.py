@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 
@@ -33,6 +34,8 @@ from eaglerl.ops import AcceptedDrafts
 LEAST_COLUMNS = 256
 #: Most rows of a tree, see `accept_draft`.
 MOST_ROWS = 256
+#: See `RowVerifier.choices`.
+Choose: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CapturedCycle:
@@ -295,22 +298,12 @@ class CapturedCycle:
             drafts: whether the head will need the accepted rows, in this cycle's texts.
         """
         name = "verify and accept" if drafts else "verify and accept without a draft"
-        both = partial(self._verify_and_accept, policy, drafts)
-        return self._accept_by(name, both, policy)
-
-    def _verify_and_accept(
-        self,
-        policy: BoundPolicy | None,
-        drafts: bool,
-        choose: Callable[[torch.Tensor], torch.Tensor],
-    ) -> DeviceAccepted:
-        return self._accept(self._verify(), policy, choose, drafts=drafts)
+        return self._accept_by(
+            name, lambda choose: self._accept(self._verify(), policy, choose, drafts=drafts), policy
+        )
 
     def _accept_by(
-        self,
-        name: str,
-        accept: Callable[[Callable[[torch.Tensor], torch.Tensor]], DeviceAccepted],
-        policy: BoundPolicy | None,
+        self, name: str, accept: Callable[[Choose], DeviceAccepted], policy: BoundPolicy | None
     ) -> list[Accepted | None]:
         tree, verifier = self._tree, self._used_by[0]
         assert tree is not None, "a draft comes first"
@@ -358,7 +351,7 @@ class CapturedCycle:
         self,
         output: TargetOutput,
         policy: BoundPolicy | None,
-        choose: Callable[[torch.Tensor], torch.Tensor],
+        choose: Choose,
         *,
         drafts: bool,
     ) -> DeviceAccepted:
