@@ -184,6 +184,35 @@ def test_a_sequence_that_ends_early_does_not_disturb_the_others(
         assert max(lengths) >= 8
 
 
+class Undrafted(Clockless):
+    """Never drafts, but verifies looked-up tokens."""
+
+    def choose(self, state) -> DraftPlan:
+        super().choose(state)
+        return DraftPlan(None, 2)
+
+
+def test_rows_that_wait_for_the_head(mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no slot drafts, the head does not run, until no more rows can wait."""
+    monkeypatch.setattr(captured_cycle, "MOST_PENDING", 10)
+    decoder = decoder_with(mode, monkeypatch, "graphs")
+    extended = []
+    original = captured_cycle.CapturedCycle.extend
+    monkeypatch.setattr(
+        captured_cycle.CapturedCycle,
+        "extend",
+        lambda self: extended.append(self.most_waiting) or original(self),
+    )
+    for policy in (Undrafted(limit=LIMIT, lookup_tokens=3), POLICIES["by rule"]()):
+        output = decoder.generate(PROMPTS, policy, max_new_tokens=NEW_TOKENS)
+        check_texts(output)
+        if isinstance(policy, Undrafted):
+            assert 2 <= len(extended) < max(len(one.cycles) for one in output.per_sequence) / 2
+            # Four rows can be accepted in a cycle.
+            assert max(extended) > 10 - 4
+            assert any(cycle.lookup_accepted for cycle in output.statistics.cycles)
+
+
 def test_groups_with_empty_slots(mode: EmulatedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_slots, "MOST_SLOTS", 2)
     decoder = decoder_with(mode, monkeypatch, "graphs")

@@ -216,10 +216,13 @@ class CapturedCycle:
                 kept.copy_(new)
         return self._first
 
-    @property
-    def has_drafted(self) -> bool:
-        """Whether the head has run over accepted rows."""
-        return self._first is not None
+    def may_wait(self, path: int) -> bool:
+        """Return whether a cycle may leave the accepted rows waiting: `extend` need not run.
+
+        Args:
+            path: most rows that the cycle accepts of a sequence.
+        """
+        return self._first is not None and self.most_waiting + path <= self._pending.most
 
     @torch.inference_mode()
     def root_only(self) -> DeviceTree:

@@ -12,7 +12,6 @@ from eaglerl.eagle3.accepted import Accepted
 from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.captured.captured_cycle import CapturedCycle, longest_path
 from eaglerl.eagle3.captured.graphed_calls import Graph
-from eaglerl.eagle3.captured.pending_slots import MOST_PENDING
 from eaglerl.eagle3.captured.slot_sequence import SlotSequence
 from eaglerl.eagle3.fused_policy import BoundPolicy, FusedPolicy, decision_of
 from eaglerl.eagle3.head.module_draft import ModuleDraft
@@ -189,8 +188,7 @@ class Lockstep:
         limit, tokens = ruled.limit, ruled.lookup_tokens
         self._begin(states, limit, tokens)
         drafts = any(sequence.drafts for _, sequence in going)
-        full = cycle.most_waiting + longest_path(limit, tokens) > MOST_PENDING
-        if drafts or full or not cycle.has_drafted:
+        if drafts or not cycle.may_wait(longest_path(limit, tokens)):
             cycle.extend()
         # Slots of sequences that have ended ask for nothing.
         idle = SlotDraft(0, ruled, None, NO_LOOKUP, TotalTime())

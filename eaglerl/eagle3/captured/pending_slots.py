@@ -14,7 +14,8 @@ class PendingSlots:
 
     Attributes:
         counts: (S,) int64 rows that wait.
-        token_ids: (S, `MOST_PENDING`) int64 token after each row.
+        most: most rows of a sequence that can wait.
+        token_ids: (S, most) int64 token after each row.
         reduced: whether the features are reduced.
     """
 
@@ -26,6 +27,7 @@ class PendingSlots:
             most: most rows that wait.
             device: where everything lies.
         """
+        self.most = most
         self.counts = torch.zeros(slots, dtype=torch.int64, device=device)
         self.token_ids = torch.zeros(slots, most, dtype=torch.int64, device=device)
         self.reduced = False
@@ -33,7 +35,7 @@ class PendingSlots:
         self._features: dict[bool, torch.Tensor] = {}
 
     def features(self, *, reduced: bool) -> torch.Tensor:
-        """Return (S, `MOST_PENDING`, 3k) features, or (S, `MOST_PENDING`, h) reduced ones."""
+        """Return (S, most, 3k) features, or (S, most, h) reduced ones."""
         return self._features[reduced]
 
     def set(
