@@ -6,10 +6,11 @@ For every width k of a target's layers and every number of sequences: the fused 
 without a decision that is kept, the folded one, and the choice of a draft's nodes after a pass;
 microseconds between two events, the share of the device's copy bandwidth that reading the weights
 reaches, launches, and waits of the host. Then cycles of the decoding loop, with a target of random
-weights of that width made on the device: a constant tree beside `AutoPolicy`, call by call and in
-CUDA graphs, of as many sequences together, with the launches and waits of each cycle. What does not
-fit the minutes or the memory is left out, and the result says so. With `--device cpu` the same
-calls run on the CPU, one sequence after another, to see that they run; those times are no results.
+weights of that width made on the device: a constant tree beside `AutoPolicy` and `LimitedPolicy`,
+call by call and in CUDA graphs, of as many sequences together, with the launches and waits of each
+cycle. What does not fit the minutes or the memory is left out, and the result says so. With
+`--device cpu` the same calls run on the CPU, one sequence after another, to see that they run;
+those times are no results.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from eaglerl.eagle3 import SpeculativeDecoder, TreeParams
+from eaglerl.eagle3 import FusedPolicy, SpeculativeDecoder, TreeParams
 from eaglerl.eagle3.head.draft_config import Eagle3Config
 from eaglerl.eagle3.head.draft_head import Eagle3DraftHead
 from eaglerl.eagle3.named_policies import PolicyChoice
@@ -43,7 +45,7 @@ from eaglerl.ops import (
     stack_rules,
 )
 from eaglerl.ops.node_selection import CONSTANTS
-from eaglerl.policies import AutoPolicy
+from eaglerl.policies import AutoPolicy, LimitedPolicy
 
 HIDDEN, ACTIONS, REPEATS = (128, 128), 203, 50
 FLUSHED = 256 * 2**20  # bytes, more than any device's L2
@@ -223,6 +225,7 @@ def loops(
         "plain": lambda: TreeParams(1),
         "constant 32/5/4": lambda: TreeParams(32, 5, 4),
         "AutoPolicy": AutoPolicy,
+        "LimitedPolicy": lambda: LimitedPolicy(FusedPolicy(limits_of(k))),
     }
     for batch in arguments.batch:
         prompts = torch.randint(VOCABULARY, (batch, 64)).tolist()
@@ -245,6 +248,15 @@ def loops(
             del decoder
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def limits_of(k: int) -> PolicyWeights:
+    """Return a network as large as those of the calls that chooses the limits of drafts."""
+    layers: list[nn.Module] = []
+    for width, size in pairwise((3 * k, *HIDDEN, 4)):
+        layers += [nn.Linear(width, size), nn.Tanh()]
+    actions = [(32, 5, 4, 12), (16, 3, 4, 12), (16, 5, 2, 4), (8, 1, 4, 0)]
+    return PolicyWeights.from_modules(nn.Sequential(*layers[:-1]), actions, mlp_input="taps")
 
 
 def measure_loop(

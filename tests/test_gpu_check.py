@@ -58,7 +58,7 @@ def test_the_timings_run_on_the_cpu(tmp_path: Path) -> None:
     assert {"fused", "fused, kept decision", "folded"} <= names
     assert len([name for name in names if name.startswith("choice of nodes")]) == 2
     loops = {(row["name"], row["batch"]) for row in found["loops"]}
-    policies = ("plain", "constant 32/5/4", "AutoPolicy")
+    policies = ("plain", "constant 32/5/4", "AutoPolicy", "LimitedPolicy")
     assert loops == {(name, batch) for name in policies for batch in (1, 2)}
     # Of the plain loop every sequence emits a token a cycle.
     assert {row["tokens"] for row in found["loops"] if row["name"] == "plain"} == {1.0, 2.0}
