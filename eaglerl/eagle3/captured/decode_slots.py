@@ -128,12 +128,11 @@ class SlotDecoder:
             return False
         limit, lookup_tokens = limits_of(policy)
         path = longest_path(limit, lookup_tokens)
-        rows = max(limit.total_tokens, limit.depth * limit.top_k)
-        return (
-            path <= MOST_PENDING
-            and limit.total_tokens <= MOST_ROWS
-            and rows + lookup_tokens <= self._spare_rows
-        )
+        if path > MOST_PENDING or limit.total_tokens > MOST_ROWS:
+            return False
+        # Rows of a cycle, behind a text whose last cycle accepts more than belongs to it.
+        rows = max(MOST_PENDING, limit.total_tokens + lookup_tokens, limit.depth * limit.top_k)
+        return path + rows <= self._spare_rows
 
     def _most_slots(self, capacity: int) -> int:
         """Return for how many slots there is memory."""
