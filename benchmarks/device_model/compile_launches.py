@@ -146,7 +146,8 @@ def selections() -> Iterator[dict[str, Any]]:
     """Yield the choice of nodes after a pass."""
     for draft in DRAFTS:
         sizes = SelectionSizes(*draft)
-        launch = launch_of(sizes)
+        # The loop gives limits in every cycle.
+        launch = launch_of(sizes, limited=True)
         plan = launch.plan
         layout = tensor_layout(1, sizes)
         size = {

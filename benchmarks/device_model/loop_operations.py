@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eaglerl.eagle3.policy import TreeParams
+from eaglerl.eagle3.head.draft_runner import OneSlot
+from eaglerl.eagle3.policy import DraftLimits, TreeParams
 from eaglerl.eagle3.tree.device_tree import DeviceTreeDrafter
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP
-from eaglerl.eagle3.tree.ruled_draft import RuledDraft
+from eaglerl.eagle3.tree.ruled_draft import RuledDraft, RuledSlot
 from eaglerl.ops.node_selection import SelectionSizes, rule_layout
 
 _VIEWS = ("unsqueeze", "view", "_unsafe_view", "expand", "slice", "select", "unbind")
@@ -72,13 +73,15 @@ def of_chosen_nodes() -> Counter[str]:
     rule[rule_layout(sizes)["most_levels"]] = sizes.depth + 1
     head = _NoHead()
     draft = RuledDraft(sizes, head.draft_to_target, _CPU)
-    hidden, logits = torch.zeros(_WIDTH), torch.zeros(_VOCABULARY)
+    hidden, logits = torch.zeros(1, _WIDTH), torch.zeros(1, _VOCABULARY)
+    limits = DraftLimits(sizes.rows, sizes.depth, sizes.top_k, 0)
+    slot = OneSlot(head, 0)
 
     def grow(depth: int) -> None:
-        draft.begin(1, rule, NO_LOOKUP, sizes.depth)
+        draft.begin([RuledSlot(1, rule, NO_LOOKUP, None, limits)])
         draft.take_first(hidden, logits)
         for level in range(1, depth + 1):
-            draft.take_level(level, head, 0)
+            draft.take_level(level, slot)
 
     # The first draft allocates what the later ones write to.
     grow(sizes.depth)
