@@ -116,31 +116,39 @@ def serve_hits(record_ptr, ring_ptr, slot, hit, action_ptr, params_ptr, PLAN: tl
 
 
 @triton.jit
-def record_misses(record_ptr, miss, fallback):
+def load_counts(record_ptr, mask):
+    """Load the misses and fallbacks of records (S,), which `record_misses` counts up.
+
+    Before the decision, as a load behind it would make it longer.
+    """
+    misses = tl.load(record_ptr + MISSES, mask=mask, other=0)
+    return misses, tl.load(record_ptr + FALLBACKS, mask=mask, other=0)
+
+
+@triton.jit
+def record_misses(record_ptr, miss, fallback, counts):
     """Count misses; `write_action` writes the actions to the records."""
     tl.store(record_ptr + STEP, tl.full(miss.shape, 1, tl.int32), mask=miss)
     tl.store(record_ptr + VALID, tl.where(fallback, 0, 1), mask=miss)
-    _count_up(record_ptr + MISSES, miss)
-    _count_up(record_ptr + FALLBACKS, miss & fallback)
+    tl.store(record_ptr + MISSES, counts[0] + 1, mask=miss)
+    tl.store(record_ptr + FALLBACKS, counts[1] + 1, mask=miss & fallback)
 
 
 @triton.jit
-def load_parameter(actions_ptr, action, COLUMN: tl.constexpr, mask, PLAN: tl.constexpr):
-    """Return a parameter of actions (S,); 0 in a column that the table lacks."""
-    columns: tl.constexpr = PLAN.policy.columns
-    if columns > COLUMN:
-        return tl.load(actions_ptr + action * columns + COLUMN, mask=mask, other=0)
-    else:
-        return tl.zeros(mask.shape, tl.int32)
+def write_action(target_ptr, index, table, chosen):
+    """Write actions and their parameters to records or to entries of the ring (S,).
 
-
-@triton.jit
-def write_action(target_ptr, action, actions_ptr, mask, PLAN: tl.constexpr):
-    """Write actions and their parameters to records or to entries of the ring."""
-    tl.store(target_ptr, action, mask=mask)
+    Args:
+        target_ptr: (S,) the first word of each.
+        index: (1, A) the actions.
+        table: vectors (1, A) of their parameters.
+        chosen: (S, A) the action of each, or none where nothing is written.
+    """
+    nothing = tl.zeros(chosen.shape, tl.int32)
+    target_ptr = target_ptr[:, None] + nothing
+    tl.store(target_ptr, index + nothing, mask=chosen)
     for column in tl.static_range(RING_WORDS - 1):
-        value = load_parameter(actions_ptr, action, column, mask, PLAN)
-        tl.store(target_ptr + 1 + column, value, mask=mask)
+        tl.store(target_ptr + 1 + column, table[column] + nothing, mask=chosen)
 
 
 @triton.jit

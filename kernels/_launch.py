@@ -12,8 +12,8 @@ from torch import Tensor
 
 from eaglerl.kernels._plan import Plan
 
-# Most counters of a launch: one for each row tile of up to 1,024 rows.
-_TICKETS = 1024
+# Most counters of a launch: one and up to 32 parts' for each row tile of up to 1,024 rows.
+_TICKETS = 1024 * 33
 
 
 @dataclass(frozen=True)

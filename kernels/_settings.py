@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ _LARGEST_GROUP = 8
 _MOST_VECTORS = 4
 _FEWEST_MATRIX_ROWS = 16
 _MOST_MATRIX_ROWS = 64
+# Programs that share a folded product, and most partial sums of an output that one program adds.
+_PROGRAMS = 128
+_MOST_PARTS = 32
 
 
 def split_layers(
@@ -111,10 +115,16 @@ def _make_plan(
         tiles = stored_tiles(device_name, form_of(policy), policy.k, weight_dtype, multiplied)
     if tiles is None:
         tiles = default_tiles(policy, weight_dtype.itemsize, multiplied)
-    columns = -(-policy.features // tiles.columns)
-    blocks = policy.chunks * -(-policy.k // tiles.elements)
+    if folded:
+        steps, parts = _folded_parts(policy, tiles)
+        programs, gathered = parts * -(-policy.widths[0] // tiles.columns), 0
+    else:
+        programs, steps = -(-policy.features // tiles.columns), 1
+        gathered = _gathered(programs)
+        parts = -(-programs // gathered) if gathered else programs
     return Plan(
         policy=policy,
+        itemsize=weight_dtype.itemsize,
         tiles=tiles,
         group=group,
         has_cache=mode is not None,
@@ -124,9 +134,41 @@ def _make_plan(
         samples=samples,
         encodes_all=encodes,
         precision=_precision() if tiles.rows >= _FEWEST_MATRIX_ROWS and not folded else None,
-        programs=blocks if folded else columns,
+        programs=programs,
+        parts=parts,
+        steps=steps,
+        gathered=gathered,
         interpreted=triton.knobs.runtime.interpret,
     )
+
+
+def _folded_parts(policy: Policy, tiles: Tiles) -> tuple[int, int]:
+    """Return the steps of a folded product's programs, and how many of them share an output.
+
+    At most as many programs as a device has multiprocessors, about 128, unless there are as many
+    blocks of outputs; so few parts are left that the last program reads 4 KB of partial sums of one
+    sequence at k = 4096, where blocks of 128 inputs and all outputs would leave 49 KB.
+    """
+    tiles_of_chunk = -(-policy.k // tiles.elements)
+    steps = -(-tiles_of_chunk // _most_blocks(policy, tiles.columns))
+    return steps, policy.chunks * -(-tiles_of_chunk // steps)
+
+
+def _most_blocks(policy: Policy, columns: int) -> int:
+    """Return into how many blocks the inputs of a chunk may be divided."""
+    return max(_PROGRAMS // (policy.chunks * -(-policy.widths[0] // columns)), 1)
+
+
+def _gathered(programs: int) -> int:
+    """Return how many programs' partial sums are added first, or 0 to add all of them at once.
+
+    One program reads about 64 bytes a cycle: 128 partial sums of 512 programs each would take it
+    4,096 cycles. A second level of tickets takes 500 to 1,300 cycles, and leaves those of 32 and of
+    16 programs to be read one after the other, in 384 cycles.
+    """
+    if programs <= _MOST_PARTS:
+        return 0
+    return power_of_two(max(math.isqrt(programs - 1) + 1, -(-programs // _MOST_PARTS)))
 
 
 def step_plan(
@@ -168,6 +210,7 @@ def _make_step_plan(
     policy = Policy(1, 1, 0, widths, count, columns, horizon, fallback, "relu", 0, 0.0)
     return Plan(
         policy=policy,
+        itemsize=4,
         tiles=Tiles(group, 1, 1),
         group=group,
         has_cache=True,
@@ -178,6 +221,9 @@ def _make_step_plan(
         encodes_all=False,
         precision=None,
         programs=1,
+        parts=1,
+        steps=1,
+        gathered=0,
         interpreted=triton.knobs.runtime.interpret,
     )
 
@@ -214,7 +260,14 @@ def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
     wide = 4 // itemsize  # 1 for float32, 2 for 16 bit types
     width = power_of_two(policy.k)
     if policy.features == 0:
-        return Tiles(rows, max(128 // rows, 16), min(width, 128), num_warps=8, max_registers=128)
+        if rows > 1:
+            return Tiles(rows, 16, min(width, 128), num_warps=8, max_registers=255)
+        # All of a program's weights in one tile of up to 32 KB, and so all loads at once. With one
+        # warp for each scheduler, what is not divided among warps (addresses, masks, the choice) is
+        # done 4 times and not 8.
+        columns = 8
+        elements = power_of_two(-(-policy.k // _most_blocks(policy, columns)))
+        return Tiles(1, columns, min(elements, 1024 * wide), num_warps=8 // wide, max_registers=255)
     large = policy.features >= 2048
     if rows <= _MOST_VECTORS:
         columns = 8 if large and rows == 1 else 4

@@ -15,10 +15,11 @@ from eaglerl.kernels._action_cache import (
     find_slot,
     is_in_time,
     keep_reference,
+    load_counts,
     resembles,
     serve_hits,
 )
-from eaglerl.kernels._choose import settle_misses
+from eaglerl.kernels._choose import load_actions, settle_misses
 from eaglerl.kernels._launch import Launch, cache_pointers, split_words
 from eaglerl.kernels._settings import step_plan
 
@@ -52,8 +53,9 @@ def _action_cache_step_kernel(
     width: tl.constexpr = PLAN.policy.horizon * PLAN.policy.actions
     miss = active & ~hit
     fallback = settle_misses(
-        sequence, slot, exists, miss, logits_ptr + sequence.to(tl.int64) * width, actions_ptr,
-        record_ptr, ring_ptr, action_ptr, params_ptr,
+        sequence, slot, exists, miss, logits_ptr + sequence.to(tl.int64) * width, None,
+        load_actions(actions_ptr, PLAN), load_counts(record_ptr, miss & exists), record_ptr,
+        ring_ptr, action_ptr, params_ptr,
         (temperature, seed_low, seed_high, offset_low, offset_high), PLAN,
     )  # fmt: skip
     if PLAN.compare != NO_COMPARISON:

@@ -3,8 +3,9 @@
 The columns of the FC are divided among programs. Each program also multiplies its columns of g into
 the first layer of the MLP, so that all multiprocessors read that layer's matrix, and then takes a
 ticket. The program with the last ticket adds the layer's partial sums in a fixed order, runs the
-rest of the MLP, chooses the actions and updates the action cache. No program waits for another, so
-any number of them may run at a time.
+rest of the MLP, chooses the actions and updates the action cache. Where there are more than 32
+programs, there are two levels of tickets (`_tickets`). No program waits for another, so any number
+of them may run at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from eaglerl.kernels._fc import encode_tile
 from eaglerl.kernels._features import find_input_row
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._plan import Tiles
+from eaglerl.kernels._prefetch import warm_l2
 from eaglerl.kernels._settings import plan_of
+from eaglerl.kernels._tickets import is_last_program
 
 
 @triton.jit(
@@ -46,14 +49,15 @@ def _fused_encode_kernel(
     shares_ticket: tl.constexpr = PLAN.encodes_all and last_ptr is not None
     column_tile, row_tile = tl.program_id(0), tl.program_id(1)
     if shares_ticket:
-        programs = tl.num_programs(0) * tl.num_programs(1)
+        row_tiles = tl.num_programs(1)
         leads = column_tile + row_tile == 0
         first, end = 0, n_sequences
     else:
-        programs = tl.num_programs(0)
+        row_tiles = 1
         leads = column_tile == 0
         first, end = row_tile * ROWS, tl.minimum(row_tile * ROWS + ROWS, n_sequences)
-        ticket_ptr += row_tile
+        # One of its own, and one for each part that is gathered.
+        ticket_ptr += row_tile * (1 + (PLAN.parts if PLAN.gathered else 0))
     misses = 1
     if PLAN.has_cache and PLAN.compare != COMPARE_FEATURES:
         misses = _count_misses(
@@ -74,22 +78,17 @@ def _fused_encode_kernel(
         if PLAN.encodes_all:
             _store_features(g, features_ptr, position, wanted, column, PLAN)
         if misses > 0:
+            if row_tile == 0:
+                warm_l2(weights, biases, actions_ptr, column_tile, PLAN)
             _multiply_first_layer(
                 g, row_tile * ROWS, column_tile, column, first, end,
                 last_ptr if shares_ticket else None, n_rows, weights[0], scratch_ptr, PLAN,
             )  # fmt: skip
-    # Orders the stores of all warps before the ticket: the barrier before the thread that takes it,
-    # the release of that thread before the program that takes the last one.
-    tl.debug_barrier()
-    if tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1:
-        # Reset for the next launch.
-        tl.store(ticket_ptr, 0)
+    if is_last_program(column_tile, row_tiles, first, end, misses, ticket_ptr, scratch_ptr, PLAN):
         for start in range(first, end, PLAN.group):
-            sequence = start + tl.arange(0, PLAN.group)
             decide(
-                None, sequence, sequence < end, weights, biases, actions_ptr, cache, n_slots,
-                outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
-                scratch_ptr, PLAN,
+                None, start, end, weights, biases, actions_ptr, cache, None, n_slots, outputs,
+                (temperature, seed_low, seed_high, offset_low, offset_high), scratch_ptr, PLAN,
             )  # fmt: skip
 
 
@@ -104,7 +103,7 @@ def _count_misses(
         sequence = start + tl.arange(0, PLAN.group)
         active = sequence < end
         input_row, readable = find_input_row(rows_ptr, last_ptr, sequence, active, n_inputs, n_rows)
-        hit = hold_in_advance(
+        _, _, hit, _ = hold_in_advance(
             inputs, strides, input_row, readable, sequence, active, leads, cache, n_slots,
             scratch_ptr, PLAN,
         )  # fmt: skip
@@ -145,15 +144,19 @@ def _multiply_first_layer(
             row_ptr = scratch_ptr + number * PLAN.scratch
             if PLAN.compare == COMPARE_FEATURES:
                 tl.store(row_ptr + PLAN.compared_at + column, row, mask=column < features)
-            for start in range(0, width, PLAN.block_first):
-                output = start + tl.arange(0, PLAN.block_first)
+            for start in range(0, width, PLAN.block_shared):
+                output = start + tl.arange(0, PLAN.block_shared)
                 weight = tl.load(
                     weight_ptr + output[:, None] * features + column[None, :],
                     mask=(output < width)[:, None] & (column < features)[None, :],
                     other=0.0,
                 ).to(tl.float32)
                 partial = tl.sum(weight * tl.where(column < features, row, 0.0)[None, :], axis=1)
-                tl.store(row_ptr + column_tile * width + output, partial, mask=output < width)
+                if PLAN.gathered:
+                    part_ptr = row_ptr + PLAN.gathers_at + column_tile * width + output
+                else:
+                    part_ptr = row_ptr + output * PLAN.stride + column_tile
+                tl.store(part_ptr, partial, mask=output < width)
 
 
 def prepare_fused_encode(

@@ -1,7 +1,9 @@
 """The decision of a policy without an FC, from reduced features or folded.
 
-The inputs of the MLP's first layer are divided among programs. As in ``fused_encode``, the program
-with the last ticket adds the partial sums and finishes. The same pass sums the features' squares.
+The matrix of the MLP's first layer is divided among programs, by blocks of outputs and of inputs:
+the more inputs a program has, the fewer partial sums are left for one program to add. As in
+``fused_encode``, that is the program with the last ticket, which also finishes. The same pass sums
+the features' squares.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from eaglerl.kernels._decision import decide, hold_in_advance
 from eaglerl.kernels._features import find_input_row
 from eaglerl.kernels._launch import Decisions, Launch, shared_arguments, workspace
 from eaglerl.kernels._plan import Tiles
+from eaglerl.kernels._prefetch import warm_l2
 from eaglerl.kernels._settings import plan_of
+from eaglerl.kernels._tickets import is_last_ticket
 
 
 @triton.jit(
@@ -31,33 +35,32 @@ def _policy_mlp_kernel(
     temperature, seed_low, seed_high, offset_low, offset_high,
     PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of inputs, chunk by chunk; groups of sequences, each with a ticket."""
+    """Grid: blocks of outputs and inputs; groups of sequences, each with a ticket."""
     GROUP: tl.constexpr = PLAN.group
     part, group = tl.program_id(0), tl.program_id(1)
     sequence = group * GROUP + tl.arange(0, GROUP)
     active = sequence < n_sequences
     input_row, readable = find_input_row(rows_ptr, last_ptr, sequence, active, n_inputs, n_rows)
     misses = 1
+    held = None
     if PLAN.has_cache:
-        hit = hold_in_advance(
+        held = hold_in_advance(
             inputs, strides, input_row, readable, sequence, active, part == 0, cache, n_slots,
             scratch_ptr, PLAN,
         )  # fmt: skip
-        misses = tl.sum((active & ~hit).to(tl.int32), axis=0)
+        misses = tl.sum((active & ~held[2]).to(tl.int32), axis=0)
     if misses > 0:
+        warm_l2(weights, biases, actions_ptr, part, PLAN)
         _multiply_part(
             inputs, strides, input_row, readable, sequence, active, part, norm_weight_ptr,
             weights[0], scratch_ptr, PLAN,
         )  # fmt: skip
-    # As in the kernel of ``fused_encode``.
     tl.debug_barrier()
-    ticket = tl.atomic_add(ticket_ptr + group, 1, sem="acq_rel", scope="gpu")
-    if ticket == tl.num_programs(0) - 1:
-        tl.store(ticket_ptr + group, 0)
+    if is_last_ticket(ticket_ptr + group, PLAN.programs):
         decide(
-            inputs[0] + input_row * strides[0], sequence, active, weights, biases, actions_ptr,
-            cache, n_slots, outputs, (temperature, seed_low, seed_high, offset_low, offset_high),
-            scratch_ptr, PLAN,
+            inputs[0] + input_row * strides[0], group * GROUP, n_sequences, weights, biases,
+            actions_ptr, cache, held, n_slots, outputs,
+            (temperature, seed_low, seed_high, offset_low, offset_high), scratch_ptr, PLAN,
         )  # fmt: skip
 
 
@@ -66,43 +69,54 @@ def _multiply_part(
     inputs, strides, input_row, readable, sequence, active, part, norm_weight_ptr, weight_ptr,
     scratch_ptr, PLAN: tl.constexpr,
 ):  # fmt: skip
-    """Write the first layer's partial sums, and the sum of squares, over one block of inputs."""
+    """Write partial sums of the first layer for one block of outputs and one of inputs.
+
+    The programs of the first block of outputs also write the sum of squares of their inputs. A
+    block of inputs is read in steps. Sums stay distributed over the threads until the last.
+    """
     K: tl.constexpr = PLAN.policy.k
+    ELEMENTS: tl.constexpr = PLAN.tiles.elements
     width: tl.constexpr = PLAN.policy.widths[0]
-    blocks: tl.constexpr = PLAN.programs // PLAN.policy.chunks
-    chunk, start = part // blocks, part % blocks * PLAN.tiles.elements
-    element = start + tl.arange(0, PLAN.tiles.elements)[None, None, :]
-    available = element < K
-    CHUNKS: tl.constexpr = PLAN.policy.chunks
-    x_ptr = inputs[0] + input_row * strides[0]
-    for other in tl.static_range(1, CHUNKS):
-        x_ptr = tl.where(chunk == other, inputs[other] + input_row * strides[other], x_ptr)
-    x = tl.load(
-        x_ptr[:, None, None] + element,
-        mask=readable[:, None, None] & available,
-        other=0.0,
-    ).to(tl.float32)
+    chunks: tl.constexpr = PLAN.policy.chunks
+    blocks: tl.constexpr = PLAN.parts // chunks
+    inputs_part, block = part % PLAN.parts, part // PLAN.parts
+    chunk, first = inputs_part // blocks, inputs_part % blocks * (ELEMENTS * PLAN.steps)
     row_ptr = scratch_ptr + sequence.to(tl.int64) * PLAN.scratch
-    if PLAN.policy.norm_chunks:
-        square = tl.sum(tl.sum(x * x, axis=2), axis=1)
-        tl.store(row_ptr + PLAN.squares_at + part, square, mask=active)
-    column = chunk * K + element
-    if norm_weight_ptr is not None:
-        x *= tl.load(norm_weight_ptr + column, mask=available, other=0.0)
-    for first in range(0, width, PLAN.tiles.columns):
-        output = first + tl.arange(0, PLAN.tiles.columns)
-        inside = output < width
-        weight = tl.load(
-            weight_ptr + output[None, :, None].to(tl.int64) * (PLAN.policy.chunks * K) + column,
-            mask=inside[None, :, None] & available,
-            other=0.0,
-        ).to(tl.float32)
-        partial = tl.where(readable[:, None], tl.sum(x * weight, axis=2), float("nan"))
-        tl.store(
-            row_ptr[:, None] + part * width + output[None, :],
-            partial,
-            mask=active[:, None] & inside[None, :],
-        )
+    output = block * PLAN.tiles.columns + tl.arange(0, PLAN.tiles.columns)
+    inside = output < width
+    weight_ptr += output.to(tl.int64)[None, :, None] * (chunks * K) + chunk * K
+    total = tl.zeros((PLAN.group, PLAN.tiles.columns, ELEMENTS), tl.float32)
+    square = tl.zeros((PLAN.group, 1, ELEMENTS), tl.float32)
+    for step in range(PLAN.steps):
+        element = first + step * ELEMENTS + tl.arange(0, ELEMENTS)[None, None, :]
+        available = element < K
+        x = tl.zeros((PLAN.group, 1, ELEMENTS), tl.float32)
+        # One of these loads is made. Of a chosen pointer, the compiler would not know that it is
+        # aligned, and read each number by itself.
+        for other in tl.static_range(chunks):
+            wanted = readable & (input_row * 0 + chunk == other)
+            x_ptr = inputs[other] + input_row * strides[other]
+            value = tl.load(
+                x_ptr[:, None, None] + element, mask=wanted[:, None, None] & available, other=0.0
+            )
+            x += value.to(tl.float32)
+        # Behind x, or weights would get the layout of x, by way of shared memory.
+        weight = tl.load(weight_ptr + element, mask=inside[None, :, None] & available, other=0.0)
+        if PLAN.policy.norm_chunks:
+            square += x * x
+        if norm_weight_ptr is not None:
+            x *= tl.load(norm_weight_ptr + chunk * K + element, mask=available, other=0.0)
+        total += x * weight.to(tl.float32)
+    partial = tl.where(readable[:, None], tl.sum(total, axis=2), float("nan"))
+    tl.store(
+        row_ptr[:, None] + output[None, :] * PLAN.stride + inputs_part,
+        partial,
+        mask=active[:, None] & inside[None, :],
+    )
+    if PLAN.policy.norm_chunks:  # noqa: SIM102, the compiler decides this one
+        if block == 0:
+            squares_ptr = row_ptr + PLAN.squares_at + inputs_part
+            tl.store(squares_ptr, tl.sum(tl.sum(square, axis=2), axis=1), mask=active)
 
 
 def prepare_policy_mlp(

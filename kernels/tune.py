@@ -34,8 +34,16 @@ def candidates(default: Tiles, form: str) -> list[Tiles]:
     """Return the default tiles and the alternatives worth measuring."""
     rows, most = default.rows, default.elements
     if form != "fused":
-        sizes = [(c, e) for c in (16, 32, 64, 128) for e in (64, 128, 256) if rows * c * e <= 16384]
-        return _unique(default, (Tiles(rows, c, e, 8, 3, 128) for c, e in sizes if e <= most * 2))
+        return _unique(
+            default,
+            (
+                Tiles(rows, columns, elements, warps, 3, 255)
+                for columns in (4, 8, 16, 32)
+                for elements in (most // 2, most, most * 2)
+                for warps in (4, 8)
+                if 32 * warps <= rows * columns * elements <= 128 * 32 * warps
+            ),
+        )
     if rows >= 16:
         return _unique(
             default,

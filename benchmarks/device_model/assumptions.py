@@ -57,6 +57,8 @@ BANDWIDTH_SHARE = Range(0.78, 1.0)
 #: Bytes a cycle that one multiprocessor reads from the L2 cache at most; NVIDIA's for an A100,
 #: assumed to hold for its successors.
 MULTIPROCESSOR_BYTES = 64
+#: Share of that rate that one program reaches at least; assumed.
+LEAST_SHARE = 0.5
 
 #: Cycles until the result of an instruction can be used, all assumed. They enclose what
 #: microbenchmarks of Ampere and Hopper report (Luo et al., arXiv:2402.13499, whose numbers
@@ -70,6 +72,9 @@ LATENCIES = {
     # Low: another kernel has just written it, and it is in the L2 cache. High: the draft pass since
     # then has pushed it out, and it comes from the device's memory.
     "load": Range(200, 700),
+    # Other programs of the launch have just written it, or read it for this one: it is in L2. High:
+    # the farther half of L2, with others waiting.
+    "load behind a ticket": Range(200, 300),
     # Low: the first-level cache. High: L2, since another thread has stored it.
     "repeated load": Range(33, 260),
     "atomic": Range(300, 1000),  # with a fence before and after

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,17 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from assumptions import LATENCIES  # noqa: E402
+from assumptions import LATENCIES, LEAST_SHARE, MULTIPROCESSOR_BYTES, Range  # noqa: E402
 from instruction_time import Instruction, longest_chain, read_ptx, run, warp_cycles  # noqa: E402
 
 from eaglerl.kernels._launch import Launch  # noqa: E402
-from eaglerl.kernels._plan import Tiles, power_of_two  # noqa: E402
 from eaglerl.kernels._selection_rules import (  # noqa: E402
     CONFIDENCE_ENTRIES,
     SURVIVAL_ENTRIES,
 )
-from eaglerl.kernels._settings import default_tiles  # noqa: E402
-from eaglerl.kernels.policy_mlp_kernel import prepare_policy_mlp  # noqa: E402
 from eaglerl.ops.node_selection import SelectionSizes, rule_layout, tensor_layout  # noqa: E402
 from tests.kernels.aot import TARGETS, compile_launch  # noqa: E402
-from tests.kernels.test_compilation import GREEDY, Case, make_cache, make_weights, on_meta  # noqa: E402
+from tests.kernels.test_compilation import Case  # noqa: E402
 from tests.kernels.test_selection_compilation import launch_of  # noqa: E402
 
 LAUNCHES = HERE / "launches.json"
@@ -41,22 +38,44 @@ WIDTHS = (576, 2048, 4096)
 #: K, D, R and L of a draft: the automatic policy's own limit, and trees that are usual on GPUs.
 DRAFTS = ((4, 5, 32, 12), (8, 5, 32, 12), (8, 8, 64, 12), (10, 7, 60, 12), (10, 8, 64, 12))
 # Branches of the folded launch, in their order: this program does not store what was compared; the
-# multiplication is left out; this is not the last ticket; no hit is served; the policy is left out.
-_MISS = (True, False, False, True, False)
+# multiplication is left out; it writes no sum of squares; this is not the last ticket; no hit is
+# served; the policy is left out.
+_MISS = (True, False, True, False, True, False)
 _HIT = (True, True, False, False, True)
-_SCHEDULERS, _FLOAT = 4, 4  # of a multiprocessor; bytes
+# Branches of the fused launch, from its first ticket on: this is not the neighbours' last ticket;
+# no sequence needs its part, or there is none; there is another; this is not the last ticket; there
+# is no sequence; none is skipped; there is no other.
+_LAST_OF_FUSED = (False, False, False, False, False, False, True, True)
+# Behind the ticket, everything is in the L2 cache, see `kernels/_prefetch.py`.
+_BEHIND_TICKET = LATENCIES | {"load": LATENCIES["load behind a ticket"]}
+_SCHEDULERS, _FLOAT, _LANES = 4, 4, 32  # of a multiprocessor; bytes; threads of a warp
 _KINDS = ("load", "barrier", "shuffle", "shared")
 Steps = Sequence[tuple[Instruction, bool]]
 
 
-def described(steps: Steps, warps: int) -> dict[str, Any]:
-    """Return cycles and counts of a warp, and by how much each kind of wait lengthens its chain."""
-    low = {kind: cycles.low for kind, cycles in LATENCIES.items()}
-    chain = longest_chain(steps, low)
+def described(
+    steps: Steps, warps: int, latencies: Mapping[str, Range] = LATENCIES, *, alone: bool = False
+) -> dict[str, Any]:
+    """Return cycles and counts of a warp, and by how much each kind of wait lengthens its chain.
+
+    Args:
+        steps: see `run`.
+        warps: of the program.
+        latencies: ranges of cycles by kind.
+        alone: whether what is read comes at the rate of one multiprocessor; if not, it is counted
+            elsewhere.
+    """
+    reading = Range(0.0, 0.0)
+    if alone:
+        least = warps * _LANES / MULTIPROCESSOR_BYTES
+        reading = Range(least, least / LEAST_SHARE)
+    low = {kind: cycles.low for kind, cycles in latencies.items()}
+    chain = longest_chain(steps, low, reading.low)
     without = {
-        kind: round(chain.cycles - longest_chain(steps, _less(low, kind)).cycles) for kind in _KINDS
+        kind: round(chain.cycles - longest_chain(steps, _less(low, kind), reading.low).cycles)
+        for kind in _KINDS
     }
-    cycles = warp_cycles(steps, LATENCIES, max(warps // _SCHEDULERS, 1))
+    cycles = warp_cycles(steps, latencies, max(warps // _SCHEDULERS, 1), reading)
     return {
         "cycles": [round(cycles.low), round(cycles.high)],
         "chain": round(chain.cycles),
@@ -72,9 +91,30 @@ def _less(latencies: dict[str, float], kind: str) -> dict[str, float]:
     return latencies | dict.fromkeys(names, latencies["arithmetic"])
 
 
+def code_of(launch: Launch) -> list[str | Instruction]:
+    """Return the instructions of a launch, compiled for an H100."""
+    return read_ptx(compile_launch(launch, TARGETS["sm_90"]).asm["ptx"])
+
+
 def steps_of(launch: Launch, taken: Sequence[bool] = ()) -> list[tuple[Instruction, bool]]:
     """Return the instructions that a warp of a launch runs on an H100."""
-    return list(run(read_ptx(compile_launch(launch, TARGETS["sm_90"]).asm["ptx"]), taken))
+    return list(run(code_of(launch), taken))
+
+
+def steps_behind_ticket(launch: Launch, taken: Sequence[bool]) -> list[tuple[Instruction, bool]]:
+    """Return the instructions of the program that finishes a fused launch, from its ticket on.
+
+    Raises:
+        ValueError: the branches lead elsewhere.
+    """
+    code = code_of(launch)
+    kinds = [isinstance(line, Instruction) and line.kind == "atomic" for line in code]
+    steps = list(run(code[kinds.index(True) :], taken, lenient=True))
+    found = sum(step.kind == "atomic" for step, _ in steps)
+    stored = sum(step.name.startswith("st.global") for step, _ in steps)
+    if (found, steps[-1][0].name) != (sum(kinds), "ret") or stored < 10:
+        raise ValueError(f"the branches of {launch.kernel} must lead to its end through the policy")
+    return steps
 
 
 def behind_ticket(steps: Steps) -> int:
@@ -95,39 +135,21 @@ def decisions() -> Iterator[dict[str, Any]]:
         yield {
             "launch": "folded", **shared, "read": sum(matrices) + 3 * 2 * k,
             "read_by_one": matrices[0] // plan.programs, **tail_bytes(launch, matrices),
-            "front": described(miss[:place], warps), "tail": described(miss[place:], warps),
+            "front": described(miss[:place], warps),
+            "tail": described(miss[place:], warps, _BEHIND_TICKET, alone=True),
         }  # fmt: skip
         hit = steps_of(launch, _HIT)
         yield {"launch": "kept", **shared, "read": 2 * 16 * _FLOAT, "tail": described(hit, warps)}
         fused = Case("fused", k, torch.bfloat16).launch()
-        rest = tail_of_fused(fused)
-        steps = steps_of(rest, _MISS)
+        warps = fused.plan.tiles.num_warps
+        steps = steps_behind_ticket(fused, _LAST_OF_FUSED)
         matrices = matrix_bytes(fused.plan.policy.widths, k)
         yield {
-            "launch": "fused", "k": k, "programs": fused.plan.programs,
-            "warps": fused.plan.tiles.num_warps,
+            "launch": "fused", "k": k, "programs": fused.plan.programs, "warps": warps,
             "read": 3 * 2 * k * k + sum(matrices) + 3 * 2 * k, "read_for_decision": sum(matrices),
             **tail_bytes(fused, matrices),
-            "tail": described(steps[behind_ticket(steps) :], rest.plan.tiles.num_warps),
+            "tail": described(steps, warps, _BEHIND_TICKET, alone=True),
         }  # fmt: skip
-
-
-def tail_of_fused(fused: Launch) -> Launch:
-    """Return a launch from g that ends as the fused one does.
-
-    Both end in `decide`, with as many partial sums; the code before it has branches that depend on
-    the data, which `run` does not follow.
-    """
-    k = fused.plan.policy.k
-    weights = make_weights(k, torch.bfloat16, "features", 3)
-    own = default_tiles(fused.plan.policy, 2, 1)
-    tiles = Tiles(1, 128, power_of_two(own.columns), own.num_warps, 3, own.max_registers)
-    inputs = (on_meta(64, k, dtype=torch.bfloat16),)
-    one = on_meta(1, dtype=torch.int64)
-    cache = make_cache("fixed", k)
-    launch = prepare_policy_mlp(weights, inputs, one, one, cache, None, GREEDY, tiles=tiles)[0]
-    assert launch.plan.programs == fused.plan.programs
-    return launch
 
 
 def matrix_bytes(widths: Sequence[int], inputs: int) -> list[int]:
@@ -137,9 +159,12 @@ def matrix_bytes(widths: Sequence[int], inputs: int) -> list[int]:
 
 def tail_bytes(launch: Launch, matrices: Sequence[int]) -> dict[str, int]:
     """Return what the program with the last ticket reads alone, and what all programs write."""
-    partial = launch.plan.programs * launch.plan.policy.widths[0] * _FLOAT
-    outputs = (launch.plan.policy.widths[-1] + 4) * _FLOAT
-    return {"read_by_last": partial + sum(matrices[1:]), "written": partial + outputs}
+    plan = launch.plan
+    sums = plan.policy.widths[0] * _FLOAT
+    gathered = (plan.gathered + plan.parts) * sums if plan.gathered else plan.parts * sums
+    written = (plan.programs + plan.parts if plan.gathered else plan.parts) * sums
+    outputs = (plan.policy.widths[-1] + 4) * _FLOAT
+    return {"read_by_last": gathered + sum(matrices[1:]), "written": written + outputs}
 
 
 def selections() -> Iterator[dict[str, Any]]:
@@ -166,7 +191,8 @@ def selections() -> Iterator[dict[str, Any]]:
         yield {
             "launch": "select", "draft": list(draft), "programs": 1, "warps": plan.tiles.num_warps,
             "pool": sizes.pool_size, "elements": plan.elements, "read": read, "written": written,
-            "read_by_last": read, "tail": described(steps_of(launch), plan.tiles.num_warps),
+            "read_by_last": read,
+            "tail": described(steps_of(launch), plan.tiles.num_warps, alone=True),
         }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from assumptions import (
     DEVICES,
     LATENCIES,
     LAUNCH,
+    LEAST_SHARE,
     MULTIPROCESSOR_BYTES,
     Device,
     Range,
@@ -20,8 +21,6 @@ from assumptions import (
 LAUNCHES: list[dict[str, Any]] = json.loads(
     (Path(__file__).resolve().parent / "launches.json").read_text(encoding="utf-8")
 )
-#: Share of a multiprocessor's rate that one program reaches at least; assumed.
-_LEAST_SHARE = 0.5
 
 
 def find(launch: str, k: int) -> dict[str, Any]:
@@ -48,13 +47,12 @@ def reading(size: float, device: Device) -> Range:
 def alone(size: float) -> Range:
     """Return the seconds of reading bytes by one multiprocessor."""
     cycles = size / MULTIPROCESSOR_BYTES
-    return of_cycles(cycles, cycles / _LEAST_SHARE)
+    return of_cycles(cycles, cycles / LEAST_SHARE)
 
 
 def tail_seconds(launch: dict[str, Any]) -> Range:
     """Return the seconds of the program that finishes a launch, from its ticket on, if any."""
-    own = of_cycles(*launch["tail"]["cycles"])
-    return own.plus(alone(launch.get("read_by_last", 0)))
+    return of_cycles(*launch["tail"]["cycles"])
 
 
 def folded_seconds(device: Device, k: int) -> Range:

@@ -4,6 +4,8 @@ An instruction begins when its operands are there and, if it reads or writes mem
 barrier before it: the compiler is taken to have moved all loads as far ahead as barriers allow.
 Where it has not, the time is longer than either bound. The low bound is the longer of this chain
 and of starting every instruction once; the high one is the chain and one and a half starts each.
+What one multiprocessor reads alone comes at its rate, load after load, each behind the bytes that
+were asked for before it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from assumptions import Range
 _REGISTER = re.compile(r"%[a-z]+\d+")
 _INSTRUCTION = re.compile(r"(?:@!?(%p\d+) )?([a-z][a-z0-9_]*(?:\.[a-z0-9_:]+)*)\s*(.*);")
 _LABEL = re.compile(r"(\$L__BB\d+_\d+):")
+_ELSEWHERE = Range(0.0, 0.0)  # for bytes that are counted elsewhere
 _NO_RESULT = ("st", "bar", "bra", "ret", "red", "membar", "fence")
 
 
@@ -38,6 +41,13 @@ class Instruction:
     operands: tuple[str, ...]
     target: str = ""
     text: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that a thread reads or writes, whether or not a condition holds it back."""
+        numbers = re.search(r"\.v(\d)", self.name)
+        bits = re.search(r"\.[bfsu](\d+)$", self.name)
+        return int(numbers[1] if numbers else 1) * int(bits[1] if bits else 0) // 8
 
     @property
     def kind(self) -> str:
@@ -105,30 +115,31 @@ def _instruction(match: re.Match[str]) -> Instruction:
 Code = Sequence[str | Instruction]
 
 
-def run(code: Code, taken: Sequence[bool] = ()) -> Iterator[tuple[Instruction, bool]]:
+def run(
+    code: Code, taken: Sequence[bool] = (), *, lenient: bool = False
+) -> Iterator[tuple[Instruction, bool]]:
     """Yield the instructions in the order in which they run, and whether each is in a loop.
 
     Args:
         code: see `read_ptx`.
-        taken: of the conditional branches that go forward, in the order in which they are reached;
-            False where none is given.
+        taken: of the conditional branches that are no loop's, in the order in which they are
+            reached; False where none is given.
+        lenient: whether to take such a branch for a loop's, too, if it does not count from one
+            constant to another.
 
     Raises:
         ValueError: how often a loop runs is not a constant.
     """
     places = {line: at for at, line in enumerate(code) if isinstance(line, str)}
     branches = list(taken)
-    ends = {
-        places[line.target]: at
-        for at, line in enumerate(code)
-        if isinstance(line, Instruction) and places.get(line.target, at) < at
-    }
+    counts = _loops(code, places, lenient)
+    ends = {places[code[at].target]: at for at in counts}
     at, turns = 0, dict[int, int]()
     while at < len(code):
         line = code[at]
         if isinstance(line, str):
             if at in ends:
-                turns.setdefault(ends[at], trips(code, at, ends[at]))
+                turns.setdefault(ends[at], counts[ends[at]])
             at += 1
             continue
         yield line, any(begin < at <= end for begin, end in ends.items())
@@ -138,11 +149,24 @@ def run(code: Code, taken: Sequence[bool] = ()) -> Iterator[tuple[Instruction, b
         if not line.target:
             continue
         place = places[line.target]
-        if place < at:
+        if at - 1 in counts:
             turns[at - 1] -= 1
             at = place if turns[at - 1] else at
         elif line.name == "bra.uni" or (branches.pop(0) if branches else False):
             at = place
+
+
+def _loops(code: Code, places: Mapping[str, int], lenient: bool) -> dict[int, int]:
+    """Return how often loops run, by the places of their branches back; see `run`."""
+    counts = {}
+    for at, line in enumerate(code):
+        if isinstance(line, Instruction) and line.operands and places.get(line.target, at) < at:
+            try:
+                counts[at] = trips(code, places[line.target], at)
+            except ValueError:
+                if not lenient:
+                    raise
+    return counts
 
 
 def trips(code: Code, begin: int, end: int) -> int:
@@ -160,34 +184,57 @@ def trips(code: Code, begin: int, end: int) -> int:
     assert isinstance(branch, Instruction)
     body = [line for line in code[begin:end] if isinstance(line, Instruction)]
     before = [line for line in code[:begin] if isinstance(line, Instruction)]
-    test = next(line for line in body if line.results == branch.operands)
-    counter, limit = test.text.split(", ")[1:3]
+    test = next((line for line in body if line.results == branch.operands), None)
+    if test is None or test.text.count(", ") != 2:
+        raise ValueError(f"a loop must count from a constant, got {branch.operands}")
+    counter, limit = test.text.split(", ")[1:]
     step = next((line for line in body if line.results == (counter,)), None)
-    first = next((line for line in reversed(before) if line.results == (counter,)), None)
-    parts = () if step is None else tuple(step.text.split(", "))
-    if first is None or len(parts) != 3 or parts[1] != counter or step.name[:3] != "add":
+    # The sum may have a register of its own, from which the counter is set behind the test.
+    late = step is not None and step.name[:3] == "mov"
+    if late:
+        step = next((line for line in body if line.results == step.operands), None)
+    parts = [] if step is None else step.text.split(", ")
+    first = _constant(before, counter)
+    width = _constant(before, parts[2]) if len(parts) == 3 and step.name[:3] == "add" else None
+    end = _constant(before, limit)
+    if first is None or width is None or end is None or parts[1] != counter:
         raise ValueError(f"a loop must count from a constant, got {test.name} {test.text}")
-    value, width = int(first.text.split(", ")[1]), int(parts[2])
+    value = first - width if late else first
     compared, count = test.name.split(".")[1], 0
+    value -= width if late else 0
     while True:
         count += 1
         value += width
-        if value == int(limit) or (compared == "lt" and value > int(limit)):
+        if value == end or (compared == "lt" and value > end):
             return count
 
 
+def _constant(code: Sequence[Instruction], text: str) -> int | None:
+    """Return a number, or what a register was last set to, or None if that is no constant."""
+    if not text.startswith("%"):
+        return int(text)
+    last = next((line for line in reversed(code) if text in line.results), None)
+    if last is None or last.name[:3] != "mov" or last.text.count(", ") != 1:
+        return None
+    return _constant(code, last.text.split(", ")[1])
+
+
 def longest_chain(
-    steps: Iterable[tuple[Instruction, bool]], latencies: Mapping[str, float]
+    steps: Iterable[tuple[Instruction, bool]],
+    latencies: Mapping[str, float],
+    cycles_per_byte: float = 0.0,
 ) -> Chain:
     """Return the longest chain of instructions that wait for each other.
 
     Args:
         steps: see `run`.
         latencies: cycles by kind.
+        cycles_per_byte: cycles that a byte of each of the program's threads takes; 0 if what it
+            reads is counted elsewhere.
     """
     ready: dict[str, float] = {}
     counts: Counter[str] = Counter()
-    behind = begun = end = 0.0
+    behind = begun = end = delivered = 0.0
     for step, repeated in steps:
         kind = step.kind
         counts[kind] += 1
@@ -200,6 +247,9 @@ def longest_chain(
         if kind in ("load", "shared", "atomic"):
             start = max(start, behind)
             begun = max(begun, start)
+        if kind == "load" and step.results and cycles_per_byte:
+            delivered = max(delivered, start) + cycles_per_byte * step.size
+            start = delivered
         wait = latencies["repeated load" if kind == "load" and repeated else kind]
         done = start + (wait if step.results else 1.0)
         ready.update(dict.fromkeys(step.results, done))
@@ -208,7 +258,10 @@ def longest_chain(
 
 
 def warp_cycles(
-    steps: Sequence[tuple[Instruction, bool]], latencies: Mapping[str, Range], sharing: int
+    steps: Sequence[tuple[Instruction, bool]],
+    latencies: Mapping[str, Range],
+    sharing: int,
+    reading: Range = _ELSEWHERE,
 ) -> Range:
     """Return the least and the most cycles of a warp, see the module.
 
@@ -216,9 +269,11 @@ def warp_cycles(
         steps: see `run`.
         latencies: ranges of cycles by kind.
         sharing: warps of the program that share a scheduler.
+        reading: cycles that a byte of each of the program's threads takes.
     """
-    low = longest_chain(steps, {kind: cycles.low for kind, cycles in latencies.items()})
-    high = longest_chain(steps, {kind: cycles.high for kind, cycles in latencies.items()})
+    least, most = ({kind: cycles[i] for kind, cycles in latencies.items()} for i in (0, 1))
+    low = longest_chain(steps, least, reading.low)
+    high = longest_chain(steps, most, reading.high)
     starts = sharing * low.instructions
     # Instructions of 64 bits, about half of them, are two of the hardware's.
     return Range(max(low.cycles, starts), high.cycles + 1.5 * starts)

@@ -7,6 +7,7 @@ prints a table.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,7 +180,13 @@ def test_every_launch_on_gfx942(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "replacement"),
-    [("bar.sync", "nop"), (".acq_rel.", ".relaxed."), (".cg.", "."), (".v4.b32", ".v2.b32")],
+    [
+        ("bar.sync", "nop"),
+        (".acq_rel.", ".relaxed."),
+        (".cg.", "."),
+        (".v4.b32", ".v2.b32"),
+        ("ld.volatile.global", "nop"),
+    ],
 )
 def test_the_checks_can_fail(pattern: str, replacement: str) -> None:
     launch = Case("features", 2048, torch.bfloat16).launch()
@@ -189,6 +196,7 @@ def test_the_checks_can_fail(pattern: str, replacement: str) -> None:
     with pytest.raises(AssertionError):  # noqa: PT012
         check_weights(launch, changed)
         check_ticket(changed)
+        check_prefetch(launch, changed)
 
 
 def check_nvidia(case: Case, target: str, folder: Path) -> None:
@@ -206,7 +214,8 @@ def check_nvidia(case: Case, target: str, folder: Path) -> None:
     assert len(re.findall(r"^\s*\.(?:visible )?\.?entry", ptx, re.MULTILINE)) == 1
     if case.form != "step":
         check_weights(launch, ptx)
-        check_ticket(ptx)
+        check_ticket(ptx, 2 if launch.plan.gathered else 1)
+        check_prefetch(launch, ptx)
 
 
 def check_weights(launch: Launch, ptx: str) -> None:
@@ -263,18 +272,34 @@ def loads_from(ptx: str, parameter: int) -> list[str]:
     return sizes
 
 
-def check_ticket(ptx: str) -> None:
-    """Check the order: stores, barrier, ticket with acquire and release, loads past L1."""
+def check_ticket(ptx: str, tickets: int = 1) -> None:
+    """Check the order: stores, barrier, ticket with acquire and release, loads past L1.
+
+    Where partial sums are gathered first, their ticket has the same order as the last one's.
+    """
     lines = [line.strip() for line in ptx.splitlines()]
-    tickets = [i for i, line in enumerate(lines) if re.search(r"atom\.global\S*add\.u32", line)]
-    assert len(tickets) == 1
-    assert ".gpu.acq_rel." in lines[tickets[0]]
+    places = [i for i, line in enumerate(lines) if re.search(r"atom\.global\S*add\.u32", line)]
+    assert len(places) == tickets
     stores = [i for i, line in enumerate(lines) if re.search(r"st\.global", line)]
     barriers = [i for i, line in enumerate(lines) if "bar.sync" in line]
-    before = max(i for i in stores if i < tickets[0])
-    assert any(before < i < tickets[0] for i in barriers), "no barrier before the ticket"
-    after = [line for line in lines[tickets[0] :] if re.search(r"ld\.global\S*\.cg\S*", line)]
-    assert after, "nothing is read past L1 after the ticket"
+    for place, end in itertools.pairwise([*places, len(lines)]):
+        assert ".gpu.acq_rel." in lines[place]
+        before = max(i for i in stores if i < place)
+        assert any(before < i < place for i in barriers), "no barrier before the ticket"
+        after = [line for line in lines[place:end] if re.search(r"ld\.global\S*\.cg\S*", line)]
+        assert after, "nothing is read past L1 after the ticket"
+
+
+def check_prefetch(launch: Launch, ptx: str) -> None:
+    """Check that the later layers' weights are read in advance, and not left out as unused.
+
+    The compiler may place these loads anywhere. They are volatile, and others are not.
+    """
+    lines = [line for line in ptx.splitlines() if not re.search(r"\bld\.global", line)]
+    advance = "\n".join(lines).replace("ld.volatile.", "ld.")
+    first = parameter_number(launch, "weights")
+    for layer in range(1, len(launch.plan.policy.widths)):
+        assert loads_from(advance, first + layer), f"layer {layer} is not read in advance"
 
 
 def check_amd(case: Case) -> None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from eaglerl.kernels._settings import plan_of
 from eaglerl.ops import PolicyWeights
 from eaglerl.ops._encode_cuda import encode_cuda
 
@@ -128,6 +129,49 @@ def test_every_tile_of_rows(rows: int, types: tuple[torch.dtype, torch.dtype]) -
     """By vectors and by matrices, whose three terms of bfloat16 lose nothing of float32."""
     weights = make_weights(33, 20, (9,), 7, dtype=types[1], norm_chunks=3)
     check(weights, make_features(rows, 33, types[0], "apart"), None, None)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("reads", "hidden", "dtype"),
+    [
+        # One sequence's activations stay in registers where a tile holds the widest layer.
+        ("fc", (128, 128), torch.bfloat16),
+        ("taps", (128, 20, 70), torch.float32),
+        ("features", (5,), torch.float16),
+        # They do not.
+        ("fc", (128, 128), torch.float32),
+        ("taps", (150, 20), torch.bfloat16),
+    ],
+)
+def test_layers_of_every_width(
+    reads: str, hidden: tuple[int, ...], dtype: torch.dtype, rows: int
+) -> None:
+    """With more actions than a tile of the last layer, and, from the FC, too few for a tile."""
+    weights = make_weights(9, 21, hidden, 203 if reads == "taps" else 7, reads=reads, dtype=dtype)
+    inputs = make_features(rows, 9, dtype, "apart")
+    if reads == "features":
+        inputs = torch.randn(rows, 21), None, None
+    check(weights, inputs, None, None)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_partial_sums_of_many_programs_are_gathered_first(rows: int) -> None:
+    weights = make_weights(6, 142, (130,), 5)
+    plan = plan_of(weights, torch.empty(1), rows, rows, None, False, True)
+    assert (plan.programs, plan.gathered, plan.parts) == (36, 8, 5)
+    inputs = make_features(3, 6, torch.float32, "apart")
+    check(weights, inputs, torch.arange(rows), None)
+
+
+@pytest.mark.parametrize("reads", ["fc", "taps"])
+def test_weights_that_change_in_place_change_the_next_decision(reads: str) -> None:
+    weights = make_weights(9, 11, (20, 30), 7, reads=reads)
+    inputs = make_features(1, 9, torch.float32, "apart")
+    check(weights, inputs, None, None)
+    for tensor in (*weights.hidden_weights, *weights.hidden_biases, weights.output_weight):
+        tensor.mul_(-0.5)
+    check(weights, inputs, None, None)
 
 
 def test_folding_is_within_the_bound_of_both_forms() -> None:

@@ -12,6 +12,7 @@ from triton.runtime import interpreter
 from eaglerl.kernels import (
     _decision,
     _launch,
+    _settings,
 )
 from eaglerl.kernels import (
     fused_encode_kernel as fused_encode,
@@ -20,7 +21,7 @@ from eaglerl.kernels import (
     policy_mlp_kernel as policy_mlp,
 )
 from eaglerl.ops import ActionCache, PolicyWeights
-from eaglerl.ops._encode_cuda import encode_cuda
+from eaglerl.ops._encode_cuda import action_cache_step_cuda, encode_cuda
 
 from ...ops.encode_model import make_weights
 
@@ -127,6 +128,31 @@ def test_whoever_is_last_finishes_with_the_same_bits(
 ) -> None:
     """The interpreter runs programs in order; here also backwards and from the middle."""
     weights = make_policy(reads, (20, 30), norm_chunks=3 * (reads == "taps"))
+    check_orders(weights, mode, 6, reads == "fc", monkeypatch)
+
+
+@pytest.mark.parametrize("mode", [None, "adaptive"])
+def test_two_levels_of_tickets_finish_with_the_same_bits(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here, most orders also change which program gathers its neighbours' partial sums."""
+    weights = make_weights(6, 38, (20, 30))
+    monkeypatch.setattr(_settings, "_MOST_PARTS", 4)
+    _settings.forget_plans()
+    plan = _settings.plan_of(weights, torch.empty(1), 1, 1, None, False, True)
+    assert (plan.programs, plan.gathered, plan.parts) == (10, 4, 3)
+    check_orders(weights, mode, 1, True, monkeypatch)
+    _settings.forget_plans()
+
+
+def check_orders(
+    weights: PolicyWeights,
+    mode: str | None,
+    sequences: int,
+    return_features: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Compare all results bit by bit, and the cache's records, for three orders of programs."""
     builder = interpreter.interpreter_builder
     place = type(builder).set_grid_idx
     orders: list[Callable[[int, int], int]] = [
@@ -142,15 +168,36 @@ def test_whoever_is_last_finishes_with_the_same_bits(
             lambda x, y, z, order=order: place(builder, order(x, builder.grid_dim[0]), y, z),
         )
         size = {}
-        if mode == "adaptive" and reads != "taps":
+        if mode == "adaptive" and (return_features or weights.joined_size is None):
             size["reference_size"] = weights.feature_size
         cache = None if mode is None else ActionCache(6, 2, mode, **size)
-        decisions = [decide(weights, cache, 6, reads == "fc") for _ in range(3)]
+        decisions = [decide(weights, cache, sequences, return_features) for _ in range(3)]
         state = [] if cache is None else [cache.state]
         results.append([out.clone() for d in decisions for out in d if out is not None] + state)
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [-1.0, -0.0, 0.0, -2.0],
+        [-3.0, -1.5, -1.5, -2.0],
+        [2.0, 2.0, 1.0, 2.0],
+        [-1e-40, -1e-45, -2e-40, -1e-45],
+        [-3.4e38, -3.3e38, -3.4e38, -3.35e38],
+        [1e-45, 0.0, 3.4e38, 3.3e38],
+    ],
+)
+def test_the_first_of_the_largest_logits_is_chosen(logits: list[float]) -> None:
+    trees = torch.arange(12, dtype=torch.int32).view(4, 3)
+    rows = torch.tensor([logits, logits[::-1]])
+    cache = ActionCache(2)
+    kept = cache.state, cache.reference, cache.ring, None, cache.mode
+    action, params = action_cache_step_cuda(rows, trees, None, *kept, 0.0, 0, 0, 3)
+    assert action.tolist() == rows.argmax(1).tolist()
+    assert torch.equal(params, trees[action.long()])
 
 
 def test_nothing_to_do_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
