@@ -201,7 +201,6 @@ def trips(code: Code, begin: int, end: int) -> int:
         raise ValueError(f"a loop must count from a constant, got {test.name} {test.text}")
     value = first - width if late else first
     compared, count = test.name.split(".")[1], 0
-    value -= width if late else 0
     while True:
         count += 1
         value += width

@@ -131,6 +131,33 @@ def test_a_loop_without_a_constant_counter_is_refused() -> None:
         list(run(read_ptx(LOOP.replace("mov.b64", "ld.param.b64").replace("%rd1, 0;", "%rd2, 0;"))))
 
 
+def test_a_branch_back_that_is_no_counted_loop_may_be_decided() -> None:
+    code = read_ptx(LOOP.replace("%rd1, 0;", "%rd2, 0;"))
+    for taken, turns in (((), 1), ((True, True), 3)):
+        steps = list(run(code, taken, lenient=True))
+        assert len([step for step, _ in steps if step.kind == "shuffle"]) == turns
+        assert not any(repeated for _, repeated in steps)
+
+
+def test_a_counter_that_is_set_behind_its_test_is_followed() -> None:
+    late = LOOP.replace("add.s64 	%rd1, %rd1, 4;", "add.s64 	%rd5, %rd1, 4;").replace(
+        "	@%p1 bra", "	mov.b64 	%rd1, %rd5;\n	@%p1 bra"
+    )
+    # 0, 4, 8 and 12: the last test fails.
+    assert len([step for step, _ in run(read_ptx(late)) if step.kind == "shuffle"]) == 4
+
+
+def test_what_one_multiprocessor_reads_comes_load_after_load() -> None:
+    lines = "\n".join(
+        f"	ld.global.v4.b32 {{ %r{4 * i}, %r{4 * i + 1} }}, [ %rd9 + {i} ];" for i in range(3)
+    )
+    steps = list(run(read_ptx(f"{{\n{lines}\n	ret;\n}}")))
+    assert [step.size for step, _ in steps] == [16, 16, 16, 0]
+    waits = ONE | {"load": 100.0}
+    assert longest_chain(steps, waits).cycles == 100
+    assert longest_chain(steps, waits, 2.0).cycles == 3 * 16 * 2 + 100
+
+
 @pytest.mark.slow
 def test_the_stored_launches_are_those_that_are_compiled() -> None:
     pytest.importorskip("triton")
