@@ -97,7 +97,8 @@ def finish_first_layer(parts, bias, PLAN: tl.constexpr):
                 square += tl.sum(squares[chunk * blocks + block], axis=1)
             added /= tl.sqrt_rn(square / elements + PLAN.policy.eps)[:, None]
         total += added
-    return activate(total, PLAN.policy.activation)
+    ACTIVATION: tl.constexpr = PLAN.policy.activation
+    return activate(total, ACTIVATION)
 
 
 @triton.jit
@@ -196,6 +197,7 @@ def run_held(row_ptr, weights, biases, mask, PLAN: tl.constexpr):
         Vectors of logits, see `run_tiles`.
     """
     last: tl.constexpr = len(PLAN.policy.widths) - 1
+    ACTIVATION: tl.constexpr = PLAN.policy.activation
     IN: tl.constexpr = PLAN.block_in
     bias = load_bias(biases[0], 0, 0, IN, PLAN)
     parts = load_parts(row_ptr, tl.arange(0, IN), mask, PLAN)
@@ -204,7 +206,7 @@ def run_held(row_ptr, weights, biases, mask, PLAN: tl.constexpr):
     value = tl.reshape(finish_first_layer(parts, bias, PLAN), (IN,))
     for layer in tl.static_range(1, last):
         outputs, weight = run_tiles(value, weight, weights, biases, layer, IN, PLAN)
-        value = activate(join_blocks(outputs), PLAN.policy.activation)
+        value = activate(join_blocks(outputs), ACTIVATION)
     logits, _ = run_tiles(value, weight, weights, biases, last, PLAN.policy.widths[last], PLAN)
     return logits
 
@@ -244,6 +246,7 @@ def run_layer(
         LAYER: number of the layer.
         PLAN: see `Plan`.
     """
+    ACTIVATION: tl.constexpr = PLAN.policy.activation
     GROUP: tl.constexpr = PLAN.group
     IN: tl.constexpr = PLAN.block_in
     OUT: tl.constexpr = PLAN.block_out
@@ -264,7 +267,7 @@ def run_layer(
                 total += tl.where(column == number, multiply(value, weight)[:, None], 0.0)
         total += load_bias(bias_ptr, first, LAYER, OUT, PLAN)[:, None]
         if len(PLAN.policy.widths) - 1 > LAYER:
-            total = activate(total, PLAN.policy.activation)
+            total = activate(total, ACTIVATION)
         inside = mask[None, :] & (output < PLAN.policy.widths[LAYER])[:, None]
         tl.store(output_ptr[None, :] + output[:, None], total, mask=inside)
 

@@ -91,7 +91,9 @@ def rank_scores(score, possible, scratch_ptr, PLAN: tl.constexpr):
             own = tl.gather(order, tl.minimum(lane, PLAN.lanes - 1), 0)
         # Counted in float32, exactly: bits that are added up as whole numbers are compiled to a
         # shift and an or each, and a count of their word.
-        total = tl.zeros((PLAN.score_lanes,), tl.float32)
+        # Triton 3.6 takes names of constants as a shape, but no attributes.
+        SCORES: tl.constexpr = PLAN.score_lanes
+        total = tl.zeros((SCORES,), tl.float32)
         for first in range(PLAN.kept, PLAN.first_look, PLAN.chunk):
             other = _chunk_of(order, first, PLAN.first_look, lowest, PLAN)
             total += tl.sum(tl.where(other[:, None] > own[None, :], 1.0, 0.0), 0)

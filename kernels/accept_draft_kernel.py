@@ -35,7 +35,10 @@ def _accept_draft_kernel(tree, accepted, table, PLAN: tl.constexpr):
     row = tl.arange(0, PLAN.row_lanes)
     inner = row < PLAN.rows
     level = tl.load(levels_ptr + first + row, mask=inner, other=0)
-    misses = tl.zeros((PLAN.row_lanes,), tl.int32)
+    # Triton 3.6 takes names of constants as a shape, but no attributes.
+    ROWS: tl.constexpr = PLAN.row_lanes
+    PATH: tl.constexpr = PLAN.path_lanes
+    misses = tl.zeros((ROWS,), tl.int32)
     for begin in range(0, PLAN.rows, _CHUNK):
         column = begin + tl.arange(0, _CHUNK)
         missed = _misses(slot, tree, column, PLAN)
@@ -46,7 +49,7 @@ def _accept_draft_kernel(tree, accepted, table, PLAN: tl.constexpr):
 
     place = tl.arange(0, PLAN.path_lanes)
     on_path = place < PLAN.longest
-    tl.store(rows_ptr + place, tl.zeros((PLAN.path_lanes,), tl.int64), mask=on_path)
+    tl.store(rows_ptr + place, tl.zeros((PATH,), tl.int64), mask=on_path)
     tl.debug_barrier()
     taken = inner & (row > 0) & (misses == 0) & (level > 0) & (level < PLAN.longest)
     tl.store(rows_ptr + level, row.to(tl.int64), mask=taken)
@@ -136,13 +139,14 @@ def _append(slot, table, tokens_ptr, count, length, PLAN: tl.constexpr):
 @triton.jit
 def _put(texts_ptr, ends_ptr, lane, order, length, PLAN: tl.constexpr):
     """Put the n-grams at the end of a text into their tables; return where they ended before."""
-    hashed = tl.zeros((PLAN.order_lanes,), tl.int64)
+    ORDER: tl.constexpr = PLAN.order_lanes
+    hashed = tl.zeros((ORDER,), tl.int64)
     for back in range(1, PLAN.orders + _SHORTEST):
         word = tl.load(texts_ptr + length - back, mask=back <= length, other=0) & _MASK
         hashed = tl.where(order >= back, (hashed * _FACTOR + word + 1) & _MASK, hashed)
     place = (hashed ^ (hashed >> _SHIFT)) & (PLAN.places - 1)
     looking = (lane < PLAN.orders) & (order <= length)
-    before = tl.zeros((PLAN.order_lanes,), tl.int64)
+    before = tl.zeros((ORDER,), tl.int64)
     tried = 0
     # Anyone may have written to the tables: a full one ends the search where it began.
     while (tl.sum(looking.to(tl.int32), 0) > 0) & (tried < PLAN.places):

@@ -85,12 +85,15 @@ def _multiply_part(
     output = block * PLAN.tiles.columns + tl.arange(0, PLAN.tiles.columns)
     inside = output < width
     weight_ptr += output.to(tl.int64)[None, :, None] * (chunks * K) + chunk * K
-    total = tl.zeros((PLAN.group, PLAN.tiles.columns, ELEMENTS), tl.float32)
-    square = tl.zeros((PLAN.group, 1, ELEMENTS), tl.float32)
+    # Triton 3.6 takes names of constants as a shape, but no attributes.
+    GROUP: tl.constexpr = PLAN.group
+    COLUMNS: tl.constexpr = PLAN.tiles.columns
+    total = tl.zeros((GROUP, COLUMNS, ELEMENTS), tl.float32)
+    square = tl.zeros((GROUP, 1, ELEMENTS), tl.float32)
     for step in range(PLAN.steps):
         element = first + step * ELEMENTS + tl.arange(0, ELEMENTS)[None, None, :]
         available = element < K
-        x = tl.zeros((PLAN.group, 1, ELEMENTS), tl.float32)
+        x = tl.zeros((GROUP, 1, ELEMENTS), tl.float32)
         # One of these loads is made. Of a chosen pointer, the compiler would not know that it is
         # aligned, and read each number by itself.
         for other in tl.static_range(chunks):
