@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from eaglerl._ext import C
 from eaglerl.cost.online_cost import OnlineCost
 from eaglerl.eagle3.fused_policy import FusedPolicy
@@ -62,11 +60,10 @@ class LimitedPolicy(AutoPolicy):
             cost, limit=TreeParams(total_tokens, depth, top_k), lookup_tokens=lookup_tokens
         )
 
-    def fork(self) -> LimitedPolicy:
-        """Return the same policy for another concurrent sequence, with limits of its own."""
-        other = cast("LimitedPolicy", super().fork())
-        other.limits = self.limits.fork()
-        return other
+    def _separate(self) -> None:
+        super()._separate()
+        # Before it is reset: the limits of the other policy's sequence stay.
+        self.limits = self.limits.fork()
 
     def reset(self) -> None:
         """Begin a sequence: forget its lookups and its limits; what was learned stays."""

@@ -79,9 +79,13 @@ class OnlinePolicy:
     def fork(self) -> OnlinePolicy:
         """Return the same policy for another concurrent sequence; both learn together."""
         other = copy.copy(self)
-        other._cycle = self._new_cycle()
+        other._separate()
         other.reset()
         return other
+
+    def _separate(self) -> None:
+        """Replace what forks do not share, in a copy of another policy."""
+        self._cycle = self._new_cycle()
 
     @property
     def rate(self) -> float:

@@ -198,6 +198,17 @@ def test_forks_have_limits_of_their_own() -> None:
     assert other._shared is policy._shared
 
 
+def test_a_fork_keeps_the_limits_of_the_sequence_that_is_decoded() -> None:
+    """The action that its cache holds serves the rest of its cycles."""
+    policy = LimitedPolicy(limits(action_cache_steps=1000))
+    with host_decoder().start(PROMPT, policy, max_new_tokens=NEW_TOKENS) as generation:
+        generation.advance()
+        while generation.finish_reason is None:
+            policy.fork()
+            generation.advance()
+    assert policy.limits.cache.stats().misses == 1
+
+
 @pytest.mark.filterwarnings("ignore:a TransformersTarget takes the tree of one sequence")
 def test_refused() -> None:
     with pytest.raises(TypeError, match="limits must be a FusedPolicy, got TreeParams"):
