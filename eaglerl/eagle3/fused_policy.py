@@ -152,8 +152,8 @@ class BoundPolicy:
 
     Attributes:
         head: the draft head.
-        params: (S, 3 or 4) int32 the last choices of `encode`, in memory that stays; the policy's
-            cache has S slots.
+        params: (S, 3 or 4) int32 the last choices of `encode`, if they are limits, in memory that
+            stays; the policy's cache has S slots.
         reduce_seconds: time in the last `encode` that reduced the draft's features, on the host's
             clock; 0 if one launch on a device does both.
     """
@@ -246,7 +246,7 @@ class BoundPolicy:
             last: (S,) int64 index in `rows` of the last accepted one of each sequence.
 
         Returns:
-            (P, h) reduced features, and the chosen actions as (S, 3 or 4) int32, which is `params`.
+            (P, h) reduced features, and the chosen actions as (S, 3 or 4) int32.
         """
         policy = self._policy
         policy._steps += 1
@@ -271,12 +271,14 @@ class BoundPolicy:
                 offset=policy._steps,
                 return_features=self._reduces,
             )
-        self.params.copy_(params)
+        if self.limits is not None:
+            # Where the next draft's launches read them.
+            self.params.copy_(params)
         if hidden is None:
             started = time.perf_counter()
             hidden = self._reduce(features[rows])
             self.reduce_seconds = time.perf_counter() - started
-        return hidden, self.params
+        return hidden, params
 
 
 def decision_of(numbers: Sequence[int]) -> TreeParams | DraftLimits:
