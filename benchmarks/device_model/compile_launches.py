@@ -171,7 +171,7 @@ def selections() -> Iterator[dict[str, Any]]:
     """Yield the choice of nodes after a pass."""
     for draft in DRAFTS:
         sizes = SelectionSizes(*draft)
-        # The loop gives limits in every cycle.
+        # As for several sequences and for a LimitedPolicy; `AutoPolicy` alone gives none.
         launch = launch_of(sizes, limited=True)
         plan = launch.plan
         layout = tensor_layout(1, sizes)

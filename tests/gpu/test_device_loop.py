@@ -38,24 +38,30 @@ def policies() -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", policies())
-def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
-    policy = policies()[name]
-    prompt = torch.tensor([PROMPT], device="cuda")
-    expected = decoder.target.model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
+def continuation(decoder: SpeculativeDecoder, prompt: list[int]) -> list[int]:
+    """Return what transformers' own `generate` adds to a prompt."""
+    ids = torch.tensor([prompt], device="cuda")
+    text = decoder.target.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=NEW_TOKENS,
         pad_token_id=0,
     )
+    return text[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", policies())
+def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
+    policy = policies()[name]
+    expected = PROMPT + continuation(decoder, PROMPT)
     for _ in range(3):
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
-        assert output.sequences[0].tolist() == expected[0].tolist()
+        assert output.sequences[0].tolist() == expected
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         output = decoder.generate(PROMPT, policy, max_new_tokens=NEW_TOKENS)
-    assert output.sequences[0].tolist() == expected[0].tolist()
+    assert output.sequences[0].tolist() == expected
     # The profiler itself waits once, at its end.
     waits = sum(event.count for event in profile.key_averages() if event.key in _WAITS)
     before = 1 if fused_part(policy) is None else 2
@@ -66,17 +72,7 @@ def test_text_and_waits(decoder: SpeculativeDecoder, name: str) -> None:
 def test_several_sequences_together(decoder: SpeculativeDecoder, name: str) -> None:
     """The texts of transformers, and one wait a cycle for all of them."""
     prompts = [PROMPT, PROMPT[:3], [*PROMPT[2:], *PROMPT]]
-    expected = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device="cuda")
-        text = decoder.target.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=NEW_TOKENS,
-            pad_token_id=0,
-        )
-        expected.append(text[0, len(prompt) :].tolist())
+    expected = [continuation(decoder, prompt) for prompt in prompts]
     policy = policies()[name]
     for _ in range(3):
         output = decoder.generate(prompts, policy, max_new_tokens=NEW_TOKENS)

@@ -21,9 +21,10 @@ from eaglerl.eagle3.output import DecodedSequence
 from eaglerl.eagle3.policy import ConstantPolicy, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.policy_use import begin_use
 from eaglerl.eagle3.ruled_policy import RuledPolicy
-from eaglerl.eagle3.sampling import GreedyVerifier, Verifier
+from eaglerl.eagle3.sampling import GreedyVerifier
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.target.target_model import TargetModel
+from eaglerl.eagle3.verifier import Verifier
 from eaglerl.ops._encode_checks import MAX_ROWS
 
 #: Most prompts at once.

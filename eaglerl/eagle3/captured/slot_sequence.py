@@ -10,12 +10,12 @@ from eaglerl.eagle3.cache.kv_cache import KVCache
 from eaglerl.eagle3.continuation import Continuation
 from eaglerl.eagle3.policy import DraftPlan, TreeParams, TreePolicy, as_plan
 from eaglerl.eagle3.prompt_reader import PromptReader
-from eaglerl.eagle3.sampling import Verifier
 from eaglerl.eagle3.sequence_state import SequenceState
 from eaglerl.eagle3.stopping import StoppingRules
 from eaglerl.eagle3.stopwatch import TotalTime
 from eaglerl.eagle3.target.target_model import TargetModel
 from eaglerl.eagle3.tree.prompt_lookup import NO_LOOKUP, Lookup
+from eaglerl.eagle3.verifier import Verifier
 
 
 class SlotSequence(Continuation):
