@@ -161,8 +161,8 @@ def _going_on(known: np.ndarray, coming: np.ndarray, groups: Groups, rate: float
     """
     count, ways, left, batch = coming.shape
     level = known.shape[1]
-    # By the most levels drafted, from those known on.
-    values = np.empty((count, left + 1))
+    # By the most levels drafted, from one more than those known on.
+    values = np.empty((count, left))
     shape = (count, ways, level, batch)
     both = np.concatenate((np.broadcast_to(known[:, None], shape), coming), axis=2)
     for more in range(1, left + 1) if batch > 1 else (left,):
@@ -173,14 +173,14 @@ def _going_on(known: np.ndarray, coming: np.ndarray, groups: Groups, rate: float
         length = np.pad(np.cumsum(pool, axis=2), ((0, 0), (0, 0), (1, 0)))
         value = groups.batch + length - rate * groups.verify[:, None, : pool.shape[2] + 1]
         if batch > 1:
-            values[:, more] = value.max(axis=2).mean(axis=1)
+            values[:, more - 1] = value.max(axis=2).mean(axis=1)
     if batch == 1:
         # The survivals of one request descend, so that one sum serves all numbers of levels.
         running = np.maximum.accumulate(value, axis=2).mean(axis=1)
         last = running.shape[1] - 1
-        values = running[:, np.minimum(level + np.arange(left + 1), last)]
-    passes = groups.draft[:, level:] - groups.draft[:, level : level + 1]
-    return (values - rate * passes)[:, 1:].max(axis=1)
+        values = running[:, np.minimum(level + 1 + np.arange(left), last)]
+    passes = groups.draft[:, level + 1 :] - groups.draft[:, level : level + 1]
+    return (values - rate * passes).max(axis=1)
 
 
 def choose_by_knowledge(groups: Groups, accepted: np.ndarray, rate: float) -> Choice:

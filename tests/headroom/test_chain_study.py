@@ -82,6 +82,20 @@ def test_the_order_of_bounds_holds(draw, batch: int) -> None:
     assert (study.per_request.seconds <= best.seconds + 1e-12).all()
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_memory_that_was_not_written_is_not_read(monkeypatch, batch: int) -> None:
+    def full_of_signals(shape, dtype=np.float64, **_) -> np.ndarray:
+        """Allocate float64 whose use in any arithmetic is an invalid operation."""
+        bits = np.full(shape, 0x7FF0000000000001, dtype=np.uint64)
+        return bits.view(np.float64) if dtype == np.float64 else bits.astype(dtype)
+
+    steps = steps_of(drawn_lines(always(0.5), requests=20))
+    expected = study_steps(steps, COST, ChainOptions(batch=batch)).policy.seconds
+    monkeypatch.setattr(np, "empty", full_of_signals)
+    found = study_steps(steps, COST, ChainOptions(batch=batch)).policy.seconds
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_cost_that_is_not_monotone_makes_the_best_chain_jump() -> None:
     # As in a mixture of experts: few rows need many experts, and rows up to a tile are then free.
     seconds = (0.030, 0.052, 0.060, 0.060, 0.048, 0.080)
