@@ -264,10 +264,11 @@ def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
             return Tiles(rows, 16, min(width, 128), num_warps=8, max_registers=255)
         # All of a program's weights in one tile of up to 32 KB, and so all loads at once. With one
         # warp for each scheduler, what is not divided among warps (addresses, masks, the choice) is
-        # done 4 times and not 8.
+        # done 4 times and not 8. Memory is read in sectors of 32 bytes.
         columns = 8
         elements = power_of_two(-(-policy.k // _most_blocks(policy, columns)))
-        return Tiles(1, columns, min(elements, 1024 * wide), num_warps=8 // wide, max_registers=255)
+        elements = min(max(elements, 8 * wide), 1024 * wide)
+        return Tiles(1, columns, elements, num_warps=8 // wide, max_registers=255)
     large = policy.features >= 2048
     if rows <= _MOST_VECTORS:
         columns = 8 if large and rows == 1 else 4

@@ -8,7 +8,7 @@ counted; mixing devices raises, as it does there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,39 +37,36 @@ _CONVERSIONS = {aten._to_copy, aten.to}
 _COPIES = {*_CONVERSIONS, aten.copy_, aten.copy}
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> list[Any]:
     """What an operator's arguments or results hold; torch's own trees take half of a test's time.
 
     They are nested in tuples, lists and dictionaries alone.
     """
-    if isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _leaves(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _leaves(part)
-    else:
-        yield value
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if not isinstance(value, (tuple, list)):
+        return [value]
+    found: list[Any] = []
+    for part in value:
+        if isinstance(part, (tuple, list, dict)):
+            found += leaves(part)
+        else:
+            found.append(part)
+    return found
 
 
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     """The same nesting with other leaves."""
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_map(part, function) for part in value])
+    if kind is dict:
         return {name: _map(part, function) for name, part in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(_map(part, function) for part in value)
     # A named tuple or torch.Size.
     assert not isinstance(value, (tuple, list)) or not any(
         isinstance(part, (torch.Tensor, torch.device, tuple, list)) for part in value
-    ), type(value)
+    ), kind
     return function(value)
-
-
-def _on_host(leaf: Any) -> Any:
-    """An argument as the CPU takes it."""
-    if isinstance(leaf, EmulatedTensor):
-        return leaf.data_on_host
-    return torch.device("cpu") if isinstance(leaf, torch.device) else leaf
 
 
 class EmulatedTensor(torch.Tensor):
@@ -126,13 +123,25 @@ class EmulatedDevice(TorchDispatchMode):
         return module
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        leaves = [*_leaves(args), *_leaves(kwargs)]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        emulated = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
+        tensors: list[torch.Tensor] = []
+        emulated: list[EmulatedTensor] = []
+        asked: list[torch.device] = []
+
+        def on_host(leaf: Any) -> Any:
+            """An argument as the CPU takes it."""
+            if isinstance(leaf, torch.Tensor):
+                tensors.append(leaf)
+                if isinstance(leaf, EmulatedTensor):
+                    emulated.append(leaf)
+                    return leaf.data_on_host
+            elif isinstance(leaf, torch.device):
+                asked.append(leaf)
+                return torch.device("cpu")
+            return leaf
+
+        unwrapped = _map(args, on_host), _map(kwargs or {}, on_host)
         packet = func.overloadpacket
-        asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
-        on_device = bool(emulated) if asked is None else asked == DEVICE
+        on_device = asked[0] == DEVICE if asked else bool(emulated)
         if emulated:
             self.calls[str(packet)] += 1
             self._check_devices(packet, tensors)
@@ -140,7 +149,6 @@ class EmulatedDevice(TorchDispatchMode):
         if packet in (aten.copy_, aten.copy):
             on_device = isinstance(args[0], EmulatedTensor)
         held = {id(tensor.data_on_host): tensor for tensor in emulated}
-        unwrapped = _map(args, _on_host), _map(kwargs, _on_host)
         # Wrappers are ordinary tensors: torch does not let inference tensors be views of them.
         with torch.inference_mode(False), torch.no_grad():
             if self.recorder is not None and on_device:

@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
-from .emulated_device import EmulatedDevice, _leaves
+from .emulated_device import EmulatedDevice, leaves
 
 Result = TypeVar("Result")
 
 
 class _Step(NamedTuple):
-    """An operator: its arguments, and those of its results that are no views of them."""
+    """An operator: its arguments, and those of its results that are no views of them.
+
+    The results come with their places among all results.
+    """
 
     function: Any
     args: Any
     kwargs: Any
-    made: list[torch.Tensor]
+    made: list[tuple[int, torch.Tensor]]
 
 
 class EmulatedGraph:
@@ -61,29 +65,32 @@ class EmulatedGraph:
         return result
 
     def replay(self) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        # The steps are of the host's tensors: the mode would have nothing to say about them.
+        with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
             for place, step in enumerate(self._steps):
                 if self._condition is not None:
                     begin, held = self._condition
                     if place == begin and not held:
                         self._mode.calls["skipped"] += 1
                         return
-                result = step.function(*step.args, **step.kwargs)
-                made = _made_by(result, (step.args, step.kwargs))
-                for kept, new in zip(step.made, made, strict=True):
-                    assert kept.shape == new.shape, f"{step.function}: sizes depend on values"
-                    kept.copy_(new)
+                found = leaves(step.function(*step.args, **step.kwargs))
+                for at, kept in step.made:
+                    assert kept.shape == found[at].shape, f"{step.function}: sizes depend on values"
+                    kept.copy_(found[at])
 
     def _record(self, function: Any, args: Any, kwargs: Any) -> Any:
-        for tensor in _written(function, args, kwargs):
+        written = [*_written(function, args, kwargs)]
+        for tensor in written:
             address = _address(tensor)
             if address not in self._made and address not in self._before:
                 memory = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
                 self._before[address] = memory, memory.clone()
         result = function(*args, **kwargs)
         made = _made_by(result, (args, kwargs))
-        self._made |= {_address(tensor) for tensor in made}
-        self._steps.append(_Step(function, args, kwargs, made))
+        self._made |= {_address(tensor) for _, tensor in made}
+        # A view stays what it is: most operators are views.
+        if made or written:
+            self._steps.append(_Step(function, args, kwargs, made))
         return result
 
 
@@ -93,9 +100,13 @@ class SkippingGraph(EmulatedGraph):
     skips = True
 
 
-def _made_by(result: Any, given: Any) -> list[torch.Tensor]:
+def _made_by(result: Any, given: Any) -> list[tuple[int, torch.Tensor]]:
     known = {_address(tensor) for tensor in _tensors(given)}
-    return [tensor for tensor in _tensors(result) if _address(tensor) not in known]
+    return [
+        (place, leaf)
+        for place, leaf in enumerate(leaves(result))
+        if isinstance(leaf, torch.Tensor) and _address(leaf) not in known
+    ]
 
 
 def _written(function: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
@@ -106,7 +117,7 @@ def _written(function: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -108,5 +108,5 @@ def test_memory_stays_flat_over_500_requests(service: Service, client: TestClien
     # 10 KB a request: the smallest thing that a request has is a session's caches, 400 KB here; an
     # allocator's own growth stays below this. On a busy machine 4 to 11 MB came once in a hundred
     # of 900 requests, and nothing in the others; what requests lose is lost in every round.
-    assert min(growth() for _ in range(2)) < 500 * 10_000
+    assert any(growth() < 500 * 10_000 for _ in range(2))
     wait_until(lambda: service.engine.load == IDLE)

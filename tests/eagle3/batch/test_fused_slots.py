@@ -32,9 +32,9 @@ def model():
     return make_model()
 
 
-@pytest.fixture(scope="module", params=["packed", "transformers"])
-def decoder(model, request):
-    return make_decoder(model, backend=request.param)
+@pytest.fixture(scope="module")
+def modules(model):
+    return make_decoder(model, backend="transformers")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,20 @@ def run(batch, prompts: list[list[int]], draw: random.Random, **options) -> list
     return [sequences[index] for index in range(len(prompts))]
 
 
-@pytest.mark.parametrize("name", policies())
-def test_every_sequence_is_decided_for_as_alone(decoder, name: str) -> None:
-    policy = policies()[name]
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        *(("packed", name) for name in policies()),
+        # Its sequences take turns, ten times as slowly.
+        *(("modules", name) for name in ("taps", "drawn")),
+        *(
+            pytest.param("modules", name, marks=pytest.mark.slow)
+            for name in ("features", "every cycle", "adaptive")
+        ),
+    ],
+)
+def test_every_sequence_is_decided_for_as_alone(target: str, name: str, request) -> None:
+    decoder, policy = request.getfixturevalue(target), policies()[name]
     alone = [decoder.generate([p], policies()[name], max_new_tokens=NEW_TOKENS) for p in PROMPTS]
     with open_batch(decoder, policy) as batch:
         found = run(batch, PROMPTS, random.Random(0))
