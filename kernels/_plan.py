@@ -164,7 +164,9 @@ class Plan:
             object.__setattr__(self, name, size)
 
     def _blocks(self) -> dict[str, Any]:
-        widths, tile = self.policy.widths, _TILE // self.group
+        widths = self.policy.widths
+        # Half as many where there are several sequences, whose choices need registers, too.
+        tile = _TILE if self.group == 1 else _TILE // self.group // 2
         hidden = max(_FEWEST_INPUTS, power_of_two(max(widths[:-1])))
         threads = 32 * self.tiles.num_warps
         held = threads * _HELD_BYTES // self.itemsize

@@ -155,7 +155,8 @@ def _store_bits(flags_ptr, bits, WORD: tl.constexpr, PLAN: tl.constexpr):
     if PLAN.whole_words:
         # Four bits at a time: shifted copies of them have one bit in each byte.
         width: tl.constexpr = PLAN.rows // 4
-        lane = tl.arange(0, PLAN.row_lanes * min(PLAN.row_lanes, 64) // 4)
+        lanes: tl.constexpr = PLAN.row_lanes * min(PLAN.row_lanes, 64) // 4
+        lane = tl.arange(0, lanes)
         columns: tl.constexpr = min(width, 16)
         row, column = lane // columns, lane % columns
         four = tl.gather(bits, tl.minimum(row, PLAN.row_lanes - 1), 0)
@@ -165,7 +166,8 @@ def _store_bits(flags_ptr, bits, WORD: tl.constexpr, PLAN: tl.constexpr):
         words_ptr = flags_ptr.to(tl.pointer_type(tl.int32))
         tl.store(words_ptr + row * width + 16 * WORD + column, four, mask=within)
     else:
-        lane = tl.arange(0, PLAN.row_lanes * min(PLAN.row_lanes, 64))
+        lanes: tl.constexpr = PLAN.row_lanes * min(PLAN.row_lanes, 64)
+        lane = tl.arange(0, lanes)
         columns: tl.constexpr = min(PLAN.rows, 64)
         row, column = lane // columns, lane % columns
         flag = (tl.gather(bits, tl.minimum(row, PLAN.row_lanes - 1), 0) >> column) & 1

@@ -271,8 +271,12 @@ def default_tiles(policy: Policy, itemsize: int, rows: int) -> Tiles:
         return Tiles(1, columns, elements, num_warps=8 // wide, max_registers=255)
     large = policy.features >= 2048
     if rows <= _MOST_VECTORS:
+        # Two programs of a multiprocessor have up to 32 KB of one row's weights under way, which
+        # its share of an H200's bandwidth needs (4.8 TB/s for 0.7 us: 25 KB). For a third one, a
+        # thread would have 168 registers, and the choice at the end would spill.
         columns = 8 if large and rows == 1 else 4
-        return Tiles(rows, columns, min(width, 512 * wide // max(rows // 2, 1)))
+        elements = min(width, 512 * wide // max(rows // 2, 1))
+        return Tiles(rows, columns, elements, max_registers=255)
     rows = min(max(rows, _FEWEST_MATRIX_ROWS), _MOST_MATRIX_ROWS)
     # Deep pipelines, because few programs have to saturate the memory bandwidth.
     stages = {16: 8, 32: 6, 64: 4}[rows]

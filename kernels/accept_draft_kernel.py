@@ -61,9 +61,10 @@ def _accept_draft_kernel(tree, accepted, table, PLAN: tl.constexpr):
     path = tl.minimum(tl.maximum(path, 0), PLAN.rows - 1)
     token = tl.load(choices_ptr + first + path, mask=on_path, other=0)
     tl.store(token_ids_ptr + place, token, mask=on_path)
-    if PLAN.table is not None:
+    TABLE: tl.constexpr = PLAN.table
+    if TABLE is not None:
         tl.debug_barrier()
-        _extend(slot, table, token_ids_ptr, count, PLAN.table)
+        _extend(slot, table, token_ids_ptr, count, TABLE)
 
 
 @triton.jit
@@ -88,7 +89,8 @@ def _extend_ngrams_kernel(table, token_ids_ptr, counts_ptr, width, PLAN: tl.cons
     slot = tl.program_id(0).to(tl.int64)
     # In 32 bits only what fits: of a number below -2^31, the low word may be positive.
     count = tl.minimum(tl.maximum(tl.load(counts_ptr + slot), 0), width).to(tl.int32)
-    _extend(slot, table, token_ids_ptr + slot * width, count, PLAN.table)
+    TABLE: tl.constexpr = PLAN.table
+    _extend(slot, table, token_ids_ptr + slot * width, count, TABLE)
 
 
 @triton.jit

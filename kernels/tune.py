@@ -56,10 +56,10 @@ def candidates(default: Tiles, form: str) -> list[Tiles]:
             ),
         )
     by_vectors = [
-        Tiles(rows, columns, elements, warps)
+        Tiles(rows, columns, elements, warps, 3, registers)
         for columns in (2, 4, 8)
         for elements in (most // 2, most)
-        for warps in (4, 8)
+        for warps, registers in ((4, 255), (4, 168), (8, 168))
         if rows * columns * elements <= 64 * 32 * warps and columns * elements >= 32 * warps
     ]
     by_matrices = [] if rows == 1 else [Tiles(16, c, 64, 4, 8, 255) for c in (16, 32)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from eaglerl.ops._check import check_memory
+
+# The sort of Triton 3.5 does not compile in the choice of nodes.
+_LEAST_TRITON = 3, 6
 
 
 def check_kinds(**arguments: tuple[object, type]) -> None:
@@ -62,7 +66,14 @@ def need_triton(operation: str) -> None:
         operation: for the message.
 
     Raises:
-        RuntimeError: there is no Triton.
+        RuntimeError: there is no Triton, or one that is too old to compile the kernels.
     """
     if importlib.util.find_spec("triton") is None:
         raise RuntimeError(f"{operation} on a device needs Triton: pip install triton")
+    version = import_module("triton").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < _LEAST_TRITON:
+        least = ".".join(map(str, _LEAST_TRITON))
+        raise RuntimeError(
+            f"{operation} on a device needs Triton {least} or newer, got {version}: "
+            f"pip install 'triton>={least}'"
+        )
