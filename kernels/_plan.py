@@ -164,9 +164,7 @@ class Plan:
             object.__setattr__(self, name, size)
 
     def _blocks(self) -> dict[str, Any]:
-        widths = self.policy.widths
-        # Half as many where there are several sequences, whose choices need registers, too.
-        tile = _TILE if self.group == 1 else _TILE // self.group // 2
+        widths, tile = self.policy.widths, _TILE // self.group
         hidden = max(_FEWEST_INPUTS, power_of_two(max(widths[:-1])))
         threads = 32 * self.tiles.num_warps
         held = threads * _HELD_BYTES // self.itemsize
@@ -178,6 +176,7 @@ class Plan:
         shared = threads * self.tiles.num_warps * _HELD_BYTES_OF_WARPS // self.itemsize
         most_out = (out if holds else shared) // block_in
         block_out = max(min(power_of_two(max(widths[1:])), most_out), 1)
+        lines = max(tile // 4 // max(self.compared, 1), 1)
         scales = self.policy.norm_chunks > 0 and not self.policy.features
         scaled_chunks = self.policy.norm_chunks if scales else 1
         block_parts = min(power_of_two(self.parts // scaled_chunks), 64)
@@ -188,7 +187,8 @@ class Plan:
             "holds": holds,
             "block_actions": power_of_two(self.policy.actions),
             "block_compared": min(power_of_two(max(self.compared, 1)), tile),
-            "block_sketch": max(tile // 4 // max(self.compared, 1), 1),
+            # A fused launch's last program compares several sequences beside their sums.
+            "block_sketch": 1 if self.policy.features and self.group > 1 else lines,
             "block_shared": min(power_of_two(widths[0]), 128),
             "block_first": block_in if holds else first,
             "block_parts": block_parts,

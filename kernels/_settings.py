@@ -21,6 +21,8 @@ from eaglerl.kernels._plan import Plan, Policy, Tiles, power_of_two
 from eaglerl.kernels.tuning import stored_tiles
 
 _LARGEST_GROUP = 8
+# Of sequences whose inputs a fused launch's last program compares itself: eight spill.
+_LARGEST_GROUP_OF_SKETCHES = 4
 # Most rows that are multiplied as vectors, and row tiles for the tensor cores.
 _MOST_VECTORS = 4
 _FEWEST_MATRIX_ROWS = 16
@@ -122,6 +124,9 @@ def _make_plan(
         programs, steps = -(-policy.features // tiles.columns), 1
         gathered = _gathered(programs)
         parts = -(-programs // gathered) if gathered else programs
+    compare = _comparison(policy, mode, encodes).value
+    if not folded and compare == COMPARE_SKETCH.value:
+        group = min(group, _LARGEST_GROUP_OF_SKETCHES)
     return Plan(
         policy=policy,
         itemsize=weight_dtype.itemsize,
@@ -129,7 +134,7 @@ def _make_plan(
         group=group,
         has_cache=mode is not None,
         scheduled=mode == C.cache_modes["scheduled"],
-        compare=_comparison(policy, mode, encodes).value,
+        compare=compare,
         compared=compared,
         samples=samples,
         encodes_all=encodes,

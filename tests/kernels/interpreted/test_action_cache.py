@@ -91,7 +91,7 @@ def test_steps_from_logits_equal_native_code(mode: str, temperature: float) -> N
     ("form", "sequences"),
     [
         ("fc", 1),
-        ("fc without features", 4),
+        ("fc without features", 5),
         ("taps", 1),
         ("features", 4),
         *(
